@@ -1,0 +1,241 @@
+"""A folder of photos, one subfolder a class."""
+
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch import LightningDataModule
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from torchvision.transforms import InterpolationMode, v2
+
+from datamodules import photos
+from datamodules.loading import PADDING, make_loader, mix, run_seed, workers_for_decoding
+from datamodules.photos import DataError, Paths, Photos
+from datamodules.pictures import Pictures, scale
+
+IMAGENET = {
+    "image_size": 224,
+    "resize_size": 256,
+    "mean": [0.485, 0.456, 0.406],
+    "std": [0.229, 0.224, 0.225],
+    "interpolation": "bilinear",
+}
+SMALL = 64
+"""Side in pixels up to which all pictures are kept in memory."""
+
+
+class PhotoFiles(Dataset):
+    """Pictures that are read from their files when a batch asks for them.
+
+    Args:
+        root: what ``paths`` are relative to.
+        paths: of N files.
+        labels: (N,) int64.
+        preprocessing: see :class:`ImageFolderDataModule`.
+        augment: RandomResizedCrop and flip, else Resize and CenterCrop.
+        seed: of the augmentation, which is a function of (seed, run's seed, epoch, index).
+
+    ``__getitems__(keys)`` gives (B, 3, S, S) float32 and (B,) int64, -1 where the key is padding.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        paths: Paths,
+        labels: Tensor,
+        preprocessing: dict[str, Any],
+        augment: bool,
+        seed: int,
+    ) -> None:
+        self.root, self.paths, self.labels = root, paths, labels
+        self.mean, self.std = preprocessing["mean"], preprocessing["std"]
+        self.augment, self.seed = augment, run_seed(seed)
+        self.transform = train_transform(preprocessing) if augment else eval_transform(preprocessing)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, key: int) -> tuple[Tensor, Tensor]:
+        images, labels = self.__getitems__([key])
+        return images[0], labels[0]
+
+    def __getitems__(self, keys: list[int]) -> tuple[Tensor, Tensor]:
+        wanted = torch.tensor(keys)
+        labels = self.labels[wanted % len(self)].masked_fill(wanted == PADDING, PADDING)
+        state = torch.get_rng_state()  # without workers the transforms draw from the network's own generator
+        images = torch.stack([self.read(key) for key in keys])
+        torch.set_rng_state(state)
+        return scale(images, self.mean, self.std), labels
+
+    def read(self, key: int) -> Tensor:
+        """One transformed picture: (3, S, S) uint8."""
+        picture = photos.read_picture(self.root / self.paths[key % len(self)])
+        if self.augment:
+            torch.default_generator.manual_seed(mix(self.seed, key))
+        return self.transform(picture)
+
+
+def train_transform(preprocessing: dict[str, Any]) -> v2.Transform:
+    """RandomResizedCrop and flip, as in the tutorial "Transfer Learning for Computer Vision"; gives uint8."""
+    interpolation = InterpolationMode(preprocessing["interpolation"])
+    crop = v2.RandomResizedCrop(preprocessing["image_size"], interpolation=interpolation, antialias=True)
+    return v2.Compose([crop, v2.RandomHorizontalFlip(), v2.PILToTensor()])
+
+
+def eval_transform(preprocessing: dict[str, Any]) -> v2.Transform:
+    """Resize the shorter side, cut the centre out; gives (3, S, S) uint8."""
+    interpolation = InterpolationMode(preprocessing["interpolation"])
+    resize = v2.Resize(preprocessing["resize_size"], interpolation=interpolation, antialias=True)
+    return v2.Compose([resize, v2.CenterCrop(preprocessing["image_size"]), v2.PILToTensor()])
+
+
+class ImageFolderDataModule(LightningDataModule):
+    """Photos in ``root/train/<class>/...`` and ``root/val/<class>/...``, or in ``root/<class>/...`` to be split.
+
+    Size, mean, std and interpolation follow the model's ``preprocessing``; without one they are those of the PyTorch
+    tutorial "Transfer Learning for Computer Vision" (224 pixels, ImageNet's mean and std). Pictures up to
+    64 pixels a side are kept in memory as uint8.
+
+    Args:
+        root: the folder. ``train/``, ``val/`` (``valid/``, ``validation/``) and ``test/``, or the classes themselves.
+        batch_size: pictures per step and device.
+        image_size: side in pixels of what the network sees; the model's when not given.
+        augment: random crops and flips (small pictures: flip, shift, cutout); as the model's source when not given.
+        val_size: share of the training pictures cut off for validation where the folder has no ``val/``.
+        split_file: a ``split.csv`` of an earlier run, to split as it did.
+        balance: ``loss`` weights each class by the inverse of its frequency in the training loss.
+        max_bad_fraction: share of broken files up to which the run goes on without them.
+        num_workers: processes that read pictures; chosen from the cores when not given.
+        seed: of the split, the order and the augmentation.
+
+    Batches: (B, 3, S, S) float32 and (B,) int64.
+
+    Raises:
+        DataError: an argument out of its range, or a folder that cannot be learned from.
+    """
+
+    task = "classification"
+    default_model = "LitTransfer"
+    in_channels = 3
+
+    def __init__(
+        self,
+        root: str,
+        batch_size: int = 4,
+        image_size: int | None = None,
+        augment: bool | None = None,
+        val_size: float = 0.2,
+        split_file: str | None = None,
+        balance: Literal["none", "loss"] = "none",
+        max_bad_fraction: float = 0.05,
+        num_workers: int | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        if batch_size < 1 or (image_size is not None and image_size < 1):
+            raise DataError("batch_size and image_size start at 1: --data.batch_size 4 --data.image_size 224")
+        if balance not in ("none", "loss"):
+            raise DataError(f"balance is none or loss, not {balance}: --data.balance loss")
+        self.save_hyperparameters()
+        self.root = Path(root).expanduser()
+        self.preprocessing: dict[str, Any] = {}
+        self.augment = False
+        self.photos: Photos | None = None
+        self.class_weights: Tensor | None = None
+        self.sets: dict[str, Dataset] = {}
+        self.follow(None)
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        return self.photos.class_names if self.photos else photos.class_names(self.root)
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.class_names)
+
+    @property
+    def sample_shape(self) -> tuple[int, int, int]:
+        return (3, self.preprocessing["image_size"], self.preprocessing["image_size"])
+
+    @property
+    def has_test(self) -> bool:
+        """Whether the folder has pictures of its own for testing; known after ``setup``."""
+        return self.photos is not None and bool((self.photos.splits == photos.TEST).any())
+
+    def follow(self, model: Any) -> None:
+        """Take over the model's preprocessing and, where ``augment`` is not given, what its source does."""
+        spec = {**IMAGENET, **(getattr(model, "preprocessing", None) or {})}
+        if size := self.hparams["image_size"]:
+            spec["resize_size"] = round(size * spec["resize_size"] / spec["image_size"])
+            spec["image_size"] = size
+        augment = self.hparams["augment"]
+        self.preprocessing = spec
+        self.augment = getattr(model, "wants_augmentation", True) if augment is None else augment
+
+    def setup(self, stage: str) -> None:
+        if self.trainer is not None:
+            self.follow(self.trainer.lightning_module)
+        if self.photos is None:
+            self.photos = photos.examine(
+                self.root,
+                val_size=self.hparams["val_size"],
+                seed=self.hparams["seed"],
+                split_file=self.hparams["split_file"],
+                max_bad_fraction=self.hparams["max_bad_fraction"],
+            )
+        if self.hparams["balance"] == "loss":
+            counts = torch.from_numpy(self.photos.counts()[photos.TRAIN]).float()
+            self.class_weights = counts.sum() / (len(counts) * counts)
+        self.sets = {}  # the preprocessing may be another model's now
+
+    def _set(self, split: str) -> Dataset:
+        if split not in self.sets:
+            assert self.photos is not None, "call setup() first"
+            chosen = self.photos.select({"train": photos.TRAIN, "val": photos.VAL, "test": photos.TEST}[split])
+            labels = torch.from_numpy(self.photos.labels[chosen]).long()
+            augment, seed = self.augment and split == "train", self.hparams["seed"]
+            small = self.preprocessing["image_size"] <= SMALL
+            files = PhotoFiles(
+                self.root,
+                self.photos.paths.take(chosen),
+                labels,
+                self.preprocessing,
+                augment and not small,
+                seed,
+            )
+            if small:
+                images = torch.stack([files.read(index) for index in range(len(files))])
+                mean, std = self.preprocessing["mean"], self.preprocessing["std"]
+                self.sets[split] = Pictures(images, labels, mean, std, augment, seed)
+            else:
+                self.sets[split] = files
+        return self.sets[split]
+
+    def train_dataloader(self) -> DataLoader:
+        return self._loader("train")
+
+    def val_dataloader(self) -> DataLoader:
+        return self._loader("val")
+
+    def test_dataloader(self) -> DataLoader:
+        return self._loader("test")
+
+    def predict_dataloader(self) -> DataLoader:
+        return self._loader("val")
+
+    def _loader(self, split: str) -> DataLoader:
+        train, batch_size, workers = split == "train", self.hparams["batch_size"], self.hparams["num_workers"]
+        dataset = self._set(split)
+        if isinstance(dataset, Pictures):
+            workers = 0
+        elif workers is None:
+            workers = workers_for_decoding(self.trainer)
+        return make_loader(
+            dataset,
+            self.trainer,
+            batch_size=batch_size if train else max(32, batch_size),
+            seed=self.hparams["seed"],
+            train=train,
+            num_workers=workers,
+        )

@@ -1,0 +1,173 @@
+"""How every data module here loads: what a batch holds is a function of (seed, epoch, position) and of nothing else.
+
+A training sampler hands out *keys*, ``epoch * len(dataset) + index``, and a dataset fetches a whole batch of keys at
+once (``__getitems__``). Order, augmentation and resume therefore do not depend on workers, devices or history.
+"""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, DistributedSampler
+
+PADDING = -1
+"""Key of a row that only fills up a device's last evaluation batch; its target becomes -1, or NaN for floats."""
+
+_MASK = np.uint64(0xFFFFFFFFFFFFFFFF)
+
+
+def mix(*numbers: int) -> int:
+    """One well-mixed seed in [0, 2**63) out of several integers (splitmix64, Steele et al. 2014)."""
+    state = np.zeros(1, dtype=np.uint64)
+    for number in numbers:
+        state = _splitmix(state ^ np.uint64(number % 2**64))
+    return int(state[0] >> np.uint64(1))
+
+
+def uniforms(seed: int, keys: Tensor, count: int) -> Tensor:
+    """``count`` random numbers for each key, a function of ``seed`` and the key alone.
+
+    Args:
+        keys: (B,) int64.
+
+    Returns:
+        (B, count) float32 in [0, 1).
+    """
+    lanes = keys.numpy().astype(np.uint64)[:, None] * np.uint64(count) + np.arange(count, dtype=np.uint64)
+    bits = _splitmix(_splitmix(lanes) ^ np.uint64(mix(seed)))
+    return torch.from_numpy((bits >> np.uint64(40)).astype(np.float32) / np.float32(2**24))
+
+
+def _splitmix(x: np.ndarray) -> np.ndarray:
+    with np.errstate(over="ignore"):
+        x = x + np.uint64(0x9E3779B97F4A7C15)
+        x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        return x ^ (x >> np.uint64(31))
+
+
+def run_seed(seed: int) -> int:
+    """The data's own seed joined with the run's (``seed_everything``): it governs order and augmentation.
+
+    What is split or drawn depends on the data's seed alone, so that runs with different seeds stay comparable.
+    """
+    return mix(seed, int(os.environ.get("PL_GLOBAL_SEED", 0)))
+
+
+class TrainSampler(DistributedSampler):
+    """A new order each epoch, a function of (seed, epoch); this rank's share of it, as keys.
+
+    The batches of all ranks at one step are together the batch that a single process with their summed batch size
+    draws. The last few draws are repeated where the ranks do not divide the data (at most ranks - 1 of them).
+    """
+
+    def __init__(self, length: int, ranks: int, rank: int, seed: int, shuffle: bool = True) -> None:
+        super().__init__(range(length), ranks, rank, shuffle=shuffle, seed=seed)  # type: ignore[arg-type]
+        self.length = length
+        self.start = 0
+        """How many of the rank's draws the next pass leaves out: a resumed epoch goes on where it was."""
+
+    def __iter__(self) -> Iterator[int]:
+        start, self.start = self.start, 0
+        if self.shuffle:
+            generator = torch.Generator().manual_seed(mix(self.seed, self.epoch))
+            order = torch.randperm(self.length, generator=generator)
+        else:
+            order = torch.arange(self.length)
+        order = order.repeat(-(-self.total_size // self.length))[: self.total_size]
+        keys = self.epoch * self.length + order[self.rank :: self.num_replicas]
+        return iter(keys[start:].tolist())
+
+
+class EvalSampler(DistributedSampler):
+    """Every sample exactly once over all ranks, in order; shorter shares end with :data:`PADDING`."""
+
+    def __init__(self, length: int, ranks: int, rank: int) -> None:
+        super().__init__(range(length), ranks, rank, shuffle=False)  # type: ignore[arg-type]
+        self.length = length
+
+    def __iter__(self) -> Iterator[int]:
+        mine = list(range(self.rank, self.length, self.num_replicas))
+        return iter(mine + [PADDING] * (self.num_samples - len(mine)))
+
+
+class ResumableLoader(DataLoader):
+    """A DataLoader whose position in the epoch is saved with a Lightning checkpoint and restored from it."""
+
+    _skip = _done = 0
+
+    def state_dict(self) -> dict[str, int]:
+        return {"batches": self._done % len(self)}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self._skip = state["batches"]
+
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]  # a generator on purpose: Lightning calls iter() before set_epoch()
+        self._done, self._skip = self._skip, 0
+        if self._done and isinstance(self.sampler, TrainSampler) and self.batch_size is not None:
+            self.sampler.start = self._done * self.batch_size
+        for batch in super().__iter__():
+            self._done += 1
+            yield batch
+
+
+def whole_batch(batch: Any) -> Any:
+    """Collate function of a dataset whose ``__getitems__`` returns the batch itself."""
+    return batch
+
+
+def make_loader(
+    dataset: Dataset,
+    trainer: Any,
+    *,
+    batch_size: int,
+    seed: int,
+    train: bool,
+    shuffle: bool = True,
+    num_workers: int = 0,
+) -> DataLoader:
+    """The loader of one rank.
+
+    Args:
+        dataset: sized; its ``__getitems__(keys)`` returns a batch.
+        trainer: the Trainer, or None outside of one.
+        train: hand out keys, shuffled by (seed, epoch) unless ``shuffle`` is false; else everything exactly once.
+        num_workers: processes that load; 0 for data in memory.
+    """
+    ranks, rank = (trainer.world_size, trainer.global_rank) if trainer is not None else (1, 0)
+    length = len(dataset)  # type: ignore[arg-type]
+    sampler: DistributedSampler
+    if train:  # --overfit_batches repeats the same batches, so it must not shuffle
+        sampler = TrainSampler(length, ranks, rank, seed, shuffle and not (trainer and trainer.overfit_batches))
+    else:
+        sampler = EvalSampler(length, ranks, rank)
+    return ResumableLoader(
+        dataset,
+        batch_size=batch_size,
+        sampler=sampler,
+        collate_fn=whole_batch,
+        num_workers=num_workers,
+        persistent_workers=num_workers > 0,
+        generator=torch.Generator().manual_seed(mix(seed)),  # else a pass would draw from the global generator
+    )
+
+
+def cores() -> int:
+    """Processors this process may use: affinity, cut by the cgroup's quota (containers)."""
+    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        count = min(count, max(1, int(quota) // int(period)))
+    except (OSError, ValueError):  # no cgroup v2, or "max": no quota
+        pass
+    return count
+
+
+def workers_for_decoding(trainer: Any) -> int:
+    """Loader processes for pictures that have to be decoded: a core each, shared among the ranks of this node."""
+    share = cores() // (trainer.num_devices if trainer is not None else 1)
+    return min(8, share) if share > 1 else 0

@@ -1,0 +1,148 @@
+"""Random rows: the data of the tutorials that are about the network, not about data."""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from lightning.pytorch import LightningDataModule
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from datamodules.loading import PADDING, make_loader, mix
+from datamodules.photos import DataError
+
+NOISE = 0.1  # standard deviation of what the linear map does not explain
+
+
+class Rows(Dataset):
+    """(N, ...) float32 inputs and (N, K) float32 targets, gone round until ``draws`` rows make an epoch."""
+
+    def __init__(self, inputs: Tensor, targets: Tensor, draws: int) -> None:
+        self.inputs, self.targets, self.draws = inputs, targets, draws
+
+    def __len__(self) -> int:
+        return self.draws
+
+    def __getitem__(self, key: int) -> tuple[Tensor, Tensor]:
+        return self.inputs[key % len(self.inputs)], self.targets[key % len(self.inputs)]
+
+    def __getitems__(self, keys: list[int]) -> tuple[Tensor, Tensor]:
+        wanted = torch.tensor(keys)
+        rows = wanted % len(self.inputs)
+        targets = self.targets[rows]
+        if PADDING in keys:
+            targets = targets.masked_fill((wanted == PADDING).unsqueeze(1), torch.nan)
+        return self.inputs[rows], targets
+
+
+class RandomDataModule(LightningDataModule):
+    """Standard normal inputs with float targets, drawn once from a seed.
+
+    The defaults are the fixed batch of the PyTorch tutorial "Learning PyTorch with Examples": 64 x 1000 -> 64 x 10,
+    repeated ``steps`` times an epoch; the source holds nothing back, so validation is on that same batch. With
+    ``steps=0`` an epoch goes once through ``length`` shuffled rows, as in the tutorial "Data Parallelism"
+    (``in_features=5, out_features=2, length=100, batch_size=30``); its rows have no targets, so ``target="linear"``
+    gives them a fixed linear map plus noise, and validation and test are fresh draws of the same map.
+
+    Args:
+        in_features: size of a row, or the shape of a picture such as ``[1, 32, 32]``.
+        out_features: size of a target.
+        length: number of rows.
+        batch_size: rows per step and device.
+        steps: batches an epoch, all from the start of the rows in order; 0 for shuffled epochs.
+        target: ``random`` (standard normal), ``linear`` or ``count`` (1, 2, ... as in "Neural Networks").
+        seed: of the rows, the map and the order.
+
+    Batches: (B, in_features) float32 and (B, out_features) float32.
+
+    Raises:
+        DataError: an argument out of its range.
+    """
+
+    task = "regression"
+    default_model = "LitMLP"
+
+    def __init__(
+        self,
+        in_features: int | Sequence[int] = 1000,
+        out_features: int = 10,
+        length: int = 64,
+        batch_size: int = 64,
+        steps: int = 500,
+        target: Literal["random", "linear", "count"] = "random",
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.sample_shape = (in_features,) if isinstance(in_features, int) else tuple(in_features)
+        if min(*self.sample_shape, out_features, length, batch_size) < 1 or steps < 0:
+            raise DataError(
+                "sizes start at 1 and steps at 0: --data.in_features 1000 --data.length 64 --data.steps 500"
+            )
+        if target not in ("random", "linear", "count"):
+            raise DataError(f"target is random, linear or count, not {target}: --data.target random")
+        self.save_hyperparameters()
+        self.sets: dict[str, Rows] = {}
+
+    @property
+    def in_features(self) -> int:
+        return torch.Size(self.sample_shape).numel()
+
+    @property
+    def out_features(self) -> int:
+        return self.hparams["out_features"]
+
+    @property
+    def num_classes(self) -> int:
+        """For classifiers trained on float targets: as many outputs as targets."""
+        return self.out_features
+
+    @property
+    def in_channels(self) -> int:
+        if len(self.sample_shape) != 3:
+            raise AttributeError("rows have no channels")
+        return self.sample_shape[0]
+
+    def setup(self, stage: str) -> None:
+        if self.sets:
+            return
+        hparams = self.hparams
+        self.sets["train"] = self._draw(0, hparams["steps"] * hparams["batch_size"] or hparams["length"])
+        for number, split in ((1, "val"), (2, "test")):
+            self.sets[split] = self._draw(number if hparams["target"] == "linear" else 0, hparams["length"])
+
+    def _draw(self, split: int, draws: int) -> Rows:
+        length, outputs, seed = self.hparams["length"], self.out_features, self.hparams["seed"]
+        generator = torch.Generator().manual_seed(mix(seed, split))
+        inputs = torch.randn(length, *self.sample_shape, generator=generator)
+        if self.hparams["target"] == "count":
+            targets = torch.arange(1.0, outputs + 1).repeat(length, 1)
+        else:
+            targets = torch.randn(length, outputs, generator=generator)
+        if self.hparams["target"] == "linear":
+            shared = torch.Generator().manual_seed(mix(seed, -1))
+            weight = torch.randn(self.in_features, outputs, generator=shared)
+            targets = inputs.flatten(1) @ weight + NOISE * targets
+        return Rows(inputs, targets, draws)
+
+    def train_dataloader(self) -> DataLoader:
+        return self._loader("train")
+
+    def val_dataloader(self) -> DataLoader:
+        return self._loader("val")
+
+    def test_dataloader(self) -> DataLoader:
+        return self._loader("test")
+
+    def predict_dataloader(self) -> DataLoader:
+        return self._loader("test")
+
+    def _loader(self, split: str) -> DataLoader:
+        train = split == "train"
+        return make_loader(
+            self.sets[split],
+            self.trainer,
+            batch_size=self.hparams["batch_size"],
+            seed=self.hparams["seed"],
+            train=train,
+            shuffle=not self.hparams["steps"],
+        )

@@ -1,0 +1,165 @@
+"""Pictures drawn from a seed: the data that everything here runs on without a download."""
+
+import math
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningDataModule
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from datamodules.loading import make_loader, mix
+from datamodules.photos import DataError
+from datamodules.pictures import Pictures
+
+CLASS_NAMES = ("disc", "square", "triangle", "plus", "ring", "frame", "half", "bar", "star", "crescent")
+SIZE = 32
+
+
+class ShapesDataModule(LightningDataModule):
+    """Ten shapes of random place, size, turn and colours under noise, in the form of CIFAR10.
+
+    Args:
+        train_size: number of training pictures.
+        val_size: number of validation pictures, and of test pictures.
+        batch_size: pictures per step and device.
+        channels: 3 (colour) or 1 (grey).
+        augment: flip, shift and cut out the training pictures.
+        seed: of the drawing, the order and the augmentation.
+
+    Batches: (B, channels, 32, 32) float32 in [-1, 1] and (B,) int64.
+
+    Raises:
+        DataError: an argument out of its range.
+    """
+
+    task = "classification"
+    default_model = "LitCNN"
+    class_names = CLASS_NAMES
+    num_classes = len(CLASS_NAMES)
+
+    def __init__(
+        self,
+        train_size: int = 6000,
+        val_size: int = 1000,
+        batch_size: int = 4,
+        channels: int = 3,
+        augment: bool = False,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        if min(train_size, val_size, batch_size) < 1:
+            raise DataError("train_size, val_size and batch_size start at 1: --data.batch_size 4")
+        if channels not in (1, 3):
+            raise DataError(f"ShapesDataModule draws 1 or 3 channels, not {channels}: --data.channels 3")
+        self.save_hyperparameters()
+        self.sets: dict[str, Pictures] = {}
+
+    @property
+    def in_channels(self) -> int:
+        return self.hparams["channels"]
+
+    @property
+    def sample_shape(self) -> tuple[int, int, int]:
+        return (self.in_channels, SIZE, SIZE)
+
+    @property
+    def preprocessing(self) -> dict[str, Any]:
+        half = [0.5] * self.in_channels
+        return {
+            "image_size": SIZE,
+            "resize_size": SIZE,
+            "mean": half,
+            "std": half,
+            "interpolation": "bilinear",
+        }
+
+    def setup(self, stage: str) -> None:
+        splits = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",), "predict": ("test",)}[stage]
+        for split in splits:
+            if split not in self.sets:
+                self.sets[split] = self._draw(split)
+
+    def _draw(self, split: str) -> Pictures:
+        size = self.hparams["train_size" if split == "train" else "val_size"]
+        seed = self.hparams["seed"]
+        images, labels = draw(size, mix(seed, ("train", "val", "test").index(split)), self.in_channels)
+        half = [0.5] * self.in_channels
+        return Pictures(images, labels, half, half, self.hparams["augment"] and split == "train", seed)
+
+    def train_dataloader(self) -> DataLoader:
+        return self._loader("train")
+
+    def val_dataloader(self) -> DataLoader:
+        return self._loader("val")
+
+    def test_dataloader(self) -> DataLoader:
+        return self._loader("test")
+
+    def predict_dataloader(self) -> DataLoader:
+        return self._loader("test")
+
+    def _loader(self, split: str) -> DataLoader:
+        train = split == "train"
+        batch_size = self.hparams["batch_size"] if train else max(100, self.hparams["batch_size"])
+        return make_loader(
+            self.sets[split], self.trainer, batch_size=batch_size, seed=self.hparams["seed"], train=train
+        )
+
+
+def draw(count: int, seed: int, channels: int) -> tuple[Tensor, Tensor]:
+    """Draw pictures, the same ones for the same arguments.
+
+    Returns:
+        (count, channels, 32, 32) uint8 and (count,) int64 labels, the classes in equal shares.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.arange(count) % len(CLASS_NAMES)
+    labels = labels[torch.randperm(count, generator=generator)]
+    chunks = [_draw_chunk(part, channels, generator) for part in labels.split(1000)]
+    return torch.cat(chunks), labels
+
+
+def _draw_chunk(labels: Tensor, channels: int, generator: torch.Generator) -> Tensor:
+    n = len(labels)
+
+    def uniform(low: float, high: float, *shape: int) -> Tensor:
+        return torch.rand(n, *shape, generator=generator) * (high - low) + low
+
+    axis = torch.arange(SIZE) + 0.5 - SIZE / 2
+    radius = uniform(7.0, 12.0, 1, 1)
+    turn = uniform(-0.35, 0.35, 1, 1)  # radians: small enough that no shape turns into another
+    x0 = axis.view(1, 1, SIZE) - uniform(-4.0, 4.0, 1, 1)
+    y0 = axis.view(1, SIZE, 1) - uniform(-4.0, 4.0, 1, 1)
+    x = (x0 * turn.cos() + y0 * turn.sin()) / radius  # (n, H, W), the shape lies in [-1, 1]
+    y = (y0 * turn.cos() - x0 * turn.sin()) / radius
+    inside = _inside(labels, x, y).unsqueeze(1)  # (n, 1, H, W)
+    ground = uniform(0.15, 0.85, channels, 1, 1)
+    contrast = uniform(0.25, 0.45, 1, 1, 1) * torch.where(uniform(-1, 1, 1, 1, 1) < 0, -1.0, 1.0)
+    colour = ground + contrast * uniform(0.6, 1.0, channels, 1, 1)
+    picture = torch.where(inside, colour, ground)
+    noise = torch.randn(n, channels, SIZE, SIZE, generator=generator) * 0.08
+    return (picture + noise).clamp(0, 1).mul(255).round().to(torch.uint8)
+
+
+def _inside(labels: Tensor, x: Tensor, y: Tensor) -> Tensor:
+    """Which pixels belong to the shape of each picture: (n, H, W) bool."""
+    r, angle = (x**2 + y**2).sqrt(), torch.atan2(y, x)
+    box = torch.maximum(x.abs(), y.abs())
+    shapes = {
+        "disc": r < 0.9,
+        "square": box < 0.8,
+        "triangle": (y < 0.7) & (y > 1.9 * x.abs() - 0.95),
+        "plus": (box < 0.95) & (torch.minimum(x.abs(), y.abs()) < 0.3),
+        "ring": (r < 0.95) & (r > 0.55),
+        "frame": (box < 0.85) & (box > 0.5),
+        "half": (r < 0.95) & (y > 0),
+        "bar": (x.abs() < 0.3) & (y.abs() < 0.95),
+        "star": r < 0.6 + 0.35 * (5 * (angle + math.pi / 2)).cos(),
+        "crescent": (r < 0.95) & (((x - 0.4) ** 2 + y**2).sqrt() > 0.75),
+    }
+    result = torch.zeros_like(x, dtype=torch.bool)
+    for index, name in enumerate(CLASS_NAMES):
+        chosen = labels == index
+        result[chosen] = shapes[name][chosen]
+    return result

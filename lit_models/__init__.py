@@ -1,0 +1,19 @@
+"""The models: one file each, a plain ``nn.Module`` above and its LightningModule below."""
+
+from lit_models.base import LitBase, ModelError
+from lit_models.cnn import LeNet, LitCNN
+from lit_models.dynamic import DynamicNet, LitDynamic
+from lit_models.mlp import LitMLP, mlp
+from lit_models.transfer import LitTransfer
+
+__all__ = [
+    "DynamicNet",
+    "LeNet",
+    "LitBase",
+    "LitCNN",
+    "LitDynamic",
+    "LitMLP",
+    "LitTransfer",
+    "ModelError",
+    "mlp",
+]

@@ -1,0 +1,72 @@
+"""The nn.Sequential network of the PyTorch tutorials, and the linear net. Steps and metrics: base.py."""
+
+from collections.abc import Sequence
+from functools import partial
+from itertools import pairwise
+
+from torch import Tensor, nn
+from torch.optim import SGD
+
+from lit_models.base import LitBase, ModelError
+
+
+def mlp(in_features: int = 1000, hidden: Sequence[int] = (100,), out_features: int = 10) -> nn.Sequential:
+    """Linear layers with ReLU between them.
+
+    Source: PyTorch tutorial "Learning PyTorch with Examples" (nn module), 1000 -> 100 -> 10. With ``hidden=()`` one
+    linear layer, the model of the tutorial "Data Parallelism" (5 -> 2).
+
+    Input: (B, F) float32. Output: (B, K) float32. Parameters: 101,110 at the defaults.
+    """
+    layers: list[nn.Module] = []
+    for fan_in, fan_out in pairwise([in_features, *hidden, out_features]):
+        layers += [nn.Linear(fan_in, fan_out), nn.ReLU()]
+    return nn.Sequential(*layers[:-1])
+
+
+class LitMLP(LitBase):
+    """:func:`mlp`, trained as in its source: squared error summed, plain SGD.
+
+    Args:
+        in_features: F.
+        hidden: width of each hidden layer; empty for the linear net.
+        out_features: K.
+        lr: learning rate.
+
+    Raises:
+        ModelError: a width below 1.
+    """
+
+    task = "regression"
+    reduction = "sum"
+    default_data = "RandomDataModule"
+    default_epochs = 1
+    sample_ndim = 1
+
+    def __init__(
+        self,
+        in_features: int = 1000,
+        hidden: Sequence[int] = (100,),
+        out_features: int = 10,
+        lr: float = 1e-4,
+    ) -> None:
+        super().__init__()
+        hidden = tuple(hidden)
+        if min(in_features, *hidden, out_features) < 1:
+            raise ModelError(
+                f"LitMLP needs widths of 1 or more, not {in_features} -> {list(hidden)} -> {out_features}: "
+                "--model.in_features 1000 --model.hidden '[100]' --model.out_features 10"
+            )
+        self.save_hyperparameters()
+        self.net = mlp(in_features, hidden, out_features)
+        self._make_metrics()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x)
+
+    def refuse_shape(self, shape: tuple[int, ...]) -> str | None:
+        want = (self.hparams["in_features"],)
+        return None if shape == want else f"it takes rows of {want}, these are {shape} (--model.in_features)"
+
+    def configure_optimizers(self):
+        return self.with_choice(partial(SGD, lr=self.hparams["lr"]), self.parameters())

@@ -1,0 +1,114 @@
+"""Writing checkpoints that are never half there, and opening them without trusting them."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric.plugins import TorchCheckpointIO
+
+import datamodules
+import lit_models
+from lit_models import LitBase, ModelError
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that cannot be found, read or written: one line that ends with what to type."""
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Writes beside the target, fsyncs and renames: a reader sees the old file or the new one, whole."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        target = Path(path)
+        part = target.with_name(f".{target.name}.{os.getpid()}.part")
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with part.open("wb") as file:
+                torch.save(checkpoint, file)
+                file.flush()
+                os.fsync(file.fileno())
+            part.replace(target)
+        except OSError as error:
+            raise CheckpointError(
+                f"cannot write {target} ({error.strerror or error}): what was there before is whole; "
+                "free the place or choose another with --default_root_dir"
+            ) from error
+        finally:
+            part.unlink(missing_ok=True)
+        folder = os.open(target.parent, os.O_RDONLY)  # the rename itself has to reach the disk too
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+
+def find(run: str, root: str = ".") -> Path:
+    """The checkpoint that ``run`` names: a file, a run's folder (its best), or ``latest``.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    if run == "latest":
+        runs = (Path(root) / "lightning_logs").glob("version_*/checkpoints/*.ckpt")
+        newest = max(runs, key=lambda path: path.stat().st_mtime, default=None)
+        if newest is None:
+            raise CheckpointError(f"no run under {Path(root) / 'lightning_logs'} yet: python scripts/fit.py")
+        path = newest.parent.parent
+    else:
+        path = Path(run).expanduser()
+    if path.is_file():
+        return path
+    for name in ("checkpoints/best.ckpt", "checkpoints/last.ckpt", "best.ckpt", "last.ckpt"):
+        if (path / name).is_file():
+            return path / name
+    what = "holds no checkpoint" if path.exists() else "is not there"
+    raise CheckpointError(f"{run} {what}: give a run's folder, a .ckpt file, or latest")
+
+
+def read(path: Path) -> dict[str, Any]:
+    """Everything in a checkpoint, as tensors and plain values; nothing in it is executed.
+
+    Raises:
+        CheckpointError: not a checkpoint of this project, or one that cannot be read safely.
+    """
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # unpickling has many ways to fail
+        raise CheckpointError(f"{path} is no checkpoint that can be read safely ({type(error).__name__})") from error
+    if not isinstance(checkpoint, dict) or "lit" not in checkpoint or "state_dict" not in checkpoint:
+        raise CheckpointError(f"{path} was not written by this project: it does not say which model it holds")
+    return checkpoint
+
+
+def load_model(checkpoint: dict[str, Any]) -> LitBase:
+    """The model of a checkpoint, in evaluation mode on the CPU.
+
+    Raises:
+        CheckpointError: a model that this project does not have, or weights that do not fit it.
+    """
+    name = checkpoint["lit"]["model_class"]
+    model_class = getattr(lit_models, name, None) if name in lit_models.__all__ else None
+    if model_class is None or not issubclass(model_class, LitBase):
+        raise CheckpointError(f"the checkpoint holds a {name}, which this project does not have")
+    try:
+        model = model_class(**checkpoint["hyper_parameters"])
+        model.on_load_checkpoint(checkpoint)
+        model.load_state_dict(checkpoint["state_dict"])
+    except (TypeError, RuntimeError, ModelError) as error:
+        raise CheckpointError(f"the checkpoint does not fit {name}: {str(error).splitlines()[0]}") from error
+    return model.eval()
+
+
+def load_data(checkpoint: dict[str, Any]) -> Any:
+    """The data module that a checkpoint was trained on, not yet set up.
+
+    Raises:
+        CheckpointError: it was trained on data that is not one of this project's data modules.
+    """
+    name = checkpoint["lit"]["data_class"]
+    if name not in datamodules.__all__:
+        raise CheckpointError(
+            f"the checkpoint was trained on {name or 'loaders of its own'}: its data is not known here"
+        )
+    return getattr(datamodules, name)(**checkpoint["datamodule_hyper_parameters"])

@@ -1,0 +1,152 @@
+"""What every run of scripts/fit.py has around it by default, and what it says at the beginning and at the end."""
+
+import contextlib
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import Callback, LearningRateMonitor, ModelCheckpoint
+from lightning.pytorch.cli import SaveConfigCallback
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.profilers import PassThroughProfiler
+
+from lit_training.checkpoints import AtomicCheckpointIO
+from lit_training.console import EpochLines
+from lit_training.dashboard import Dashboard
+from lit_training.intervals import wilson
+from lit_training.messages import is_rank_zero
+
+if TYPE_CHECKING:
+    from lit_training.cli import FitCLI
+
+LOGS = "lightning_logs"
+
+
+class NullProfiler(PassThroughProfiler):
+    """Lightning opens some 30 profiling contexts a step; this makes them all the same empty one."""
+
+    _nothing: contextlib.AbstractContextManager = contextlib.nullcontext()
+
+    def profile(self, action_name: str) -> Any:
+        return self._nothing
+
+
+def complete(config: dict[str, Any], cli: "FitCLI") -> dict[str, Any]:
+    """Trainer arguments with this project's loggers, callbacks and plugins, where the user has not decided."""
+    config = dict(config)
+    config["plugins"] = [*_listed(config["plugins"]), AtomicCheckpointIO()]
+    config["profiler"] = config["profiler"] or NullProfiler()
+    if config["num_sanity_val_steps"] is None:
+        config["num_sanity_val_steps"] = 0
+    if config["barebones"]:
+        config["profiler"] = None
+        return config
+    config["enable_model_summary"] = bool(config["enable_model_summary"])  # announce() says it in a line
+    root = config["default_root_dir"] or "."
+    if config["logger"] in (None, True) and not config["fast_dev_run"]:
+        board = TensorBoardLogger(root, name=LOGS, default_hp_metric=False)
+        version = board.version if is_rank_zero() else 0
+        config["logger"] = [board, CSVLogger(root, name=LOGS, version=version)]
+    monitor, mode = monitored(config, cli)
+    callbacks: list[Callback] = [EpochLines(monitor, mode)]
+    if config["enable_progress_bar"] is False:
+        callbacks = []
+    if config["logger"] not in (None, False) and not config["fast_dev_run"]:
+        callbacks += [
+            LearningRateMonitor(logging_interval="step"),
+            Dashboard(monitor),
+            SaveConfigCallback(cli.parser, cli.config, overwrite=True),
+        ]
+    if config["enable_checkpointing"] is not False and not config["fast_dev_run"]:
+        callbacks += [
+            ModelCheckpoint(filename="best", monitor=monitor, mode=mode, enable_version_counter=False),
+            ModelCheckpoint(
+                filename="last", every_n_epochs=1, save_on_train_epoch_end=True, enable_version_counter=False
+            ),
+        ]
+    config["callbacks"] = [*_listed(config["callbacks"]), *callbacks]
+    return config
+
+
+def monitored(config: dict[str, Any], cli: "FitCLI") -> tuple[str, str]:
+    """The metric that decides which epoch is best, and whether more of it is better."""
+    if config["limit_val_batches"] == 0 or getattr(cli.datamodule.hparams, "val_size", 1) == 0:
+        return "train_loss", "min"
+    return ("val_acc", "max") if cli.model.task == "classification" else ("val_loss", "min")
+
+
+def _listed(value: Any) -> list[Any]:
+    return [] if value is None else value if isinstance(value, list) else [value]
+
+
+def announce(cli: "FitCLI") -> None:
+    """Data, device, batch and model, before anything is trained."""
+    if not is_rank_zero():
+        return
+    trainer, model, data = cli.trainer, cli.model, cli.datamodule
+    name = type(data).__name__
+    shape = " x ".join(map(str, data.sample_shape)) if hasattr(data, "sample_shape") else "?"
+    classes = getattr(data, "class_names", ())
+    what = f"{len(classes)} classes" if model.task == "classification" else f"{model.task}"
+    print(f"data    {name}: samples of {shape}, {what}")
+    device, count = type(trainer.accelerator).__name__.removesuffix("Accelerator"), trainer.world_size
+    batch = data.hparams.get("batch_size", 0)
+    accumulate = trainer.accumulate_grad_batches
+    print(
+        f"device  {count} x {device}, precision {trainer.precision}; global batch = {batch * count * accumulate}"
+        f" ({batch} x {count} devices x {accumulate} accumulated)"
+    )
+    total = sum(parameter.numel() for parameter in model.parameters())
+    trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    weights = f", weights {cli.model.hparams['weights']}" if "weights" in cli.model.hparams else ""
+    print(
+        f"model   {type(model).__name__}: {trainable:,} trainable of {total:,} parameters{weights}",
+        flush=True,
+    )
+
+
+def report(cli: "FitCLI") -> None:
+    """Evaluate the best checkpoint; print the result, where the run lies and what to type next."""
+    trainer, model = cli.trainer, cli.model
+    best = getattr(trainer.checkpoint_callback, "best_model_path", "")
+    metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+    if best and trainer.checkpoint_callback.monitor != "train_loss":  # type: ignore[union-attr]
+        with _without_loggers(trainer):  # the evaluation is no point of the curves
+            metrics |= trainer.validate(model, cli.datamodule, ckpt_path=best, verbose=False, weights_only=True)[0]
+    if not trainer.is_global_zero:
+        return
+    print()
+    if "val_acc" in metrics:
+        low, high = wilson(round(metrics["val_acc"] * model.samples_evaluated), model.samples_evaluated)
+        n = model.samples_evaluated
+        print(f"val_acc     {metrics['val_acc']:.4f}  (95 % interval {low:.3f} to {high:.3f}, n = {n})")
+    for name in ("val_loss", "train_loss"):
+        if name in metrics:
+            print(f"{name:<10}  {metrics[name]:.4g}")
+    if not best:
+        return
+    run = Path(best).parent.parent
+    shown = _relative(run)
+    print(f"run         {shown}\ncheckpoint  {_relative(Path(best))}\n\nnext:")
+    name = "latest" if run.parent.resolve() == Path(LOGS).resolve() else shlex.quote(str(shown))
+    inputs = "PICTURE_OR_FOLDER..." if model.sample_ndim == 3 else "ROWS.csv"
+    print(f"  python scripts/evaluate.py {name}")
+    print(f"  python scripts/predict.py {name} {inputs}")
+    print(f"  tensorboard --logdir {shlex.quote(str(_relative(run.parent)))}", flush=True)
+
+
+@contextlib.contextmanager
+def _without_loggers(trainer: Trainer) -> Iterator[None]:
+    loggers, trainer.loggers = trainer.loggers, []
+    try:
+        yield
+    finally:
+        trainer.loggers = loggers
+
+
+def _relative(path: Path) -> Path:
+    with contextlib.suppress(ValueError):
+        return path.resolve().relative_to(Path.cwd())
+    return path

@@ -1,0 +1,24 @@
+"""Train a network: ``python scripts/fit.py --help``."""
+
+import sys
+
+from lit_training.help import FIT_HELP
+
+
+def main() -> None:
+    if {"-h", "--help"} & set(sys.argv[1:]):
+        print(FIT_HELP)
+        return
+    from lit_training.cli import FitCLI
+    from lit_training.messages import one_line_errors
+    from lit_training.run import announce, report
+
+    with one_line_errors("fit.py"):
+        cli = FitCLI()
+        announce(cli)
+        cli.trainer.fit(cli.model, cli.datamodule, weights_only=True)
+        report(cli)
+
+
+if __name__ == "__main__":
+    main()
