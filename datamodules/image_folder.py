@@ -84,10 +84,11 @@ def train_transform(preprocessing: dict[str, Any]) -> v2.Transform:
 
 
 def eval_transform(preprocessing: dict[str, Any]) -> v2.Transform:
-    """Resize the shorter side, cut the centre out; gives (3, S, S) uint8."""
+    """Resize the shorter side, cut the centre out; gives (C, S, S) uint8, grey where ``mean`` has one channel."""
     interpolation = InterpolationMode(preprocessing["interpolation"])
     resize = v2.Resize(preprocessing["resize_size"], interpolation=interpolation, antialias=True)
-    return v2.Compose([resize, v2.CenterCrop(preprocessing["image_size"]), v2.PILToTensor()])
+    colour = v2.Identity() if len(preprocessing["mean"]) == 3 else v2.Grayscale(1)
+    return v2.Compose([colour, resize, v2.CenterCrop(preprocessing["image_size"]), v2.PILToTensor()])
 
 
 class ImageFolderDataModule(LightningDataModule):
@@ -163,6 +164,12 @@ class ImageFolderDataModule(LightningDataModule):
         """Whether the folder has pictures of its own for testing; known after ``setup``."""
         return self.photos is not None and bool((self.photos.splits == photos.TEST).any())
 
+    def report(self) -> str:
+        """What was found in the folder, for its owner to read; opens every picture the first time."""
+        self.examine()
+        assert self.photos is not None
+        return self.photos.report()
+
     def follow(self, model: Any) -> None:
         """Take over the model's preprocessing and, where ``augment`` is not given, what its source does."""
         spec = {**IMAGENET, **(getattr(model, "preprocessing", None) or {})}
@@ -174,22 +181,30 @@ class ImageFolderDataModule(LightningDataModule):
         self.augment = getattr(model, "wants_augmentation", True) if augment is None else augment
 
     def setup(self, stage: str) -> None:
+        before = (self.preprocessing, self.augment)
         if self.trainer is not None:
             self.follow(self.trainer.lightning_module)
-        if self.photos is None:
-            self.photos = photos.examine(
-                self.root,
-                val_size=self.hparams["val_size"],
-                seed=self.hparams["seed"],
-                split_file=self.hparams["split_file"],
-                max_bad_fraction=self.hparams["max_bad_fraction"],
-            )
+        if (self.preprocessing, self.augment) != before:
+            self.sets = {}  # they were another model's pictures
+        self.examine()
+
+    def examine(self) -> None:
+        """Open every picture, leave out what is broken, split; once."""
+        if self.photos is not None:
+            return
+        self.photos = photos.examine(
+            self.root,
+            val_size=self.hparams["val_size"],
+            seed=self.hparams["seed"],
+            split_file=self.hparams["split_file"],
+            max_bad_fraction=self.hparams["max_bad_fraction"],
+        )
         if self.hparams["balance"] == "loss":
             counts = torch.from_numpy(self.photos.counts()[photos.TRAIN]).float()
             self.class_weights = counts.sum() / (len(counts) * counts)
-        self.sets = {}  # the preprocessing may be another model's now
 
-    def _set(self, split: str) -> Dataset:
+    def dataset(self, split: str) -> Dataset:
+        """The pictures of ``train``, ``val`` or ``test``; known after ``setup``."""
         if split not in self.sets:
             assert self.photos is not None, "call setup() first"
             chosen = self.photos.select({"train": photos.TRAIN, "val": photos.VAL, "test": photos.TEST}[split])
@@ -225,17 +240,20 @@ class ImageFolderDataModule(LightningDataModule):
         return self._loader("val")
 
     def _loader(self, split: str) -> DataLoader:
-        train, batch_size, workers = split == "train", self.hparams["batch_size"], self.hparams["num_workers"]
-        dataset = self._set(split)
-        if isinstance(dataset, Pictures):
-            workers = 0
-        elif workers is None:
-            workers = workers_for_decoding(self.trainer)
+        train, batch_size = split == "train", self.hparams["batch_size"]
+        dataset = self.dataset(split)
         return make_loader(
             dataset,
             self.trainer,
             batch_size=batch_size if train else max(32, batch_size),
             seed=self.hparams["seed"],
             train=train,
-            num_workers=workers,
+            num_workers=self.num_workers(dataset),
         )
+
+    def num_workers(self, dataset: Dataset) -> int:
+        """Processes that load ``dataset``: none for what is in memory."""
+        if not isinstance(dataset, PhotoFiles):
+            return 0
+        chosen = self.hparams["num_workers"]
+        return workers_for_decoding(self.trainer) if chosen is None else chosen

@@ -129,6 +129,7 @@ def make_loader(
     train: bool,
     shuffle: bool = True,
     num_workers: int = 0,
+    persistent: bool = True,
 ) -> DataLoader:
     """The loader of one rank.
 
@@ -137,12 +138,14 @@ def make_loader(
         trainer: the Trainer, or None outside of one.
         train: hand out keys, shuffled by (seed, epoch) unless ``shuffle`` is false; else everything exactly once.
         num_workers: processes that load; 0 for data in memory.
+        persistent: keep them from one epoch to the next.
     """
     ranks, rank = (trainer.world_size, trainer.global_rank) if trainer is not None else (1, 0)
     length = len(dataset)  # type: ignore[arg-type]
     sampler: DistributedSampler
     if train:  # --overfit_batches repeats the same batches, so it must not shuffle
-        sampler = TrainSampler(length, ranks, rank, seed, shuffle and not (trainer and trainer.overfit_batches))
+        shuffle = shuffle and not (trainer is not None and trainer.overfit_batches)
+        sampler = TrainSampler(length, ranks, rank, run_seed(seed), shuffle)
     else:
         sampler = EvalSampler(length, ranks, rank)
     return ResumableLoader(
@@ -151,7 +154,7 @@ def make_loader(
         sampler=sampler,
         collate_fn=whole_batch,
         num_workers=num_workers,
-        persistent_workers=num_workers > 0,
+        persistent_workers=persistent and num_workers > 0,
         generator=torch.Generator().manual_seed(mix(seed)),  # else a pass would draw from the global generator
     )
 

@@ -4,9 +4,9 @@
 """
 
 import difflib
+import re
 from pathlib import Path
 from typing import Any
-from urllib.error import URLError
 
 import torch
 from torch import Tensor, nn
@@ -28,7 +28,12 @@ def build(backbone: str, num_classes: int) -> tuple[nn.Module, str]:
     """
     if backbone.startswith(TIMM):
         network = _timm().create_model(_timm_name(backbone), pretrained=False, num_classes=num_classes)
-        return network, network.default_cfg["classifier"]
+        head_name = network.default_cfg["classifier"]
+        if not isinstance(head_name, str):
+            raise ModelError(f"{backbone} has several heads ({', '.join(head_name)}): choose a backbone with one")
+        # timm draws some heads so wide that a few epochs do not bring them back; torch's own draw is narrow.
+        network.get_submodule(head_name).reset_parameters()  # type: ignore[operator]
+        return network, head_name
     network = models.get_model(_torchvision_name(backbone), weights=None, **_options(backbone))
     if backbone in ("inception_v3", "googlenet"):
         network.transform_input = True  # the published weights want pictures rescaled from ImageNet's mean and std
@@ -66,9 +71,11 @@ def load(network: nn.Module, head_name: str, backbone: str, weights: str) -> Non
     """
     state = fetch(backbone) if weights == "DEFAULT" else _read(Path(weights).expanduser())
     dropped = (f"{head_name}.", *(f"{name}." for name in AUXILIARY))
-    state = {name: tensor for name, tensor in state.items() if not name.startswith(dropped)}
+    state = {_today(name): tensor for name, tensor in state.items() if not name.startswith(dropped)}
     own = {name: tensor for name, tensor in network.state_dict().items() if not name.startswith(dropped)}
-    missing, unexpected = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
+    # num_batches_tracked is younger than some published files, and nothing here uses it.
+    missing = sorted(name for name in own.keys() - state.keys() if not name.endswith(".num_batches_tracked"))
+    unexpected = sorted(state.keys() - own.keys())
     reshaped = sorted(name for name in own.keys() & state.keys() if own[name].shape != state[name].shape)
     if missing or unexpected or reshaped:
         faults = {"missing": missing, "unexpected": unexpected, "of another shape": reshaped}
@@ -76,7 +83,8 @@ def load(network: nn.Module, head_name: str, backbone: str, weights: str) -> Non
         raise ModelError(
             f"{weights} does not hold weights of {backbone}: {told} (choose the --model.backbone they are of)"
         )
-    network.load_state_dict(state, strict=False)
+    for name, tensor in state.items():  # load_state_dict would ask mnasnet's files for a version, which few have
+        own[name].copy_(tensor)
 
 
 def fetch(backbone: str) -> dict[str, Tensor]:
@@ -92,13 +100,13 @@ def fetch(backbone: str) -> dict[str, Tensor]:
         except (OSError, RuntimeError) as error:
             source = _timm().models.get_pretrained_cfg(name)
             raise ModelError(
-                _no_weights(backbone, f"https://huggingface.co/{source.hf_hub_id}", "model.safetensors")
+                _no_weights(backbone, f"https://huggingface.co/{source.hf_hub_id}", "model.safetensors", error)
             ) from error
     published = models.get_model_weights(_torchvision_name(backbone)).DEFAULT
     try:
         return published.get_state_dict(progress=True, check_hash=True, weights_only=True)
-    except (URLError, OSError) as error:
-        raise ModelError(_no_weights(backbone, published.url, published.url.rsplit("/", 1)[1])) from error
+    except Exception as error:  # the network, the disk, the hash and the unpickler each have their own ways to fail
+        raise ModelError(_no_weights(backbone, published.url, published.url.rsplit("/", 1)[1], error)) from error
 
 
 def preprocessing(backbone: str, network: nn.Module) -> dict[str, Any]:
@@ -121,6 +129,12 @@ def preprocessing(backbone: str, network: nn.Module) -> dict[str, Any]:
         "std": list(transform.std),
         "interpolation": transform.interpolation.value,
     }
+
+
+def _today(name: str) -> str:
+    """The present name of a tensor in torchvision's published files, of which densenet's and vit's keep older ones."""
+    name = re.sub(r"(denselayer\d+\.(?:norm|conv))\.([12]\.)", r"\1\2", name)
+    return re.sub(r"mlp\.linear_([12])\.", lambda found: "mlp.0." if found[1] == "1" else "mlp.3.", name)
 
 
 def _torchvision_name(backbone: str) -> str:
@@ -175,9 +189,10 @@ def _read(path: Path) -> dict[str, Tensor]:
     return state
 
 
-def _no_weights(backbone: str, url: str, file: str) -> str:
+def _no_weights(backbone: str, url: str, file: str, error: Exception) -> str:
+    reason = (str(error) or type(error).__name__).splitlines()[0]
     return (
-        f"no network and no cached weights for {backbone}: fetch {url} and pass --model.weights path/to/{file}, "
+        f"cannot get the weights of {backbone} ({reason}): fetch {url} and pass --model.weights path/to/{file}, "
         "or train from random weights with --model.weights none --model.freeze false"
     )
 

@@ -6,15 +6,19 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lightning.pytorch import Trainer
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, LearningRateMonitor, ModelCheckpoint
 from lightning.pytorch.cli import SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.profilers import PassThroughProfiler
 
+from datamodules.image_folder import ImageFolderDataModule
+from lit_models import LitTransfer
+from lit_training.best import BestCheckpoint
 from lit_training.checkpoints import AtomicCheckpointIO
 from lit_training.console import EpochLines
-from lit_training.dashboard import Dashboard
+from lit_training.dashboard import Dashboard, Throughput
+from lit_training.features import FeatureCache
 from lit_training.intervals import wilson
 from lit_training.messages import is_rank_zero
 
@@ -31,6 +35,19 @@ class NullProfiler(PassThroughProfiler):
 
     def profile(self, action_name: str) -> Any:
         return self._nothing
+
+
+class PhotoRecords(Callback):
+    """Writes which photo went into which split (``split.csv``) and which were left out (``left_out.csv``)."""
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        folder = trainer.log_dir  # asks all ranks
+        photos = trainer.datamodule.photos  # type: ignore[attr-defined]
+        if trainer.is_global_zero and folder is not None:
+            Path(folder).mkdir(parents=True, exist_ok=True)
+            photos.write_split(Path(folder) / "split.csv")
+            if photos.left_out:
+                photos.write_left_out(Path(folder) / "left_out.csv")
 
 
 def complete(config: dict[str, Any], cli: "FitCLI") -> dict[str, Any]:
@@ -50,18 +67,22 @@ def complete(config: dict[str, Any], cli: "FitCLI") -> dict[str, Any]:
         version = board.version if is_rank_zero() else 0
         config["logger"] = [board, CSVLogger(root, name=LOGS, version=version)]
     monitor, mode = monitored(config, cli)
-    callbacks: list[Callback] = [EpochLines(monitor, mode)]
-    if config["enable_progress_bar"] is False:
-        callbacks = []
+    callbacks: list[Callback] = [Throughput()]
+    if config["enable_progress_bar"] is not False:
+        callbacks += [EpochLines(monitor, mode)]
+    if isinstance(cli.model, LitTransfer):
+        callbacks += [FeatureCache()]
+    if isinstance(cli.datamodule, ImageFolderDataModule) and config["logger"] not in (None, False):
+        callbacks += [PhotoRecords()]
     if config["logger"] not in (None, False) and not config["fast_dev_run"]:
         callbacks += [
             LearningRateMonitor(logging_interval="step"),
-            Dashboard(monitor),
+            Dashboard(monitor, mode),
             SaveConfigCallback(cli.parser, cli.config, overwrite=True),
         ]
     if config["enable_checkpointing"] is not False and not config["fast_dev_run"]:
         callbacks += [
-            ModelCheckpoint(filename="best", monitor=monitor, mode=mode, enable_version_counter=False),
+            BestCheckpoint(monitor, mode),
             ModelCheckpoint(
                 filename="last", every_n_epochs=1, save_on_train_epoch_end=True, enable_version_counter=False
             ),
@@ -86,6 +107,8 @@ def announce(cli: "FitCLI") -> None:
     if not is_rank_zero():
         return
     trainer, model, data = cli.trainer, cli.model, cli.datamodule
+    if hasattr(data, "report"):
+        print(data.report())
     name = type(data).__name__
     shape = " x ".join(map(str, data.sample_shape)) if hasattr(data, "sample_shape") else "?"
     classes = getattr(data, "class_names", ())

@@ -1,0 +1,81 @@
+"""A frozen backbone computes the features of a picture once, not once an epoch."""
+
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from rich.console import Console
+from rich.progress import track
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from datamodules.image_folder import ImageFolderDataModule
+from datamodules.loading import PADDING, make_loader
+from lit_models import LitTransfer
+
+BATCH = 32
+
+
+class Features(Dataset):
+    """(N, F) float32 features and (N,) int64 labels in memory, fetched a batch at a time; padding has label -1."""
+
+    def __init__(self, features: Tensor, labels: Tensor) -> None:
+        self.features, self.labels = features, labels
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, key: int) -> tuple[Tensor, Tensor]:
+        return self.features[key % len(self)], self.labels[key % len(self)]
+
+    def __getitems__(self, keys: list[int]) -> tuple[Tensor, Tensor]:
+        wanted = torch.tensor(keys)
+        rows = wanted % len(self)
+        return self.features[rows], self.labels[rows].masked_fill(wanted == PADDING, PADDING)
+
+
+class FeatureCache(Callback):
+    """Replaces the photos of a frozen, unaugmented run by the backbone's features before the first step.
+
+    The numbers are those of the uncached run to 1e-5, and so is the checkpoint, which holds the whole network. Nothing
+    happens where a picture looks different in each epoch, or where the head is not the network's last layer.
+    """
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        data = getattr(trainer, "datamodule", None)
+        if not (isinstance(pl_module, LitTransfer) and isinstance(data, ImageFolderDataModule)):
+            return
+        if not pl_module.hparams["freeze"] or data.augment:
+            return
+        mode = pl_module.training
+        pl_module.eval()
+        for split in ("train", "val"):
+            dataset = data.dataset(split)
+            if not isinstance(dataset, Features) and len(dataset):  # type: ignore[arg-type]
+                features = _compute(trainer, pl_module, dataset, data, split)
+                if features is None:
+                    break
+                data.sets[split] = features
+        pl_module.train(mode)
+
+
+def _compute(
+    trainer: Trainer, model: LitTransfer, dataset: Any, data: ImageFolderDataModule, split: str
+) -> Features | None:
+    """Each rank takes its share of the pictures; afterwards all ranks have all features, in the data's order."""
+    loader = make_loader(
+        dataset, trainer, batch_size=BATCH, seed=0, train=False, num_workers=data.num_workers(dataset), persistent=False
+    )
+    shares: list[Tensor] = []
+    bar = Console(stderr=True)
+    show = trainer.is_global_zero and bar.is_terminal
+    for x, _ in track(loader, f"features of {split}", console=bar, disable=not show, transient=True):
+        part = model.features(x.to(model.device))
+        if part is None:
+            return None
+        shares.append(part.cpu())
+    share = torch.cat(shares)  # (N / ranks, F), in the order rank, rank + ranks, ...
+    if trainer.world_size > 1:
+        gathered = trainer.strategy.all_gather(share.to(model.device)).cpu()  # (ranks, N / ranks, F)
+        share = gathered.transpose(0, 1).flatten(0, 1)
+    return Features(share[: len(dataset)].clone(), dataset.labels)
