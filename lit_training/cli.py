@@ -2,14 +2,14 @@
 
 import inspect
 import logging
-import os
 import sys
 import warnings
+from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any, NoReturn
 
 from jsonargparse import Namespace
-from lightning.pytorch import LightningDataModule, LightningModule, Trainer, seed_everything
+from lightning.pytorch import LightningDataModule, Trainer, seed_everything
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
@@ -46,7 +46,7 @@ class FitCLI(LightningCLI):
     def __init__(self, arguments: list[str] | None = None) -> None:
         self.arguments = sys.argv[1:] if arguments is None else arguments
         quiet_libraries()
-        if (here := os.getcwd()) not in sys.path:
+        if (here := str(Path.cwd())) not in sys.path:
             sys.path.append(here)  # for --model mine.MyModel; a script's path is its own folder
         super().__init__(
             save_config_callback=None,
@@ -92,9 +92,10 @@ class FitCLI(LightningCLI):
         seed_everything(seed, workers=True, verbose=False)
 
     def instantiate_classes(self) -> None:
+        # Classes of our own, or a user's by dotted path: any LightningDataModule, any LightningModule.
         self.datamodule: LightningDataModule = self._build("data")
         self._fill_from_data()
-        self.model: LightningModule = self._build("model")
+        self.model: Any = self._build("model")
         if hasattr(self.datamodule, "follow"):
             self.datamodule.follow(self.model)
         if isinstance(self.model, LitBase):

@@ -1,15 +1,24 @@
 """Errors that are the user's to mend: one line on stderr, exit code 2, no traceback."""
 
+import difflib
 import sys
-from collections.abc import Iterator
+import time
+import traceback
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import NoReturn
 
+import lightning
 from lightning.fabric.utilities.rank_zero import rank_zero_only
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from datamodules import DataError
 from lit_models import ModelError
 from lit_training.checkpoints import CheckpointError
+
+GRACE = 5
+"""Seconds that another rank leaves to rank 0, which has the same error, to say it and to end them all."""
 
 
 class UsageError(ValueError):
@@ -18,11 +27,24 @@ class UsageError(ValueError):
 
 @contextmanager
 def one_line_errors(program: str) -> Iterator[None]:
-    """End the program with one line where one of this project's own errors is raised; others are our bugs."""
+    """End the program with one line where a user's error is raised: one of this project's, or one of Lightning's.
+
+    All others are our bugs, and keep their traceback.
+    """
     try:
         yield
-    except (UsageError, CheckpointError, DataError, ModelError) as error:
+    except (UsageError, CheckpointError, DataError, ModelError, MisconfigurationException) as error:
         fail(program, str(error))
+    except ValueError as error:
+        if not refused_by_lightning(error):
+            raise
+        fail(program, str(error))
+
+
+def refused_by_lightning(error: Exception) -> bool:
+    """Whether Lightning's own code raised it: a value that it finds impossible only once a run has begun."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return bool(frames) and Path(frames[-1].filename).is_relative_to(Path(lightning.__file__).parent)
 
 
 def is_rank_zero() -> bool:
@@ -33,4 +55,14 @@ def is_rank_zero() -> bool:
 def fail(program: str, message: str) -> NoReturn:
     if is_rank_zero():
         print(f"{program}: error: {' '.join(message.split())}", file=sys.stderr)
+    else:  # Lightning kills rank 0 as soon as another rank has ended
+        time.sleep(GRACE)
     sys.exit(2)
+
+
+def suggest(word: str, known: Iterable[str]) -> str:
+    """The known name nearest to ``word`` as a question, or all of them to choose from."""
+    names = {name.lower(): name for name in known}
+    near = difflib.get_close_matches(word.lower(), names, n=1, cutoff=0.5)
+    listed = [*names.values()][:12] + ["..."] * (len(names) > 12)
+    return f"did you mean {names[near[0]]}?" if near else f"choose one of {', '.join(listed)}"
