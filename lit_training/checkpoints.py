@@ -1,6 +1,7 @@
 """Writing checkpoints that are never half there, and opening them without trusting them."""
 
 import os
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -92,7 +93,9 @@ def load_model(checkpoint: dict[str, Any]) -> LitBase:
     if model_class is None or not issubclass(model_class, LitBase):
         raise CheckpointError(f"the checkpoint holds a {name}, which this project does not have")
     try:
-        model = model_class(**checkpoint["hyper_parameters"])
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # advice to who trains
+            model = model_class(**checkpoint["hyper_parameters"])
         model.on_load_checkpoint(checkpoint)
         model.load_state_dict(checkpoint["state_dict"])
     except (TypeError, RuntimeError, ModelError) as error:
