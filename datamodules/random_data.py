@@ -24,11 +24,12 @@ class Rows(Dataset):
         return self.draws
 
     def __getitem__(self, key: int) -> tuple[Tensor, Tensor]:
-        return self.inputs[key % len(self.inputs)], self.targets[key % len(self.inputs)]
+        row = key % self.draws % len(self.inputs)  # each epoch begins with the first row
+        return self.inputs[row], self.targets[row]
 
     def __getitems__(self, keys: list[int]) -> tuple[Tensor, Tensor]:
         wanted = torch.tensor(keys)
-        rows = wanted % len(self.inputs)
+        rows = wanted % self.draws % len(self.inputs)
         targets = self.targets[rows]
         if PADDING in keys:
             targets = targets.masked_fill((wanted == PADDING).unsqueeze(1), torch.nan)

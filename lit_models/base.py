@@ -35,6 +35,8 @@ class LitBase(LightningModule):
 
     task: Literal["classification", "regression"] = "classification"
     reduction: Literal["mean", "sum"] = "mean"
+    samples_evaluated = 0
+    """Rows that the last validation counted, over all devices; classifiers only."""
     default_data = "ShapesDataModule"
     """Name of the data module that ``scripts/fit.py`` takes when none is named."""
     default_epochs = 5
@@ -61,8 +63,9 @@ class LitBase(LightningModule):
 
     def _make_metrics(self, num_classes: int | None = None) -> None:
         """Metrics of the two evaluations; classifiers pass ``num_classes``. Called at the end of ``__init__``."""
+        kind = SumMetric if self.reduction == "sum" else MeanMetric
         for stage in ("val", "test"):
-            setattr(self, f"{stage}_loss", SumMetric() if self.reduction == "sum" else MeanMetric())
+            setattr(self, f"{stage}_loss", kind(nan_strategy="disable"))  # else a network that diverged would show none
             if num_classes is not None:
                 share = MulticlassAccuracy(num_classes, average="micro", ignore_index=PADDING, validate_args=False)
                 setattr(self, f"{stage}_acc", share)
@@ -114,7 +117,8 @@ class LitBase(LightningModule):
         self._train_loss_sum = self._train_loss_sum + loss.detach()
         self._train_batches += 1
         # self.log costs more than a small network's step, so it is called on written steps alone.
-        if (self.global_step + 1) % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+        every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]  # 0 (barebones): never
+        if every and (self.global_step + 1) % every == 0:
             self.log("train_loss_step", loss.detach(), on_step=True, on_epoch=False)
         if self.reduction == "sum":
             # DDP averages gradients over devices, accumulation over batches; a sum has to stay a sum.
@@ -135,7 +139,7 @@ class LitBase(LightningModule):
         rows = self.loss_rows(output, y)
         counted = y != PADDING if self.task == "classification" else ~y.flatten(1).isnan().any(1)  # (B,)
         mean_or_sum = getattr(self, f"{stage}_loss")
-        mean_or_sum.update(rows.sum()) if self.reduction == "sum" else mean_or_sum.update(rows, counted)
+        mean_or_sum.update(rows[counted])
         self.log(f"{stage}_loss", mean_or_sum, on_step=False, on_epoch=True)
         if self.task == "classification":
             accuracy = getattr(self, f"{stage}_acc")

@@ -69,6 +69,8 @@ class LitCNN(LitBase):
             raise ModelError(f"LitCNN takes 1 or 3 channels, not {in_channels}: --model.in_channels 3")
         if num_classes < 1:
             raise ModelError(f"LitCNN needs at least one output, not {num_classes}: --model.num_classes 10")
+        if loss not in ("cross_entropy", "squared_error"):
+            raise ModelError(f"loss is cross_entropy or squared_error, not {loss}: --model.loss cross_entropy")
         self.save_hyperparameters()
         self.task = "classification" if loss == "cross_entropy" else "regression"
         self.preprocessing = {

@@ -77,6 +77,7 @@ class LitTransfer(LitBase):
         if freeze:
             self.net.requires_grad_(False)
             self.head.requires_grad_(True)
+            self.net.eval()  # a Trainer leaves the modes as it finds them
 
     @property
     def head(self) -> nn.Module:
@@ -109,25 +110,21 @@ class LitTransfer(LitBase):
             hook.remove()
         return seen[0] if output is seen[1] and seen[0].ndim == 2 else None
 
-    def prepare_data(self) -> None:
-        if self.hparams["weights"] == "DEFAULT" and self._needs_weights():
-            backbones.fetch(self.hparams["backbone"])  # once per node; setup() finds it in the cache
-
-    def setup(self, stage: str) -> None:
-        super().setup(stage)
-        if self._needs_weights():
+    def on_fit_start(self) -> None:  # not setup(), which comes before a resumed fit has read its checkpoint
+        if self.local_rank == 0:  # one process of a node downloads, the others find it in the cache
             self.load_pretrained()
-
-    def _needs_weights(self) -> bool:
-        return not self.weights_ready and self.trainer.ckpt_path is None
+        self.trainer.strategy.barrier()
+        self.load_pretrained()
 
     def load_pretrained(self) -> None:
-        """Read the pretrained weights now, for use without a Trainer.
+        """Read the pretrained weights, unless they, or those of a checkpoint, have been read.
+
+        A fit does so by itself.
 
         Raises:
             ModelError: see :func:`lit_models.backbones.load`.
         """
-        if self.hparams["weights"] is not None:
+        if not self.weights_ready:
             backbones.load(self.net, self.head_name, self.hparams["backbone"], self.hparams["weights"])
         self.weights_ready = True
 

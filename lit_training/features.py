@@ -47,6 +47,7 @@ class FeatureCache(Callback):
             return
         if not pl_module.hparams["freeze"] or data.augment:
             return
+        pl_module.on_fit_start()  # callbacks come before the module, whose weights make the features
         mode = pl_module.training
         pl_module.eval()
         for split in ("train", "val"):
