@@ -2,28 +2,55 @@
 
 import sys
 import time
+from collections.abc import Mapping
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor
 
 REFRESH_SECONDS = 0.2
+
+
+class BestSoFar:
+    """The best value of a metric up to now.
+
+    Args:
+        monitor: the metric's name; without one nothing is an improvement.
+        mode: ``max`` or ``min``.
+    """
+
+    def __init__(self, monitor: str | None, mode: str) -> None:
+        self.monitor, self.mode = monitor, mode
+        self.value: float | None = None
+
+    def improved(self, metrics: Mapping[str, Tensor]) -> bool:
+        """Whether ``metrics`` hold a better value than ever, which is then kept; NaN is no improvement."""
+        if self.monitor is None or self.monitor not in metrics:
+            return False
+        value = float(metrics[self.monitor])
+        if self.value is None:
+            better = value == value
+        else:
+            better = value > self.value if self.mode == "max" else value < self.value
+        if better:
+            self.value = value
+        return better
 
 
 class EpochLines(ProgressBar):
     """One line per epoch on stdout; in a terminal also a bar with the remaining time and samples per second.
 
     Args:
-        monitor: the metric whose best epoch gets a star.
+        monitor: the metric whose best epoch gets a star, if any.
         mode: ``max`` or ``min``.
     """
 
-    def __init__(self, monitor: str, mode: str) -> None:
+    def __init__(self, monitor: str | None, mode: str) -> None:
         super().__init__()
-        self.monitor, self.mode = monitor, mode
-        self.best: float | None = None
+        self.best = BestSoFar(monitor, mode)
         self.enabled = True
         self.bar: Progress | None = None
 
@@ -32,6 +59,12 @@ class EpochLines(ProgressBar):
 
     def enable(self) -> None:
         self.enabled = True
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"best": self.best.value}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.best.value = state_dict["best"]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.line_due: int | None = None
@@ -43,7 +76,14 @@ class EpochLines(ProgressBar):
                 TimeRemainingColumn(),
             )
             speed = TextColumn("{task.fields[speed]}")
-            self.bar = Progress(*columns, speed, console=Console(stderr=True), transient=True, auto_refresh=False)
+            self.bar = Progress(
+                *columns,
+                speed,
+                console=Console(stderr=True),
+                transient=True,
+                auto_refresh=False,
+                redirect_stdout=sys.stdout.isatty(),  # lines that go to a file stay out of the terminal
+            )
             self.bar.start()
             total = trainer.estimated_stepping_batches * trainer.accumulate_grad_batches
             self.task = self.bar.add_task("training", total=None if total == float("inf") else int(total), speed="")
@@ -57,21 +97,28 @@ class EpochLines(ProgressBar):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
+        if self.bar is None:
+            return
         self.samples += len(batch[0])
-        if self.bar is not None and (now := time.monotonic()) - self.shown > REFRESH_SECONDS:
+        if (now := time.monotonic()) - self.shown > REFRESH_SECONDS:
             self.shown = now
             speed = self.samples * trainer.world_size / (now - self.started)
-            description = f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs or '?'}"
             self.bar.update(
                 self.task,
                 completed=trainer.fit_loop.total_batch_idx + 1,
-                description=description,
+                description=f"epoch {_of_all(trainer.current_epoch, trainer)}",
                 speed=f"{speed:,.0f} samples/s",
             )
             self.bar.refresh()
 
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self.bar is not None:
+            self.bar.update(self.task, description=f"epoch {_of_all(trainer.current_epoch, trainer)} validation")
+            self.bar.refresh()
+
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.seconds = time.monotonic() - self.started
+        self.rates = [optimizer.param_groups[0]["lr"] for optimizer in trainer.optimizers]  # before schedules step
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._print_line(trainer)
@@ -90,23 +137,18 @@ class EpochLines(ProgressBar):
         if self.line_due is None or not self.enabled:
             return
         epoch, self.line_due = self.line_due, None
-        metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
-        shown = [f"{name} {metrics[name]:.4g}" for name in ("train_loss", "val_loss") if name in metrics]
-        shown += [f"{name} {metrics[name]:.4f}" for name in ("val_acc",) if name in metrics]
-        rate = trainer.optimizers[0].param_groups[0]["lr"]
-        speed = self.samples * trainer.world_size / max(self.seconds, 1e-9)
-        star = "  *" if self._improved(metrics.get(self.monitor)) else ""
-        width = len(str(trainer.max_epochs))
-        print(
-            f"epoch {epoch + 1:>{width}}/{trainer.max_epochs}  {'  '.join(shown)}  lr {rate:.3g}  "
-            f"{self.seconds:.1f} s  {speed:,.0f} samples/s{star}",
-            flush=True,
-        )
+        metrics = trainer.callback_metrics
+        shown = [f"{name} {float(metrics[name]):.4g}" for name in ("train_loss", "val_loss") if name in metrics]
+        shown += [f"val_acc {float(metrics['val_acc']):.4f}"] if "val_acc" in metrics else []
+        shown += [f"lr {rate:.3g}" for rate in self.rates]
+        shown += [f"{self.seconds:.1f} s"]
+        if "samples_per_second" in metrics:
+            shown += [f"{float(metrics['samples_per_second']):,.0f} samples/s"]
+        star = "  *" if self.best.improved(metrics) else ""
+        print(f"epoch {_of_all(epoch, trainer)}  {'  '.join(shown)}{star}", flush=True)
 
-    def _improved(self, value: float | None) -> bool:
-        if value is None or (
-            self.best is not None and (value <= self.best if self.mode == "max" else value >= self.best)
-        ):
-            return False
-        self.best = value
-        return True
+
+def _of_all(epoch: int, trainer: Trainer) -> str:
+    """``3/20``, or ``3`` where steps or time end the run."""
+    last = trainer.max_epochs
+    return f"{epoch + 1:>{len(str(last))}}/{last}" if last is not None and last > 0 else str(epoch + 1)

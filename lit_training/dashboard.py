@@ -1,55 +1,291 @@
 """What TensorBoard shows of a run beyond the scalars that the model logs."""
 
+import contextlib
+import io
+import os
+import shlex
+import sys
+import time
 import warnings
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
+from lightning.pytorch.utilities.seed import isolate_rng
+from torch import Tensor
+from torch.utils.tensorboard.summary import hparams
+
+from datamodules.loading import EvalSampler
+from lit_models import LitBase
+from lit_training import figures
+from lit_training.console import BestSoFar
+
+SAMPLES, MISTAKES = 16, 12
+BY_EPOCH = ("train_loss", "val_loss", "val_acc", "samples_per_second")
+
+
+class Throughput(Callback):
+    """Logs ``samples_per_second``, once an epoch: what all devices together trained on, validation left out."""
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.samples, self.paused, self.started = 0, 0.0, time.monotonic()
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self.samples += len(batch[0])
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.pause = time.monotonic()
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.state.fn == "fit" and not trainer.sanity_checking:
+            self.paused += time.monotonic() - self.pause
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        seconds = time.monotonic() - self.started - self.paused
+        speed = self.samples * trainer.world_size / max(seconds, 1e-9)
+        pl_module.log("samples_per_second", speed, sync_dist=trainer.world_size > 1)
 
 
 class Dashboard(Callback):
-    """The model graph, and hyper-parameters with the metrics that the run reached.
+    """Fills TensorBoard's tabs.
+
+    At the start: the model's graph, training pictures as the network sees them, settings for the tab HPARAMS, the
+    command and the configuration as text, charts that join training and validation. After each epoch: its scalars
+    against the epoch. When the best epoch improves: the confusion matrix and the most confident mistakes.
+
+    It looks on: random states and the modes of all modules are afterwards what they were before.
 
     Args:
-        monitor: the metric that decides which epoch is best.
+        monitor: the metric that decides which epoch is best, if any.
+        mode: ``max`` or ``min``.
     """
 
-    def __init__(self, monitor: str) -> None:
-        self.monitor = monitor
+    def __init__(self, monitor: str | None, mode: str) -> None:
+        self.best = BestSoFar(monitor, mode)
+        self.rows: list[Tensor] = []
+        self.epoch_due: int | None = None
 
-    @rank_zero_only
+    def state_dict(self) -> dict[str, Any]:
+        return {"best": self.best.value}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.best.value = state_dict["best"]
+
+    # --- at the start ---------------------------------------------------------------------------------------------
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        shape = getattr(getattr(trainer, "datamodule", None), "sample_shape", None)
-        if shape is None:
+        self.epoch_due = None
+        if not trainer.is_global_zero:
             return
-        example = torch.zeros(1, *shape, device=pl_module.device)
-        mode = pl_module.training
-        pl_module.eval()
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # tracing warns of Python branches, which is what it is to show
-            for logger in self._boards(trainer):
-                logger.experiment.add_graph(_Forward(pl_module), example)
-        pl_module.train(mode)
+        for logger in _boards(trainer):
+            _add_charts(logger, pl_module)
+            _add_text(logger)
+            _add_settings(logger, trainer, pl_module)
+            if isinstance(trainer.strategy, (SingleDeviceStrategy, DDPStrategy)):  # others split the network up
+                _add_graph(logger, trainer, pl_module)
+            _add_samples(logger, trainer)
 
-    @rank_zero_only
+    # --- each epoch -----------------------------------------------------------------------------------------------
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._add_epoch(trainer)
+        self.epoch_due = trainer.current_epoch
+
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        reached: dict[str, Any] = {
-            name: float(trainer.callback_metrics[name])
-            for name in ("val_acc", "val_loss", "train_loss")
-            if name in trainer.callback_metrics
-        }
-        data: Any = getattr(trainer, "datamodule", None)
-        settings = {"model": type(pl_module).__name__, **pl_module.hparams}
-        if data is not None:
-            settings |= {"data": type(data).__name__, **{f"data.{k}": v for k, v in data.hparams.items()}}
-        for logger in self._boards(trainer):
-            logger.log_hyperparams(settings, reached)
+        self._add_epoch(trainer)
+
+    def _add_epoch(self, trainer: Trainer) -> None:
+        """The scalars of the epoch that has ended; its training loss is known only after the epoch's last hook."""
+        if self.epoch_due is not None and trainer.is_global_zero:
+            for logger in _boards(trainer):
+                for name in BY_EPOCH:
+                    if name in trainer.callback_metrics:
+                        value = trainer.callback_metrics[name]
+                        logger.experiment.add_scalar(f"by_epoch/{name}", value, self.epoch_due + 1)
+        self.epoch_due = None
+
+    # --- validation -----------------------------------------------------------------------------------------------
+
+    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.rows = []
+
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        if self._classifies(trainer, pl_module) and dataloader_idx == 0:
+            self.num_classes = outputs["output"].shape[-1]
+            confidence, predicted = outputs["output"].softmax(-1).max(-1)  # (B,), (B,)
+            self.rows.append(torch.stack([outputs["target"], predicted, confidence]))  # (3, B) float
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not (self.rows and self._classifies(trainer, pl_module) and self.best.improved(trainer.callback_metrics)):
+            return
+        # Every rank comes here, for the metric is the same on all. EvalSampler deals the samples out in turn.
+        gathered = pl_module.all_gather(torch.cat(self.rows, 1)).view(trainer.world_size, 3, -1)  # type: ignore[union-attr]
+        self.rows = []
+        if not trainer.is_global_zero:
+            return
+        target, predicted, confidence = gathered.permute(1, 2, 0).flatten(1).cpu()  # (N,) each, in the data's order
+        target, predicted = target.long(), predicted.long()
+        names = _class_names(trainer, self.num_classes)
+        known = target >= 0  # padding has -1
+        pairs = target[known] * len(names) + predicted[known]
+        matrix = torch.bincount(pairs, minlength=len(names) ** 2).view(len(names), -1)
+        confidence = confidence.masked_fill((target == predicted) | ~known, 0)
+        worst = confidence.argsort(descending=True)[:MISTAKES]
+        mistakes = self._mistakes(trainer, worst[confidence[worst] > 0].tolist(), names, target, predicted, confidence)
+        for logger in _boards(trainer):
+            step = trainer.global_step
+            logger.experiment.add_figure("validation/confusion_matrix", figures.confusion(matrix, names), step)
+            if mistakes is not None:
+                logger.experiment.add_figure("validation/most_confident_mistakes", mistakes, step)
 
     @staticmethod
-    def _boards(trainer: Trainer) -> list[TensorBoardLogger]:
-        return [logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
+    def _mistakes(
+        trainer: Trainer, worst: list[int], names: list[str], target: Tensor, predicted: Tensor, confidence: Tensor
+    ) -> Any:
+        loaders: Any = trainer.val_dataloaders
+        loader = loaders[0] if isinstance(loaders, list) else loaders
+        if not isinstance(getattr(loader, "sampler", None), EvalSampler):  # which row is which sample is not known
+            return None
+        data = _pictures_of(loader)
+        titles = [f"{names[predicted[i]]} {confidence[i]:.0%}\nis {names[target[i]]}" for i in worst]
+        if files := getattr(data, "paths", None):
+            titles = [f"{title}\n{Path(str(files[i])).name[-24:]}" for title, i in zip(titles, worst, strict=True)]
+        return _sheet(trainer, data, worst, titles)
+
+    @staticmethod
+    def _classifies(trainer: Trainer, pl_module: LightningModule) -> bool:
+        fitting = trainer.state.fn == "fit" and not trainer.sanity_checking
+        return fitting and _is_classifier(pl_module) and bool(_boards(trainer))
+
+
+def _boards(trainer: Trainer) -> list[TensorBoardLogger]:
+    return [logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
+
+
+def _is_classifier(model: LightningModule) -> bool:
+    return isinstance(model, LitBase) and model.task == "classification"
+
+
+def _class_names(trainer: Trainer, count: int) -> list[str]:
+    names = getattr(getattr(trainer, "datamodule", None), "class_names", None) or ()
+    return list(names) if len(names) == count else [str(label) for label in range(count)]
+
+
+def _pictures_of(loader: Any) -> Any:
+    """The data set of a loader; where it holds a backbone's features, the pictures that they were computed from."""
+    dataset = getattr(loader, "dataset", None)
+    return getattr(dataset, "pictures", dataset)
+
+
+def _sheet(trainer: Trainer, dataset: Any, indices: list[int], titles: list[str]) -> Any:
+    """Pictures of a data set as the network sees them, or None where there are none."""
+    preprocessing = getattr(getattr(trainer, "datamodule", None), "preprocessing", None)
+    if not (indices and preprocessing):
+        return None
+    with isolate_rng():  # reading may draw
+        inputs = [dataset[index][0] for index in indices]
+    if inputs[0].ndim != 3:
+        return None
+    return figures.sheet(figures.pixels(torch.stack(inputs), preprocessing), titles)
+
+
+def _add_samples(logger: TensorBoardLogger, trainer: Trainer) -> None:
+    """Training pictures at even distances through the data, augmented as in the first epoch."""
+    dataset: Any = _pictures_of(trainer.train_dataloader)
+    names = getattr(getattr(trainer, "datamodule", None), "class_names", None)
+    if not names or not hasattr(dataset, "__getitem__"):
+        return
+    count = min(SAMPLES, len(dataset))
+    indices = [place * len(dataset) // count for place in range(count)]
+    with isolate_rng():
+        labels = [int(dataset[index][1]) for index in indices]
+    drawn = _sheet(trainer, dataset, indices, [names[label] for label in labels])
+    if drawn is not None:
+        logger.experiment.add_figure("training/samples", drawn, trainer.global_step)
+
+
+def _add_charts(logger: TensorBoardLogger, model: LightningModule) -> None:
+    """The tab CUSTOM SCALARS: which curves lie over one another."""
+    layout = {
+        "by step": {
+            "loss": ["Multiline", ["^train_loss$", "^val_loss$"]],
+            "loss of single batches": ["Multiline", ["^train_loss_step$", "^val_loss$"]],
+        },
+        "by epoch": {"loss": ["Multiline", ["^by_epoch/train_loss$", "^by_epoch/val_loss$"]]},
+    }
+    if _is_classifier(model):
+        layout["by step"]["accuracy"] = ["Multiline", ["^val_acc$"]]
+        layout["by epoch"]["accuracy"] = ["Multiline", ["^by_epoch/val_acc$"]]
+    logger.experiment.add_custom_scalars(layout)
+
+
+def _add_text(logger: TensorBoardLogger) -> None:
+    logger.experiment.add_text("command", f"    {shlex.join(['python', *sys.argv])}")
+    config = Path(logger.log_dir) / "config.yaml"
+    if config.is_file():
+        indented = "\n".join(f"    {line}" for line in config.read_text(encoding="utf-8").splitlines())
+        logger.experiment.add_text("config", indented)
+
+
+def _add_settings(logger: TensorBoardLogger, trainer: Trainer, model: LightningModule) -> None:
+    """The run's row in the tab HPARAMS; its metrics are the last values of the scalars of these names."""
+    data: Any = getattr(trainer, "datamodule", None)
+    settings = {"model": type(model).__name__, **model.hparams}
+    if data is not None:
+        settings |= {"data": type(data).__name__, **{f"data.{name}": value for name, value in data.hparams.items()}}
+    settings |= {
+        "optimizer": ", ".join(type(optimizer).__name__ for optimizer in trainer.optimizers),
+        "seed": os.environ.get("PL_GLOBAL_SEED"),
+        "devices": trainer.world_size,
+    }
+    plain = {
+        name: value if isinstance(value, (bool, int, float, str)) else str(value) for name, value in settings.items()
+    }
+    metrics = ["val_loss", "train_loss"]
+    if _is_classifier(model):
+        metrics.insert(0, "val_acc")
+    for summary in hparams(plain, dict.fromkeys(metrics, 0.0)):
+        logger.experiment.file_writer.add_summary(summary)
+
+
+def _add_graph(logger: TensorBoardLogger, trainer: Trainer, model: LightningModule) -> None:
+    shape = getattr(getattr(trainer, "datamodule", None), "sample_shape", None)
+    if shape is None:
+        return
+    example = torch.zeros(1, *shape, device=model.device)
+    with _undisturbed(model), warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")  # tracing warns of Python branches, which is what it is to show
+        try:
+            logger.experiment.add_graph(_Forward(model), example)
+        except Exception as error:  # a network that cannot be traced can still be trained
+            logger.experiment.add_text("graph", f"not drawn: {error}")
+
+
+@contextlib.contextmanager
+def _undisturbed(model: torch.nn.Module) -> Iterator[None]:
+    """Evaluation mode without gradients; afterwards random states and each module's mode are as they were."""
+    modes = [(module, module.training) for module in model.modules()]
+    with isolate_rng(), torch.no_grad():
+        model.eval()
+        try:
+            yield
+        finally:
+            for module, mode in modes:
+                module.training = mode
 
 
 class _Forward(torch.nn.Module):
@@ -59,5 +295,5 @@ class _Forward(torch.nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         return self.model(x)

@@ -17,10 +17,10 @@ BATCH = 32
 
 
 class Features(Dataset):
-    """(N, F) float32 features and (N,) int64 labels in memory, fetched a batch at a time; padding has label -1."""
+    """(N, F) float32 features of the ``pictures`` and their (N,) int64 labels in memory; padding has label -1."""
 
-    def __init__(self, features: Tensor, labels: Tensor) -> None:
-        self.features, self.labels = features, labels
+    def __init__(self, features: Tensor, pictures: Any) -> None:
+        self.features, self.pictures, self.labels = features, pictures, pictures.labels
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -79,4 +79,4 @@ def _compute(
     if trainer.world_size > 1:
         gathered = trainer.strategy.all_gather(share.to(model.device)).cpu()  # (ranks, N / ranks, F)
         share = gathered.transpose(0, 1).flatten(0, 1)
-    return Features(share[: len(dataset)].clone(), dataset.labels)
+    return Features(share[: len(dataset)].clone(), dataset)

@@ -2,6 +2,7 @@
 
 import contextlib
 import shlex
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +14,7 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.profilers import PassThroughProfiler
 
 from datamodules.image_folder import ImageFolderDataModule
-from lit_models import LitTransfer
+from lit_models import LitBase, LitTransfer
 from lit_training.best import BestCheckpoint
 from lit_training.checkpoints import AtomicCheckpointIO
 from lit_training.console import EpochLines
@@ -66,7 +67,7 @@ def complete(config: dict[str, Any], cli: "FitCLI") -> dict[str, Any]:
         board = TensorBoardLogger(root, name=LOGS, default_hp_metric=False)
         version = board.version if is_rank_zero() else 0
         config["logger"] = [board, CSVLogger(root, name=LOGS, version=version)]
-    monitor, mode = monitored(config, cli)
+    monitor, mode = monitored(cli)
     callbacks: list[Callback] = [Throughput()]
     if config["enable_progress_bar"] is not False:
         callbacks += [EpochLines(monitor, mode)]
@@ -76,7 +77,7 @@ def complete(config: dict[str, Any], cli: "FitCLI") -> dict[str, Any]:
         callbacks += [PhotoRecords()]
     if config["logger"] not in (None, False) and not config["fast_dev_run"]:
         callbacks += [
-            LearningRateMonitor(logging_interval="step"),
+            LearningRateMonitor(),
             Dashboard(monitor, mode),
             SaveConfigCallback(cli.parser, cli.config, overwrite=True),
         ]
@@ -91,11 +92,18 @@ def complete(config: dict[str, Any], cli: "FitCLI") -> dict[str, Any]:
     return config
 
 
-def monitored(config: dict[str, Any], cli: "FitCLI") -> tuple[str, str]:
+def monitored(cli: "FitCLI") -> tuple[str | None, str]:
     """The metric that decides which epoch is best, and whether more of it is better."""
-    if config["limit_val_batches"] == 0 or getattr(cli.datamodule.hparams, "val_size", 1) == 0:
+    if not _validates(cli):
         return "train_loss", "min"
-    return ("val_acc", "max") if cli.model.task == "classification" else ("val_loss", "min")
+    task = getattr(cli.model, "task", None)
+    if task is None:  # a model that is not of this project may log anything: its last epoch counts as its best
+        return None, "min"
+    return ("val_acc", "max") if task == "classification" else ("val_loss", "min")
+
+
+def _validates(cli: "FitCLI") -> bool:
+    return cli.config["trainer"]["limit_val_batches"] != 0 and getattr(cli.datamodule.hparams, "val_size", 1) != 0
 
 
 def _listed(value: Any) -> list[Any]:
@@ -112,15 +120,13 @@ def announce(cli: "FitCLI") -> None:
     name = type(data).__name__
     shape = " x ".join(map(str, data.sample_shape)) if hasattr(data, "sample_shape") else "?"
     classes = getattr(data, "class_names", ())
-    what = f"{len(classes)} classes" if model.task == "classification" else f"{model.task}"
+    what = f"{len(classes)} classes" if classes else getattr(model, "task", "as it gives them")
     print(f"data    {name}: samples of {shape}, {what}")
     device, count = type(trainer.accelerator).__name__.removesuffix("Accelerator"), trainer.world_size
     batch = data.hparams.get("batch_size", 0)
     accumulate = trainer.accumulate_grad_batches
-    print(
-        f"device  {count} x {device}, precision {trainer.precision}; global batch = {batch * count * accumulate}"
-        f" ({batch} x {count} devices x {accumulate} accumulated)"
-    )
+    together = f"; global batch = {batch * count * accumulate} ({batch} x {count} devices x {accumulate} accumulated)"
+    print(f"device  {count} x {device}, precision {trainer.precision}{together if batch else ''}")
     total = sum(parameter.numel() for parameter in model.parameters())
     trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     weights = f", weights {cli.model.hparams['weights']}" if "weights" in cli.model.hparams else ""
@@ -130,14 +136,32 @@ def announce(cli: "FitCLI") -> None:
     )
 
 
+@contextlib.contextmanager
+def no_partial_run(trainer: Trainer) -> Iterator[None]:
+    """Remove the run's directory, made on the way, when it fails before its first step."""
+    folder = Path(getattr(trainer.logger, "log_dir", None) or "")
+    new = is_rank_zero() and not folder.exists()
+    try:
+        yield
+    except Exception:
+        if new and trainer.global_step == 0:
+            shutil.rmtree(folder, ignore_errors=True)
+            with contextlib.suppress(OSError):  # other runs lie there
+                folder.parent.rmdir()
+        raise
+
+
 def report(cli: "FitCLI") -> None:
     """Evaluate the best checkpoint; print the result, where the run lies and what to type next."""
     trainer, model = cli.trainer, cli.model
-    best = getattr(trainer.checkpoint_callback, "best_model_path", "")
+    paths = [getattr(callback, "best_model_path", "") for callback in trainer.checkpoint_callbacks]
+    best = next((path for path in paths if path), "")
     metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
-    if best and trainer.checkpoint_callback.monitor != "train_loss":  # type: ignore[union-attr]
+    if hasattr(model, "task") and not trainer.fast_dev_run and not trainer.barebones and _validates(cli):
         with _without_loggers(trainer):  # the evaluation is no point of the curves
-            metrics |= trainer.validate(model, cli.datamodule, ckpt_path=best, verbose=False, weights_only=True)[0]
+            # Without a checkpoint it is the weights as they are now.
+            options: dict[str, Any] = {"ckpt_path": best, "weights_only": True} if best else {}
+            metrics |= trainer.validate(model, cli.datamodule, verbose=False, **options)[0]
     if not trainer.is_global_zero:
         return
     print()
@@ -154,9 +178,10 @@ def report(cli: "FitCLI") -> None:
     shown = _relative(run)
     print(f"run         {shown}\ncheckpoint  {_relative(Path(best))}\n\nnext:")
     name = "latest" if run.parent.resolve() == Path(LOGS).resolve() else shlex.quote(str(shown))
-    inputs = "PICTURE_OR_FOLDER..." if model.sample_ndim == 3 else "ROWS.csv"
-    print(f"  python scripts/evaluate.py {name}")
-    print(f"  python scripts/predict.py {name} {inputs}")
+    if isinstance(model, LitBase):
+        inputs = "PICTURE_OR_FOLDER..." if model.sample_ndim == 3 else "ROWS.csv"
+        print(f"  python scripts/evaluate.py {name}")
+        print(f"  python scripts/predict.py {name} {inputs}")
     print(f"  tensorboard --logdir {shlex.quote(str(_relative(run.parent)))}", flush=True)
 
 
