@@ -1,6 +1,7 @@
 """Errors that are the user's to mend: one line on stderr, exit code 2, no traceback."""
 
 import difflib
+import re
 import sys
 import time
 import traceback
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import NoReturn
 
 import lightning
+import torch
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
@@ -27,24 +29,27 @@ class UsageError(ValueError):
 
 @contextmanager
 def one_line_errors(program: str) -> Iterator[None]:
-    """End the program with one line where a user's error is raised: one of this project's, or one of Lightning's.
+    """End the program with one line where a user's error is raised, one of ours or one that a library refuses.
 
-    All others are our bugs, and keep their traceback.
+    All others are bugs, and keep their traceback.
     """
     try:
         yield
     except (UsageError, CheckpointError, DataError, ModelError, MisconfigurationException) as error:
         fail(program, str(error))
-    except ValueError as error:
-        if not refused_by_lightning(error):
+    except (ValueError, TypeError, RuntimeError) as error:
+        if not is_rank_zero() and re.search(r"(closed|reset) by peer", str(error)):
+            sys.exit(2)  # another rank has failed, and says why
+        if not refused_by_library(error):
             raise
         fail(program, str(error))
 
 
-def refused_by_lightning(error: Exception) -> bool:
-    """Whether Lightning's own code raised it: a value that it finds impossible only once a run has begun."""
+def refused_by_library(error: Exception) -> bool:
+    """Whether Lightning or a torch optimizer itself raised it: a value found impossible once a run has begun."""
+    libraries = (Path(lightning.__file__).parent, Path(torch.optim.__file__).parent)
     frames = traceback.extract_tb(error.__traceback__)
-    return bool(frames) and Path(frames[-1].filename).is_relative_to(Path(lightning.__file__).parent)
+    return bool(frames) and any(Path(frames[-1].filename).is_relative_to(library) for library in libraries)
 
 
 def is_rank_zero() -> bool:
