@@ -20,10 +20,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from datamodules.examination import BadPicture
+from datamodules.examination import BadPicture, available_cores
 from datamodules.image_folder import PhotoFiles
 from datamodules.listing import Paths, files_below
-from datamodules.loading import cores
 from datamodules.pictures import scale
 from lit_models import LitBase
 from lit_training.messages import UsageError
@@ -119,7 +118,7 @@ def find_files(inputs: Iterable[str], suffixes: Container[str]) -> list[str]:
     for name in inputs:
         named = [name]
         if not os.path.lexists(name) and glob.has_magic(name):
-            named = sorted(glob.glob(name, recursive=True)) or named
+            named = sorted(glob.glob(name, recursive=True)) or named  # noqa: PTH207 - absolute ones, too
         for path in named:
             files += (Path(path).is_dir() and files_below(path, suffixes)) or [path]
     return files
@@ -139,7 +138,7 @@ def read_pictures(files: Sequence[str], preprocessing: dict[str, Any], ahead: in
             return Sample(file, error=f"{bad.kind} ({bad.reason})")
 
     waiting: deque[Future[Sample]] = deque()
-    with ThreadPoolExecutor(cores()) as threads:  # Pillow decodes and resizes outside of Python's lock
+    with ThreadPoolExecutor(available_cores()) as threads:  # Pillow decodes and resizes outside of Python's lock
         for index in range(len(files)):
             waiting.append(threads.submit(read, index))
             if len(waiting) > ahead:

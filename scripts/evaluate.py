@@ -1,20 +1,32 @@
-"""Test a trained network: ``python scripts/evaluate.py latest``."""
+"""Judge a trained network: ``python scripts/evaluate.py latest``."""
 
-import argparse
+from lit_training.arguments import Parser
 
-from lit_training.help import EVALUATE_HELP
+DESCRIPTION = (
+    "How good a trained network is: on the test data of what it was trained on, else on its validation data. Prints "
+    "the figures; predictions, confusion matrix and worst mistakes go into the run's folder evaluation/."
+)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser("evaluate.py", description=EVALUATE_HELP)
-    parser.add_argument("checkpoint", help="a run's folder, a .ckpt file, or latest")
-    arguments = parser.parse_args()
-    from lit_training.evaluation import evaluate
+def main(arguments: list[str] | None = None) -> None:
+    parser = Parser("evaluate.py", DESCRIPTION)
+    parser.add_argument("run", metavar="RUN", help="a run's folder, a .ckpt file, or latest")
+    parser.add_argument("--data", metavar="DIR", help="photos to judge by instead, a folder a class")
+    parser.add_argument("--accelerator", choices=("auto", "cpu", "gpu", "mps"), default="auto", help="default auto")
+    parser.add_argument("--devices", default="1", metavar="N", help="how many; the result is the same (default 1)")
+    chosen = parser.parse_args(arguments)
 
+    from lit_training import checkpoints, evaluation  # here: a wrong flag need not wait for torch
+    from lit_training.cli import quiet_libraries
     from lit_training.messages import one_line_errors
 
     with one_line_errors("evaluate.py"):
-        print(evaluate(arguments.checkpoint))
+        quiet_libraries()
+        found, tells = evaluation.evaluate(
+            checkpoints.find(chosen.run), chosen.data, chosen.accelerator, chosen.devices
+        )
+        if tells:
+            evaluation.report(found)
 
 
 if __name__ == "__main__":
