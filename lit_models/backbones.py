@@ -32,7 +32,7 @@ def build(backbone: str, num_classes: int) -> tuple[nn.Module, str]:
         if not isinstance(head_name, str):
             raise ModelError(f"{backbone} has several heads ({', '.join(head_name)}): choose a backbone with one")
         # timm draws some heads so wide that a few epochs do not bring them back; torch's own draw is narrow.
-        network.get_submodule(head_name).reset_parameters()  # type: ignore[operator]
+        network.get_submodule(head_name).reset_parameters()
         return network, head_name
     network = models.get_model(_torchvision_name(backbone), weights=None, **_options(backbone))
     if backbone in ("inception_v3", "googlenet"):

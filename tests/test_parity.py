@@ -29,7 +29,7 @@ def assert_same(ours: nn.Module, theirs: nn.Module, start: Iterable[Tensor]) -> 
     rows = zip(ours.state_dict().items(), theirs.state_dict().values(), start, strict=True)
     moved = 0
     for (name, one), other, before in rows:
-        torch.testing.assert_close(one, other, rtol=0, atol=1e-6, msg=lambda text, name=name: f"{name}: {text}")
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-6, msg=f"{name} differs")
         moved += not torch.equal(one, before)
     assert moved
 

@@ -1,0 +1,457 @@
+"""What all models share: steps, metrics, refusals, checkpoints; and what every model has to live up to."""
+
+import inspect
+import math
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from lightning.pytorch import LightningDataModule, Trainer
+from lightning.pytorch.loggers import CSVLogger
+from torch import Tensor, nn
+from torch.optim import SGD, Adam
+from torch.utils.data import DataLoader, TensorDataset
+
+from datamodules import RandomDataModule, ShapesDataModule
+from lit_models import LitBase, LitCNN, LitDynamic, LitMLP, LitTransfer, ModelError
+
+Bare = Callable[..., Trainer]
+MODELS: dict[str, type[LitBase]] = {
+    "LitCNN": LitCNN,
+    "LitMLP": LitMLP,
+    "LitDynamic": LitDynamic,
+    "LitTransfer": LitTransfer,
+}
+SMALL: dict[str, dict[str, Any]] = {  # arguments that make each one quick
+    "LitCNN": {},
+    "LitMLP": {"in_features": 6, "hidden": (5,), "out_features": 4},
+    "LitDynamic": {"in_features": 6, "hidden": 5, "out_features": 4},
+    "LitTransfer": {"backbone": "shufflenet_v2_x0_5", "weights": None, "freeze": False},
+}
+pytestmark = pytest.mark.filterwarnings("ignore:weights=None")
+
+
+class Tiny(LitBase):
+    """A linear classifier of rows."""
+
+    sample_ndim = 1
+
+    def __init__(self, lr: float = 0.1) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+        self.net = nn.Linear(4, 3)
+        self._make_metrics(3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x)
+
+    def configure_optimizers(self) -> Any:
+        return self.with_choice(lambda groups: SGD(groups, lr=self.hparams["lr"]), self.parameters())
+
+
+class TinyRegression(Tiny):
+    task = "regression"
+
+    def __init__(self, reduction: Any = "mean", lr: float = 0.1) -> None:
+        super().__init__(lr)
+        self.reduction = reduction
+        self._make_metrics()
+
+
+def rows(n: int, batch_size: int, target: Tensor | None = None) -> DataLoader:
+    """``n`` rows of 4 with a class of 3 each; the same at every call."""
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(n, 4, generator=generator)
+    y = torch.randint(3, (n,), generator=generator) if target is None else target
+    return DataLoader(TensorDataset(x, y), batch_size=batch_size)
+
+
+def tensors(loader: DataLoader) -> tuple[Tensor, ...]:
+    assert isinstance(loader.dataset, TensorDataset)
+    return loader.dataset.tensors
+
+
+# --- metrics ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("stage", ["val", "test"])
+def test_metrics_of_uneven_batches_equal_the_hand_count(bare: Bare, stage: str) -> None:
+    model, loader = Tiny(), rows(10, 8)  # 8 + 2: a mean of batch means would be another number
+    x, y = tensors(loader)
+    with torch.no_grad():
+        output = model(x).double()
+    run = bare().validate if stage == "val" else bare().test
+    [result] = run(model, loader, verbose=False)
+    assert result[f"{stage}_loss"] == pytest.approx(float(F.cross_entropy(output, y)), rel=1e-6)
+    assert result[f"{stage}_acc"] == pytest.approx(int((output.argmax(1) == y).sum()) / 10, abs=1e-7)
+    means = [float(F.cross_entropy(output[part], y[part])) for part in (slice(8), slice(8, 10))]
+    assert abs(sum(means) / 2 - result[f"{stage}_loss"]) > 1e-3
+    if stage == "val":
+        assert model.samples_evaluated == 10
+
+
+def test_padded_rows_count_for_nothing(bare: Bare) -> None:
+    whole, padded = rows(10, 4), rows(12, 4)
+    _, y = tensors(padded)
+    y[[10, 11]] = -1
+    tensors(padded)[0][:10] = tensors(whole)[0]
+    y[:10] = tensors(whole)[1]
+    model = Tiny()
+    [want] = bare().validate(model, whole, verbose=False)
+    [got] = bare().validate(model, padded, verbose=False)
+    assert got == pytest.approx(want, rel=1e-6)
+    assert model.samples_evaluated == 10
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_regression_loss_and_its_padding(bare: Bare, reduction: str) -> None:
+    target = torch.randn(10, 3)
+    model, whole = TinyRegression(reduction), rows(10, 8, target)
+    x, _ = tensors(whole)
+    padded = DataLoader(
+        TensorDataset(torch.cat([x, torch.ones(2, 4)]), torch.cat([target, torch.full((2, 3), torch.nan)])), 8
+    )
+    want = F.mse_loss(model(x), target, reduction=reduction).item()
+    for loader in (whole, padded):
+        [result] = bare().validate(model, loader, verbose=False)
+        assert result == {"val_loss": pytest.approx(want, rel=1e-6)}
+
+
+@pytest.mark.parametrize("build", [Tiny, TinyRegression, lambda: TinyRegression("sum")])
+def test_nan_is_not_hidden(bare: Bare, build: Callable[[], Tiny]) -> None:
+    model = build()
+    loader = rows(10, 4, None if model.task == "classification" else torch.randn(10, 3))
+    tensors(loader)[0][3] = torch.nan  # one row of ten
+    [result] = bare().validate(model, loader, verbose=False)
+    assert math.isnan(result["val_loss"])
+
+
+def test_train_loss_is_the_mean_of_the_epochs_batches(bare: Bare) -> None:
+    loader = rows(12, 4)
+    trainer = bare(max_epochs=2)
+    model = Tiny(lr=0.0)  # so that every batch meets the same weights
+    trainer.fit(model, loader)
+    losses = [F.cross_entropy(model(x), y).item() for x, y in loader]
+    assert float(trainer.callback_metrics["train_loss"]) == pytest.approx(sum(losses) / 3, rel=1e-6)
+
+
+def test_train_loss_step_is_written_every_n_steps(bare: Bare, tmp_path: Path) -> None:
+    logger = CSVLogger(tmp_path)
+    bare(max_epochs=2, logger=logger, log_every_n_steps=2).fit(Tiny(), rows(12, 4))
+    lines = (Path(logger.log_dir) / "metrics.csv").read_text().splitlines()
+    step, value = (lines[0].split(",").index(name) for name in ("step", "train_loss_step"))
+    assert [int(line.split(",")[step]) for line in lines[1:] if line.split(",")[value]] == [1, 3, 5]
+
+
+def test_runs_where_nothing_is_logged() -> None:
+    trainer = Trainer(barebones=True, accelerator="cpu", max_epochs=2)
+    model = Tiny()
+    before = model.net.weight.clone()
+    trainer.fit(model, rows(12, 4), rows(8, 4))
+    assert trainer.global_step == 6
+    assert not torch.equal(model.net.weight, before)
+
+
+class Weighted(LightningDataModule):
+    class_weights = torch.tensor([1.0, 2.0, 5.0])
+
+    def train_dataloader(self) -> DataLoader:
+        return rows(6, 6)
+
+    def val_dataloader(self) -> DataLoader:
+        return rows(6, 6)
+
+
+def test_class_weights_of_the_data_weigh_the_training_loss_alone(bare: Bare) -> None:
+    model, trainer = Tiny(lr=0.0), bare(max_epochs=1)
+    trainer.fit(model, Weighted())
+    x, y = tensors(rows(6, 6))
+    got = {name: float(value) for name, value in trainer.callback_metrics.items()}
+    output = model(x)
+    assert got["train_loss"] == pytest.approx(float(F.cross_entropy(output, y, Weighted.class_weights)), rel=1e-6)
+    assert got["val_loss"] == pytest.approx(float(F.cross_entropy(output, y)), rel=1e-6)
+    assert abs(got["train_loss"] - got["val_loss"]) > 1e-3
+    assert "class_weights" not in model.state_dict()
+
+
+def test_prediction_gives_probabilities_and_takes_a_single_sample() -> None:
+    model, x = Tiny(), torch.randn(5, 4)
+    torch.testing.assert_close(model.predict_step((x, torch.zeros(5))), model(x).softmax(1))
+    torch.testing.assert_close(model.predict_step(x[0]), model(x[:1]).softmax(1))
+    torch.testing.assert_close(TinyRegression().predict_step(x).shape, torch.Size([5, 3]))
+
+
+# --- the optimizer ------------------------------------------------------------------------------------------------
+
+
+def test_a_chosen_optimizer_keeps_groups_factors_and_schedule() -> None:
+    model = LitTransfer(weights=None, freeze=False, backbone_lr_factor=0.1, step_size=3, gamma=0.5)
+    model.chosen_optimizer = lambda groups: Adam(groups, lr=0.02)
+    configured: Any = model.configure_optimizers()
+    head, backbone = configured["optimizer"].param_groups
+    assert isinstance(configured["optimizer"], Adam)
+    assert (head["name"], head["lr"]) == ("head", 0.02)
+    assert (backbone["name"], backbone["lr"]) == ("backbone", pytest.approx(0.002))
+    assert len(head["params"]) == 2
+    assert len(head["params"]) + len(backbone["params"]) == len(list(model.parameters()))
+    schedule = configured["lr_scheduler"]
+    assert (schedule.step_size, schedule.gamma) == (3, 0.5)
+    assert schedule.base_lrs == pytest.approx([0.02, 0.002])
+
+
+def test_a_chosen_schedule_replaces_the_models() -> None:
+    model = LitTransfer(weights=None, freeze=False)
+    seen = []
+    model.chosen_schedule = lambda optimizer: seen.append(optimizer) or {"scheduler": "mine"}  # type: ignore[func-returns-value]
+    configured: Any = model.configure_optimizers()
+    assert configured == {"optimizer": seen[0], "lr_scheduler": {"scheduler": "mine"}}
+
+
+@pytest.mark.parametrize("name", ["LitCNN", "LitMLP", "LitDynamic"])
+def test_an_optimizer_can_be_chosen_for_every_model(name: str) -> None:
+    model: Any = MODELS[name](**SMALL[name])
+    assert isinstance(model.configure_optimizers()["optimizer"], SGD)
+    model.chosen_optimizer = lambda groups: Adam(groups, lr=0.5)
+    [group] = model.configure_optimizers()["optimizer"].param_groups
+    assert group["lr"] == 0.5
+    assert len(group["params"]) == len(list(model.parameters()))
+
+
+# --- data ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("model", "data", "words"),
+    [
+        (lambda: LitMLP(), lambda: ShapesDataModule(), ["LitMLP", "ShapesDataModule", "regression", "classification"]),
+        (lambda: LitCNN(), lambda: RandomDataModule(), ["LitCNN", "RandomDataModule", "classification"]),
+        (lambda: LitCNN(in_channels=1), lambda: ShapesDataModule(), ["LitCNN", "(1, 32, 32)", "(3, 32, 32)"]),
+        (lambda: LitMLP(), lambda: RandomDataModule(5, 2), ["LitMLP", "RandomDataModule", "(1000,)", "(5,)"]),
+        (lambda: LitDynamic(), lambda: RandomDataModule(5), ["LitDynamic", "(1000,)", "(5,)"]),
+        (
+            lambda: LitCNN(loss="squared_error"),
+            lambda: RandomDataModule([3, 28, 28]),
+            ["LitCNN", "RandomDataModule", "(3, 28, 28)", "(3, 32, 32)"],
+        ),
+        (
+            lambda: LitTransfer(weights=None),
+            lambda: ShapesDataModule(channels=1),
+            ["LitTransfer", "ShapesDataModule", "(1, 32, 32)", "(3, H, W)"],
+        ),
+    ],
+)
+def test_data_that_do_not_fit_are_refused_in_a_line_that_names_both(
+    bare: Bare, model: Callable[[], LitBase], data: Callable[[], LightningDataModule], words: list[str]
+) -> None:
+    with pytest.raises(ModelError) as refusal:
+        bare(max_steps=1).fit(model(), data())
+    assert [word for word in words if word not in str(refusal.value)] == []
+    assert "--" in str(refusal.value)
+    assert "\n" not in str(refusal.value)
+
+
+def test_data_that_say_nothing_are_taken() -> None:
+    Tiny().check_data(None)
+    Tiny().check_data(LightningDataModule())
+    LitCNN().check_data(ShapesDataModule())
+
+
+# --- every model --------------------------------------------------------------------------------------------------
+
+
+def batch_for(name: str, n: int = 4) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(3)
+    if name in ("LitMLP", "LitDynamic"):
+        return torch.randn(n, 6, generator=generator), torch.randn(n, 4, generator=generator)
+    return torch.randn(n, 3, 32, 32, generator=generator), torch.arange(n) % 10
+
+
+def short_run(model: LitBase, bare: Bare) -> str:
+    """Three epochs of one batch; all weights there have been, as one text."""
+    x, y = batch_for(type(model).__name__)
+    if model.sample_ndim == 1:
+        hparams = model.hparams
+        x = x.repeat(1, 2)[:, : hparams["in_features"]]
+        y = y.repeat(1, 2)[:, : hparams["out_features"]]
+    elif model.hparams.get("in_channels") == 1:
+        x = x[:, :1]
+    if model.task == "regression" and y.ndim == 1:
+        y = F.one_hot(y, 10).float()
+    bare(max_epochs=3).fit(model, DataLoader(TensorDataset(x, y % 7 if y.ndim == 1 else y), 4))
+    return str([(name, tensor.shape, tensor.double().sum().item()) for name, tensor in model.state_dict().items()])
+
+
+OTHERS: dict[tuple[str, str], tuple[dict[str, Any], Any]] = {
+    # (model, argument): (what else has to be given, the other value)
+    ("LitCNN", "in_channels"): ({}, 1),
+    ("LitCNN", "num_classes"): ({}, 11),
+    ("LitCNN", "lr"): ({}, 0.01),
+    ("LitCNN", "momentum"): ({}, 0.5),
+    ("LitCNN", "loss"): ({}, "squared_error"),
+    ("LitMLP", "in_features"): ({}, 7),
+    ("LitMLP", "hidden"): ({}, (5, 5)),
+    ("LitMLP", "out_features"): ({}, 5),
+    ("LitMLP", "lr"): ({}, 1e-3),
+    ("LitDynamic", "in_features"): ({}, 7),
+    ("LitDynamic", "hidden"): ({}, 8),
+    ("LitDynamic", "out_features"): ({}, 5),
+    ("LitDynamic", "lr"): ({}, 1e-3),
+    ("LitDynamic", "momentum"): ({}, 0.5),
+    ("LitTransfer", "backbone"): ({}, "squeezenet1_1"),
+    ("LitTransfer", "num_classes"): ({}, 7),
+    ("LitTransfer", "weights"): ({}, "own.pth"),
+    ("LitTransfer", "freeze"): ({}, True),
+    ("LitTransfer", "lr"): ({}, 0.01),
+    ("LitTransfer", "momentum"): ({}, 0.5),
+    ("LitTransfer", "step_size"): ({}, 1),
+    ("LitTransfer", "gamma"): ({"step_size": 1}, 0.5),
+    ("LitTransfer", "unfreeze_epoch"): ({}, 1),
+    ("LitTransfer", "backbone_lr_factor"): ({}, 0.1),
+}
+
+
+def every_argument() -> Iterator[tuple[str, str]]:
+    for name, model in MODELS.items():
+        yield from ((name, argument) for argument in inspect.signature(model).parameters)
+
+
+@pytest.mark.parametrize(("name", "argument"), list(every_argument()))
+def test_every_argument_changes_something(bare: Bare, name: str, argument: str) -> None:
+    given, other = OTHERS[name, argument]
+    if other == "own.pth":
+        torch.manual_seed(9)
+        torch.save(LitTransfer(**SMALL[name]).net.state_dict(), other)
+    outcomes = []
+    for arguments in (given, {**given, argument: other}):
+        torch.manual_seed(0)
+        outcomes.append(short_run(MODELS[name](**{**SMALL[name], **arguments}), bare))
+    assert outcomes[0] != outcomes[1]
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_training_reaches_every_parameter(name: str) -> None:
+    model: Any = MODELS[name](**SMALL[name])
+    x, y = batch_for(name)
+    output = model.net(x, depth=3) if name == "LitDynamic" else model(x)  # an unused layer gets no gradient
+    assert output.grad_fn.name() == "AddmmBackward0"  # a linear layer, with no activation after it
+    model.loss(output, y).backward()
+    for parameter_name, parameter in model.named_parameters():
+        assert parameter.grad is not None, parameter_name
+        assert parameter.grad.isfinite().all(), parameter_name
+        assert parameter.grad.abs().sum() > 0, parameter_name
+
+
+@pytest.mark.parametrize("name", ["LitCNN", "LitTransfer"])
+def test_an_untrained_classifier_knows_nothing(name: str) -> None:
+    """Its loss is that of ten equally likely classes."""
+    model = MODELS[name](**SMALL[name])
+    x, y = batch_for(name, 50)
+    assert float(model.loss(model(x), y)) == pytest.approx(math.log(10), abs=0.1 if name == "LitCNN" else 0.5)
+
+
+def test_an_untrained_regression_explains_nothing() -> None:
+    """Targets of variance 1, outputs of variance 1/3 of 1/3 at most (torch's uniform initialisation)."""
+    data = RandomDataModule()
+    data.setup("fit")
+    x, y = next(iter(data.train_dataloader()))
+    for model in (LitMLP(), LitDynamic()):
+        assert 0.9 * 640 < float(model.loss(model(x), y)) < 1.2 * 640
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "steps", "below"),
+    [
+        ("LitCNN", {"lr": 0.02}, 150, 0.05),
+        ("LitMLP", {"lr": 0.01, "hidden": (64,)}, 500, 0.05),
+        ("LitDynamic", {"lr": 0.002, "hidden": 64}, 500, 0.05),
+        ("LitTransfer", {"lr": 0.01}, 15, 0.05),
+    ],
+)
+def test_one_batch_can_be_learned_by_heart(
+    bare: Bare, name: str, arguments: dict[str, Any], steps: int, below: float
+) -> None:
+    model = MODELS[name](**{**SMALL[name], **arguments})
+    loader = DataLoader(TensorDataset(*batch_for(name)), 4)
+    first = float(model.loss(model(batch_for(name)[0]), batch_for(name)[1]))
+    trainer = bare(max_epochs=steps)
+    trainer.fit(model, loader)
+    assert float(trainer.callback_metrics["train_loss"]) < below < first / 10
+
+
+# --- checkpoints --------------------------------------------------------------------------------------------------
+
+
+def trained_checkpoint(name: str, bare: Bare, path: Path) -> tuple[LitBase, Tensor]:
+    model = MODELS[name](**SMALL[name])
+    x, y = batch_for(name)
+    trainer = bare(max_epochs=2)
+    trainer.fit(model, DataLoader(TensorDataset(x, y), 4))
+    trainer.save_checkpoint(path)
+    model.eval()
+    with torch.no_grad():
+        return model, model(x)
+
+
+@pytest.mark.slow
+def test_checkpoints_give_the_same_outputs_again(bare: Bare, tmp_path: Path) -> None:
+    for name in MODELS:
+        path = tmp_path / f"{name}.ckpt"
+        model, output = trained_checkpoint(name, bare, path)
+        again = MODELS[name].load_from_checkpoint(path, weights_only=True).eval()
+        with torch.no_grad():
+            assert torch.equal(again(batch_for(name)[0]), output)
+        assert again.hparams == model.hparams
+        torch.save({"x": batch_for(name)[0], "output": output}, tmp_path / f"{name}.pt")
+    fresh = (
+        "import sys, torch, lit_models\n"
+        "torch.set_num_threads(1)\n"
+        "for name in sys.argv[1:]:\n"
+        "    torch.load(f'{name}.ckpt', weights_only=True)\n"
+        "    model = getattr(lit_models, name).load_from_checkpoint(f'{name}.ckpt', weights_only=True).eval()\n"
+        "    want = torch.load(f'{name}.pt')\n"
+        "    with torch.no_grad(): print(name, torch.equal(model(want['x']), want['output']))\n"
+    )
+    run = subprocess.run([sys.executable, "-c", fresh, *MODELS], cwd=tmp_path, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.splitlines() == [f"{name} True" for name in MODELS]
+
+
+def test_a_checkpoint_says_what_it_holds(bare: Bare, tmp_path: Path) -> None:
+    trainer = bare(max_steps=1)
+    trainer.fit(LitCNN(in_channels=1), ShapesDataModule(train_size=8, val_size=10, channels=1))
+    trainer.save_checkpoint(tmp_path / "a.ckpt")
+    checkpoint = torch.load(tmp_path / "a.ckpt", weights_only=True)
+    assert checkpoint["lit"] == {
+        "model_class": "LitCNN",
+        "data_class": "ShapesDataModule",
+        "task": "classification",
+        "class_names": list(ShapesDataModule.class_names),
+        "preprocessing": {
+            "image_size": 32,
+            "resize_size": 32,
+            "mean": [0.5],
+            "std": [0.5],
+            "interpolation": "bilinear",
+        },
+    }
+    assert checkpoint["hyper_parameters"]["in_channels"] == 1
+    assert checkpoint["datamodule_hyper_parameters"]["channels"] == 1
+    again = LitCNN.load_from_checkpoint(tmp_path / "a.ckpt", weights_only=True)
+    assert again.class_names == ShapesDataModule.class_names
+    assert again.preprocessing == checkpoint["lit"]["preprocessing"]
+
+
+def test_a_model_trained_on_plain_loaders_says_so_and_keeps_its_names(bare: Bare, tmp_path: Path) -> None:
+    model, trainer = Tiny(), bare(max_steps=1)
+    model.class_names = ("a", "b", "c")
+    trainer.fit(model, rows(4, 4))
+    trainer.save_checkpoint(tmp_path / "a.ckpt")
+    about = torch.load(tmp_path / "a.ckpt", weights_only=True)["lit"]
+    assert (about["model_class"], about["data_class"]) == ("Tiny", None)
+    assert about["class_names"] == ["a", "b", "c"]
+    assert Tiny.load_from_checkpoint(tmp_path / "a.ckpt", weights_only=True).class_names == ("a", "b", "c")
