@@ -5,14 +5,16 @@ once (``__getitems__``). Order, augmentation and resume therefore do not depend 
 """
 
 import os
+import signal
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
+
+from datamodules.examination import available_cores
 
 PADDING = -1
 """Key of a row that only fills up a device's last evaluation batch; its target becomes -1, or NaN for floats."""
@@ -101,7 +103,7 @@ class ResumableLoader(DataLoader):
     _skip = _done = 0
 
     def state_dict(self) -> dict[str, int]:
-        return {"batches": self._done % len(self)}
+        return {"batches": self._done}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         self._skip = state["batches"]
@@ -111,13 +113,19 @@ class ResumableLoader(DataLoader):
         if self._done and isinstance(self.sampler, TrainSampler) and self.batch_size is not None:
             self.sampler.start = self._done * self.batch_size
         for batch in super().__iter__():
-            self._done += 1
             yield batch
+            self._done += 1  # the next one is asked for, so this one has been used
 
 
 def whole_batch(batch: Any) -> Any:
     """Collate function of a dataset whose ``__getitems__`` returns the batch itself."""
     return batch
+
+
+def leave_signals_to_main(worker: int) -> None:
+    """A signal for the whole process group is for the training process, which then ends its workers itself."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def make_loader(
@@ -155,22 +163,12 @@ def make_loader(
         collate_fn=whole_batch,
         num_workers=num_workers,
         persistent_workers=persistent and num_workers > 0,
+        worker_init_fn=leave_signals_to_main,
         generator=torch.Generator().manual_seed(mix(seed)),  # else a pass would draw from the global generator
     )
 
 
-def cores() -> int:
-    """Processors this process may use: affinity, cut by the cgroup's quota (containers)."""
-    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-        count = min(count, max(1, int(quota) // int(period)))
-    except (OSError, ValueError):  # no cgroup v2, or "max": no quota
-        pass
-    return count
-
-
 def workers_for_decoding(trainer: Any) -> int:
     """Loader processes for pictures that have to be decoded: a core each, shared among the ranks of this node."""
-    share = cores() // (trainer.num_devices if trainer is not None else 1)
+    share = available_cores() // (trainer.num_devices if trainer is not None else 1)
     return min(8, share) if share > 1 else 0

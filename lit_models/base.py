@@ -125,6 +125,15 @@ class LitBase(LightningModule):
             return loss * (self.trainer.world_size * self.trainer.accumulate_grad_batches)
         return loss
 
+    @property
+    def epoch_losses(self) -> tuple[float, int]:
+        """Sum of this epoch's batch losses so far and their number, on this rank; an epoch that goes on has it set."""
+        return float(self._train_loss_sum), self._train_batches
+
+    @epoch_losses.setter
+    def epoch_losses(self, value: tuple[float, int]) -> None:
+        self._train_loss_sum, self._train_batches = value
+
     def on_train_epoch_end(self) -> None:
         if self._train_batches:
             mean = torch.as_tensor(self._train_loss_sum, device=self.device) / self._train_batches

@@ -17,8 +17,15 @@ class CheckpointError(ValueError):
     """A checkpoint that cannot be found, read or written: one line that ends with what to type."""
 
 
+BEFORE = {"last.ckpt": "previous.ckpt"}
+"""Files whose older version is kept, and under which name."""
+
+
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes beside the target, fsyncs and renames: a reader sees the old file or the new one, whole."""
+    """Writes beside the target, fsyncs and renames: a reader sees the old file or the new one, whole.
+
+    Where :data:`BEFORE` keeps the older version too, one of the two names always holds a whole file.
+    """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         target = Path(path)
@@ -29,10 +36,15 @@ class AtomicCheckpointIO(TorchCheckpointIO):
                 torch.save(checkpoint, file)
                 file.flush()
                 os.fsync(file.fileno())
+            if target.name in BEFORE and target.exists():
+                target.replace(target.with_name(BEFORE[target.name]))
             part.replace(target)
-        except OSError as error:
+        except (OSError, RuntimeError) as error:  # torch makes the latter of a full disk
+            cause = error if isinstance(error, OSError) else error.__context__
+            if not isinstance(cause, OSError):
+                raise
             raise CheckpointError(
-                f"cannot write {target} ({error.strerror or error}): what was there before is whole; "
+                f"cannot write {target} ({cause.strerror or cause}): what was there before is whole; "
                 "free the place or choose another with --default_root_dir"
             ) from error
         finally:

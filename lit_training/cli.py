@@ -9,6 +9,7 @@ from pkgutil import resolve_name
 from typing import Any, NoReturn
 
 from jsonargparse import Namespace
+from jsonargparse.typing import PositiveFloat, PositiveInt
 from lightning.pytorch import LightningDataModule, Trainer, seed_everything
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.strategies import DDPStrategy
@@ -17,9 +18,13 @@ from torch.optim import Optimizer
 
 from lit_models import LitBase
 from lit_training import run
+from lit_training.checkpoints import CheckpointError
 from lit_training.explain import check_trainer, explain, explain_trainer
-from lit_training.messages import UsageError, fail
+from lit_training.messages import UsageError, fail, is_rank_zero
+from lit_training.resume import FitTrainer
+from lit_training.rundir import Start, continued
 from lit_training.schedules import FROM_THE_RUN, SCHEDULES, schedule_factory
+from lit_training.signals import Watch
 from lit_training.spelling import spell_out
 
 FROM_DATA = ("num_classes", "in_channels", "in_features", "out_features")
@@ -45,6 +50,7 @@ class FitCLI(LightningCLI):
 
     def __init__(self, arguments: list[str] | None = None) -> None:
         self.arguments = sys.argv[1:] if arguments is None else arguments
+        self.start: Start | None = None
         quiet_libraries()
         if (here := str(Path.cwd())) not in sys.path:
             sys.path.append(here)  # for --model mine.MyModel; a script's path is its own folder
@@ -59,6 +65,23 @@ class FitCLI(LightningCLI):
         )
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_argument(
+            "--resume",
+            default="never",
+            help="never; auto: go on with the newest run of this same command, else begin; or a run's folder, latest.",
+        )
+        parser.add_argument(
+            "--early_stopping",
+            type=PositiveInt | None,
+            default=None,
+            help="Stop after so many epochs without improvement.",
+        )
+        parser.add_argument(
+            "--timeout",
+            type=PositiveFloat,
+            default=5.0,
+            help="Minutes without a step after which a training that hangs is ended.",
+        )
         parser.add_argument("--help_all", action="help", help="Show all of this; --model.help LitCNN shows a class's.")
         parser.add_subclass_arguments(
             Optimizer,
@@ -81,9 +104,11 @@ class FitCLI(LightningCLI):
                 action.option_strings = [*action.option_strings, f"--{action.dest.removeprefix('trainer.')}"]
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        spelled = spell_out(self.arguments)
+        spelled = spell_out(continued(self.arguments))
         self.config = parser.parse_args(spelled)
         self.typed = parser.parse_args(spelled, defaults=False)
+        self.resume = self.config.pop("resume")  # no setting of the run: the same command with it goes on
+        self.watch = Watch(self.config["timeout"])
 
     def _set_seed(self) -> None:
         seed = self.config["seed_everything"]
@@ -145,8 +170,10 @@ class FitCLI(LightningCLI):
             flag = f"--optimizer {chosen.__name__}" if optimizer else f"--model {type(self.model).__name__}"
             raise UsageError(f"{flag} cannot be used so: {error}; mend that value") from error
         if schedule:
-            kind = resolve_name(schedule["class_path"])
-            self.model.chosen_schedule = schedule_factory(kind, schedule.get("init_args"), self.model)
+            kind, arguments = resolve_name(schedule["class_path"]), dict(schedule.get("init_args") or {})
+            if arguments.get("step_size", 1) < 1:
+                raise UsageError("--lr_scheduler.step_size is a number of epochs: --lr_scheduler.step_size 7")
+            self.model.chosen_schedule = schedule_factory(kind, arguments, self.model)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         trainer_config = self.config["trainer"]
@@ -155,9 +182,15 @@ class FitCLI(LightningCLI):
         if config["max_epochs"] is None and config["max_steps"] == -1 and config["max_time"] is None:
             config["max_epochs"] = trainer_config["max_epochs"] = getattr(self.model, "default_epochs", 1)
         try:
-            trainer = Trainer(**run.complete(config, self))
+            trainer = FitTrainer(**run.complete(config, self))
+        except CheckpointError:
+            raise
         except (MisconfigurationException, ValueError, TypeError, RuntimeError, ImportError) as error:
+            if self.start is not None and is_rank_zero():
+                self.start.undo()
             raise UsageError(explain_trainer(error, config)) from error
+        trainer.start = self.start
+        self.watch.attach(trainer)
         if isinstance(trainer.strategy, DDPStrategy) and getattr(self.model, "skips_layers", False):
             trainer.strategy._ddp_kwargs.setdefault("find_unused_parameters", True)
         return trainer

@@ -2,15 +2,14 @@
 
 import contextlib
 import shlex
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import Callback, LearningRateMonitor, ModelCheckpoint
+from lightning.pytorch.callbacks import Callback, EarlyStopping, LearningRateMonitor
 from lightning.pytorch.cli import SaveConfigCallback
-from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.profilers import PassThroughProfiler
 
 from datamodules.image_folder import ImageFolderDataModule
@@ -20,13 +19,15 @@ from lit_training.checkpoints import AtomicCheckpointIO
 from lit_training.console import EpochLines
 from lit_training.dashboard import Dashboard, Throughput
 from lit_training.features import FeatureCache
+from lit_training.guards import FiniteGuard
 from lit_training.intervals import wilson
-from lit_training.messages import is_rank_zero
+from lit_training.messages import UsageError, is_rank_zero
+from lit_training.provenance import Provenance
+from lit_training.resume import ResumePoint, StepSeed
+from lit_training.rundir import LOGS, ContinuedCSV, Start, choose
 
 if TYPE_CHECKING:
     from lit_training.cli import FitCLI
-
-LOGS = "lightning_logs"
 
 
 class NullProfiler(PassThroughProfiler):
@@ -64,11 +65,16 @@ def complete(config: dict[str, Any], cli: "FitCLI") -> dict[str, Any]:
     config["enable_model_summary"] = bool(config["enable_model_summary"])  # announce() says it in a line
     root = config["default_root_dir"] or "."
     if config["logger"] in (None, True) and not config["fast_dev_run"]:
-        board = TensorBoardLogger(root, name=LOGS, default_hp_metric=False)
-        version = board.version if is_rank_zero() else 0
-        config["logger"] = [board, CSVLogger(root, name=LOGS, version=version)]
+        start = cli.start = _start(root, cli)
+        folder, name = str(start.run.parent.parent), start.run.parent.name
+        board = TensorBoardLogger(
+            folder, name=name, version=start.version, default_hp_metric=False, purge_step=start.step
+        )
+        config["logger"] = [board, ContinuedCSV(start)]
+    elif cli.resume != "never":
+        raise UsageError(f"--resume {cli.resume} needs the run's folder: leave --logger and --fast_dev_run out")
     monitor, mode = monitored(cli)
-    callbacks: list[Callback] = [Throughput()]
+    callbacks: list[Callback] = [StepSeed(cli.config["seed_everything"]), FiniteGuard(), Throughput()]
     if config["enable_progress_bar"] is not False:
         callbacks += [EpochLines(monitor, mode)]
     if isinstance(cli.model, LitTransfer):
@@ -84,12 +90,21 @@ def complete(config: dict[str, Any], cli: "FitCLI") -> dict[str, Any]:
     if config["enable_checkpointing"] is not False and not config["fast_dev_run"]:
         callbacks += [
             BestCheckpoint(monitor, mode),
-            ModelCheckpoint(
-                filename="last", every_n_epochs=1, save_on_train_epoch_end=True, enable_version_counter=False
-            ),
         ]
-    config["callbacks"] = [*_listed(config["callbacks"]), *callbacks]
+        if cli.start is not None:
+            callbacks[:0] = [ResumePoint(cli.watch)]  # first: what it saves is what the others have not touched yet
+            callbacks += [Provenance(cli.start.run)]
+    if (patience := cli.config.get("early_stopping")) is not None:
+        callbacks += [EarlyStopping(monitor or "train_loss", mode=mode, patience=patience)]
+    config["callbacks"] = [*callbacks[:1], *_listed(config["callbacks"]), *callbacks[1:]]
     return config
+
+
+def _start(root: str, cli: "FitCLI") -> Start:
+    """The run's folder and what it goes on from; rank 0 decides, and tells the others when they are connected."""
+    if not is_rank_zero():
+        return Start(Path(root) / LOGS / "version_0")
+    return choose(cli.resume, root, cli.parser.dump(cli.config, skip_none=False))
 
 
 def monitored(cli: "FitCLI") -> tuple[str | None, str]:
@@ -118,10 +133,10 @@ def announce(cli: "FitCLI") -> None:
     if hasattr(data, "report"):
         print(data.report())
     name = type(data).__name__
-    shape = " x ".join(map(str, data.sample_shape)) if hasattr(data, "sample_shape") else "?"
+    shape = f": samples of {' x '.join(map(str, data.sample_shape))}" if hasattr(data, "sample_shape") else ""
     classes = getattr(data, "class_names", ())
-    what = f"{len(classes)} classes" if classes else getattr(model, "task", "as it gives them")
-    print(f"data    {name}: samples of {shape}, {what}")
+    what = f"{len(classes)} classes" if classes else getattr(model, "task", "")
+    print(f"data    {', '.join(filter(None, (name + shape, what)))}")
     device, count = type(trainer.accelerator).__name__.removesuffix("Accelerator"), trainer.world_size
     batch = data.hparams.get("batch_size", 0)
     accumulate = trainer.accumulate_grad_batches
@@ -137,17 +152,13 @@ def announce(cli: "FitCLI") -> None:
 
 
 @contextlib.contextmanager
-def no_partial_run(trainer: Trainer) -> Iterator[None]:
+def no_partial_run(cli: "FitCLI") -> Iterator[None]:
     """Remove the run's directory, made on the way, when it fails before its first step."""
-    folder = Path(getattr(trainer.logger, "log_dir", None) or "")
-    new = is_rank_zero() and not folder.exists()
     try:
         yield
     except Exception:
-        if new and trainer.global_step == 0:
-            shutil.rmtree(folder, ignore_errors=True)
-            with contextlib.suppress(OSError):  # other runs lie there
-                folder.parent.rmdir()
+        if cli.start is not None and is_rank_zero() and cli.trainer.global_step == 0:
+            cli.start.undo()
         raise
 
 
@@ -157,11 +168,13 @@ def report(cli: "FitCLI") -> None:
     paths = [getattr(callback, "best_model_path", "") for callback in trainer.checkpoint_callbacks]
     best = next((path for path in paths if path), "")
     metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
-    if hasattr(model, "task") and not trainer.fast_dev_run and not trainer.barebones and _validates(cli):
+    skipped = trainer.barebones or trainer.fast_dev_run  # type: ignore[attr-defined]
+    if isinstance(model, LitBase) and _validates(cli) and not skipped:
         with _without_loggers(trainer):  # the evaluation is no point of the curves
             # Without a checkpoint it is the weights as they are now.
             options: dict[str, Any] = {"ckpt_path": best, "weights_only": True} if best else {}
             metrics |= trainer.validate(model, cli.datamodule, verbose=False, **options)[0]
+    folder = trainer.log_dir  # asks all ranks
     if not trainer.is_global_zero:
         return
     print()
@@ -172,17 +185,24 @@ def report(cli: "FitCLI") -> None:
     for name in ("val_loss", "train_loss"):
         if name in metrics:
             print(f"{name:<10}  {metrics[name]:.4g}")
-    if not best:
-        return
-    run = Path(best).parent.parent
-    shown = _relative(run)
-    print(f"run         {shown}\ncheckpoint  {_relative(Path(best))}\n\nnext:")
-    name = "latest" if run.parent.resolve() == Path(LOGS).resolve() else shlex.quote(str(shown))
+    if not metrics:
+        print("nothing was measured")
+    if trainer.loggers and folder is not None:
+        print(f"run         {_relative(Path(folder))}")
+    if best:
+        _print_next(model, Path(best), bool(trainer.loggers))
+
+
+def _print_next(model: Any, best: Path, logged: bool) -> None:
+    """What to type next, ready to paste."""
+    print(f"checkpoint  {_relative(best)}\n\nnext:")
+    run = best.parent.parent
+    name = "latest" if run.parent.resolve() == Path(LOGS).resolve() else shlex.quote(str(_relative(run)))
     if isinstance(model, LitBase):
         inputs = "PICTURE_OR_FOLDER..." if model.sample_ndim == 3 else "ROWS.csv"
-        print(f"  python scripts/evaluate.py {name}")
-        print(f"  python scripts/predict.py {name} {inputs}")
-    print(f"  tensorboard --logdir {shlex.quote(str(_relative(run.parent)))}", flush=True)
+        print(f"  python scripts/evaluate.py {name}\n  python scripts/predict.py {name} {inputs}")
+    if logged:
+        print(f"  tensorboard --logdir {shlex.quote(str(_relative(run.parent)))}", flush=True)
 
 
 @contextlib.contextmanager

@@ -1,0 +1,262 @@
+"""Resume points: a run that is killed at any moment and started again ends as if nothing had happened.
+
+What a step does is a function of the seed and of its number: the order of the data and its augmentation
+(datamodules/loading.py), and what the network draws (:class:`StepSeed`). A resume point therefore holds Lightning's
+checkpoint and few numbers more, and is taken *between* two steps: Lightning's own checkpoints, taken in the
+middle of its loop, resume with a repeated or a missing step, validation or update of a schedule.
+"""
+
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.trainer import call
+from lightning.pytorch.trainer.states import TrainerFn
+
+from lit_models import LitBase
+from lit_training.checkpoints import CheckpointError
+from lit_training.provenance import fingerprint
+from lit_training.rundir import ContinuedCSV, Start
+from lit_training.signals import SIGNALS, Stopped, Watch, is_child, requeue
+
+
+class StepSeed(Callback):
+    """Seeds torch before each training step by (seed, number of the step, rank): dropout, random depth, noise.
+
+    Args:
+        seed: the run's.
+    """
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        seed = (self.seed * 1_000_003 + trainer.fit_loop.total_batch_idx) * 4096 + trainer.global_rank
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed, which asks for every device, takes 290 us
+        device = trainer.strategy.root_device
+        if device.type == "cuda":
+            torch.cuda.default_generators[device.index or 0].manual_seed(seed)
+        elif device.type == "mps":
+            torch.mps.manual_seed(seed)
+
+
+class FitTrainer(Trainer):
+    """A Trainer in which rank 0 tells all others what a fit goes on from, however they were launched."""
+
+    start: Start | None = None
+    """Rank 0's choice, from the first step on everybody's."""
+
+    def _run(self, model: Any, ckpt_path: Any = None, weights_only: bool | None = None) -> Any:
+        if self.state.fn == TrainerFn.FITTING and self.start is not None:
+            self.strategy.setup_environment()  # connects the ranks; the Trainer's own call then finds it done
+            self.start = self.strategy.broadcast(self.start)
+            if self.start.finished:
+                raise SystemExit(0)
+            ckpt_path = self.start.checkpoint
+            self._checkpoint_connector._ckpt_path = ckpt_path  # setup() of a model reads no pretrained weights then
+        return super()._run(model, ckpt_path, weights_only)
+
+
+class ResumePoint(Callback):
+    """Writes ``last.ckpt`` between two steps, keeps the one before as ``previous.ckpt``, and goes on from them.
+
+    The time between two of them follows what one takes, so that all together cost :attr:`COST` of the run. On several
+    processes rank 0's clock decides; they all agree in one reduction about every :attr:`TALK` seconds, in which they
+    also learn of a signal that any of them has got.
+
+    Args:
+        watch: knows of signals.
+    """
+
+    COST = 0.02
+    TALK = 0.5
+    FIRST = 0.1
+    """Seconds that the first one is expected to take."""
+
+    def __init__(self, watch: Watch) -> None:
+        self.watch = watch
+        self.resumed: dict[str, Any] = {}
+        self._state: dict[str, Any] = {}
+        self._takes = self.FIRST
+        self._calls = self._next_talk = self._last_calls = 0
+
+    # --- what is saved --------------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        return self._state  # empty but in a resume point
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.resumed = state_dict
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """ModelCheckpoint forgets its best score where the run's folder is spelled in another way, or was moved."""
+        folder = str(_run_of(trainer) / "checkpoints")
+        for callback in trainer.callbacks:
+            state = checkpoint["callbacks"].get(callback.state_key)
+            if isinstance(callback, ModelCheckpoint) and state is not None:
+                checkpoint["callbacks"][callback.state_key] = _moved(state, state["dirpath"], callback.dirpath or folder)
+
+    def save(self, trainer: Trainer, finished: bool = False) -> None:
+        """Write a resume point; all ranks call it, between two steps or at the end."""
+        began = time.monotonic()
+        loop = trainer.fit_loop.epoch_loop
+        for logger in trainer.loggers:
+            logger.save()
+        table = next((logger for logger in trainer.loggers if isinstance(logger, ContinuedCSV)), None)
+        if table is not None and trainer.is_global_zero:
+            table.experiment.sync()
+        self._state = {
+            "finished": finished,
+            "epoch": trainer.current_epoch,
+            "logged": loop._batches_that_stepped,
+            "rows": table.experiment.rows if table is not None and trainer.is_global_zero else 0,
+            "losses": _gather(trainer, getattr(trainer.lightning_module, "epoch_losses", None)),
+            "metrics": {name: value.detach().cpu() for name, value in trainer.callback_metrics.items()},
+            "shape": _shape(trainer),
+            "data": self._data,
+        }
+        progress = loop.batch_progress
+        ready, is_last = 0 if finished else 1, progress.is_last_batch
+        # The next batch is fetched, but to a resumed run it is still to come.
+        progress.current.ready -= ready
+        progress.total.ready -= ready
+        progress.is_last_batch = is_last and finished
+        try:
+            trainer.save_checkpoint(_run_of(trainer) / "checkpoints" / "last.ckpt")
+        finally:
+            progress.current.ready += ready
+            progress.total.ready += ready
+            progress.is_last_batch = is_last
+            self._state = {}
+        self._saved = time.monotonic()
+        self._takes = self._saved - began
+
+    # --- when -----------------------------------------------------------------------------------------------------
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._saved = self._talked = time.monotonic()
+        self._data = fingerprint(trainer.train_dataloader)
+        self.watch.take_signals()
+        self.watch.stepping = True
+        if not self.resumed:
+            return
+        if self.resumed["shape"] != _shape(trainer):
+            raise CheckpointError(
+                "the resume point is of {} processes with {} batches an epoch and {} accumulated; now it would be "
+                "{}, {} and {}: use the same --devices, --data.batch_size and --accumulate_grad_batches".format(
+                    *self.resumed["shape"], *_shape(trainer)
+                )
+            )
+        if self.resumed["data"] != self._data:
+            raise CheckpointError("the training data is not what it was when the run began: use --resume never")
+        if self.resumed["finished"]:  # with more epochs to go
+            self.resumed = {}
+            return
+        # A schedule that asks for the run's length has the loaders made before their state is there to be loaded.
+        trainer.fit_loop._load_combined_loader_states()
+        trainer._logger_connector._callback_metrics.update(
+            {name: value.to(pl_module.device) for name, value in self.resumed["metrics"].items()}
+        )
+        if isinstance(pl_module, LitBase):
+            pl_module.epoch_losses = self.resumed["losses"][trainer.global_rank]
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        self.watch.alive()
+        if self.resumed:
+            trainer.fit_loop.epoch_loop._batches_that_stepped = self.resumed["logged"]
+            self.resumed = {}
+            # Lightning leaves these out in an epoch that goes on: a frozen backbone would be trained. What they log is
+            # logged already.
+            loggers, trainer.loggers = trainer.loggers, []
+            call._call_callback_hooks(trainer, "on_train_epoch_start")
+            call._call_lightning_module_hook(trainer, "on_train_epoch_start")
+            trainer.loggers = loggers
+            return
+        if batch_idx % trainer.accumulate_grad_batches:  # partial gradients are in no checkpoint
+            return
+        signum, due = self._agree(trainer)
+        if due or signum:
+            self.save(trainer)
+        if signum:
+            self._stop(trainer, signum)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self.watch.alive()
+
+    def on_validation_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        if not self.watch.stepping:
+            return
+        self.watch.alive()
+        if signum := self._agree(trainer)[0]:
+            self._stop(trainer, signum)  # without a new resume point, which validation does not allow
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # Else Lightning leaves out ReduceLROnPlateau's update in the epoch that was resumed.
+        trainer.fit_loop._restarting = False
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.save(trainer, finished=True)
+        self.watch.stepping = False
+        if self.watch.signum:
+            self._stop(trainer, self.watch.signum)
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        self.watch.ending, self.watch.stepping = True, False
+
+    def _agree(self, trainer: Trainer) -> tuple[int, bool]:
+        """The signal that stops all ranks, or 0, and whether a resume point is due."""
+        now = time.monotonic()
+        due = now - self._saved > self._takes / self.COST
+        if trainer.world_size == 1:
+            return self.watch.signum, due
+        self._calls += 1
+        if self._calls < self._next_talk:
+            return 0, False
+        calls, self._last_calls = self._calls - self._last_calls, self._calls
+        gap = min(1000, max(1, round(calls * self.TALK / max(now - self._talked, 1e-6))))
+        self._talked = now
+        mine = [self.watch.signum, int(due), gap] if trainer.is_global_zero else [self.watch.signum, 0, 0]
+        ours = torch.tensor(mine, device=trainer.strategy.root_device)
+        torch.distributed.all_reduce(ours, torch.distributed.ReduceOp.MAX)
+        signum, agreed, gap = ours.tolist()
+        self._next_talk = self._calls + gap
+        return signum, bool(agreed)
+
+    def _stop(self, trainer: Trainer, signum: int) -> None:
+        if trainer.is_global_zero:
+            name = next(number.name for number in SIGNALS if number == signum)
+            print(f"stopped by {name} after step {trainer.global_step}; go on with --resume {_run_of(trainer)}", flush=True)
+            requeue(signum)
+        # Lightning kills rank 0 when a process that it launched ends with another code than 0.
+        raise Stopped(0 if is_child(trainer) else 128 + signum)
+
+
+def _run_of(trainer: Trainer) -> Path:
+    assert isinstance(trainer, FitTrainer)
+    assert trainer.start is not None
+    return trainer.start.run
+
+
+def _shape(trainer: Trainer) -> list[Any]:
+    return [trainer.world_size, trainer.num_training_batches, trainer.accumulate_grad_batches]
+
+
+def _moved(value: Any, old: str, new: str) -> Any:
+    if isinstance(value, dict):
+        return {_moved(key, old, new): _moved(item, old, new) for key, item in value.items()}
+    return new + value.removeprefix(old) if isinstance(value, str) and value.startswith(old) else value
+
+
+def _gather(trainer: Trainer, value: Any) -> list[Any]:
+    """The value of each rank."""
+    values = [value] * trainer.world_size
+    if trainer.world_size > 1:
+        torch.distributed.all_gather_object(values, value)
+    return values

@@ -1,0 +1,157 @@
+"""Signals, deadlines and orphans: a run that is told to stop stops, and none waits for a process that is gone."""
+
+import os
+import re
+import select
+import signal
+import subprocess
+import sys
+import threading
+import time
+from datetime import timedelta
+from typing import Any
+
+from lightning.fabric.plugins.environments import LightningEnvironment, SLURMEnvironment
+from lightning.pytorch import Trainer
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+LOOK = 0.5
+"""Seconds between two looks at the clock and at the other processes."""
+DYING = 2.0
+"""Seconds that this process has to say itself why another one ended."""
+
+
+LAUNCHER = "FIT_LAUNCHER_PID"
+"""Environment variable that tells a launched process which one it belongs to."""
+
+
+class Stopped(SystemExit):
+    """Training ended between two steps because a signal asked for it."""
+
+
+class Watch:
+    """Knows whether a signal came, and ends the process where the main thread no longer can.
+
+    Before the first step and after the last one a signal ends the program at once: there is nothing to save. In
+    between the first one is noted for :class:`lit_training.resume.ResumePoint`; a second one does not wait. A thread does
+    this: the main one may be inside a collective operation that never returns, where Python runs no signal handler.
+
+    Args:
+        timeout: minutes without any step, counted from the first one, after which the job ends with an error.
+    """
+
+    def __init__(self, timeout: float) -> None:
+        self.timeout = timeout
+        self.signum = 0
+        """The signal that asks to stop, or 0."""
+        self.stepping = False
+        """Training is between its first and its last step."""
+        self.ending = False
+        """The main thread is already ending because of an error."""
+        self.trainer: Trainer | None = None
+        self._progress: float | None = None
+        self._wake: int | None = None
+        self._parent = int(os.environ.get(LAUNCHER, os.getppid()))
+
+    def start(self) -> None:
+        """Take over the signals; call it from the main thread."""
+        self._wake, feed = os.pipe()
+        os.set_blocking(feed, False)
+        os.environ.setdefault(LAUNCHER, str(os.getpid()))
+        self.take_signals()
+        signal.set_wakeup_fd(feed, warn_on_full_buffer=False)
+        threading.Thread(target=self._look, args=(self._wake,), name="watch", daemon=True).start()
+
+    def take_signals(self) -> None:
+        """Again, after the Trainer has put its own handlers in place, which hang under DDP."""
+        if self._wake is not None:
+            for number in SIGNALS:
+                signal.signal(number, self._note)
+
+    def attach(self, trainer: Trainer) -> None:
+        """Before the processes connect: this thread, not the process group, says how long one waits for another."""
+        self.trainer = trainer
+        if hasattr(trainer.strategy, "_timeout"):
+            trainer.strategy._timeout = timedelta(days=1)
+
+    def alive(self) -> None:
+        """A step or a batch has passed."""
+        self._progress = time.monotonic()
+
+    def _note(self, signum: int, frame: Any) -> None:
+        """Nothing: the number has reached the thread through the wake-up pipe."""
+
+    def _look(self, wake: int) -> None:
+        dead_since: float | None = None
+        while True:
+            if select.select([wake], [], [], LOOK)[0]:
+                for signum in os.read(wake, 64):
+                    if signum in SIGNALS:
+                        self._receive(signum)
+            if is_child(self.trainer) and os.getppid() != self._parent:
+                self._end(1, "")  # rank 0 is gone, and has said why
+            if self._progress is not None and time.monotonic() - self._progress > 60 * self.timeout:
+                self._end(
+                    1,
+                    f"no step for {self.timeout:g} minutes (--timeout): a training process hangs; "
+                    "the last resume point is whole",
+                )
+            if not self.ending and self._progress is not None and (code := self._dead_child()):
+                dead_since = dead_since or time.monotonic()
+                if time.monotonic() - dead_since > DYING:
+                    self._end(1, f"a training process ended with {code}; the last resume point is whole")
+
+    def _receive(self, signum: int) -> None:
+        if not self.stepping or self.signum:
+            self._end(128 + signum, "")
+        self.signum = signum
+
+    def _dead_child(self) -> str:
+        for process in _children(self.trainer):
+            if code := process.poll():
+                return f"signal {-code}" if code < 0 else f"code {code}"
+        return ""
+
+    def _end(self, code: int, message: str) -> None:
+        """Leave without the main thread, and leave no process behind."""
+        if message and (self.trainer is None or self.trainer.is_global_zero):
+            print(f"fit.py: error: {message}", file=sys.stderr, flush=True)
+        end_children(self.trainer)
+        if is_child(self.trainer) and os.getppid() == self._parent and code == 1:
+            os.kill(self._parent, signal.SIGKILL)  # it is stopped, or it would have ended this process
+        os._exit(code)
+
+
+def is_child(trainer: Trainer | None) -> bool:
+    """Whether another process of this program launched this one, which then tells the exit code."""
+    if trainer is None:
+        return False
+    environment = getattr(trainer.strategy, "cluster_environment", None)
+    return isinstance(environment, LightningEnvironment) and trainer.local_rank > 0
+
+
+def _children(trainer: Trainer | None) -> list[subprocess.Popen]:
+    launcher = trainer.strategy.launcher if trainer is not None else None
+    return [process for process in getattr(launcher, "procs", []) if isinstance(process, subprocess.Popen)]
+
+
+def end_children(trainer: Trainer | None) -> None:
+    """Kill the training processes that this one launched; a hanging one does not hear a gentler signal."""
+    for process in _children(trainer):
+        process.kill()
+
+
+def requeue(signum: int) -> None:
+    """Put a SLURM job back into the queue when its time is nearly up (``#SBATCH --signal=USR1@120``).
+
+    The same command, with ``--resume auto``, then goes on.
+    """
+    job = os.environ.get("SLURM_JOB_ID", "")
+    if signum != signal.SIGUSR1 or not SLURMEnvironment.detect() or not re.fullmatch(r"\d+", job):
+        return
+    if array := os.environ.get("SLURM_ARRAY_JOB_ID"):
+        job = f"{array}_{os.environ['SLURM_ARRAY_TASK_ID']}"
+    try:
+        subprocess.run(["scontrol", "requeue", job], check=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        print(f"fit.py: warning: job {job} could not be requeued: {error}", file=sys.stderr)
