@@ -1,17 +1,21 @@
 """A folder of photos, one subfolder a class."""
 
+import io
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from lightning.pytorch import LightningDataModule
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
+from torchvision.io import ImageReadMode, decode_image
 from torchvision.transforms import InterpolationMode, v2
 
 from datamodules import photos
 from datamodules.loading import PADDING, make_loader, mix, run_seed, workers_for_decoding
 from datamodules.photos import DataError, Paths, Photos
+from datamodules.picture_store import PictureStore, store_path
 from datamodules.pictures import Pictures, scale
 
 IMAGENET = {
@@ -23,10 +27,12 @@ IMAGENET = {
 }
 SMALL = 64
 """Side in pixels up to which all pictures are kept in memory."""
+FAST_PIXELS = 50_000_000
+"""Size up to which a picture is decoded without further questions; larger ones are read_picture's to judge."""
 
 
 class PhotoFiles(Dataset):
-    """Pictures that are read from their files when a batch asks for them.
+    """Pictures that are read from their files, or from a :class:`PictureStore`, when a batch asks for them.
 
     Args:
         root: what ``paths`` are relative to.
@@ -35,6 +41,7 @@ class PhotoFiles(Dataset):
         preprocessing: see :class:`ImageFolderDataModule`.
         augment: RandomResizedCrop and flip, else Resize and CenterCrop.
         seed: of the augmentation, which is a function of (seed, run's seed, epoch, index).
+        store: the same pictures, decoded.
 
     ``__getitems__(keys)`` gives (B, 3, S, S) float32 and (B,) int64, -1 where the key is padding.
     """
@@ -47,8 +54,9 @@ class PhotoFiles(Dataset):
         preprocessing: dict[str, Any],
         augment: bool,
         seed: int,
+        store: PictureStore | None = None,
     ) -> None:
-        self.root, self.paths, self.labels = root, paths, labels
+        self.root, self.paths, self.labels, self.store = root, paths, labels, store
         self.mean, self.std = preprocessing["mean"], preprocessing["std"]
         self.augment, self.seed = augment, run_seed(seed)
         self.transform = train_transform(preprocessing) if augment else eval_transform(preprocessing)
@@ -69,26 +77,48 @@ class PhotoFiles(Dataset):
         return scale(images, self.mean, self.std), labels
 
     def read(self, key: int) -> Tensor:
-        """One transformed picture: (3, S, S) uint8."""
-        picture = photos.read_picture(self.root / self.paths[key % len(self)])
+        """One transformed picture: (C, S, S) uint8, grey where the network's mean is of one channel."""
+        index = key % len(self)
+        picture = self.store[index] if self.store else read_pixels(self.root / self.paths[index])
         if self.augment:
             torch.default_generator.manual_seed(mix(self.seed, key))
-        return self.transform(picture)
+        picture = self.transform(picture)
+        return picture if len(self.mean) == 3 else v2.functional.rgb_to_grayscale(picture)
+
+
+def read_pixels(path: Path) -> Tensor:
+    """One picture as the network's preprocessing gets it: (3, H, W) uint8, upright, RGB.
+
+    JPEGs go through torchvision's decoder, which gives Pillow's pixels a third faster; what it does not take goes
+    through :func:`datamodules.photos.read_picture`.
+
+    Raises:
+        DataError: the file cannot be read; names it and says why.
+    """
+    try:
+        data = path.read_bytes()
+        with Image.open(io.BytesIO(data), formats=("JPEG",)) as header:
+            plain = header.mode in ("RGB", "L") and header.width * header.height < FAST_PIXELS
+        if plain:
+            encoded = torch.frombuffer(bytearray(data), dtype=torch.uint8)
+            return decode_image(encoded, ImageReadMode.RGB, apply_exif_orientation=True)
+    except (OSError, RuntimeError, SyntaxError, ValueError):  # no JPEG, or a broken one: read_picture says what it is
+        pass
+    return v2.functional.pil_to_tensor(photos.read_picture(path))
 
 
 def train_transform(preprocessing: dict[str, Any]) -> v2.Transform:
-    """RandomResizedCrop and flip, as in the tutorial "Transfer Learning for Computer Vision"; gives uint8."""
+    """RandomResizedCrop and flip, as in the tutorial "Transfer Learning for Computer Vision", of uint8 tensors."""
     interpolation = InterpolationMode(preprocessing["interpolation"])
     crop = v2.RandomResizedCrop(preprocessing["image_size"], interpolation=interpolation, antialias=True)
-    return v2.Compose([crop, v2.RandomHorizontalFlip(), v2.PILToTensor()])
+    return v2.Compose([crop, v2.RandomHorizontalFlip()])
 
 
 def eval_transform(preprocessing: dict[str, Any]) -> v2.Transform:
-    """Resize the shorter side, cut the centre out; gives (C, S, S) uint8, grey where ``mean`` has one channel."""
+    """Resize the shorter side, cut the centre out: (3, H, W) uint8 -> (3, S, S) uint8."""
     interpolation = InterpolationMode(preprocessing["interpolation"])
     resize = v2.Resize(preprocessing["resize_size"], interpolation=interpolation, antialias=True)
-    colour = v2.Identity() if len(preprocessing["mean"]) == 3 else v2.Grayscale(1)
-    return v2.Compose([colour, resize, v2.CenterCrop(preprocessing["image_size"]), v2.PILToTensor()])
+    return v2.Compose([resize, v2.CenterCrop(preprocessing["image_size"])])
 
 
 class ImageFolderDataModule(LightningDataModule):
@@ -96,7 +126,7 @@ class ImageFolderDataModule(LightningDataModule):
 
     Size, mean, std and interpolation follow the model's ``preprocessing``; without one they are those of the PyTorch
     tutorial "Transfer Learning for Computer Vision" (224 pixels, ImageNet's mean and std). Pictures up to
-    64 pixels a side are kept in memory as uint8.
+    64 pixels a side are decoded once and kept in memory as uint8.
 
     Args:
         root: the folder. ``train/``, ``val/`` (``valid/``, ``validation/``) and ``test/``, or the classes themselves.
@@ -107,6 +137,8 @@ class ImageFolderDataModule(LightningDataModule):
         split_file: a ``split.csv`` of an earlier run, to split as it did.
         balance: ``loss`` weights each class by the inverse of its frequency in the training loss.
         max_bad_fraction: share of broken files up to which the run goes on without them.
+        cache: keep the decoded pictures, resized to ``resize_size``, in a file that all processes map: epochs after the
+            first decode nothing. Random crops are then cut from the resized picture, so small ones are less sharp.
         num_workers: processes that read pictures; chosen from the cores when not given.
         seed: of the split, the order and the augmentation.
 
@@ -130,6 +162,7 @@ class ImageFolderDataModule(LightningDataModule):
         split_file: str | None = None,
         balance: Literal["none", "loss"] = "none",
         max_bad_fraction: float = 0.05,
+        cache: bool = False,
         num_workers: int | None = None,
         seed: int = 0,
     ) -> None:
@@ -149,7 +182,7 @@ class ImageFolderDataModule(LightningDataModule):
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        return self.photos.class_names if self.photos else photos.class_names(self.root)
+        return self.photos.class_names if self.photos else photos.class_names(self.root, self.hparams["split_file"])
 
     @property
     def num_classes(self) -> int:
@@ -180,6 +213,12 @@ class ImageFolderDataModule(LightningDataModule):
         self.preprocessing = spec
         self.augment = getattr(model, "wants_augmentation", True) if augment is None else augment
 
+    def prepare_data(self) -> None:
+        self.examine()  # one process of a machine opens the pictures, the others find what it remembered
+        if self.preprocessing["image_size"] <= SMALL or self.hparams["cache"]:
+            for split in ("train", "val"):
+                self.dataset(split)
+
     def setup(self, stage: str) -> None:
         before = (self.preprocessing, self.augment)
         if self.trainer is not None:
@@ -208,24 +247,24 @@ class ImageFolderDataModule(LightningDataModule):
         if split not in self.sets:
             assert self.photos is not None, "call setup() first"
             chosen = self.photos.select({"train": photos.TRAIN, "val": photos.VAL, "test": photos.TEST}[split])
-            labels = torch.from_numpy(self.photos.labels[chosen]).long()
-            augment, seed = self.augment and split == "train", self.hparams["seed"]
-            small = self.preprocessing["image_size"] <= SMALL
-            files = PhotoFiles(
-                self.root,
-                self.photos.paths.take(chosen),
-                labels,
-                self.preprocessing,
-                augment and not small,
-                seed,
-            )
-            if small:
-                images = torch.stack([files.read(index) for index in range(len(files))])
-                mean, std = self.preprocessing["mean"], self.preprocessing["std"]
-                self.sets[split] = Pictures(images, labels, mean, std, augment, seed)
+            paths, labels = self.photos.paths.take(chosen), torch.from_numpy(self.photos.labels[chosen]).long()
+            augment, seed, spec = self.augment and split == "train", self.hparams["seed"], self.preprocessing
+            small = spec["image_size"] <= SMALL
+            store = self._store(paths, small) if len(paths) and (small or self.hparams["cache"]) else None
+            if store and small:
+                self.sets[split] = Pictures(store.stacked(), labels, spec["mean"], spec["std"], augment, seed)
             else:
-                self.sets[split] = files
+                self.sets[split] = PhotoFiles(self.root, paths, labels, spec, augment, seed, store)
         return self.sets[split]
+
+    def _store(self, paths: Paths, whole: bool) -> PictureStore:
+        """These pictures decoded: ready for the network, or (``whole`` false) resized but not cropped."""
+        spec = {key: self.preprocessing[key] for key in ("image_size", "resize_size", "interpolation")}
+        path = store_path(self.root, paths, {**spec, "whole": whole})
+        if not path.is_file():
+            transform = eval_transform(spec) if whole else eval_transform(spec).transforms[0]
+            PictureStore.write(path, len(paths), lambda index: transform(read_pixels(self.root / paths[index])))
+        return PictureStore(path)
 
     def train_dataloader(self) -> DataLoader:
         return self._loader("train")

@@ -56,7 +56,8 @@ class Pictures(Dataset):
     def __getitems__(self, keys: list[int]) -> tuple[Tensor, Tensor]:
         wanted = torch.tensor(keys)
         indices = self.indices[wanted % len(self)]
-        images, labels = self.images[indices], self.labels[indices]
+        # index_select: ten times as fast as images[indices]
+        images, labels = self.images.index_select(0, indices), self.labels[indices]
         if self.augment:
             images = flip_shift_cutout(images, uniforms(self.seed, wanted, 5))
         if PADDING in keys:
@@ -67,10 +68,9 @@ class Pictures(Dataset):
 def scale(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
     """(..., C, H, W) uint8 -> float32: pixels in [0, 1], less ``mean``, over ``std``, per channel."""
     if len(set(mean)) == 1 and len(set(std)) == 1:  # one scalar: three times as fast
-        return images.to(torch.float32).sub_(255 * mean[0]).div_(255 * std[0])
-    shift = torch.tensor(mean).mul_(255).view(-1, 1, 1)
-    spread = torch.tensor(std).mul_(255).view(-1, 1, 1)
-    return images.to(torch.float32).sub_(shift).div_(spread)
+        return images.to(torch.float32).mul_(1 / (255 * std[0])).sub_(mean[0] / std[0])
+    centre, spread = torch.tensor(mean), torch.tensor(std)
+    return images.to(torch.float32).mul_((1 / (255 * spread)).view(-1, 1, 1)).sub_((centre / spread).view(-1, 1, 1))
 
 
 def flip_shift_cutout(images: Tensor, numbers: Tensor) -> Tensor:

@@ -33,7 +33,7 @@ class Rows(Dataset):
         targets = self.targets[rows]
         if PADDING in keys:
             targets = targets.masked_fill((wanted == PADDING).unsqueeze(1), torch.nan)
-        return self.inputs[rows], targets
+        return self.inputs.index_select(0, rows), targets
 
 
 class RandomDataModule(LightningDataModule):

@@ -1,0 +1,94 @@
+"""Decoded pictures in a file that every process maps: decoded once, by any rank and any run."""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from datamodules.examination import available_cores
+from datamodules.listing import Paths
+
+AHEAD = 256  # pictures that wait to be written, at most
+
+
+class PictureStore:
+    """N pictures, (3, H, W) uint8 each, sizes as they come, mapped from one file.
+
+    Args:
+        path: written by :meth:`write`.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            file.seek(size - 8)
+            count = int(np.frombuffer(file.read(8), np.int64)[0])
+            file.seek(size - 8 - 16 * count)
+            self.sizes = np.frombuffer(file.read(16 * count), np.int64).reshape(count, 2)  # height, width
+        self.starts = np.concatenate([[0], (3 * self.sizes.prod(1)).cumsum()])
+        self._map()
+
+    def _map(self) -> None:
+        # Private mapping: nothing is ever written, and the pages are those of every other process.
+        self._bytes = torch.from_file(str(self.path), shared=False, size=int(self.starts[-1]), dtype=torch.uint8)
+
+    def __len__(self) -> int:
+        return len(self.sizes)
+
+    def __getitem__(self, index: int) -> Tensor:
+        height, width = self.sizes[index]
+        return self._bytes[self.starts[index] : self.starts[index + 1]].view(3, int(height), int(width))
+
+    def stacked(self) -> Tensor:
+        """All of them as (N, 3, H, W) without a copy; they have to be of one size."""
+        height, width = self.sizes[0]
+        return self._bytes.view(len(self), 3, int(height), int(width))
+
+    def __getstate__(self) -> dict[str, Any]:  # a spawned worker maps the file itself
+        return {name: value for name, value in self.__dict__.items() if name != "_bytes"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._map()
+
+    @staticmethod
+    def write(path: Path, count: int, read: Callable[[int], Tensor]) -> None:
+        """Decode with a thread a core and write; whoever reads sees the whole file or none."""
+        part = path.with_name(f".{path.name}.{os.getpid()}")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        sizes = np.empty((count, 2), np.int64)
+        try:
+            with part.open("wb") as file, ThreadPoolExecutor(available_cores()) as threads:
+                for first in range(0, count, AHEAD):
+                    indices = range(first, min(count, first + AHEAD))
+                    for index, picture in zip(indices, threads.map(read, indices), strict=True):
+                        sizes[index] = picture.shape[1:]
+                        file.write(picture.contiguous().numpy().data)
+                file.write(sizes.tobytes())
+                file.write(np.int64(count).tobytes())
+            part.replace(path)
+        finally:
+            part.unlink(missing_ok=True)
+
+
+def store_path(root: Path, paths: Paths, settings: dict[str, Any]) -> Path:
+    """Where these pictures, decoded with these settings, lie: another size, time or setting is another file."""
+    digest = hashlib.sha256(json.dumps([str(root.resolve()), settings], sort_keys=True).encode())
+    paths.update(digest)
+    for path in paths:
+        status = (root / path).stat()
+        digest.update(f"{status.st_size} {status.st_mtime_ns} ".encode())
+    return cache_folder() / f"{digest.hexdigest()[:32]}.pictures"
+
+
+def cache_folder() -> Path:
+    """``lit-classics/pictures`` in the user's cache; whatever lies in it may be deleted at any time."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lit-classics" / "pictures"
