@@ -57,7 +57,7 @@ class FitCLI(LightningCLI):
         super().__init__(
             save_config_callback=None,
             parser_class=OneLineParser,
-            parser_kwargs={"prog": "fit.py"},
+            parser_kwargs={"prog": "fit.py", "allow_abbrev": False},
             seed_everything_default=0,
             run=False,
             auto_configure_optimizers=False,
@@ -81,6 +81,13 @@ class FitCLI(LightningCLI):
             type=PositiveFloat,
             default=5.0,
             help="Minutes without a step after which a training that hangs is ended.",
+        )
+        parser.add_argument("--quiet", type=bool, default=False, help="Print the result alone.")
+        parser.add_argument(
+            "--dashboard", type=bool, default=True, help="Pictures, graph and settings for TensorBoard, not curves alone."
+        )
+        parser.add_argument(
+            "--seeds", type=PositiveInt, default=1, help="Repeat the run with so many seeds; print mean and deviation."
         )
         parser.add_argument("--help_all", action="help", help="Show all of this; --model.help LitCNN shows a class's.")
         parser.add_subclass_arguments(
@@ -108,6 +115,8 @@ class FitCLI(LightningCLI):
         self.config = parser.parse_args(spelled)
         self.typed = parser.parse_args(spelled, defaults=False)
         self.resume = self.config.pop("resume")  # no setting of the run: the same command with it goes on
+        self.quiet = self.config.pop("quiet")
+        self.config.pop("seeds")  # scripts/fit.py has seen to it
         self.watch = Watch(self.config["timeout"])
 
     def _set_seed(self) -> None:
@@ -130,7 +139,7 @@ class FitCLI(LightningCLI):
 
     def _build(self, key: str) -> Any:
         try:
-            return self.parser.instantiate_classes(Namespace({key: self.config[key]}))[key]
+            return self.parser.instantiate(Namespace({key: self.config[key]}))[key]
         except ValueError as error:  # jsonargparse's own, around what the constructor raised
             while isinstance(error.__cause__, ValueError):
                 error = error.__cause__
@@ -170,15 +179,15 @@ class FitCLI(LightningCLI):
             flag = f"--optimizer {chosen.__name__}" if optimizer else f"--model {type(self.model).__name__}"
             raise UsageError(f"{flag} cannot be used so: {error}; mend that value") from error
         if schedule:
-            kind, arguments = resolve_name(schedule["class_path"]), dict(schedule.get("init_args") or {})
-            if arguments.get("step_size", 1) < 1:
+            kind, options = resolve_name(schedule["class_path"]), dict(schedule.get("init_args") or {})
+            if options.get("step_size", 1) < 1:
                 raise UsageError("--lr_scheduler.step_size is a number of epochs: --lr_scheduler.step_size 7")
-            self.model.chosen_schedule = schedule_factory(kind, arguments, self.model)
+            self.model.chosen_schedule = schedule_factory(kind, options, self.model)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         trainer_config = self.config["trainer"]
         check_trainer(trainer_config)
-        config = dict(self.parser.instantiate_classes(Namespace(trainer=trainer_config))["trainer"])
+        config = dict(self.parser.instantiate(Namespace(trainer=trainer_config))["trainer"])
         if config["max_epochs"] is None and config["max_steps"] == -1 and config["max_time"] is None:
             config["max_epochs"] = trainer_config["max_epochs"] = getattr(self.model, "default_epochs", 1)
         try:

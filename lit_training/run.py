@@ -75,18 +75,16 @@ def complete(config: dict[str, Any], cli: "FitCLI") -> dict[str, Any]:
         raise UsageError(f"--resume {cli.resume} needs the run's folder: leave --logger and --fast_dev_run out")
     monitor, mode = monitored(cli)
     callbacks: list[Callback] = [StepSeed(cli.config["seed_everything"]), FiniteGuard(), Throughput()]
-    if config["enable_progress_bar"] is not False:
+    config["enable_progress_bar"] = not cli.quiet and config["enable_progress_bar"] is not False
+    if config["enable_progress_bar"]:
         callbacks += [EpochLines(monitor, mode)]
     if isinstance(cli.model, LitTransfer):
         callbacks += [FeatureCache()]
     if isinstance(cli.datamodule, ImageFolderDataModule) and config["logger"] not in (None, False):
         callbacks += [PhotoRecords()]
     if config["logger"] not in (None, False) and not config["fast_dev_run"]:
-        callbacks += [
-            LearningRateMonitor(),
-            Dashboard(monitor, mode),
-            SaveConfigCallback(cli.parser, cli.config, overwrite=True),
-        ]
+        callbacks += [LearningRateMonitor(), SaveConfigCallback(cli.parser, cli.config, overwrite=True)]
+        callbacks += [Dashboard(monitor, mode)] if cli.config["dashboard"] else []
     if config["enable_checkpointing"] is not False and not config["fast_dev_run"]:
         callbacks += [
             BestCheckpoint(monitor, mode),
@@ -127,9 +125,14 @@ def _listed(value: Any) -> list[Any]:
 
 def announce(cli: "FitCLI") -> None:
     """Data, device, batch and model, before anything is trained."""
-    if not is_rank_zero():
+    if not is_rank_zero() or cli.quiet:
         return
     trainer, model, data = cli.trainer, cli.model, cli.datamodule
+    if cli.start is not None and cli.start.finished:
+        print(f"{_relative(cli.start.run)} is at its end: nothing to do (--resume never trains anew)", flush=True)
+        return
+    if cli.start is not None and cli.start.checkpoint is not None:
+        print(f"resume  {_relative(cli.start.checkpoint)}, after step {cli.start.step}")
     if hasattr(data, "report"):
         print(data.report())
     name = type(data).__name__
@@ -189,7 +192,7 @@ def report(cli: "FitCLI") -> None:
         print("nothing was measured")
     if trainer.loggers and folder is not None:
         print(f"run         {_relative(Path(folder))}")
-    if best:
+    if best and not cli.quiet:
         _print_next(model, Path(best), bool(trainer.loggers))
 
 
