@@ -18,7 +18,7 @@ from datamodules.photos import DataError, Paths, Photos
 from datamodules.picture_store import PictureStore, store_path
 from datamodules.pictures import Pictures, scale
 
-IMAGENET = {
+IMAGENET: dict[str, Any] = {
     "image_size": 224,
     "resize_size": 256,
     "mean": [0.485, 0.456, 0.406],
