@@ -147,8 +147,11 @@ def _torchvision_name(backbone: str) -> str:
 
 
 def _options(backbone: str) -> dict[str, Any]:
-    # Without this, both spend half a minute on an initialisation that torchvision itself advises against.
-    return {"init_weights": False} if backbone in ("inception_v3", "googlenet") else {}
+    if backbone in ("inception_v3", "googlenet"):
+        return {"init_weights": False}  # else half a minute goes into what torchvision itself advises against
+    if backbone.startswith("vit_"):  # has a place for each patch: as many as in the pictures of the published weights
+        return {"image_size": models.get_model_weights(backbone).DEFAULT.meta["min_size"][0]}
+    return {}
 
 
 def _timm() -> Any:

@@ -1,0 +1,243 @@
+"""LitTransfer: what is frozen stays, what is fine-tuned moves, and weights are read when and only when a fit starts."""
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from lightning.pytorch import Callback, Trainer
+from torch import Tensor
+from torch.optim import SGD
+from torch.utils.data import DataLoader, TensorDataset
+from torchvision import models
+
+from lit_models import LitTransfer, ModelError, backbones
+
+Bare = Callable[..., Trainer]
+SMALL = "shufflenet_v2_x0_5"
+pytestmark = pytest.mark.filterwarnings("ignore:weights=None")
+
+
+def pictures(n: int = 8) -> DataLoader:
+    generator = torch.Generator().manual_seed(4)
+    return DataLoader(TensorDataset(torch.randn(n, 3, 32, 32, generator=generator), torch.arange(n) % 3), batch_size=4)
+
+
+def values(model: LitTransfer) -> dict[str, Tensor]:
+    """Copies of parameters and buffers of the network."""
+    return {name: tensor.clone() for name, tensor in model.net.state_dict().items()}
+
+
+def moved(model: LitTransfer, before: dict[str, Tensor]) -> set[str]:
+    return {name for name, tensor in model.net.state_dict().items() if not torch.equal(tensor, before[name])}
+
+
+def test_the_defaults_have_the_documented_sizes() -> None:
+    model = LitTransfer()
+    assert sum(parameter.numel() for parameter in model.parameters()) == 11_181_642
+    assert sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad) == 5_130
+    assert "11,181,642 at the defaults, 5,130 of them in the head" in str(LitTransfer.__doc__)
+    assert model(torch.zeros(1, 3, 64, 64)).shape == (1, 10)
+    assert model.preprocessing == {
+        "image_size": 224,
+        "resize_size": 256,
+        "mean": [0.485, 0.456, 0.406],
+        "std": [0.229, 0.224, 0.225],
+        "interpolation": "bilinear",
+    }
+
+
+@pytest.mark.parametrize("backbone", [SMALL, "resnet18", "efficientnet_b0"])
+def test_frozen_is_bit_equal_after_a_fit(bare: Bare, backbone: str) -> None:
+    model = LitTransfer(backbone, 3, weights=None, lr=0.1)
+    before = values(model)
+    trainer = bare(max_epochs=2)
+    trainer.fit(model, pictures(), pictures())  # validation switches modes to and fro
+    head = model.head_name
+    assert {f"{head}.bias"} <= moved(model, before) <= {f"{head}.weight", f"{head}.bias"}
+    [group] = trainer.optimizers[0].param_groups
+    assert {id(p) for p in group["params"]} == {id(p) for p in model.head.parameters()}
+    assert all(p.grad is None for name, p in model.net.named_parameters() if not name.startswith(head))
+
+
+def test_a_new_frozen_model_keeps_its_statistics() -> None:
+    model = LitTransfer(SMALL, 3, weights=None)
+    before = values(model)
+    model(torch.randn(4, 3, 32, 32))
+    model.train()(torch.randn(4, 3, 32, 32))
+    assert moved(model, before) == set()
+
+
+def test_fine_tuning_moves_every_layer(bare: Bare) -> None:
+    model = LitTransfer(SMALL, 3, weights=None, freeze=False)
+    before = values(model)
+    bare(max_epochs=1).fit(model, pictures(), pictures())
+    assert moved(model, before) == set(before)
+
+
+class EachEpoch(Callback):
+    """Learning rates and mode of the network in each epoch, copies of it at the end."""
+
+    def __init__(self) -> None:
+        self.networks: list[dict[str, Tensor]] = []
+        self.rates: list[list[float]] = []
+        self.training: list[bool] = []
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        if batch_idx == 0:
+            self.rates.append([group["lr"] for group in trainer.optimizers[0].param_groups])
+            self.training.append(pl_module.net.training)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:
+        self.networks.append(values(pl_module))
+
+
+def late(**more: Any) -> LitTransfer:
+    torch.manual_seed(1)
+    return LitTransfer(
+        SMALL, 3, weights=None, freeze=False, unfreeze_epoch=2, backbone_lr_factor=0.1, lr=0.01, step_size=3, **more
+    )
+
+
+def test_unfreeze_epoch_is_frozen_before_and_moves_after(bare: Bare) -> None:
+    model, seen = late(), EachEpoch()
+    before = values(model)
+    bare(max_epochs=4, callbacks=[seen]).fit(model, pictures(), pictures())
+    backbone = {name for name in before if not name.startswith(model.head_name)}
+    for epoch in (0, 1):
+        assert all(torch.equal(seen.networks[epoch][name], before[name]) for name in backbone)
+        assert not torch.equal(seen.networks[epoch]["fc.weight"], before["fc.weight"])
+    assert all(not torch.equal(seen.networks[2][name], before[name]) for name in backbone)
+    assert seen.training == [False, False, True, True]
+    # The backbone's rate is a tenth of the head's, and StepLR(3) divides both by ten.
+    assert seen.rates == [pytest.approx([rate, rate / 10]) for rate in (0.01, 0.01, 0.01, 0.001)]
+
+
+def test_a_resumed_fit_unfreezes_at_the_same_epoch(bare: Bare, tmp_path: Path) -> None:
+    whole = late()
+    bare(max_epochs=3).fit(whole, pictures())
+    first = bare(max_epochs=2)
+    first.fit(late(), pictures())
+    first.save_checkpoint(tmp_path / "a.ckpt")
+    resumed = late(momentum=0.9)
+    bare(max_epochs=3).fit(resumed, pictures(), ckpt_path=str(tmp_path / "a.ckpt"), weights_only=True)
+    assert moved(resumed, values(whole)) == set()
+
+
+def test_the_features_of_a_fit_are_those_of_evaluation(bare: Bare) -> None:
+    model = LitTransfer(SMALL, 3, weights=None)
+    x = torch.randn(4, 3, 32, 32)
+    want = model.eval().features(x)
+    assert want is not None
+    seen: list[Tensor | None] = []
+
+    class Compare(Callback):
+        def on_train_batch_start(self, trainer: Trainer, pl_module: Any, *_: Any) -> None:
+            assert pl_module.training
+            seen.append(pl_module.features(x))
+
+    model.train()
+    bare(max_epochs=2, callbacks=[Compare()]).fit(model, pictures(), pictures())
+    assert len(seen) == 4
+    assert all(one is not None and torch.equal(one, want) for one in seen)
+
+
+def test_the_chosen_optimizer_gets_the_head_alone_when_frozen() -> None:
+    model = LitTransfer(SMALL, 3, weights=None)
+    model.chosen_optimizer = lambda groups: SGD(groups, lr=0.5)
+    configured: Any = model.configure_optimizers()
+    [group] = configured["optimizer"].param_groups
+    assert (group["lr"], len(group["params"])) == (0.5, 2)
+    assert configured["lr_scheduler"].step_size == 7
+
+
+def test_impossible_arguments_are_refused() -> None:
+    with pytest.raises(ModelError, match=r"--model\.num_classes"):
+        LitTransfer(num_classes=0)
+    for arguments in ({"unfreeze_epoch": 1}, {"backbone_lr_factor": 0.5}):
+        with pytest.raises(ModelError, match=r"--model\.freeze false"):
+            LitTransfer(**arguments)
+    with pytest.raises(ModelError, match="did you mean resnet18"):
+        LitTransfer("resnet19")
+
+
+def test_random_frozen_features_are_warned_of() -> None:
+    with pytest.warns(UserWarning, match="the frozen features are random"):
+        LitTransfer(SMALL, 3, weights="none")
+
+
+# --- weights ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def weights_file(tmp_path: Path) -> Path:
+    """A state dict with the published 1000 classes."""
+    torch.manual_seed(8)
+    torch.save(models.get_model(SMALL).state_dict(), tmp_path / "weights.pth")
+    return tmp_path / "weights.pth"
+
+
+@pytest.fixture
+def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """One entry for each time that pretrained weights are read."""
+    seen: list[str] = []
+    load = backbones.load
+
+    def counted(network: Any, head_name: str, backbone: str, weights: str) -> None:
+        seen.append(weights)
+        load(network, head_name, backbone, weights)
+
+    monkeypatch.setattr(backbones, "load", counted)
+    return seen
+
+
+def test_weights_are_read_once_at_the_start_of_a_fit(bare: Bare, weights_file: Path, reads: list[str]) -> None:
+    model = LitTransfer(SMALL, 3, weights=str(weights_file))
+    assert reads == []
+    trainer = bare(max_epochs=1)
+    trainer.fit(model, pictures(), pictures())
+    published = torch.load(weights_file, weights_only=True)
+    assert moved(model, {**published, **values_of_head(model)}) == set()
+    bare().validate(model, pictures(), verbose=False)
+    trainer.fit_loop.max_epochs = 2
+    trainer.fit(model, pictures())
+    assert reads == [str(weights_file)]
+
+
+def values_of_head(model: LitTransfer) -> dict[str, Tensor]:
+    return {name: tensor for name, tensor in values(model).items() if name.startswith(model.head_name)}
+
+
+def test_neither_opening_nor_resuming_a_checkpoint_needs_the_file(
+    bare: Bare, weights_file: Path, reads: list[str], tmp_path: Path
+) -> None:
+    model, trainer = LitTransfer(SMALL, 3, weights=str(weights_file), freeze=False), bare(max_epochs=1)
+    trainer.fit(model, pictures())
+    trainer.save_checkpoint(tmp_path / "a.ckpt")
+    weights_file.unlink()
+    reads.clear()
+    opened = LitTransfer.load_from_checkpoint(tmp_path / "a.ckpt", weights_only=True)
+    bare().test(opened, pictures(), verbose=False)
+    opened.load_pretrained()  # must not put the published weights over the trained ones
+    assert moved(opened, values(model)) == set()
+    resumed = LitTransfer(SMALL, 3, weights=str(weights_file), freeze=False)
+    bare(max_epochs=2).fit(resumed, pictures(), ckpt_path=str(tmp_path / "a.ckpt"), weights_only=True)
+    assert reads == []
+    assert math.isfinite(float(resumed.net.state_dict()["fc.weight"].sum()))
+
+
+def test_a_fit_without_the_weights_stops_before_its_first_step(bare: Bare) -> None:
+    model = LitTransfer(SMALL, 3, weights="nowhere.pth")
+    with pytest.raises(ModelError, match=r"no weights file nowhere\.pth"):
+        bare(max_epochs=1).fit(model, pictures())
+    with pytest.raises(ModelError, match=r"cannot get the weights of .*name resolution"):
+        bare(max_epochs=1).fit(LitTransfer(SMALL, 3), pictures())
+
+
+def test_a_feature_row_goes_to_the_head_alone() -> None:
+    model = LitTransfer(SMALL, 3, weights=None)
+    rows = torch.randn(5, 1024)
+    assert torch.equal(model(rows), F.linear(rows, *model.head.parameters()))
