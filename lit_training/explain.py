@@ -1,6 +1,7 @@
 """Says in one line what jsonargparse and Lightning say in many: culprit, reason, nearest name."""
 
 import ast
+import difflib
 import inspect
 import os
 import re
@@ -15,12 +16,13 @@ from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.strategies import StrategyRegistry
 from torch.optim import Optimizer
 
-from datamodules.loading import cores
+from datamodules.examination import available_cores
 from lit_training.messages import UsageError, suggest
 from lit_training.schedules import SCHEDULES
 from lit_training.spelling import DATA, MODELS, TRAINER_FLAGS
 
 KINDS = {"bool": ("true or false", "true"), "int": ("a whole number", "3"), "float": ("a number", "0.1")}
+KINDS |= {"PositiveInt": ("a whole number above 0", "3"), "PositiveFloat": ("a number above 0", "0.5")}
 """Python type -> how it is called, an example."""
 
 # What the Trainer takes as any text or number and refuses late, in many lines, or not at all.
@@ -43,6 +45,8 @@ LOWEST = {
     "num_sanity_val_steps": -1,
     "reload_dataloaders_every_n_epochs": 0,
 }
+ELSEWHERE = {"epochs": "max_epochs", "learning_rate": "model.lr", "gpus": "devices", "seed": "seed"}
+"""What other programs, or people, call it -> what it is called here."""
 SHARES = ("limit_train_batches", "limit_val_batches", "limit_test_batches", "limit_predict_batches", "overfit_batches")
 PROCESSES_PER_CORE = 8
 
@@ -63,7 +67,7 @@ def explain(message: str, parser: LightningArgumentParser) -> str:
     keys = list(dict.fromkeys(re.findall(r'Parser key "([^"]+)":', message)))
     flag = _short("--" + ".".join(keys))
     owner = re.findall(r"given class_path '([^']+)':", message)
-    if found := re.search(r"Option '([^']+)' is not accepted", message):
+    if found := re.search(r"(?:Option|does not accept option) '([^']+)'", message):
         return _explain_option(found[1], flag, owner[-1] if owner else None, parser)
     if found := re.search(r"arguments are required: (.+)", message):
         needed = " and ".join(f"{flag}.{name.strip()}" for name in found[1].split(","))
@@ -71,12 +75,14 @@ def explain(message: str, parser: LightningArgumentParser) -> str:
 
     if "Unable to load config" in message:
         return f"{flag} stands before a dot and a name: {flag}.max_epochs 3, or --max_epochs 3"
-    values = re.findall(r"(?:Given value|Got value|import path string): (.*)", message)
-    value = next((value for value in values if not value.startswith(("NestedArg(", "Namespace("))), "")
+    found_values = re.findall(r"(?:Given value|Got value|import path string|to float|base 10): (.*)", message)
+    found_values += re.findall(r": (\S+) does not conform", message)
+    values = [value.strip("'") for value in found_values if not value.startswith(("NestedArg(", "Namespace("))]
+    value = values[0] if values else ""
     if keys and not value:
         return f"{flag} needs a value: {flag} VALUE"
     expected = message.split("Given value")[0]
-    kinds = [kind for kind in KINDS if f"<class '{kind}'>" in expected]
+    kinds = [kind for kind in KINDS if re.search(rf"<class '{kind}'>|Not of type {kind}:", expected)]
     if keys == ["seed_everything"] or "float" in kinds:
         kinds = kinds[-1:]
     choices = [str(name) for text in re.findall(r"Literal(\[[^]]*\])", message) for name in ast.literal_eval(text)]
@@ -106,10 +112,13 @@ def _explain_option(name: str, flag: str, owner: str | None, parser: LightningAr
 
 
 def _suggest_flag(name: str, known: set[str]) -> str:
-    hint = suggest(name, sorted(known))
-    if hint.startswith("did you mean"):
-        return hint.replace("did you mean ", "did you mean --")
-    return "see --help, or --help_all for every flag"
+    spelled = {}
+    for key, classes in (("model", MODELS), ("data", DATA)):  # --lr is --model.lr
+        for klass in classes.values():
+            spelled |= {argument: f"{key}.{argument}" for argument in inspect.signature(klass).parameters}
+    spelled |= {flag: flag for flag in sorted(known)} | ELSEWHERE
+    near = difflib.get_close_matches(name, spelled, n=1, cutoff=0.7)
+    return f"did you mean --{spelled[near[0]]}?" if near else "see --help, or --help_all for every flag"
 
 
 def _classes(key: str, message: str) -> list[str]:
@@ -178,8 +187,9 @@ def _check_devices(accelerator: Any, devices: Any) -> None:
         return
     if not text.isdecimal() or int(text) < 1:
         raise UsageError(f"--devices {text} is not a number of processes: --devices 2, or auto")
-    if int(text) > PROCESSES_PER_CORE * cores():
-        raise UsageError(f"--devices {text}: this machine has {cores()} cores; --devices {cores()}, or auto")
+    if int(text) > PROCESSES_PER_CORE * available_cores():
+        cores = available_cores()
+        raise UsageError(f"--devices {text}: this machine has {cores} cores; --devices {cores}, or auto")
 
 
 def _check_writable(root: Path) -> None:
@@ -199,6 +209,8 @@ def _check_writable(root: Path) -> None:
 def explain_trainer(error: Exception, config: dict[str, Any]) -> str:
     """One line out of what building the Trainer raised."""
     accelerator, text = config["accelerator"], str(error)
+    if isinstance(error, UsageError):
+        return text
     if accelerator in ("gpu", "cuda", "mps", "tpu") and re.search(
         r"No supported gpu backend found|can not run on your system|torch_xla|CUDA|not available", text
     ):

@@ -1,0 +1,80 @@
+"""The short help is text, so that it is there before torch is: it is held against the parser here."""
+
+import re
+import shlex
+
+import pytest
+
+from lit_training.cli import FitCLI
+from lit_training.help import FIT_HELP
+from lit_training.schedules import SCHEDULES
+from lit_training.spelling import DATA, MODELS, TRAINER_FLAGS, spell_out
+
+OURS = {
+    "config",
+    "data",
+    "dashboard",
+    "early_stopping",
+    "help",
+    "help_all",
+    "lr_scheduler",
+    "model",
+    "optimizer",
+    "print_config",
+    "quiet",
+    "resume",
+    "seed_everything",
+    "seeds",
+    "timeout",
+    "trainer",
+}
+"""Every flag of fit.py that is not one of the Trainer's. A new one is a promise: README, help and CHANGELOG name it."""
+
+VALUES = {"HOW": "never", "NAME": "", "N": "2", "X": "0.1", "DIR": ".", "FILE": "some.yaml", "MODEL": "LitCNN"}
+VALUES |= {"DATA": "ShapesDataModule"}
+
+
+@pytest.fixture(scope="module")
+def cli() -> FitCLI:
+    return FitCLI(["--logger", "false"])
+
+
+def test_it_fits_on_one_screen() -> None:
+    lines = FIT_HELP.splitlines()
+    assert len(lines) <= 30
+    assert max(map(len, lines)) <= 120
+
+
+def test_it_names_the_classes() -> None:
+    for name in [*MODELS, *DATA, *(schedule.__name__ for schedule in SCHEDULES)]:
+        assert re.search(rf"\b{name}\b", FIT_HELP), name
+
+
+@pytest.mark.parametrize(("flag", "value"), re.findall(r"(?<![\w-])--([a-z_.]+)(?: ([A-Z]+|false|ddp)\b)?", FIT_HELP))
+def test_every_flag_in_it_parses(flag: str, value: str, cli: FitCLI, tmp_path) -> None:
+    (tmp_path / "some.yaml").write_text("max_epochs: 1")
+    names = {"optimizer": "Adam", "lr_scheduler": "CosineAnnealingLR", "accelerator": "cpu"}
+    value = VALUES.get(value, value) or names.get(flag, "")
+    typed = shlex.split(f"--{flag} {value}") + ["--optimizer", "Adam"] * flag.startswith("optimizer.")
+    if flag in ("help_all", "model.help"):
+        with pytest.raises(SystemExit, match="0"):
+            cli.parser.parse_args(spell_out(typed))
+    else:
+        cli.parser.parse_args(spell_out(typed))
+
+
+def test_its_defaults_are_the_parser_s(cli: FitCLI) -> None:
+    defaults = cli.parser.get_defaults()
+    assert "default 0" in FIT_HELP
+    assert defaults["seed_everything"] == 0
+    assert "never (default)" in FIT_HELP
+    assert defaults["resume"] == "never"
+    assert "auto (default)" in FIT_HELP
+    assert defaults["trainer"]["accelerator"] == "auto"
+
+
+def test_flags_that_are_not_the_trainer_s_are_these(cli: FitCLI) -> None:
+    flags = {option[2:] for action in cli.parser._actions for option in action.option_strings if option[:2] == "--"}
+    of_trainer = {flag for flag in flags if flag.removeprefix("trainer.").split(".")[0].rstrip("+") in TRAINER_FLAGS}
+    flags -= of_trainer | {"print_shtab"}  # which jsonargparse adds where shtab is installed
+    assert {flag for flag in flags if not flag.endswith(".help")} == OURS
