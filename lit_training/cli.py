@@ -182,7 +182,8 @@ class FitCLI(LightningCLI):
             kind, options = resolve_name(schedule["class_path"]), dict(schedule.get("init_args") or {})
             if options.get("step_size", 1) < 1:
                 raise UsageError("--lr_scheduler.step_size is a number of epochs: --lr_scheduler.step_size 7")
-            self.model.chosen_schedule = schedule_factory(kind, options, self.model)
+            monitor = "val_loss" if run.validates(self) else "train_loss"
+            self.model.chosen_schedule = schedule_factory(kind, options, self.model, monitor)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         trainer_config = self.config["trainer"]
@@ -192,7 +193,7 @@ class FitCLI(LightningCLI):
             config["max_epochs"] = trainer_config["max_epochs"] = getattr(self.model, "default_epochs", 1)
         try:
             trainer = FitTrainer(**run.complete(config, self))
-        except CheckpointError:
+        except (CheckpointError, UsageError):
             raise
         except (MisconfigurationException, ValueError, TypeError, RuntimeError, ImportError) as error:
             if self.start is not None and is_rank_zero():

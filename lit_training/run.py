@@ -93,7 +93,7 @@ def complete(config: dict[str, Any], cli: "FitCLI") -> dict[str, Any]:
             callbacks[:0] = [ResumePoint(cli.watch)]  # first: what it saves is what the others have not touched yet
             callbacks += [Provenance(cli.start.run)]
     if (patience := cli.config.get("early_stopping")) is not None:
-        callbacks += [EarlyStopping(monitor or "train_loss", mode=mode, patience=patience)]
+        callbacks += [EarlyStopping(monitor or "train_loss", mode=mode, patience=int(patience))]  # jsonargparse has an int of its own
     config["callbacks"] = [*callbacks[:1], *_listed(config["callbacks"]), *callbacks[1:]]
     return config
 
@@ -107,7 +107,7 @@ def _start(root: str, cli: "FitCLI") -> Start:
 
 def monitored(cli: "FitCLI") -> tuple[str | None, str]:
     """The metric that decides which epoch is best, and whether more of it is better."""
-    if not _validates(cli):
+    if not validates(cli):
         return "train_loss", "min"
     task = getattr(cli.model, "task", None)
     if task is None:  # a model that is not of this project may log anything: its last epoch counts as its best
@@ -115,7 +115,7 @@ def monitored(cli: "FitCLI") -> tuple[str | None, str]:
     return ("val_acc", "max") if task == "classification" else ("val_loss", "min")
 
 
-def _validates(cli: "FitCLI") -> bool:
+def validates(cli: "FitCLI") -> bool:
     return cli.config["trainer"]["limit_val_batches"] != 0 and getattr(cli.datamodule.hparams, "val_size", 1) != 0
 
 
@@ -172,7 +172,7 @@ def report(cli: "FitCLI") -> None:
     best = next((path for path in paths if path), "")
     metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
     skipped = trainer.barebones or trainer.fast_dev_run  # type: ignore[attr-defined]
-    if isinstance(model, LitBase) and _validates(cli) and not skipped:
+    if isinstance(model, LitBase) and validates(cli) and not skipped:
         with _without_loggers(trainer):  # the evaluation is no point of the curves
             # Without a checkpoint it is the weights as they are now.
             options: dict[str, Any] = {"ckpt_path": best, "weights_only": True} if best else {}

@@ -1,0 +1,80 @@
+import errno
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from lit_training.checkpoints import AtomicCheckpointIO, CheckpointError, find
+
+
+def write(path: Path, number: int) -> None:
+    AtomicCheckpointIO().save_checkpoint({"number": number, "weights": torch.full((1000,), float(number))}, path)
+
+
+def number(path: Path) -> int:
+    return torch.load(path, weights_only=True)["number"]
+
+
+def test_the_one_before_last_is_kept_as_previous(tmp_path: Path) -> None:
+    for count in range(3):
+        write(tmp_path / "new" / "last.ckpt", count)
+        write(tmp_path / "new" / "best.ckpt", count)
+    found = {path.name: number(path) for path in (tmp_path / "new").iterdir()}
+    assert found == {"last.ckpt": 2, "previous.ckpt": 1, "best.ckpt": 2}
+
+
+@pytest.mark.parametrize("call", ["os.fsync", "pathlib.Path.replace", "torch.save"])
+def test_an_error_at_any_point_leaves_a_whole_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str) -> None:
+    write(tmp_path / "last.ckpt", 1)
+
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(call, full)
+        with pytest.raises(CheckpointError, match=r"cannot write .*last.ckpt \(No space left on device\).*whole"):
+            write(tmp_path / "last.ckpt", 2)
+    assert [(path.name, number(path)) for path in tmp_path.iterdir()] == [("last.ckpt", 1)]
+
+
+def test_the_rotation_stopped_between_its_two_renames_leaves_previous(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path / "last.ckpt", 1)
+    rename = Path.replace
+
+    def stop_at_second(self: Path, target: Path) -> Path:
+        if self.name.endswith(".part"):
+            raise OSError(errno.EIO, "Input/output error")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "replace", stop_at_second)
+    with pytest.raises(CheckpointError, match="Input/output error"):
+        write(tmp_path / "last.ckpt", 2)
+    assert [(path.name, number(path)) for path in tmp_path.iterdir()] == [("previous.ckpt", 1)]
+
+
+def test_temporary_files_lie_beside_the_target_not_in_tmpdir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "is not there"))
+    write(tmp_path / "last.ckpt", 1)
+    assert number(tmp_path / "last.ckpt") == 1
+
+
+def test_a_folder_that_cannot_be_written_is_said(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("no folder")
+    with pytest.raises(CheckpointError, match="choose another with --default_root_dir"):
+        write(tmp_path / "file" / "last.ckpt", 1)
+
+
+def test_a_run_is_found_by_its_folder_by_file_and_as_latest(tmp_path: Path) -> None:
+    run = tmp_path / "lightning_logs" / "version_0"
+    with pytest.raises(CheckpointError, match="no run under"):
+        find("latest", str(tmp_path))
+    write(run / "checkpoints" / "last.ckpt", 1)
+    assert find(str(run)) == run / "checkpoints" / "last.ckpt"
+    write(run / "checkpoints" / "best.ckpt", 1)
+    assert find("latest", str(tmp_path)) == find(str(run)) == run / "checkpoints" / "best.ckpt"
+    with pytest.raises(CheckpointError, match="is not there"):
+        find(str(tmp_path / "nothing"))
