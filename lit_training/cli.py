@@ -84,7 +84,7 @@ class FitCLI(LightningCLI):
         )
         parser.add_argument("--quiet", type=bool, default=False, help="Print the result alone.")
         parser.add_argument(
-            "--dashboard", type=bool, default=True, help="Pictures, graph and settings for TensorBoard, not curves alone."
+            "--dashboard", type=bool, default=True, help="Show TensorBoard pictures, graph and settings too."
         )
         parser.add_argument(
             "--seeds", type=PositiveInt, default=1, help="Repeat the run with so many seeds; print mean and deviation."

@@ -31,7 +31,7 @@ class Features(Dataset):
     def __getitems__(self, keys: list[int]) -> tuple[Tensor, Tensor]:
         wanted = torch.tensor(keys)
         rows = wanted % len(self)
-        return self.features[rows], self.labels[rows].masked_fill(wanted == PADDING, PADDING)
+        return self.features.index_select(0, rows), self.labels[rows].masked_fill(wanted == PADDING, PADDING)
 
 
 class FeatureCache(Callback):
@@ -69,7 +69,7 @@ def _compute(
     )
     shares: list[Tensor] = []
     bar = Console(stderr=True)
-    show = trainer.is_global_zero and bar.is_terminal
+    show = trainer.is_global_zero and bar.is_terminal and trainer.progress_bar_callback is not None
     for x, _ in track(loader, f"features of {split}", console=bar, disable=not show, transient=True):
         part = model.features(x.to(model.device))
         if part is None:

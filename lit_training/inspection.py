@@ -88,7 +88,7 @@ def autograd_chain(loss: Tensor, names: Mapping[Tensor, str] | None = None) -> l
     length: dict[Any, int] = {}
     stack = [loss.grad_fn]
     while stack:  # depth first and without recursion: a deep network's graph is deeper than Python's stack
-        node = stack[-1]
+        node: Any = stack[-1]
         if node not in ahead:
             ahead[node] = [following for following, _ in node.next_functions if following is not None]
             stack += ahead[node]

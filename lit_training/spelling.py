@@ -19,6 +19,7 @@ DATA = {name: getattr(datamodules, name) for name in datamodules.__all__ if name
 TRAINER_FLAGS = {name: p for name, p in inspect.signature(Trainer.__init__).parameters.items() if name != "self"}
 SWITCHES = {name for name, p in TRAINER_FLAGS.items() if bool in (p.annotation, *get_args(p.annotation))}
 """Flags of the Trainer that may stand without a value."""
+OWN_SWITCHES = ("--quiet", "--dashboard")
 SCHEDULE_PATHS = {kind.__name__: f"torch.optim.lr_scheduler.{kind.__name__}" for kind in SCHEDULES}
 """Whole names, for Lightning has a ReduceLROnPlateau too."""
 MAX_CONFIG = 1_000_000
@@ -74,7 +75,7 @@ def _spell_flag(argument: str, value: str | None) -> str:
         argument = f"--trainer.{name}{dot}{rest}"
     if argument == "--lr_scheduler" and value in SCHEDULE_PATHS:
         value = SCHEDULE_PATHS[value]
-    if value is None and argument.removeprefix("--trainer.") in SWITCHES:
+    if value is None and (argument.removeprefix("--trainer.") in SWITCHES or argument in OWN_SWITCHES):
         value = "true"
     return argument if value is None else f"{argument}={value}"
 
