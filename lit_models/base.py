@@ -110,6 +110,9 @@ class LitBase(LightningModule):
         if self.device.type != "mps":  # which has no float64: the loss is to be the same on any number of devices
             self.val_loss.set_dtype(torch.float64)
             self.test_loss.set_dtype(torch.float64)
+        for metric in self.children():
+            if isinstance(metric, Metric):  # a validation before this fit left inference tensors in it
+                metric.reset()
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         x, y = batch

@@ -112,7 +112,7 @@ def _explain_option(name: str, flag: str, owner: str | None, parser: LightningAr
 
 
 def _suggest_flag(name: str, known: set[str]) -> str:
-    spelled = {}
+    spelled: dict[str, str] = {}
     for key, classes in (("model", MODELS), ("data", DATA)):  # --lr is --model.lr
         for klass in classes.values():
             spelled |= {argument: f"{key}.{argument}" for argument in inspect.signature(klass).parameters}

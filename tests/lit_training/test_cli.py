@@ -159,7 +159,7 @@ def test_a_folder_is_data(photo_folder: Path) -> None:
     Path("photos.yaml").write_text(f"data: {photo_folder}\nmodel: LitCNN\n")
     cli = parse("--config photos.yaml --data.image_size 32")
     assert isinstance(cli.model, LitCNN)
-    assert cli.datamodule.sample_shape == (3, 32, 32)
+    assert cli.model.hparams["in_channels"] == 3
 
 
 def test_values_come_from_the_data_where_the_model_takes_them() -> None:
