@@ -17,4 +17,5 @@ def wilson(right: int, total: int, confidence: float = 0.95) -> tuple[float, flo
     share, z2 = right / total, z * z / total
     centre = (share + z2 / 2) / (1 + z2)
     half = z * sqrt(share * (1 - share) / total + z2 / (4 * total)) / (1 + z2)
-    return max(0.0, centre - half), min(1.0, centre + half)
+    # At the ends the formula is 0 and 1 but for rounding.
+    return (centre - half if right > 0 else 0.0), (centre + half if right < total else 1.0)

@@ -187,8 +187,11 @@ def _csv_rows(file: str) -> Iterator[list[str]]:
 
 
 def _npy_rows(file: str) -> Iterator[np.ndarray]:
-    array = np.load(file, mmap_mode="r", allow_pickle=False)
-    if not isinstance(array, np.ndarray) or array.ndim not in (1, 2) or array.dtype.kind not in "fiub":
+    try:
+        array = np.lib.format.open_memmap(file, mode="r")  # np.load would open zip archives and pickles, too
+    except Exception as error:  # a broken header has many ways to fail
+        raise ValueError(f"no .npy file of numbers: {type(error).__name__}") from error
+    if array.ndim not in (1, 2) or array.dtype.kind not in "fiub":
         raise ValueError("it has to hold numbers of shape (rows, features)")
     yield from np.atleast_2d(array)
 
