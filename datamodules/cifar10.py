@@ -8,13 +8,12 @@ from urllib.error import URLError
 
 import numpy as np
 import torch
-from lightning.pytorch import LightningDataModule
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import Dataset
 from torchvision.datasets import CIFAR10
 from torchvision.datasets.utils import check_integrity, download_url, extract_archive
 
-from datamodules.loading import make_loader, mix
+from datamodules.loading import SplitDataModule, mix
 from datamodules.photos import DataError
 from datamodules.pictures import Pictures
 
@@ -23,7 +22,7 @@ TRAIN, TEST = 50_000, 10_000
 HALF = [0.5, 0.5, 0.5]  # mean and std of the tutorial: pixels in [-1, 1]
 
 
-class CIFAR10DataModule(LightningDataModule):
+class CIFAR10DataModule(SplitDataModule):
     """The 60,000 pictures of CIFAR-10 (Krizhevsky 2009), as in the PyTorch tutorial "Training a Classifier".
 
     Validation is cut from the 50,000 training pictures, in equal shares of the classes; the official 10,000 test
@@ -49,6 +48,7 @@ class CIFAR10DataModule(LightningDataModule):
     num_classes = 10
     in_channels = 3
     sample_shape = (3, 32, 32)
+    eval_batch_size = 500
 
     def __init__(
         self,
@@ -64,7 +64,7 @@ class CIFAR10DataModule(LightningDataModule):
         if not 0 <= val_size < TRAIN:
             raise DataError(f"val_size lies between 0 and {TRAIN - 1}, not at {val_size}: --data.val_size 5000")
         self.save_hyperparameters()
-        self.sets: dict[str, Pictures] = {}
+        self.sets: dict[str, Dataset] = {}
 
     @property
     def preprocessing(self) -> dict[str, Any]:
@@ -93,25 +93,6 @@ class CIFAR10DataModule(LightningDataModule):
             self.sets["val"] = Pictures(images, labels, HALF, HALF, indices=val)
         if stage in ("test", "predict") and "test" not in self.sets:
             self.sets["test"] = Pictures(*_read_bytes(_bytes_file(root, False), TEST), HALF, HALF)
-
-    def train_dataloader(self) -> DataLoader:
-        return self._loader("train")
-
-    def val_dataloader(self) -> DataLoader | list[DataLoader]:
-        return self._loader("val") if self.hparams["val_size"] else []
-
-    def test_dataloader(self) -> DataLoader:
-        return self._loader("test")
-
-    def predict_dataloader(self) -> DataLoader:
-        return self._loader("test")
-
-    def _loader(self, split: str) -> DataLoader:
-        train = split == "train"
-        batch_size = self.hparams["batch_size"] if train else max(500, self.hparams["batch_size"])
-        return make_loader(
-            self.sets[split], self.trainer, batch_size=batch_size, seed=self.hparams["seed"], train=train
-        )
 
 
 def stratified(labels: Tensor, count: int, seed: int) -> Tensor:

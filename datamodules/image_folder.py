@@ -5,15 +5,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from lightning.pytorch import LightningDataModule
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 from torchvision.io import ImageReadMode, decode_image
 from torchvision.transforms import InterpolationMode, v2
 
 from datamodules import photos
-from datamodules.loading import PADDING, make_loader, mix, run_seed, workers_for_decoding
+from datamodules.loading import PADDING, SplitDataModule, mix, run_seed, workers_for_decoding
 from datamodules.photos import DataError, Paths, Photos
 from datamodules.picture_store import PictureStore, store_path
 from datamodules.pictures import Pictures, scale
@@ -121,7 +120,7 @@ def eval_transform(preprocessing: dict[str, Any]) -> v2.Transform:
     return v2.Compose([resize, v2.CenterCrop(preprocessing["image_size"])])
 
 
-class ImageFolderDataModule(LightningDataModule):
+class ImageFolderDataModule(SplitDataModule):
     """Photos in ``root/train/<class>/...`` and ``root/val/<class>/...``, or in ``root/<class>/...`` to be split.
 
     Size, mean, std and interpolation follow the model's ``preprocessing``; without one they are those of the PyTorch
@@ -151,6 +150,8 @@ class ImageFolderDataModule(LightningDataModule):
     task = "classification"
     default_model = "LitTransfer"
     in_channels = 3
+    eval_batch_size = 32
+    predict_split = "val"
 
     def __init__(
         self,
@@ -265,30 +266,6 @@ class ImageFolderDataModule(LightningDataModule):
             transform = eval_transform(spec) if whole else eval_transform(spec).transforms[0]
             PictureStore.write(path, len(paths), lambda index: transform(read_pixels(self.root / paths[index])))
         return PictureStore(path)
-
-    def train_dataloader(self) -> DataLoader:
-        return self._loader("train")
-
-    def val_dataloader(self) -> DataLoader:
-        return self._loader("val")
-
-    def test_dataloader(self) -> DataLoader:
-        return self._loader("test")
-
-    def predict_dataloader(self) -> DataLoader:
-        return self._loader("val")
-
-    def _loader(self, split: str) -> DataLoader:
-        train, batch_size = split == "train", self.hparams["batch_size"]
-        dataset = self.dataset(split)
-        return make_loader(
-            dataset,
-            self.trainer,
-            batch_size=batch_size if train else max(32, batch_size),
-            seed=self.hparams["seed"],
-            train=train,
-            num_workers=self.num_workers(dataset),
-        )
 
     def num_workers(self, dataset: Dataset) -> int:
         """Processes that load ``dataset``: none for what is in memory."""

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from lightning.pytorch import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
@@ -166,6 +167,49 @@ def make_loader(
         worker_init_fn=leave_signals_to_main,
         generator=torch.Generator().manual_seed(mix(seed)),  # else a pass would draw from the global generator
     )
+
+
+class SplitDataModule(LightningDataModule):
+    """The four loaders of a data module that has ``batch_size`` and ``seed`` and its splits in ``sets``."""
+
+    eval_batch_size = 100
+    """Rows of an evaluation's batch, where ``batch_size`` is not more."""
+    predict_split = "test"
+    shuffle = True
+    sets: dict[str, Dataset]
+
+    def dataset(self, split: str) -> Dataset:
+        """The samples of ``train``, ``val`` or ``test``; known after ``setup``."""
+        return self.sets[split]
+
+    def num_workers(self, dataset: Dataset) -> int:
+        """Processes that load ``dataset``: none for what is in memory."""
+        return 0
+
+    def train_dataloader(self) -> DataLoader:
+        return self._loader("train")
+
+    def val_dataloader(self) -> DataLoader | list[DataLoader]:
+        return self._loader("val") if len(self.dataset("val")) else []  # type: ignore[arg-type]
+
+    def test_dataloader(self) -> DataLoader:
+        return self._loader("test")
+
+    def predict_dataloader(self) -> DataLoader:
+        return self._loader(self.predict_split)
+
+    def _loader(self, split: str) -> DataLoader:
+        train, dataset = split == "train", self.dataset(split)
+        batch_size = self.hparams["batch_size"]
+        return make_loader(
+            dataset,
+            self.trainer,
+            batch_size=batch_size if train else max(self.eval_batch_size, batch_size),
+            seed=self.hparams["seed"],
+            train=train,
+            shuffle=self.shuffle,
+            num_workers=self.num_workers(dataset),
+        )
 
 
 def workers_for_decoding(trainer: Any) -> int:

@@ -4,11 +4,10 @@ from collections.abc import Sequence
 from typing import Literal
 
 import torch
-from lightning.pytorch import LightningDataModule
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
-from datamodules.loading import PADDING, make_loader, mix
+from datamodules.loading import PADDING, SplitDataModule, mix
 from datamodules.photos import DataError
 
 NOISE = 0.1  # standard deviation of what the linear map does not explain
@@ -36,7 +35,7 @@ class Rows(Dataset):
         return self.inputs.index_select(0, rows), targets
 
 
-class RandomDataModule(LightningDataModule):
+class RandomDataModule(SplitDataModule):
     """Standard normal inputs with float targets, drawn once from a seed.
 
     The defaults are the fixed batch of the PyTorch tutorial "Learning PyTorch with Examples": 64 x 1000 -> 64 x 10,
@@ -61,6 +60,7 @@ class RandomDataModule(LightningDataModule):
     """
 
     task = "regression"
+    eval_batch_size = 1
     default_model = "LitMLP"
 
     def __init__(
@@ -82,7 +82,8 @@ class RandomDataModule(LightningDataModule):
         if target not in ("random", "linear", "count"):
             raise DataError(f"target is random, linear or count, not {target}: --data.target random")
         self.save_hyperparameters()
-        self.sets: dict[str, Rows] = {}
+        self.shuffle = not steps
+        self.sets: dict[str, Dataset] = {}
 
     @property
     def in_features(self) -> int:
@@ -124,26 +125,3 @@ class RandomDataModule(LightningDataModule):
             weight = torch.randn(self.in_features, outputs, generator=shared)
             targets = inputs.flatten(1) @ weight + NOISE * targets
         return Rows(inputs, targets, draws)
-
-    def train_dataloader(self) -> DataLoader:
-        return self._loader("train")
-
-    def val_dataloader(self) -> DataLoader:
-        return self._loader("val")
-
-    def test_dataloader(self) -> DataLoader:
-        return self._loader("test")
-
-    def predict_dataloader(self) -> DataLoader:
-        return self._loader("test")
-
-    def _loader(self, split: str) -> DataLoader:
-        train = split == "train"
-        return make_loader(
-            self.sets[split],
-            self.trainer,
-            batch_size=self.hparams["batch_size"],
-            seed=self.hparams["seed"],
-            train=train,
-            shuffle=not self.hparams["steps"],
-        )

@@ -4,11 +4,10 @@ import math
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningDataModule
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import Dataset
 
-from datamodules.loading import make_loader, mix
+from datamodules.loading import SplitDataModule, mix
 from datamodules.photos import DataError
 from datamodules.pictures import Pictures
 
@@ -16,7 +15,7 @@ CLASS_NAMES = ("disc", "square", "triangle", "plus", "ring", "frame", "half", "b
 SIZE = 32
 
 
-class ShapesDataModule(LightningDataModule):
+class ShapesDataModule(SplitDataModule):
     """Ten shapes of random place, size, turn and colours under noise, in the form of CIFAR10.
 
     Args:
@@ -53,7 +52,7 @@ class ShapesDataModule(LightningDataModule):
         if channels not in (1, 3):
             raise DataError(f"ShapesDataModule draws 1 or 3 channels, not {channels}: --data.channels 3")
         self.save_hyperparameters()
-        self.sets: dict[str, Pictures] = {}
+        self.sets: dict[str, Dataset] = {}
 
     @property
     def in_channels(self) -> int:
@@ -86,25 +85,6 @@ class ShapesDataModule(LightningDataModule):
         images, labels = draw(size, mix(seed, ("train", "val", "test").index(split)), self.in_channels)
         half = [0.5] * self.in_channels
         return Pictures(images, labels, half, half, self.hparams["augment"] and split == "train", seed)
-
-    def train_dataloader(self) -> DataLoader:
-        return self._loader("train")
-
-    def val_dataloader(self) -> DataLoader:
-        return self._loader("val")
-
-    def test_dataloader(self) -> DataLoader:
-        return self._loader("test")
-
-    def predict_dataloader(self) -> DataLoader:
-        return self._loader("test")
-
-    def _loader(self, split: str) -> DataLoader:
-        train = split == "train"
-        batch_size = self.hparams["batch_size"] if train else max(100, self.hparams["batch_size"])
-        return make_loader(
-            self.sets[split], self.trainer, batch_size=batch_size, seed=self.hparams["seed"], train=train
-        )
 
 
 def draw(count: int, seed: int, channels: int) -> tuple[Tensor, Tensor]:

@@ -208,7 +208,9 @@ class LitBase(LightningModule):
 
     def refuse_shape(self, shape: tuple[int, ...]) -> str | None:
         """Why a sample of this shape cannot be taken, or None. ``shape`` has no batch dimension."""
-        return None
+        if self.sample_ndim != 1 or shape == (want := (self.hparams["in_features"],)):
+            return None
+        return f"it takes rows of {want}, these are {shape} (--model.in_features)"
 
     def check_data(self, data: Any) -> None:
         """Refuse a data module that does not fit.

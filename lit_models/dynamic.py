@@ -86,10 +86,6 @@ class LitDynamic(LitBase):
     def forward(self, x: Tensor) -> Tensor:
         return self.net(x)
 
-    def refuse_shape(self, shape: tuple[int, ...]) -> str | None:
-        want = (self.hparams["in_features"],)
-        return None if shape == want else f"it takes rows of {want}, these are {shape} (--model.in_features)"
-
     def configure_optimizers(self):
         sgd = partial(SGD, lr=self.hparams["lr"], momentum=self.hparams["momentum"])
         return self.with_choice(sgd, self.parameters())

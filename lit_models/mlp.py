@@ -64,9 +64,5 @@ class LitMLP(LitBase):
     def forward(self, x: Tensor) -> Tensor:
         return self.net(x)
 
-    def refuse_shape(self, shape: tuple[int, ...]) -> str | None:
-        want = (self.hparams["in_features"],)
-        return None if shape == want else f"it takes rows of {want}, these are {shape} (--model.in_features)"
-
     def configure_optimizers(self):
         return self.with_choice(partial(SGD, lr=self.hparams["lr"]), self.parameters())
