@@ -1,5 +1,6 @@
 """Writing checkpoints that are never half there, and opening them without trusting them."""
 
+import contextlib
 import os
 import warnings
 from pathlib import Path
@@ -7,10 +8,12 @@ from typing import Any
 
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
+from lightning.pytorch import LightningDataModule
 
 import datamodules
 import lit_models
-from lit_models import LitBase, ModelError
+from datamodules import DataError
+from lit_models import LitBase
 
 
 class CheckpointError(ValueError):
@@ -48,7 +51,8 @@ class AtomicCheckpointIO(TorchCheckpointIO):
                 "free the place or choose another with --default_root_dir"
             ) from error
         finally:
-            part.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # gone already, or the place cannot be written at all
+                part.unlink()
         folder = os.open(target.parent, os.O_RDONLY)  # the rename itself has to reach the disk too
         try:
             os.fsync(folder)
@@ -89,7 +93,7 @@ def read(path: Path) -> dict[str, Any]:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # unpickling has many ways to fail
         raise CheckpointError(f"{path} is no checkpoint that can be read safely ({type(error).__name__})") from error
-    if not isinstance(checkpoint, dict) or "lit" not in checkpoint or "state_dict" not in checkpoint:
+    if not isinstance(checkpoint, dict) or not all(isinstance(checkpoint.get(k), dict) for k in ("lit", "state_dict")):
         raise CheckpointError(f"{path} was not written by this project: it does not say which model it holds")
     return checkpoint
 
@@ -100,9 +104,9 @@ def load_model(checkpoint: dict[str, Any]) -> LitBase:
     Raises:
         CheckpointError: a model that this project does not have, or weights that do not fit it.
     """
-    name = checkpoint["lit"]["model_class"]
+    name = checkpoint["lit"].get("model_class")
     model_class = getattr(lit_models, name, None) if name in lit_models.__all__ else None
-    if model_class is None or not issubclass(model_class, LitBase):
+    if not isinstance(model_class, type) or not issubclass(model_class, LitBase):
         raise CheckpointError(f"the checkpoint holds a {name}, which this project does not have")
     try:
         with warnings.catch_warnings():
@@ -110,8 +114,8 @@ def load_model(checkpoint: dict[str, Any]) -> LitBase:
             model = model_class(**checkpoint["hyper_parameters"])
         model.on_load_checkpoint(checkpoint)
         model.load_state_dict(checkpoint["state_dict"])
-    except (TypeError, RuntimeError, ModelError) as error:
-        raise CheckpointError(f"the checkpoint does not fit {name}: {str(error).splitlines()[0]}") from error
+    except Exception as error:  # what a file says may be anything
+        raise CheckpointError(f"the checkpoint does not fit {name}: {_first_line(error)}") from error
     return model.eval()
 
 
@@ -121,9 +125,19 @@ def load_data(checkpoint: dict[str, Any]) -> Any:
     Raises:
         CheckpointError: it was trained on data that is not one of this project's data modules.
     """
-    name = checkpoint["lit"]["data_class"]
-    if name not in datamodules.__all__:
+    name = checkpoint["lit"].get("data_class")
+    data_class = getattr(datamodules, name) if name in datamodules.__all__ else None
+    if not isinstance(data_class, type) or not issubclass(data_class, LightningDataModule):
         raise CheckpointError(
             f"the checkpoint was trained on {name or 'loaders of its own'}: its data is not known here"
         )
-    return getattr(datamodules, name)(**checkpoint["datamodule_hyper_parameters"])
+    try:
+        return data_class(**checkpoint["datamodule_hyper_parameters"])
+    except DataError:
+        raise
+    except Exception as error:  # what a file says may be anything
+        raise CheckpointError(f"the checkpoint does not fit {name}: {_first_line(error)}") from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0]

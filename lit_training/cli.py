@@ -8,7 +8,7 @@ from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any, NoReturn
 
-from jsonargparse import Namespace
+from jsonargparse import Namespace, set_parsing_settings
 from jsonargparse.typing import PositiveFloat, PositiveInt
 from lightning.pytorch import LightningDataModule, Trainer, seed_everything
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
@@ -52,6 +52,7 @@ class FitCLI(LightningCLI):
         self.arguments = sys.argv[1:] if arguments is None else arguments
         self.start: Start | None = None
         quiet_libraries()
+        set_parsing_settings(config_read_mode_fsspec_enabled=False)  # configurations are files, never addresses
         if (here := str(Path.cwd())) not in sys.path:
             sys.path.append(here)  # for --model mine.MyModel; a script's path is its own folder
         super().__init__(
@@ -141,9 +142,14 @@ class FitCLI(LightningCLI):
         try:
             return self.parser.instantiate(Namespace({key: self.config[key]}))[key]
         except ValueError as error:  # jsonargparse's own, around what the constructor raised
-            while isinstance(error.__cause__, ValueError):
-                error = error.__cause__
-            raise error from None
+            cause: BaseException = error
+            while isinstance(cause.__cause__, ValueError | TypeError):
+                cause = cause.__cause__
+            if isinstance(cause, TypeError):
+                raise UsageError(
+                    f"--{key} cannot be built so: {cause}; --{key}.help CLASS shows its arguments"
+                ) from error
+            raise cause from None
 
     def _fill_from_data(self) -> None:
         """Fill in what the data decides, before the model exists: its hyper-parameters then hold it too."""

@@ -22,8 +22,8 @@ SWITCHES = {name for name, p in TRAINER_FLAGS.items() if bool in (p.annotation, 
 OWN_SWITCHES = ("--quiet", "--dashboard")
 SCHEDULE_PATHS = {kind.__name__: f"torch.optim.lr_scheduler.{kind.__name__}" for kind in SCHEDULES}
 """Whole names, for Lightning has a ReduceLROnPlateau too."""
-MAX_CONFIG = 1_000_000
-"""Bytes; a configuration has some hundreds."""
+MAX_CONFIG, MAX_DEPTH = 100_000, 20
+"""Bytes, of which a configuration has some thousands, and collections within each other."""
 
 
 def spell_out(arguments: list[str]) -> list[str]:
@@ -139,8 +139,13 @@ def _read_yaml(value: str) -> dict[str, Any]:
         if path.stat().st_size > MAX_CONFIG:
             raise UsageError(f"--config {value} is larger than any configuration: give a YAML file of settings")
         text = path.read_text(encoding="utf-8")
-        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text)):  # a few can stand for gigabytes
-            raise UsageError(f"--config {value} uses YAML aliases (*name): write the values out")
+        depth = 0
+        for event in yaml.parse(text):  # a few aliases can stand for gigabytes, and brackets cost their square in time
+            if isinstance(event, yaml.AliasEvent):
+                raise UsageError(f"--config {value} uses YAML aliases (*name): write the values out")
+            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            if depth > MAX_DEPTH:
+                raise UsageError(f"--config {value} is nested too deep: a line looks like 'max_epochs: 3'")
         config = yaml.safe_load(text)
     except yaml.constructor.ConstructorError as error:
         raise UsageError(f"--config {value} may hold plain values only: {error.problem}; remove the tag") from error

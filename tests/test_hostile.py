@@ -1,0 +1,292 @@
+"""Files that were made to do harm: nothing in them is executed, and each ends in one line."""
+
+import os
+import pickle
+import struct
+import tarfile
+import zipfile
+from collections.abc import Callable
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from datamodules import CIFAR10DataModule, DataError
+from lit_models import LitCNN, LitTransfer, ModelError
+from lit_training import checkpoints
+from lit_training.checkpoints import CheckpointError
+from lit_training.cli import FitCLI
+from lit_training.messages import one_line_errors
+
+CANARY = Path("canary")
+COMMAND = f"touch {CANARY}"
+
+
+class Payload:
+    """Unpickling it runs a command."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.system, (COMMAND,)
+
+
+@pytest.fixture(autouse=True, params=["as usual", "loading forced open"])
+def environment(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Once more with the variable that makes torch.load unpickle anything where it is not told otherwise."""
+    if request.param != "as usual":
+        monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
+    yield
+    assert not CANARY.exists(), "something was executed"
+
+
+def test_the_payload_works() -> None:
+    pickle.loads(pickle.dumps(Payload()))
+    assert CANARY.exists()
+    CANARY.unlink()
+
+
+def honest() -> dict[str, Any]:
+    """What a checkpoint of this project holds."""
+    model = LitCNN()
+    checkpoint: dict[str, Any] = {
+        "state_dict": model.state_dict(),
+        "hyper_parameters": dict(model.hparams),
+        "hparams_name": "kwargs",
+        "epoch": 0,
+        "global_step": 0,
+        "pytorch-lightning_version": "2.6.6",
+        "loops": {},
+        "callbacks": {},
+        "datamodule_hyper_parameters": {"train_size": 4},
+    }
+    model.on_save_checkpoint(checkpoint)
+    checkpoint["lit"]["data_class"] = "ShapesDataModule"
+    return checkpoint
+
+
+def as_zip(path: Path, content: Any) -> None:
+    torch.save(content, path)
+
+
+def as_old_format(path: Path, content: Any) -> None:
+    torch.save(content, path, _use_new_zipfile_serialization=False)
+
+
+def as_plain_pickle(path: Path, content: Any) -> None:
+    path.write_bytes(pickle.dumps(content))
+
+
+def as_zip_in_zip(path: Path, content: Any) -> None:
+    inner = BytesIO()
+    torch.save(content, inner)
+    with zipfile.ZipFile(path, "w") as outer:
+        outer.writestr("archive/data.pkl", pickle.dumps(content))
+        outer.writestr("archive/inner.ckpt", inner.getvalue())
+        outer.writestr("archive/version", "3")
+        outer.writestr("../../escaped.txt", COMMAND)
+
+
+WRITERS = [as_zip, as_old_format, as_plain_pickle, as_zip_in_zip]
+PLACES: dict[str, Callable[[], Any]] = {
+    "alone": Payload,
+    "beside honest content": lambda: {**honest(), "extra": Payload()},
+    "among the hyper-parameters": lambda: {**honest(), "hyper_parameters": {"lr": Payload()}},
+    "among the weights": lambda: {**honest(), "state_dict": {"net.conv1.weight": Payload()}},
+    "as the class name": lambda: {**honest(), "lit": {"model_class": Payload()}},
+}
+
+
+@pytest.mark.parametrize("write", WRITERS, ids=lambda write: write.__name__)
+@pytest.mark.parametrize("place", PLACES)
+def test_a_pickle_in_a_checkpoint(place: str, write: Callable[[Path, Any], None]) -> None:
+    write(Path("bad.ckpt"), PLACES[place]())
+    with pytest.raises(CheckpointError, match=r"bad\.ckpt is no checkpoint that can be read safely") as error:
+        checkpoints.read(checkpoints.find("bad.ckpt"))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("write", WRITERS, ids=lambda write: write.__name__)
+def test_a_pickle_to_resume_from(write: Callable[[Path, Any], None], capfd: pytest.CaptureFixture[str]) -> None:
+    folder = Path("run/checkpoints")
+    folder.mkdir(parents=True)
+    write(folder / "last.ckpt", PLACES["beside honest content"]())
+    for run in ("run/checkpoints/last.ckpt", "run"):
+        with pytest.raises(SystemExit, match="2"), one_line_errors("fit.py"):
+            FitCLI(["--resume", run])
+        assert capfd.readouterr().err.splitlines()[-1].startswith("fit.py: error: ")
+
+
+@pytest.mark.parametrize("write", WRITERS, ids=lambda write: write.__name__)
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_a_pickle_as_weights(suffix: str, write: Callable[[Path, Any], None]) -> None:
+    path = Path(f"weights{suffix}")
+    write(path, {"fc.weight": Payload()})
+    with pytest.raises(ModelError, match="is not a state dict that can be read safely"):
+        LitTransfer(weights=str(path)).load_pretrained()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        struct.pack("<Q", 2**63) + b"{}",
+        struct.pack("<Q", 2**40) + b"{}",
+        struct.pack("<Q", 99_000_000) + b"{" * 1000,
+        struct.pack("<Q", 2) + b"{}" * 3,
+        struct.pack("<Q", 66) + b'{"fc.weight":{"dtype":"F32","shape":[9,9],"data_offsets":[0,400]}}',
+        b"",
+    ],
+    ids=["2**63", "2**40", "99 MB", "too long", "data that is not there", "empty"],
+)
+def test_a_safetensors_header_that_lies(content: bytes) -> None:
+    Path("weights.safetensors").write_bytes(content)
+    with pytest.raises(ModelError, match=r"weights\.safetensors"):
+        LitTransfer(weights="weights.safetensors").load_pretrained()
+
+
+def changed(**parts: Any) -> dict[str, Any]:
+    return {**honest(), **parts}
+
+
+def lit(**parts: Any) -> dict[str, Any]:
+    return changed(lit={**honest()["lit"], **parts})
+
+
+POISONED: dict[str, Callable[[], Any]] = {
+    "a list": lambda: [1, 2],
+    "only weights": lambda: LitCNN().state_dict(),
+    "no class": lambda: changed(lit={}),
+    "lit is a number": lambda: changed(lit=3),
+    "an unknown class": lambda: lit(model_class="LitGPT"),
+    "a function": lambda: lit(model_class="mlp"),
+    "an error class": lambda: lit(model_class="ModelError"),
+    "a dotted path": lambda: lit(model_class="os.system"),
+    "a list as class": lambda: lit(model_class=["LitCNN"]),
+    "the base": lambda: lit(model_class="LitBase"),
+    "class names that are a number": lambda: lit(class_names=3),
+    "an unknown argument": lambda: changed(hyper_parameters={"command": COMMAND}),
+    "Lightning's class path": lambda: changed(
+        hyper_parameters={"_class_path": "os.system", "_instantiator": "os.system", "command": COMMAND}
+    ),
+    "an argument of another type": lambda: changed(hyper_parameters={"num_classes": "ten"}),
+    "an impossible argument": lambda: changed(hyper_parameters={"num_classes": -1}),
+    "a layer larger than memory": lambda: changed(hyper_parameters={"num_classes": 2**50}),
+    "hyper-parameters that are a list": lambda: changed(hyper_parameters=["num_classes"]),
+    "no hyper-parameters": lambda: {key: value for key, value in honest().items() if key != "hyper_parameters"},
+    "other weights": lambda: changed(state_dict={"fc.weight": torch.zeros(3)}),
+    "weights that are text": lambda: changed(state_dict=dict.fromkeys(honest()["state_dict"], COMMAND)),
+    "weights that are a list": lambda: changed(state_dict=[1]),
+    "numbers as names": lambda: changed(state_dict={3: torch.zeros(3)}),
+    "another number of classes": lambda: changed(hyper_parameters={"num_classes": 7}),
+    "another model": lambda: lit(model_class="LitMLP"),
+}
+
+
+@pytest.mark.parametrize("name", POISONED)
+def test_plain_values_that_lie(name: str) -> None:
+    torch.save(POISONED[name](), "bad.ckpt")
+    with pytest.raises(CheckpointError) as error:
+        checkpoints.load_model(checkpoints.read(Path("bad.ckpt")))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        {"datamodule_hyper_parameters": {"command": COMMAND}},
+        {"datamodule_hyper_parameters": [COMMAND]},
+        {"datamodule_hyper_parameters": {"train_size": "many"}},
+        {"lit": {"data_class": "DataError", "model_class": "LitCNN"}},
+        {"lit": {"data_class": "os.system", "model_class": "LitCNN"}},
+        {"lit": {"model_class": "LitCNN"}},
+    ],
+)
+def test_data_that_lies(parts: dict[str, Any]) -> None:
+    with pytest.raises((CheckpointError, DataError)):
+        checkpoints.load_data(changed(**parts))
+
+
+def test_the_honest_one_opens() -> None:
+    torch.save(honest(), "good.ckpt")
+    opened = checkpoints.read(Path("good.ckpt"))
+    assert isinstance(checkpoints.load_model(opened), LitCNN)
+    assert checkpoints.load_data(opened).hparams["train_size"] == 4
+
+
+@pytest.mark.parametrize("cut", [0, 1, 100, 5000, -1])
+def test_a_truncated_checkpoint(cut: int) -> None:
+    torch.save(honest(), "whole.ckpt")
+    Path("cut.ckpt").write_bytes(Path("whole.ckpt").read_bytes()[:cut])
+    with pytest.raises(CheckpointError, match=r"cut\.ckpt is no checkpoint"):
+        checkpoints.read(Path("cut.ckpt"))
+
+
+@pytest.mark.parametrize("where", ["http://127.0.0.1:9/x.ckpt", "https://example.com/x.ckpt", "s3://bucket/x.ckpt"])
+def test_addresses_are_no_checkpoints(where: str, capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(CheckpointError, match="is not there"):
+        checkpoints.find(where)
+    with pytest.raises(ModelError, match="no weights file"):
+        LitTransfer(weights=where).load_pretrained()
+    for flag in ("--config", "--resume", "--data", "--model"):
+        with pytest.raises(SystemExit, match="2"), one_line_errors("fit.py"):
+            FitCLI([flag, where])
+        assert capfd.readouterr().err.count("\n") == 1
+
+
+@pytest.mark.parametrize("name", ["", "nowhere", "empty", "notes.txt"])
+def test_what_is_no_checkpoint(name: str) -> None:
+    Path("empty").mkdir()
+    Path("notes.txt").write_text("hello")
+    with pytest.raises(CheckpointError):
+        checkpoints.read(checkpoints.find(name))
+
+
+CONFIGS = {
+    "object tag": f"!!python/object/apply:os.system ['{COMMAND}']",
+    "object tag inside": f"model: !!python/object/apply:os.system ['{COMMAND}']",
+    "new tag": f"a: !!python/object/new:subprocess.Popen [[touch, {CANARY}]]",
+    "module tag": "a: !!python/module:os",
+    "name tag": "a: !!python/name:os.system",
+    "aliases without end": "a: &a [x, x]\n" + "".join(f"b{i}: &b{i} [*a, *a]\n" for i in range(30)),
+    "an alias of itself": "a: &a [*a]",
+    "nested without end": "a: " + "[" * 20_000,
+    "larger than a configuration": "max_epochs: 1\n#" + "x" * 2_000_000,
+    "a process as callback": f"callbacks: [{{class_path: subprocess.Popen, init_args: {{args: [touch, {CANARY}]}}}}]",
+    "a command as model": f"model: {{class_path: os.system, init_args: {{command: {COMMAND}}}}}",
+    "a command as data": f"data: {{class_path: os.system, init_args: {{command: {COMMAND}}}}}",
+    "a command as optimizer": f"optimizer: {{class_path: os.system, init_args: {{command: {COMMAND}}}}}",
+    "a command as logger": f"logger: {{class_path: os.system, init_args: {{command: {COMMAND}}}}}",
+    "a command as plugin": f"plugins: [{{class_path: os.system, init_args: {{command: {COMMAND}}}}}]",
+    "a command for any argument": f"model: {{class_path: LitCNN, dict_kwargs: {{command: {COMMAND}}}}}",
+    "NUL": "a: \0",
+}
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_configuration(name: str, capfd: pytest.CaptureFixture[str]) -> None:
+    Path("bad.yaml").write_text(CONFIGS[name])
+    with pytest.raises(SystemExit, match="2"), one_line_errors("fit.py"):
+        FitCLI(["--config", "bad.yaml"])
+    err = capfd.readouterr().err
+    assert err.startswith("fit.py: error: ")
+    assert err.count("\n") == 1
+    assert len(err) < 1500
+
+
+def test_an_archive_that_is_not_cifar10_is_never_opened(tmp_path: Path) -> None:
+    root = tmp_path / "data"
+    root.mkdir()
+    with tarfile.open(root / "cifar-10-python.tar.gz", "w:gz") as archive:
+        for name in ("../../escaped", "cifar-10-batches-py/data_batch_1", "/tmp/escaped"):
+            content = pickle.dumps(Payload())
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            archive.addfile(member, BytesIO(content))
+    batches = root / "cifar-10-batches-py"
+    batches.mkdir()
+    for name in ("data_batch_1", "test_batch", "batches.meta"):
+        (batches / name).write_bytes(pickle.dumps(Payload()))
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    with pytest.raises(DataError, match=r"put cifar-10-python\.tar\.gz"):
+        CIFAR10DataModule(root=str(root)).prepare_data()
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
