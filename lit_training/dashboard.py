@@ -270,7 +270,9 @@ def _add_graph(logger: TensorBoardLogger, trainer: Trainer, model: LightningModu
     with _undisturbed(model), warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")  # tracing warns of Python branches, which is what it is to show
         try:
-            logger.experiment.add_graph(_Forward(model), example)
+            # The class's name is what the graph's outermost box is called.
+            named = type(type(model).__name__, (_Forward,), {})
+            logger.experiment.add_graph(named(model), example)
         except Exception as error:  # a network that cannot be traced can still be trained
             logger.experiment.add_text("graph", f"not drawn: {error}")
 

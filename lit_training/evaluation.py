@@ -66,6 +66,12 @@ class Evaluation:
         """(N,) float32, of the predicted class."""
         return self.outputs.softmax(1).amax(1)
 
+    @property
+    def folder(self) -> Path:
+        """Where its files go: evaluation/ in the run's folder, and below that for photos of one's own."""
+        folder = run_folder(self.checkpoint) / "evaluation"
+        return folder / Path(self.data).resolve().name if self.split == "photos" else folder
+
     def confusion(self) -> Tensor:
         """(K, K) int64: how many samples of the class of the row were taken for that of the column."""
         classes = self.outputs.shape[1]
@@ -295,9 +301,7 @@ def report(evaluation: Evaluation) -> None:
     if worst:
         print("\nmost confident mistakes")
         tables.show(list(PREDICTION[:4]), [predictions[index][:4] for index in worst])
-    folder = run_folder(evaluation.checkpoint) / "evaluation"
-    if evaluation.split == "photos":
-        folder /= Path(evaluation.data).resolve().name
+    folder = evaluation.folder
     try:
         folder.mkdir(parents=True, exist_ok=True)
         _write_csv(folder / "predictions.csv", [list(PREDICTION), *predictions])

@@ -1,5 +1,7 @@
 """Judge a trained network: ``python scripts/evaluate.py latest``."""
 
+import os
+
 from lit_training.arguments import Parser
 
 DESCRIPTION = (
@@ -14,9 +16,10 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--data", metavar="DIR", help="photos to judge by instead, a folder a class")
     parser.add_argument("--accelerator", choices=("auto", "cpu", "gpu", "mps"), default="auto", help="default auto")
     parser.add_argument("--devices", default="1", metavar="N", help="how many; the result is the same (default 1)")
+    parser.add_argument("--explain", action="store_true", help="draw where the network looked in the worst mistakes")
     chosen = parser.parse_args(arguments)
 
-    from lit_training import checkpoints, evaluation  # here: a wrong flag need not wait for torch
+    from lit_training import checkpoints, evaluation, explanation  # here: a wrong flag need not wait for torch
     from lit_training.cli import quiet_libraries
     from lit_training.messages import one_line_errors
 
@@ -27,6 +30,10 @@ def main(arguments: list[str] | None = None) -> None:
         )
         if tells:
             evaluation.report(found)
+            if chosen.explain:
+                model = checkpoints.load_model(checkpoints.read(found.checkpoint))
+                explanation.explain_worst(model, found, found.folder / "explained.png")
+                print(f"drawn       {os.path.relpath(found.folder / 'explained.png')}: the worst, with heat maps")
 
 
 if __name__ == "__main__":

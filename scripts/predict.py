@@ -20,10 +20,13 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--output", metavar="FILE", help="write .csv or .json as well")
     parser.add_argument("--batch_size", type=at_least(1), default=32, metavar="N", help="inputs a step (default 32)")
     parser.add_argument("--accelerator", choices=("auto", "cpu", "gpu", "mps"), default="auto", help="default auto")
+    parser.add_argument("--explain", action="store_true", help="draw where the network looked, into explanations/")
     chosen = parser.parse_intermixed_args(arguments)
 
+    from pathlib import Path
+
     from datamodules.listing import PICTURE_SUFFIXES  # here: a wrong flag need not wait for torch
-    from lit_training import checkpoints, prediction, tables
+    from lit_training import checkpoints, explanation, prediction, tables
     from lit_training.messages import fail, one_line_errors
 
     with one_line_errors("predict.py"):
@@ -31,6 +34,8 @@ def main(arguments: list[str] | None = None) -> int:
             prediction.check_output(chosen.output)
         device = prediction.find_device(chosen.accelerator)
         model = checkpoints.load_model(checkpoints.read(checkpoints.find(chosen.run)))
+        if chosen.explain:
+            explanation.check(model)
         pictures = model.sample_ndim == 3
         files = prediction.find_files(chosen.inputs, PICTURE_SUFFIXES if pictures else prediction.ROW_SUFFIXES)
         answers = prediction.predict(model, files, top_k=chosen.top_k, batch_size=chosen.batch_size, device=device)
@@ -39,6 +44,9 @@ def main(arguments: list[str] | None = None) -> int:
         if chosen.output:
             prediction.write(predictions, chosen.output)
             print(f"\nwritten: {chosen.output}")
+        if chosen.explain:
+            drawn = explanation.explain_predictions(model, predictions, Path("explanations"))
+            print(f"\ndrawn: {drawn} in explanations/, the picture and the heat map of its likeliest class")
         unread = sum(bool(answer.error) for answer in predictions)
         if unread == len(predictions):
             fail("predict.py", f"nothing could be read of {' '.join(chosen.inputs)}: the table says why")

@@ -1,0 +1,153 @@
+"""What a browser shows of a run of each model: Chromium, without a window, on a TensorBoard server of its own."""
+
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lit_training.cli import FitCLI
+from lit_training.comparison import read
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+DRIVER = shutil.which("chromedriver")
+RUNS = {
+    "LitCNN": ["--data.train_size=400", "--data.val_size=100", "--max_epochs=2", "--model.lr=0.01"],
+    "LitMLP": ["--model=LitMLP", "--data.steps=60", "--max_epochs=2"],
+    "LitDynamic": ["--model=LitDynamic", "--data.steps=60", "--max_epochs=2"],
+    "LitTransfer": [
+        *("--model=LitTransfer", "--model.weights=none", "--model.freeze=false", "--data=ShapesDataModule"),
+        *("--data.train_size=40", "--data.val_size=20", "--max_epochs=1"),
+    ],
+}
+CLASSIFIERS = ("LitCNN", "LitTransfer")
+# TensorBoard keeps its tabs in shadow roots, which the usual text of a page leaves out.
+NODES = """
+function* nodes(node) {
+  yield node;
+  for (const part of [node.shadowRoot, ...node.childNodes])
+    if (part && !['SCRIPT', 'STYLE', 'TEMPLATE'].includes(part.nodeName)) yield* nodes(part);
+}
+const all = [...nodes(document.body)];
+"""
+TEXT = NODES + "return all.filter(n => n.nodeType === 3).map(n => n.textContent).join(' ').replace(/\\s+/g, ' ')"
+PICTURES = NODES + "return all.filter(n => n.nodeName === 'IMG' && n.naturalWidth > 300).map(n => n.src)"
+CHOOSE = NODES + "all.find(n => n.nodeName === 'PAPER-ITEM' && n.textContent.trim() === arguments[0])?.click()"
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        not (CHROMIUM and DRIVER), reason="no chromium and chromedriver here: apt-get install chromium-driver"
+    ),
+]
+
+
+@pytest.fixture(scope="module")
+def logs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of each model: version_0 to version_3, in the order of RUNS."""
+    root = tmp_path_factory.mktemp("runs")
+    for arguments in RUNS.values():
+        cli = FitCLI([*arguments, "--quiet", f"--default_root_dir={root}"])
+        cli.trainer.fit(cli.model, cli.datamodule, weights_only=True)
+    return root / "lightning_logs"
+
+
+@pytest.fixture(scope="module")
+def address(logs: Path) -> Iterator[str]:
+    """A TensorBoard server on a free port of this machine alone, as ``make dashboard`` starts it."""
+    command = [sys.executable, "-m", "tensorboard.main", "--logdir", str(logs), "--host", "localhost", "--port", "0"]
+    with subprocess.Popen([*command, "--load_fast", "false"], stderr=subprocess.PIPE, text=True) as server:
+        assert server.stderr is not None
+        found = next((said for line in server.stderr if (said := re.search(r"http://localhost:\d+/", line))), None)
+        assert found, "the server did not start"
+        yield found[0]
+        server.terminate()
+
+
+@pytest.fixture(scope="module")
+def show(address: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Any]]:
+    """Open a tab and wait until what a script finds there satisfies a condition."""
+    webdriver = pytest.importorskip("selenium.webdriver")
+    from selenium.common.exceptions import TimeoutException
+    from selenium.webdriver.chrome.service import Service
+    from selenium.webdriver.support.ui import WebDriverWait
+
+    options = webdriver.ChromeOptions()
+    options.binary_location = CHROMIUM
+    switches = "headless no-sandbox disable-gpu disable-quic no-first-run disable-background-networking disable-sync"
+    for switch in [*switches.split(), "disable-component-update", "disable-dev-shm-usage", "window-size=1280,2400"]:
+        options.add_argument(f"--{switch}")
+    options.add_argument(f"--user-data-dir={tmp_path_factory.mktemp('profile')}")
+    browser = webdriver.Chrome(options=options, service=Service(DRIVER))
+
+    def open_tab(tab: str, script: str, condition: Callable[[Any], bool], run: str = "") -> Any:
+        browser.get("about:blank")  # else a new fragment alone loads nothing
+        browser.get(f"{address}#{tab}")
+        seen: list[Any] = []
+
+        def found(_: Any) -> bool:
+            if run:  # in the tab's list of runs
+                browser.execute_script(CHOOSE, run)
+            seen[:] = [browser.execute_script(script)]
+            return condition(seen[0])
+
+        try:
+            WebDriverWait(browser, 30).until(found)
+        except TimeoutException:
+            pytest.fail(f"the tab {tab} shows {seen}")
+        return seen[0]
+
+    yield open_tab
+    browser.quit()
+
+
+def test_curves_of_every_run(show: Callable[..., Any]) -> None:
+    names = ["by_epoch /train_loss", "by_epoch /val_acc", "by_epoch /val_loss", "lr-SGD", "samples_per_second"]
+    show("timeseries", TEXT, lambda text: all(name in text for name in names) and "version_3" in text)
+
+
+def test_training_and_validation_lie_on_one_chart(show: Callable[..., Any]) -> None:
+    pairs = [
+        f"{name} (version_{run})" for run in range(4) for name in ("train_loss", "val_loss", "by_epoch/train_loss")
+    ]
+    text = show("custom_scalars", TEXT, lambda text: all(pair in text for pair in pairs))
+    assert "loss of single batches" in text
+    assert all(f"val_acc (version_{run})" in text for run in (0, 3))
+
+
+def test_pictures(show: Callable[..., Any]) -> None:
+    # Of two classifiers: what they trained on, their confusion matrices, their most confident mistakes.
+    tags = ("training/samples", "validation/confusion_matrix", "validation/most_confident_mistakes")
+    show("images", TEXT, lambda text: all(f"{tag} version_{run}" in text for tag in tags for run in (0, 3)))
+    assert len(set(show("images", PICTURES, lambda pictures: len(pictures) == 6))) == 6
+
+
+@pytest.mark.parametrize("place", range(4), ids=list(RUNS))
+def test_graph_of_every_model(show: Callable[..., Any], place: int) -> None:
+    name = list(RUNS)[place]
+    text = show("graphs", TEXT, lambda text: f"output {name} {name}" in text, f"version_{place}")
+    assert "input input" in text
+
+
+def test_settings_with_what_they_reached(show: Callable[..., Any], logs: Path) -> None:
+    text = show("hparams", TEXT, lambda text: "version_3" in text and "train_loss version_0" in text)
+    table = text.partition("Trial ID")[2].partition("Color by")[0]
+    rows = re.split(r"version_\d", table)[1:]
+    for place, name in enumerate(RUNS):
+        curves = read(str(logs / f"version_{place}")).curves
+        metrics = ("val_acc", "val_loss", "train_loss") if name in CLASSIFIERS else ("val_loss", "train_loss")
+        last = [list(curves[metric].values())[-1] for metric in metrics]
+        shown = [float(number) for number in rows[place].split()[-len(last) :]]
+        assert shown == pytest.approx(last, rel=1e-4, abs=1e-5)
+
+
+def test_command_and_configuration(show: Callable[..., Any]) -> None:
+    text = show(
+        "text", TEXT, lambda text: "config/text_summary" in text and "class_path: lit_models.LitDynamic" in text
+    )
+    assert "python " in text
+    assert "seed_everything: 0" in text
