@@ -48,7 +48,7 @@ def official(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     shutil.rmtree(root)  # 360 MB
 
 
-def ready(root: Path, **arguments: Any) -> CIFAR10DataModule:
+def ready(root: Path, **arguments: Any) -> Any:
     data = CIFAR10DataModule(str(root), **arguments)
     data.prepare_data()
     data.setup("fit")

@@ -21,7 +21,7 @@ def epoch(data: RandomDataModule, number: int = 0) -> list[Any]:
 
 
 def test_the_default_is_one_batch_500_times() -> None:
-    data = RandomDataModule()
+    data: Any = RandomDataModule()
     batches = epoch(data)
     x, y = batches[0]
     assert (x.shape, y.shape, x.dtype, y.dtype) == ((64, 1000), (64, 10), torch.float32, torch.float32)
@@ -36,7 +36,7 @@ def test_the_default_is_one_batch_500_times() -> None:
 
 
 def test_each_epoch_of_steps_begins_with_the_first_row() -> None:
-    data = RandomDataModule(3, 2, length=10, batch_size=4, steps=3)
+    data: Any = RandomDataModule(3, 2, length=10, batch_size=4, steps=3)
     first, second = epoch(data), epoch(data, 1)
     assert all(torch.equal(a[0], b[0]) for a, b in zip(first, second, strict=True))
     rows = data.sets["train"].inputs
@@ -69,7 +69,7 @@ def test_every_argument_changes_something(argument: str) -> None:
 
 
 def test_the_linear_net_learns_the_map(bare: Callable[..., Trainer]) -> None:
-    data = RandomDataModule(5, 2, length=100, batch_size=30, steps=0, target="linear")
+    data: Any = RandomDataModule(5, 2, length=100, batch_size=30, steps=0, target="linear")
     assert [len(x) for x, _ in epoch(data)] == [30, 30, 30, 10]
     model = LitMLP(5, (), 2, lr=1e-2)
     [before] = bare().validate(model, data, verbose=False)
@@ -82,7 +82,7 @@ def test_the_linear_net_learns_the_map(bare: Callable[..., Trainer]) -> None:
 
 
 def test_a_picture_with_targets_that_count() -> None:
-    data = RandomDataModule([1, 32, 32], 10, length=1, batch_size=1, steps=2, target="count")
+    data: Any = RandomDataModule([1, 32, 32], 10, length=1, batch_size=1, steps=2, target="count")
     [(x, y), _] = epoch(data)
     assert x.shape == (1, 1, 32, 32)
     assert y.tolist() == [[1, 2, 3, 4, 5, 6, 7, 8, 9, 10]]
@@ -91,7 +91,7 @@ def test_a_picture_with_targets_that_count() -> None:
 
 
 def test_padding_has_no_target() -> None:
-    data = RandomDataModule(3, 2, length=4)
+    data: Any = RandomDataModule(3, 2, length=4)
     data.setup("fit")
     _, y = data.sets["val"].__getitems__([1, -1])
     assert y.isnan().tolist() == [[False, False], [True, True]]

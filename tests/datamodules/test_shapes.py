@@ -13,7 +13,7 @@ from datamodules.shapes import CLASS_NAMES, draw
 from lit_models import LitCNN
 
 
-def ready(**arguments: Any) -> ShapesDataModule:
+def ready(**arguments: Any) -> Any:
     data = ShapesDataModule(**{"train_size": 40, "val_size": 20, **arguments})
     data.setup("fit")
     data.setup("test")
@@ -72,7 +72,7 @@ def test_a_linear_rule_on_the_mean_colour_does_not_tell_the_classes() -> None:
 
 
 def test_overfit_batches_repeats_the_same_batches(bare: Callable[..., Trainer]) -> None:
-    seen: list[list[int]] = []
+    seen: list[list[float]] = []
 
     class Watch(Callback):
         def on_train_batch_start(self, trainer: Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:

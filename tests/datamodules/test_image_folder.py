@@ -1,0 +1,52 @@
+"""A folder of photos as batches."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import Trainer
+
+from datamodules import DataError, ImageFolderDataModule
+from lit_models import LitCNN
+
+
+def first_batches(root: Path, **arguments: Any) -> str:
+    data = ImageFolderDataModule(str(root), **{"num_workers": 0, "augment": False, "image_size": 32, **arguments})
+    data.prepare_data()
+    data.setup("fit")
+    batches = [*data.train_dataloader(), *data.val_dataloader()]
+    return str([(x.shape, x.double().sum().item(), y.tolist()) for x, y in batches])
+
+
+def test_classes_and_shapes(photo_folder: Path) -> None:
+    data = ImageFolderDataModule(str(photo_folder), num_workers=0)
+    assert (data.class_names, data.num_classes) == (("ants", "bees"), 2)
+    assert data.sample_shape == (3, 224, 224)
+    data.prepare_data()
+    data.setup("fit")
+    x, y = next(iter(data.train_dataloader()))
+    assert (x.shape, x.dtype, y.dtype) == ((4, 3, 224, 224), torch.float32, torch.int64)
+    [(x, y)] = data.val_dataloader()
+    assert y.tolist() == [0] * 4 + [1] * 4
+    assert (x[:, 0] - x[:, 2]).flatten(1).mean(1).gt(0).tolist() == [True] * 4 + [False] * 4  # reddish and bluish
+
+
+@pytest.mark.parametrize(("argument", "other"), [("batch_size", 3), ("image_size", 40), ("augment", True), ("seed", 1)])
+def test_arguments_change_something(photo_folder: Path, argument: str, other: Any) -> None:
+    assert first_batches(photo_folder) == first_batches(photo_folder)
+    assert first_batches(photo_folder) != first_batches(photo_folder, **{argument: other})
+
+
+def test_a_fit_follows_the_models_preprocessing(photo_folder: Path, bare: Callable[..., Trainer]) -> None:
+    data = ImageFolderDataModule(str(photo_folder), num_workers=0)
+    bare(max_epochs=1).fit(LitCNN(num_classes=2), data)
+    assert data.sample_shape == (3, 32, 32)
+    assert data.preprocessing["mean"] == [0.5, 0.5, 0.5]
+
+
+def test_impossible_arguments_are_refused(photo_folder: Path) -> None:
+    for arguments in ({"batch_size": 0}, {"image_size": 0}, {"balance": "often"}):
+        with pytest.raises(DataError, match=r"--data\."):
+            ImageFolderDataModule(str(photo_folder), **arguments)
