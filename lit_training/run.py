@@ -124,7 +124,7 @@ def _start(root: str, cli: "FitCLI") -> Start:
     """The run's folder and what it goes on from; rank 0 decides, and tells the others when they are connected."""
     if not is_rank_zero():
         return Start(Path(root) / LOGS / "version_0")
-    return choose(cli.resume, root, cli.parser.dump(cli.config, skip_none=False))
+    return choose(cli.resume, root, cli.parser.dump(cli.config, skip_unset=False))
 
 
 def monitored(cli: "FitCLI") -> tuple[str | None, str]:

@@ -218,7 +218,7 @@ def test_the_saved_configuration_gives_itself(photo_folder: Path) -> None:
         "--callbacks EarlyStopping --callbacks.monitor val_loss",
     ):
         first = parse(line)
-        Path("config.yaml").write_text(first.parser.dump(first.config, skip_none=False))
+        Path("config.yaml").write_text(first.parser.dump(first.config, skip_unset=False))
         again = parse("--config config.yaml")
         assert {**again.config.as_dict(), "config": None} == first.config.as_dict()
 

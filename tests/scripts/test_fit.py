@@ -1,0 +1,190 @@
+"""scripts/fit.py from what is typed to what is printed, written and returned."""
+
+import os
+import runpy
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from lit_training.cli import FitCLI
+from lit_training.help import FIT_HELP
+from lit_training.signals import Watch
+
+SCRIPT = Path(__file__).parents[2] / "scripts" / "fit.py"
+SMALL = "--data.train_size 12 --data.val_size 10 --max_epochs 1 --accelerator cpu --devices 1"
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
+@pytest.fixture
+def fit(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], int]:
+    """Runs fit.py in this process, which has paid for the imports; gives its exit code."""
+    main = runpy.run_path(str(SCRIPT))["main"]
+    monkeypatch.setattr(Watch, "start", lambda self: None)  # the test run keeps its own signal handlers
+
+    def run(line: str) -> int:
+        monkeypatch.setattr(sys, "argv", [str(SCRIPT), *line.split()])
+        code: Any = 0
+        try:
+            main()
+        except SystemExit as stopped:
+            code = stopped.code
+        return code
+
+    return run
+
+
+def script(line: str) -> subprocess.Popen[str]:
+    command = [sys.executable, str(SCRIPT), *line.split()]
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env=ENVIRONMENT)
+
+
+# --- help -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("flag", ["-h", "--help"])
+def test_help_is_answered_before_torch_is_imported(flag: str) -> None:
+    code = (
+        "import runpy, sys\n"
+        f"sys.argv = ['fit.py', {flag!r}]\n"
+        f"runpy.run_path({str(SCRIPT)!r}, run_name='__main__')\n"
+        "heavy = {'torch', 'lightning', 'jsonargparse', 'numpy', 'yaml', 'rich'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=ENVIRONMENT, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.strip() == FIT_HELP.strip()
+
+
+# --- runs -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_run_says_how_good_it_is_and_what_to_type_next(
+    fit: Callable[[str], int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert fit(SMALL) == 0
+    out = capsys.readouterr().out
+    for part in ("global batch = 4", "62,006 trainable", "val_acc", "n = 10", "lightning_logs/version_0"):
+        assert part in out
+    for line in ("scripts/evaluate.py latest", "scripts/predict.py latest", "tensorboard --logdir lightning_logs"):
+        assert line in out
+    assert Path("lightning_logs/version_0/checkpoints/best.ckpt").is_file()
+    # The configuration that it wrote is one that it reads, and gives the same.
+    saved = Path("lightning_logs/version_0/config.yaml")
+    again = FitCLI(["--config", str(saved)])
+    assert yaml.safe_load(again.parser.dump(again.config, skip_unset=False)) == yaml.safe_load(saved.read_text())
+
+
+@pytest.mark.parametrize(
+    ("flags", "reports", "checkpoint"),
+    [
+        ("--fast_dev_run", ["val_acc"], None),
+        ("--barebones", ["nothing was measured"], None),
+        ("--logger false", ["val_acc", "scripts/evaluate.py ."], "checkpoints/best.ckpt"),
+        ("--enable_checkpointing false", ["val_acc", "run "], None),
+        ("--overfit_batches 2", ["val_acc"], "lightning_logs/version_0/checkpoints/best.ckpt"),
+        ("--limit_train_batches 2", ["val_acc"], "lightning_logs/version_0/checkpoints/best.ckpt"),
+        ("--limit_val_batches 0", ["train_loss"], "lightning_logs/version_0/checkpoints/best.ckpt"),
+        ("--max_epochs -1 --max_steps 2", ["val_acc", "n = 10"], None),
+        ("--check_val_every_n_epoch 2", ["val_acc", "n = 10"], None),
+        ("--max_epochs 0", ["val_acc"], None),
+    ],
+)
+def test_trainer_flags_end_well(
+    flags: str, reports: list[str], checkpoint: str | None, fit: Callable[[str], int], capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert fit(f"{SMALL} {flags}") == 0
+    out, err = capfd.readouterr()
+    assert all(part in out for part in reports)
+    assert "Traceback" not in err
+    if checkpoint is not None:
+        assert Path(checkpoint).is_file()
+
+
+OWN = """
+import torch
+from lightning.pytorch import LightningDataModule, LightningModule
+from torch.utils.data import DataLoader, TensorDataset
+
+class Model(LightningModule):
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = torch.nn.Linear(3, 1)
+    def training_step(self, batch, batch_idx):
+        loss = self.net(batch[0]).square().mean()
+        self.log("train_loss", loss)
+        return loss
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), 0.1)
+
+class Data(LightningDataModule):
+    def train_dataloader(self):
+        return DataLoader(TensorDataset(torch.ones(8, 3)), batch_size=4)
+"""
+
+
+def test_classes_of_ones_own_train(fit: Callable[[str], int], capsys: pytest.CaptureFixture[str]) -> None:
+    Path("own_run.py").write_text(OWN)
+    assert fit("--model own_run.Model --data own_run.Data --max_epochs 2 --accelerator cpu --devices 1") == 0
+    out = capsys.readouterr().out
+    assert "4 trainable" in out
+    assert "train_loss" in out
+    assert Path("lightning_logs/version_0/checkpoints/best.ckpt").is_file()
+
+
+# --- failed starts --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("flags", "culprit"),
+    [
+        ("--val_check_interval 500", "`val_check_interval` (500)"),
+        ("--lr_scheduler ReduceLROnPlateau --lr_scheduler.factor 2", "Factor should be < 1.0"),
+        ("--lr_scheduler OneCycleLR --lr_scheduler.pct_start 2", "pct_start"),
+        ("--model LitTransfer --model.weights nowhere.pth", "nowhere.pth"),
+        ("--model LitTransfer", "weights of resnet18"),
+    ],
+)
+def test_a_failed_start_leaves_nothing(
+    flags: str, culprit: str, fit: Callable[[str], int], capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert fit(f"--data ShapesDataModule {SMALL} {flags}") == 2
+    err = capfd.readouterr().err
+    assert err.count("\n") == 1
+    assert err.startswith("fit.py: error: ")
+    assert culprit in err
+    assert not Path("lightning_logs").exists()
+
+
+@pytest.mark.slow
+def test_as_a_program_it_says_one_line() -> None:
+    Path("evil.yaml").write_text("a: !!python/object/apply:os.system ['touch canary']")
+    lines = {
+        "--config evil.yaml": "remove the tag",
+        f"{SMALL} --val_check_interval 500": "`val_check_interval` (500)",
+    }
+    programs = {line: script(line) for line in lines}
+    for line, program in programs.items():
+        _, err = program.communicate(timeout=120)
+        assert program.returncode == 2, err
+        assert err.count("\n") == 1, err
+        assert err.startswith("fit.py: error: ")
+        assert lines[line] in err
+    assert {path.name for path in Path().iterdir()} == {"evil.yaml"}
+
+
+@pytest.mark.slow
+def test_under_ddp_one_rank_says_it() -> None:
+    """Lightning would kill the first rank as soon as another has ended, and nothing would be said."""
+    line = f"{SMALL.replace('--devices 1', '--devices 2')} --strategy ddp --val_check_interval 500"
+    program = script(line)
+    _, err = program.communicate(timeout=180)
+    assert program.returncode == 2, err
+    assert err.count("\n") == 1, err
+    assert "`val_check_interval` (500)" in err
+    assert not Path("lightning_logs").exists()
