@@ -4,6 +4,8 @@ A training sampler hands out *keys*, ``epoch * len(dataset) + index``, and a dat
 once (``__getitems__``). Order, augmentation and resume therefore do not depend on workers, devices or history.
 """
 
+import atexit
+import multiprocessing
 import os
 import signal
 from collections.abc import Iterator
@@ -113,7 +115,11 @@ class ResumableLoader(DataLoader):
         self._done, self._skip = self._skip, 0
         if self._done and isinstance(self.sampler, TrainSampler) and self.batch_size is not None:
             self.sampler.start = self._done * self.batch_size
-        for batch in super().__iter__():
+        batches = super().__iter__()
+        if self.num_workers:
+            atexit.unregister(_end_workers)
+            atexit.register(_end_workers)  # the newest runs first
+        for batch in batches:
             yield batch
             self._done += 1  # the next one is asked for, so this one has been used
 
@@ -121,6 +127,15 @@ class ResumableLoader(DataLoader):
 def whole_batch(batch: Any) -> Any:
     """Collate function of a dataset whose ``__getitems__`` returns the batch itself."""
     return batch
+
+
+def _end_workers() -> None:
+    """Before the program waits for workers that are in the middle of an epoch and do not hear SIGTERM."""
+    if hasattr(signal, "SIGCHLD"):  # torch would report their death as an error
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    for process in multiprocessing.active_children():
+        if process.daemon:
+            process.kill()
 
 
 def leave_signals_to_main(worker: int) -> None:

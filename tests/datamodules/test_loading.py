@@ -1,7 +1,10 @@
 """What a batch holds is a function of (seed, epoch, position): order, shares of ranks, padding, resume."""
 
 import itertools
+import subprocess
+import sys
 from collections.abc import Iterable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -227,3 +230,21 @@ def test_no_more_workers_than_cores(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("datamodules.loading.available_cores", lambda available=available: available)
         assert workers_for_decoding(rank_of(0, ranks)) == workers
     assert workers_for_decoding(None) == 8
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ending", ["raise ValueError('mine')", "pass"])
+def test_a_program_ends_with_workers_in_the_middle_of_an_epoch(tmp_path: Path, ending: str) -> None:
+    script = tmp_path / "half.py"
+    script.write_text(
+        "import torch\n"
+        "from datamodules import ShapesDataModule\n"
+        "from datamodules.loading import make_loader\n"
+        "data = ShapesDataModule(train_size=100)\n"
+        "data.setup('fit')\n"
+        "batches = iter(make_loader(data.sets['train'], None, batch_size=4, seed=0, train=True, num_workers=2))\n"
+        f"next(batches)\n{ending}\n"
+    )
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == (0 if ending == "pass" else 1)
+    assert ("ValueError: mine" in done.stderr) == (ending != "pass")
