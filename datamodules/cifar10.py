@@ -1,5 +1,6 @@
 """CIFAR10 as torchvision gives it, kept as bytes that all processes of a machine share."""
 
+import contextlib
 import os
 import tempfile
 from pathlib import Path
@@ -115,6 +116,8 @@ def _fetch(root: Path) -> None:
                 download_url(CIFAR10.url, part, CIFAR10.filename, CIFAR10.tgz_md5)
                 (Path(part) / CIFAR10.filename).replace(archive)
         except (URLError, OSError, RuntimeError) as error:
+            with contextlib.suppress(OSError):  # unless there is something in it
+                root.rmdir()
             raise DataError(
                 f"CIFAR10 is not under {root} and {CIFAR10.url} cannot be read ({error}): put {CIFAR10.filename} (md5 "
                 f"{CIFAR10.tgz_md5}) into {root}, name its folder with --data.root, or run --data ShapesDataModule"

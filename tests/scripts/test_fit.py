@@ -161,6 +161,13 @@ def test_a_failed_start_leaves_nothing(
     assert not Path("lightning_logs").exists()
 
 
+def test_a_failed_download_leaves_nothing(fit: Callable[[str], int], capfd: pytest.CaptureFixture[str]) -> None:
+    assert fit("--data CIFAR10DataModule --data.root fresh --accelerator cpu --devices 1") == 2
+    assert "put cifar-10-python.tar.gz" in capfd.readouterr().err.splitlines()[-1]
+    assert not Path("fresh").exists()
+    assert not Path("lightning_logs").exists()
+
+
 @pytest.mark.slow
 def test_as_a_program_it_says_one_line() -> None:
     Path("evil.yaml").write_text("a: !!python/object/apply:os.system ['touch canary']")
