@@ -75,12 +75,15 @@ class ResumePoint(Callback):
     TALK = 0.5
     FIRST = 0.1
     """Seconds that the first one is expected to take."""
+    PATIENCE = 5.0
+    """Seconds that a validation has left to end after a signal, so that a resume point can still be taken."""
 
     def __init__(self, watch: Watch) -> None:
         self.watch = watch
         self.resumed: dict[str, Any] = {}
         self._state: dict[str, Any] = {}
         self._takes = self.FIRST
+        self._asked: float | None = None
         self._calls = self._next_talk = self._last_calls = 0
 
     # --- what is saved --------------------------------------------------------------------------------------------
@@ -194,7 +197,8 @@ class ResumePoint(Callback):
         if not self.watch.stepping:
             return
         self.watch.alive()
-        if signum := self._agree(trainer)[0]:
+        signum, late = self._agree(trainer)
+        if signum and late:
             self._stop(trainer, signum)  # without a new resume point, which validation does not allow
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -204,16 +208,19 @@ class ResumePoint(Callback):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.save(trainer, finished=True)
         self.watch.stepping = False
-        if self.watch.signum:
-            self._stop(trainer, self.watch.signum)
+        self._next_talk = 0
+        if signum := self._agree(trainer)[0]:
+            self._stop(trainer, signum)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         self.watch.ending, self.watch.stepping = True, False
 
     def _agree(self, trainer: Trainer) -> tuple[int, bool]:
-        """The signal that stops all ranks, or 0, and whether a resume point is due."""
+        """The signal that stops all ranks, or 0, and whether a resume point is due (or has been waited for enough)."""
         now = time.monotonic()
-        due = now - self._saved > self._takes / self.COST
+        if self.watch.signum and self._asked is None:
+            self._asked = now
+        due = now - self._saved > self._takes / self.COST if self._asked is None else now - self._asked > self.PATIENCE
         if trainer.world_size == 1:
             return self.watch.signum, due
         self._calls += 1
@@ -227,12 +234,16 @@ class ResumePoint(Callback):
         torch.distributed.all_reduce(ours, torch.distributed.ReduceOp.MAX)
         signum, agreed, gap = ours.tolist()
         self._next_talk = self._calls + gap
+        if signum and self._asked is None:
+            self._asked = now
         return signum, bool(agreed)
 
     def _stop(self, trainer: Trainer, signum: int) -> None:
         if trainer.is_global_zero:
             name = next(number.name for number in SIGNALS if number == signum)
-            print(f"stopped by {name} after step {trainer.global_step}; go on with --resume {_run_of(trainer)}", flush=True)
+            run = _run_of(trainer)
+            hint = f"go on with --resume {run}" if any((run / "checkpoints").glob("last.ckpt")) else "no resume point yet"
+            print(f"stopped by {name} after step {trainer.global_step}; {hint}", flush=True)
             requeue(signum)
         # Lightning kills rank 0 when a process that it launched ends with another code than 0.
         raise Stopped(0 if is_child(trainer) else 128 + signum)
