@@ -1,0 +1,109 @@
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from lit_training.checkpoints import CheckpointError
+from lit_training.cli import FitCLI
+from lit_training.guards import TrainingError, explained
+
+SHAPES = ["--data.train_size", "24", "--data.val_size", "8", "--max_epochs", "3"]  # 6 batches an epoch
+QUIET = ["--accelerator", "cpu", "--enable_progress_bar", "false", "--log_every_n_steps", "4"]
+
+
+def spoil(cli: FitCLI, at: int, value: float) -> None:
+    """The loss of batch ``at``, counted over all epochs, becomes ``value``."""
+    step = cli.model.training_step
+
+    def training_step(batch: Any, batch_idx: int) -> torch.Tensor:
+        loss = step(batch, batch_idx)
+        return loss * value if cli.trainer.fit_loop.total_batch_idx == at else loss
+
+    cli.model.training_step = training_step
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_a_loss_that_is_no_number_stops_with_step_batch_and_rate(value: float) -> None:
+    cli = FitCLI([*SHAPES, "--model.lr", "0.02", *QUIET])
+    spoil(cli, 8, value)
+    batches: dict[int, list[float]] = {}
+    cli.model.on_train_batch_start = lambda batch, batch_idx: batches.update(
+        {cli.trainer.fit_loop.total_batch_idx: batch[0].sum((1, 2, 3)).tolist()}
+    )
+    with pytest.raises(TrainingError) as error:
+        cli.trainer.fit(cli.model, cli.datamodule)
+    said = str(error.value)
+    assert f"the loss became {value} at step 9 (epoch 2, batch 2: samples " in said
+    assert "learning rate 0.02; the last good checkpoint is kept. Try --model.lr 0.002" in said
+    indices = [int(part) for part in said.split("samples ")[1].split(")")[0].split(", ")]
+    images = cli.datamodule.sets["train"].__getitems__(indices)[0]  # type: ignore[attr-defined]
+    assert images.sum((1, 2, 3)).tolist() == batches[8]
+    assert max(batches) < 8 + 4  # within one logging interval
+
+
+def test_the_best_checkpoint_before_it_is_kept() -> None:
+    cli = FitCLI([*SHAPES, *QUIET])
+    spoil(cli, 17, torch.nan)
+    with pytest.raises(TrainingError, match="step 18"):
+        cli.trainer.fit(cli.model, cli.datamodule)
+    for path in Path("lightning_logs/version_0/checkpoints").iterdir():
+        weights = torch.load(path, weights_only=True)["state_dict"]
+        assert all(weight.isfinite().all() for weight in weights.values())
+
+
+def test_weights_that_overflow_under_a_finite_loss_stop_the_run() -> None:
+    cli = FitCLI([*SHAPES, *QUIET])
+
+    def overflow(*_: Any) -> None:
+        if cli.trainer.fit_loop.total_batch_idx == 5:
+            cli.model.net.fc3.bias.data[0] = torch.inf
+
+    cli.model.on_train_batch_end = overflow
+    with pytest.raises(TrainingError, match="weights became NaN or infinite at step 6 or up to 2 before"):
+        cli.trainer.fit(cli.model, cli.datamodule)
+
+
+def test_files_of_a_spoilt_batch_are_named(photo_folder: Path) -> None:
+    command = ["--data", str(photo_folder), "--model.backbone", "shufflenet_v2_x0_5", "--model.weights", "none"]
+    command += ["--data.image_size", "72", "--model.freeze", "false", "--data.num_workers", "0", "--max_epochs", "1"]
+    cli = FitCLI([*command, *QUIET])
+    spoil(cli, 1, torch.nan)
+    with pytest.raises(TrainingError) as error:
+        cli.trainer.fit(cli.model, cli.datamodule)
+    names = str(error.value).split("files ")[1].split(")")[0].split(", ")
+    assert len(names) == 4
+    assert all((photo_folder / name).is_file() for name in names)
+
+
+def test_losses_are_not_waited_for_at_each_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A GPU waits for ``item()``; the guard has one look every 4 steps, one at each epoch's end and checkpoint."""
+    cli = FitCLI([*SHAPES[:4], "--max_epochs", "1", "--logger", "false", "--enable_checkpointing", "false", *QUIET])
+    looks = 0
+    item = torch.Tensor.item
+
+    def counted(tensor: torch.Tensor) -> Any:
+        nonlocal looks
+        looks += tensor.dtype == torch.int32
+        return item(tensor)
+
+    monkeypatch.setattr(torch.Tensor, "item", counted)
+    cli.trainer.fit(cli.model, cli.datamodule)
+    assert looks == 2
+
+
+def test_out_of_memory_names_the_batch_size_and_the_flag_to_try() -> None:
+    cli = FitCLI(["--data.batch_size", "64", *SHAPES, *QUIET])
+    for error in (torch.OutOfMemoryError("CUDA out of memory."), RuntimeError("DefaultCPUAllocator: can't allocate memory")):
+        said = "64 samples per step and device: --data.batch_size 32 --accumulate_grad_batches 2 gives the same"
+        with pytest.raises(TrainingError, match=said), explained(cli):
+            raise error
+
+
+def test_a_full_disk_is_said_in_a_line_and_other_errors_are_left_alone() -> None:
+    cli = FitCLI([*SHAPES, *QUIET])
+    with pytest.raises(CheckpointError, match="cannot write metrics.csv .No space left"), explained(cli):
+        raise OSError(28, "No space left on device", "metrics.csv")
+    for error in (FileNotFoundError(2, "no such file"), RuntimeError("mat1 and mat2 shapes cannot be multiplied")):
+        with pytest.raises(type(error)), explained(cli):
+            raise error

@@ -1,0 +1,95 @@
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from lit_training import signals
+
+ROOT = Path(__file__).resolve().parents[2]
+SLURM = {"SLURM_JOB_ID": "17", "SLURM_NTASKS": "1", "SLURM_JOB_NAME": "train"}
+
+
+@pytest.fixture
+def scontrol(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A stand-in for SLURM's command that writes down what it was asked."""
+    asked = tmp_path / "asked"
+    command = tmp_path / "bin" / "scontrol"
+    command.parent.mkdir()
+    command.write_text(f'#!/bin/sh\necho "$@" > {asked}\n')
+    command.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{command.parent}:{os.environ['PATH']}")
+    return asked
+
+
+@pytest.mark.parametrize(
+    ("extra", "job"),
+    [({}, "17"), ({"SLURM_ARRAY_JOB_ID": "16", "SLURM_ARRAY_TASK_ID": "3"}, "16_3")],
+)
+def test_a_slurm_job_whose_time_is_up_is_requeued(
+    scontrol: Path, monkeypatch: pytest.MonkeyPatch, extra: dict[str, str], job: str
+) -> None:
+    for name, value in {**SLURM, **extra}.items():
+        monkeypatch.setenv(name, value)
+    signals.requeue(signal.SIGUSR1)
+    assert scontrol.read_text() == f"requeue {job}\n"
+
+
+@pytest.mark.parametrize(
+    ("signum", "environment"),
+    [
+        (signal.SIGTERM, SLURM),
+        (signal.SIGUSR1, {}),
+        (signal.SIGUSR1, {**SLURM, "SLURM_JOB_NAME": "bash"}),
+        (signal.SIGUSR1, {**SLURM, "SLURM_JOB_ID": "17; rm -r x"}),
+    ],
+)
+def test_nothing_else_is_requeued(
+    scontrol: Path, monkeypatch: pytest.MonkeyPatch, signum: int, environment: dict[str, str]
+) -> None:
+    for name in SLURM:
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    signals.requeue(signum)
+    assert not scontrol.exists()
+
+
+WATCHED = """
+import os, signal, sys
+from lit_training.signals import Watch
+watch = Watch({timeout})
+watch.start()
+watch.stepping = {stepping}
+{code}
+while True:
+    signal.pause()
+"""
+
+
+def watched(code: str, stepping: bool = False, timeout: float = 5) -> subprocess.Popen[str]:
+    program = WATCHED.format(code=code, stepping=stepping, timeout=timeout)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.Popen([sys.executable, "-c", program], stderr=subprocess.PIPE, text=True, env=environment)
+
+
+@pytest.mark.slow
+def test_the_watch_ends_what_the_main_thread_cannot() -> None:
+    started = {
+        # Before the first step: at once. The main thread is not needed.
+        128 + signal.SIGTERM: watched("os.kill(os.getpid(), signal.SIGTERM)"),
+        128 + signal.SIGINT: watched("os.kill(os.getpid(), signal.SIGINT)"),
+        # Between first and last step: at the second signal.
+        128 + signal.SIGUSR1: watched(
+            "os.kill(os.getpid(), signal.SIGTERM)\nwhile not watch.signum: pass\nos.kill(os.getpid(), signal.SIGUSR1)",
+            stepping=True,
+        ),
+        # No step for the timeout, counted from the first one.
+        1: watched("watch.alive()", stepping=True, timeout=0.001),
+    }
+    ends = {code: (process.communicate(timeout=60)[1], process.returncode) for code, process in started.items()}
+    assert [code for _, code in ends.values()] == list(started)
+    assert "no step for 0.001 minutes (--timeout)" in ends[1][0]
+    assert "Traceback" not in "".join(text for text, _ in ends.values())
