@@ -1,6 +1,7 @@
 """Errors that are the user's to mend: one line on stderr, exit code 2, no traceback."""
 
 import difflib
+import os
 import re
 import sys
 import time
@@ -54,7 +55,9 @@ def refused_by_library(error: Exception) -> bool:
 
 def is_rank_zero() -> bool:
     """Whether this is the process that speaks and writes, known before any of them are connected."""
-    return getattr(rank_zero_only, "rank", 0) == 0
+    launched = {"RANK", "LOCAL_RANK", "SLURM_PROCID"} & set(os.environ)  # what Lightning reads; not so the number of
+    first_node = launched or os.environ.get("NODE_RANK", "0") == "0"  # a machine whose program was started by hand
+    return getattr(rank_zero_only, "rank", 0) == 0 and bool(first_node)
 
 
 def fail(program: str, message: str) -> NoReturn:
@@ -62,6 +65,7 @@ def fail(program: str, message: str) -> NoReturn:
         print(f"{program}: error: {' '.join(message.split())}", file=sys.stderr)
     else:  # Lightning kills rank 0 as soon as another rank has ended
         time.sleep(GRACE)
+        print(f"{program}: error: {' '.join(message.split())}", file=sys.stderr)  # still here: it is this rank's alone
     sys.exit(2)
 
 

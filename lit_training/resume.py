@@ -83,6 +83,7 @@ class ResumePoint(Callback):
         self.resumed: dict[str, Any] = {}
         self._state: dict[str, Any] = {}
         self._takes = self.FIRST
+        self._data = ""
         self._asked: float | None = None
         self._calls = self._next_talk = self._last_calls = 0
 
@@ -97,10 +98,12 @@ class ResumePoint(Callback):
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """ModelCheckpoint forgets its best score where the run's folder is spelled in another way, or was moved."""
         folder = str(_run_of(trainer) / "checkpoints")
-        for callback in trainer.callbacks:
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
             state = checkpoint["callbacks"].get(callback.state_key)
             if isinstance(callback, ModelCheckpoint) and state is not None:
-                checkpoint["callbacks"][callback.state_key] = _moved(state, state["dirpath"], callback.dirpath or folder)
+                checkpoint["callbacks"][callback.state_key] = _moved(
+                    state, state["dirpath"], str(callback.dirpath or folder)
+                )
 
     def save(self, trainer: Trainer, finished: bool = False) -> None:
         """Write a resume point; all ranks call it, between two steps or at the end."""
@@ -242,7 +245,9 @@ class ResumePoint(Callback):
         if trainer.is_global_zero:
             name = next(number.name for number in SIGNALS if number == signum)
             run = _run_of(trainer)
-            hint = f"go on with --resume {run}" if any((run / "checkpoints").glob("last.ckpt")) else "no resume point yet"
+            hint = (
+                f"go on with --resume {run}" if any((run / "checkpoints").glob("last.ckpt")) else "no resume point yet"
+            )
             print(f"stopped by {name} after step {trainer.global_step}; {hint}", flush=True)
             requeue(signum)
         # Lightning kills rank 0 when a process that it launched ends with another code than 0.

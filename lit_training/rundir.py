@@ -226,7 +226,7 @@ class ContinuedCSV(CSVLogger):
     def experiment(self) -> "_Rows":
         if self._experiment is None:
             self._experiment = _Rows(self.log_dir, self.keep)
-        return self._experiment
+        return self._experiment  # type: ignore[return-value]
 
 
 class _Rows(ExperimentWriter):

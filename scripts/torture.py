@@ -52,7 +52,8 @@ CASES = {
     "--lr_scheduler.threshold 0.01",
     "early stopping": f"{SHAPES} --max_epochs 9 --early_stopping 2 --model.lr 0.02",
     "frozen cache": f"{PHOTOS} --max_epochs 4 --data.num_workers 0",
-    "unfreezing, workers": f"{PHOTOS} --max_epochs 3 --model.freeze false --model.unfreeze_epoch 1 --data.num_workers 2",
+    "unfreezing, workers": f"{PHOTOS} --max_epochs 3 --model.freeze false --model.unfreeze_epoch 1 "
+    "--data.num_workers 2",
 }
 DDP = "--accelerator cpu --devices 2 --strategy ddp"
 DDP_CASES = {
@@ -104,7 +105,7 @@ def forked(arguments: list[str], folder: Path, cost: float, file_limit: int | No
 
 def _fit(arguments: list[str], cost: float) -> int:
     sys.path.insert(0, str(FIT.parent))
-    import fit
+    import fit  # type: ignore[import-not-found]
 
     from lit_training.resume import ResumePoint
 

@@ -68,7 +68,7 @@ def test_nan_on_one_rank_ends_all_with_its_step(tmp_path: Path) -> None:
 
 
 def test_fsdp_needs_a_gpu_and_says_so() -> None:
-    with pytest.raises(UsageError, match="(?i)gpu"):
+    with pytest.raises(UsageError, match=r"(?i)gpu"):
         FitCLI([*TINY[:4], "--accelerator", "cpu", "--strategy", "fsdp", "--devices", "1"])
 
 

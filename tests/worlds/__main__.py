@@ -1,4 +1,6 @@
-"""Runs of several connected processes for test_distributed.py: ``python tests/worlds JOB FOLDER`` prints the job's result as JSON.
+"""Runs of several connected processes, for test_distributed.py: ``python tests/worlds JOB FOLDER``.
+
+The job's result is FOLDER/result.json.
 
 The processes are forks of this one, told by torchrun's variables who they are, so that torch is imported once.
 """
@@ -9,6 +11,7 @@ import socket
 import sys
 import traceback
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -65,13 +68,13 @@ def evaluation() -> dict[str, Any]:
         target, predicted = torch.cat(rows, 1)
         known = target >= 0
         confusion = torch.bincount(target[known] * 10 + predicted[known], minlength=100)
-        predictions = torch.cat(cli.trainer.predict(cli.model, cli.datamodule))
+        predictions = torch.cat(cli.trainer.predict(cli.model, cli.datamodule))  # type: ignore[arg-type]
         return {**metrics, "counted": cli.model.samples_evaluated}, confusion, predictions
 
     found = {}
     for pictures in (153, 7, 2):
         for ranks in (1, 2, 3):
-            parts = world(ranks, lambda ranks=ranks, pictures=pictures: work(ranks, pictures))
+            parts = world(ranks, partial(work, ranks, pictures))
             predictions = torch.stack([part[2] for part in parts], 1).flatten(0, 1)[:pictures]
             found[f"{pictures} on {ranks}"] = {
                 "metrics": [part[0] for part in parts],
@@ -103,7 +106,7 @@ def union() -> dict[str, Any]:
         found[name] = {}
         for ranks, size, accumulated in ((1, 12, 1), (2, 6, 1), (1, 4, 3), (2, 3, 2)):
             cut = f"{arguments} --data.batch_size {size} --accumulate_grad_batches {accumulated}"
-            parts = world(ranks, lambda ranks=ranks, cut=cut: work(ranks, cut))
+            parts = world(ranks, partial(work, ranks, cut))
             assert all(torch.equal(parts[0][0], part[0]) for part in parts)
             found[name][f"{ranks} x {size} x {accumulated}"] = parts[0][0].tolist(), parts[0][1]
     return found
@@ -118,7 +121,7 @@ def uneven() -> dict[str, Any]:
         cli.trainer.fit(cli.model, cli.datamodule)
         return cli.trainer.global_step
 
-    return {str(ranks): world(ranks, lambda ranks=ranks: work(ranks)) for ranks in (2, 3)}
+    return {str(ranks): world(ranks, partial(work, ranks)) for ranks in (2, 3)}
 
 
 def nan() -> dict[str, Any]:
