@@ -93,6 +93,7 @@ class EpochLines(ProgressBar):
         self.line_due = trainer.current_epoch
         self.started = self.shown = time.monotonic()
         self.samples = 0
+        self.rates = [optimizer.param_groups[0]["lr"] for optimizer in trainer.optimizers]  # before schedules step
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -118,7 +119,6 @@ class EpochLines(ProgressBar):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.seconds = time.monotonic() - self.started
-        self.rates = [optimizer.param_groups[0]["lr"] for optimizer in trainer.optimizers]  # before schedules step
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._print_line(trainer)

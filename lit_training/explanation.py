@@ -51,7 +51,7 @@ def check(model: LitBase) -> None:
     try:
         import captum  # noqa: F401
     except ImportError as error:
-        raise UsageError("--explain needs captum: pip install 'lit-classics[explain]', or captum") from error
+        raise UsageError("--explain needs captum: pip install -e '.[explain]'") from error
 
 
 def _last_with_places(model: nn.Module, x: Tensor) -> nn.Module:

@@ -1,0 +1,107 @@
+"""What inspection says of a network is held against hand counts and the source's own code."""
+
+import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from lit_models import DynamicNet, LeNet, LitCNN, LitDynamic, LitMLP, LitTransfer
+from lit_training.inspection import autograd_chain, describe, flops, layers, sample_input
+
+
+def test_layers_of_lenet() -> None:
+    found = {layer.name: layer for layer in layers(LeNet(), torch.zeros(2, 3, 32, 32))}
+    assert found["conv1"].outputs == [(2, 6, 28, 28)]
+    assert found["conv2"].outputs == [(2, 16, 10, 10)]
+    assert found["fc3"].outputs == [(2, 10)]
+    assert found["conv1"].parameters == 6 * (3 * 25 + 1)
+    assert found[""].parameters == 62_006
+    assert found[""].megabytes == 62_006 * 4 / 1e6
+
+
+def test_a_shared_layer_is_seen_at_each_call_and_an_unused_one_at_none() -> None:
+    net = DynamicNet(8, 4, 2)
+    for depth in range(4):
+        found = {layer.name: layer for layer in layers(net, torch.zeros(1, 8), depth=depth)}
+        assert found["middle_linear"].outputs == [(1, 4)] * depth
+    assert not any(module._forward_hooks for module in net.modules())
+
+
+def test_flops_are_two_a_multiplication() -> None:
+    by_hand = 2 * (6 * 28 * 28 * 75 + 16 * 10 * 10 * 150 + 400 * 120 + 120 * 84 + 84 * 10)
+    assert flops(LeNet(), torch.zeros(1, 3, 32, 32)) == by_hand
+
+
+def test_the_chain_is_the_one_that_the_source_follows_by_hand() -> None:
+    """PyTorch tutorial "Neural Networks": LeNet of one channel, squared error, ``next_functions`` step by step."""
+    net = LeNet(in_channels=1)
+    loss = F.mse_loss(net(torch.randn(1, 1, 32, 32)), torch.randn(1, 10))
+    names = {parameter: name for name, parameter in net.named_parameters()}
+    chain = autograd_chain(loss, names)
+    assert chain[:6] == ["MseLoss", "Addmm", "Relu", "Addmm", "Relu", "Addmm"]
+    assert chain[-1] == "AccumulateGrad(conv1.weight)"
+    node = loss.grad_fn
+    assert node is not None
+    for name in chain[:6]:
+        assert type(node).__name__ == f"{name}Backward0"
+        node = next(following for following, _ in node.next_functions if "Accumulate" not in type(following).__name__)
+
+
+@given(st.integers(1, 40))
+def test_the_chain_is_as_long_as_the_network_is_deep(depth: int) -> None:
+    x = torch.ones(2, requires_grad=True)
+    y = x
+    for _ in range(depth):
+        y = (y * 2) + x  # a short way to the leaf beside the long one
+    chain = autograd_chain(y.sum())
+    assert chain == ["Sum", *["Add", "Mul"] * depth, "AccumulateGrad"]
+
+
+def test_a_chain_deeper_than_pythons_stack() -> None:
+    y = torch.ones(1, requires_grad=True)
+    for _ in range(5000):
+        y = y + 1
+    assert len(autograd_chain(y)) == 5001
+
+
+def test_first_gradient_as_printed_is_the_gradient() -> None:
+    model = LitMLP(8, (4,), 2)
+    x = sample_input(model)
+    loss = model.loss(model(x), torch.zeros(1, 2))
+    expected = torch.autograd.grad(loss, model.net[0].bias)[0]
+    line = describe(model).splitlines()[-1]
+    shown = [float(value) for value in line.partition("[")[2].rstrip("]").split(", ")]
+    assert shown == [float(f"{value:.4g}") for value in expected]
+
+
+def test_describe_leaves_the_model_as_it_was() -> None:
+    model = LitCNN()
+    model.net.conv1.eval()
+    modes = [module.training for module in model.modules()]
+    model.net.conv1.bias.grad = torch.ones(6)
+    text = describe(model)
+    assert modes == [module.training for module in model.modules()]
+    assert model.net.conv1.bias.grad.tolist() == [1] * 6
+    assert model.net.fc3.weight.grad is None
+    assert "62,006 trainable of 62,006 parameters" in text
+    assert "squared error: MseLoss <- Addmm <- Relu" in text
+    assert "cross-entropy: NllLoss <- LogSoftmax <- Addmm" in text
+
+
+def test_two_depths_stand_side_by_side() -> None:
+    text = describe(LitDynamic(8, 4, 2))
+    assert "1x4, 3 times" in text
+    assert f"{2 * (32 + 16 + 8):,}" in text
+    assert f"{2 * (32 + 3 * 16 + 8):,}" in text
+    graph = [line for line in text.splitlines() if line.startswith("<-")]
+    assert graph[0].split() == ["<-", "MseLoss", "MseLoss"]
+    assert len(graph) == 1 + 2 * (3 + 1) + 1 + 2  # loss, a linear layer and its clamp each, the output, T and leaf
+
+
+def test_a_frozen_backbone_is_described() -> None:
+    model = LitTransfer(weights=None)
+    text = describe(model)
+    assert "5,130 trainable of 11,181,642 parameters" in text
+    assert "net.fc.bias.grad after" in text
+    assert isinstance(model.net, nn.Module)

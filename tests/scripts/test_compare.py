@@ -1,0 +1,58 @@
+"""From two trainings with several seeds to the sentence about them."""
+
+import os
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
+
+
+def run(name: str, *arguments: str) -> None:
+    runpy.run_path(str(SCRIPTS / name), run_name="by_path")["main"](list(arguments))
+
+
+@pytest.mark.parametrize("line", ["one", "", "one two --pgn x"])
+def test_wrong_input_gets_one_line(line: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        run("compare.py", *line.split())
+    err = capsys.readouterr().err
+    assert stopped.value.code == 2
+    assert err.startswith("compare.py: error: ")
+    assert err.count("\n") == 1
+
+
+@pytest.mark.slow
+def test_seeds_then_evaluation_then_comparison(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = [sys.executable, str(SCRIPTS / "fit.py"), "--seeds", "2", "--max_epochs=1", "--data.train_size=80"]
+    command += ["--data.val_size=50", "--dashboard=false", "--seed", "3"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    lines = done.stdout.splitlines()
+    assert [line.split("  ")[0] for line in lines[:2]] == ["seed 3", "seed 4"]
+    assert lines[0].endswith("lightning_logs/version_0")
+    values = [float(line.split("val_acc ")[1].split()[0]) for line in lines[:2]]
+    mean, deviation = sum(values) / 2, abs(values[0] - values[1]) / 2**0.5
+    assert lines[3] == f"val_acc     {mean:.4f} +- {deviation:.4f}  (n = 2 seeds)"
+
+    folders = [str(tmp_path / "lightning_logs" / f"version_{number}") for number in (0, 1)]
+    for folder in folders:
+        run("evaluate.py", folder)
+    capsys.readouterr()
+    run("compare.py", *folders)
+    shown = capsys.readouterr().out
+    assert "seed_everything" in shown
+    assert "the same 50 samples" in shown
+    assert (tmp_path / "lightning_logs" / "comparison.png").is_file()
+
+
+def test_seeds_of_a_run_without_a_folder(tmp_path: Path) -> None:
+    command = [sys.executable, str(SCRIPTS / "fit.py"), "--seeds", "many"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert "many is no whole number" in done.stderr

@@ -1,0 +1,94 @@
+"""The notebooks: each pair says the same, runs from top to bottom, and shows what its text promises."""
+
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import jupytext
+import nbformat
+import pytest
+from nbclient import NotebookClient
+
+ROOT = Path(__file__).resolve().parents[1]
+SCRIPTS = sorted((ROOT / "notebooks").glob("*.py"))
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
+def test_both_of_a_pair_hold_the_same_cells_and_no_outputs(script: Path) -> None:
+    written, stored = jupytext.read(script), nbformat.read(script.with_suffix(".ipynb"), as_version=4)
+    cells = [[(cell.cell_type, cell.source) for cell in notebook.cells] for notebook in (written, stored)]
+    assert cells[0] == cells[1], f"jupytext --to ipynb {script.name}"
+    assert not any(cell.get("outputs") for cell in stored.cells)
+
+
+@pytest.fixture(scope="module")
+def outputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Any]]:
+    """What the cells of each notebook put out, all three run at the same time in kernels of their own."""
+    place = tmp_path_factory.mktemp("notebooks")
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+    def run(script: Path) -> list[Any]:
+        notebook = nbformat.read(script.with_suffix(".ipynb"), as_version=4)
+        NotebookClient(notebook, timeout=240, resources={"metadata": {"path": str(place)}}).execute()
+        return [output for cell in notebook.cells for output in cell.get("outputs", [])]
+
+    with ThreadPoolExecutor(len(SCRIPTS)) as threads:
+        return dict(zip([script.stem[0] for script in SCRIPTS], threads.map(run, SCRIPTS), strict=True))
+
+
+def said(outputs: list[Any]) -> str:
+    assert not [output.text for output in outputs if output.get("name") == "stderr"]
+    return "".join(output.text for output in outputs if output.get("name") == "stdout")
+
+
+@pytest.mark.slow
+def test_raw_loops_and_trainer_end_with_the_same_weights(outputs: dict[str, list[Any]]) -> None:
+    text = said(outputs["1"])
+    assert text.count("largest difference of two weights: 0.0\n") == 6
+    assert "MseLoss <- Addmm <- Relu <- Addmm" in text
+
+
+@pytest.mark.slow
+def test_photos_end_in_a_confusion_matrix_and_predictions(outputs: dict[str, list[Any]]) -> None:
+    text = said(outputs["2"])
+    assert "120 pictures in 3 classes" in text
+    assert text.count("\nepoch ") + text.startswith("epoch ") >= 7
+    assert len(text.splitlines()) < 40
+    pictures = [output.data["image/png"] for output in outputs["2"] if "image/png" in output.get("data", {})]
+    assert len(pictures) == 2
+
+
+@pytest.mark.slow
+def test_several_devices_bring_the_model_back(outputs: dict[str, list[Any]]) -> None:
+    text = said(outputs["3"])
+    assert text.count("In Model: input size torch.Size([15, 5]) output size torch.Size([15, 2])") == 2
+    assert text.count("Outside: input size torch.Size([30, 5]) output_size torch.Size([30, 2])") == 1
+    moved = float(text.partition("weights moved by up to ")[2].split()[0])
+    error = float(text.partition("mean squared error on rows it has not seen: ")[2].split()[0])
+    assert moved > 0.1
+    assert error < 0.05  # the noise of the rows alone is 0.01, the error of the first weights about 5
+
+
+@pytest.mark.slow
+def test_importing_the_packages_does_nothing_else(tmp_path: Path) -> None:
+    code = """
+import logging, os, pkgutil, random, signal, sys, warnings
+import numpy, torch, lightning.pytorch, torchvision, torch.utils.tensorboard  # what they do is theirs
+def state():
+    return [list(warnings.filters), logging.getLogger("lightning.pytorch").level, signal.getsignal(signal.SIGTERM),
+            torch.get_num_threads(), torch.get_rng_state().sum().item(), random.getstate(), sys.path[:],
+            dict(os.environ), torch.get_default_dtype(), torch.are_deterministic_algorithms_enabled()]
+before = state()
+import datamodules, lit_models, lit_training
+for package in (datamodules, lit_models, lit_training):
+    for module in pkgutil.iter_modules(package.__path__, package.__name__ + "."):
+        __import__(module.name)
+for name, one, other in zip("filters level signal threads rng random path environ dtype det".split(), before, state()):
+    assert one == other, name
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert not list(tmp_path.iterdir())
