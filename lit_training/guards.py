@@ -83,7 +83,10 @@ def _describe(trainer: Trainer, losses: list[float], steps: list[tuple[int, int,
     """The first step whose loss is no number, and its batch."""
     for loss, (step, epoch, batch_idx) in zip(losses, steps, strict=True):
         if loss - loss != 0:  # NaN or infinite
-            return step, f"the loss became {loss} at step {step} (epoch {epoch + 1}, {_batch(trainer, epoch, batch_idx)})"
+            return (
+                step,
+                f"the loss became {loss} at step {step} (epoch {epoch + 1}, {_batch(trainer, epoch, batch_idx)})",
+            )
     last = steps[-1][0] if steps else trainer.global_step
     return last + 1, f"the weights became NaN or infinite at step {last} or up to {len(steps)} before"
 
