@@ -8,6 +8,7 @@ reads.
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import json
 import os
@@ -55,9 +56,11 @@ VERDICT = np.dtype([("flags", "u1"), ("width", "u4"), ("height", "u4"), ("dhash"
 _CACHE_ROW = np.dtype([("key", "u8"), ("size", "i8"), ("mtime", "i8"), ("verdict", VERDICT)])
 
 
-# Both would come up on the user's screen for pictures that are read all the same.
-warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
-warnings.filterwarnings("ignore", "(?s).*Corrupt EXIF data", UserWarning)
+@functools.cache
+def _quiet_pillow() -> None:
+    """Both would come up on the user's screen for pictures that are read all the same. Not done by an import."""
+    warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+    warnings.filterwarnings("ignore", "(?s).*Corrupt EXIF data", UserWarning)
 
 
 class BadPicture(DataError):
@@ -224,6 +227,7 @@ def _one_line(error: Exception) -> str:
 
 def _opened(file: BinaryIO) -> Image.Image:
     """The picture in `file` with its header read and its pixels not; BadPicture where there is none."""
+    _quiet_pillow()
     try:
         image = Image.open(file, formats=FORMATS)
     except Image.DecompressionBombError:

@@ -103,7 +103,8 @@ def differences(runs: Sequence[Run]) -> dict[str, list[str]]:
     """The settings that are not the same in all runs, with the value in each; ``-`` where a run has no such setting."""
     names = dict.fromkeys(name for run in runs for name in run.settings)
     values = {name: [str(run.settings.get(name, "-")) for run in runs] for name in names}
-    return {name.replace(".init_args", ""): each for name, each in values.items() if len(set(each)) > 1}
+    told = {name: each for name, each in values.items() if len(set(each)) > 1 and not set(each) <= {"None", "-"}}
+    return {name.replace(".init_args", ""): each for name, each in told.items()}
 
 
 def mcnemar(only_first: int, only_second: int) -> float:

@@ -89,6 +89,8 @@ for package in (datamodules, lit_models, lit_training):
 for name, one, other in zip("filters level signal threads rng random path environ dtype det".split(), before, state()):
     assert one == other, name
 """
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    place = tmp_path / "place"
+    place.mkdir()
+    done = subprocess.run([sys.executable, "-c", code], cwd=place, capture_output=True, text=True)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
-    assert not list(tmp_path.iterdir())
+    assert not list(place.iterdir())

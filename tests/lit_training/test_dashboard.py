@@ -140,7 +140,8 @@ def test_mistakes_are_the_pictures_that_the_network_got_wrong(bare: Callable[...
     """Tile by tile, the most confident first, and not their neighbours in the data."""
     data, model = shapes(), LitCNN()
     fit(bare, tmp_path, model, data, max_epochs=1)
-    x, y = data.sets["val"].__getitems__(list(range(30)))
+    validation: Any = data.sets["val"]
+    x, y = validation.__getitems__(list(range(30)))
     confidence, predicted = model.eval()(x).softmax(-1).max(-1)
     worst = confidence.masked_fill(predicted == y, 0).argsort(descending=True)[:12]
     assert (predicted != y)[worst].all()
@@ -188,7 +189,8 @@ def test_the_run_does_not_notice(make: Callable[[], Any], bare: Callable[..., Tr
         else:
             bare(max_epochs=2, num_sanity_val_steps=0).fit(model, data)
         modes = [module.training for module in model.modules()]
-        ends.append((list(model.parameters()), modes, torch.get_rng_state(), np.random.get_state()[1]))
+        drawn: Any = np.random.get_state()
+        ends.append((list(model.parameters()), modes, torch.get_rng_state(), drawn[1]))
     (one, modes, rng, numbers), (other, other_modes, other_rng, other_numbers) = ends
     assert all(torch.equal(mine, theirs) for mine, theirs in zip(one, other, strict=True))
     assert modes == other_modes
@@ -214,7 +216,12 @@ def test_cached_features_still_show_pictures(
 ) -> None:
     sheets: list[Any] = []
     real = figures.sheet
-    monkeypatch.setattr(figures, "sheet", lambda *given: (sheets.append(given), real(*given))[1])
+
+    def sheet(*given: Any) -> Any:
+        sheets.append(given)
+        return real(*given)
+
+    monkeypatch.setattr(figures, "sheet", sheet)
     model = LitTransfer(num_classes=2, weights=None)
     data = ImageFolderDataModule(str(photo_folder), image_size=32, num_workers=0)
     board = fit(bare, tmp_path, model, data, FeatureCache(), max_epochs=1)

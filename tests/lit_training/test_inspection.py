@@ -79,10 +79,12 @@ def test_describe_leaves_the_model_as_it_was() -> None:
     model = LitCNN()
     model.net.conv1.eval()
     modes = [module.training for module in model.modules()]
-    model.net.conv1.bias.grad = torch.ones(6)
+    bias = model.net.conv1.bias
+    assert bias is not None
+    bias.grad = torch.ones(6)
     text = describe(model)
     assert modes == [module.training for module in model.modules()]
-    assert model.net.conv1.bias.grad.tolist() == [1] * 6
+    assert bias.grad.tolist() == [1] * 6
     assert model.net.fc3.weight.grad is None
     assert "62,006 trainable of 62,006 parameters" in text
     assert "squared error: MseLoss <- Addmm <- Relu" in text
