@@ -20,7 +20,7 @@ class BestCheckpoint(ModelCheckpoint):
     checkpoint is taken, whose state says that this one exists.
     """
 
-    def __init__(self, monitor: str, mode: str) -> None:
+    def __init__(self, monitor: str | None, mode: str) -> None:
         super().__init__(filename="best", monitor=monitor, mode=mode, enable_version_counter=False)
         self._pending: dict[str, Any] | None = None
         self._copying = False

@@ -61,7 +61,7 @@ def test_what_is_pending_is_a_copy(tmp_path: Path) -> None:
     _, kept, model = fit(tmp_path, 3, Spoil())
     saved = torch.load(kept.best_model_path, weights_only=True)
     assert saved["epoch"] == 1
-    assert not torch.equal(saved["state_dict"]["net.0.weight"], model.net[0].weight)
+    assert not torch.equal(saved["state_dict"]["net.0.weight"], model.state_dict()["net.0.weight"])
     assert saved["state_dict"]["net.0.weight"].isfinite().all()
 
 

@@ -36,8 +36,8 @@ def test_cached_and_uncached_runs_agree(bare: Callable[..., Trainer], photo_fold
     assert float(trainer.callback_metrics["val_loss"]) == pytest.approx(
         float(plain_trainer.callback_metrics["val_loss"]), abs=1e-5
     )
-    pictures, _ = plain_module.sets["val"].__getitems__([0, 3])  # type: ignore[attr-defined]
-    features, _ = module.sets["val"].__getitems__([0, 3])  # type: ignore[attr-defined]
+    pictures, _ = plain_module.sets["val"].__getitems__([0, 3])
+    features, _ = module.sets["val"].__getitems__([0, 3])
     with torch.no_grad():
         torch.testing.assert_close(cached(features), cached.eval()(pictures), rtol=0, atol=1e-5)
 
