@@ -117,7 +117,8 @@ class FitCLI(LightningCLI):
         self.typed = parser.parse_args(spelled, defaults=False)
         self.resume = self.config.pop("resume")  # no setting of the run: the same command with it goes on
         self.quiet = self.config.pop("quiet")
-        self.config.pop("seeds")  # scripts/fit.py has seen to it
+        if (seeds := self.config.pop("seeds")) > 1:  # scripts/fit.py takes the flag before it comes here
+            raise UsageError(f"seeds {seeds} is for the command line alone: python scripts/fit.py --seeds {seeds}")
         self.watch = Watch(self.config["timeout"])
 
     def _set_seed(self) -> None:

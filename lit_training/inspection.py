@@ -75,7 +75,7 @@ def flops(model: nn.Module, x: Tensor, **options: Any) -> int:
     return counter.get_total_flops()
 
 
-def autograd_chain(loss: Tensor, names: Mapping[Tensor, str] | None = None) -> list[str]:
+def autograd_chain(loss: Tensor, names: Mapping[nn.Parameter, str] | None = None) -> list[str]:
     """Names of the autograd nodes on the longest path from a loss back to a leaf, as ``MseLoss``, ``Addmm``, ...
 
     Args:
@@ -102,7 +102,7 @@ def autograd_chain(loss: Tensor, names: Mapping[Tensor, str] | None = None) -> l
     return chain
 
 
-def _name(node: Any, names: Mapping[Tensor, str]) -> str:
+def _name(node: Any, names: Mapping[nn.Parameter, str]) -> str:
     name = re.sub(r"Backward\d*$", "", type(node).__name__)
     variable = getattr(node, "variable", None)
     return f"{name}({names[variable]})" if variable is not None and variable in names else name
@@ -189,7 +189,7 @@ def _first_gradient(model: LitBase, title: str, loss: Tensor) -> str:
     return f"{name}.grad before backward: None\n{name}.grad after ({title}): [{values}]"
 
 
-def _parameter_names(model: nn.Module) -> dict[Tensor, str]:
+def _parameter_names(model: nn.Module) -> dict[nn.Parameter, str]:
     return {parameter: name for name, parameter in model.named_parameters()}
 
 

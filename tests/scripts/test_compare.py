@@ -8,6 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from lit_training.cli import FitCLI
+from lit_training.messages import UsageError
+
 SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 
 
@@ -50,7 +53,12 @@ def test_seeds_then_evaluation_then_comparison(tmp_path: Path, capsys: pytest.Ca
     assert (tmp_path / "lightning_logs" / "comparison.png").is_file()
 
 
-def test_seeds_of_a_run_without_a_folder(tmp_path: Path) -> None:
+def test_seeds_are_not_silently_left_out() -> None:
+    with pytest.raises(UsageError, match="python scripts/fit.py --seeds 3"):
+        FitCLI(["--seeds", "3"])
+
+
+def test_seeds_have_to_be_a_number(tmp_path: Path) -> None:
     command = [sys.executable, str(SCRIPTS / "fit.py"), "--seeds", "many"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 2

@@ -59,9 +59,9 @@ def test_scripts_still_find_the_standard_librarys_inspect(where: str, tmp_path: 
 
 @pytest.mark.slow
 def test_scripts_and_the_processes_of_several_devices_work_beside_it(tmp_path: Path) -> None:
-    fit = "--fast_dev_run --data.train_size 16 --data.val_size 10 --accelerator cpu --devices 2 --strategy ddp --trainer.callbacks+"
+    fit = "--fast_dev_run --data.train_size 16 --data.val_size 10 --accelerator cpu --devices 2 --strategy ddp"
     commands = [
-        ["fit.py", *fit.split(), "lit_training.inspection.DeviceReport"],
+        ["fit.py", *fit.split(), "--trainer.callbacks+", "lit_training.inspection.DeviceReport"],
         ["inspect.py", "LitCNN"],
     ]
     running = [
