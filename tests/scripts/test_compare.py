@@ -54,7 +54,7 @@ def test_seeds_then_evaluation_then_comparison(tmp_path: Path, capsys: pytest.Ca
 
 
 def test_seeds_are_not_silently_left_out() -> None:
-    with pytest.raises(UsageError, match="python scripts/fit.py --seeds 3"):
+    with pytest.raises(UsageError, match=r"python scripts/fit\.py --seeds 3"):
         FitCLI(["--seeds", "3"])
 
 
