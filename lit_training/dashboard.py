@@ -23,6 +23,7 @@ from datamodules.loading import EvalSampler
 from lit_models import LitBase
 from lit_training import figures
 from lit_training.console import BestSoFar
+from lit_training.prediction import in_input_order
 
 SAMPLES, MISTAKES = 16, 12
 BY_EPOCH = ("train_loss", "val_loss", "val_acc", "samples_per_second")
@@ -127,17 +128,17 @@ class Dashboard(Callback):
         if self._classifies(trainer, pl_module) and dataloader_idx == 0:
             self.num_classes = outputs["output"].shape[-1]
             confidence, predicted = outputs["output"].softmax(-1).max(-1)  # (B,), (B,)
-            self.rows.append(torch.stack([outputs["target"], predicted, confidence]))  # (3, B) float
+            self.rows.append(torch.stack([outputs["target"], predicted, confidence], 1))  # (B, 3) float
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not (self.rows and self._classifies(trainer, pl_module) and self.best.improved(trainer.callback_metrics)):
             return
-        # Every rank comes here, for the metric is the same on all. EvalSampler deals the samples out in turn.
-        gathered = pl_module.all_gather(torch.cat(self.rows, 1)).view(trainer.world_size, 3, -1)  # type: ignore[union-attr]
-        self.rows = []
+        rows, self.rows = torch.cat(self.rows), []
+        # Every rank comes here, for the metric is the same on all.
+        rows = in_input_order(trainer, rows, len(rows) * trainer.world_size)  # (N, 3), the last ones may be padding
         if not trainer.is_global_zero:
             return
-        target, predicted, confidence = gathered.permute(1, 2, 0).flatten(1).cpu()  # (N,) each, in the data's order
+        target, predicted, confidence = rows.cpu().T  # (N,) each
         target, predicted = target.long(), predicted.long()
         names = _class_names(trainer, self.num_classes)
         known = target >= 0  # padding has -1

@@ -244,19 +244,20 @@ def test_padding_is_no_row_of_the_matrix(monkeypatch: pytest.MonkeyPatch) -> Non
     mistakes: list[int] = []
     monkeypatch.setattr(dashboard, "_boards", lambda _: [type("L", (), {"experiment": Board()})()])
 
-    class Two:  # ranks, each with 2 rows of 3 samples: the last row of rank 1 is padding
-        world_size, is_global_zero, global_step, datamodule = 2, True, 5, None
-        callback_metrics = {"val_acc": torch.tensor(0.5)}  # noqa: RUF012
+    class Strategy:
+        root_device = torch.device("cpu")
 
-    class Gathering:
-        def all_gather(self, rows: torch.Tensor) -> torch.Tensor:  # (3, 2) -> (2, 3, 2)
-            other = torch.tensor([[1.0, -1.0], [0.0, 1.0], [0.8, 0.99]])
-            return torch.stack([rows, other])
+        def all_gather(self, rows: torch.Tensor) -> torch.Tensor:  # (2, 3) -> (2, 2, 3)
+            return torch.stack([rows, torch.tensor([[1.0, 0.0, 0.8], [-1.0, 1.0, 0.99]])])
+
+    class Two:  # ranks, each with 2 rows of 3 samples: the last row of rank 1 is padding
+        world_size, is_global_zero, global_step, datamodule, strategy = 2, True, 5, None, Strategy()
+        callback_metrics = {"val_acc": torch.tensor(0.5)}  # noqa: RUF012
 
     watching = Dashboard("val_acc", "max")
     outputs = {"output": torch.tensor([[4.0, 0.0], [0.0, 4.0]]), "target": torch.tensor([0, 1])}
-    watching.on_validation_batch_end(Two(), Gathering(), outputs, None, 0)  # type: ignore[arg-type]
-    watching.on_validation_end(Two(), Gathering())  # type: ignore[arg-type]
+    watching.on_validation_batch_end(Two(), None, outputs, None, 0)  # type: ignore[arg-type]
+    watching.on_validation_end(Two(), None)  # type: ignore[arg-type]
     assert drawn[0].tolist() == [[1, 0], [1, 1]]
     assert mistakes == [1]  # rank 1's first row is the second sample of the data
 
