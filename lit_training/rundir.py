@@ -71,15 +71,15 @@ def choose(resume: str, root: str, config: str) -> Start:
     """
     logs, wanted = Path(root) / LOGS, yaml.safe_load(config)
     if resume == "never":
-        return _new(logs)
+        return _new(logs, config)
     if resume == "auto":
         for run in sorted(logs.glob("version_*"), key=_number, reverse=True):
             if _config_of(run) == wanted:
                 return _whole_point(run) or _from_the_start(run)
-        return _new(logs)
+        return _new(logs, config)
     path = locate(resume, root).resolve()
     if path.is_file() and path.parent.name != "checkpoints":
-        return replace(_new(logs), **_read(path))
+        return replace(_new(logs, config), **_read(path))
     run = path if path.is_dir() else path.parent.parent
     saved = _config_of(run)
     if saved is not None:
@@ -137,8 +137,11 @@ def _config_of(run: Path) -> dict[str, Any] | None:
         return None
 
 
-def _new(logs: Path) -> Start:
-    """A folder of the next number; ``mkdir`` fails for all but one of those who try the same number at once."""
+def _new(logs: Path, config: str) -> Start:
+    """A folder of the next number; ``mkdir`` fails for all but one of those who try the same number at once.
+
+    It holds its configuration from the beginning, so that a run killed before its first step is found again.
+    """
     try:
         logs.mkdir(parents=True, exist_ok=True)
         for number in itertools.count(max(map(_number, logs.glob("version_*")), default=-1) + 1):
@@ -146,7 +149,11 @@ def _new(logs: Path) -> Start:
                 (logs / f"version_{number}").mkdir()
             except FileExistsError:
                 continue
-            return replace(_taken(logs / f"version_{number}"), made=True)
+            start = replace(_taken(logs / f"version_{number}"), made=True)
+            part = start.run / ".config.yaml.part"
+            part.write_text(config, encoding="utf-8")
+            part.replace(start.run / "config.yaml")
+            return start
     except OSError as error:
         raise CheckpointError(
             f"cannot make a run's folder in {logs} ({error.strerror}): choose another place with --default_root_dir"

@@ -291,6 +291,13 @@ def test_two_starts_at_once_get_two_folders(monkeypatch: pytest.MonkeyPatch) -> 
     assert choose("never", ".", "{}").run == Path("lightning_logs/version_1")
 
 
+def test_a_run_killed_before_its_first_step_is_begun_again_in_its_folder() -> None:
+    for _ in range(2):
+        start = FitCLI([*SHAPES, "--max_epochs", "1", "--resume", "auto", *QUIET]).start
+        assert start is not None
+        assert (start.run.name, start.checkpoint) == ("version_0", None)
+
+
 def test_a_run_that_fails_before_its_first_step_leaves_no_folder() -> None:
     with pytest.raises(UsageError):
         FitCLI([*SHAPES, "--devices", "0", *QUIET])
