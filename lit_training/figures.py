@@ -59,9 +59,10 @@ def confusion(matrix: Tensor, names: Sequence[str]) -> "Figure":
     from matplotlib.figure import Figure
 
     count = len(names)
-    side = max(4.0, 1.5 + 0.45 * min(count, NAMED_CLASSES))
-    figure = Figure(figsize=(side, side), layout="constrained")
-    axes = figure.subplots()
+    margin, cells = 1.5, max(3.0, 0.45 * min(count, NAMED_CLASSES))  # inches; the margin holds the names
+    side = margin + cells + 0.1
+    figure = Figure(figsize=(side, side))
+    axes = figure.add_axes((margin / side, margin / side, cells / side, cells / side))
     share = matrix / matrix.sum(1, keepdim=True).clamp(min=1)  # (K, K) in [0, 1]
     axes.imshow(share.numpy(), cmap="Blues", vmin=0, vmax=1)
     axes.set_xlabel("predicted")

@@ -213,20 +213,26 @@ class DeviceReport(Callback):
     Source: PyTorch tutorial "Data Parallelism", whose network prints "In Model" and whose loop prints "Outside".
     """
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.seen: list[tuple[torch.Size, torch.Size]] = []
-        # DDP calls the module around the step too; the first call that returns is the network's own.
-        self.hook = pl_module.register_forward_hook(
-            lambda module, inputs, output: self.seen.append((inputs[0].shape, output.shape)) if not self.seen else None
-        )
+    def __init__(self) -> None:
+        self.shapes: tuple[torch.Size, torch.Size] | None = None
+        self.done = False
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        if not self.done:
+            self.hook = pl_module.register_forward_hook(self._note)
+
+    def _note(self, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        if self.shapes is None:  # DDP calls the module around the step too, but the network's own call ends first
+            self.shapes = inputs[0].shape, output.shape
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if not self.seen:
+        if self.done or self.shapes is None:
             return
-        (given, gave), self.seen = self.seen[0], []
+        self.done = True
         self.hook.remove()
+        given, gave = self.shapes
         rank, ranks = trainer.global_rank, trainer.world_size
         print(
             f"\tIn Model: input size {given} output size {gave} (rank {rank} of {ranks}, {pl_module.device})",

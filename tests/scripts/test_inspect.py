@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -59,7 +60,7 @@ def test_scripts_still_find_the_standard_librarys_inspect(where: str, tmp_path: 
 
 @pytest.mark.slow
 def test_scripts_and_the_processes_of_several_devices_work_beside_it(tmp_path: Path) -> None:
-    fit = "--fast_dev_run --data.train_size 16 --data.val_size 10 --accelerator cpu --devices 2 --strategy ddp"
+    fit = "--max_epochs 1 --data.train_size 16 --data.val_size 11 --accelerator cpu --devices 2 --strategy ddp"
     commands = [
         ["fit.py", *fit.split(), "--trainer.callbacks+", "lit_training.inspection.DeviceReport"],
         ["inspect.py", "LitCNN"],
@@ -82,4 +83,8 @@ def test_scripts_and_the_processes_of_several_devices_work_beside_it(tmp_path: P
     for rank in (0, 1):
         size = "input size torch.Size([4, 3, 32, 32]) output size torch.Size([4, 10])"
         assert trained.count(f"In Model: {size} (rank {rank} of 2, cpu)") == 1
+    board = EventAccumulator(str(tmp_path / "lightning_logs" / "version_0"))
+    board.Reload()
+    pictures = ["training/samples", "validation/confusion_matrix", "validation/most_confident_mistakes"]
+    assert sorted(board.Tags()["images"]) == pictures  # rank 0's alone, of what both ranks saw
     assert trained.count("Outside: input size torch.Size([8, 3, 32, 32]) output_size torch.Size([8, 10])") == 1
