@@ -57,6 +57,7 @@ class FeatureCache(Callback):
                 if features is None:
                     break
                 data.sets[split] = features
+        trainer.fit_loop._combined_loader = None  # a schedule that asks for the run's length has made loaders already
         pl_module.train(mode)
 
 

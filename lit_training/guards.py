@@ -125,6 +125,13 @@ def explained(cli: "FitCLI") -> Iterator[None]:
             f"cannot write{where} ({error.strerror}): free the place, then go on with --resume, "
             "or choose another with --default_root_dir"
         ) from error
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        raise TrainingError(
+            "BatchNorm cannot learn from a batch of one picture of this size: choose a --data.batch_size that leaves "
+            "no single picture over, a larger --data.image_size, or --model.freeze true"
+        ) from error
     except RuntimeError as error:
         if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):
             raise TrainingError(_out_of_memory(cli)) from error

@@ -6,12 +6,14 @@ from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch import Callback, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch.optim.lr_scheduler import OneCycleLR
 
 from datamodules import ImageFolderDataModule
 from datamodules.pictures import Pictures
 from lit_models import LitTransfer
 from lit_training.features import FeatureCache, Features
+from lit_training.schedules import schedule_factory
 
 
 def fit(
@@ -56,3 +58,19 @@ def test_a_row_that_is_padding_counts_for_nothing() -> None:
     features, labels = rows.__getitems__([4, -1])
     assert features[0].tolist() == [2.0, 3.0]
     assert labels.tolist() == [1, -1]
+
+
+def test_a_schedule_that_asks_for_the_length_of_the_run_does_not_keep_the_pictures(
+    bare: Callable[..., Trainer], photo_folder: Path
+) -> None:
+    class Loaders(Callback):
+        def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+            self.dataset = trainer.train_dataloader.dataset
+
+    model = LitTransfer(num_classes=2, weights=None)
+    model.chosen_schedule = schedule_factory(OneCycleLR, {}, model, "val_loss")
+    seen = Loaders()
+    bare(max_epochs=1, callbacks=[FeatureCache(), seen]).fit(
+        model, ImageFolderDataModule(str(photo_folder), image_size=96, num_workers=0)
+    )
+    assert isinstance(seen.dataset, Features)

@@ -110,3 +110,8 @@ def test_a_full_disk_is_said_in_a_line_and_other_errors_are_left_alone() -> None
     for error in (FileNotFoundError(2, "no such file"), RuntimeError("mat1 and mat2 shapes cannot be multiplied")):
         with pytest.raises(type(error)), explained(cli):
             raise error
+
+
+def test_a_last_batch_of_one_that_batchnorm_cannot_take_says_what_to_do() -> None:
+    with pytest.raises(TrainingError, match=r"one picture .* --data.batch_size"), explained(FitCLI([*SHAPES, *QUIET])):
+        torch.nn.BatchNorm1d(2)(torch.zeros(1, 2))
