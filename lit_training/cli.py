@@ -222,3 +222,5 @@ def quiet_libraries() -> None:
     logging.getLogger("lightning.fabric").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", category=UserWarning, module=r"lightning\..*")
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"(lightning|torch)\..*")
+    # What is left is for the user: one line, without the file and line of ours that it came from.
+    warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"

@@ -1,0 +1,77 @@
+"""The README is executed: its commands parse or run, and its links and folders are there."""
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from lit_training.cli import FitCLI
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+COMMANDS = sorted(set(re.findall(r"python scripts/(\w+\.py[^`\n#]*)", README)))
+FIT = [command for command in COMMANDS if command.startswith("fit.py") and "..." not in command]
+FLAGS = sorted(set(re.findall(r"(?<=`)--(?:model|data)\.[^`]+(?=`)", README)))
+
+
+def run(*words: str) -> str:
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "scripts" / words[0]), *words[1:]],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+    assert done.returncode in ((0, 1) if words[0] == "check.py" else (0,)), done.stderr
+    return done.stdout
+
+
+def test_there_is_something_to_test() -> None:
+    assert len(FIT) >= 3
+    assert len(FLAGS) >= 5
+
+
+@pytest.mark.parametrize("command", [command for command in FIT if "--resume" not in command])
+def test_fit_commands_are_accepted(command: str, photo_folder: Path) -> None:
+    words = shlex.split(command.replace("path/to/photos", str(photo_folder)).replace("gpu", "cpu"))[1:]
+    words = [str(ROOT / word) if word.startswith("scripts/") else word for word in words]
+    FitCLI([*words, "--logger", "false"])
+
+
+@pytest.mark.parametrize("flags", [flags for flags in FLAGS if " " in flags and "NAME" not in flags])
+def test_flags_of_the_photo_table_are_accepted(flags: str, photo_folder: Path) -> None:
+    FitCLI(["--data", str(photo_folder), *shlex.split(flags), "--logger", "false"])
+
+
+def test_scripts_of_the_table_exist_and_all_are_in_it() -> None:
+    told = set(re.findall(r"`scripts/(\w+\.py)", README))
+    assert told == {path.name for path in (ROOT / "scripts").glob("*.py")}
+    for name in told:
+        assert "usage:" in run(name, "--help")
+
+
+def test_links_folders_and_make_targets_are_there() -> None:
+    for target in re.findall(r"\]\(([^)#:]+)\)", README):
+        assert (ROOT / target).exists(), target
+    for folder in re.findall(r"^\| `(\w+/)` \|", README, re.MULTILINE):
+        assert (ROOT / folder).is_dir(), folder
+    targets = (ROOT / "Makefile").read_text(encoding="utf-8")
+    for target in set(re.findall(r"make ([a-z-]+)", README)):
+        assert f"\n{target}:" in targets, target
+
+
+@pytest.mark.slow
+def test_from_a_folder_to_a_prediction(photo_folder: Path, tmp_path: Path) -> None:
+    small = ["--model.weights", "none", "--data.image_size", "64", "--max_epochs", "1", "--accelerator", "cpu"]
+    printed = run("fit.py", "--data", str(photo_folder), *small)
+    assert "24 pictures in 2 classes" in printed
+    assert re.search(r"^val_acc +\d\.\d{4}  \(95 % interval .*, n = 8\)$", printed, re.MULTILINE)
+    picture = photo_folder / "val" / "ants" / "0.jpg"
+    predicted = run("predict.py", "latest", str(picture), str(photo_folder / "val"), "--output", "predictions.csv")
+    assert predicted.count(".jpg") >= 9
+    assert len((tmp_path / "predictions.csv").read_text().splitlines()) == 1 + 9
+    assert "(95 % interval" in run("evaluate.py", "latest")
+    assert "24 pictures" in run("check.py", str(photo_folder)).replace("24 files", "24 pictures")
