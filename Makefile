@@ -2,16 +2,16 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: fit test test-fast lint format dashboard
+.PHONY: fit test test-slow lint format dashboard
 
 fit: .venv/ready
 	$(BIN)/python scripts/fit.py
 
 test: .venv/ready
-	$(BIN)/python -m pytest --cov --cov-report=term
+	$(BIN)/python -m pytest -m "not slow" -n auto --cov --cov-report=term
 
-test-fast: .venv/ready
-	$(BIN)/python -m pytest -m "not slow"
+test-slow: .venv/ready
+	$(BIN)/python -m pytest -m slow
 
 lint: .venv/ready
 	$(BIN)/ruff format --check .
