@@ -18,6 +18,7 @@ class Rows(Dataset):
 
     def __init__(self, inputs: Tensor, targets: Tensor, draws: int) -> None:
         self.inputs, self.targets, self.draws = inputs, targets, draws
+        self._all = torch.arange(len(inputs))
 
     def __len__(self) -> int:
         return self.draws
@@ -29,7 +30,9 @@ class Rows(Dataset):
     def __getitems__(self, keys: list[int]) -> tuple[Tensor, Tensor]:
         wanted = torch.tensor(keys)
         rows = wanted % self.draws % len(self.inputs)
-        targets = self.targets[rows]
+        if torch.equal(rows, self._all) and PADDING not in keys:  # the fixed batch: nothing to copy
+            return self.inputs, self.targets
+        targets = self.targets.index_select(0, rows)
         if PADDING in keys:
             targets = targets.masked_fill((wanted == PADDING).unsqueeze(1), torch.nan)
         return self.inputs.index_select(0, rows), targets

@@ -22,6 +22,7 @@ class BestCheckpoint(ModelCheckpoint):
 
     def __init__(self, monitor: str | None, mode: str) -> None:
         super().__init__(filename="best", monitor=monitor, mode=mode, enable_version_counter=False)
+        self.on_train_batch_end = None  # type: ignore[assignment]  # it looks at epochs only; Lightning calls what is callable
         self._pending: dict[str, Any] | None = None
         self._copying = False
         self._written = -float("inf")
