@@ -65,7 +65,7 @@ def test_a_schedule_that_asks_for_the_length_of_the_run_does_not_keep_the_pictur
 ) -> None:
     class Loaders(Callback):
         def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-            self.dataset = trainer.train_dataloader.dataset
+            self.dataset = trainer.train_dataloader.dataset  # type: ignore[union-attr]
 
     model = LitTransfer(num_classes=2, weights=None)
     model.chosen_schedule = schedule_factory(OneCycleLR, {}, model, "val_loss")
