@@ -117,7 +117,14 @@ def eval_transform(preprocessing: dict[str, Any]) -> v2.Transform:
     """Resize the shorter side, cut the centre out: (3, H, W) uint8 -> (3, S, S) uint8."""
     interpolation = InterpolationMode(preprocessing["interpolation"])
     resize = v2.Resize(preprocessing["resize_size"], interpolation=interpolation, antialias=True)
-    return v2.Compose([resize, v2.CenterCrop(preprocessing["image_size"])])
+    return v2.Compose([v2.Lambda(_no_strip), resize, v2.CenterCrop(preprocessing["image_size"])])
+
+
+def _no_strip(picture: Tensor) -> Tensor:
+    """Cut off what the centre crop throws away, with a wide margin: a strip of 3000 x 2 would grow to 384,000 x 256."""
+    height, width = picture.shape[-2:]
+    most = 4 * min(height, width)
+    return v2.functional.center_crop(picture, [min(height, most), min(width, most)])
 
 
 class ImageFolderDataModule(SplitDataModule):
@@ -263,7 +270,7 @@ class ImageFolderDataModule(SplitDataModule):
         spec = {key: self.preprocessing[key] for key in ("image_size", "resize_size", "interpolation")}
         path = store_path(self.root, paths, {**spec, "whole": whole})
         if not path.is_file():
-            transform = eval_transform(spec) if whole else eval_transform(spec).transforms[0]
+            transform = eval_transform(spec) if whole else v2.Compose(eval_transform(spec).transforms[:2])
             PictureStore.write(path, len(paths), lambda index: transform(read_pixels(self.root / paths[index])))
         return PictureStore(path)
 

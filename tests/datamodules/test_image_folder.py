@@ -7,8 +7,10 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch import Trainer
+from torchvision.transforms import v2
 
 from datamodules import DataError, ImageFolderDataModule
+from datamodules.image_folder import eval_transform
 from lit_models import LitCNN
 
 
@@ -50,3 +52,12 @@ def test_impossible_arguments_are_refused(photo_folder: Path) -> None:
     for arguments in ({"batch_size": 0}, {"image_size": 0}, {"balance": "often"}):
         with pytest.raises(DataError, match=r"--data\."):
             ImageFolderDataModule(str(photo_folder), **arguments)
+
+
+def test_a_strip_is_cut_before_it_is_enlarged_and_nothing_else_changes() -> None:
+    spec = {"image_size": 224, "resize_size": 256, "interpolation": "bicubic"}
+    strip = torch.randint(0, 256, (3, 2, 30_000), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    assert eval_transform(spec)(strip).shape == (3, 224, 224)
+    wide = torch.randint(0, 256, (3, 40, 400), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    plain = v2.Compose([v2.Resize(256, v2.InterpolationMode.BICUBIC, antialias=True), v2.CenterCrop(224)])
+    assert (eval_transform(spec)(wide).int() - plain(wide).int()).abs().max() <= 1
