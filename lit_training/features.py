@@ -12,6 +12,7 @@ from torch.utils.data import Dataset
 from datamodules.image_folder import ImageFolderDataModule
 from datamodules.loading import PADDING, make_loader
 from lit_models import LitTransfer
+from lit_training.prediction import in_input_order
 
 BATCH = 32
 
@@ -76,8 +77,5 @@ def _compute(
         if part is None:
             return None
         shares.append(part.cpu())
-    share = torch.cat(shares)  # (N / ranks, F), in the order rank, rank + ranks, ...
-    if trainer.world_size > 1:
-        gathered = trainer.strategy.all_gather(share.to(model.device)).cpu()  # (ranks, N / ranks, F)
-        share = gathered.transpose(0, 1).flatten(0, 1)
-    return Features(share[: len(dataset)].clone(), dataset)
+    features = in_input_order(trainer, torch.cat(shares), len(dataset)).cpu()
+    return Features(features.clone(), dataset)
