@@ -22,7 +22,8 @@ from datamodules.examination import available_cores
 PADDING = -1
 """Key of a row that only fills up a device's last evaluation batch; its target becomes -1, or NaN for floats."""
 
-_MASK = np.uint64(0xFFFFFFFFFFFFFFFF)
+SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1") if hasattr(signal, name))
+"""What asks a training to stop; Windows has no SIGUSR1."""
 
 
 def mix(*numbers: int) -> int:
@@ -140,7 +141,7 @@ def _end_workers() -> None:
 
 def leave_signals_to_main(worker: int) -> None:
     """A signal for the whole process group is for the training process, which then ends its workers itself."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+    for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
 
 

@@ -53,11 +53,18 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         finally:
             with contextlib.suppress(OSError):  # gone already, or the place cannot be written at all
                 part.unlink()
-        folder = os.open(target.parent, os.O_RDONLY)  # the rename itself has to reach the disk too
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        _sync_folder(target.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Bring a rename to the disk too, where the system can open a folder (Windows cannot)."""
+    if not hasattr(os, "O_DIRECTORY"):
+        return
+    opened = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(opened)
+    finally:
+        os.close(opened)
 
 
 def find(run: str, root: str = ".") -> Path:
@@ -84,17 +91,29 @@ def find(run: str, root: str = ".") -> Path:
 
 
 def read(path: Path) -> dict[str, Any]:
-    """Everything in a checkpoint, as tensors and plain values; nothing in it is executed.
+    """Everything in a checkpoint of a model of this project; nothing in it is executed.
 
     Raises:
-        CheckpointError: not a checkpoint of this project, or one that cannot be read safely.
+        CheckpointError: it does not say which model it holds, or cannot be read safely.
+    """
+    checkpoint = read_any(path)
+    if not all(isinstance(checkpoint.get(key), dict) for key in ("lit", "state_dict")):
+        raise CheckpointError(f"{path} was not written by this project: it does not say which model it holds")
+    return checkpoint
+
+
+def read_any(path: Path) -> dict[str, Any]:
+    """Everything in a checkpoint of whatever model, as tensors and plain values; nothing in it is executed.
+
+    Raises:
+        CheckpointError: it cannot be read safely, or holds something else.
     """
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # unpickling has many ways to fail
         raise CheckpointError(f"{path} is no checkpoint that can be read safely ({type(error).__name__})") from error
-    if not isinstance(checkpoint, dict) or not all(isinstance(checkpoint.get(k), dict) for k in ("lit", "state_dict")):
-        raise CheckpointError(f"{path} was not written by this project: it does not say which model it holds")
+    if not isinstance(checkpoint, dict):
+        raise CheckpointError(f"{path} holds a {type(checkpoint).__name__}, no checkpoint: give a run's .ckpt file")
     return checkpoint
 
 

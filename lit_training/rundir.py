@@ -2,7 +2,6 @@
 
 import contextlib
 import csv
-import fcntl
 import itertools
 import os
 import shutil
@@ -20,10 +19,20 @@ from lit_training import checkpoints
 from lit_training.checkpoints import CheckpointError
 from lit_training.messages import UsageError
 
+fcntl: Any
+msvcrt: Any
+try:
+    import fcntl
+except ImportError:  # Windows
+    import msvcrt
+
+    fcntl = None
+
 LOGS = "lightning_logs"
 RESUME_POINTS = ("last.ckpt", "previous.ckpt")
-_locks: list[IO[str]] = []
-"""Open as long as this process lives; the system frees them when it dies, however it dies."""
+_locks: dict[Path, IO[str]] = {}
+"""By run; open as long as this process lives. The system frees them when it dies, however it dies, and no process that
+it has forked holds them (as it would those of flock)."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +60,8 @@ class Start:
     def undo(self) -> None:
         """Remove the folder again, if it is new: no step was trained."""
         if self.made:
+            if (lock := _locks.pop(self.run.resolve(), None)) is not None:
+                lock.close()
             shutil.rmtree(self.run, ignore_errors=True)
             with contextlib.suppress(OSError):  # other runs lie there
                 self.run.parent.rmdir()
@@ -163,15 +174,25 @@ def _new(logs: Path, config: str) -> Start:
 
 def _taken(run: Path) -> Start:
     """The run, held against other processes that would write into it."""
-    lock = (run / ".lock").open("w")
-    try:
-        fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        raise UsageError(f"{run} is being trained by another process: wait for it, or start with --resume never") from (
-            error
-        )
-    _locks.append(lock)
+    if (key := run.resolve()) not in _locks:  # to close a second handle would free the first one's lock
+        lock = (run / ".lock").open("w")
+        try:
+            _lock(lock)
+        except OSError as error:
+            lock.close()
+            raise UsageError(
+                f"{run} is being trained by another process: wait for it, or start with --resume never"
+            ) from error
+        _locks[key] = lock
     return Start(run)
+
+
+def _lock(file: IO[str]) -> None:
+    """OSError where another process has it."""
+    if fcntl is not None:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    else:
+        msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
 
 
 def _whole_point(run: Path) -> Start | None:
@@ -197,10 +218,13 @@ def _from_the_start(run: Path) -> Start:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    state = checkpoints.read(path).get("callbacks", {}).get("ResumePoint")
-    if state is None:
-        raise CheckpointError(f"{path} is no resume point: give the run's folder, or its last.ckpt")
-    return {"step": state["logged"], "rows": state["rows"], "finished": state["finished"]}
+    """What a resume point says of itself; the model may be any LightningModule."""
+    checkpoint = checkpoints.read_any(path)
+    try:
+        state = checkpoint["callbacks"]["ResumePoint"]
+        return {"step": state["logged"], "rows": state["rows"], "finished": state["finished"]}
+    except (KeyError, TypeError) as error:
+        raise CheckpointError(f"{path} is no resume point: give the run's folder, or its last.ckpt") from error
 
 
 def _refuse_other_settings(wanted: dict[str, Any], saved: dict[str, Any], run: Path) -> None:
@@ -213,7 +237,7 @@ def _refuse_other_settings(wanted: dict[str, Any], saved: dict[str, Any], run: P
 def _goes_further(trainer: dict[str, Any], start: Start) -> bool:
     """Whether more epochs are asked for than a finished run has; after ``max_steps`` Lightning cannot go on."""
     assert start.checkpoint is not None
-    done = checkpoints.read(start.checkpoint)["callbacks"]["ResumePoint"]["epoch"]
+    done = checkpoints.read_any(start.checkpoint)["callbacks"]["ResumePoint"]["epoch"]
     return trainer.get("max_steps", -1) == -1 and (trainer.get("max_epochs") or 0) > done
 
 

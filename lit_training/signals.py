@@ -4,6 +4,7 @@ import os
 import re
 import select
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -14,7 +15,8 @@ from typing import Any
 from lightning.fabric.plugins.environments import LightningEnvironment, SLURMEnvironment
 from lightning.pytorch import Trainer
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+from datamodules.loading import SIGNALS
+
 LOOK = 0.5
 """Seconds between two looks at the clock and at the other processes."""
 DYING = 2.0
@@ -50,16 +52,17 @@ class Watch:
         """The main thread is already ending because of an error."""
         self.trainer: Trainer | None = None
         self._progress: float | None = None
-        self._wake: int | None = None
+        self._wake: socket.socket | None = None
+        self._feed: socket.socket | None = None
         self._parent = int(os.environ.get(LAUNCHER, os.getppid()))
 
     def start(self) -> None:
         """Take over the signals; call it from the main thread."""
-        self._wake, feed = os.pipe()
-        os.set_blocking(feed, False)
+        self._wake, self._feed = socket.socketpair()  # Windows can neither select on a pipe nor wake one up
+        self._feed.setblocking(False)
         os.environ.setdefault(LAUNCHER, str(os.getpid()))
         self.take_signals()
-        signal.set_wakeup_fd(feed, warn_on_full_buffer=False)
+        signal.set_wakeup_fd(self._feed.fileno(), warn_on_full_buffer=False)
         threading.Thread(target=self._look, args=(self._wake,), name="watch", daemon=True).start()
 
     def take_signals(self) -> None:
@@ -79,13 +82,13 @@ class Watch:
         self._progress = time.monotonic()
 
     def _note(self, signum: int, frame: Any) -> None:
-        """Nothing: the number has reached the thread through the wake-up pipe."""
+        """Nothing: the number has reached the thread through the wake-up socket."""
 
-    def _look(self, wake: int) -> None:
+    def _look(self, wake: socket.socket) -> None:
         dead_since: float | None = None
         while True:
             if select.select([wake], [], [], LOOK)[0]:
-                for signum in os.read(wake, 64):
+                for signum in wake.recv(64):
                     if signum in SIGNALS:
                         self._receive(signum)
             if is_child(self.trainer) and os.getppid() != self._parent:
@@ -118,7 +121,8 @@ class Watch:
             print(f"fit.py: error: {message}", file=sys.stderr, flush=True)
         end_children(self.trainer)
         if is_child(self.trainer) and os.getppid() == self._parent and code == 1:
-            os.kill(self._parent, signal.SIGKILL)  # it is stopped, or it would have ended this process
+            # It is stopped, or it would have ended this process. Windows knows no SIGKILL, and its SIGTERM does the same.
+            os.kill(self._parent, getattr(signal, "SIGKILL", signal.SIGTERM))
         os._exit(code)
 
 
@@ -147,7 +151,7 @@ def requeue(signum: int) -> None:
     The same command, with ``--resume auto``, then goes on.
     """
     job = os.environ.get("SLURM_JOB_ID", "")
-    if signum != signal.SIGUSR1 or not SLURMEnvironment.detect() or not re.fullmatch(r"\d+", job):
+    if signum != getattr(signal, "SIGUSR1", None) or not SLURMEnvironment.detect() or not re.fullmatch(r"\d+", job):
         return
     if array := os.environ.get("SLURM_ARRAY_JOB_ID"):
         job = f"{array}_{os.environ['SLURM_ARRAY_TASK_ID']}"

@@ -271,7 +271,7 @@ def test_a_run_in_training_is_left_alone() -> None:
     from lit_training import rundir
 
     while rundir._locks:
-        rundir._locks.pop().close()
+        rundir._locks.popitem()[1].close()
     assert other.stdout is not None
     other.stdout.readline()
     with pytest.raises(UsageError, match="version_0 is being trained by another process"):
@@ -380,3 +380,36 @@ def test_real_kills_signals_and_full_disks(case: str) -> None:
     ended = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
     assert ended.returncode == 0, ended.stdout
     assert "1  runs equal to the uninterrupted one" in ended.stdout
+
+
+OWN = """
+import torch
+from lightning.pytorch import LightningModule
+
+class Model(LightningModule):
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Dropout(), torch.nn.Linear(3072, 10))
+    def training_step(self, batch, batch_idx):
+        loss = torch.nn.functional.cross_entropy(self.net(batch[0]), batch[1])
+        self.log("train_loss", loss)
+        return loss
+    def validation_step(self, batch, batch_idx):
+        self.log("val_loss", torch.nn.functional.cross_entropy(self.net(batch[0]), batch[1]))
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), 0.01, 0.9)
+"""
+
+
+def test_a_model_of_ones_own_goes_on_too(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("own_resumed.py").write_text(OWN)
+    command = ["--model", "own_resumed.Model", "--data", "ShapesDataModule", *SHAPES, "--max_epochs", "3"]
+    peace = fit(*command, "--default_root_dir", "peace").start.run  # type: ignore[union-attr]
+    command += ["--default_root_dir", "killed", "--resume", "auto"]
+    for step in (4, 11):
+        fit(*command, kill_at=step)
+    cli = fit(*command)
+    assert cli.start is not None
+    assert cli.start.step == 11
+    assert "is set aside" not in capsys.readouterr().err
+    assert_same_end(peace, cli.start.run)

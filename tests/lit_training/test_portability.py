@@ -1,0 +1,48 @@
+"""fit.py where the system has neither fcntl nor SIGUSR1, SIGKILL or folders that can be opened, as on Windows."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(__file__).parents[2] / "scripts" / "fit.py"
+# The stand-in for msvcrt locks as the real one does: a byte of a file, for one handle alone.
+ELSEWHERE = """
+import fcntl, multiprocessing, os, runpy, signal, subprocess, sys, types
+import tempfile, socket, asyncio  # they choose by these modules what system they are on
+import lightning.pytorch.trainer.connectors.signal_connector as connector
+connector._IS_WINDOWS = True  # else it asks for what is not there
+connector._SignalConnector._valid_signals = staticmethod(lambda: {signal.SIGTERM, signal.SIGINT})
+
+def locking(fd, mode, size, take=fcntl.flock, how=fcntl.LOCK_EX | fcntl.LOCK_NB):
+    assert (mode, size) == (2, 1)
+    take(fd, how)
+    print("locked", flush=True)
+
+msvcrt = types.ModuleType("msvcrt")
+msvcrt.locking, msvcrt.LK_NBLCK = locking, 2
+sys.modules |= {"fcntl": None, "msvcrt": msvcrt}
+for name in ("SIGUSR1", "SIGKILL", "SIGCHLD"):
+    delattr(signal, name)
+for name in ("O_DIRECTORY", "sched_getaffinity"):
+    delattr(os, name)
+sys.argv = sys.argv[1:]
+sys.path.insert(0, os.path.dirname(sys.argv[0]))
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+@pytest.mark.slow
+def test_training_needs_nothing_that_windows_lacks() -> None:
+    line = "--data.train_size 16 --data.val_size 8 --max_epochs 1 --accelerator cpu --devices 1 --resume auto"
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    for said in ("val_acc", "nothing to do"):
+        command = [sys.executable, "-c", ELSEWHERE, str(SCRIPT), *line.split()]
+        done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+        assert done.returncode == 0, done.stderr
+        assert "locked" in done.stdout
+        assert said in done.stdout
+        assert "Traceback" not in done.stderr
+    assert Path("lightning_logs/version_0/checkpoints/last.ckpt").is_file()
