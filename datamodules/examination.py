@@ -125,9 +125,11 @@ def look(path: Path, with_content: bool) -> Look:
             expected = SUFFIXES.get(path.suffix[1:].lower())
             # MPO is what phones write: a JPEG with more pictures behind the first.
             flags = MISNAMED * (image.format != expected and (image.format, expected) != ("MPO", "JPEG"))
-            flags |= ROTATED * (_orientation(image) in _UPRIGHT)
             # Reduced decoding reads the whole file all the same, so it finds the same faults, only faster.
             image.draft(image.mode, (_THUMBNAIL, _THUMBNAIL))
+            if image.format == "PNG":  # its EXIF tag may stand behind its pixels: asked for, it decodes them, and hides
+                image.load()  # that it fails. TIFF forgets the tag once decoded.
+            flags |= ROTATED * is_turned(image)
             dhash = _dhash(_upright_rgb(image))
             return Look("", "", flags, width, height, dhash, _content(file) if with_content else 0)
     except BadPicture as bad:
@@ -266,6 +268,11 @@ def _what_else(head: bytes, size: int) -> tuple[str, str]:
     else:
         inside = "unknown data"
     return "not a picture", f"{inside} inside"
+
+
+def is_turned(image: Image.Image) -> bool:
+    """Whether its EXIF tag says that the picture is not upright as stored."""
+    return _orientation(image) in _UPRIGHT
 
 
 def _orientation(image: Image.Image) -> int:

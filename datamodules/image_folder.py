@@ -12,6 +12,7 @@ from torchvision.io import ImageReadMode, decode_image
 from torchvision.transforms import InterpolationMode, v2
 
 from datamodules import photos
+from datamodules.examination import is_turned
 from datamodules.loading import PADDING, SplitDataModule, mix, run_seed, workers_for_decoding
 from datamodules.photos import DataError, Paths, Photos
 from datamodules.picture_store import PictureStore, store_path
@@ -98,10 +99,11 @@ def read_pixels(path: Path) -> Tensor:
         data = path.read_bytes()
         with Image.open(io.BytesIO(data), formats=("JPEG",)) as header:
             plain = header.mode in ("RGB", "L") and header.width * header.height < FAST_PIXELS
+            turned = plain and is_turned(header)  # torchvision finds a turn in damaged tags too
         if plain:
             encoded = torch.frombuffer(bytearray(data), dtype=torch.uint8)
-            return decode_image(encoded, ImageReadMode.RGB, apply_exif_orientation=True)
-    except (OSError, RuntimeError, SyntaxError, ValueError):  # no JPEG, or a broken one: read_picture says what it is
+            return decode_image(encoded, ImageReadMode.RGB, apply_exif_orientation=turned)
+    except Exception:  # no JPEG, a broken one, an enormous one (decoders raise anything): read_picture says what it is
         pass
     return v2.functional.pil_to_tensor(photos.read_picture(path))
 

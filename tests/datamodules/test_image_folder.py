@@ -1,5 +1,6 @@
 """A folder of photos as batches."""
 
+import struct
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -7,10 +8,11 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch import Trainer
+from PIL import Image
 from torchvision.transforms import v2
 
 from datamodules import DataError, ImageFolderDataModule
-from datamodules.image_folder import eval_transform
+from datamodules.image_folder import eval_transform, read_pixels
 from lit_models import LitCNN
 
 
@@ -61,3 +63,13 @@ def test_a_strip_is_cut_before_it_is_enlarged_and_nothing_else_changes() -> None
     wide = torch.randint(0, 256, (3, 40, 400), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     plain = v2.Compose([v2.Resize(256, v2.InterpolationMode.BICUBIC, antialias=True), v2.CenterCrop(224)])
     assert (eval_transform(spec)(wide).int() - plain(wide).int()).abs().max() <= 1
+
+
+def test_a_jpeg_that_claims_to_be_enormous_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "bomb.jpg"
+    Image.new("RGB", (16, 16)).save(path)
+    data = path.read_bytes()
+    at = data.index(b"\xff\xc0") + 5  # height and width of the frame header
+    path.write_bytes(data[:at] + struct.pack(">HH", 60_000, 60_000) + data[at + 4 :])
+    with pytest.raises(DataError, match=r"bomb\.jpg: too large"):
+        read_pixels(path)

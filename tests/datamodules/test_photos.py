@@ -94,6 +94,13 @@ def bomb() -> bytes:
     return b"\x89PNG\r\n\x1a\n" + b"".join(png_chunk(*c) for c in ((b"IHDR", head), (b"IDAT", pixels), (b"IEND", b"")))
 
 
+def spoilt() -> bytes:
+    """A PNG whose checksums are right and whose pixels cannot be unpacked."""
+    head = struct.pack(">IIBBBBB", 40, 30, 8, 2, 0, 0, 0)
+    pixels = zlib.compress(noise(1).tobytes())[:99] + bytes(99)
+    return b"\x89PNG\r\n\x1a\n" + b"".join(png_chunk(*c) for c in ((b"IHDR", head), (b"IDAT", pixels), (b"IEND", b"")))
+
+
 # --- files that are no whole pictures ------------------------------------------------------------
 
 JPEG, PNG, WEBP = encoded(900), encoded(901, "PNG"), encoded(902, "WEBP")
@@ -109,6 +116,7 @@ BROKEN = {
     "page.jpg": (b"<!DOCTYPE html><p>404</p>", "not a picture", "a web page inside"),
     "gif.jpg": (encoded(904, "GIF"), "not a picture", "a GIF inside"),
     "postscript.jpg": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "not a picture", "text inside"),
+    "spoilt.png": (spoilt(), "damaged", "unrecognized data stream"),
     "bomb.png": (bomb(), "too large", "more than 178,956,970 pixels"),
 }
 
@@ -676,7 +684,7 @@ def test_result_does_not_depend_on_workers(tmp_path: Path, monkeypatch: pytest.M
     assert many.fingerprint() == alone.fingerprint()
     assert many.left_out == alone.left_out
     assert many.report() == alone.report()
-    assert calls == [(64, 172), (128, 172), (172, 172)]
+    assert calls == [(64, 173), (128, 173), (173, 173)]
 
 
 def test_a_crashing_decoder_costs_one_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
