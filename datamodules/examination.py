@@ -48,6 +48,7 @@ _UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 _THUMBNAIL = 64  # pixels: the least side that JPEG decoding may be reduced to, enough for a hash of 9 x 8
+_STRIP = 1 << 22  # pixels that are converted at a time where that takes several copies
 _CHUNK = 64  # files per message to a worker: about 0.1 s of work
 _WORTH_A_PROCESS = 32 << 20  # bytes: opening fewer takes about as long as starting a process for it
 
@@ -286,19 +287,41 @@ def _upright_rgb(image: Image.Image) -> Image.Image:
     """Decode `image` and bring it into the one form that the rest of the project knows."""
     image.load()
     if image.mode == "I" or image.mode.startswith("I;16"):
-        values = np.asarray(image).clip(0, 65535)  # Pillow's own conversion would clip at 255
-        plain = Image.fromarray((values / 257 + 0.5).astype(np.uint8))
-    elif image.mode == "F":  # floating TIFF: 0 to 1 by convention
-        plain = Image.fromarray((np.nan_to_num(np.asarray(image)).clip(0, 1) * 255 + 0.5).astype(np.uint8))
+        rgb = _in_strips(image, _from_sixteen_bits)
+    elif image.mode == "F":
+        rgb = _in_strips(image, _from_floats)
     elif image.has_transparency_data:
-        layer = image.convert("RGBA")
-        plain = Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer)
+        rgb = _in_strips(image, _on_white)
     else:
-        plain = image
-    rgb = plain.convert("RGB")
+        rgb = image.convert("RGB")
     rgb.info.clear()  # or whoever honours the EXIF tag in it would turn the picture a second time
     turn = _UPRIGHT.get(_orientation(image))
     return rgb if turn is None else rgb.transpose(turn)
+
+
+def _in_strips(image: Image.Image, plain: Callable[[Image.Image], Image.Image]) -> Image.Image:
+    """`plain` of the picture in RGB, a part at a time: at once it would take many times the picture's memory."""
+    rgb = Image.new("RGB", image.size)
+    rows = max(1, _STRIP // image.width)
+    for top in range(0, image.height, rows):
+        box = (0, top, image.width, min(top + rows, image.height))
+        rgb.paste(plain(image.crop(box)).convert("RGB"), box)
+    return rgb
+
+
+def _from_sixteen_bits(image: Image.Image) -> Image.Image:
+    values = np.asarray(image).clip(0, 65535)  # Pillow's own conversion would clip at 255
+    return Image.fromarray((values / 257 + 0.5).astype(np.uint8))
+
+
+def _from_floats(image: Image.Image) -> Image.Image:
+    """Of a TIFF: 0 to 1 by convention."""
+    return Image.fromarray((np.nan_to_num(np.asarray(image)).clip(0, 1) * 255 + 0.5).astype(np.uint8))
+
+
+def _on_white(image: Image.Image) -> Image.Image:
+    layer = image.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer)
 
 
 def _dhash(image: Image.Image) -> int:

@@ -27,10 +27,19 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-HANG = 20
+from datamodules import DataError
+from datamodules.examination import look
+from datamodules.image_folder import read_pixels
+from datamodules.photos import read_picture
+from lit_training.cli import FitCLI
+from lit_training.messages import one_line_errors
+from lit_training.spelling import DATA, MODELS, TRAINER_FLAGS
+
+HANG = 60
 """Seconds that one input may take."""
-MEMORY = 3 << 30
-"""Bytes that reading one picture may take: the largest that is accepted, 179 million pixels, in two copies of RGB."""
+MEMORY = 6 << 30
+"""Bytes that reading one picture may take: 179 million pixels, the most that is accepted, in RGBA are 0.7 GB, which
+libwebp alone holds several times."""
 
 
 class Wrong(AssertionError):
@@ -134,11 +143,6 @@ def try_picture(data: bytes, path: Path) -> str:
     Raises:
         Wrong: an error that is no DataError, or the ways contradict one another.
     """
-    from datamodules import DataError
-    from datamodules.examination import look
-    from datamodules.image_folder import read_pixels
-    from datamodules.photos import read_picture
-
     path.write_bytes(data)
     size: tuple[int, ...] | None = None
     try:
@@ -169,8 +173,6 @@ def try_picture(data: bytes, path: Path) -> str:
 
 def words() -> tuple[list[str], list[str]]:
     """Names of flags, and values."""
-    from lit_training.spelling import DATA, MODELS, TRAINER_FLAGS
-
     names = [*TRAINER_FLAGS, "model", "data", "optimizer", "lr_scheduler", "config", "seed", "resume", "print_config"]
     names += [f"trainer.{name}" for name in TRAINER_FLAGS] + ["model.lr", "model.hidden", "data.batch_size", "data.root"]
     names += ["optimizer.lr", "optimizer.betas", "lr_scheduler.step_size", "callbacks+", "help_all", "model.help"]
@@ -210,9 +212,6 @@ def command_line(draw: random.Random) -> list[str]:
 
 def reused_parser() -> Callable[[list[str]], str]:
     """Parses one command line after the other; gives ``parsed`` or ``refused``, raises Wrong for anything else."""
-    from lit_training.cli import FitCLI
-    from lit_training.messages import one_line_errors
-
     cli = FitCLI(["--logger", "false"])
 
     def parse(arguments: list[str]) -> str:

@@ -1,13 +1,16 @@
 """Interrupt training in every way, again and again, and compare its end with that of a run left in peace.
 
 ``python scripts/torture.py --minutes 30``. Each round draws a case and a number of interruptions (SIGKILL, signals, a
-full disk, a damaged checkpoint) from its seed; what differs is printed with the seed that repeats it.
+full disk, a damaged checkpoint) from its seed; what differs is printed with the seed that repeats it. A share of the
+time goes to inputs that nobody meant (scripts/fuzz.py).
 """
 
 import argparse
 import contextlib
 import csv
+import hashlib
 import io
+import json
 import os
 import random
 import resource
@@ -25,7 +28,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from lightning.pytorch import Callback
 from PIL import Image
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))  # so that the other scripts are found from everywhere
+import fuzz  # type: ignore[import-not-found]  # noqa: E402
 
 FIT = Path(__file__).resolve().parent / "fit.py"
 SHAPES = "--data.train_size 60 --data.val_size 30"
@@ -33,6 +40,8 @@ ROWS = "--data.in_features 20 --data.out_features 3 --data.length 16 --data.batc
 PHOTOS = (
     "--data PHOTOS --model.backbone shufflenet_v2_x0_5 --model.weights none --data.batch_size 2 --data.image_size 72"
 )
+TUNED = f"{PHOTOS} --model.freeze false --model.unfreeze_epoch 1 --data.augment true"
+PLATEAU = "--lr_scheduler ReduceLROnPlateau --lr_scheduler.patience 0 --lr_scheduler.threshold 0.01"
 CASES = {
     "cnn": f"{SHAPES} --max_epochs 3",
     "augmented": f"{SHAPES} --data.augment true --max_epochs 3 --accumulate_grad_batches 4",
@@ -48,34 +57,82 @@ CASES = {
     "StepLR": f"{SHAPES} --max_epochs 4 --lr_scheduler StepLR --lr_scheduler.step_size 1 --lr_scheduler.gamma 0.5",
     "CosineAnnealingLR": f"{SHAPES} --max_epochs 3 --lr_scheduler CosineAnnealingLR",
     "OneCycleLR": f"{SHAPES} --max_epochs 3 --lr_scheduler OneCycleLR --optimizer AdamW",
-    "ReduceLROnPlateau": f"{SHAPES} --max_epochs 6 --lr_scheduler ReduceLROnPlateau --lr_scheduler.patience 0 "
-    "--lr_scheduler.threshold 0.01",
+    "ReduceLROnPlateau": f"{SHAPES} --max_epochs 6 {PLATEAU}",
     "early stopping": f"{SHAPES} --max_epochs 9 --early_stopping 2 --model.lr 0.02",
-    "frozen cache": f"{PHOTOS} --max_epochs 4 --data.num_workers 0",
-    "unfreezing, workers": f"{PHOTOS} --max_epochs 3 --model.freeze false --model.unfreeze_epoch 1 "
-    "--data.num_workers 2",
+    "cifar10": "--data CIFAR10DataModule --data.root CIFAR10 --data.augment true --data.batch_size 16 "
+    "--limit_train_batches 12 --limit_val_batches 1 --max_epochs 3",
+    "small photos in memory": "--data PHOTOS --model LitCNN --data.augment true --data.batch_size 2 --max_epochs 5",
+    "frozen cache": f"{PHOTOS} --max_epochs 4 --data.num_workers 0 --data.balance loss",
+    "frozen, augmented, workers": f"{PHOTOS} --max_epochs 3 --data.augment true --data.num_workers 2",
+    "unfreezing": f"{TUNED} --max_epochs 3 --data.num_workers 0 --accumulate_grad_batches 2",
+    "unfreezing, workers": f"{TUNED} --max_epochs 3 --data.num_workers 2 --data.balance loss",
+    "decoded once, workers": f"{TUNED} --max_epochs 3 --data.cache true --data.num_workers 2 "
+    "--accumulate_grad_batches 2 --lr_scheduler OneCycleLR",
 }
 DDP = "--accelerator cpu --devices 2 --strategy ddp"
 DDP_CASES = {
     "cnn, 2 processes": f"{SHAPES} --max_epochs 3 {DDP}",
     "dynamic, 2 processes": f"--model LitDynamic {ROWS} --max_epochs 3 {DDP}",
-    "augmented, workers, 2 processes": f"{PHOTOS} --max_epochs 3 --model.freeze false --model.unfreeze_epoch 1 "
-    f"--data.num_workers 1 {DDP}",
+    "accumulated, 2 processes": f"{SHAPES} --data.augment true --max_epochs 3 --accumulate_grad_batches 2 "
+    f"--lr_scheduler OneCycleLR {DDP}",
+    "early stopping, 2 processes": f"{SHAPES} --max_epochs 9 --early_stopping 2 --model.lr 0.02 {PLATEAU} {DDP}",
+    "frozen cache, 2 processes": f"{PHOTOS} --max_epochs 3 --data.num_workers 0 {DDP}",
+    "augmented, workers, 2 processes": f"{TUNED} --max_epochs 3 --data.num_workers 1 {DDP}",
 }
+REPEATING = ("mlp", "dynamic")
+"""Their epoch is one batch, again and again."""
 TIMED = {"samples_per_second"}
 """Columns of metrics.csv that no two runs have in common."""
 
 
 def photos(root: Path) -> Path:
-    """Two classes of twelve small noisy pictures each."""
+    """Fourteen and ten small noisy pictures."""
     draw = np.random.default_rng(0)
-    for name, channel in (("ants", 0), ("bees", 2)):
+    for name, channel, count in (("ants", 0, 14), ("bees", 2, 10)):
         (root / name).mkdir(parents=True)
-        for number in range(12):
+        for number in range(count):
             pixels = draw.integers(0, 128, (80, 90, 3), dtype=np.uint8)
             pixels[..., channel] += 100
             Image.fromarray(pixels).save(root / name / f"{number}.png")
     return root
+
+
+def cifar10(root: Path) -> Path:
+    """Noise in the files that CIFAR10DataModule makes of the data set, which has to be downloaded."""
+    root.mkdir()
+    draw = np.random.default_rng(0)
+    for split, count in (("train", 50_000), ("test", 10_000)):
+        labels = np.arange(count, dtype=np.uint8) % 10
+        (root / f"cifar10-{split}.uint8").write_bytes(draw.bytes(count * 3072) + labels.tobytes())
+    return root
+
+
+class Used(Callback):
+    """Writes down which samples each batch held, as hashes of what the network got."""
+
+    FILE = Path("used.jsonl")
+
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        samples = [hashlib.blake2b(sample.numpy().tobytes(), digest_size=8).hexdigest() for sample in batch[0]]
+        line = json.dumps([trainer.fit_loop.total_batch_idx, trainer.current_epoch, samples])
+        with self.FILE.open("a") as file:
+            file.write(f"\n{line}")  # first the line break: the line before may be half there
+
+
+def used(folder: Path) -> dict[int, tuple[int, list[str]]]:
+    """Epoch and samples of each batch in the history that survived: the last time that it was trained on."""
+    history = {}
+    for line in (folder / Used.FILE).read_text().splitlines():
+        with contextlib.suppress(ValueError):
+            number, epoch, samples = json.loads(line)
+            history[number] = epoch, samples
+    return dict(sorted(history.items()))
+
+
+def repeated(history: dict[int, tuple[int, list[str]]]) -> list[str]:
+    """Samples that an epoch used more than once."""
+    counts = Counter((epoch, sample) for epoch, samples in history.values() for sample in samples)
+    return [sample for (_, sample), count in counts.items() if count > 1]
 
 
 def forked(arguments: list[str], folder: Path, cost: float, file_limit: int | None = None) -> int:
@@ -104,12 +161,20 @@ def forked(arguments: list[str], folder: Path, cost: float, file_limit: int | No
 
 
 def _fit(arguments: list[str], cost: float) -> int:
-    sys.path.insert(0, str(FIT.parent))
     import fit  # type: ignore[import-not-found]
 
+    from lit_training.cli import FitCLI
     from lit_training.resume import ResumePoint
 
     ResumePoint.COST = cost
+    build = FitCLI.instantiate_trainer
+
+    def with_used(cli: FitCLI, **more: Any) -> Any:
+        trainer: Any = build(cli, **more)
+        trainer.callbacks.append(Used())
+        return trainer
+
+    FitCLI.instantiate_trainer = with_used  # type: ignore[method-assign]
     sys.argv = [str(FIT), *arguments]
     try:
         fit.main()
@@ -160,6 +225,7 @@ def result(folder: Path) -> dict[str, Any]:
         "best score": scores,
         "best weights": best["state_dict"],
         "metrics.csv": rows,
+        "samples": used(folder) if (folder / Used.FILE).exists() else None,  # what is launched does not tell
     }
 
 
@@ -273,7 +339,30 @@ def peaceful(name: str, folder: Path, arguments: list[str], start: Callable[...,
     begun = time.monotonic()
     code = wait(start(arguments, folder, 0.02), 300)
     assert code == 0, f"{name}: exit code {code} in peace\n{(folder / 'output.txt').read_text()[-2000:]}"
-    return result(folder), time.monotonic() - begun
+    seconds, found = time.monotonic() - begun, result(folder)
+    assert name in REPEATING or not repeated(found["samples"] or {}), f"{name}: a sample was used twice in an epoch"
+    return found, seconds
+
+
+INPUTS = 0.15
+"""Share of the time that goes to them."""
+AT_ONCE = {"pictures": 1000, "command lines": 100}
+
+
+class Inputs:
+    """Tries new inputs of both kinds in turn."""
+
+    def __init__(self) -> None:
+        self.tried = dict.fromkeys(AT_ONCE, 0)
+        self.seconds = 0.0
+
+    def go(self) -> tuple[Counter[str], list[str]]:
+        began = time.monotonic()
+        kind = min(self.tried, key=lambda kind: self.tried[kind] // AT_ONCE[kind])
+        found = fuzz.attempts(kind, self.tried[kind], AT_ONCE[kind])
+        self.tried[kind] += AT_ONCE[kind]
+        self.seconds += time.monotonic() - began
+        return found
 
 
 KINDS = ("SIGKILL", "SIGKILL", "SIGKILL", "SIGTERM", "SIGINT", "SIGUSR1", "full disk", "damaged last.ckpt")
@@ -286,25 +375,26 @@ def main() -> None:
     parser.add_argument("--case", default=None, help="only cases whose name contains this")
     parser.add_argument("--one_process", action="store_true", help="leave the cases with two processes out")
     options = parser.parse_args()
-    end = time.monotonic() + 60 * options.minutes
+    began = time.monotonic()
+    end = began + 60 * options.minutes
     os.environ["OMP_NUM_THREADS"] = "1"
     torch.set_num_threads(1)
     with contextlib.redirect_stdout(io.StringIO()):
         import lit_training.cli  # noqa: F401  # for all forks at once
     place = Path(tempfile.mkdtemp(prefix="torture"))
-    pictures = photos(place / "photos")
+    places = {"PHOTOS": photos(place / "photos"), "CIFAR10": cifar10(place / "cifar10")}
     cases = CASES if options.one_process else {**CASES, **DDP_CASES}
     names = [name for name in cases if options.case is None or options.case in name]
     counts: Counter[str] = Counter()
     known: dict[str, tuple[dict[str, Any], float]] = {}
-    failures = 0
+    inputs, failures = Inputs(), 0
     seed = 0 if options.seed is None else options.seed
     while time.monotonic() < end:
         for name in names:
             if time.monotonic() > end:
                 break
             start = launched if name in DDP_CASES else forked
-            arguments = cases[name].replace("PHOTOS", str(pictures)).split()
+            arguments = [str(places.get(word, word)) for word in cases[name].split()]
             arguments += ["--log_every_n_steps", "2", "--enable_progress_bar", "false"]
             if name not in known:
                 (place / f"peace {name}").mkdir()
@@ -322,12 +412,18 @@ def main() -> None:
             else:
                 shutil.rmtree(folder)
             counts += one.counts
+            while options.case is None and inputs.seconds < INPUTS * (time.monotonic() - began):
+                found, wrong = inputs.go()
+                counts += found
+                failures += len(wrong)
+                print("".join(f"FAILED {line}\n" for line in wrong), end="", flush=True)
         print(f"seed {seed}: {sum(counts.values())} events, {failures} failures", flush=True)
         if options.seed is not None:
             break
         seed += 1
     for what, count in sorted(counts.items()):
         print(f"{count:6}  {what}")
+    print(f"{sum(inputs.tried.values()):6}  inputs tried in all")
     print(f"{failures:6}  failures")
     if not failures:
         shutil.rmtree(place)

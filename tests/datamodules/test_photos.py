@@ -230,6 +230,27 @@ def test_transparency_lies_on_white(tmp_path: Path) -> None:
         assert read_picture(tmp_path / name).getpixel((4, 4)) == (255, 255, 255)
 
 
+def test_large_pictures_are_converted_in_strips(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file of 854 bytes, 11 x 10,616,841 pixels of nothing, took 4 GB: scripts/fuzz.py found it."""
+    clear = Image.fromarray(np.random.default_rng(0).integers(0, 256, (30, 7, 4), np.uint8))
+    grey = clear.getchannel(0)
+    deep = Image.fromarray(np.asarray(grey).astype(np.uint16) * 257)
+    made = [(clear, "png"), (clear.convert("LA"), "png"), (deep, "png"), (grey.convert("F").point(lambda v: v / 99), "tif")]
+    palette = clear.convert("RGB").quantize(9)
+    palette.info["transparency"] = 3
+    sizes: list[int] = []
+    composite = Image.alpha_composite
+    for number, (image, suffix) in enumerate([*made, (palette, "png")]):
+        path = tmp_path / f"{number}.{suffix}"
+        image.save(path)
+        whole = np.asarray(read_picture(path))
+        with monkeypatch.context() as patch:
+            patch.setattr(examination, "_STRIP", 29)
+            patch.setattr(Image, "alpha_composite", lambda a, b: (sizes.append(b.height), composite(a, b))[1])
+            assert np.array_equal(np.asarray(read_picture(path)), whole)
+    assert sizes == [4, 4, 4, 4, 4, 4, 4, 2] * 3
+
+
 def test_first_picture_of_an_animation(tmp_path: Path) -> None:
     red, blue = Image.new("RGB", (9, 9), "red"), Image.new("RGB", (9, 9), "blue")
     for suffix in ("png", "webp", "tif"):

@@ -1,8 +1,8 @@
 """The command line: what is typed, and what becomes of it."""
 
 import os
+import runpy
 import shlex
-import string
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,11 +19,12 @@ from torch.optim.lr_scheduler import StepLR
 from lit_models import LitCNN, LitMLP, LitTransfer, ModelError
 from lit_training.cli import FitCLI
 from lit_training.messages import one_line_errors
-from lit_training.spelling import DATA, MODELS, TRAINER_FLAGS
+from lit_training.spelling import TRAINER_FLAGS
 
+FUZZ = runpy.run_path(str(Path(__file__).parents[2] / "scripts" / "fuzz.py"))
 WRONG = yaml.safe_load((Path(__file__).parent / "wrong_inputs.yaml").read_text())
 LONG = int(os.environ.get("FUZZ_COMMAND_LINES", "150"))
-"""How many command lines are tried; FUZZ_COMMAND_LINES=10000 takes some ten minutes."""
+"""How many command lines are tried; scripts/fuzz.py tries 10,000 others."""
 
 
 def parse(line: str) -> FitCLI:
@@ -69,39 +70,8 @@ def test_there_are_many_wrong_inputs() -> None:
 
 
 @pytest.fixture(scope="module")
-def reused() -> Callable[[list[str]], None]:
-    """Parses one command line after the other with the same parser."""
-    cli = FitCLI(["--logger", "false"])
-
-    def again(arguments: list[str]) -> None:
-        cli.arguments = arguments
-        with one_line_errors("fit.py"):
-            cli.parse_arguments(cli.parser, None)
-
-    return again
-
-
-NAMES = [*TRAINER_FLAGS, "model", "data", "optimizer", "lr_scheduler", "config", "seed", "resume", "print_config"]
-NAMES += [f"trainer.{name}" for name in TRAINER_FLAGS] + ["model.lr", "model.hidden", "data.batch_size", "data.root"]
-NAMES += ["optimizer.lr", "optimizer.betas", "lr_scheduler.step_size", "callbacks+", "help_all", "model.help"]
-VALUES = ["0", "1", "-1", "1e9", "nan", "inf", "true", "null", "", "[]", "{}", "[[", "{a: 1}", "!!python/none", "*a"]
-VALUES += ["auto", "cpu", "gpu", "ddp", "16-mixed", "00:00:01:00", "recipe.yaml", ".", "/", "~", "a.b", "..", "-", "--"]
-VALUES += [*MODELS, *DATA, "Adam", "SGD", "StepLR", "OneCycleLR", "EarlyStopping", "torch.optim.Adam", "os.getcwd"]
-words = st.one_of(st.sampled_from(VALUES), st.integers().map(str), st.floats().map(str), st.text(max_size=12))
-typos = st.builds(
-    lambda name, at, char: f"{name[: at % len(name)]}{char}{name[at % len(name) + 1 :]}",
-    st.sampled_from(NAMES),
-    st.integers(0, 40),
-    st.sampled_from(string.ascii_letters + ".+_ =é"),
-)
-flags = st.one_of(st.sampled_from(NAMES), st.sampled_from(NAMES), typos).map("--{}".format)
-pairs = st.one_of(
-    st.tuples(flags, words),
-    st.tuples(flags),
-    st.tuples(words),
-    st.builds("{}={}".format, flags, words).map(lambda text: (text,)),
-)
-command_lines = st.lists(pairs, max_size=5).map(lambda pieces: [word for piece in pieces for word in piece])
+def reused() -> Callable[[list[str]], str]:
+    return FUZZ["reused_parser"]()
 
 
 @settings(
@@ -109,14 +79,23 @@ command_lines = st.lists(pairs, max_size=5).map(lambda pieces: [word for piece i
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
-@given(arguments=command_lines)
-def test_any_command_line_parses_or_is_refused(reused: Callable[[list[str]], None], arguments: list[str]) -> None:
-    code: Any = 0
-    try:
-        reused(arguments)
-    except SystemExit as stopped:
-        code = stopped.code
-    assert code in (0, 2)
+@given(draw=st.randoms(use_true_random=False))
+def test_any_command_line_parses_or_is_refused(reused: Callable[[list[str]], str], draw: Any) -> None:
+    assert reused(FUZZ["command_line"](draw)) in ("parsed", "refused")
+
+
+def test_the_parser_that_is_fuzzed_tells_right_from_wrong(
+    reused: Callable[[list[str]], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert reused(["--max_epochs", "3"]) == "parsed"
+    assert reused(["--max_epoch", "3"]) == "refused"
+
+    def fail(*_: Any) -> None:
+        raise KeyError("no error of a user")
+
+    monkeypatch.setattr("lit_training.cli.spell_out", fail)
+    with pytest.raises(AssertionError, match="KeyError"):
+        reused([])
 
 
 # --- what is typed and what is built --------------------------------------------------------------------------------
