@@ -2,6 +2,7 @@
 
 import inspect
 import logging
+import os
 import sys
 import warnings
 from pathlib import Path
@@ -208,12 +209,24 @@ class FitCLI(LightningCLI):
             raise UsageError(explain_trainer(error, config)) from error
         trainer.start = self.start
         self.watch.attach(trainer)
+        listen_here_alone(trainer)
         if isinstance(trainer.strategy, DDPStrategy) and getattr(self.model, "skips_layers", False):
             trainer.strategy._ddp_kwargs.setdefault("find_unused_parameters", True)
         return trainer
 
     def _add_configure_optimizers_method_to_model(self, subcommand: str | None) -> None:
         """Nothing: the model's own method asks ``chosen_optimizer`` and ``chosen_schedule``."""
+
+
+def listen_here_alone(trainer: Trainer) -> None:
+    """Processes of a single machine talk over its loopback interface, unless the user has named another one.
+
+    What torch offers no setting for is the port at which they meet: it is open on all interfaces.
+    """
+    loopback = {"linux": "lo", "darwin": "lo0"}.get(sys.platform)
+    if trainer.num_nodes == 1 and loopback:
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", loopback)
+        os.environ.setdefault("NCCL_SOCKET_IFNAME", loopback)
 
 
 def quiet_libraries() -> None:

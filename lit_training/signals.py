@@ -121,7 +121,7 @@ class Watch:
             print(f"fit.py: error: {message}", file=sys.stderr, flush=True)
         end_children(self.trainer)
         if is_child(self.trainer) and os.getppid() == self._parent and code == 1:
-            # It is stopped, or it would have ended this process. Windows knows no SIGKILL, and its SIGTERM does the same.
+            # It is stopped, or it would have ended this process. Windows' SIGTERM does what SIGKILL does elsewhere.
             os.kill(self._parent, getattr(signal, "SIGKILL", signal.SIGTERM))
         os._exit(code)
 

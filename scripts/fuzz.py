@@ -174,7 +174,12 @@ def try_picture(data: bytes, path: Path) -> str:
 def words() -> tuple[list[str], list[str]]:
     """Names of flags, and values."""
     names = [*TRAINER_FLAGS, "model", "data", "optimizer", "lr_scheduler", "config", "seed", "resume", "print_config"]
-    names += [f"trainer.{name}" for name in TRAINER_FLAGS] + ["model.lr", "model.hidden", "data.batch_size", "data.root"]
+    names += [f"trainer.{name}" for name in TRAINER_FLAGS] + [
+        "model.lr",
+        "model.hidden",
+        "data.batch_size",
+        "data.root",
+    ]
     names += ["optimizer.lr", "optimizer.betas", "lr_scheduler.step_size", "callbacks+", "help_all", "model.help"]
     values = ["0", "1", "-1", "1e9", "nan", "inf", "true", "null", "", "[]", "{}", "[[", "{a: 1}", "!!python/none"]
     values += ["*a", "auto", "cpu", "gpu", "ddp", "16-mixed", "00:00:01:00", "recipe.yaml", ".", "/", "~", "a.b", ".."]

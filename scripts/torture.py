@@ -32,7 +32,7 @@ from lightning.pytorch import Callback
 from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))  # so that the other scripts are found from everywhere
-import fuzz  # type: ignore[import-not-found]  # noqa: E402
+import fuzz  # type: ignore[import-not-found]
 
 FIT = Path(__file__).resolve().parent / "fit.py"
 SHAPES = "--data.train_size 60 --data.val_size 30"
@@ -174,7 +174,7 @@ def _fit(arguments: list[str], cost: float) -> int:
         trainer.callbacks.append(Used())
         return trainer
 
-    FitCLI.instantiate_trainer = with_used  # type: ignore[method-assign]
+    FitCLI.instantiate_trainer = with_used  # type: ignore[method-assign, assignment]
     sys.argv = [str(FIT), *arguments]
     try:
         fit.main()

@@ -1,5 +1,6 @@
 """Several processes, on one machine and on what they take for two."""
 
+import contextlib
 import json
 import os
 import signal
@@ -18,6 +19,8 @@ from lit_training.messages import UsageError
 
 ROOT = Path(__file__).resolve().parents[1]
 TINY = ["--data.train_size", "24", "--data.val_size", "8", "--accelerator", "cpu", "--strategy", "ddp"]
+LOOPBACK = ("0100007F", "00000000000000000000000001000000", "0000000000000000FFFF00000100007F")
+"""127.0.0.1, ::1 and the former written as the latter, as /proc/net/tcp spells them."""
 ENDLESS = [*TINY, "--max_epochs", "100000"]
 
 
@@ -125,17 +128,64 @@ def members(session: int) -> list[int]:
     return found
 
 
+def listening(processes: list[int]) -> list[str]:
+    """Addresses, in the kernel's hexadecimal spelling, at which these processes wait for others."""
+    links = [link for pid in processes for link in Path(f"/proc/{pid}/fd").iterdir()]
+    own = set()
+    for link in links:
+        with contextlib.suppress(OSError):  # closed meanwhile
+            own.add(str(link.readlink()))
+    found = []
+    for table in ("tcp", "tcp6"):
+        for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
+            fields = line.split()
+            if fields[3] == "0A" and f"socket:[{fields[9]}]" in own:
+                found.append(fields[1].partition(":")[0])
+    return found
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("whole_group", [True, False])
-def test_a_signal_ends_two_processes_with_a_resume_point_and_its_code(whole_group: bool) -> None:
+@pytest.mark.parametrize(
+    ("signum", "whom"),
+    [(signal.SIGTERM, "all"), (signal.SIGTERM, "first"), (signal.SIGINT, "all"), (signal.SIGUSR1, "second")],
+)
+def test_a_signal_ends_two_processes_with_a_resume_point_and_its_code(signum: signal.Signals, whom: str) -> None:
     process = train(*ENDLESS, "--devices", "2")
     until(process, "epoch")
-    (os.killpg if whole_group else os.kill)(process.pid, signal.SIGTERM)
+    everybody = members(process.pid)
+    elsewhere = [address for address in listening(everybody) if address not in LOOPBACK]
+    assert len(elsewhere) <= 1  # where they meet: torch binds it to all interfaces
+    if whom == "all":
+        os.killpg(process.pid, signum)
+    else:
+        os.kill(process.pid if whom == "first" else next(pid for pid in everybody if pid != process.pid), signum)
     output, _ = process.communicate(timeout=60)
-    assert process.returncode == 143, output
-    assert "stopped by SIGTERM after step" in output
+    assert process.returncode == 128 + signum, output
+    assert f"stopped by {signum.name} after step" in output
     assert "Traceback" not in output
     assert Path("lightning_logs/version_0/checkpoints/last.ckpt").exists()
+    assert members(process.pid) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
+def test_a_signal_ends_one_process_with_a_resume_point_and_its_code(signum: signal.Signals, tmp_path: Path) -> None:
+    """Under SLURM, whose command is a stand-in that writes down what it was asked."""
+    asked, command = tmp_path / "asked", tmp_path / "bin" / "scontrol"
+    command.parent.mkdir()
+    command.write_text(f'#!/bin/sh\necho "$@" > {asked}\n')
+    command.chmod(0o755)
+    slurm = {"SLURM_JOB_ID": "17", "SLURM_NTASKS": "1", "SLURM_JOB_NAME": "train", "SLURM_PROCID": "0"}
+    slurm |= {"SLURM_LOCALID": "0", "SLURM_NODEID": "0", "PATH": f"{command.parent}:{os.environ['PATH']}"}
+    process = train(*TINY[:-2], "--max_epochs", "100000", "--devices", "1", **slurm)
+    until(process, "epoch")
+    os.kill(process.pid, signum)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 128 + signum, output
+    assert f"stopped by {signum.name} after step" in output
+    assert "Traceback" not in output
+    assert Path("lightning_logs/version_0/checkpoints/last.ckpt").exists()
+    assert (asked.read_text() if asked.exists() else "") == ("requeue 17\n" if signum == signal.SIGUSR1 else "")
     assert members(process.pid) == []
 
 

@@ -73,3 +73,27 @@ def test_a_jpeg_that_claims_to_be_enormous_is_refused(tmp_path: Path) -> None:
     path.write_bytes(data[:at] + struct.pack(">HH", 60_000, 60_000) + data[at + 4 :])
     with pytest.raises(DataError, match=r"bomb\.jpg: too large"):
         read_pixels(path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["spawn", "forkserver"])
+def test_workers_started_in_any_way_give_the_batches_of_none(photo_folder: Path, method: str) -> None:
+    for cache in (False, True):
+
+        def batches(workers: int, cache: bool = cache) -> list[tuple[torch.Tensor, torch.Tensor]]:
+            data = ImageFolderDataModule(
+                str(photo_folder), image_size=72, augment=True, cache=cache, num_workers=workers
+            )
+            data.prepare_data()
+            data.setup("fit")
+            loader = data.train_dataloader()
+            if workers:
+                loader.multiprocessing_context = method
+            loader.sampler.set_epoch(1)  # type: ignore[attr-defined]
+            return list(loader)
+
+        alone, together = batches(0), batches(2)
+        assert len(alone) == len(together) == 4
+        for (x, y), (x2, y2) in zip(alone, together, strict=True):
+            assert torch.equal(x, x2)
+            assert torch.equal(y, y2)

@@ -235,18 +235,28 @@ def test_large_pictures_are_converted_in_strips(tmp_path: Path, monkeypatch: pyt
     clear = Image.fromarray(np.random.default_rng(0).integers(0, 256, (30, 7, 4), np.uint8))
     grey = clear.getchannel(0)
     deep = Image.fromarray(np.asarray(grey).astype(np.uint16) * 257)
-    made = [(clear, "png"), (clear.convert("LA"), "png"), (deep, "png"), (grey.convert("F").point(lambda v: v / 99), "tif")]
+    made = [
+        (clear, "png"),
+        (clear.convert("LA"), "png"),
+        (deep, "png"),
+        (grey.convert("F").point(lambda v: v / 99), "tif"),
+    ]
     palette = clear.convert("RGB").quantize(9)
     palette.info["transparency"] = 3
     sizes: list[int] = []
     composite = Image.alpha_composite
+
+    def noted(under: Image.Image, over: Image.Image) -> Image.Image:
+        sizes.append(over.height)
+        return composite(under, over)
+
     for number, (image, suffix) in enumerate([*made, (palette, "png")]):
         path = tmp_path / f"{number}.{suffix}"
         image.save(path)
         whole = np.asarray(read_picture(path))
         with monkeypatch.context() as patch:
             patch.setattr(examination, "_STRIP", 29)
-            patch.setattr(Image, "alpha_composite", lambda a, b: (sizes.append(b.height), composite(a, b))[1])
+            patch.setattr(Image, "alpha_composite", noted)
             assert np.array_equal(np.asarray(read_picture(path)), whole)
     assert sizes == [4, 4, 4, 4, 4, 4, 4, 2] * 3
 

@@ -1,5 +1,8 @@
 import errno
 import os
+import subprocess
+import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -78,3 +81,20 @@ def test_a_run_is_found_by_its_folder_by_file_and_as_latest(tmp_path: Path) -> N
     assert find("latest", str(tmp_path)) == find(str(run)) == run / "checkpoints" / "best.ckpt"
     with pytest.raises(CheckpointError, match="is not there"):
         find(str(tmp_path / "nothing"))
+
+
+def test_a_folder_that_is_read_only_is_said_and_its_file_stays() -> None:
+    """Root may write everything, so it is done as nobody; Lightning's own writer says nothing and goes on."""
+    code = (
+        "import os, sys; from pathlib import Path; from lit_training.checkpoints import *\n"
+        "if os.getuid() == 0: os.setgid(65534); os.setuid(65534)\n"
+        "try: AtomicCheckpointIO().save_checkpoint({}, Path(sys.argv[1], 'last.ckpt'))\n"
+        "except CheckpointError as error: print(error)\n"
+    )
+    with tempfile.TemporaryDirectory() as folder:  # pytest's own folders are closed to nobody
+        write(Path(folder, "last.ckpt"), 1)
+        Path(folder).chmod(0o555)
+        done = subprocess.run([sys.executable, "-c", code, folder], capture_output=True, text=True, check=False)
+        Path(folder).chmod(0o755)
+        assert "last.ckpt (Permission denied): what was there before is whole" in done.stdout, done.stderr
+        assert [(path.name, number(path)) for path in Path(folder).iterdir()] == [("last.ckpt", 1)]

@@ -3,6 +3,7 @@
 import os
 import runpy
 import shlex
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -257,3 +258,16 @@ def test_same_seed_same_network() -> None:
 
     assert torch.equal(first_weight("--seed 3"), first_weight("--seed 3"))
     assert not torch.equal(first_weight("--seed 3"), first_weight("--seed 4"))
+
+
+@pytest.mark.parametrize(("nodes", "named", "used"), [(1, None, "lo"), (2, None, None), (1, "eth7", "eth7")])
+def test_processes_of_one_machine_talk_over_its_loopback(
+    nodes: int, named: str | None, used: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "platform", "linux")
+    for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
+        monkeypatch.setenv(name, named or "")
+        if named is None:
+            monkeypatch.delenv(name)
+    parse(f"--accelerator cpu --devices 2 --strategy ddp --num_nodes {nodes}")
+    assert {os.environ.get(name) for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")} == {used}

@@ -315,13 +315,16 @@ def test_one_seed_governs_everything() -> None:
     assert not torch.equal(a, b)
 
 
-def test_tensorboard_shows_each_step_once() -> None:
+def test_tensorboard_and_csv_show_each_step_once() -> None:
     command = [*SHAPES, "--max_epochs", "3", "--resume", "auto"]
     for step in (4, 9, None):
         fit(*command, kill_at=step)
     board = EventAccumulator("lightning_logs/version_0").Reload()
     assert [event.step for event in board.Scalars("train_loss_step")] == [1, 3, 5, 7, 9, 11, 13, 15, 17]
     assert [event.step for event in board.Scalars("val_loss")] == [5, 11, 17]
+    table = rows(Path("lightning_logs/version_0"))
+    assert [int(row["step"]) for row in table if "train_loss_step" in row] == [1, 3, 5, 7, 9, 11, 13, 15, 17]
+    assert [int(row["step"]) for row in table if "val_loss" in row] == [5, 11, 17]
 
 
 def test_a_signal_stops_between_two_steps_and_is_told_as_exit_code(capsys: pytest.CaptureFixture[str]) -> None:
