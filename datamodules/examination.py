@@ -130,7 +130,7 @@ def look(path: Path, with_content: bool) -> Look:
             image.draft(image.mode, (_THUMBNAIL, _THUMBNAIL))
             if image.format == "PNG":  # its EXIF tag may stand behind its pixels: asked for, it decodes them, and hides
                 image.load()  # that it fails. TIFF forgets the tag once decoded.
-            flags |= ROTATED * is_turned(image)
+            flags |= ROTATED * (orientation(image) in _UPRIGHT)
             dhash = _dhash(_upright_rgb(image))
             return Look("", "", flags, width, height, dhash, _content(file) if with_content else 0)
     except BadPicture as bad:
@@ -271,12 +271,8 @@ def _what_else(head: bytes, size: int) -> tuple[str, str]:
     return "not a picture", f"{inside} inside"
 
 
-def is_turned(image: Image.Image) -> bool:
-    """Whether its EXIF tag says that the picture is not upright as stored."""
-    return _orientation(image) in _UPRIGHT
-
-
-def _orientation(image: Image.Image) -> int:
+def orientation(image: Image.Image) -> int:
+    """What its EXIF tag says: 1 for upright, 2 to 8 for mirrored and turned; anything else is of no meaning."""
     try:
         return int(image.getexif().get(_ORIENTATION, 1))
     except Exception:  # a broken tag does not make a broken picture
@@ -295,7 +291,7 @@ def _upright_rgb(image: Image.Image) -> Image.Image:
     else:
         rgb = image.convert("RGB")
     rgb.info.clear()  # or whoever honours the EXIF tag in it would turn the picture a second time
-    turn = _UPRIGHT.get(_orientation(image))
+    turn = _UPRIGHT.get(orientation(image))
     return rgb if turn is None else rgb.transpose(turn)
 
 

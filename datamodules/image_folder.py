@@ -1,6 +1,7 @@
 """A folder of photos, one subfolder a class."""
 
 import io
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,7 +13,7 @@ from torchvision.io import ImageReadMode, decode_image
 from torchvision.transforms import InterpolationMode, v2
 
 from datamodules import photos
-from datamodules.examination import is_turned
+from datamodules.examination import orientation
 from datamodules.loading import PADDING, SplitDataModule, mix, run_seed, workers_for_decoding
 from datamodules.photos import DataError, Paths, Photos
 from datamodules.picture_store import PictureStore, store_path
@@ -29,6 +30,18 @@ SMALL = 64
 """Side in pixels up to which all pictures are kept in memory."""
 FAST_PIXELS = 50_000_000
 """Size up to which a picture is decoded without further questions; larger ones are read_picture's to judge."""
+
+
+_UPRIGHT: dict[int, Callable[[Tensor], Tensor]] = {
+    2: lambda pixels: pixels.flip(2),
+    3: lambda pixels: pixels.flip(1, 2),
+    4: lambda pixels: pixels.flip(1),
+    5: lambda pixels: pixels.transpose(1, 2),
+    6: lambda pixels: pixels.rot90(-1, (1, 2)),
+    7: lambda pixels: pixels.transpose(1, 2).flip(1, 2),
+    8: lambda pixels: pixels.rot90(1, (1, 2)),
+}
+"""How (3, H, W) pixels become upright, by their EXIF orientation."""
 
 
 class PhotoFiles(Dataset):
@@ -99,10 +112,11 @@ def read_pixels(path: Path) -> Tensor:
         data = path.read_bytes()
         with Image.open(io.BytesIO(data), formats=("JPEG",)) as header:
             plain = header.mode in ("RGB", "L") and header.width * header.height < FAST_PIXELS
-            turned = plain and is_turned(header)  # torchvision finds a turn in damaged tags too
+            turn = _UPRIGHT.get(orientation(header))  # torchvision reads damaged tags in another way
         if plain:
             encoded = torch.frombuffer(bytearray(data), dtype=torch.uint8)
-            return decode_image(encoded, ImageReadMode.RGB, apply_exif_orientation=turned)
+            pixels = decode_image(encoded, ImageReadMode.RGB)
+            return pixels if turn is None else turn(pixels).contiguous()
     except Exception:  # no JPEG, a broken one, an enormous one (decoders raise anything): read_picture says what it is
         pass
     return v2.functional.pil_to_tensor(photos.read_picture(path))

@@ -36,7 +36,7 @@ from lit_training.messages import one_line_errors
 from lit_training.spelling import DATA, MODELS, TRAINER_FLAGS
 
 HANG = 60
-"""Seconds that one input may take."""
+"""Seconds of computing that one input may take; on the clock, where others compute too, it is ten times that."""
 MEMORY = 6 << 30
 """Bytes that reading one picture may take: 179 million pixels, the most that is accepted, in RGBA are 0.7 GB, which
 libwebp alone holds several times."""
@@ -275,7 +275,7 @@ def attempts(kind: str, first: int, count: int) -> tuple[Counter[str], list[str]
                     wrong.append(f"{kind} {first - 1}: {error}")
             (folder / "outcomes").unlink()
             if code:
-                what = "a hang" if code == -signal.SIGALRM else f"exit code {code}"
+                what = "a hang" if code in (-signal.SIGPROF, -signal.SIGALRM) else f"exit code {code}"
                 wrong.append(f"{kind} {first}: {what}")
                 counts[f"{kind} tried: wrong"] += 1
                 first += 1
@@ -294,12 +294,14 @@ def _try_all(kind: str, seeds: range, folder: Path) -> None:
             one = KINDS[kind](folder)
             used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
             for seed in seeds:
-                signal.alarm(HANG)
+                signal.setitimer(signal.ITIMER_PROF, HANG)
+                signal.alarm(10 * HANG)
                 error = ""
                 try:
                     outcome = one(random.Random(f"{kind} {seed}"))
                 except Wrong as wrong:
                     outcome, error = "wrong", str(wrong)
+                signal.setitimer(signal.ITIMER_PROF, 0)
                 signal.alarm(0)
                 peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
                 if (peak - used) * 1024 > MEMORY:

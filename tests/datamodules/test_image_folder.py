@@ -13,6 +13,7 @@ from torchvision.transforms import v2
 
 from datamodules import DataError, ImageFolderDataModule
 from datamodules.image_folder import eval_transform, read_pixels
+from datamodules.photos import read_picture
 from lit_models import LitCNN
 
 
@@ -73,6 +74,17 @@ def test_a_jpeg_that_claims_to_be_enormous_is_refused(tmp_path: Path) -> None:
     path.write_bytes(data[:at] + struct.pack(">HH", 60_000, 60_000) + data[at + 4 :])
     with pytest.raises(DataError, match=r"bomb\.jpg: too large"):
         read_pixels(path)
+
+
+@pytest.mark.parametrize("orientation", range(10))
+def test_jpegs_are_turned_as_pillow_turns_them(tmp_path: Path, orientation: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    pixels = torch.randint(0, 256, (24, 40, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    Image.fromarray(pixels.numpy()).save(tmp_path / "photo.jpg", exif=exif)
+    want = v2.functional.pil_to_tensor(read_picture(tmp_path / "photo.jpg"))
+    assert want.shape == ((3, 40, 24) if orientation in (5, 6, 7, 8) else (3, 24, 40))
+    assert torch.equal(read_pixels(tmp_path / "photo.jpg"), want)
 
 
 @pytest.mark.slow

@@ -52,7 +52,9 @@ def test_what_is_wrong_is_found(tmp_path: Path, name: str, replacement: Exceptio
         try_picture.__globals__[name] = kept
 
 
-@pytest.mark.parametrize(("number", "said"), [(signal.SIGSEGV, "exit code -11"), (signal.SIGALRM, "a hang")])
+@pytest.mark.parametrize(
+    ("number", "said"), [(signal.SIGSEGV, "exit code -11"), (signal.SIGALRM, "a hang"), (signal.SIGPROF, "a hang")]
+)
 def test_a_crash_or_a_hang_costs_one_input(number: int, said: str) -> None:
     def one(draw: random.Random) -> str:
         if draw.getstate() == random.Random("stand-ins 2").getstate():
