@@ -228,6 +228,11 @@ class SplitDataModule(LightningDataModule):
 
 
 def workers_for_decoding(trainer: Any) -> int:
-    """Loader processes for pictures that have to be decoded: a core each, shared among the ranks of this node."""
-    share = available_cores() // (trainer.num_devices if trainer is not None else 1)
-    return min(8, share) if share > 1 else 0
+    """Loader processes for pictures that have to be decoded, of the cores that this rank has to itself.
+
+    A core each where another device computes. On a CPU one core in four: there the network keeps all of them busy, and
+    a process too many holds up every operation that waits for its slowest thread.
+    """
+    ranks, on_cpu = (1, False) if trainer is None else (trainer.num_devices, trainer.strategy.root_device.type == "cpu")
+    share = available_cores() // ranks
+    return min(8, share // 4 if on_cpu else share if share > 1 else 0)

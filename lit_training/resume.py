@@ -71,7 +71,7 @@ class ResumePoint(Callback):
         watch: knows of signals.
     """
 
-    COST = 0.02
+    COST = 0.01
     TALK = 0.5
     FIRST = 0.1
     """Seconds that the first one is expected to take."""

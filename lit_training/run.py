@@ -169,7 +169,7 @@ def announce(cli: "FitCLI") -> None:
     print(f"device  {count} x {device}, precision {trainer.precision}{together if batch else ''}")
     if isinstance(data, ImageFolderDataModule):
         workers = data.num_workers(data.dataset("train"))
-        why = f"{available_cores()} cores" if workers else "the pictures are in memory, or there is one core"
+        why = f"{available_cores()} cores" if workers else "the pictures are in memory, or the network has the cores"
         print(f"workers {workers} to decode pictures ({why}; --data.num_workers)")
     total = sum(parameter.numel() for parameter in model.parameters())
     trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
