@@ -9,10 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 
+from datamodules import ImageFolderDataModule
 from lit_training.cli import FitCLI
 from lit_training.help import FIT_HELP
+from lit_training.resume import StepSeed
 from lit_training.signals import Watch
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "fit.py"
@@ -135,6 +138,81 @@ def test_classes_of_ones_own_train(fit: Callable[[str], int], capsys: pytest.Cap
     assert "4 trainable" in out
     assert "train_loss" in out
     assert Path("lightning_logs/version_0/checkpoints/best.ckpt").is_file()
+
+
+# --- a photo that vanishes --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("flags", "gone", "at_once"),
+    [
+        ("--data.num_workers 0", "train/bees/5.jpg", True),
+        ("--data.num_workers 2", "train/bees/5.jpg", True),
+        ("--data.num_workers 0 --accumulate_grad_batches 4", "train/bees/5.jpg", False),
+        ("--data.num_workers 0", "val/ants/2.jpg", False),
+        pytest.param("--data.num_workers 2", "val/ants/2.jpg", False, marks=pytest.mark.slow),
+    ],
+)
+def test_a_photo_that_vanishes_is_named_and_the_run_goes_on_when_it_is_back(
+    flags: str,
+    gone: str,
+    at_once: bool,
+    photo_folder: Path,
+    fit: Callable[[str], int],
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    command = f"--data {photo_folder} --data.image_size 72 {flags} --model.backbone shufflenet_v2_x0_5 "
+    command += "--model.weights none --model.freeze false --max_epochs 3 --accelerator cpu --devices 1"
+    assert fit(f"{command} --default_root_dir peace") == 0
+    photo, away = photo_folder / gone, photo_folder.parent / "away.jpg"
+    seed, steps = StepSeed.on_train_batch_start, 0
+
+    def vanish(self: StepSeed, trainer: Any, *arguments: Any) -> None:
+        nonlocal steps
+        steps += 1
+        if steps == 6:
+            photo.rename(away)
+        seed(self, trainer, *arguments)
+
+    monkeypatch.setattr(StepSeed, "on_train_batch_start", vanish)
+    capfd.readouterr()
+    command += " --default_root_dir broken --resume auto"
+    assert fit(command) == 2
+    err = capfd.readouterr().err
+    assert err == (
+        f"fit.py: error: {photo}: unreadable (No such file or directory), though it was whole when the run began: "
+        "bring it back, then go on with --resume broken/lightning_logs/version_0\n"
+    )
+    point = Path("broken/lightning_logs/version_0/checkpoints/last.ckpt")
+    behind = torch.load(point, weights_only=True)["loops"]["fit_loop"]["epoch_loop.batch_progress"]["total"]["ready"]
+    assert behind == steps if at_once else 0 < behind < steps
+    away.rename(photo)
+    assert fit(command) == 0
+    assert [path.name for path in point.parents[2].iterdir()] == ["version_0"]
+    ends = [torch.load(Path(root, *point.parts[1:]), weights_only=True) for root in ("peace", "broken")]
+    assert all(torch.equal(weight, ends[1]["state_dict"][name]) for name, weight in ends[0]["state_dict"].items())
+    assert ends[0]["global_step"] == ends[1]["global_step"]
+
+
+def test_a_photo_that_vanishes_before_the_first_step_leaves_nothing(
+    photo_folder: Path, fit: Callable[[str], int], capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    announce = ImageFolderDataModule.report
+
+    def vanish(self: ImageFolderDataModule) -> str:
+        report = announce(self)
+        (photo_folder / "train/ants/3.jpg").unlink()
+        return report
+
+    monkeypatch.setattr(ImageFolderDataModule, "report", vanish)
+    command = f"--data {photo_folder} --data.num_workers 0 --model.backbone shufflenet_v2_x0_5 --model.weights none"
+    assert fit(f"{command} --accelerator cpu --devices 1") == 2
+    assert capfd.readouterr().err.splitlines()[-1] == (
+        f"fit.py: error: {photo_folder}/train/ants/3.jpg: unreadable (No such file or directory), though it was whole "
+        "when the run began: bring it back, then start again"
+    )
+    assert not Path("lightning_logs").exists()
 
 
 # --- failed starts --------------------------------------------------------------------------------------------------
