@@ -11,7 +11,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from datamodules.examination import BadPicture
-from datamodules.listing import shown
+from datamodules.listing import counted, shown
 from datamodules.loading import TrainSampler
 from lit_training.checkpoints import CheckpointError
 from lit_training.messages import UsageError
@@ -157,4 +157,4 @@ def _out_of_memory(cli: "FitCLI") -> str:
         hint = f"--data.batch_size {size // 2} --accumulate_grad_batches {accumulated * 2} gives the same global batch"
     else:
         hint = "one sample a step is too much already: a smaller --data.image_size, or --model LitCNN"
-    return f"out of memory with {size} samples per step and device: {hint}"
+    return f"out of memory with {counted(size, 'sample')} per step and device: {hint}"

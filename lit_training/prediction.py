@@ -8,6 +8,7 @@ import glob
 import json
 import math
 import os
+import stat
 from collections import deque
 from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -22,7 +23,7 @@ from torch import Tensor
 
 from datamodules.examination import BadPicture, available_cores
 from datamodules.image_folder import PhotoFiles
-from datamodules.listing import Paths, files_below
+from datamodules.listing import Paths, counted, files_below, no_file
 from datamodules.pictures import scale
 from lit_models import LitBase
 from lit_training.messages import UsageError
@@ -149,11 +150,17 @@ def read_pictures(files: Sequence[str], preprocessing: dict[str, Any], ahead: in
 
 def _no_file(path: str) -> str:
     """Why there is nothing to open, or ""; a pipe, for one, would be waited for."""
-    if not os.path.lexists(path):
+    try:
+        mode = os.stat(path).st_mode  # noqa: PTH116
+    except FileNotFoundError:
+        if os.path.lexists(path):
+            return "a link to nothing"
         return "matches no file" if glob.has_magic(path) else "no such file"
-    if Path(path).is_dir():
+    except OSError as error:
+        return f"unreadable ({error.strerror})"
+    if stat.S_ISDIR(mode):
         return "a folder without files to predict" if os.access(path, os.R_OK | os.X_OK) else "folder cannot be read"
-    return "" if Path(path).is_file() else "no file that can be read"
+    return f"{kind}, no file" if (kind := no_file(mode)) else ""
 
 
 def read_rows(files: Iterable[str], width: int) -> Iterator[Sample]:
@@ -206,7 +213,7 @@ def _is_number(text: str) -> bool:
 
 def _checked(file: str, row: int, values: Any, width: int) -> Sample:
     if len(values) != width:
-        return Sample(file, row, error=f"{len(values)} values where the network takes {width}")
+        return Sample(file, row, error=f"{counted(len(values), 'value')} where the network takes {width}")
     strange = next((value for value in values if not _is_number(value) or not math.isfinite(float(value))), None)
     if strange is not None:
         return Sample(file, row, error=f"{strange} is no finite number")

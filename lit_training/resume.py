@@ -16,6 +16,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.trainer import call
 from lightning.pytorch.trainer.states import TrainerFn
 
+from datamodules.listing import counted
 from lit_models import LitBase
 from lit_training.checkpoints import CheckpointError
 from lit_training.provenance import fingerprint
@@ -159,10 +160,9 @@ class ResumePoint(Callback):
             return
         if self.resumed["shape"] != _shape(trainer):
             raise CheckpointError(
-                "the resume point is of {} processes with {} batches an epoch and {} accumulated; now it would be "
-                "{}, {} and {}: use the same --devices, --data.batch_size and --accumulate_grad_batches".format(
-                    *self.resumed["shape"], *_shape(trainer)
-                )
+                f"the resume point is of {_shape_in_words(*self.resumed['shape'])}, now it would be "
+                f"{_shape_in_words(*_shape(trainer))}: use the same --devices, --data.batch_size and "
+                "--accumulate_grad_batches"
             )
         if self.resumed["data"] != self._data:
             raise CheckpointError("the training data is not what it was when the run began: use --resume never")
@@ -298,6 +298,10 @@ def _run_of(trainer: Trainer) -> Path:
 
 def _shape(trainer: Trainer) -> list[Any]:
     return [trainer.world_size, trainer.num_training_batches, trainer.accumulate_grad_batches]
+
+
+def _shape_in_words(processes: int, batches: int, accumulated: int) -> str:
+    return f"{counted(processes, 'process', 'processes')} with {batches} batches an epoch and {accumulated} accumulated"
 
 
 def _moved(value: Any, old: str, new: str) -> Any:

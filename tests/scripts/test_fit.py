@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from torchvision import models
 
 from datamodules import ImageFolderDataModule
 from lit_training.cli import FitCLI
@@ -236,6 +237,44 @@ def test_a_failed_start_leaves_nothing(
     assert err.count("\n") == 1
     assert err.startswith("fit.py: error: ")
     assert culprit in err
+    assert not Path("lightning_logs").exists()
+
+
+@pytest.mark.parametrize(("weights", "said"), [("nowhere.pth", "no weights file nowhere.pth"), ("DEFAULT", "fetch ")])
+def test_missing_weights_are_said_before_a_photo_is_opened(
+    weights: str,
+    said: str,
+    photo_folder: Path,
+    fit: Callable[[str], int],
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(ImageFolderDataModule, "examine", lambda self: pytest.fail("photos were opened"))
+    assert fit(f"--data {photo_folder} --model.weights {weights} --accelerator cpu --devices 1") == 2
+    out, err = capfd.readouterr()
+    assert "pictures" not in out
+    assert err.count("\n") == 1
+    assert said in err
+    assert not Path("lightning_logs").exists()
+
+
+def test_a_run_that_goes_on_needs_no_weights_file(
+    photo_folder: Path, fit: Callable[[str], int], capfd: pytest.CaptureFixture[str]
+) -> None:
+    weights = Path("weights.pth")
+    torch.save(models.get_model("shufflenet_v2_x0_5").state_dict(), weights)
+    command = f"--data {photo_folder} --data.image_size 72 --data.num_workers 0 --model.backbone shufflenet_v2_x0_5 "
+    command += f"--model.weights {weights} --accelerator cpu --devices 1"
+    assert fit(f"{command} --max_epochs 1") == 0
+    weights.unlink()
+    assert fit(f"{command} --max_epochs 2 --resume latest") == 0
+    assert "resume  lightning_logs/version_0/checkpoints/last.ckpt, after step 4" in capfd.readouterr().out
+
+
+def test_a_folder_that_cannot_be_learned_from_leaves_nothing(photo_folder: Path, fit: Callable[[str], int]) -> None:
+    for photo in (photo_folder / "train" / "bees").iterdir():
+        photo.write_bytes(b"")
+    assert fit(f"--data {photo_folder} --model.weights none --accelerator cpu --devices 1") == 2
     assert not Path("lightning_logs").exists()
 
 
