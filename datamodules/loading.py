@@ -21,7 +21,8 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler, get_worker
 from datamodules.examination import available_cores
 from datamodules.listing import DataError
 
-P, R = ParamSpec("P"), TypeVar("R")
+P = ParamSpec("P")
+R = TypeVar("R")
 
 PADDING = -1
 """Key of a row that only fills up a device's last evaluation batch; its target becomes -1, or NaN for floats."""
