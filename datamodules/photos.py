@@ -179,7 +179,8 @@ def examine(
         named = (f"{shown(listing.paths[row])} ({kind})" for row, (kind, _) in sorted(bad.items())[:NAMED])
         raise DataError(
             f"broken: {len(bad)} of {n} pictures, more than {max_bad_fraction:.0%} ({', '.join(named)}"
-            f"{', ...' if len(bad) > NAMED else ''}): mend or delete them, or --data.max_bad_fraction "
+            f"{', ...; all of them: python scripts/check.py DIR --json' if len(bad) > NAMED else ''}): "
+            "mend or delete them, or --data.max_bad_fraction "
             f"{min(1, np.ceil(len(bad) / n * 100) / 100):g}"
         )
     kept = np.ones(n, bool)

@@ -473,6 +473,14 @@ def test_too_many_broken(tmp_path: Path) -> None:
     assert len(look_at(tmp_path, max_bad_fraction=0.1).paths) == 18
 
 
+def test_of_many_broken_the_first_ten_are_named(tmp_path: Path) -> None:
+    for number in range(11):
+        put(two(tmp_path) / "cat" / f"bad{number:02}.jpg", b"")
+    said = refused(tmp_path, max_bad_fraction=0.05)
+    assert said.count("(empty)") == 10
+    assert "cat/bad09.jpg (empty), ...; all of them: python scripts/check.py DIR --json): mend" in said
+
+
 @pytest.mark.parametrize("options", [{"val_size": 0.0}, {"val_size": 1.0}, {"max_bad_fraction": 1.5}])
 def test_arguments_out_of_range(tmp_path: Path, options: dict[str, float]) -> None:
     name, value = next(iter(options.items()))
@@ -544,6 +552,20 @@ def test_copies_stay_on_one_side(tmp_path: Path) -> None:
             sides.setdefault((tmp_path / path).read_bytes(), set()).add(int(split))
         assert len(sides) == 8
         assert all(len(side) == 1 for side in sides.values())
+
+
+def test_three_pictures_of_a_class_are_on_both_sides(tmp_path: Path) -> None:
+    assert look_at(fill(tmp_path, {"a": 3, "b": 3})).counts().tolist() == [[2, 2], [1, 1], [0, 0]]
+
+
+def test_a_thousand_classes(tmp_path: Path) -> None:
+    for number in range(3000):
+        pixels = np.random.default_rng(number).integers(0, 256, (4, 4, 3), np.uint8)
+        head = b"P6 4 4 255\n"
+        put(tmp_path / f"class{number % 1000:03}" / f"{number}.ppm", head + pixels.tobytes())
+    photos = look_at(tmp_path, cache=False)
+    assert photos.counts().tolist() == [[2] * 1000, [1] * 1000, [0] * 1000]
+    assert photos.report().startswith(f"3,000 pictures in 1,000 classes: {tmp_path}")
 
 
 def test_one_picture_of_a_class_is_trained_on(tmp_path: Path) -> None:

@@ -141,6 +141,18 @@ def test_classes_of_ones_own_train(fit: Callable[[str], int], capsys: pytest.Cap
     assert Path("lightning_logs/version_0/checkpoints/best.ckpt").is_file()
 
 
+@pytest.mark.parametrize("flags", ["", "--model.freeze false", "--data.augment true"])
+def test_a_last_batch_of_one_picture(
+    flags: str, photo_folder: Path, fit: Callable[[str], int], capfd: pytest.CaptureFixture[str]
+) -> None:
+    for number in range(2, 8):
+        (photo_folder / "train/ants" / f"{number}.jpg").unlink()
+    (photo_folder / "train/bees/7.jpg").unlink()  # 2 + 7 = 2 * 4 + 1
+    command = f"--data {photo_folder} --data.image_size 72 --data.num_workers 0 --model.backbone shufflenet_v2_x0_5"
+    assert fit(f"{command} --model.weights none --max_epochs 1 --accelerator cpu --devices 1 {flags}") == 0
+    assert "n = 8" in capfd.readouterr().out
+
+
 # --- a photo that vanishes --------------------------------------------------------------------------------------------
 
 
