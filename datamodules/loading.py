@@ -8,16 +8,21 @@ import atexit
 import multiprocessing
 import os
 import signal
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from functools import wraps
+from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, DistributedSampler
+from torch.utils.data import DataLoader, Dataset, DistributedSampler, get_worker_info
 
 from datamodules.examination import available_cores
+from datamodules.listing import DataError
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 PADDING = -1
 """Key of a row that only fills up a device's last evaluation batch; its target becomes -1, or NaN for floats."""
@@ -120,6 +125,8 @@ class ResumableLoader(DataLoader):
             atexit.unregister(_end_workers)
             atexit.register(_end_workers)  # the newest runs first
         for batch in batches:
+            if isinstance(batch, DataError):
+                raise batch
             yield batch
             self._done += 1  # the next one is asked for, so this one has been used
 
@@ -127,6 +134,22 @@ class ResumableLoader(DataLoader):
 def whole_batch(batch: Any) -> Any:
     """Collate function of a dataset whose ``__getitems__`` returns the batch itself."""
     return batch
+
+
+def raised_by_loader(fetch: Callable[P, R]) -> Callable[P, R]:
+    """Decorates a dataset's ``__getitems__``: in a worker a DataError is returned, for :class:`ResumableLoader` to
+    raise. Torch would make a traceback in a RuntimeError of it."""
+
+    @wraps(fetch)
+    def returning(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return fetch(*args, **kwargs)
+        except DataError as error:
+            if get_worker_info() is None:
+                raise
+            return error  # type: ignore[return-value]
+
+    return returning
 
 
 def _end_workers() -> None:

@@ -227,7 +227,7 @@ def test_settings_of_a_run_cannot_be_changed_on_the_way() -> None:
         FitCLI(["--resume", "latest", "--model.lr", "0.5", *QUIET])
     for flags in (["--accumulate_grad_batches", "2"], ["--limit_train_batches", "0.5"]):
         cli = FitCLI(["--resume", "latest", *flags, *QUIET])
-        with pytest.raises(CheckpointError, match="resume point is of 1 processes with 6 batches an epoch"):
+        with pytest.raises(CheckpointError, match="resume point is of 1 process with 6 batches an epoch"):
             cli.trainer.fit(cli.model, cli.datamodule)
 
 
