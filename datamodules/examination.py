@@ -75,8 +75,12 @@ class BadPicture(DataError):
 
     def __init__(self, name: str, kind: str, reason: str) -> None:
         super().__init__(f"{shown(name)}: {kind} ({reason}): replace the file or leave it out")
+        self.name = name
         self.kind = kind
         self.reason = reason
+
+    def __reduce__(self) -> tuple[type[BadPicture], tuple[str, str, str]]:
+        return BadPicture, (self.name, self.kind, self.reason)
 
 
 class Look(NamedTuple):

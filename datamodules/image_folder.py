@@ -14,7 +14,7 @@ from torchvision.transforms import InterpolationMode, v2
 
 from datamodules import photos
 from datamodules.examination import orientation
-from datamodules.loading import PADDING, SplitDataModule, mix, run_seed, workers_for_decoding
+from datamodules.loading import PADDING, SplitDataModule, mix, raised_by_loader, run_seed, workers_for_decoding
 from datamodules.photos import DataError, Paths, Photos
 from datamodules.picture_store import PictureStore, store_path
 from datamodules.pictures import Pictures, scale
@@ -81,6 +81,7 @@ class PhotoFiles(Dataset):
         images, labels = self.__getitems__([key])
         return images[0], labels[0]
 
+    @raised_by_loader
     def __getitems__(self, keys: list[int]) -> tuple[Tensor, Tensor]:
         wanted = torch.tensor(keys)
         labels = self.labels[wanted % len(self)].masked_fill(wanted == PADDING, PADDING)

@@ -47,6 +47,22 @@ def shown(name: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in name)
 
 
+def counted(number: int, one: str, many: str = "") -> str:
+    """``1 picture`` or ``2,000 pictures``; `many` where an s does not make it."""
+    return f"{number:,} {one if number == 1 else many or one + 's'}"
+
+
+def no_file(mode: int) -> str:
+    """What has the `mode` (of :func:`os.stat`) of no ordinary file, or "". To open it might be to wait for ever."""
+    kinds = {
+        stat.S_IFIFO: "a named pipe",
+        stat.S_IFSOCK: "a socket",
+        stat.S_IFCHR: "a device",
+        stat.S_IFBLK: "a device",
+    }
+    return "" if stat.S_ISREG(mode) else kinds.get(stat.S_IFMT(mode), "something else than a file")
+
+
 class Paths:
     """An immutable sequence of relative paths with `/`, in one array of UTF-8 bytes.
 
@@ -163,7 +179,8 @@ class Listing:
             name = self.class_names[label]
             rows = gone[self.labels[gone] == label]
             where = " and ".join(SPLITS[split] for split in np.unique(self.splits[rows]))
-            notes.append(f"class {shown(name)} is only in {where}: it cannot be learned, {len(rows)} left out")
+            many = counted(len(rows), "picture")
+            notes.append(f"class {shown(name)} is only in {where}: it cannot be learned, {many} left out")
             left_out += [
                 LeftOut(self.paths[row], "class not in train", f"class {name} is only in {where}") for row in rows
             ]
@@ -364,8 +381,8 @@ def _status(root: Path, path: str, name: str) -> os.stat_result | LeftOut:
         status = os.stat(f"{root}/{path}")  # noqa: PTH116 - a Path for each of a million files doubles the time
     except OSError as error:
         return LeftOut(path, "unreadable", str(error.strerror))
-    if not stat.S_ISREG(status.st_mode):
-        return LeftOut(path, "unreadable", "no regular file")  # opening a pipe would wait for ever
+    if kind := no_file(status.st_mode):
+        return LeftOut(path, "no file", f"{kind}: move it out of the folder")
     return status
 
 

@@ -8,16 +8,21 @@ import atexit
 import multiprocessing
 import os
 import signal
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from functools import wraps
+from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, DistributedSampler
+from torch.utils.data import DataLoader, Dataset, DistributedSampler, get_worker_info
 
 from datamodules.examination import available_cores
+from datamodules.listing import DataError
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 PADDING = -1
 """Key of a row that only fills up a device's last evaluation batch; its target becomes -1, or NaN for floats."""
@@ -121,6 +126,8 @@ class ResumableLoader(DataLoader):
             atexit.unregister(_end_workers)
             atexit.register(_end_workers)  # the newest runs first
         for batch in batches:
+            if isinstance(batch, DataError):
+                raise batch
             yield batch
             self._done += 1  # the next one is asked for, so this one has been used
 
@@ -128,6 +135,22 @@ class ResumableLoader(DataLoader):
 def whole_batch(batch: Any) -> Any:
     """Collate function of a dataset whose ``__getitems__`` returns the batch itself."""
     return batch
+
+
+def raised_by_loader(fetch: Callable[P, R]) -> Callable[P, R]:
+    """Decorates a dataset's ``__getitems__``: in a worker a DataError is returned, for :class:`ResumableLoader` to
+    raise. Torch would make a traceback in a RuntimeError of it."""
+
+    @wraps(fetch)
+    def returning(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return fetch(*args, **kwargs)
+        except DataError as error:
+            if get_worker_info() is None:
+                raise
+            return error  # type: ignore[return-value]
+
+    return returning
 
 
 def _end_workers() -> None:
@@ -229,6 +252,11 @@ class SplitDataModule(LightningDataModule):
 
 
 def workers_for_decoding(trainer: Any) -> int:
-    """Loader processes for pictures that have to be decoded: a core each, shared among the ranks of this node."""
-    share = available_cores() // (trainer.num_devices if trainer is not None else 1)
-    return min(8, share) if share > 1 else 0
+    """Loader processes for pictures that have to be decoded, of the cores that this rank has to itself.
+
+    A core each where another device computes. On a CPU one core in four: there the network keeps all of them busy, and
+    a process too many holds up every operation that waits for its slowest thread.
+    """
+    ranks, on_cpu = (1, False) if trainer is None else (trainer.num_devices, trainer.strategy.root_device.type == "cpu")
+    share = available_cores() // ranks
+    return min(8, share // 4 if on_cpu else share if share > 1 else 0)

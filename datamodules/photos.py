@@ -26,6 +26,7 @@ from datamodules.listing import (
     Listing,
     Paths,
     class_counts,
+    counted,
     list_photos,
     shown,
     trained_classes,
@@ -104,11 +105,12 @@ class Photos:
     def report(self) -> str:
         """What the owner of the pictures is told first: counts, what was left out and why, notes."""
         lines = [
-            f"{len(self.paths):,} pictures in {len(self.class_names):,} classes: {shown(str(self.root))}",
+            f"{counted(len(self.paths), 'picture')} in {counted(len(self.class_names), 'class', 'classes')}: "
+            f"{shown(str(self.root))}",
             *_table(self.class_names, self.counts()),
         ]
         if self.left_out:
-            lines.append(f"left out: {len(self.left_out):,} {'file' if len(self.left_out) == 1 else 'files'}")
+            lines.append(f"left out: {counted(len(self.left_out), 'file')}")
         for kind, count in Counter(file.kind for file in self.left_out).most_common():
             lines.append(f"  {count:,} {kind}")
             files = [file for file in self.left_out if file.kind == kind]
@@ -176,8 +178,9 @@ def examine(
     if len(bad) > max_bad_fraction * n:
         named = (f"{shown(listing.paths[row])} ({kind})" for row, (kind, _) in sorted(bad.items())[:NAMED])
         raise DataError(
-            f"{len(bad)} of {n} pictures are broken, more than {max_bad_fraction:.0%} ({', '.join(named)}"
-            f"{', ...' if len(bad) > NAMED else ''}): mend or delete them, or --data.max_bad_fraction "
+            f"broken: {len(bad)} of {n} pictures, more than {max_bad_fraction:.0%} ({', '.join(named)}"
+            f"{', ...; all of them: python scripts/check.py DIR --json' if len(bad) > NAMED else ''}): "
+            "mend or delete them, or --data.max_bad_fraction "
             f"{min(1, np.ceil(len(bad) / n * 100) / 100):g}"
         )
     kept = np.ones(n, bool)
@@ -283,22 +286,23 @@ def _refuse_empty(listing: Listing, kept: np.ndarray, left_out: list[LeftOut]) -
 def _warnings(photos: Photos, flags: np.ndarray, groups: np.ndarray) -> list[str]:
     notes = []
     if turned := int(np.count_nonzero(flags & ROTATED)):
-        notes.append(f"{turned} pictures are turned by their EXIF tag, as phones do: they are used upright")
+        notes.append(f"{counted(turned, 'picture')} turned by an EXIF tag, as phones do: used upright")
     if len(misnamed := np.flatnonzero(flags & MISNAMED)):
         notes.append(
-            f"{len(misnamed)} pictures are of another format than their names say, but used "
+            f"{counted(len(misnamed), 'picture')} of another format than the name says: used all the same "
             f"({_first(photos, misnamed)})"
         )
     if len(rows := np.flatnonzero(two_sides(photos.splits, groups) & (photos.splits != TRAIN))):
         notes.append(
-            f"{len(rows)} pictures of val or test are copies from another split ({_first(photos, rows)}): "
+            f"{counted(len(rows), 'picture')} of val or test with a copy in another split ({_first(photos, rows)}): "
             "the score will be too good"
         )
     counts = photos.counts()
     if len(unseen := np.flatnonzero(counts[VAL] == 0)):
         names = ", ".join(shown(photos.class_names[label]) for label in unseen[:NAMED])
         names += ", ..." * (len(unseen) > NAMED)
-        notes.append(f"no picture in val, so accuracy is not measured, for {len(unseen)} classes: {names}")
+        many = counted(len(unseen), "class", "classes")
+        notes.append(f"no picture in val, so accuracy is not measured, for {many}: {names}")
     if counts[TRAIN].max() >= IMBALANCE * counts[TRAIN].min():
         notes.append(
             f"classes are uneven: {counts[TRAIN].min()} to {counts[TRAIN].max()} training pictures; "
@@ -323,8 +327,8 @@ def _follow(listing: Listing, split_file: str) -> Listing:
     if len(missing := np.flatnonzero(keys[at] != asked)):
         first = ", ".join(shown(wanted[row][0]) for row in missing[:NAMED])
         raise DataError(
-            f"{len(missing)} pictures of {csv_name} are not in {here} ({first}): bring them back, or leave "
-            "--data.split_file out"
+            f"{counted(len(missing), 'picture')} of {csv_name} missing from {here} ({first}"
+            f"{', ...' * (len(missing) > NAMED)}): put back what is missing, or leave --data.split_file out"
         )
     for row, (path, label, _) in zip(at, wanted, strict=True):
         own = listing.class_names[listing.labels[row]]
@@ -337,7 +341,7 @@ def _follow(listing: Listing, split_file: str) -> Listing:
     splits[at] = [split for _, _, split in wanted]
     extra = np.flatnonzero(splits < 0)
     left_out = [LeftOut(listing.paths[r], "not in the split file", split_file) for r in extra]
-    notes = [f"{len(extra)} pictures are not in {csv_name}: left out"] * bool(len(extra))
+    notes = [f"{counted(len(extra), 'picture')} left out: not in {csv_name}"] * bool(len(extra))
     listing = replace(listing, splits=splits, left_out=[*listing.left_out, *left_out], notes=[*listing.notes, *notes])
     learned = {label for _, label, split in wanted if split == TRAIN}
     if not learned:
@@ -384,5 +388,5 @@ def _table(names: tuple[str, ...], counts: np.ndarray, most: int = 12) -> list[s
     width = max(len(row[0]) for row in cells)
     lines = [f"  {row[0]:<{width}}" + "".join(f"{cell:>10}" for cell in row[1:]) for row in cells]
     if skipped:
-        lines.insert(1 + most // 2, f"  ... {skipped:,} classes between these ...")
+        lines.insert(1 + most // 2, f"  ... {counted(skipped, 'class', 'classes')} between these ...")
     return lines

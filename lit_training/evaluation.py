@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchmetrics.functional import mean_absolute_error, r2_score
 
 from datamodules.image_folder import ImageFolderDataModule, PhotoFiles
-from datamodules.listing import TEST, TRAIN, VAL, DataError, Listing, Paths, list_photos, shown
+from datamodules.listing import TEST, TRAIN, VAL, DataError, Listing, Paths, counted, list_photos, shown
 from datamodules.loading import make_loader, workers_for_decoding
 from datamodules.photos import Photos, examine_files
 from lit_models import LitBase
@@ -279,7 +279,7 @@ def report(evaluation: Evaluation) -> None:
     """
     n, stage = len(evaluation.targets), "" if evaluation.split == "photos" else f"{evaluation.split}_"
     print(f"checkpoint  {os.path.relpath(evaluation.checkpoint)}")
-    print(f"data        {shown(evaluation.data)}, {evaluation.split}: {n} samples\n")
+    print(f"data        {shown(evaluation.data)}, {evaluation.split}: {counted(n, 'sample')}\n")
     if evaluation.targets.is_floating_point():
         outputs, targets = evaluation.outputs.double(), evaluation.targets.double()
         print(f"{stage + 'loss':<10}  {evaluation.loss:.4g}")

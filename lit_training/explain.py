@@ -17,6 +17,7 @@ from lightning.pytorch.strategies import StrategyRegistry
 from torch.optim import Optimizer
 
 from datamodules.examination import available_cores
+from datamodules.listing import counted
 from lit_training.messages import UsageError, suggest
 from lit_training.schedules import SCHEDULES
 from lit_training.spelling import DATA, MODELS, TRAINER_FLAGS
@@ -189,7 +190,7 @@ def _check_devices(accelerator: Any, devices: Any) -> None:
         raise UsageError(f"--devices {text} is not a number of processes: --devices 2, or auto")
     if int(text) > PROCESSES_PER_CORE * available_cores():
         cores = available_cores()
-        raise UsageError(f"--devices {text}: this machine has {cores} cores; --devices {cores}, or auto")
+        raise UsageError(f"--devices {text}: this machine has {counted(cores, 'core')}; --devices {cores}, or auto")
 
 
 def _check_writable(root: Path) -> None:

@@ -103,7 +103,7 @@ def explain_predictions(model: LitBase, predictions: Sequence[Prediction], folde
     spec, names = model.preprocessing, model.class_names
     assert spec is not None
     read = {number: prediction for number, prediction in enumerate(predictions, 1) if prediction.top}
-    samples = read_pictures([prediction.path for prediction in read.values()], spec, ahead=8)
+    samples = read_pictures([prediction.path for prediction in read.values()], spec, batch_size=8)
     drawn = 0
     try:
         folder.mkdir(parents=True, exist_ok=True)

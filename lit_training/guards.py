@@ -10,9 +10,12 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
+from datamodules.examination import BadPicture
+from datamodules.listing import counted, shown
 from datamodules.loading import TrainSampler
 from lit_training.checkpoints import CheckpointError
 from lit_training.messages import UsageError
+from lit_training.resume import how_to_go_on
 
 if TYPE_CHECKING:
     from lit_training.cli import FitCLI
@@ -112,11 +115,18 @@ def explained(cli: "FitCLI") -> Iterator[None]:
     """Turn what ends a run from outside into one line that says what to do.
 
     Raises:
-        TrainingError: out of memory, or another process of the run is gone.
+        TrainingError: a photo that was whole cannot be read any more; out of memory; or another process of the run is
+            gone.
         CheckpointError: the disk is full, or cannot be written.
     """
     try:
         yield
+    except BadPicture as bad:
+        hint = how_to_go_on(cli.start.run) if cli.start is not None else ""
+        raise TrainingError(
+            f"{shown(bad.name)}: {bad.kind} ({bad.reason}), though it was whole when the run began: "
+            f"bring it back, then {hint or 'start again'}"
+        ) from bad
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EACCES, errno.EIO):
             raise
@@ -147,4 +157,4 @@ def _out_of_memory(cli: "FitCLI") -> str:
         hint = f"--data.batch_size {size // 2} --accumulate_grad_batches {accumulated * 2} gives the same global batch"
     else:
         hint = "one sample a step is too much already: a smaller --data.image_size, or --model LitCNN"
-    return f"out of memory with {size} samples per step and device: {hint}"
+    return f"out of memory with {counted(size, 'sample')} per step and device: {hint}"

@@ -8,6 +8,7 @@ import glob
 import json
 import math
 import os
+import stat
 from collections import deque
 from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -22,7 +23,7 @@ from torch import Tensor
 
 from datamodules.examination import BadPicture, available_cores
 from datamodules.image_folder import PhotoFiles
-from datamodules.listing import Paths, files_below
+from datamodules.listing import Paths, counted, files_below, no_file
 from datamodules.pictures import scale
 from lit_models import LitBase
 from lit_training.messages import UsageError
@@ -69,7 +70,8 @@ def predict(
     if model.sample_ndim == 3:
         spec = model.preprocessing
         assert spec is not None, "networks for pictures have a preprocessing"
-        samples = read_pictures(files, spec, ahead=2 * batch_size)
+        on_cpu = torch.device(device).type == "cpu"
+        samples = read_pictures(files, spec, batch_size, ahead=0 if on_cpu else 2)
         to_input = partial(scale, mean=spec["mean"], std=spec["std"])
     else:
         samples = read_rows(files, model.hparams["in_features"])
@@ -124,8 +126,18 @@ def find_files(inputs: Iterable[str], suffixes: Container[str]) -> list[str]:
     return files
 
 
-def read_pictures(files: Sequence[str], preprocessing: dict[str, Any], ahead: int) -> Iterator[Sample]:
-    """Decode in threads, up to ``ahead`` pictures before they are asked for; ``x`` is what validation sees."""
+def read_pictures(
+    files: Sequence[str], preprocessing: dict[str, Any], batch_size: int, ahead: int = 0
+) -> Iterator[Sample]:
+    """Decode on all cores; ``x`` is what validation sees.
+
+    Args:
+        files: as from :func:`find_files`.
+        preprocessing: of the network.
+        batch_size: pictures that are decoded together.
+        ahead: further batches that are decoded meanwhile. For a network that computes on the same cores none: its
+            threads and the decoding ones would wait for each other, which cost up to a quarter more CPU time.
+    """
     photos = PhotoFiles(Path(), Paths.from_iterable(files), torch.zeros(len(files)), preprocessing, False, 0)
 
     def read(index: int) -> Sample:
@@ -137,23 +149,29 @@ def read_pictures(files: Sequence[str], preprocessing: dict[str, Any], ahead: in
         except BadPicture as bad:
             return Sample(file, error=f"{bad.kind} ({bad.reason})")
 
-    waiting: deque[Future[Sample]] = deque()
-    with ThreadPoolExecutor(available_cores()) as threads:  # Pillow decodes and resizes outside of Python's lock
-        for index in range(len(files)):
-            waiting.append(threads.submit(read, index))
+    waiting: deque[list[Future[Sample]]] = deque()
+    with ThreadPoolExecutor(available_cores()) as threads:  # decoding and resizing need no lock of Python's
+        for start in range(0, len(files), batch_size):
+            waiting.append([threads.submit(read, index) for index in range(len(files))[start : start + batch_size]])
             if len(waiting) > ahead:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
+                yield from (future.result() for future in waiting.popleft())
+        for batch in waiting:
+            yield from (future.result() for future in batch)
 
 
 def _no_file(path: str) -> str:
     """Why there is nothing to open, or ""; a pipe, for one, would be waited for."""
-    if not os.path.lexists(path):
+    try:
+        mode = os.stat(path).st_mode  # noqa: PTH116
+    except FileNotFoundError:
+        if os.path.lexists(path):
+            return "a link to nothing"
         return "matches no file" if glob.has_magic(path) else "no such file"
-    if Path(path).is_dir():
+    except OSError as error:
+        return f"unreadable ({error.strerror})"
+    if stat.S_ISDIR(mode):
         return "a folder without files to predict" if os.access(path, os.R_OK | os.X_OK) else "folder cannot be read"
-    return "" if Path(path).is_file() else "no file that can be read"
+    return f"{kind}, no file" if (kind := no_file(mode)) else ""
 
 
 def read_rows(files: Iterable[str], width: int) -> Iterator[Sample]:
@@ -206,7 +224,7 @@ def _is_number(text: str) -> bool:
 
 def _checked(file: str, row: int, values: Any, width: int) -> Sample:
     if len(values) != width:
-        return Sample(file, row, error=f"{len(values)} values where the network takes {width}")
+        return Sample(file, row, error=f"{counted(len(values), 'value')} where the network takes {width}")
     strange = next((value for value in values if not _is_number(value) or not math.isfinite(float(value))), None)
     if strange is not None:
         return Sample(file, row, error=f"{strange} is no finite number")

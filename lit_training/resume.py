@@ -16,6 +16,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.trainer import call
 from lightning.pytorch.trainer.states import TrainerFn
 
+from datamodules.listing import counted
 from lit_models import LitBase
 from lit_training.checkpoints import CheckpointError
 from lit_training.provenance import fingerprint
@@ -71,7 +72,7 @@ class ResumePoint(Callback):
         watch: knows of signals.
     """
 
-    COST = 0.02
+    COST = 0.01
     TALK = 0.5
     FIRST = 0.1
     """Seconds that the first one is expected to take."""
@@ -85,6 +86,7 @@ class ResumePoint(Callback):
         self._takes = self.FIRST
         self._data = ""
         self._asked: float | None = None
+        self._first = True
         self._calls = self._next_talk = self._last_calls = 0
 
     # --- what is saved --------------------------------------------------------------------------------------------
@@ -94,6 +96,7 @@ class ResumePoint(Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.resumed = state_dict
+        self._first = False
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """ModelCheckpoint forgets its best score where the run's folder is spelled in another way, or was moved."""
@@ -105,8 +108,13 @@ class ResumePoint(Callback):
                     state, state["dirpath"], str(callback.dirpath or folder)
                 )
 
-    def save(self, trainer: Trainer, finished: bool = False) -> None:
-        """Write a resume point; all ranks call it, between two steps or at the end."""
+    def save(self, trainer: Trainer, finished: bool = False, fetched: bool = True) -> None:
+        """Write a resume point; all ranks call it, between two steps or at the end.
+
+        Args:
+            finished: no step is to come.
+            fetched: the next step has its batch already.
+        """
         began = time.monotonic()
         loop = trainer.fit_loop.epoch_loop
         for logger in trainer.loggers:
@@ -125,7 +133,7 @@ class ResumePoint(Callback):
             "data": self._data,
         }
         progress = loop.batch_progress
-        ready, is_last = 0 if finished else 1, progress.is_last_batch
+        ready, is_last = int(fetched and not finished), progress.is_last_batch
         # The next batch is fetched, but to a resumed run it is still to come.
         progress.current.ready -= ready
         progress.total.ready -= ready
@@ -139,6 +147,7 @@ class ResumePoint(Callback):
             self._state = {}
         self._saved = time.monotonic()
         self._takes = self._saved - began
+        self._first &= trainer.global_step == 0
 
     # --- when -----------------------------------------------------------------------------------------------------
 
@@ -151,10 +160,9 @@ class ResumePoint(Callback):
             return
         if self.resumed["shape"] != _shape(trainer):
             raise CheckpointError(
-                "the resume point is of {} processes with {} batches an epoch and {} accumulated; now it would be "
-                "{}, {} and {}: use the same --devices, --data.batch_size and --accumulate_grad_batches".format(
-                    *self.resumed["shape"], *_shape(trainer)
-                )
+                f"the resume point is of {_shape_in_words(*self.resumed['shape'])}, now it would be "
+                f"{_shape_in_words(*_shape(trainer))}: use the same --devices, --data.batch_size and "
+                "--accumulate_grad_batches"
             )
         if self.resumed["data"] != self._data:
             raise CheckpointError("the training data is not what it was when the run began: use --resume never")
@@ -184,7 +192,7 @@ class ResumePoint(Callback):
         if batch_idx % trainer.accumulate_grad_batches:  # partial gradients are in no checkpoint
             return
         signum, due = self._agree(trainer)
-        if due or signum:
+        if due or signum or self._files_may_vanish(trainer):
             self.save(trainer)
         if signum:
             self._stop(trainer, signum)
@@ -216,7 +224,33 @@ class ResumePoint(Callback):
             self._stop(trainer, signum)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        if isinstance(exception, Exception) and self._was_fetching(trainer):
+            self.save(trainer, fetched=False)
         self.watch.ending, self.watch.stepping = True, False
+
+    def _files_may_vanish(self, trainer: Trainer) -> bool:
+        """Whether photos that are read in a validation, or between the steps that accumulate gradients, would find no
+        resume point if they were gone: neither allows one to be taken."""
+        return (
+            self._first
+            and trainer.global_step > 0
+            and trainer.world_size == 1
+            and getattr(trainer.datamodule, "photos", None) is not None  # type: ignore[attr-defined]
+        )
+
+    def _was_fetching(self, trainer: Trainer) -> bool:
+        """Whether the trouble is with the next batch: all steps before it are whole. Other ranks do not know of it."""
+        progress = trainer.fit_loop.epoch_loop.batch_progress
+        return (
+            self.watch.stepping
+            and trainer.training
+            and trainer.world_size == 1
+            and trainer.global_step > 0
+            and not self.resumed  # no step since the point that the run went on from
+            and not progress.is_last_batch
+            and progress.current.ready == progress.current.completed
+            and progress.current.ready % trainer.accumulate_grad_batches == 0
+        )
 
     def _agree(self, trainer: Trainer) -> tuple[int, bool]:
         """The signal that stops all ranks, or 0, and whether a resume point is due (or has been waited for enough)."""
@@ -244,14 +278,16 @@ class ResumePoint(Callback):
     def _stop(self, trainer: Trainer, signum: int) -> None:
         if trainer.is_global_zero:
             name = next(number.name for number in SIGNALS if number == signum)
-            run = _run_of(trainer)
-            hint = (
-                f"go on with --resume {run}" if any((run / "checkpoints").glob("last.ckpt")) else "no resume point yet"
-            )
+            hint = how_to_go_on(_run_of(trainer)) or "no resume point yet"
             print(f"stopped by {name} after step {trainer.global_step}; {hint}", flush=True)
             requeue(signum)
         # Lightning kills rank 0 when a process that it launched ends with another code than 0.
         raise Stopped(0 if is_child(trainer) else 128 + signum)
+
+
+def how_to_go_on(run: Path) -> str:
+    """What to type to go on with a run that was stopped; "" where it has no resume point."""
+    return f"go on with --resume {run}" if (run / "checkpoints" / "last.ckpt").is_file() else ""
 
 
 def _run_of(trainer: Trainer) -> Path:
@@ -262,6 +298,10 @@ def _run_of(trainer: Trainer) -> Path:
 
 def _shape(trainer: Trainer) -> list[Any]:
     return [trainer.world_size, trainer.num_training_batches, trainer.accumulate_grad_batches]
+
+
+def _shape_in_words(processes: int, batches: int, accumulated: int) -> str:
+    return f"{counted(processes, 'process', 'processes')} with {batches} batches an epoch and {accumulated} accumulated"
 
 
 def _moved(value: Any, old: str, new: str) -> Any:

@@ -14,6 +14,7 @@ from lightning.pytorch.profilers import PassThroughProfiler
 
 from datamodules.examination import available_cores
 from datamodules.image_folder import ImageFolderDataModule
+from datamodules.listing import counted
 from lit_models import LitBase, LitTransfer
 from lit_training.best import BestCheckpoint
 from lit_training.checkpoints import AtomicCheckpointIO
@@ -160,16 +161,20 @@ def announce(cli: "FitCLI") -> None:
     name = type(data).__name__
     shape = f": samples of {' x '.join(map(str, data.sample_shape))}" if hasattr(data, "sample_shape") else ""
     classes = getattr(data, "class_names", ())
-    what = f"{len(classes)} classes" if classes else getattr(model, "task", "")
+    what = counted(len(classes), "class", "classes") if classes else getattr(model, "task", "")
     print(f"data    {', '.join(filter(None, (name + shape, what)))}")
     device, count = type(trainer.accelerator).__name__.removesuffix("Accelerator"), trainer.world_size
     batch = data.hparams.get("batch_size", 0)
-    accumulate = trainer.accumulate_grad_batches
-    together = f"; global batch = {batch * count * accumulate} ({batch} x {count} devices x {accumulate} accumulated)"
+    accumulate, devices = trainer.accumulate_grad_batches, counted(count, "device")
+    together = f"; global batch = {batch * count * accumulate} ({batch} x {devices} x {accumulate} accumulated)"
     print(f"device  {count} x {device}, precision {trainer.precision}{together if batch else ''}")
     if isinstance(data, ImageFolderDataModule):
         workers = data.num_workers(data.dataset("train"))
-        why = f"{available_cores()} cores" if workers else "the pictures are in memory, or there is one core"
+        why = (
+            counted(available_cores(), "core")
+            if workers
+            else "the pictures are in memory, or the network has the cores"
+        )
         print(f"workers {workers} to decode pictures ({why}; --data.num_workers)")
     total = sum(parameter.numel() for parameter in model.parameters())
     trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
@@ -178,6 +183,18 @@ def announce(cli: "FitCLI") -> None:
         f"model   {type(model).__name__}: {trainable:,} trainable of {total:,} parameters{weights}",
         flush=True,
     )
+
+
+def load_weights(cli: "FitCLI") -> None:
+    """Read pretrained weights before what takes long: a missing file, or no network, is said at once. A run that goes
+    on has them in its checkpoint.
+
+    Raises:
+        ModelError: see :func:`lit_models.backbones.load`.
+    """
+    goes_on = cli.start is not None and (cli.start.finished or cli.start.checkpoint is not None)
+    if isinstance(cli.model, LitTransfer) and is_rank_zero() and not goes_on:
+        cli.model.load_pretrained()
 
 
 @contextlib.contextmanager

@@ -21,7 +21,7 @@ from typing import NoReturn
 import numpy as np
 
 from datamodules.examination import MISNAMED, ROTATED, examine_files
-from datamodules.listing import SPLITS, TRAIN, DataError, Listing, class_counts, list_photos, shown
+from datamodules.listing import SPLITS, TRAIN, DataError, Listing, class_counts, counted, list_photos, shown
 from datamodules.photos import IMBALANCE, content_groups, two_sides
 
 DISTANCE = 3  # bits of 64 in which the perceptual hashes of near duplicates differ at most
@@ -34,6 +34,7 @@ ADVICE = {
     "damaged": "fetch them again or delete them",
     "not a picture": "delete them, or convert them to .jpg",
     "too large": "make them smaller: the network sees a few hundred pixels",
+    "no file": "move them out: a pipe, a socket or a device holds no picture",
     "unreadable": "mend the permission (chmod u+r) or the link",
     "not a format we read": "convert them to .jpg",
     "not a picture by its name": "add the suffix of its format, or move it out",
@@ -85,7 +86,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         listing = list_photos(chosen.dir)
         with _bar() as progress:
-            found = findings(listing, num_workers=chosen.workers, progress=progress)
+            used, found = findings(listing, num_workers=chosen.workers, progress=progress)
     except DataError as error:
         print(error, file=sys.stderr)
         return 2
@@ -93,16 +94,17 @@ def main(arguments: list[str] | None = None) -> int:
         print("stopped; what was examined is remembered", file=sys.stderr)
         return 130
     if chosen.json:
-        print(json.dumps(_document(listing, found), indent=1))
+        print(json.dumps(_document(used, found), indent=1))
     else:
-        _print_table(listing, found)
+        _print_table(used, found)
     return 1 if found else 0
 
 
 def findings(
     listing: Listing, *, num_workers: int | None = None, progress: Callable[[int, int], None] | None = None
-) -> list[Finding]:
-    """Everything that is worth a look, the gravest first; arguments as for `examine_files`."""
+) -> tuple[Listing, list[Finding]]:
+    """The pictures that training would use, and everything that is worth a look, the gravest first; arguments as for
+    `examine_files`."""
     verdicts, bad = examine_files(listing, num_workers=num_workers, progress=progress)
     found: dict[str, list[tuple[str, ...]]] = {kind: [] for kind in ADVICE}
     for row, (kind, _) in sorted(bad.items()):
@@ -152,7 +154,8 @@ def findings(
     if train.max() >= IMBALANCE * max(train.min(), 1):
         least, most = listing.class_names[train.argmin()], listing.class_names[train.argmax()]
         found["uneven classes"] = [(f"{least}: {train.min()}", f"{most}: {train.max()}")]
-    return [Finding(kind, items) for kind, items in found.items() if items]
+    used = listing.rows(np.flatnonzero(~torn))
+    return used, [Finding(kind, items) for kind, items in found.items() if items]
 
 
 def near_groups(hashes: np.ndarray, copies: np.ndarray) -> np.ndarray:
@@ -228,13 +231,13 @@ def _bar() -> Iterator[Callable[[int, int], None] | None]:
         yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
-def _document(listing: Listing, found: list[Finding]) -> dict[str, object]:
+def _document(used: Listing, found: list[Finding]) -> dict[str, object]:
     return {
-        "root": str(listing.root),
-        "pictures": len(listing.paths),
-        "classes": list(listing.class_names),
+        "root": str(used.root),
+        "pictures": len(used.paths),
+        "classes": list(used.class_names),
         "counts": dict(
-            zip(SPLITS, class_counts(listing.labels, listing.splits, len(listing.class_names)).tolist(), strict=True)
+            zip(SPLITS, class_counts(used.labels, used.splits, len(used.class_names)).tolist(), strict=True)
         ),
         "findings": [
             {"kind": f.kind, "count": len(f.items), "items": f.items, "advice": ADVICE[f.kind]} for f in found
@@ -242,12 +245,12 @@ def _document(listing: Listing, found: list[Finding]) -> dict[str, object]:
     }
 
 
-def _print_table(listing: Listing, found: list[Finding]) -> None:
+def _print_table(used: Listing, found: list[Finding]) -> None:
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    what = f"{len(listing.paths):,} pictures in {len(listing.class_names):,} classes"
+    what = f"{counted(len(used.paths), 'picture')} in {counted(len(used.class_names), 'class', 'classes')}"
     if not found:
         print(f"{what}: nothing found")
         return

@@ -20,13 +20,14 @@ def main() -> None:
     from lit_training.cli import FitCLI
     from lit_training.guards import explained
     from lit_training.messages import one_line_errors
-    from lit_training.run import announce, no_partial_run, report
+    from lit_training.run import announce, load_weights, no_partial_run, report
 
     with one_line_errors("fit.py"):
         cli = FitCLI()
         cli.watch.start()
-        announce(cli)
         with explained(cli), no_partial_run(cli):
+            load_weights(cli)
+            announce(cli)
             cli.trainer.fit(cli.model, cli.datamodule, weights_only=True)
         report(cli)
 

@@ -1,5 +1,6 @@
 """A folder of photos as batches."""
 
+import inspect
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -11,18 +12,25 @@ from lightning.pytorch import Trainer
 from PIL import Image
 from torchvision.transforms import v2
 
-from datamodules import DataError, ImageFolderDataModule
+from datamodules import DataError, ImageFolderDataModule, image_folder
+from datamodules.examination import BadPicture
 from datamodules.image_folder import eval_transform, read_pixels
 from datamodules.photos import read_picture
 from lit_models import LitCNN
 
 
-def first_batches(root: Path, **arguments: Any) -> str:
-    data = ImageFolderDataModule(str(root), **{"num_workers": 0, "augment": False, "image_size": 32, **arguments})
+def everything(**arguments: Any) -> str:
+    """What the folder's owner is told and two epochs of batches, as one text."""
+    data: Any = ImageFolderDataModule(**{"num_workers": 0, "image_size": 72, **arguments})
     data.prepare_data()
     data.setup("fit")
-    batches = [*data.train_dataloader(), *data.val_dataloader()]
-    return str([(x.shape, x.double().sum().item(), y.tolist()) for x, y in batches])
+    loader = data.train_dataloader()
+    found: list[Any] = [data.report(), loader.num_workers, data.class_weights]
+    for epoch in (0, 1):
+        loader.sampler.set_epoch(epoch)
+        found += [(x.shape, x.double().sum().item(), y.tolist()) for x, y in loader]
+    found += [(x.shape, x.double().sum().item(), y.tolist()) for x, y in data.val_dataloader()]
+    return str(found)
 
 
 def test_classes_and_shapes(photo_folder: Path) -> None:
@@ -38,10 +46,96 @@ def test_classes_and_shapes(photo_folder: Path) -> None:
     assert (x[:, 0] - x[:, 2]).flatten(1).mean(1).gt(0).tolist() == [True] * 4 + [False] * 4  # reddish and bluish
 
 
-@pytest.mark.parametrize(("argument", "other"), [("batch_size", 3), ("image_size", 40), ("augment", True), ("seed", 1)])
-def test_arguments_change_something(photo_folder: Path, argument: str, other: Any) -> None:
-    assert first_batches(photo_folder) == first_batches(photo_folder)
-    assert first_batches(photo_folder) != first_batches(photo_folder, **{argument: other})
+@pytest.fixture
+def to_split(photo_folder: Path) -> Path:
+    """A folder without val/, with more bees than ants, and a broken file among 13."""
+    root = photo_folder / "train"
+    for number in range(4, 8):
+        (root / "ants" / f"{number}.jpg").unlink()
+    (root / "ants" / "broken.jpg").write_bytes(b"")
+    return root
+
+
+@pytest.mark.parametrize("argument", inspect.signature(ImageFolderDataModule).parameters)
+def test_every_argument_changes_something(to_split: Path, argument: str) -> None:
+    usual = {"root": str(to_split), "max_bad_fraction": 0.5}
+    split_file = to_split.parent / "split.csv"
+    rows = [f"bees/{number}.jpg,bees,{'val' if number < 4 else 'train'}" for number in range(8)]
+    rows += [f"ants/{number}.jpg,ants,train" for number in range(4)]
+    split_file.write_text("\n".join(["path,label,split", *rows, ""]))
+    others = {
+        "root": str(to_split.parent / "val"),
+        "batch_size": 3,
+        "image_size": 80,
+        "augment": False,
+        "val_size": 0.5,
+        "split_file": str(split_file),
+        "balance": "loss",
+        "max_bad_fraction": 0.01,
+        "cache": True,
+        "num_workers": 1,
+        "seed": 1,
+    }
+    before = everything(**usual)
+    assert before == everything(**usual)
+    if argument == "max_bad_fraction":
+        with pytest.raises(DataError, match="broken: 1 of 13 pictures, more than 1%"):
+            everything(root=str(to_split), max_bad_fraction=others[argument])
+    else:
+        assert before != everything(**{**usual, argument: others[argument]})
+
+
+def test_split_file_decides_who_is_validated_on(to_split: Path) -> None:
+    data = ImageFolderDataModule(str(to_split), max_bad_fraction=0.5, num_workers=0)
+    data.setup("fit")
+    assert data.photos is not None
+    data.photos.write_split(to_split.parent / "split.csv")
+    again = ImageFolderDataModule(
+        str(to_split), split_file=str(to_split.parent / "split.csv"), max_bad_fraction=0.5, seed=7, num_workers=0
+    )
+    again.setup("fit")
+    assert again.photos is not None
+    assert again.photos.fingerprint() == data.photos.fingerprint()
+
+
+def test_balance_weighs_each_class_alike(to_split: Path) -> None:
+    data = ImageFolderDataModule(str(to_split), max_bad_fraction=0.5, balance="loss", num_workers=0)
+    data.setup("fit")
+    assert data.photos is not None
+    assert data.class_weights is not None
+    counts = torch.from_numpy(data.photos.counts()[0])  # 3 ants, 6 bees
+    assert counts.tolist() == [3, 6]
+    torch.testing.assert_close(data.class_weights, torch.tensor([1.5, 0.75]))
+
+
+def test_cache_decodes_each_picture_once(to_split: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[str] = []
+    real = image_folder.read_pixels
+
+    def watched(path: Path) -> torch.Tensor:
+        read.append(path.name)
+        return real(path)
+
+    monkeypatch.setattr(image_folder, "read_pixels", watched)
+    everything(root=str(to_split), max_bad_fraction=0.5, cache=True)
+    assert len(read) == 12
+    everything(root=str(to_split), max_bad_fraction=0.5, cache=True)  # of another process, as it were
+    assert len(read) == 12
+    everything(root=str(to_split), max_bad_fraction=0.5)
+    assert len(read) == 12 + 2 * 9 + 3
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_photo_that_is_gone_is_named_by_the_loader(photo_folder: Path, workers: int) -> None:
+    data = ImageFolderDataModule(str(photo_folder), num_workers=workers)
+    data.setup("fit")
+    (photo_folder / "val" / "bees" / "1.jpg").unlink()
+    loader: Any = data.val_dataloader()
+    with pytest.raises(BadPicture) as caught:
+        list(loader)
+    assert str(caught.value) == (
+        f"{photo_folder}/val/bees/1.jpg: unreadable (No such file or directory): replace the file or leave it out"
+    )
 
 
 def test_a_fit_follows_the_models_preprocessing(photo_folder: Path, bare: Callable[..., Trainer]) -> None:

@@ -46,8 +46,14 @@ class Keys(Dataset):
         return torch.tensor(keys)
 
 
-def rank_of(rank: int, ranks: int, overfit_batches: float = 0) -> Any:
-    return SimpleNamespace(world_size=ranks, global_rank=rank, overfit_batches=overfit_batches, num_devices=ranks)
+def rank_of(rank: int, ranks: int, overfit_batches: float = 0, device: str = "cpu") -> Any:
+    return SimpleNamespace(
+        world_size=ranks,
+        global_rank=rank,
+        overfit_batches=overfit_batches,
+        num_devices=ranks,
+        strategy=SimpleNamespace(root_device=torch.device(device)),
+    )
 
 
 def loader_of(length: int, batch_size: int = 3, trainer: Any = None, **more: Any) -> ResumableLoader:
@@ -225,10 +231,20 @@ def test_mix_tells_its_arguments_apart() -> None:
 # --- workers ------------------------------------------------------------------------------------------------------
 
 
-def test_no_more_workers_than_cores(monkeypatch: pytest.MonkeyPatch) -> None:
-    for available, ranks, workers in ((1, 1, 0), (2, 1, 2), (2, 2, 0), (8, 2, 4), (64, 1, 8)):
-        monkeypatch.setattr("datamodules.loading.available_cores", lambda available=available: available)
-        assert workers_for_decoding(rank_of(0, ranks)) == workers
+@pytest.mark.parametrize(
+    ("cores", "ranks", "beside_a_gpu", "on_the_cpu"),
+    [(1, 1, 0, 0), (2, 1, 2, 0), (2, 2, 0, 0), (8, 2, 4, 1), (16, 1, 8, 4), (64, 1, 8, 8)],
+)
+def test_no_more_workers_than_cores(
+    cores: int, ranks: int, beside_a_gpu: int, on_the_cpu: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("datamodules.loading.available_cores", lambda: cores)
+    assert workers_for_decoding(rank_of(0, ranks, device="cuda")) == beside_a_gpu
+    assert workers_for_decoding(rank_of(0, ranks)) == on_the_cpu
+
+
+def test_workers_outside_of_a_trainer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("datamodules.loading.available_cores", lambda: 64)
     assert workers_for_decoding(None) == 8
 
 

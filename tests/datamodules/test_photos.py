@@ -6,6 +6,7 @@ import csv
 import io
 import os
 import pickle
+import socket
 import struct
 import subprocess
 import sys
@@ -180,13 +181,21 @@ def test_permission() -> None:
     ), done.stderr
 
 
-def test_file_that_is_gone_or_no_file(tmp_path: Path) -> None:
+def test_file_that_is_gone_or_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     two(tmp_path)
     (tmp_path / "cat" / "dangling.jpg").symlink_to(tmp_path / "nowhere")
     os.mkfifo(tmp_path / "cat" / "pipe.jpg")
+    (tmp_path / "cat" / "null.jpg").symlink_to("/dev/null")
+    (tmp_path / "cat" / "self.jpg").symlink_to(tmp_path / "cat" / "self.jpg")
+    with socket.socket(socket.AF_UNIX) as listener:
+        monkeypatch.chdir(tmp_path / "cat")  # a socket's address is short
+        listener.bind("socket.jpg")
     assert look_at(tmp_path).left_out == [
         LeftOut("cat/dangling.jpg", "unreadable", "No such file or directory"),
-        LeftOut("cat/pipe.jpg", "unreadable", "no regular file"),
+        LeftOut("cat/null.jpg", "no file", "a device: move it out of the folder"),
+        LeftOut("cat/pipe.jpg", "no file", "a named pipe: move it out of the folder"),
+        LeftOut("cat/self.jpg", "unreadable", "Too many levels of symbolic links"),
+        LeftOut("cat/socket.jpg", "no file", "a socket: move it out of the folder"),
     ]
     with pytest.raises(DataError, match=r"gone\.jpg: unreadable \(No such file or directory\)"):
         read_picture(tmp_path / "gone.jpg")
@@ -283,7 +292,7 @@ def test_exif_rotation_is_honoured_once(tmp_path: Path, suffix: str) -> None:
     assert upright.size == (30, 40)
     assert upright.getpixel((15, 3))[2] > 200  # type: ignore[index]
     assert upright.getexif().get(0x0112) is None
-    assert "1 pictures are turned by their EXIF tag, as phones do: they are used upright" in look_at(tmp_path).notes
+    assert "1 picture turned by an EXIF tag, as phones do: used upright" in look_at(tmp_path).notes
 
 
 def test_broken_exif_does_not_break_a_picture(tmp_path: Path) -> None:
@@ -297,7 +306,7 @@ def test_wrong_suffix_is_a_note(tmp_path: Path) -> None:
     put(two(tmp_path) / "cat" / "really_png.jpg", PNG)
     photos = look_at(tmp_path)
     assert len(photos.paths) == 13
-    assert "1 pictures are of another format than their names say, but used (cat/really_png.jpg)" in photos.notes
+    assert "1 picture of another format than the name says: used all the same (cat/really_png.jpg)" in photos.notes
 
 
 def test_read_picture_from_an_open_file() -> None:
@@ -327,7 +336,7 @@ def test_copies_across_given_splits_are_kept_and_noted(tmp_path: Path) -> None:
     photos = look_at(tmp_path)
     assert photos.counts().tolist() == [[4, 3], [4, 3], [0, 0]]
     assert photos.notes == [
-        "1 pictures of val or test are copies from another split (val/a/y.jpg): the score will be too good"
+        "1 picture of val or test with a copy in another split (val/a/y.jpg): the score will be too good"
     ]
 
 
@@ -359,8 +368,8 @@ def test_class_only_in_val_and_class_missing_from_val(tmp_path: Path) -> None:
     assert [file.path for file in photos.left_out] == ["test/aa/0.jpg", "val/aa/0.jpg", "val/aa/1.jpg"]
     assert {file[1:] for file in photos.left_out} == {("class not in train", "class aa is only in val and test")}
     assert photos.notes == [
-        "class aa is only in val and test: it cannot be learned, 3 left out",
-        "no picture in val, so accuracy is not measured, for 1 classes: b",
+        "class aa is only in val and test: it cannot be learned, 3 pictures left out",
+        "no picture in val, so accuracy is not measured, for 1 class: b",
     ]
 
 
@@ -497,10 +506,18 @@ def test_too_many_broken(tmp_path: Path) -> None:
     put(two(tmp_path, 9) / "cat" / "a.jpg", b"")
     put(tmp_path / "dog" / "b.jpg", b"text")
     assert refused(tmp_path, max_bad_fraction=0.05) == (
-        "2 of 20 pictures are broken, more than 5% (cat/a.jpg (empty), dog/b.jpg (not a picture)): mend or delete "
+        "broken: 2 of 20 pictures, more than 5% (cat/a.jpg (empty), dog/b.jpg (not a picture)): mend or delete "
         "them, or --data.max_bad_fraction 0.1"
     )
     assert len(look_at(tmp_path, max_bad_fraction=0.1).paths) == 18
+
+
+def test_of_many_broken_the_first_ten_are_named(tmp_path: Path) -> None:
+    for number in range(11):
+        put(two(tmp_path) / "cat" / f"bad{number:02}.jpg", b"")
+    said = refused(tmp_path, max_bad_fraction=0.05)
+    assert said.count("(empty)") == 10
+    assert "cat/bad09.jpg (empty), ...; all of them: python scripts/check.py DIR --json): mend" in said
 
 
 @pytest.mark.parametrize("options", [{"val_size": 0.0}, {"val_size": 1.0}, {"max_bad_fraction": 1.5}])
@@ -576,11 +593,25 @@ def test_copies_stay_on_one_side(tmp_path: Path) -> None:
         assert all(len(side) == 1 for side in sides.values())
 
 
+def test_three_pictures_of_a_class_are_on_both_sides(tmp_path: Path) -> None:
+    assert look_at(fill(tmp_path, {"a": 3, "b": 3})).counts().tolist() == [[2, 2], [1, 1], [0, 0]]
+
+
+def test_a_thousand_classes(tmp_path: Path) -> None:
+    for number in range(3000):
+        pixels = np.random.default_rng(number).integers(0, 256, (4, 4, 3), np.uint8)
+        head = b"P6 4 4 255\n"
+        put(tmp_path / f"class{number % 1000:03}" / f"{number}.ppm", head + pixels.tobytes())
+    photos = look_at(tmp_path, cache=False)
+    assert photos.counts().tolist() == [[2] * 1000, [1] * 1000, [0] * 1000]
+    assert photos.report().startswith(f"3,000 pictures in 1,000 classes: {tmp_path}")
+
+
 def test_one_picture_of_a_class_is_trained_on(tmp_path: Path) -> None:
     fill(tmp_path, {"a": 1, "b": 3})
     photos = look_at(tmp_path)
     assert photos.counts().tolist() == [[1, 2], [0, 1], [0, 0]]
-    assert photos.notes[-1] == "no picture in val, so accuracy is not measured, for 1 classes: a"
+    assert photos.notes[-1] == "no picture in val, so accuracy is not measured, for 1 class: a"
 
 
 def test_uneven_classes_are_a_note(tmp_path: Path) -> None:
@@ -605,6 +636,7 @@ def test_split_file_gives_the_same_split(tmp_path: Path) -> None:
     put(root / "cat" / "new.jpg", JPEG)
     again = look_at(root, split_file=split_file)
     assert again.fingerprint() == photos.fingerprint()
+    assert again.notes == [f"1 picture left out: not in {split_file}"]
     assert again.left_out == [LeftOut("cat/new.jpg", "not in the split file", split_file)]
 
 
@@ -621,7 +653,7 @@ def test_split_file_that_does_not_fit(tmp_path: Path) -> None:
         "CSV, line 2, is not understood: its lines are path,label,split with split train, val or test"
     )
     assert message(head + "cat/gone.jpg,cat,val\n") == (
-        "1 pictures of CSV are not in DIR (cat/gone.jpg): bring them back, or leave --data.split_file out"
+        "1 picture of CSV missing from DIR (cat/gone.jpg): put back what is missing, or leave --data.split_file out"
     )
     assert message(head + "cat/0.jpg,dog,train\n") == (
         "CSV says cat/0.jpg is dog, its folder says cat: move the file or mend the line"
@@ -688,11 +720,50 @@ def test_report(tmp_path: Path) -> None:
     ]
 
 
+def test_one_is_no_plural(tmp_path: Path) -> None:
+    """Each note of one and of two."""
+    fill(tmp_path, {"train/a": 60, "train/b": 3, "train/c": 1, "val/a": 2, "test/aa": 1})
+    turned = Image.Exif()
+    turned[0x0112] = 3
+    (noise(700)).save(tmp_path / "train/a/turned0.jpg", exif=turned)
+    put(tmp_path / "train/a/png0.jpg", encoded(701, "PNG"))
+    put(tmp_path / "train/a/x0.jpg", encoded(702))
+    put(tmp_path / "val/a/y0.jpg", encoded(702))
+    (tmp_path / "val/c").mkdir()
+    put(tmp_path / "val/c/0.jpg", encoded(703))
+    one = look_at(tmp_path).notes
+    assert one == [
+        "class aa is only in test: it cannot be learned, 1 picture left out",
+        "1 picture turned by an EXIF tag, as phones do: used upright",
+        "1 picture of another format than the name says: used all the same (train/a/png0.jpg)",
+        "1 picture of val or test with a copy in another split (val/a/y0.jpg): the score will be too good",
+        "no picture in val, so accuracy is not measured, for 1 class: b",
+        "classes are uneven: 1 to 63 training pictures; --data.balance loss weighs them alike",
+    ]
+    fill(tmp_path, {"test/aa": 2}, seed=800)
+    noise(710).save(tmp_path / "train/a/turned1.jpg", exif=turned)
+    put(tmp_path / "train/a/png1.jpg", encoded(711, "PNG"))
+    put(tmp_path / "val/a/y1.jpg", encoded(702))
+    (tmp_path / "val/c/0.jpg").unlink()
+    assert look_at(tmp_path).notes == [
+        "val/c/ holds no pictures: passed over",
+        "class aa is only in test: it cannot be learned, 2 pictures left out",
+        "2 pictures turned by an EXIF tag, as phones do: used upright",
+        "2 pictures of another format than the name says: used all the same (train/a/png0.jpg, train/a/png1.jpg)",
+        "2 pictures of val or test with a copy in another split (val/a/y0.jpg, val/a/y1.jpg): the score will be too "
+        "good",
+        "no picture in val, so accuracy is not measured, for 2 classes: b, c",
+        "classes are uneven: 1 to 65 training pictures; --data.balance loss weighs them alike",
+    ]
+
+
 def test_report_of_many_classes_is_short(tmp_path: Path) -> None:
     fill(tmp_path, {f"class{i:02}": 2 for i in range(20)})
     report = look_at(tmp_path).report()
     assert "  ... 8 classes between these ..." in report
     assert len(report.split("\n")) < 20
+    fill(tmp_path / "other", {f"class{i:02}": 2 for i in range(13)})
+    assert "  ... 1 class between these ..." in look_at(tmp_path / "other").report()
 
 
 def test_left_out_is_written(tmp_path: Path) -> None:

@@ -369,7 +369,7 @@ def test_an_untrained_regression_explains_nothing() -> None:
         ("LitCNN", {"lr": 0.02}, 150, 0.05),
         ("LitMLP", {"lr": 0.01, "hidden": (64,)}, 500, 0.05),
         ("LitDynamic", {"lr": 0.002, "hidden": 64}, 500, 0.05),
-        ("LitTransfer", {"lr": 0.01}, 15, 0.05),
+        ("LitTransfer", {"lr": 0.01, "step_size": 100}, 30, 0.05),
     ],
 )
 def test_one_batch_can_be_learned_by_heart(

@@ -103,6 +103,12 @@ def test_out_of_memory_names_the_batch_size_and_the_flag_to_try() -> None:
             raise error
 
 
+def test_out_of_memory_with_one_sample_is_no_plural() -> None:
+    cli = FitCLI(["--data.batch_size", "1", *SHAPES, *QUIET])
+    with pytest.raises(TrainingError, match="with 1 sample per step and device: one sample a step"), explained(cli):
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+
 def test_a_full_disk_is_said_in_a_line_and_other_errors_are_left_alone() -> None:
     cli = FitCLI([*SHAPES, *QUIET])
     with pytest.raises(CheckpointError, match=r"cannot write metrics.csv \(No space left"), explained(cli):

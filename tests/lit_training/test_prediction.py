@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from datamodules import ImageFolderDataModule, ShapesDataModule
+from datamodules.image_folder import PhotoFiles
 from datamodules.listing import PICTURE_SUFFIXES
 from datamodules.loading import EvalSampler
 from lit_models import LitCNN, LitMLP
@@ -44,8 +45,8 @@ def files_of(folder: Path) -> list[str]:
     return find_files([str(folder)], PICTURE_SUFFIXES)
 
 
-def decoded(files: list[str], preprocessing: dict[str, Any], ahead: int) -> list[torch.Tensor]:
-    return [sample.x for sample in read_pictures(files, preprocessing, ahead) if sample.x is not None]
+def decoded(files: list[str], preprocessing: dict[str, Any], batch_size: int) -> list[torch.Tensor]:
+    return [sample.x for sample in read_pictures(files, preprocessing, batch_size) if sample.x is not None]
 
 
 # --- inputs ---------------------------------------------------------------------------------------------------
@@ -77,6 +78,26 @@ def test_pictures_are_what_validation_sees(photo_folder, network, bare):
     assert torch.equal(x, next(iter(validation))[0])
 
 
+@pytest.mark.parametrize(("ahead", "seen"), [(0, 5), (1, 10), (2, 15), (9, 24)])
+def test_pictures_are_decoded_a_batch_at_a_time_and_batches_ahead(photo_folder, network, ahead, seen, monkeypatch):
+    files, read = files_of(photo_folder), PhotoFiles.read
+    started: list[int] = []
+
+    def watched(photos: PhotoFiles, index: int) -> torch.Tensor:
+        started.append(index)
+        return read(photos, index)
+
+    monkeypatch.setattr(PhotoFiles, "read", watched)
+    monkeypatch.setattr(prediction, "available_cores", lambda: 1)
+    samples = read_pictures(files, network.preprocessing, 5, ahead)
+    first = [next(samples) for _ in range(5)]
+    assert [sample.path for sample in first] == files[:5]
+    assert len(started) <= seen  # nothing is asked for beyond that
+    rest = list(samples)
+    assert [sample.path for sample in rest] == files[5:]
+    assert started == list(range(24))
+
+
 def test_every_file_that_is_no_picture_says_why(photo_folder, network, tmp_path):
     good = files_of(photo_folder)[0]
     (tmp_path / "empty.jpg").touch()
@@ -94,8 +115,8 @@ def test_every_file_that_is_no_picture_says_why(photo_folder, network, tmp_path)
         "not a picture (text inside)",
         answers[3].error,
         "a folder without files to predict",
-        "no file that can be read",
-        "no file that can be read",
+        "a named pipe, no file",
+        "unreadable (Too many levels of symbolic links)",
         "no such file",
         "matches no file",
         "",
@@ -107,7 +128,7 @@ def test_every_file_that_is_no_picture_says_why(photo_folder, network, tmp_path)
 def test_probabilities_names_and_order(photo_folder, network):
     files = files_of(photo_folder)
     answers = list(predict(network, files, top_k=5, batch_size=3))
-    x = torch.stack(decoded(files, network.preprocessing, 0))
+    x = torch.stack(decoded(files, network.preprocessing, 7))
     with torch.no_grad():
         expected = network(x.float() / 127.5 - 1).softmax(1)
     for answer, row in zip(answers, expected, strict=True):
@@ -162,7 +183,7 @@ def test_rows_of_csv_and_npy(tmp_path):
     ]
     errors = [(sample.path, sample.row, sample.error) for sample in samples if sample.x is None]
     assert errors[:4] == [
-        ("a.csv", 3, "1 values where the network takes 2"),
+        ("a.csv", 3, "1 value where the network takes 2"),
         ("a.csv", 4, "x is no finite number"),
         ("a.csv", 5, "nan is no finite number"),
         ("a.csv", 6, "1e999 is no finite number"),

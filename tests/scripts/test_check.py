@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import io
 import json
+import os
 import subprocess
 import sys
 import time
@@ -17,6 +18,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageFilter
+
+from datamodules.photos import examine
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "check.py"
 
@@ -148,6 +151,8 @@ def test_classes(clean: Path, capsys: pytest.CaptureFixture[str]) -> None:
 def test_one_class(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     save(scene(0), tmp_path / "cat" / "0.jpg")
     assert run(tmp_path, capsys) == (1, {"one class only": [["cat"]]})
+    assert check.main([str(tmp_path)]) == 1
+    assert "1 picture in 1 class" in capsys.readouterr().out
 
 
 def test_nothing_but_broken_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -162,7 +167,7 @@ def test_table_names_files_as_they_are(clean: Path, capsys: pytest.CaptureFixtur
         (clean / "val/cat" / name).write_bytes(b"")
     assert check.main([str(clean)]) == 1
     out = capsys.readouterr().out
-    assert "20 pictures in 2 classes" in out
+    assert "16 pictures in 2 classes" in out
     assert "[red]a.jpg" in out
     assert "\\x1b[31m" in out
     assert "d.jpg" not in out
@@ -204,7 +209,25 @@ def test_command_exits_with_its_findings(clean: Path) -> None:
     (clean / "val/cat/x.jpg").write_bytes(b"")
     done = subprocess.run([sys.executable, str(SCRIPT), str(clean), "--json"], capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (1, "")
-    assert json.loads(done.stdout)["pictures"] == 17
+    assert json.loads(done.stdout)["pictures"] == 16
+
+
+def test_pictures_are_counted_as_training_counts_them(clean: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (clean / "train/cat/empty.jpg").write_bytes(b"")
+    os.mkfifo(clean / "train/cat/pipe.jpg")
+    (clean / "train/dog/twin.jpg").write_bytes((clean / "train/cat/0.jpg").read_bytes())
+    trained_on = examine(clean, num_workers=0, max_bad_fraction=0.5)
+    assert check.main([str(clean), "--json"]) == 1
+    document = json.loads(capsys.readouterr().out)
+    assert document["pictures"] == len(trained_on.paths) == 15
+    assert list(document["counts"].values()) == trained_on.counts().tolist() == [[3, 4], [4, 4], [0, 0]]
+    assert {finding["kind"]: finding["items"] for finding in document["findings"]} == {
+        "empty": [["train/cat/empty.jpg"]],
+        "no file": [["train/cat/pipe.jpg"]],
+        "same picture under two classes": [["train/cat/0.jpg", "train/dog/twin.jpg"]],
+    }
+    assert check.main([str(clean)]) == 1
+    assert "15 pictures in 2 classes" in capsys.readouterr().out
 
 
 @given(st.lists(st.integers(0, 2**64 - 1), max_size=12), st.data())

@@ -9,10 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
+from torchvision import models
 
+from datamodules import ImageFolderDataModule
 from lit_training.cli import FitCLI
 from lit_training.help import FIT_HELP
+from lit_training.resume import StepSeed
 from lit_training.signals import Watch
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "fit.py"
@@ -137,6 +141,93 @@ def test_classes_of_ones_own_train(fit: Callable[[str], int], capsys: pytest.Cap
     assert Path("lightning_logs/version_0/checkpoints/best.ckpt").is_file()
 
 
+@pytest.mark.parametrize("flags", ["", "--model.freeze false", "--data.augment true"])
+def test_a_last_batch_of_one_picture(
+    flags: str, photo_folder: Path, fit: Callable[[str], int], capfd: pytest.CaptureFixture[str]
+) -> None:
+    for number in range(2, 8):
+        (photo_folder / "train/ants" / f"{number}.jpg").unlink()
+    (photo_folder / "train/bees/7.jpg").unlink()  # 2 + 7 = 2 * 4 + 1
+    command = f"--data {photo_folder} --data.image_size 72 --data.num_workers 0 --model.backbone shufflenet_v2_x0_5"
+    assert fit(f"{command} --model.weights none --max_epochs 1 --accelerator cpu --devices 1 {flags}") == 0
+    assert "n = 8" in capfd.readouterr().out
+
+
+# --- a photo that vanishes --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("flags", "gone", "at_once"),
+    [
+        ("--data.num_workers 0", "train/bees/5.jpg", True),
+        ("--data.num_workers 2", "train/bees/5.jpg", True),
+        ("--data.num_workers 0 --accumulate_grad_batches 4", "train/bees/5.jpg", False),
+        ("--data.num_workers 0", "val/ants/2.jpg", False),
+        pytest.param("--data.num_workers 2", "val/ants/2.jpg", False, marks=pytest.mark.slow),
+    ],
+)
+def test_a_photo_that_vanishes_is_named_and_the_run_goes_on_when_it_is_back(
+    flags: str,
+    gone: str,
+    at_once: bool,
+    photo_folder: Path,
+    fit: Callable[[str], int],
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    command = f"--data {photo_folder} --data.image_size 72 {flags} --model.backbone shufflenet_v2_x0_5 "
+    command += "--model.weights none --model.freeze false --max_epochs 3 --accelerator cpu --devices 1"
+    assert fit(f"{command} --default_root_dir peace") == 0
+    photo, away = photo_folder / gone, photo_folder.parent / "away.jpg"
+    seed, steps = StepSeed.on_train_batch_start, 0
+
+    def vanish(self: StepSeed, trainer: Any, *arguments: Any) -> None:
+        nonlocal steps
+        steps += 1
+        if steps == 6:
+            photo.rename(away)
+        seed(self, trainer, *arguments)
+
+    monkeypatch.setattr(StepSeed, "on_train_batch_start", vanish)
+    capfd.readouterr()
+    command += " --default_root_dir broken --resume auto"
+    assert fit(command) == 2
+    err = capfd.readouterr().err
+    assert err == (
+        f"fit.py: error: {photo}: unreadable (No such file or directory), though it was whole when the run began: "
+        "bring it back, then go on with --resume broken/lightning_logs/version_0\n"
+    )
+    point = Path("broken/lightning_logs/version_0/checkpoints/last.ckpt")
+    behind = torch.load(point, weights_only=True)["loops"]["fit_loop"]["epoch_loop.batch_progress"]["total"]["ready"]
+    assert behind == steps if at_once else 0 < behind < steps
+    away.rename(photo)
+    assert fit(command) == 0
+    assert [path.name for path in point.parents[2].iterdir()] == ["version_0"]
+    ends = [torch.load(Path(root, *point.parts[1:]), weights_only=True) for root in ("peace", "broken")]
+    assert all(torch.equal(weight, ends[1]["state_dict"][name]) for name, weight in ends[0]["state_dict"].items())
+    assert ends[0]["global_step"] == ends[1]["global_step"]
+
+
+def test_a_photo_that_vanishes_before_the_first_step_leaves_nothing(
+    photo_folder: Path, fit: Callable[[str], int], capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    announce = ImageFolderDataModule.report
+
+    def vanish(self: ImageFolderDataModule) -> str:
+        report = announce(self)
+        (photo_folder / "train/ants/3.jpg").unlink()
+        return report
+
+    monkeypatch.setattr(ImageFolderDataModule, "report", vanish)
+    command = f"--data {photo_folder} --data.num_workers 0 --model.backbone shufflenet_v2_x0_5 --model.weights none"
+    assert fit(f"{command} --accelerator cpu --devices 1") == 2
+    assert capfd.readouterr().err.splitlines()[-1] == (
+        f"fit.py: error: {photo_folder}/train/ants/3.jpg: unreadable (No such file or directory), though it was whole "
+        "when the run began: bring it back, then start again"
+    )
+    assert not Path("lightning_logs").exists()
+
+
 # --- failed starts --------------------------------------------------------------------------------------------------
 
 
@@ -158,6 +249,44 @@ def test_a_failed_start_leaves_nothing(
     assert err.count("\n") == 1
     assert err.startswith("fit.py: error: ")
     assert culprit in err
+    assert not Path("lightning_logs").exists()
+
+
+@pytest.mark.parametrize(("weights", "said"), [("nowhere.pth", "no weights file nowhere.pth"), ("DEFAULT", "fetch ")])
+def test_missing_weights_are_said_before_a_photo_is_opened(
+    weights: str,
+    said: str,
+    photo_folder: Path,
+    fit: Callable[[str], int],
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(ImageFolderDataModule, "examine", lambda self: pytest.fail("photos were opened"))
+    assert fit(f"--data {photo_folder} --model.weights {weights} --accelerator cpu --devices 1") == 2
+    out, err = capfd.readouterr()
+    assert "pictures" not in out
+    assert err.count("\n") == 1
+    assert said in err
+    assert not Path("lightning_logs").exists()
+
+
+def test_a_run_that_goes_on_needs_no_weights_file(
+    photo_folder: Path, fit: Callable[[str], int], capfd: pytest.CaptureFixture[str]
+) -> None:
+    weights = Path("weights.pth")
+    torch.save(models.get_model("shufflenet_v2_x0_5").state_dict(), weights)
+    command = f"--data {photo_folder} --data.image_size 72 --data.num_workers 0 --model.backbone shufflenet_v2_x0_5 "
+    command += f"--model.weights {weights} --accelerator cpu --devices 1"
+    assert fit(f"{command} --max_epochs 1") == 0
+    weights.unlink()
+    assert fit(f"{command} --max_epochs 2 --resume latest") == 0
+    assert "resume  lightning_logs/version_0/checkpoints/last.ckpt, after step 4" in capfd.readouterr().out
+
+
+def test_a_folder_that_cannot_be_learned_from_leaves_nothing(photo_folder: Path, fit: Callable[[str], int]) -> None:
+    for photo in (photo_folder / "train" / "bees").iterdir():
+        photo.write_bytes(b"")
+    assert fit(f"--data {photo_folder} --model.weights none --accelerator cpu --devices 1") == 2
     assert not Path("lightning_logs").exists()
 
 
