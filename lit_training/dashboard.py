@@ -162,10 +162,18 @@ class Dashboard(Callback):
         if not isinstance(getattr(loader, "sampler", None), EvalSampler):  # which row is which sample is not known
             return None
         data = _pictures_of(loader)
-        titles = [f"{names[predicted[i]]} {confidence[i]:.0%}\nis {names[target[i]]}" for i in worst]
-        if files := getattr(data, "paths", None):
-            titles = [f"{title}\n{Path(str(files[i])).name[-24:]}" for title, i in zip(titles, worst, strict=True)]
-        return _sheet(trainer, data, worst, titles)
+        pictures = _as_seen(trainer, data, worst)
+        if pictures is None:
+            return None
+        files = getattr(data, "paths", None)
+        return figures.mistakes(
+            pictures,
+            names,
+            target[worst].tolist(),
+            predicted[worst].tolist(),
+            confidence[worst].tolist(),
+            None if files is None else [str(files[index]) for index in worst],
+        )
 
     @staticmethod
     def _classifies(trainer: Trainer, pl_module: LightningModule) -> bool:
@@ -192,16 +200,14 @@ def _pictures_of(loader: Any) -> Any:
     return getattr(dataset, "pictures", dataset)
 
 
-def _sheet(trainer: Trainer, dataset: Any, indices: list[int], titles: list[str]) -> Any:
-    """Pictures of a data set as the network sees them, or None where there are none."""
+def _as_seen(trainer: Trainer, dataset: Any, indices: list[int]) -> Tensor | None:
+    """Pictures of a data set as the network sees them, (B, 3, H, W) in [0, 1]; None where there are none."""
     preprocessing = getattr(getattr(trainer, "datamodule", None), "preprocessing", None)
     if not (indices and preprocessing):
         return None
     with isolate_rng():  # reading may draw
         inputs = [dataset[index][0] for index in indices]
-    if inputs[0].ndim != 3:
-        return None
-    return figures.sheet(figures.pixels(torch.stack(inputs), preprocessing), titles)
+    return figures.pixels(torch.stack(inputs), preprocessing) if inputs[0].ndim == 3 else None
 
 
 def _add_samples(logger: TensorBoardLogger, trainer: Trainer) -> None:
@@ -214,8 +220,9 @@ def _add_samples(logger: TensorBoardLogger, trainer: Trainer) -> None:
     indices = [place * len(dataset) // count for place in range(count)]
     with isolate_rng():
         labels = [int(dataset[index][1]) for index in indices]
-    drawn = _sheet(trainer, dataset, indices, [names[label] for label in labels])
-    if drawn is not None:
+    pictures = _as_seen(trainer, dataset, indices)
+    if pictures is not None:
+        drawn = figures.sheet(pictures, [names[label] for label in labels])
         logger.experiment.add_figure("training/samples", drawn, trainer.global_step)
 
 

@@ -112,9 +112,9 @@ def test_confusion_matrix_and_mistakes(
         drawn.append((matrix, counted.matrix.clone()))
         return real_confusion(matrix, names)
 
-    def sheet(pictures: torch.Tensor, titles: list[str], **options: Any) -> Any:
+    def sheet(pictures: torch.Tensor, titles: list[str], *columns: int) -> Any:
         sheets.append(titles)
-        return real_sheet(pictures, titles, **options)
+        return real_sheet(pictures, titles, *columns)
 
     monkeypatch.setattr(figures, "confusion", confusion)
     monkeypatch.setattr(figures, "sheet", sheet)
