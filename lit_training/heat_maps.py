@@ -165,7 +165,7 @@ def explain_predictions(model: LitBase, predictions: Sequence[Prediction], folde
             index = names.index(label) if names else int(label)
             picture = beside(figures.pixels(x, spec), grad_cam(model, x, torch.tensor([index])))
             figure = figures.sheet(picture, [f"{label} {probability:.0%}"])
-            figure.savefig(folder / f"{number}_{Path(prediction.path).stem}.png", dpi=150)
+            figure.savefig(folder / f"{number}_{Path(prediction.path).stem}.png", dpi=300)
             drawn += 1
     except OSError as error:
         raise UsageError(f"{folder} cannot be written ({error.strerror}): run where it can") from error
