@@ -145,6 +145,7 @@ def curves(charts: Mapping[str, Mapping[str, tuple[Sequence[float], Sequence[flo
             axes.plot(epochs, values, marker="o", markersize=3, label=name)
         axes.set_title(title)
         axes.set_xlabel("epoch")
+        axes.xaxis.get_major_locator().set_params(integer=True)
         axes.grid(alpha=0.3)
         axes.legend(fontsize=8)
     return figure

@@ -109,3 +109,10 @@ def test_names_that_are_no_text_are_drawn() -> None:
     names = ["\udcff\udc80", "$\\frac{", "a\nb"]
     as_array(figures.confusion(torch.eye(3, dtype=torch.int64), names))
     as_array(figures.sheet(torch.rand(3, 3, 4, 4), names))
+
+
+def test_epochs_are_whole() -> None:
+    figure: Any = figures.curves({"val_acc": {"a": ([1, 2, 3], [0.1, 0.4, 0.5]), "b": ([1], [0.2])}})
+    as_array(figure)
+    assert all(tick == int(tick) for tick in figure.axes[0].get_xticks())
+    assert [line.get_label() for line in figure.axes[0].lines] == ["a", "b"]
