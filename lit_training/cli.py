@@ -20,13 +20,13 @@ from torch.optim import Optimizer
 from lit_models import LitBase
 from lit_training import run
 from lit_training.checkpoints import CheckpointError
-from lit_training.explain import check_trainer, explain, explain_trainer
 from lit_training.messages import UsageError, fail, is_rank_zero
 from lit_training.resume import FitTrainer
 from lit_training.rundir import Start, continued
 from lit_training.schedules import FROM_THE_RUN, SCHEDULES, schedule_factory
 from lit_training.signals import Watch
 from lit_training.spelling import spell_out
+from lit_training.wrong_input import check_trainer, parse_error, trainer_error
 
 FROM_DATA = ("num_classes", "in_channels", "in_features", "out_features")
 """Constructor arguments of models that the data decides."""
@@ -38,7 +38,7 @@ class OneLineParser(LightningArgumentParser):
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         if not self.exit_on_error:  # the parser of one class's arguments: the one around it knows the whole name
             super().error(message, ex)
-        fail(self.prog, explain(message, self))
+        fail(self.prog, parse_error(message, self))
 
 
 class FitCLI(LightningCLI):
@@ -206,7 +206,7 @@ class FitCLI(LightningCLI):
         except (MisconfigurationException, ValueError, TypeError, RuntimeError, ImportError) as error:
             if self.start is not None and is_rank_zero():
                 self.start.undo()
-            raise UsageError(explain_trainer(error, config)) from error
+            raise UsageError(trainer_error(error, config)) from error
         trainer.start = self.start
         self.watch.attach(trainer)
         listen_here_alone(trainer)

@@ -17,6 +17,8 @@ from lit_training.messages import UsageError
 
 BETTER = {"val_acc": max, "val_loss": min, "train_loss": min}
 """What decides which epoch of a run is best: the first of these that it logged, and which value of it wins."""
+WHICH_SAMPLES = ("class_path", "seed", "val_size", "channels", "length", "target")
+"""Settings of a data module that decide what it evaluates on, where samples are numbers and not files."""
 LEVEL = 0.05
 """A difference is called one when chance alone would show it, or a larger one, less often than this."""
 
@@ -125,10 +127,13 @@ def mcnemar(only_first: int, only_second: int) -> float:
 def verdict(first: Run, second: Run) -> str:
     """What the predictions of two runs on the same samples say, in a sentence."""
     for run in (first, second):
+        if "val_acc" not in run.curves and "val_loss" in run.curves:
+            return f"{run.name} is no classifier, so no accuracies are tested: see the losses"
         if run.answers is None:
             return f"{run.name} has no predictions yet, so nothing is tested: python scripts/evaluate.py {run.folder}"
     ones, others = first.answers or {}, second.answers or {}
-    if {path: label for path, (label, _) in ones.items()} != {path: label for path, (label, _) in others.items()}:
+    same = {path: label for path, (label, _) in ones.items()} == {path: label for path, (label, _) in others.items()}
+    if not same or (all(path.isdecimal() for path in ones) and _data(first) != _data(second)):
         return f"{first.name} and {second.name} were not evaluated on the same samples: they cannot be tested in pairs"
     pairs = [(ones[path][1], others[path][1]) for path in ones]
     only_first = sum(one and not other for one, other in pairs)
@@ -139,6 +144,16 @@ def verdict(first: Run, second: Run) -> str:
         return f"no difference shown: {second.name} is {points:+.1f} points from {first.name} ({how})"
     better = second if points > 0 else first
     return f"{better.name} is better by {abs(points):.1f} points ({how})"
+
+
+def _data(run: Run) -> dict[str, Any]:
+    settings = {name.replace(".init_args", ""): value for name, value in run.settings.items()}
+    return {name: settings.get(f"data.{name}") for name in WHICH_SAMPLES}
+
+
+def written(metric: str, value: float) -> str:
+    """A metric's value: accuracies with four places, losses, which may be tiny, with four digits."""
+    return f"{value:.4f}" if metric.endswith("acc") else f"{value:.4g}"
 
 
 def report(names: Sequence[str], picture: str | None = None) -> None:
@@ -158,7 +173,7 @@ def report(names: Sequence[str], picture: str | None = None) -> None:
         runs = [Run(**{**vars(run), "name": os.path.relpath(run.folder)}) for run in runs]
     body = [[name, *values] for name, values in differences(runs).items()]
     for metric in BETTER:
-        body.append([metric, *(f"{run.best[metric]:.4f}" if metric in run.best else "-" for run in runs)])
+        body.append([metric, *(written(metric, run.best[metric]) if metric in run.best else "-" for run in runs)])
     body.append(["accuracy", *map(_accuracy, runs)])
     tables.show(["", *(run.name for run in runs)], [row for row in body if set(row[1:]) != {"-"}])
     print("\nval_acc, val_loss, train_loss: of the best epoch; accuracy: of evaluate.py, with its 95 % interval")
@@ -192,5 +207,6 @@ def spread(runs: Sequence[Run]) -> list[str]:
     for metric in BETTER:
         values = [run.best[metric] for run in runs if metric in run.best]
         if len(values) > 1:
-            lines.append(f"{metric:<10}  {mean(values):.4f} +- {stdev(values):.4f}  (n = {len(values)} seeds)")
+            middle, deviation = written(metric, mean(values)), written(metric, stdev(values))
+            lines.append(f"{metric:<10}  {middle} +- {deviation}  (n = {len(values)} seeds)")
     return lines

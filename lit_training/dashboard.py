@@ -8,6 +8,7 @@ import sys
 import time
 import warnings
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,9 @@ from lit_training.console import BestSoFar
 from lit_training.prediction import in_input_order
 
 SAMPLES, MISTAKES = 16, 12
+DRAWING = 0.02
+"""Share of a run's time that its figures of the best epoch may take; what is over it waits until there is time, or
+for the end, and only the newest is then drawn."""
 BY_EPOCH = ("train_loss", "val_loss", "val_acc", "samples_per_second")
 
 
@@ -53,12 +57,27 @@ class Throughput(Callback):
         pl_module.log("samples_per_second", speed, sync_dist=trainer.world_size > 1)
 
 
+@dataclass(frozen=True)
+class Best:
+    """What the best epoch up to now answered: a confusion matrix (K, K) int64, and its most confident mistakes, as
+    numbers of samples with their class, the class that they were taken for and its probability, (B,) each."""
+
+    step: int
+    names: list[str]
+    matrix: Tensor
+    worst: list[int]
+    labels: list[int]
+    predicted: list[int]
+    probability: list[float]
+
+
 class Dashboard(Callback):
     """Fills TensorBoard's tabs.
 
     At the start: the model's graph, training pictures as the network sees them, settings for the tab HPARAMS, the
     command and the configuration as text, charts that join training and validation. After each epoch: its scalars
-    against the epoch. When the best epoch improves: the confusion matrix and the most confident mistakes.
+    against the epoch. When the best epoch improves: the confusion matrix and the most confident mistakes, not more
+    often than :data:`DRAWING` allows; those of the best epoch are there at the end.
 
     It looks on: random states and the modes of all modules are afterwards what they were before.
 
@@ -71,6 +90,7 @@ class Dashboard(Callback):
         self.best = BestSoFar(monitor, mode)
         self.rows: list[Tensor] = []
         self.epoch_due: int | None = None
+        self.undrawn: Best | None = None
 
     def state_dict(self) -> dict[str, Any]:
         return {"best": self.best.value}
@@ -81,7 +101,8 @@ class Dashboard(Callback):
     # --- at the start ---------------------------------------------------------------------------------------------
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.epoch_due = None
+        self.epoch_due = self.undrawn = None
+        self.started, self.drawing = time.monotonic(), 0.0
         if not trainer.is_global_zero:
             return
         for logger in _boards(trainer):
@@ -100,6 +121,8 @@ class Dashboard(Callback):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._add_epoch(trainer)
+        if self.undrawn is not None:
+            self._draw(trainer, self.undrawn)
 
     def _add_epoch(self, trainer: Trainer) -> None:
         """The scalars of the epoch that has ended; its training loss is known only after the epoch's last hook."""
@@ -146,26 +169,36 @@ class Dashboard(Callback):
         matrix = torch.bincount(pairs, minlength=len(names) ** 2).view(len(names), -1)
         confidence = confidence.masked_fill((target == predicted) | ~known, 0)
         worst = confidence.argsort(descending=True)[:MISTAKES]
-        mistakes = self._mistakes(trainer, worst[confidence[worst] > 0].tolist(), names, target, predicted, confidence)
+        worst = worst[confidence[worst] > 0]
+        answers = [column[worst].tolist() for column in (target, predicted, confidence)]
+        self.undrawn = Best(trainer.global_step, names, matrix, worst.tolist(), *answers)
+        if self.drawing <= DRAWING * (time.monotonic() - self.started):
+            self._draw(trainer, self.undrawn)
+
+    def _draw(self, trainer: Trainer, best: Best) -> None:
+        begun, self.undrawn = time.monotonic(), None
+        mistakes = self._mistakes(trainer, best)
         for logger in _boards(trainer):
-            step = trainer.global_step
-            logger.experiment.add_figure("validation/confusion_matrix", figures.confusion(matrix, names), step)
+            logger.experiment.add_figure(
+                "validation/confusion_matrix", figures.confusion(best.matrix, best.names), best.step
+            )
             if mistakes is not None:
-                logger.experiment.add_figure("validation/most_confident_mistakes", mistakes, step)
+                logger.experiment.add_figure("validation/most_confident_mistakes", mistakes, best.step)
+        self.drawing += time.monotonic() - begun
 
     @staticmethod
-    def _mistakes(
-        trainer: Trainer, worst: list[int], names: list[str], target: Tensor, predicted: Tensor, confidence: Tensor
-    ) -> Any:
+    def _mistakes(trainer: Trainer, best: Best) -> Any:
         loaders: Any = trainer.val_dataloaders
         loader = loaders[0] if isinstance(loaders, list) else loaders
         if not isinstance(getattr(loader, "sampler", None), EvalSampler):  # which row is which sample is not known
             return None
         data = _pictures_of(loader)
-        titles = [f"{names[predicted[i]]} {confidence[i]:.0%}\nis {names[target[i]]}" for i in worst]
-        if files := getattr(data, "paths", None):
-            titles = [f"{title}\n{Path(str(files[i])).name[-24:]}" for title, i in zip(titles, worst, strict=True)]
-        return _sheet(trainer, data, worst, titles)
+        pictures = _as_seen(trainer, data, best.worst)
+        if pictures is None:
+            return None
+        files = getattr(data, "paths", None)
+        named = None if files is None else [str(files[index]) for index in best.worst]
+        return figures.mistakes(pictures, best.names, best.labels, best.predicted, best.probability, named)
 
     @staticmethod
     def _classifies(trainer: Trainer, pl_module: LightningModule) -> bool:
@@ -192,16 +225,14 @@ def _pictures_of(loader: Any) -> Any:
     return getattr(dataset, "pictures", dataset)
 
 
-def _sheet(trainer: Trainer, dataset: Any, indices: list[int], titles: list[str]) -> Any:
-    """Pictures of a data set as the network sees them, or None where there are none."""
+def _as_seen(trainer: Trainer, dataset: Any, indices: list[int]) -> Tensor | None:
+    """Pictures of a data set as the network sees them, (B, 3, H, W) in [0, 1]; None where there are none."""
     preprocessing = getattr(getattr(trainer, "datamodule", None), "preprocessing", None)
     if not (indices and preprocessing):
         return None
     with isolate_rng():  # reading may draw
         inputs = [dataset[index][0] for index in indices]
-    if inputs[0].ndim != 3:
-        return None
-    return figures.sheet(figures.pixels(torch.stack(inputs), preprocessing), titles)
+    return figures.pixels(torch.stack(inputs), preprocessing) if inputs[0].ndim == 3 else None
 
 
 def _add_samples(logger: TensorBoardLogger, trainer: Trainer) -> None:
@@ -214,8 +245,9 @@ def _add_samples(logger: TensorBoardLogger, trainer: Trainer) -> None:
     indices = [place * len(dataset) // count for place in range(count)]
     with isolate_rng():
         labels = [int(dataset[index][1]) for index in indices]
-    drawn = _sheet(trainer, dataset, indices, [names[label] for label in labels])
-    if drawn is not None:
+    pictures = _as_seen(trainer, dataset, indices)
+    if pictures is not None:
+        drawn = figures.sheet(pictures, [names[label] for label in labels])
         logger.experiment.add_figure("training/samples", drawn, trainer.global_step)
 
 
@@ -273,7 +305,8 @@ def _add_graph(logger: TensorBoardLogger, trainer: Trainer, model: LightningModu
         try:
             # The class's name is what the graph's outermost box is called.
             named = type(type(model).__name__, (_Forward,), {})
-            logger.experiment.add_graph(named(model), example)
+            # Traced here, because add_graph would trace twice, to compare: a second for a backbone.
+            logger.experiment.add_graph(torch.jit.trace(named(model), example, check_trace=False), example)
         except Exception as error:  # a network that cannot be traced can still be trained
             logger.experiment.add_text("graph", f"not drawn: {error}")
 

@@ -10,11 +10,10 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
-from PIL import Image, ImageDraw, ImageFont
 from rich.console import Console
 from rich.progress import Progress
 from torch import Tensor
@@ -26,11 +25,14 @@ from datamodules.listing import TEST, TRAIN, VAL, DataError, Listing, Paths, cou
 from datamodules.loading import make_loader, workers_for_decoding
 from datamodules.photos import Photos, examine_files
 from lit_models import LitBase
-from lit_training import checkpoints, tables
+from lit_training import checkpoints, figures, tables
 from lit_training.checkpoints import CheckpointError
 from lit_training.intervals import wilson
 from lit_training.messages import UsageError
 from lit_training.prediction import find_device, in_input_order
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 WORST = 12
 """Most confident mistakes that are shown."""
@@ -302,16 +304,21 @@ def report(evaluation: Evaluation) -> None:
         print("\nmost confident mistakes")
         tables.show(list(PREDICTION[:4]), [predictions[index][:4] for index in worst])
     folder = evaluation.folder
+    files = ["predictions.csv", "confusion_matrix.csv", "confusion_matrix.png"]
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        _write_csv(folder / "predictions.csv", [list(PREDICTION), *predictions])
-        _write_csv(folder / "confusion_matrix.csv", [["label", *evaluation.class_names], *matrix])
-        draw_confusion(confusion, evaluation.class_names).save(folder / "confusion_matrix.png")
-        draw_worst(evaluation).save(folder / "worst.png")
+        for earlier in ("worst.png", "explained.png"):  # of another checkpoint, perhaps
+            (folder / earlier).unlink(missing_ok=True)
+        _write_csv(folder / files[0], [list(PREDICTION), *predictions])
+        _write_csv(folder / files[1], [["label", *evaluation.class_names], *matrix])
+        figures.confusion(confusion, evaluation.class_names).savefig(folder / files[2], dpi=100)
+        if worst and evaluation.preprocessing is not None:
+            pictures = figures.pixels(worst_inputs(evaluation), evaluation.preprocessing)
+            draw_worst(evaluation, pictures).savefig(folder / "worst.png", dpi=150)
+            files.append("worst.png")
     except OSError as error:
         raise UsageError(f"{folder} cannot be written ({error.strerror}): copy the run to where it can") from error
-    files = "predictions.csv, confusion_matrix.csv, confusion_matrix.png, worst.png"
-    print(f"\nwritten     {os.path.relpath(folder)}/: {files}")
+    print(f"\nwritten     {os.path.relpath(folder)}/: {', '.join(files)}")
 
 
 def _print_classes(names: Sequence[str], scores: Scores) -> None:
@@ -343,64 +350,20 @@ def _write_csv(path: Path, rows: list[list[str]]) -> None:
         csv.writer(file).writerows(rows)
 
 
-# --- pictures -----------------------------------------------------------------------------------------------------
+def worst_inputs(evaluation: Evaluation) -> Tensor:
+    """What the network saw of its most confident mistakes: (B, C, S, S) float32, normalised; there have to be some."""
+    return torch.stack([evaluation.dataset[index][0] for index in evaluation.worst()])
 
 
-def draw_confusion(confusion: Tensor, names: Sequence[str]) -> Image.Image:
-    """The confusion matrix: the darker a cell, the larger the share of its row; names and counts where they fit."""
-    classes = len(confusion)
-    cell = max(1, min(64, 1024 // classes))
-    font = ImageFont.load_default(max(8, min(14, cell - 2)))
-    named = cell >= 10
-    margin = 12 + (round(max(font.getlength(shown(name)) for name in names)) if named else 0)
-    shares = confusion / confusion.sum(1, keepdim=True).clamp(min=1)  # (K, K)
-    ink = torch.tensor([8, 48, 107]) - 255  # towards a dark blue
-    pixels = (255 + shares[..., None] * ink).round().to(torch.uint8)  # (K, K, 3)
-    cells = Image.fromarray(pixels.numpy()).resize((classes * cell, classes * cell), Image.Resampling.NEAREST)
-    picture = Image.new("RGB", (cells.width + margin + 8, cells.height + margin + 8), "white")
-    picture.paste(cells, (margin, margin))
-    draw = ImageDraw.Draw(picture)
-    draw.rectangle((margin - 1, margin - 1, margin + cells.width, margin + cells.height), outline="grey")
-    for row, name in enumerate(names if named else ()):
-        middle = margin + cell * row + cell // 2
-        draw.text((margin - 6, middle), shown(name), "black", font, anchor="rm")
-        turned = Image.new("RGB", (margin - 6, cell), "white")
-        ImageDraw.Draw(turned).text((0, cell // 2), shown(name), "black", font, anchor="lm")
-        picture.paste(turned.rotate(90, expand=True), (middle - cell // 2, 0))
-        for column, count in enumerate(confusion[row].tolist() if cell >= 24 else ()):
-            colour = "white" if shares[row, column] > 0.5 else "black"
-            draw.text((margin + cell * column + cell // 2, middle), str(count), colour, font, anchor="mm")
-    return picture
-
-
-def draw_worst(evaluation: Evaluation) -> Image.Image:
-    """The most confident mistakes as the network saw them, four a row, with what they are and were taken for."""
-    names, side, line = evaluation.class_names, 224, 18
-    labels, predicted, worst = evaluation.targets.tolist(), evaluation.predicted.tolist(), evaluation.worst()
-    height = side + 3 * line + 8
-    sheet = Image.new("RGB", (4 * (side + 8) + 8, max(1, math.ceil(len(worst) / 4)) * height + 8), "white")
-    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(14)
-    if not worst:
-        draw.text((16, 16), "no mistakes", "black", font)
-    for place, index in enumerate(worst):
-        left, top = 8 + place % 4 * (side + 8), 8 + place // 4 * height
-        seen = _seen(evaluation, index)
-        smooth = Image.Resampling.LANCZOS if seen.width > side else Image.Resampling.NEAREST
-        sheet.paste(seen.resize((side, side), smooth), (left, top))
-        taken_for = f"{names[predicted[index]]} ({evaluation.probability[index]:.3f})"
-        file = evaluation.name(index).rpartition("/")[2]
-        for number, text in enumerate((f"{names[labels[index]]}, taken for", taken_for, file)):
-            text = shown(text)
-            while font.getlength(text) > side:
-                text = text[:-2] + "…"
-            draw.text((left, top + side + 2 + number * line), text, "black", font)
-    return sheet
-
-
-def _seen(evaluation: Evaluation, index: int) -> Image.Image:
-    """The input of a sample, its scaling undone."""
-    x = evaluation.dataset[index][0]  # (C, S, S)
-    spec = evaluation.preprocessing or {"mean": [0.5] * len(x), "std": [0.5] * len(x)}
-    mean, std = (torch.tensor(spec[name]).view(-1, 1, 1) for name in ("mean", "std"))
-    pixels = ((x * std + mean) * 255).round().clamp(0, 255).to(torch.uint8).expand(3, -1, -1)
-    return Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())
+def draw_worst(evaluation: Evaluation, pictures: Tensor, columns: int = 4) -> "Figure":
+    """``pictures`` (B, 3, H, W) in [0, 1] of the most confident mistakes, each with what it is and was taken for."""
+    worst, paths = evaluation.worst(), evaluation.paths
+    return figures.mistakes(
+        pictures,
+        evaluation.class_names,
+        evaluation.targets[worst].tolist(),
+        evaluation.predicted[worst].tolist(),
+        evaluation.probability[worst].tolist(),
+        None if paths is None else [paths[index] for index in worst],
+        columns,
+    )

@@ -38,7 +38,7 @@ def repeat(arguments: list[str], count: int) -> int:
             )
             return 2
         folders.append(said[1])
-        reached = [f"{name} {value:.4f}" for name, value in comparison.read(said[1]).best.items()]
+        reached = [f"{name} {comparison.written(name, value)}" for name, value in comparison.read(said[1]).best.items()]
         print(f"seed {seed}  {'  '.join(reached)}  {time.monotonic() - started:.0f} s  {said[1]}", flush=True)
     print("\n" + "\n".join(comparison.spread([comparison.read(folder) for folder in folders])))
     return 0

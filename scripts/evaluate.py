@@ -19,21 +19,25 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--explain", action="store_true", help="draw where the network looked in the worst mistakes")
     chosen = parser.parse_args(arguments)
 
-    from lit_training import checkpoints, evaluation, explanation  # here: a wrong flag need not wait for torch
+    from lit_training import checkpoints, evaluation, heat_maps  # here: a wrong flag need not wait for torch
     from lit_training.cli import quiet_libraries
     from lit_training.messages import one_line_errors
 
     with one_line_errors("evaluate.py"):
         quiet_libraries()
-        found, tells = evaluation.evaluate(
-            checkpoints.find(chosen.run), chosen.data, chosen.accelerator, chosen.devices
-        )
+        checkpoint = checkpoints.find(chosen.run)
+        if chosen.explain:
+            model = checkpoints.load_model(checkpoints.read(checkpoint))
+            heat_maps.check(model)
+        found, tells = evaluation.evaluate(checkpoint, chosen.data, chosen.accelerator, chosen.devices)
         if tells:
             evaluation.report(found)
             if chosen.explain:
-                model = checkpoints.load_model(checkpoints.read(found.checkpoint))
-                explanation.explain_worst(model, found, found.folder / "explained.png")
-                print(f"drawn       {os.path.relpath(found.folder / 'explained.png')}: the worst, with heat maps")
+                file = found.folder / "explained.png"
+                if heat_maps.explain_worst(model, found, file):
+                    print(f"drawn       {os.path.relpath(file)}: the worst, with heat maps")
+                else:
+                    print("drawn       nothing: there are no mistakes to explain")
 
 
 if __name__ == "__main__":

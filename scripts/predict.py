@@ -26,7 +26,7 @@ def main(arguments: list[str] | None = None) -> int:
     from pathlib import Path
 
     from datamodules.listing import PICTURE_SUFFIXES  # here: a wrong flag need not wait for torch
-    from lit_training import checkpoints, explanation, prediction, tables
+    from lit_training import checkpoints, heat_maps, prediction, tables
     from lit_training.messages import fail, one_line_errors
 
     with one_line_errors("predict.py"):
@@ -35,7 +35,7 @@ def main(arguments: list[str] | None = None) -> int:
         device = prediction.find_device(chosen.accelerator)
         model = checkpoints.load_model(checkpoints.read(checkpoints.find(chosen.run)))
         if chosen.explain:
-            explanation.check(model)
+            heat_maps.check(model)
         pictures = model.sample_ndim == 3
         files = prediction.find_files(chosen.inputs, PICTURE_SUFFIXES if pictures else prediction.ROW_SUFFIXES)
         answers = prediction.predict(model, files, top_k=chosen.top_k, batch_size=chosen.batch_size, device=device)
@@ -45,7 +45,7 @@ def main(arguments: list[str] | None = None) -> int:
             prediction.write(predictions, chosen.output)
             print(f"\nwritten: {chosen.output}")
         if chosen.explain:
-            drawn = explanation.explain_predictions(model, predictions, Path("explanations"))
+            drawn = heat_maps.explain_predictions(model, predictions, Path("explanations"))
             print(f"\ndrawn: {drawn} in explanations/, the picture and the heat map of its likeliest class")
         unread = sum(bool(answer.error) for answer in predictions)
         if unread == len(predictions):

@@ -107,6 +107,7 @@ def show(address: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cal
 
 def test_curves_of_every_run(show: Callable[..., Any]) -> None:
     names = ["by_epoch /train_loss", "by_epoch /val_acc", "by_epoch /val_loss", "lr-SGD", "samples_per_second"]
+    names += ["lr-SGD 3 cards"]  # those of LitTransfer's two parameter groups beside that of the others
     show("timeseries", TEXT, lambda text: all(name in text for name in names) and "version_3" in text)
 
 

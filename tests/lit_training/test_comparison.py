@@ -83,7 +83,7 @@ def test_a_real_difference_is_found() -> None:
     assert said.startswith(f"B is better by {(other.mean() - one.mean()) * 100:.1f} points")
 
 
-@pytest.mark.parametrize(("share", "n"), product([0.02, 0.5, 0.83, 0.99], [50, 1000]))
+@pytest.mark.parametrize(("share", "n"), [*product([0.02, 0.5, 0.83, 0.99], [50, 1000])])
 def test_the_intervals_coverage_by_simulation(share: float, n: int) -> None:
     random = np.random.default_rng(0)
     hits = [low <= share <= high for low, high in (wilson(int(k), n) for k in random.binomial(n, share, 4000))]
@@ -102,6 +102,28 @@ def test_verdicts() -> None:
     assert "not evaluated on the same samples" in verdict(run_of("A", right), run_of("B", right[:50]))
     unknown = Run("B", Path("B"), {}, {}, None)
     assert "python scripts/evaluate.py B" in verdict(run_of("A", right), unknown)
+
+
+def test_numbered_samples_of_unlike_data_are_not_the_same() -> None:
+    """Sample 7 of seed 0 is another picture than sample 7 of seed 1, also where both are discs."""
+    right = [True] * 90 + [False] * 10
+    one, other = run_of("A", right), run_of("B", right)
+    one.settings.update({"data.class_path": "datamodules.ShapesDataModule", "data.init_args.seed": 0})
+    other.settings.update({"data.class_path": "datamodules.ShapesDataModule", "data.init_args.seed": 1})
+    assert "not evaluated on the same samples" in verdict(one, other)
+    other.settings.update({"data.init_args.seed": 0, "data.init_args.batch_size": 8})
+    assert verdict(one, other).startswith("no difference shown")
+
+
+def test_regressions_are_not_sent_to_a_command_that_tests_nothing() -> None:
+    curves = {"val_loss": {1: 2e-6}, "train_loss": {1: 3e-6}}
+    said = verdict(Run("A", Path("A"), {}, curves, None), Run("B", Path("B"), {}, curves, None))
+    assert said == "A is no classifier, so no accuracies are tested: see the losses"
+
+
+def test_tiny_losses_are_not_rounded_to_nothing() -> None:
+    runs = [Run(name, Path(name), {}, {"val_loss": {1: loss}}, None) for name, loss in (("A", 2e-6), ("B", 4e-6))]
+    assert spread(runs) == ["val_loss    3e-06 +- 1.414e-06  (n = 2 seeds)"]
 
 
 def test_only_what_differs_is_listed(tmp_path: Path) -> None:

@@ -40,7 +40,7 @@ MODELS: dict[str, tuple[Callable[[], Any], Callable[[], Any]]] = {
 
 def fit(trainer: Callable[..., Trainer], place: Path, model: Any, data: Any, *callbacks: Any, **options: Any) -> Any:
     """Train with a dashboard; what TensorBoard then finds."""
-    monitor = ("val_acc", "max") if model.task == "classification" else ("val_loss", "min")
+    monitor = options.pop("monitor", ("val_acc", "max") if model.task == "classification" else ("val_loss", "min"))
     logger = TensorBoardLogger(place, name="logs", version=0, default_hp_metric=False)
     watching = [Throughput(), Dashboard(*monitor), *callbacks]
     trainer(logger=logger, callbacks=watching, **{"max_epochs": 2, "num_sanity_val_steps": 0, **options}).fit(
@@ -112,12 +112,13 @@ def test_confusion_matrix_and_mistakes(
         drawn.append((matrix, counted.matrix.clone()))
         return real_confusion(matrix, names)
 
-    def sheet(pictures: torch.Tensor, titles: list[str], **options: Any) -> Any:
+    def sheet(pictures: torch.Tensor, titles: list[str], *columns: int) -> Any:
         sheets.append(titles)
-        return real_sheet(pictures, titles, **options)
+        return real_sheet(pictures, titles, *columns)
 
     monkeypatch.setattr(figures, "confusion", confusion)
     monkeypatch.setattr(figures, "sheet", sheet)
+    monkeypatch.setattr(dashboard, "DRAWING", float("inf"))
     data = shapes(val_size=130)  # two batches, the last one not full
     board = fit(bare, tmp_path, LitCNN(), data, counted, max_epochs=3)
     accuracy = [event.value for event in board.Scalars("val_acc")]
@@ -134,6 +135,22 @@ def test_confusion_matrix_and_mistakes(
         taken_for, label = title.split(" ")[0], title.rpartition("is ")[2]
         assert taken_for != label
         assert {taken_for, label} <= set(data.class_names)
+
+
+class Improving(LitCNN):
+    """Logs a metric that gets better in three epochs and worse in a fourth."""
+
+    def on_validation_epoch_end(self) -> None:
+        self.log("made_up", [1.0, 2.0, 3.0, 0.0][self.current_epoch])
+
+
+def test_without_time_the_first_and_the_last_best_are_drawn(
+    bare: Callable[..., Trainer], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dashboard, "DRAWING", 0.0)
+    board = fit(bare, tmp_path, Improving(), shapes(), max_epochs=4, monitor=("made_up", "max"))
+    for tag in ("validation/confusion_matrix", "validation/most_confident_mistakes"):
+        assert [event.step for event in board.Images(tag)] == [10, 30]
 
 
 def test_mistakes_are_the_pictures_that_the_network_got_wrong(bare: Callable[..., Trainer], tmp_path: Path) -> None:
@@ -236,7 +253,7 @@ def test_padding_is_no_row_of_the_matrix(monkeypatch: pytest.MonkeyPatch) -> Non
     drawn: list[torch.Tensor] = []
     monkeypatch.setattr(figures, "confusion", lambda matrix, names: drawn.append(matrix))
     monkeypatch.setattr(Dashboard, "_classifies", staticmethod(lambda *_: True))
-    monkeypatch.setattr(Dashboard, "_mistakes", staticmethod(lambda trainer, worst, *_: mistakes.extend(worst)))
+    monkeypatch.setattr(Dashboard, "_mistakes", staticmethod(lambda trainer, best: mistakes.extend(best.worst)))
 
     class Board:
         def add_figure(self, *_: Any) -> None: ...
@@ -255,6 +272,7 @@ def test_padding_is_no_row_of_the_matrix(monkeypatch: pytest.MonkeyPatch) -> Non
         callback_metrics = {"val_acc": torch.tensor(0.5)}  # noqa: RUF012
 
     watching = Dashboard("val_acc", "max")
+    watching.started, watching.drawing = 0.0, 0.0
     outputs = {"output": torch.tensor([[4.0, 0.0], [0.0, 4.0]]), "target": torch.tensor([0, 1])}
     watching.on_validation_batch_end(Two(), None, outputs, None, 0)  # type: ignore[arg-type]
     watching.on_validation_end(Two(), None)  # type: ignore[arg-type]

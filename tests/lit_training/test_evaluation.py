@@ -1,5 +1,6 @@
 import csv
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,9 @@ from torchmetrics.functional.classification import (
 
 from datamodules import DataError, ImageFolderDataModule, RandomDataModule, ShapesDataModule
 from lit_models import LitCNN, LitMLP
+from lit_training import figures
 from lit_training.checkpoints import CheckpointError
-from lit_training.evaluation import Evaluation, Scores, draw_confusion, draw_worst, evaluate, report
+from lit_training.evaluation import Evaluation, Scores, draw_worst, evaluate, report, worst_inputs
 from lit_training.messages import UsageError
 
 
@@ -230,20 +232,36 @@ def test_a_run_that_cannot_be_written(photo_run):
         report(evaluate(path)[0])
 
 
-def test_drawn_confusion_is_dark_where_the_counts_are():
-    picture = draw_confusion(torch.tensor([[4, 0], [0, 0]]), ("yes", "no"))
-    width, height = picture.size
-    dark, light = picture.getpixel((width - 8 - 120, height - 8 - 120)), picture.getpixel((width - 16, height - 16))
-    assert dark == (8, 48, 107)
-    assert light == (255, 255, 255)
-    assert max(draw_confusion(torch.eye(1200), [str(k) for k in range(1200)]).size) < 1300
-
-
-def test_contact_sheet_shows_what_the_network_saw(photo_run):
+def test_contact_sheet_shows_what_the_network_saw(photo_run, monkeypatch):
     path, _ = photo_run
     found, _ = evaluate(path)
     wrong = found.worst()
     assert wrong, "untrained for one epoch, it errs"
-    seen = draw_worst(found).crop((8, 8, 232, 232)).resize((32, 32), Image.Resampling.NEAREST)
-    pixels = torch.frombuffer(bytearray(seen.tobytes()), dtype=torch.uint8).view(32, 32, 3).permute(2, 0, 1)
-    assert torch.allclose(found.dataset[wrong[0]][0], pixels / 127.5 - 1, atol=0.01)
+    drawn: list[Any] = []
+    monkeypatch.setattr(figures, "sheet", lambda *given: drawn.append(given))
+    x = worst_inputs(found)
+    assert torch.equal(x[0], found.dataset[wrong[0]][0])
+    draw_worst(found, figures.pixels(x, found.preprocessing or {}))
+    pictures, titles, _ = drawn[0]
+    assert torch.allclose(pictures, x / 2 + 0.5)
+    assert len(titles) == len(wrong)
+    first = wrong[0]
+    taken_for, label = (found.class_names[numbers[first]] for numbers in (found.predicted, found.targets))
+    assert titles[0] == f"{taken_for} {found.probability[first]:.0%}\nis {label}\n{found.name(first)[-5:]}"
+
+
+def test_pictures_of_an_earlier_evaluation_do_not_stay(photo_run):
+    """Without mistakes there is no worst.png: not the one of a worse checkpoint either."""
+    path, _ = photo_run
+    found, _ = evaluate(path)
+    report(found)
+    folder = path.parents[1] / "evaluation"
+    assert (folder / "worst.png").is_file()
+    (folder / "explained.png").write_bytes(b"of the same time")
+    right = torch.nn.functional.one_hot(found.targets, 2).float()
+    report(replace(found, outputs=right))
+    assert sorted(file.name for file in folder.iterdir()) == [
+        "confusion_matrix.csv",
+        "confusion_matrix.png",
+        "predictions.csv",
+    ]

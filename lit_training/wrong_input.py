@@ -52,7 +52,7 @@ SHARES = ("limit_train_batches", "limit_val_batches", "limit_test_batches", "lim
 PROCESSES_PER_CORE = 8
 
 
-def explain(message: str, parser: LightningArgumentParser) -> str:
+def parse_error(message: str, parser: LightningArgumentParser) -> str:
     """One line out of jsonargparse's many."""
     if found := re.search(r"[Uu]nrecognized arguments?: (\S+)", message):
         flag = found[1].split("=")[0]
@@ -69,7 +69,7 @@ def explain(message: str, parser: LightningArgumentParser) -> str:
     flag = _short("--" + ".".join(keys))
     owner = re.findall(r"given class_path '([^']+)':", message)
     if found := re.search(r"(?:Option|does not accept option) '([^']+)'", message):
-        return _explain_option(found[1], flag, owner[-1] if owner else None, parser)
+        return _option_error(found[1], flag, owner[-1] if owner else None, parser)
     if found := re.search(r"arguments are required: (.+)", message):
         needed = " and ".join(f"{flag}.{name.strip()}" for name in found[1].split(","))
         return f"{flag} {_name(owner)} also needs {needed}: {flag}.{found[1].split(',')[0]} VALUE"
@@ -100,7 +100,7 @@ def explain(message: str, parser: LightningArgumentParser) -> str:
     return message
 
 
-def _explain_option(name: str, flag: str, owner: str | None, parser: LightningArgumentParser) -> str:
+def _option_error(name: str, flag: str, owner: str | None, parser: LightningArgumentParser) -> str:
     """A setting that a class, or the command line, does not have."""
     if owner in ("torch.optim.Optimizer", "torch.optim.optimizer.Optimizer"):
         return f"{flag}.{name} belongs to an optimizer that is not named: --optimizer Adam {flag}.{name} VALUE"
@@ -207,7 +207,7 @@ def _check_writable(root: Path) -> None:
         ) from error
 
 
-def explain_trainer(error: Exception, config: dict[str, Any]) -> str:
+def trainer_error(error: Exception, config: dict[str, Any]) -> str:
     """One line out of what building the Trainer raised."""
     accelerator, text = config["accelerator"], str(error)
     if isinstance(error, UsageError):

@@ -1,0 +1,118 @@
+"""Figures: that they show what they are given, and that their text stays in its place."""
+
+import io
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from lit_training import figures
+
+
+def as_array(figure: Any) -> np.ndarray:
+    """(height, width, 3) uint8."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=100)
+    return np.asarray(Image.open(buffer).convert("RGB"))
+
+
+def boxes(figure: Any, texts: Any) -> list[Any]:
+    """Where texts lie once they are drawn, in pixels."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    renderer = FigureCanvasAgg(figure).get_renderer()
+    figure.draw(renderer)
+    return [text.get_window_extent(renderer) for text in texts]
+
+
+def test_pixels_undo_the_normalisation() -> None:
+    colours = torch.rand(2, 3, 4, 4)
+    mean, std = [0.4, 0.5, 0.6], [0.2, 0.3, 0.4]
+    scaled = (colours - torch.tensor(mean).view(-1, 1, 1)) / torch.tensor(std).view(-1, 1, 1)
+    assert torch.allclose(figures.pixels(scaled, {"mean": mean, "std": std}), colours, atol=1e-6)
+    assert figures.pixels(torch.zeros(1, 1, 4, 4), {"mean": [0.5], "std": [0.5]}).shape == (1, 3, 4, 4)
+
+
+def test_a_sheet_shows_its_pictures_in_order() -> None:
+    colours = torch.eye(3).view(3, 3, 1, 1).expand(3, 3, 8, 8)  # red, green, blue
+    drawn: Any = as_array(figures.sheet(colours, ["a", "b", "c"], columns=2)).astype(int)
+    height, width, _ = drawn.shape
+    middles = [(0.3, 0.3), (0.3, 0.8), (0.8, 0.3)]
+    seen = [drawn[int(height * down), int(width * across)].tolist() for down, across in middles]
+    assert seen == [[255, 0, 0], [0, 255, 0], [0, 0, 255]]
+    assert (drawn[int(height * 0.8), int(width * 0.8)] == 255).all()
+
+
+@pytest.mark.parametrize("count", [1, 4, 9])
+def test_titles_stay_over_their_own_picture(count: int) -> None:
+    title = f"{'a_very_long_name_of_a_class_' * 3} 90%\nis {'W' * 60}\n$x^2$ and {'i' * 80}"
+    figure: Any = figures.sheet(torch.rand(count, 3, 8, 8), [title] * count)
+    texts = figure.axes[0].texts
+    assert all("…" in line for line in texts[0].get_text().split("\n"))
+    found, inch = boxes(figure, texts), figure.dpi
+    assert all(box.width < 1.1 * figures.INCH * inch for box in found)  # the gap is 0.1
+    for box in found:
+        assert box.y0 >= 0
+        assert box.y1 <= figure.bbox.height
+    if count > 4:  # the title of the second row stays below the picture above it
+        tile = figures.INCH * inch
+        assert found[4].y1 < found[0].y0 - tile
+
+
+def test_mistakes_say_what_was_taken_for_what(monkeypatch: pytest.MonkeyPatch) -> None:
+    sheets: list[Any] = []
+    monkeypatch.setattr(figures, "sheet", lambda *given: sheets.append(given))
+    pictures = torch.rand(2, 3, 8, 8)
+    figures.mistakes(pictures, ("ant", "bee"), [0, 1], [1, 0], [0.914, 0.5], ["val/ant/x.jpg", "val/bee/\udc80.jpg"])
+    figures.mistakes(pictures, ("ant", "bee"), [0, 1], [1, 0], [0.914, 0.5], None)
+    assert sheets[0][1] == ["bee 91%\nis ant\nx.jpg", "ant 50%\nis bee\n\\udc80.jpg"]
+    assert sheets[1][1] == ["bee 91%\nis ant", "ant 50%\nis bee"]
+
+
+def test_a_confusion_matrix_is_dark_where_the_counts_are() -> None:
+    figure: Any = figures.confusion(torch.tensor([[4, 0], [0, 0]]), ("yes", "no"))
+    image = figure.axes[0].images[0]
+    assert image.get_array().tolist() == [[1, 0], [0, 0]]  # true class down, a row without samples is empty
+    assert image.norm(1.0) > image.norm(0.0)
+    assert [text.get_text() for text in figure.axes[0].texts] == ["4"]
+    assert figure.axes[0].texts[0].get_position() == (0, 0)
+
+
+@pytest.mark.parametrize(
+    ("classes", "name", "names", "counts"),
+    [
+        (2, "cat", True, True),
+        (10, "a very long name of a class that would fill the page and more than it", True, True),
+        (100, "aquarium_fish_of_a_long_name", True, False),
+        (1000, "n01440764", False, False),
+    ],
+)
+def test_names_and_counts_where_there_is_room(classes: int, name: str, names: bool, counts: bool) -> None:
+    figure: Any = figures.confusion(torch.eye(classes, dtype=torch.int64), [f"{name}{k}" for k in range(classes)])
+    axes = figure.axes[0]
+    labels = [label for label in axes.get_yticklabels() if label.get_text()] if names else []
+    assert len(labels) == (classes if names else 0)
+    assert len(axes.texts) == (classes if counts else 0)
+    assert max(figure.get_size_inches()) < 15  # 12 for the cells
+    for box in boxes(figure, [*labels, axes.yaxis.label, axes.xaxis.label]):
+        assert box.x0 >= 0
+        assert box.y0 >= 0
+    if len(labels) > 1:  # rows do not run into one another
+        first, second = boxes(figure, labels[:2])
+        assert second.y1 <= first.y0 + 1
+
+
+def test_names_that_are_no_text_are_drawn() -> None:
+    """Folder names of bytes that are not UTF-8, with dollars, with line feeds."""
+    names = ["\udcff\udc80", "$\\frac{", "a\nb"]
+    as_array(figures.confusion(torch.eye(3, dtype=torch.int64), names))
+    as_array(figures.sheet(torch.rand(3, 3, 4, 4), names))
+
+
+def test_epochs_are_whole() -> None:
+    figure: Any = figures.curves({"val_acc": {"a": ([1, 2, 3], [0.1, 0.4, 0.5]), "b": ([1], [0.2])}})
+    as_array(figure)
+    assert all(tick == int(tick) for tick in figure.axes[0].get_xticks())
+    assert [line.get_label() for line in figure.axes[0].lines] == ["a", "b"]
