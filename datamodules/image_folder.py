@@ -2,6 +2,7 @@
 
 import io
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal
 
@@ -85,15 +86,24 @@ class PhotoFiles(Dataset):
     def __getitems__(self, keys: list[int]) -> tuple[Tensor, Tensor]:
         wanted = torch.tensor(keys)
         labels = self.labels[wanted % len(self)].masked_fill(wanted == PADDING, PADDING)
-        state = torch.get_rng_state()  # without workers the transforms draw from the network's own generator
-        images = torch.stack([self.read(key) for key in keys])
-        torch.set_rng_state(state)
-        return scale(images, self.mean, self.std), labels
+        with ThreadPoolExecutor(torch.get_num_threads()) as threads:  # one in a worker, which is a core's own already
+            pictures = threads.map(self._pixels, [key % len(self) for key in keys])
+            state = torch.get_rng_state()  # without workers the transforms draw from the network's own generator
+            transformed = [self._transformed(*both) for both in zip(keys, pictures, strict=True)]
+            torch.set_rng_state(state)
+        images = torch.stack(
+            [picture.permute(1, 2, 0) for picture in transformed]
+        )  # (B, S, S, C), as decoders lay it out
+        return scale(images.permute(0, 3, 1, 2), self.mean, self.std), labels
 
     def read(self, key: int) -> Tensor:
         """One transformed picture: (C, S, S) uint8, grey where the network's mean is of one channel."""
-        index = key % len(self)
-        picture = self.store[index] if self.store else read_pixels(self.root / self.paths[index])
+        return self._transformed(key, self._pixels(key % len(self)))
+
+    def _pixels(self, index: int) -> Tensor:
+        return self.store[index] if self.store else read_pixels(self.root / self.paths[index])
+
+    def _transformed(self, key: int, picture: Tensor) -> Tensor:
         if self.augment:
             torch.default_generator.manual_seed(mix(self.seed, key))
         picture = self.transform(picture)
@@ -126,8 +136,16 @@ def read_pixels(path: Path) -> Tensor:
 def train_transform(preprocessing: dict[str, Any]) -> v2.Transform:
     """RandomResizedCrop and flip, as in the tutorial "Transfer Learning for Computer Vision", of uint8 tensors."""
     interpolation = InterpolationMode(preprocessing["interpolation"])
-    crop = v2.RandomResizedCrop(preprocessing["image_size"], interpolation=interpolation, antialias=True)
+    crop = _CropThenResize(preprocessing["image_size"], interpolation=interpolation, antialias=True)
     return v2.Compose([crop, v2.RandomHorizontalFlip()])
+
+
+class _CropThenResize(v2.RandomResizedCrop):
+    """The same pictures, but the crop's pixels are brought together first: torch resizes them twice as fast then."""
+
+    def transform(self, inpt: Tensor, params: dict[str, Any]) -> Tensor:
+        crop = v2.functional.crop_image(inpt, **params).permute(1, 2, 0).contiguous().permute(2, 0, 1)
+        return v2.functional.resize_image(crop, self.size, self.interpolation, antialias=self.antialias)
 
 
 def eval_transform(preprocessing: dict[str, Any]) -> v2.Transform:

@@ -72,7 +72,7 @@ class Pictures(Dataset):
 def scale(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
     """(..., C, H, W) uint8 -> float32: pixels in [0, 1], less ``mean``, over ``std``, per channel."""
     factor, offset = _factor_and_offset(tuple(mean), tuple(std))
-    return images.to(torch.float32).mul_(factor).sub_(offset)
+    return images.to(torch.float32, memory_format=torch.contiguous_format).mul_(factor).sub_(offset)
 
 
 @functools.cache

@@ -14,7 +14,7 @@ from torchvision.transforms import v2
 
 from datamodules import DataError, ImageFolderDataModule, image_folder
 from datamodules.examination import BadPicture
-from datamodules.image_folder import eval_transform, read_pixels
+from datamodules.image_folder import eval_transform, read_pixels, train_transform
 from datamodules.photos import read_picture
 from lit_models import LitCNN
 
@@ -203,3 +203,14 @@ def test_workers_started_in_any_way_give_the_batches_of_none(photo_folder: Path,
         for (x, y), (x2, y2) in zip(alone, together, strict=True):
             assert torch.equal(x, x2)
             assert torch.equal(y, y2)
+
+
+def test_random_crops_are_those_of_torchvision() -> None:
+    spec = {"image_size": 24, "interpolation": "bilinear"}
+    picture = torch.randint(0, 256, (3, 60, 80), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    plain = v2.Compose([v2.RandomResizedCrop(24, antialias=True), v2.RandomHorizontalFlip()])
+    for seed in range(20):
+        torch.manual_seed(seed)
+        ours = train_transform(spec)(picture)
+        torch.manual_seed(seed)
+        assert torch.equal(ours, plain(picture))
