@@ -96,8 +96,10 @@ def draw(count: int, seed: int, channels: int) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(seed)
     labels = torch.arange(count) % len(CLASS_NAMES)
     labels = labels[torch.randperm(count, generator=generator)]
-    chunks = [_draw_chunk(part, channels, generator) for part in labels.split(1000)]
-    return torch.cat(chunks), labels
+    images = torch.empty(count, channels, SIZE, SIZE, dtype=torch.uint8)
+    for part, place in zip(labels.split(1000), images.split(1000), strict=True):  # never twice in memory
+        place.copy_(_draw_chunk(part, channels, generator))
+    return images, labels
 
 
 def _draw_chunk(labels: Tensor, channels: int, generator: torch.Generator) -> Tensor:

@@ -131,11 +131,6 @@ class LitBase(LightningModule):
     # Lightning reads the signature at each step; worked out anew it takes 30 us.
     training_step.__signature__ = inspect.signature(training_step)  # type: ignore[attr-defined]
 
-    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
-        if isinstance(batch, (tuple, list)) and all(isinstance(x, Tensor) and x.device == device for x in batch):
-            return batch  # on a CPU: nothing to move, where Lightning would walk through the batch for 30 us
-        return super().transfer_batch_to_device(batch, device, dataloader_idx)
-
     def configure_gradient_clipping(
         self, optimizer: Optimizer, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
     ) -> None:
