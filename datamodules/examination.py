@@ -34,6 +34,7 @@ FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF", "PPM")
 # 108 megapixels passes, a bomb of 50,000 x 50,000 does not.
 MAX_PIXELS = 178_956_970
 _TOO_LARGE = f"more than {MAX_PIXELS:,} pixels"
+MAX_SIDE = 65_535  # what a JPEG can be; decoders of other formats take minutes for strips of millions
 
 MISNAMED, ROTATED = 1, 2  # bits of Look.flags
 
@@ -247,6 +248,8 @@ def _opened(file: BinaryIO) -> Image.Image:
         raise BadPicture("", *_what_else(head, file.seek(0, os.SEEK_END))) from None
     if image.width * image.height > MAX_PIXELS:
         raise BadPicture("", "too large", _TOO_LARGE)
+    if max(image.size) > MAX_SIDE:
+        raise BadPicture("", "too large", f"a side of more than {MAX_SIDE:,} pixels")
     return image
 
 

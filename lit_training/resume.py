@@ -191,6 +191,8 @@ class ResumePoint(Callback):
             return
         if batch_idx % trainer.accumulate_grad_batches:  # partial gradients are in no checkpoint
             return
+        if batch_idx == 0:  # what stands between two epochs may take longer than many steps
+            self._next_talk = 0
         signum, due = self._agree(trainer)
         if due or signum or self._files_may_vanish(trainer):
             self.save(trainer)

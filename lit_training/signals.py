@@ -105,9 +105,9 @@ class Watch:
                     self._end(1, f"a training process ended with {code}; the last resume point is whole")
 
     def _receive(self, signum: int) -> None:
-        if not self.stepping or self.signum:
+        first, self.signum = not self.signum, self.signum or signum
+        if not (first and self.stepping):  # looked at last: who ends the training then sees the signal, or this does
             self._end(128 + signum, "")
-        self.signum = signum
 
     def _dead_child(self) -> str:
         for process in _children(self.trainer):

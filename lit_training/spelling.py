@@ -47,6 +47,8 @@ def spell_out(arguments: list[str]) -> list[str]:
         elif position < len(arguments) and not re.match(r"--[a-zA-Z]", arguments[position]):
             value = arguments[position]
             position += 1
+        if value == "--":  # argparse would take the value away
+            raise UsageError(f"{argument} needs a value, and -- is none: leave {argument} out, or see --help_all")
         if argument in ("--config", "-c"):
             configs.append(_read_config(value))
         elif argument == "--data" and value is not None and not _is_class(value):

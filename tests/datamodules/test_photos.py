@@ -139,6 +139,12 @@ def test_bomb_is_refused_by_our_own_limit(tmp_path: Path, monkeypatch: pytest.Mo
         read_picture(put(tmp_path / "bomb.png", bomb()))
 
 
+def test_a_strip_that_no_camera_takes_is_refused(tmp_path: Path) -> None:
+    Image.new("RGB", (70_000, 1)).save(tmp_path / "strip.png")
+    with pytest.raises(DataError, match=r"too large .a side of more than 65,535 pixels"):
+        read_picture(tmp_path / "strip.png")
+
+
 @pytest.mark.parametrize("suffix", ["gif", "svg", "heic", "GIF"])
 def test_other_formats_are_named_and_not_called_broken(tmp_path: Path, suffix: str) -> None:
     put(two(tmp_path) / "cat" / f"x.{suffix}", b"placeholder")

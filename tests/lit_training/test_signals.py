@@ -93,3 +93,20 @@ def test_the_watch_ends_what_the_main_thread_cannot() -> None:
     assert [code for _, code in ends.values()] == list(started)
     assert "no step for 0.001 minutes (--timeout)" in ends[1][0]
     assert "Traceback" not in "".join(text for text, _ in ends.values())
+
+
+def test_a_signal_at_the_very_end_of_training_is_not_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Training ends, having seen no signal, between the arrival of one and the look at whether there is training."""
+
+    class Ending(signals.Watch):
+        @property
+        def stepping(self) -> bool:
+            return not self.signum
+
+        @stepping.setter
+        def stepping(self, value: bool) -> None: ...
+
+    watch, codes = Ending(5.0), []
+    monkeypatch.setattr(watch, "_end", lambda code, _: codes.append(code))
+    watch._receive(signal.SIGTERM)
+    assert codes == [128 + signal.SIGTERM]
