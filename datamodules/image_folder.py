@@ -91,9 +91,8 @@ class PhotoFiles(Dataset):
             state = torch.get_rng_state()  # without workers the transforms draw from the network's own generator
             transformed = [self._transformed(*both) for both in zip(keys, pictures, strict=True)]
             torch.set_rng_state(state)
-        images = torch.stack(
-            [picture.permute(1, 2, 0) for picture in transformed]
-        )  # (B, S, S, C), as decoders lay it out
+        # (B, S, S, C): the layout that decoders give, which is stacked without a walk through each pixel
+        images = torch.stack([picture.permute(1, 2, 0) for picture in transformed])
         return scale(images.permute(0, 3, 1, 2), self.mean, self.std), labels
 
     def read(self, key: int) -> Tensor:
