@@ -378,11 +378,11 @@ def test_run_json_says_what_the_run_was_made_with() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("case", ["augmented", "unfreezing"])
 def test_real_kills_signals_and_full_disks(case: str) -> None:
-    """The first rounds of scripts/torture.py."""
+    """One round of scripts/torture.py for each of the two cases whose names contain ``case``."""
     command = [sys.executable, str(ROOT / "scripts" / "torture.py"), "--case", case, "--seed", "1", "--one_process"]
     ended = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
     assert ended.returncode == 0, ended.stdout
-    assert "1  runs equal to the uninterrupted one" in ended.stdout
+    assert "2  runs equal to the uninterrupted one" in ended.stdout
 
 
 OWN = """
