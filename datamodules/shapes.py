@@ -1,6 +1,7 @@
 """Pictures drawn from a seed: the data that everything here runs on without a download."""
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -11,8 +12,31 @@ from datamodules.loading import SplitDataModule, mix
 from datamodules.photos import DataError
 from datamodules.pictures import Pictures
 
-CLASS_NAMES = ("disc", "square", "triangle", "plus", "ring", "frame", "half", "bar", "star", "crescent")
 SIZE = 32
+
+
+def _radius(x: Tensor, y: Tensor) -> Tensor:
+    return (x**2 + y**2).sqrt()
+
+
+def _box(x: Tensor, y: Tensor) -> Tensor:
+    return torch.maximum(x.abs(), y.abs())
+
+
+INSIDE: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "disc": lambda x, y: _radius(x, y) < 0.9,
+    "square": lambda x, y: _box(x, y) < 0.8,
+    "triangle": lambda x, y: (y < 0.7) & (y > 1.9 * x.abs() - 0.95),
+    "plus": lambda x, y: (_box(x, y) < 0.95) & (torch.minimum(x.abs(), y.abs()) < 0.3),
+    "ring": lambda x, y: (_radius(x, y) < 0.95) & (_radius(x, y) > 0.55),
+    "frame": lambda x, y: (_box(x, y) < 0.85) & (_box(x, y) > 0.5),
+    "half": lambda x, y: (_radius(x, y) < 0.95) & (y > 0),
+    "bar": lambda x, y: (x.abs() < 0.3) & (y.abs() < 0.95),
+    "star": lambda x, y: _radius(x, y) < 0.6 + 0.35 * (5 * (torch.atan2(y, x) + math.pi / 2)).cos(),
+    "crescent": lambda x, y: (_radius(x, y) < 0.95) & (_radius(x - 0.4, y) > 0.75),
+}
+"""Class -> which pixels belong to its shape, of their coordinates: (n, H, W) float32 -> bool."""
+CLASS_NAMES = tuple(INSIDE)
 
 
 class ShapesDataModule(SplitDataModule):
@@ -115,33 +139,13 @@ def _draw_chunk(labels: Tensor, channels: int, generator: torch.Generator) -> Te
     y0 = axis.view(1, SIZE, 1) - uniform(-4.0, 4.0, 1, 1)
     x = (x0 * turn.cos() + y0 * turn.sin()) / radius  # (n, H, W), the shape lies in [-1, 1]
     y = (y0 * turn.cos() - x0 * turn.sin()) / radius
-    inside = _inside(labels, x, y).unsqueeze(1)  # (n, 1, H, W)
+    inside = torch.empty(n, 1, SIZE, SIZE, dtype=torch.bool)
+    for index, shape in enumerate(INSIDE.values()):
+        chosen = labels == index
+        inside[chosen, 0] = shape(x[chosen], y[chosen])
     ground = uniform(0.15, 0.85, channels, 1, 1)
     contrast = uniform(0.25, 0.45, 1, 1, 1) * torch.where(uniform(-1, 1, 1, 1, 1) < 0, -1.0, 1.0)
     colour = ground + contrast * uniform(0.6, 1.0, channels, 1, 1)
     picture = torch.where(inside, colour, ground)
-    noise = torch.randn(n, channels, SIZE, SIZE, generator=generator) * 0.08
-    return (picture + noise).clamp(0, 1).mul(255).round().to(torch.uint8)
-
-
-def _inside(labels: Tensor, x: Tensor, y: Tensor) -> Tensor:
-    """Which pixels belong to the shape of each picture: (n, H, W) bool."""
-    r, angle = (x**2 + y**2).sqrt(), torch.atan2(y, x)
-    box = torch.maximum(x.abs(), y.abs())
-    shapes = {
-        "disc": r < 0.9,
-        "square": box < 0.8,
-        "triangle": (y < 0.7) & (y > 1.9 * x.abs() - 0.95),
-        "plus": (box < 0.95) & (torch.minimum(x.abs(), y.abs()) < 0.3),
-        "ring": (r < 0.95) & (r > 0.55),
-        "frame": (box < 0.85) & (box > 0.5),
-        "half": (r < 0.95) & (y > 0),
-        "bar": (x.abs() < 0.3) & (y.abs() < 0.95),
-        "star": r < 0.6 + 0.35 * (5 * (angle + math.pi / 2)).cos(),
-        "crescent": (r < 0.95) & (((x - 0.4) ** 2 + y**2).sqrt() > 0.75),
-    }
-    result = torch.zeros_like(x, dtype=torch.bool)
-    for index, name in enumerate(CLASS_NAMES):
-        chosen = labels == index
-        result[chosen] = shapes[name][chosen]
-    return result
+    picture += torch.randn(n, channels, SIZE, SIZE, generator=generator).mul_(0.08)
+    return picture.clamp_(0, 1).mul_(255).round_().to(torch.uint8)
