@@ -10,6 +10,7 @@ import os
 import signal
 from collections.abc import Callable, Iterator
 from functools import wraps
+from itertools import islice
 from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
@@ -121,7 +122,8 @@ class ResumableLoader(DataLoader):
         self._done, self._skip = self._skip, 0
         if self._done and isinstance(self.sampler, TrainSampler) and self.batch_size is not None:
             self.sampler.start = self._done * self.batch_size
-        batches = super().__iter__()
+        at_once = None if self.num_workers else getattr(self.dataset, "samples_at_once", None)
+        batches = super().__iter__() if at_once is None else self._from_memory(at_once)
         if self.num_workers:
             atexit.unregister(_end_workers)
             atexit.register(_end_workers)  # the newest runs first
@@ -130,6 +132,13 @@ class ResumableLoader(DataLoader):
                 raise batch
             yield batch
             self._done += 1  # the next one is asked for, so this one has been used
+
+    def _from_memory(self, at_once: int) -> Iterator[tuple[Tensor, ...]]:
+        """As DataLoader does it, less 60 us a batch, and for ``at_once`` samples (or one batch) at once."""
+        numbers = iter(self.batch_sampler)  # type: ignore[arg-type]
+        while several := list(islice(numbers, max(1, at_once // (self.batch_size or 1)))):
+            fetched = self.dataset.__getitems__([key for keys in several for key in keys])  # type: ignore[attr-defined]
+            yield from zip(*(part.split([len(keys) for keys in several]) for part in fetched), strict=True)
 
 
 def whole_batch(batch: Any) -> Any:

@@ -16,6 +16,8 @@ NOISE = 0.1  # standard deviation of what the linear map does not explain
 class Rows(Dataset):
     """(N, ...) float32 inputs and (N, K) float32 targets, gone round until ``draws`` rows make an epoch."""
 
+    samples_at_once = 0  # a batch: it may be the fixed one
+
     def __init__(self, inputs: Tensor, targets: Tensor, draws: int) -> None:
         self.inputs, self.targets, self.draws = inputs, targets, draws
 

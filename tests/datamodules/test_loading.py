@@ -56,6 +56,19 @@ def rank_of(rank: int, ranks: int, overfit_batches: float = 0, device: str = "cp
     )
 
 
+class KeysInMemory(Keys):
+    """The keys, with what was asked for at once."""
+
+    def __init__(self, length: int, samples_at_once: int) -> None:
+        super().__init__(length)
+        self.samples_at_once = samples_at_once
+        self.asked: list[int] = []
+
+    def __getitems__(self, keys: list[int]) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        self.asked.append(len(keys))
+        return torch.tensor(keys), -torch.tensor(keys)
+
+
 def loader_of(length: int, batch_size: int = 3, trainer: Any = None, **more: Any) -> ResumableLoader:
     loader = make_loader(Keys(length), trainer, **{"batch_size": batch_size, "seed": 0, "train": True, **more})
     assert isinstance(loader, ResumableLoader)
@@ -182,6 +195,24 @@ def test_a_loader_with_workers_goes_on_too(num_workers: int) -> None:
     assert [batch.tolist() for batch in resumed] == want[2:]
     assert epoch_of(second, 3) == epoch_of(loader_of(23, 4), 3)
     assert [batch.tolist() for batch in batches] == want[3:]
+
+
+# --- data in memory -----------------------------------------------------------------------------------------------
+
+
+@given(st.integers(1, 300), st.integers(1, 3), st.integers(1, 40), st.integers(0, 100), st.booleans())
+def test_data_in_memory_gives_the_same_batches_in_fewer_calls(
+    length: int, ranks: int, batch_size: int, at_once: int, train: bool
+) -> None:
+    trainer = rank_of(ranks - 1, ranks)
+    data = KeysInMemory(length, at_once)
+    loader = make_loader(data, trainer, batch_size=batch_size, seed=0, train=train)
+    loader.sampler.set_epoch(4)  # type: ignore[attr-defined]
+    batches = list(loader)
+    assert [keys.tolist() for keys, _ in batches] == epoch_of(loader_of(length, batch_size, trainer, train=train), 4)
+    assert all(torch.equal(keys, -minus) for keys, minus in batches)
+    assert max(data.asked) <= max(at_once, batch_size)
+    assert len(data.asked) == -(-len(batches) // max(1, at_once // batch_size))
 
 
 # --- random numbers -----------------------------------------------------------------------------------------------
