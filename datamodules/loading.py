@@ -96,15 +96,29 @@ class TrainSampler(DistributedSampler):
 
 
 class EvalSampler(DistributedSampler):
-    """Every sample exactly once over all ranks, in order; shorter shares end with :data:`PADDING`."""
+    """Every sample exactly once over all ranks, in batches that do not depend on the number of ranks.
 
-    def __init__(self, length: int, ranks: int, rank: int) -> None:
+    A sample's result may differ in its last bits by what stands beside it in its batch, so batches are dealt out
+    whole: rank r has batch r, r + ranks, ... Where that is one batch less than other ranks have, a batch of a single
+    :data:`PADDING` follows.
+    """
+
+    def __init__(self, length: int, ranks: int, rank: int, batch_size: int) -> None:
         super().__init__(range(length), ranks, rank, shuffle=False)  # type: ignore[arg-type]
-        self.length = length
+        self.length, self.batch_size = length, batch_size
+        step = ranks * batch_size
+        self.starts = range(rank * batch_size, length, step)
+        self.padded = len(self.starts) < -(-length // step)
 
     def __iter__(self) -> Iterator[int]:
-        mine = list(range(self.rank, self.length, self.num_replicas))
-        return iter(mine + [PADDING] * (self.num_samples - len(mine)))
+        for start in self.starts:
+            yield from range(start, min(start + self.batch_size, self.length))
+        if self.padded:
+            yield PADDING
+
+    def __len__(self) -> int:
+        short = max(0, self.starts[-1] + self.batch_size - self.length) if self.starts else 0  # of the last batch
+        return len(self.starts) * self.batch_size - short + self.padded
 
 
 class ResumableLoader(DataLoader):
@@ -204,7 +218,7 @@ def make_loader(
         shuffle = shuffle and not (trainer is not None and trainer.overfit_batches)
         sampler = TrainSampler(length, ranks, rank, run_seed(seed), shuffle)
     else:
-        sampler = EvalSampler(length, ranks, rank)
+        sampler = EvalSampler(length, ranks, rank, batch_size)
     return ResumableLoader(
         dataset,
         batch_size=batch_size,

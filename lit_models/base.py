@@ -5,6 +5,7 @@ K classes or outputs.
 """
 
 import inspect
+import math
 from collections.abc import Callable, Iterable
 from typing import Any, Literal
 
@@ -13,8 +14,9 @@ import torch.nn.functional as F
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torchmetrics import MeanMetric, Metric, SumMetric
+from torchmetrics import Metric
 from torchmetrics.classification import MulticlassAccuracy
+from torchmetrics.utilities import dim_zero_cat
 
 PADDING = -1
 """Target of a row that only fills up a device's last batch; it counts for nothing (NaN in float targets)."""
@@ -22,6 +24,40 @@ PADDING = -1
 
 class ModelError(ValueError):
     """A model that cannot be built, or cannot take the data given: one line that ends with what to type."""
+
+
+class EvaluationLoss(Metric):
+    """Mean or sum of the losses of all rows, the same to the last bit however the batches are spread over devices.
+
+    A batch is summed by itself, and the sums of the batches are added without rounding (``math.fsum``), whatever order
+    the devices hand them over in. On data modules whose batches do not depend on the number of devices, as those
+    here, nothing else can differ between processes of one machine with as many threads each.
+
+    Args:
+        reduction: ``mean`` or ``sum``.
+    """
+
+    full_state_update = False
+    sums: list[Tensor] | Tensor
+    rows: Tensor
+
+    def __init__(self, reduction: str) -> None:
+        super().__init__()
+        self.reduction = reduction
+        self.add_state("sums", [], dist_reduce_fx="cat")
+        self.add_state("rows", torch.tensor(0.0), dist_reduce_fx="sum")
+
+    def update(self, losses: Tensor) -> None:
+        """``losses`` (n,) float; n may be 0."""
+        assert isinstance(self.sums, list)
+        self.sums.append(losses.sum(dtype=self.dtype).view(1))
+        self.rows += len(losses)
+
+    def compute(self) -> Tensor:
+        """A scalar of the metric's dtype; NaN where there is no row and a mean is asked for, or where a loss is."""
+        total = math.fsum(dim_zero_cat(self.sums).tolist())
+        value = torch.tensor(total, dtype=self.dtype, device=self.device)
+        return value / self.rows if self.reduction == "mean" else value
 
 
 class LitBase(LightningModule):
@@ -59,14 +95,13 @@ class LitBase(LightningModule):
     """Takes the optimizer, gives Lightning's ``lr_scheduler`` dictionary (``--lr_scheduler``)."""
 
     class_weights: Tensor | None
-    val_loss: Metric
-    test_loss: Metric
+    val_loss: EvaluationLoss
+    test_loss: EvaluationLoss
 
     def _make_metrics(self, num_classes: int | None = None) -> None:
         """Metrics of the two evaluations; classifiers pass ``num_classes``. Called at the end of ``__init__``."""
-        kind = SumMetric if self.reduction == "sum" else MeanMetric
         for stage in ("val", "test"):
-            setattr(self, f"{stage}_loss", kind(nan_strategy="disable"))  # else a network that diverged would show none
+            setattr(self, f"{stage}_loss", EvaluationLoss(self.reduction))
             if num_classes is not None:
                 share = MulticlassAccuracy(num_classes, average="micro", ignore_index=PADDING, validate_args=False)
                 setattr(self, f"{stage}_acc", share)
@@ -108,7 +143,7 @@ class LitBase(LightningModule):
         self.check_data(data)
         if (weights := getattr(data, "class_weights", None)) is not None:
             self.class_weights = weights.to(self.device)
-        if self.device.type != "mps":  # which has no float64: the loss is to be the same on any number of devices
+        if self.device.type != "mps":  # which has no float64
             self.val_loss.set_dtype(torch.float64)
             self.test_loss.set_dtype(torch.float64)
         for metric in self.children():
@@ -172,8 +207,8 @@ class LitBase(LightningModule):
         return self._evaluate(batch, "val")
 
     def on_validation_epoch_end(self) -> None:
-        if self.task == "classification":  # the weights of the mean loss are the rows counted, on this rank
-            rows: Any = self.val_loss.weight
+        if self.task == "classification":
+            rows: Any = self.val_loss.rows  # on this rank
             self.samples_evaluated = int(self.trainer.strategy.reduce(rows.clone(), reduce_op="sum"))
 
     def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> dict[str, Tensor]:

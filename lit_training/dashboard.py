@@ -158,13 +158,17 @@ class Dashboard(Callback):
             return
         rows, self.rows = torch.cat(self.rows), []
         # Every rank comes here, for the metric is the same on all.
-        rows = in_input_order(trainer, rows, len(rows) * trainer.world_size)  # (N, 3), the last ones may be padding
+        loader = _val_loader(trainer)
+        if _in_order(loader):
+            rows = in_input_order(trainer, rows, loader)  # (N, 3)
+        else:
+            rows = trainer.strategy.all_gather(rows).flatten(0, -2)  # of all ranks
         if not trainer.is_global_zero:
             return
         target, predicted, confidence = rows.cpu().T  # (N,) each
         target, predicted = target.long(), predicted.long()
         names = _class_names(trainer, self.num_classes)
-        known = target >= 0  # padding has -1
+        known = target >= 0  # negative ones count for nothing
         pairs = target[known] * len(names) + predicted[known]
         matrix = torch.bincount(pairs, minlength=len(names) ** 2).view(len(names), -1)
         confidence = confidence.masked_fill((target == predicted) | ~known, 0)
@@ -188,9 +192,8 @@ class Dashboard(Callback):
 
     @staticmethod
     def _mistakes(trainer: Trainer, best: Best) -> Any:
-        loaders: Any = trainer.val_dataloaders
-        loader = loaders[0] if isinstance(loaders, list) else loaders
-        if not isinstance(getattr(loader, "sampler", None), EvalSampler):  # which row is which sample is not known
+        loader = _val_loader(trainer)
+        if not _in_order(loader):
             return None
         data = _pictures_of(loader)
         pictures = _as_seen(trainer, data, best.worst)
@@ -208,6 +211,16 @@ class Dashboard(Callback):
 
 def _boards(trainer: Trainer) -> list[TensorBoardLogger]:
     return [logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
+
+
+def _val_loader(trainer: Trainer) -> Any:
+    loaders: Any = trainer.val_dataloaders
+    return loaders[0] if isinstance(loaders, list) else loaders
+
+
+def _in_order(loader: Any) -> bool:
+    """Whether it is known which row is which sample."""
+    return isinstance(getattr(loader, "sampler", None), EvalSampler)
 
 
 def _is_classifier(model: LightningModule) -> bool:

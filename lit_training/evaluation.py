@@ -144,8 +144,9 @@ def evaluate(
         enable_model_summary=False,
     )
     trainer.test(model, data, verbose=False)
-    dataset: Any = trainer.test_dataloaders.dataset  # type: ignore[union-attr]
-    answered, targets = (in_input_order(trainer, rows, len(dataset)).cpu() for rows in outputs.rows())
+    loader: Any = trainer.test_dataloaders
+    dataset = loader.dataset
+    answered, targets = (in_input_order(trainer, rows, loader).cpu() for rows in outputs.rows())
     photos = dataset if isinstance(dataset, PhotoFiles) else None
     evaluation = Evaluation(
         checkpoint_file,

@@ -77,5 +77,5 @@ def _compute(
         if part is None:
             return None
         shares.append(part.cpu())
-    features = in_input_order(trainer, torch.cat(shares), len(dataset)).cpu()
+    features = in_input_order(trainer, torch.cat(shares), loader).cpu()
     return Features(features.clone(), dataset)

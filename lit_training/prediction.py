@@ -237,23 +237,27 @@ def _checked(file: str, row: int, values: Any, width: int) -> Sample:
 def predict_in_order(trainer: Any, model: LitBase, datamodule: Any) -> Tensor:
     """``trainer.predict`` with one row per input, in input order, on any number of devices: (N, K), on every rank."""
     batches = trainer.predict(model, datamodule, weights_only=True)
-    return in_input_order(trainer, torch.cat(batches), len(trainer.predict_dataloaders.dataset))
+    return in_input_order(trainer, torch.cat(batches), trainer.predict_dataloaders)
 
 
-def in_input_order(trainer: Any, rows: Tensor, length: int) -> Tensor:
-    """Put together what the ranks made of their shares of a :class:`~datamodules.loading.EvalSampler`.
+def in_input_order(trainer: Any, rows: Tensor, loader: Any) -> Tensor:
+    """Put together what the ranks made of the batches that an :class:`~datamodules.loading.EvalSampler` dealt out.
 
     Args:
-        rows: (n, ...), this rank's: input ``rank``, ``rank + ranks``, ... and then padding; n is equal on all ranks.
-        length: N, number of inputs.
+        rows: (n, ...), this rank's, of one batch after the other, padding included.
+        loader: that gave the batches; all ranks have gone through as many of them.
 
     Returns:
-        (N, ...), the same on every rank.
+        (N, ...) for the N inputs of those batches, the same on every rank.
     """
     if trainer.world_size > 1:
-        shares = trainer.strategy.all_gather(rows.to(trainer.strategy.root_device))  # (ranks, n, ...)
-        rows = shares.transpose(0, 1).flatten(0, 1)
-    return rows[:length]
+        size = loader.batch_sampler.batch_size  # Lightning takes batch_size off a loader for predictions
+        batches = -(-len(rows) // size)
+        whole = rows.new_zeros(batches * size, *rows.shape[1:])  # only the last batch may be short
+        whole[: len(rows)] = rows
+        shares = trainer.strategy.all_gather(whole.to(trainer.strategy.root_device))  # (ranks, batches * size, ...)
+        rows = shares.unflatten(1, (batches, size)).transpose(0, 1).flatten(0, 2)
+    return rows[: len(loader.dataset)]
 
 
 # --- results ------------------------------------------------------------------------------------------------------

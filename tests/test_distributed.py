@@ -33,19 +33,34 @@ def worlds(job: str, place: Path) -> dict[str, Any]:
 
 @pytest.mark.slow
 def test_evaluation_is_the_same_on_any_number_of_processes(tmp_path: Path) -> None:
+    """To the last bit: each batch is the same batch on any number of processes, and their sums are added exactly.
+
+    The same rows in other batches differ, on this network by up to 5e-7 of a row's loss (batches of one, whose products
+    take another path through the library) and often not at all.
+    """
     found = worlds("evaluation", tmp_path)
+    assert [metrics["mine"] for metrics in found["153 on 3"]["metrics"]] == [60, 53, 40]
+    assert [metrics["mine"] for metrics in found["7 on 3"]["metrics"]] == [7, 0, 0]  # some get nothing
     for pictures in (153, 7, 2):
         alone = found[f"{pictures} on 1"]
         assert sum(alone["confusion"]) == pictures
-        assert len(alone["predictions"]) == pictures
+        assert len(alone["predictions"][0]) == pictures
         for ranks in (2, 3):
             together = found[f"{pictures} on {ranks}"]
             assert together["confusion"] == alone["confusion"]
             for metrics in together["metrics"]:  # every rank knows all
                 assert metrics["counted"] == pictures
                 assert metrics["val_acc"] == alone["metrics"][0]["val_acc"]
-                assert metrics["val_loss"] == pytest.approx(alone["metrics"][0]["val_loss"], rel=1e-6)
-            assert np.allclose(together["predictions"], alone["predictions"], atol=1e-6)
+                assert metrics["val_loss"] == alone["metrics"][0]["val_loss"]
+            assert together["predictions"] == alone["predictions"] * ranks
+
+
+@pytest.mark.slow
+def test_a_summed_loss_is_the_same_on_any_number_of_processes(tmp_path: Path) -> None:
+    found = worlds("sums", tmp_path)
+    assert found["1"][0] > 0
+    assert found["2"] == found["1"] * 2
+    assert found["3"] == found["1"] * 3
 
 
 @pytest.mark.slow

@@ -18,7 +18,6 @@ from torch.utils.data import Dataset
 
 from datamodules.loading import (
     PADDING,
-    EvalSampler,
     ResumableLoader,
     TrainSampler,
     make_loader,
@@ -127,14 +126,14 @@ def test_the_ranks_together_draw_what_one_process_draws(
 
 @given(st.integers(1, 60), st.integers(1, 5), st.integers(1, 7))
 def test_evaluation_covers_everything_once_and_pads(length: int, ranks: int, batch_size: int) -> None:
-    shares = [
-        flat(epoch_of(loader_of(length, batch_size, rank_of(rank, ranks), train=False), 3)) for rank in range(ranks)
-    ]
-    assert len({len(share) for share in shares}) == 1
-    found = flat(shares)
-    assert sorted(key for key in found if key != PADDING) == list(range(length))
-    assert found.count(PADDING) == -length % ranks
-    assert list(EvalSampler(length, 1, 0)) == list(range(length))
+    loaders = [loader_of(length, batch_size, rank_of(rank, ranks), train=False) for rank in range(ranks)]
+    shares = [epoch_of(loader, 3) for loader in loaders]
+    alone = epoch_of(loader_of(length, batch_size, train=False), 3)
+    assert flat(alone) == list(range(length))
+    assert {len(share) for share in shares} == {len(loader) for loader in loaders} == {-(-len(alone) // ranks)}
+    dealt = [batch for batches in zip(*shares, strict=True) for batch in batches]
+    assert dealt == alone + [[PADDING]] * (len(dealt) - len(alone))  # the very batches of one process
+    assert all(len(loader.sampler) == len(flat(share)) for loader, share in zip(loaders, shares, strict=True))
 
 
 def test_the_runs_seed_governs_the_order(monkeypatch: pytest.MonkeyPatch) -> None:

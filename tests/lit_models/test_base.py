@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from datamodules import RandomDataModule, ShapesDataModule
 from lit_models import LitBase, LitCNN, LitDynamic, LitMLP, LitTransfer, ModelError
+from lit_models.base import EvaluationLoss
 
 Bare = Callable[..., Trainer]
 MODELS: dict[str, type[LitBase]] = {
@@ -93,6 +94,34 @@ def test_metrics_of_uneven_batches_equal_the_hand_count(bare: Bare, stage: str) 
     assert abs(sum(means) / 2 - result[f"{stage}_loss"]) > 1e-3
     if stage == "val":
         assert model.samples_evaluated == 10
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_the_loss_does_not_depend_on_who_had_which_batch(reduction: str) -> None:
+    """Sizes from 1e-8 to 1e8, whose sum in float64 depends on the order."""
+    batches = [10 ** (8 - 16 * torch.rand(7)) for _ in range(60)]
+
+    def of(*shares: list[Tensor]) -> Tensor:
+        merged = EvaluationLoss(reduction)
+        merged.set_dtype(torch.float64)
+        for share in shares:
+            mine = EvaluationLoss(reduction)
+            mine.set_dtype(torch.float64)
+            for batch in share:
+                mine.update(batch)
+            merged.sums, merged.rows = [*merged.sums, *mine.sums], merged.rows + mine.rows
+        merged.update(torch.zeros(0))
+        return merged.compute()
+
+    alone = of(batches)
+    assert alone.dtype == torch.float64
+    total = torch.cat(batches).double().sum() / (420 if reduction == "mean" else 1)
+    torch.testing.assert_close(alone, total, rtol=1e-12, atol=0)
+    nothing = [torch.zeros(0)]
+    for shares in ([batches[0::2], batches[1::2]], [batches[0::3], batches[1::3], batches[2::3]], [nothing, batches]):
+        assert torch.equal(of(*shares), alone)
+    orders = [torch.stack([b.double().sum() for b in share]).cumsum(0)[-1] for share in (batches, batches[::-1])]
+    assert orders[0] != orders[1]  # else it would not have been tried
 
 
 def test_padded_rows_count_for_nothing(bare: Bare) -> None:

@@ -264,13 +264,23 @@ def test_devices():
 # --- several devices ------------------------------------------------------------------------------------------
 
 
-@given(st.integers(1, 40), st.integers(1, 5))
-def test_rows_of_all_ranks_come_in_input_order(length, ranks):
-    shares = [torch.tensor(list(EvalSampler(length, ranks, rank)))[:, None] for rank in range(ranks)]
-    strategy = SimpleNamespace(root_device="cpu", all_gather=lambda rows: torch.stack(shares))
-    for rank in range(ranks):
-        trainer = SimpleNamespace(world_size=ranks, strategy=strategy)
-        assert in_input_order(trainer, shares[rank], length).flatten().tolist() == list(range(length))
+@given(st.integers(1, 40), st.integers(1, 5), st.integers(1, 7), st.integers(1, 40))
+def test_rows_of_all_ranks_come_in_input_order(length, ranks, batch_size, limit):
+    """Also where the ranks have gone through some of their batches alone."""
+    shares = [
+        torch.tensor(list(EvalSampler(length, ranks, rank, batch_size)))[: limit * batch_size, None]
+        for rank in range(ranks)
+    ]
+    loader = SimpleNamespace(dataset=range(length), batch_sampler=SimpleNamespace(batch_size=batch_size))
+    handed_over: list[torch.Tensor] = []
+    strategy = SimpleNamespace(root_device="cpu", all_gather=lambda rows: handed_over.append(rows) or rows[None])
+    trainer = SimpleNamespace(world_size=ranks, strategy=strategy)
+    for share in shares:
+        in_input_order(trainer, share, loader)
+    strategy.all_gather = lambda rows: torch.stack(handed_over)
+    seen = min(length, limit * batch_size * ranks)
+    for share in shares:
+        assert in_input_order(trainer, share, loader).flatten().tolist() == list(range(seen))
 
 
 TWO_PROCESSES = """
@@ -304,9 +314,9 @@ def test_two_processes_give_what_one_gives(bare):
     rows, outputs, targets, loss, confusion = torch.load("two.pt", weights_only=True)
     alone, _ = evaluate(Path("model.ckpt"), accelerator="cpu")
     assert rows.shape == (7, 10)
-    assert torch.allclose(rows, predict_in_order(bare(), model, data), atol=1e-6)
-    assert torch.allclose(outputs, alone.outputs, atol=1e-6)
+    assert torch.equal(rows, predict_in_order(bare(), model, data))
+    assert torch.equal(outputs, alone.outputs)
     assert torch.equal(targets, alone.targets)
-    assert loss == pytest.approx(alone.loss, abs=1e-6)
+    assert loss == alone.loss
     assert torch.equal(confusion, alone.confusion())
     assert int(confusion.sum()) == 7
