@@ -82,6 +82,8 @@ class LitBase(LightningModule):
     """Dimensions of one sample: 3 for a picture (C, H, W), 1 for a row of features."""
     skips_layers = False
     """True where a step may leave layers unused, so that DDP has to look for them."""
+    draws_per_batch = False
+    """True where what a training step draws (a depth) holds for its whole batch: all devices then draw the same."""
     preprocessing: dict[str, Any] | None = None
     """How a picture becomes an input; plain values, kept in the checkpoint: ``image_size``, ``resize_size``
     (pixels), ``mean``, ``std`` (per channel, of pixels in [0, 1]), ``interpolation``."""

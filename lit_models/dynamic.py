@@ -64,6 +64,7 @@ class LitDynamic(LitBase):
     default_epochs = 1
     sample_ndim = 1
     skips_layers = True  # a depth of 0 leaves the middle layer without gradient
+    draws_per_batch = True  # one depth for the union of the devices' batches, as one process would use it
 
     def __init__(
         self,

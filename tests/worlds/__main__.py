@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 
+from lit_models import DynamicNet
 from lit_training.cli import FitCLI
 from lit_training.prediction import predict_in_order
 
@@ -104,24 +105,48 @@ def union() -> dict[str, Any]:
 
     def work(ranks: int, arguments: str) -> Any:
         cli = command(ranks, arguments)
+        if isinstance(cli.model.net, DynamicNet):
+            note_depths(cli.model.net)
         cli.trainer.fit(cli.model, cli.datamodule)
         weights = torch.cat([parameter.detach().flatten() for parameter in cli.model.parameters()])
-        return weights, float(cli.trainer.callback_metrics["train_loss"])
+        depths = getattr(cli.model.net, "depths", [])
+        return weights, float(cli.trainer.callback_metrics["train_loss"]), depths
 
+    rows = "--data.in_features 5 --data.out_features 2 --data.length 48 --data.steps 0 --data.target linear"
     models = {
         "LeNet": "--data.train_size 48 --data.val_size 8 --max_epochs 2 --model.lr 0.05",
-        "linear net": "--model LitMLP --model.hidden [] --data.in_features 5 --data.out_features 2 --data.length 48 "
-        "--data.steps 0 --data.target linear --max_epochs 4 --model.lr 0.01",
+        "linear net": f"--model LitMLP --model.hidden [] {rows} --max_epochs 4 --model.lr 0.01",
+        "MLP": f"--model LitMLP --model.hidden [16,8] {rows} --max_epochs 4 --model.lr 0.002",
+        "dynamic net": f"--model LitDynamic --model.hidden 16 {rows} --max_epochs 4 --model.lr 0.002",
     }
     found: dict[str, Any] = {}
     for name, arguments in models.items():
         found[name] = {}
         for ranks, size, accumulated in ((1, 12, 1), (2, 6, 1), (1, 4, 3), (2, 3, 2)):
+            if name == "dynamic net" and accumulated > 1:
+                continue  # each of the batches accumulated draws a depth of its own
             cut = f"{arguments} --data.batch_size {size} --accumulate_grad_batches {accumulated}"
             parts = world(ranks, partial(work, ranks, cut))
             assert all(torch.equal(parts[0][0], part[0]) for part in parts)
-            found[name][f"{ranks} x {size} x {accumulated}"] = parts[0][0].tolist(), parts[0][1]
+            assert all(parts[0][2] == part[2] for part in parts)
+            found[name][f"{ranks} x {size} x {accumulated}"] = parts[0][0].tolist(), *parts[0][1:]
     return found
+
+
+def note_depths(net: Any) -> None:
+    """Have the network keep how often each training step used its middle layer."""
+    net.depths = []
+
+    def begin(module: Any, inputs: Any) -> None:
+        if module.training:
+            module.depths.append(0)
+
+    def count(*_: Any) -> None:
+        if net.training:
+            net.depths[-1] += 1
+
+    net.register_forward_pre_hook(begin)
+    net.middle_linear.register_forward_hook(count)
 
 
 def uneven() -> dict[str, Any]:
