@@ -79,7 +79,7 @@ DDP_CASES = {
     "frozen cache, 2 processes": f"{PHOTOS} --max_epochs 3 --data.num_workers 0 {DDP}",
     "augmented, workers, 2 processes": f"{TUNED} --max_epochs 3 --data.num_workers 1 {DDP}",
 }
-REPEATING = ("mlp", "dynamic")
+REPEATING = ("mlp", "dynamic", "dynamic, 2 processes")
 """Their epoch is one batch, again and again."""
 TIMED = {"samples_per_second"}
 """Columns of metrics.csv that no two runs have in common."""
@@ -108,31 +108,38 @@ def cifar10(root: Path) -> Path:
 
 
 class Used(Callback):
-    """Writes down which samples each batch held, as hashes of what the network got."""
-
-    FILE = Path("used.jsonl")
+    """Writes down which samples each batch held, as hashes of what the network got: a file for each process."""
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
         samples = [hashlib.blake2b(sample.numpy().tobytes(), digest_size=8).hexdigest() for sample in batch[0]]
         line = json.dumps([trainer.fit_loop.total_batch_idx, trainer.current_epoch, samples])
-        with self.FILE.open("a") as file:
+        with Path(f"used{trainer.global_rank}.jsonl").open("a") as file:
             file.write(f"\n{line}")  # first the line break: the line before may be half there
 
 
-def used(folder: Path) -> dict[int, tuple[int, list[str]]]:
-    """Epoch and samples of each batch in the history that survived: the last time that it was trained on."""
-    history = {}
-    for line in (folder / Used.FILE).read_text().splitlines():
-        with contextlib.suppress(ValueError):
-            number, epoch, samples = json.loads(line)
-            history[number] = epoch, samples
-    return dict(sorted(history.items()))
+History = list[dict[int, tuple[int, list[str]]]]
+"""Of each process: number of a batch -> its epoch and samples."""
 
 
-def repeated(history: dict[int, tuple[int, list[str]]]) -> list[str]:
-    """Samples that an epoch used more than once."""
-    counts = Counter((epoch, sample) for epoch, samples in history.values() for sample in samples)
-    return [sample for (_, sample), count in counts.items() if count > 1]
+def used(folder: Path) -> History:
+    """What was trained on in the history that survived: the last time that each batch was."""
+    histories = []
+    for file in sorted(folder.glob("used*.jsonl")):
+        history = {}
+        for line in file.read_text().splitlines():
+            with contextlib.suppress(ValueError):
+                number, epoch, samples = json.loads(line)
+                history[number] = epoch, samples
+        histories.append(dict(sorted(history.items())))
+    return histories
+
+
+def repeated(histories: History) -> int:
+    """How often, in the worst epoch, a sample was used that the epoch had used already, by whichever process."""
+    epochs: dict[int, Counter[str]] = {}
+    for epoch, samples in (batch for history in histories for batch in history.values()):
+        epochs.setdefault(epoch, Counter()).update(samples)
+    return max(counts.total() - len(counts) for counts in epochs.values())
 
 
 def forked(arguments: list[str], folder: Path, cost: float, file_limit: int | None = None) -> int:
@@ -150,7 +157,8 @@ def forked(arguments: list[str], folder: Path, cost: float, file_limit: int | No
         if file_limit is not None:
             resource.setrlimit(resource.RLIMIT_FSIZE, (file_limit, file_limit))
         random.seed(time.time_ns())
-        code = _fit(arguments, cost)
+        sys.argv = [str(FIT), *arguments]
+        code = _fit(cost)
     except BaseException:
         traceback.print_exc()
     finally:
@@ -160,7 +168,8 @@ def forked(arguments: list[str], folder: Path, cost: float, file_limit: int | No
         os._exit(code)
 
 
-def _fit(arguments: list[str], cost: float) -> int:
+def _fit(cost: float) -> int:
+    """fit.py as ``sys.argv`` says, with :class:`Used`."""
     import fit  # type: ignore[import-not-found]
 
     from lit_training.cli import FitCLI
@@ -175,7 +184,6 @@ def _fit(arguments: list[str], cost: float) -> int:
         return trainer
 
     FitCLI.instantiate_trainer = with_used  # type: ignore[method-assign, assignment]
-    sys.argv = [str(FIT), *arguments]
     try:
         fit.main()
     except SystemExit as stop:
@@ -186,12 +194,22 @@ def _fit(arguments: list[str], cost: float) -> int:
 
 
 def launched(arguments: list[str], folder: Path, cost: float, file_limit: int | None = None) -> int:
-    """The same as a program of its own, for several processes; the resume points follow its own rule."""
+    """The same as a program of its own: this one, which the processes that it launches then are, too."""
+    command = [sys.executable, str(Path(__file__).resolve()), *arguments]
     with (folder / "output.txt").open("a") as output:
         process = subprocess.Popen(
-            [sys.executable, str(FIT), *arguments], cwd=folder, stdout=output, stderr=output, start_new_session=True
+            command,
+            cwd=folder,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+            env={**os.environ, COST: str(cost)},
         )
     return process.pid
+
+
+COST = "TORTURE_COST"
+"""Environment variable: be fit.py, with this share of the time for resume points."""
 
 
 def wait(child: int, seconds: float) -> int | None:
@@ -225,7 +243,7 @@ def result(folder: Path) -> dict[str, Any]:
         "best score": scores,
         "best weights": best["state_dict"],
         "metrics.csv": rows,
-        "samples": used(folder) if (folder / Used.FILE).exists() else None,  # what is launched does not tell
+        "samples": used(folder),
     }
 
 
@@ -258,6 +276,8 @@ class Round:
         self.start = start
         self.draw = random.Random(f"{name} {seed}")
         self.counts: Counter[str] = Counter()
+        self.waits: list[float] = []
+        """Seconds from each signal that asked for an end to that end."""
         self.arguments: list[str] = []
 
     def go(self, peace: dict[str, Any], seconds: float, arguments: list[str], interruptions: int) -> None:
@@ -291,6 +311,10 @@ class Round:
         self.clean(child)
         return code
 
+    def trained(self) -> int:
+        """Grows with each batch."""
+        return sum(path.stat().st_size for path in self.folder.glob("used*.jsonl"))
+
     def cost(self) -> float:
         return self.draw.choice((1e9, 1e9, 1.0, 0.02))
 
@@ -316,7 +340,14 @@ class Round:
             assert code in (0, 2), f"exit code {code} with a full disk"
             self.clean(child)
             return code == 0
-        code = wait(child, self.draw.uniform(0.2, 1.1) * seconds)
+        training, later = self.draw.random() < 0.5, self.draw.uniform(0.2, 1.1)
+        if training:  # which is short beside the start of a program
+            before, code, end = self.trained(), None, time.monotonic() + seconds
+            while code is None and self.trained() == before and time.monotonic() < end:
+                code = wait(child, 0.01)
+            code = wait(child, 0.1 * later * seconds) if code is None else code
+        else:
+            code = wait(child, later * seconds)
         if code is None:
             number = signal.Signals[kind]
             if number == signal.SIGKILL:
@@ -325,7 +356,9 @@ class Round:
                 return False
             group = self.draw.random() < 0.5
             os.killpg(child, number) if group else os.kill(child, number)
+            sent = time.monotonic()
             code = wait(child, 15)
+            self.waits.append(time.monotonic() - sent)
             self.clean(child)
             assert code is not None, f"still there 15 s after {kind}"
             assert code in (-number, 128 + number, 0), f"exit code {code} after {kind}"
@@ -340,7 +373,11 @@ def peaceful(name: str, folder: Path, arguments: list[str], start: Callable[...,
     code = wait(start(arguments, folder, 0.02), 300)
     assert code == 0, f"{name}: exit code {code} in peace\n{(folder / 'output.txt').read_text()[-2000:]}"
     seconds, found = time.monotonic() - begun, result(folder)
-    assert name in REPEATING or not repeated(found["samples"] or {}), f"{name}: a sample was used twice in an epoch"
+    processes = len(found["samples"])
+    assert processes == (2 if name in DDP_CASES else 1), f"{name}: samples of {processes} processes"
+    # Draws are padded where the processes do not divide the data.
+    again = 0 if name in REPEATING else repeated(found["samples"])
+    assert again < processes, f"{name}: {again} samples were used again in an epoch"
     return found, seconds
 
 
@@ -369,6 +406,8 @@ KINDS = ("SIGKILL", "SIGKILL", "SIGKILL", "SIGTERM", "SIGINT", "SIGUSR1", "full 
 
 
 def main() -> None:
+    if COST in os.environ:
+        sys.exit(_fit(float(os.environ[COST])))
     parser = argparse.ArgumentParser("torture.py", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--minutes", type=float, default=30)
     parser.add_argument("--seed", type=int, default=None, help="repeat one round")
@@ -387,6 +426,7 @@ def main() -> None:
     names = [name for name in cases if options.case is None or options.case in name]
     counts: Counter[str] = Counter()
     known: dict[str, tuple[dict[str, Any], float]] = {}
+    waits: dict[str, list[float]] = {"one process": [], "two processes": []}
     inputs, failures = Inputs(), 0
     seed = 0 if options.seed is None else options.seed
     while time.monotonic() < end:
@@ -412,6 +452,7 @@ def main() -> None:
             else:
                 shutil.rmtree(folder)
             counts += one.counts
+            waits["two processes" if name in DDP_CASES else "one process"] += one.waits
             while options.case is None and inputs.seconds < INPUTS * (time.monotonic() - began):
                 found, wrong = inputs.go()
                 counts += found
@@ -423,6 +464,9 @@ def main() -> None:
         seed += 1
     for what, count in sorted(counts.items()):
         print(f"{count:6}  {what}")
+    for processes, seconds in waits.items():
+        if seconds:
+            print(f"{max(seconds):6.2f}  s: longest wait after a signal, {processes} ({len(seconds)} signals)")
     print(f"{sum(inputs.tried.values()):6}  inputs tried in all")
     print(f"{failures:6}  failures")
     if not failures:
