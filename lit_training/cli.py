@@ -162,9 +162,11 @@ class FitCLI(LightningCLI):
             if name in accepted and hasattr(self.datamodule, name):
                 value = getattr(self.datamodule, name)
                 if name in typed and typed[name] != value:
+                    hint = f"leave --model.{name} out"
+                    if self.resume not in ("never", "auto"):  # the run's configuration has it, nobody typed it
+                        hint = f"--resume {self.resume} needs the run's own --data"
                     raise UsageError(
-                        f"--model.{name} {typed[name]} contradicts {name_of_data}, which has {name} {value}: "
-                        f"leave --model.{name} out"
+                        f"--model.{name} {typed[name]} contradicts {name_of_data}, which has {name} {value}: {hint}"
                     )
                 model["init_args"][name] = value
 

@@ -4,6 +4,7 @@ import errno
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,9 +14,12 @@ from torch import Tensor
 from datamodules.examination import BadPicture
 from datamodules.listing import counted, shown
 from datamodules.loading import TrainSampler
+from lit_training import checkpoints
 from lit_training.checkpoints import CheckpointError
-from lit_training.messages import UsageError
-from lit_training.resume import how_to_go_on
+from lit_training.messages import UsageError, refused_by_library
+from lit_training.resume import FitTrainer, how_to_go_on, of_another_optimizer
+from lit_training.rundir import Start
+from lit_training.signals import SAID
 
 if TYPE_CHECKING:
     from lit_training.cli import FitCLI
@@ -117,12 +121,14 @@ def explained(cli: "FitCLI") -> Iterator[None]:
     Raises:
         TrainingError: a photo that was whole cannot be read any more; out of memory; or another process of the run is
             gone.
-        CheckpointError: the disk is full, or cannot be written.
+        CheckpointError: the disk is full, or cannot be written; or the resume point is of another network.
+        SystemExit: another process of the run has said why it ended.
     """
     try:
         yield
     except BadPicture as bad:
-        hint = how_to_go_on(cli.start.run) if cli.start is not None else ""
+        start = _start_of(cli)
+        hint = how_to_go_on(start.run) if start is not None else ""
         raise TrainingError(
             f"{shown(bad.name)}: {bad.kind} ({bad.reason}), though it was whole when the run began: "
             f"bring it back, then {hint or 'start again'}"
@@ -135,6 +141,11 @@ def explained(cli: "FitCLI") -> Iterator[None]:
             f"cannot write{where} ({error.strerror}): free the place, then go on with --resume, "
             "or choose another with --default_root_dir"
         ) from error
+    except KeyError as error:
+        start = _start_of(cli)
+        if start is None or start.checkpoint is None or not refused_by_library(error):
+            raise
+        raise CheckpointError(of_another_optimizer(cli.trainer)) from error  # Adam misses what SGD did not keep
     except ValueError as error:
         if "more than 1 value per channel" not in str(error):
             raise
@@ -145,9 +156,28 @@ def explained(cli: "FitCLI") -> Iterator[None]:
     except RuntimeError as error:
         if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):
             raise TrainingError(_out_of_memory(cli)) from error
+        start = _start_of(cli)
+        if start is not None and start.checkpoint is not None and "loading state_dict" in str(error):
+            raise CheckpointError(_does_not_fit(start.checkpoint, cli.model, str(error))) from error
         if cli.trainer.world_size > 1 and re.search(r"gloo|NCCL|closed by peer|reset by peer|Socket", str(error)):
+            if cli.watch.has_been_said():
+                raise SystemExit(SAID) from error
             raise TrainingError("another training process ended; the last resume point is whole") from error
         raise
+
+
+def _start_of(cli: "FitCLI") -> Start | None:
+    """What rank 0 has chosen, on whichever rank this is."""
+    return cli.trainer.start if isinstance(cli.trainer, FitTrainer) else None
+
+
+def _does_not_fit(point: Path, model: Any, error: str) -> str:
+    """Why a resume point's weights are not this model's, and what to type."""
+    holds, here = checkpoints.read_any(point).get("lit", {}).get("model_class"), type(model).__name__
+    if holds not in (None, here):
+        return f"{point} holds a {holds}, not a {here}: --model {holds}, or --resume never to train anew"
+    first = next((line.strip(" \t.") for line in error.splitlines()[1:] if line.strip()), error)
+    return f"{point} does not fit this {here} ({first}): give it the settings it was begun with, or --resume never"
 
 
 def _out_of_memory(cli: "FitCLI") -> str:

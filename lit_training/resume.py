@@ -27,6 +27,8 @@ from lit_training.signals import SIGNALS, Stopped, Watch, is_child, requeue
 class StepSeed(Callback):
     """Seeds torch before each training step by (seed, number of the step, rank): dropout, random depth, noise.
 
+    All ranks draw what rank 0 does where the model's draws hold for a whole batch (``draws_per_batch``).
+
     Args:
         seed: the run's.
     """
@@ -35,7 +37,8 @@ class StepSeed(Callback):
         self.seed = seed
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        seed = (self.seed * 1_000_003 + trainer.fit_loop.total_batch_idx) * 4096 + trainer.global_rank
+        rank = 0 if getattr(pl_module, "draws_per_batch", False) else trainer.global_rank
+        seed = (self.seed * 1_000_003 + trainer.fit_loop.total_batch_idx) * 4096 + rank
         torch.default_generator.manual_seed(seed)  # torch.manual_seed, which asks for every device, takes 290 us
         device = trainer.strategy.root_device
         if device.type == "cuda":
@@ -164,6 +167,9 @@ class ResumePoint(Callback):
                 f"{_shape_in_words(*_shape(trainer))}: use the same --devices, --data.batch_size and "
                 "--accumulate_grad_batches"
             )
+        for optimizer in trainer.optimizers:  # some load another one's state without a word
+            if optimizer.defaults.keys() - optimizer.param_groups[0].keys():
+                raise CheckpointError(of_another_optimizer(trainer))
         if self.resumed["data"] != self._data:
             raise CheckpointError("the training data is not what it was when the run began: use --resume never")
         if self.resumed["finished"]:  # with more epochs to go
@@ -231,13 +237,10 @@ class ResumePoint(Callback):
         self.watch.ending, self.watch.stepping = True, False
 
     def _files_may_vanish(self, trainer: Trainer) -> bool:
-        """Whether photos that are read in a validation, or between the steps that accumulate gradients, would find no
-        resume point if they were gone: neither allows one to be taken."""
+        """Whether photos that were gone when a validation reads them, or a step that accumulates gradients, or one of
+        several processes, would leave no resume point: none of these allows one to be taken then."""
         return (
-            self._first
-            and trainer.global_step > 0
-            and trainer.world_size == 1
-            and getattr(trainer.datamodule, "photos", None) is not None  # type: ignore[attr-defined]
+            self._first and trainer.global_step > 0 and getattr(trainer.datamodule, "photos", None) is not None  # type: ignore[attr-defined]
         )
 
     def _was_fetching(self, trainer: Trainer) -> bool:
@@ -290,6 +293,12 @@ class ResumePoint(Callback):
 def how_to_go_on(run: Path) -> str:
     """What to type to go on with a run that was stopped; "" where it has no resume point."""
     return f"go on with --resume {run}" if (run / "checkpoints" / "last.ckpt").is_file() else ""
+
+
+def of_another_optimizer(trainer: Trainer) -> str:
+    """What to say of a resume point whose optimizer's state is not that of this run's."""
+    name = type(trainer.optimizers[0]).__name__
+    return f"the resume point is of another optimizer than {name}: leave --optimizer as it was, or use --resume never"
 
 
 def _run_of(trainer: Trainer) -> Path:

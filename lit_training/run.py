@@ -203,7 +203,7 @@ def no_partial_run(cli: "FitCLI") -> Iterator[None]:
     try:
         yield
     except Exception:
-        if cli.start is not None and is_rank_zero() and cli.trainer.global_step == 0:
+        if cli.start is not None and is_rank_zero() and cli.trainer.global_step <= cli.start.step:
             cli.start.undo()
         raise
 

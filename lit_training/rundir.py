@@ -90,7 +90,10 @@ def choose(resume: str, root: str, config: str) -> Start:
         return _new(logs, config)
     path = locate(resume, root).resolve()
     if path.is_file() and path.parent.name != "checkpoints":
-        return replace(_new(logs, config), **_read(path))
+        copied = Start(path, checkpoint=path, **_read(path))
+        if copied.finished and not _goes_further(wanted["trainer"], copied):
+            return copied  # no folder is needed for nothing
+        return replace(copied, run=(new := _new(logs, config)).run, made=new.made, finished=False)
     run = path if path.is_dir() else path.parent.parent
     saved = _config_of(run)
     if saved is not None:

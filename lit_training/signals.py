@@ -14,6 +14,7 @@ from typing import Any
 
 from lightning.fabric.plugins.environments import LightningEnvironment, SLURMEnvironment
 from lightning.pytorch import Trainer
+from lightning.pytorch.strategies.launchers import subprocess_script as subprocess_launcher
 
 from datamodules.loading import SIGNALS
 
@@ -21,6 +22,8 @@ LOOK = 0.5
 """Seconds between two looks at the clock and at the other processes."""
 DYING = 2.0
 """Seconds that this process has to say itself why another one ended."""
+SAID = 2
+"""Exit code of a process that has said why it ended."""
 
 
 LAUNCHER = "FIT_LAUNCHER_PID"
@@ -63,6 +66,8 @@ class Watch:
         os.environ.setdefault(LAUNCHER, str(os.getpid()))
         self.take_signals()
         signal.set_wakeup_fd(self._feed.fileno(), warn_on_full_buffer=False)
+        # Lightning's own observer kills this process, whose exit code and last words are then lost.
+        subprocess_launcher._launch_process_observer = lambda child_processes: None
         threading.Thread(target=self._look, args=(self._wake,), name="watch", daemon=True).start()
 
     def take_signals(self) -> None:
@@ -99,21 +104,31 @@ class Watch:
                     f"no step for {self.timeout:g} minutes (--timeout): a training process hangs; "
                     "the last resume point is whole",
                 )
-            if not self.ending and self._progress is not None and (code := self._dead_child()):
+            if not self.ending and (code := self._dead_child()):
                 dead_since = dead_since or time.monotonic()
+                if code == SAID:
+                    self._end(SAID, "")
                 if time.monotonic() - dead_since > DYING:
-                    self._end(1, f"a training process ended with {code}; the last resume point is whole")
+                    how = f"signal {-code}" if code < 0 else f"code {code}"
+                    kept = "" if self._progress is None else "; the last resume point is whole"
+                    self._end(1, f"a training process ended with {how}{kept}")
 
     def _receive(self, signum: int) -> None:
         first, self.signum = not self.signum, self.signum or signum
         if not (first and self.stepping):  # looked at last: who ends the training then sees the signal, or this does
             self._end(128 + signum, "")
 
-    def _dead_child(self) -> str:
-        for process in _children(self.trainer):
-            if code := process.poll():
-                return f"signal {-code}" if code < 0 else f"code {code}"
-        return ""
+    def _dead_child(self) -> int:
+        """The exit code of a launched process that failed, or 0; of one that said why, if there is one."""
+        codes = [code for process in _children(self.trainer) if (code := process.poll())]
+        return SAID if SAID in codes else (codes or [0])[0]
+
+    def has_been_said(self) -> bool:
+        """Whether a launched process has said why it ended; it is gone already, but may not look so yet."""
+        end = time.monotonic() + DYING
+        while not (code := self._dead_child()) and _children(self.trainer) and time.monotonic() < end:
+            time.sleep(0.05)
+        return code == SAID
 
     def _end(self, code: int, message: str) -> None:
         """Leave without the main thread, and leave no process behind."""

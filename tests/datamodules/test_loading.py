@@ -133,7 +133,7 @@ def test_evaluation_covers_everything_once_and_pads(length: int, ranks: int, bat
     assert {len(share) for share in shares} == {len(loader) for loader in loaders} == {-(-len(alone) // ranks)}
     dealt = [batch for batches in zip(*shares, strict=True) for batch in batches]
     assert dealt == alone + [[PADDING]] * (len(dealt) - len(alone))  # the very batches of one process
-    assert all(len(loader.sampler) == len(flat(share)) for loader, share in zip(loaders, shares, strict=True))
+    assert all(len(loader.sampler) == len(flat(share)) for loader, share in zip(loaders, shares, strict=True))  # type: ignore[arg-type]
 
 
 def test_the_runs_seed_governs_the_order(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,8 +1,12 @@
 import errno
+import itertools
 import os
+import random
+import signal
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +67,55 @@ def test_temporary_files_lie_beside_the_target_not_in_tmpdir(tmp_path: Path, mon
     monkeypatch.setenv("TMPDIR", str(tmp_path / "is not there"))
     write(tmp_path / "last.ckpt", 1)
     assert number(tmp_path / "last.ckpt") == 1
+
+
+def test_a_disk_that_is_full_leaves_the_old_file_and_says_so(
+    small_disk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A real one, with TMPDIR elsewhere: Lightning's own writer leaves half a file there."""
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    assert small_disk.stat().st_dev != tmp_path.stat().st_dev
+    write(small_disk / "last.ckpt", 1)
+    enormous = {"number": 2, "weights": torch.zeros(12_000_000)}
+    with pytest.raises(CheckpointError, match=r"last.ckpt \(No space left on device\): what was there before is whole"):
+        AtomicCheckpointIO().save_checkpoint(enormous, small_disk / "last.ckpt")
+    assert [(path.name, number(path)) for path in small_disk.iterdir()] == [("last.ckpt", 1)]
+    write(small_disk / "last.ckpt", 3)
+    assert number(small_disk / "last.ckpt") == 3
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_kills_while_saving_leave_whole_files_where_tmpdir_is_another_file_system(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    memory = Path("/dev/shm")
+    if not os.access(memory, os.W_OK) or memory.stat().st_dev == tmp_path.stat().st_dev:
+        pytest.skip("there is no second file system that can be written")
+    target, draw = tmp_path / "last.ckpt", random.Random(0)
+    weights = torch.zeros(5_000_000)
+    with tempfile.TemporaryDirectory(dir=memory) as elsewhere:
+        monkeypatch.setenv("TMPDIR", elsewhere)
+        monkeypatch.setattr(tempfile, "tempdir", None)  # else it remembers where that was
+        assert tempfile.gettempdir() == elsewhere
+        seen = []
+        for _ in range(12):
+            child = os.fork()
+            if not child:
+                for count in itertools.count():
+                    AtomicCheckpointIO().save_checkpoint({"number": count, "weights": weights}, target)
+            while not target.exists():
+                time.sleep(0.001)
+            time.sleep(draw.uniform(0, 0.2))
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+            whole = [path for path in (target, tmp_path / "previous.ckpt") if path.exists()]
+            assert whole
+            seen += [(path.name, number(path)) for path in whole]
+            assert list(Path(elsewhere).iterdir()) == []
+            for path in tmp_path.glob("*.ckpt"):
+                path.unlink()
+    assert len({count for _, count in seen}) > 2  # at several points of several saves
 
 
 def test_a_folder_that_cannot_be_written_is_said(tmp_path: Path) -> None:

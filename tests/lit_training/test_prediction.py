@@ -273,7 +273,12 @@ def test_rows_of_all_ranks_come_in_input_order(length, ranks, batch_size, limit)
     ]
     loader = SimpleNamespace(dataset=range(length), batch_sampler=SimpleNamespace(batch_size=batch_size))
     handed_over: list[torch.Tensor] = []
-    strategy = SimpleNamespace(root_device="cpu", all_gather=lambda rows: handed_over.append(rows) or rows[None])
+
+    def hand_over(rows: torch.Tensor) -> torch.Tensor:
+        handed_over.append(rows)
+        return rows[None]
+
+    strategy = SimpleNamespace(root_device="cpu", all_gather=hand_over)
     trainer = SimpleNamespace(world_size=ranks, strategy=strategy)
     for share in shares:
         in_input_order(trainer, share, loader)

@@ -1,7 +1,10 @@
 import csv
+import importlib.metadata
 import itertools
 import json
 import os
+import platform
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +17,7 @@ from lightning.pytorch import Callback
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import lit_models
+from lit_training import provenance
 from lit_training.checkpoints import CheckpointError
 from lit_training.cli import FitCLI
 from lit_training.messages import UsageError
@@ -261,6 +265,22 @@ def test_what_cannot_be_resumed_is_named(resume: str, message: str) -> None:
         FitCLI([*SHAPES, "--max_epochs", "1", "--resume", resume, *QUIET])
 
 
+def test_a_copy_of_a_finished_runs_resume_point_goes_further_in_a_folder_of_its_own_or_does_nothing() -> None:
+    fit(*SHAPES, "--max_epochs", "3", "--default_root_dir", "long")
+    fit(*SHAPES, "--max_epochs", "1")
+    copy = Path("copy.ckpt")
+    copy.write_bytes(Path("lightning_logs/version_0/checkpoints/last.ckpt").read_bytes())
+    again = fit(*SHAPES, "--max_epochs", "1", "--resume", str(copy)).start
+    assert again is not None
+    assert again.finished
+    assert [path.name for path in Path("lightning_logs").iterdir()] == ["version_0"]
+    fit(*SHAPES, "--max_epochs", "3", "--resume", str(copy))
+    weights = [last(Path(root, "lightning_logs", run)) for root, run in (("long", "version_0"), ("", "version_1"))]
+    assert weights[0]["global_step"] == weights[1]["global_step"]
+    for name, weight in weights[0]["state_dict"].items():
+        assert torch.equal(weight, weights[1]["state_dict"][name])
+
+
 def test_a_run_in_training_is_left_alone() -> None:
     fit(*SHAPES, "--max_epochs", "1", kill_at=3)
     code = "import fcntl, sys; f = open(sys.argv[1], 'w'); fcntl.lockf(f, fcntl.LOCK_EX); print(); sys.stdin.read()"
@@ -373,6 +393,58 @@ def test_run_json_says_what_the_run_was_made_with() -> None:
     assert starts[0]["packages"]["torch"] == torch.__version__.split("+")[0]
     assert starts[0]["seed"] == 7
     assert starts[0]["data"] == starts[1]["data"]
+
+
+def test_run_json_names_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(threads + 1)
+    try:
+        fit(*SHAPES, "--max_epochs", "1")
+    finally:
+        torch.set_num_threads(threads)
+    [start] = json.loads(Path("lightning_logs/version_0/run.json").read_text())
+    machine = start["machine"]
+    assert machine["system"] == platform.platform()
+    assert machine["cpus"] == os.cpu_count()
+    assert machine["threads"] == threads + 1
+    assert (machine["device"], machine["processes"]) == ("cpu", 1)
+    assert start["python"] == sys.version.split()[0]
+    assert start["packages"] == {name: importlib.metadata.version(name) for name in provenance.PACKAGES}
+    assert start["command"] == shlex.join(sys.argv)
+
+
+def test_run_json_names_the_commit_and_what_differs_from_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The code's, wherever the run is started."""
+    for name in ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE"):  # a hook of git has these
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path))
+    code = tmp_path / "code" / "lit_training"
+    code.mkdir(parents=True)
+    monkeypatch.setattr(provenance, "__file__", str(code / "provenance.py"))
+
+    def git(*arguments: str) -> str:
+        author = ["-c", "user.name=test", "-c", "user.email=test@localhost", "-c", "commit.gpgsign=false"]
+        command = ["git", *author, *arguments]
+        return subprocess.run(command, cwd=code.parent, check=True, capture_output=True, text=True).stdout.strip()
+
+    def told() -> Any:
+        run = fit(*SHAPES, "--max_epochs", "1", "--limit_train_batches", "1").start.run  # type: ignore[union-attr]
+        return json.loads((run / "run.json").read_text())[0]["git"]
+
+    assert told() is None  # no repository
+    (code / "provenance.py").write_text("first")
+    (code / "other.py").write_text("first")
+    git("init", "--quiet")
+    git("add", ".")
+    git("commit", "--quiet", "--message", "first")
+    assert told() == {"commit": git("rev-parse", "HEAD"), "changed": []}
+    (code / "provenance.py").write_text("second")
+    (code / "new.py").write_text("not git's")
+    first = git("rev-parse", "HEAD")
+    assert told() == {"commit": first, "changed": ["lit_training/provenance.py"]}
+    git("commit", "--quiet", "--all", "--message", "second")
+    assert git("rev-parse", "HEAD") != first
+    assert told() == {"commit": git("rev-parse", "HEAD"), "changed": []}
 
 
 @pytest.mark.slow

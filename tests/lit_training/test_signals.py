@@ -3,6 +3,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -93,6 +94,22 @@ def test_the_watch_ends_what_the_main_thread_cannot() -> None:
     assert [code for _, code in ends.values()] == list(started)
     assert "no step for 0.001 minutes (--timeout)" in ends[1][0]
     assert "Traceback" not in "".join(text for text, _ in ends.values())
+
+
+@pytest.mark.parametrize(
+    ("codes", "first", "said"), [((), 0, False), ((0,), 0, False), ((1,), 1, False), ((1, 2), 2, True)]
+)
+def test_a_launched_process_that_ends_with_2_has_said_why(
+    codes: tuple[int, ...], first: int, said: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(signals, "DYING", 0.2)
+    processes = [subprocess.Popen([sys.executable, "-c", f"raise SystemExit({code})"]) for code in codes]
+    for process in processes:
+        process.wait()
+    watch = signals.Watch(5.0)
+    watch.trainer = SimpleNamespace(strategy=SimpleNamespace(launcher=SimpleNamespace(procs=processes)))  # type: ignore[assignment]
+    assert watch._dead_child() == first
+    assert watch.has_been_said() == said
 
 
 def test_a_signal_at_the_very_end_of_training_is_not_lost(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 import os
 import runpy
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -11,12 +12,13 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from PIL import Image
 from torchvision import models
 
 from datamodules import ImageFolderDataModule
 from lit_training.cli import FitCLI
 from lit_training.help import FIT_HELP
-from lit_training.resume import StepSeed
+from lit_training.resume import ResumePoint, StepSeed
 from lit_training.signals import Watch
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "fit.py"
@@ -157,24 +159,26 @@ def test_a_last_batch_of_one_picture(
 
 
 @pytest.mark.parametrize(
-    ("flags", "gone", "at_once"),
+    ("flags", "gone", "kept"),
     [
-        ("--data.num_workers 0", "train/bees/5.jpg", True),
-        ("--data.num_workers 2", "train/bees/5.jpg", True),
-        ("--data.num_workers 0 --accumulate_grad_batches 4", "train/bees/5.jpg", False),
-        ("--data.num_workers 0", "val/ants/2.jpg", False),
-        pytest.param("--data.num_workers 2", "val/ants/2.jpg", False, marks=pytest.mark.slow),
+        ("--data.num_workers 0", "train/bees/5.jpg", None),
+        ("--data.num_workers 2", "train/bees/5.jpg", None),
+        ("--data.num_workers 0 --accumulate_grad_batches 4", "train/bees/5.jpg", 4),
+        ("--data.num_workers 0", "val/ants/2.jpg", 1),
+        pytest.param("--data.num_workers 2", "val/ants/2.jpg", 1, marks=pytest.mark.slow),
     ],
 )
 def test_a_photo_that_vanishes_is_named_and_the_run_goes_on_when_it_is_back(
     flags: str,
     gone: str,
-    at_once: bool,
+    kept: int | None,
     photo_folder: Path,
     fit: Callable[[str], int],
     capfd: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    """``kept``: batches behind the resume point; None: all that were trained on."""
+    monkeypatch.setattr(ResumePoint, "COST", 1e-9)  # none is due by the clock, which a busy machine would move
     command = f"--data {photo_folder} --data.image_size 72 {flags} --model.backbone shufflenet_v2_x0_5 "
     command += "--model.weights none --model.freeze false --max_epochs 3 --accelerator cpu --devices 1"
     assert fit(f"{command} --default_root_dir peace") == 0
@@ -199,7 +203,7 @@ def test_a_photo_that_vanishes_is_named_and_the_run_goes_on_when_it_is_back(
     )
     point = Path("broken/lightning_logs/version_0/checkpoints/last.ckpt")
     behind = torch.load(point, weights_only=True)["loops"]["fit_loop"]["epoch_loop.batch_progress"]["total"]["ready"]
-    assert behind == steps if at_once else 0 < behind < steps
+    assert behind == (steps if kept is None else kept)
     away.rename(photo)
     assert fit(command) == 0
     assert [path.name for path in point.parents[2].iterdir()] == ["version_0"]
@@ -226,6 +230,43 @@ def test_a_photo_that_vanishes_before_the_first_step_leaves_nothing(
         "when the run began: bring it back, then start again"
     )
     assert not Path("lightning_logs").exists()
+
+
+# --- resume points of something else ---------------------------------------------------------------------------------
+
+WRONG = yaml.safe_load((Path(__file__).parents[1] / "lit_training" / "wrong_inputs.yaml").read_text())["resumes"]
+
+
+@pytest.mark.parametrize("case", WRONG, ids=lambda case: f"{case['begun']} {case['argv']}")
+def test_a_resume_point_of_something_else_is_refused_in_one_line(
+    case: dict[str, str], photo_folder: Path, fit: Callable[[str], int], capfd: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(photo_folder, "more")
+    for split in ("train", "val"):
+        shutil.copytree(f"more/{split}/bees", f"more/{split}/wasps")
+        for path in Path("more", split, "wasps").iterdir():  # copies would be left out
+            Image.open(path).rotate(90).save(path)
+    short = " --max_epochs 1 --limit_train_batches 2 --accelerator cpu --devices 1 --dashboard false --quiet true"
+    assert fit(case["begun"] + short) == 0
+    run, copy = Path("lightning_logs/version_0"), Path("copy.ckpt")
+    shutil.copy(run / "checkpoints" / "last.ckpt", copy)
+    before = {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.is_file() and path.name != ".lock"}
+    capfd.readouterr()
+    places = {"RUN": str(run.resolve()), "COPY": str(copy)}
+
+    def placed(text: str) -> str:
+        return text.replace("RUN", places["RUN"]).replace("COPY", places["COPY"])
+
+    further = short.replace("--max_epochs 1", "--max_epochs 2")
+    assert fit(placed(case["argv"]) + further) == 2
+    out, err = capfd.readouterr()
+    assert out == ""
+    assert err.count("\n") == 1, err
+    assert err.startswith("fit.py: error: ")
+    assert placed(case["culprit"]) in err
+    assert case["fix"] in err
+    assert [path.name for path in Path("lightning_logs").iterdir()] == ["version_0"]
+    assert {path: path.stat().st_mtime_ns for path in before} == before
 
 
 # --- failed starts --------------------------------------------------------------------------------------------------
