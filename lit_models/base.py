@@ -145,7 +145,7 @@ class LitBase(LightningModule):
         self.check_data(data)
         if (weights := getattr(data, "class_weights", None)) is not None:
             self.class_weights = weights.to(self.device)
-        if self.device.type != "mps":  # which has no float64
+        if self.trainer.strategy.root_device.type != "mps":  # which has no float64; self.device is still the CPU
             self.val_loss.set_dtype(torch.float64)
             self.test_loss.set_dtype(torch.float64)
         for metric in self.children():

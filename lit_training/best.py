@@ -34,7 +34,7 @@ class BestCheckpoint(ModelCheckpoint):
         self._copying = True
         dumped = trainer._checkpoint_connector.dump_checkpoint(self.save_weights_only)
         self._copying = False
-        self._pending = tree_map(lambda x: x.clone() if isinstance(x, torch.Tensor) else copy.deepcopy(x), dumped)
+        self._pending = tree_map(_copied, dumped)
         if time.monotonic() - self._written > SECONDS_BETWEEN_WRITES:
             self.flush()
 
@@ -58,3 +58,8 @@ class BestCheckpoint(ModelCheckpoint):
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         super().on_exception(trainer, pl_module, exception)
         self.flush()
+
+
+def _copied(value: Any) -> Any:
+    """Tensors in the computer's own memory: a GPU's would have to hold weights and optimizer twice."""
+    return value.to("cpu", copy=True) if isinstance(value, torch.Tensor) else copy.deepcopy(value)

@@ -1,5 +1,6 @@
 """What a run says while it trains: a live bar in a terminal, one line per epoch everywhere."""
 
+import contextlib
 import sys
 import time
 from collections.abc import Mapping
@@ -7,6 +8,8 @@ from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar
+from lightning.pytorch.utilities.data import extract_batch_size
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
@@ -38,6 +41,16 @@ class BestSoFar:
         if better:
             self.value = value
         return better
+
+
+def samples_in(batch: Any) -> int:
+    """How many samples a batch holds: the first dimension of its first tensor; 0 where none is found."""
+    first = batch[0] if isinstance(batch, (tuple, list)) and batch else batch
+    if isinstance(first, Tensor) and first.ndim:
+        return len(first)
+    with contextlib.suppress(MisconfigurationException):
+        return extract_batch_size(batch)
+    return 0
 
 
 class EpochLines(ProgressBar):
@@ -100,7 +113,7 @@ class EpochLines(ProgressBar):
     ) -> None:
         if self.bar is None:
             return
-        self.samples += len(batch[0])
+        self.samples += samples_in(batch)
         if (now := time.monotonic()) - self.shown > REFRESH_SECONDS:
             self.shown = now
             speed = self.samples * trainer.world_size / (now - self.started)

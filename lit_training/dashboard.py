@@ -23,7 +23,7 @@ from torch.utils.tensorboard.summary import hparams
 from datamodules.loading import EvalSampler
 from lit_models import LitBase
 from lit_training import figures
-from lit_training.console import BestSoFar
+from lit_training.console import BestSoFar, samples_in
 from lit_training.prediction import in_input_order
 
 SAMPLES, MISTAKES = 16, 12
@@ -42,7 +42,7 @@ class Throughput(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        self.samples += len(batch[0])
+        self.samples += samples_in(batch)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.pause = time.monotonic()
@@ -150,8 +150,8 @@ class Dashboard(Callback):
     ) -> None:
         if self._classifies(trainer, pl_module) and dataloader_idx == 0:
             self.num_classes = outputs["output"].shape[-1]
-            confidence, predicted = outputs["output"].softmax(-1).max(-1)  # (B,), (B,)
-            self.rows.append(torch.stack([outputs["target"], predicted, confidence], 1))  # (B, 3) float
+            confidence, predicted = outputs["output"].float().softmax(-1).max(-1)  # (B,), (B,)
+            self.rows.append(torch.stack([outputs["target"], predicted, confidence], 1))  # (B, 3) float32
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not (self.rows and self._classifies(trainer, pl_module) and self.best.improved(trainer.callback_metrics)):
@@ -251,8 +251,9 @@ def _as_seen(trainer: Trainer, dataset: Any, indices: list[int]) -> Tensor | Non
 def _add_samples(logger: TensorBoardLogger, trainer: Trainer) -> None:
     """Training pictures at even distances through the data, augmented as in the first epoch."""
     dataset: Any = _pictures_of(trainer.train_dataloader)
-    names = getattr(getattr(trainer, "datamodule", None), "class_names", None)
-    if not names or not hasattr(dataset, "__getitem__"):
+    data = getattr(trainer, "datamodule", None)
+    names = getattr(data, "class_names", None)
+    if not (names and getattr(data, "preprocessing", None)):
         return
     count = min(SAMPLES, len(dataset))
     indices = [place * len(dataset) // count for place in range(count)]
@@ -312,7 +313,7 @@ def _add_graph(logger: TensorBoardLogger, trainer: Trainer, model: LightningModu
     shape = getattr(getattr(trainer, "datamodule", None), "sample_shape", None)
     if shape is None:
         return
-    example = torch.zeros(1, *shape, device=model.device)
+    example = torch.zeros(1, *shape, device=model.device, dtype=model.dtype)
     with _undisturbed(model), warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")  # tracing warns of Python branches, which is what it is to show
         try:

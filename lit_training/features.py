@@ -18,7 +18,7 @@ BATCH = 32
 
 
 class Features(Dataset):
-    """(N, F) float32 features of the ``pictures`` and their (N,) int64 labels in memory; padding has label -1."""
+    """(N, F) float features of the ``pictures`` and their (N,) int64 labels in memory; padding has label -1."""
 
     def __init__(self, features: Tensor, pictures: Any) -> None:
         self.features, self.pictures, self.labels = features, pictures, pictures.labels
@@ -73,7 +73,8 @@ def _compute(
     bar = Console(stderr=True)
     show = trainer.is_global_zero and bar.is_terminal and trainer.progress_bar_callback is not None
     for x, _ in track(loader, f"features of {split}", console=bar, disable=not show, transient=True):
-        part = model.features(x.to(model.device))
+        with trainer.precision_plugin.forward_context():
+            part = model.features(trainer.precision_plugin.convert_input(x.to(model.device)))
         if part is None:
             return None
         shares.append(part.cpu())

@@ -65,7 +65,7 @@ class FiniteGuard(Callback):
         """
         losses, steps = self._losses, self._steps
         self._losses, self._steps = [], []
-        weights = [p.detach() for p in pl_module.parameters() if p.requires_grad and p.is_floating_point() and len(p)]
+        weights = [p.detach() for p in pl_module.parameters() if p.requires_grad and p.is_floating_point() and p.numel()]
         # One number for all weights: a sum of squares may overflow where each weight is finite, a maximum not.
         sizes = torch._foreach_norm(weights, float("inf")) if weights else []
         finite = torch.stack([*losses, *sizes]).isfinite() if losses or sizes else torch.ones(1, dtype=torch.bool)
@@ -101,17 +101,17 @@ def _describe(trainer: Trainer, losses: list[float], steps: list[tuple[int, int,
 def _batch(trainer: Trainer, epoch: int, batch_idx: int) -> str:
     """What the batch held: files where the data has files, else indices."""
     loader: Any = trainer.train_dataloader
-    if not isinstance(loader.sampler, TrainSampler):
+    sampler = getattr(loader, "sampler", None)
+    if not isinstance(sampler, TrainSampler):
         return f"batch {batch_idx}"
-    sampler = loader.sampler
     sampler = TrainSampler(sampler.length, sampler.num_replicas, sampler.rank, sampler.seed, sampler.shuffle)
     sampler.set_epoch(epoch)
     keys = list(sampler)[batch_idx * loader.batch_size : (batch_idx + 1) * loader.batch_size]
     indices = [key % sampler.length for key in keys]
     paths = getattr(loader.dataset, "paths", None)
-    names = [str(index) for index in indices] if paths is None else [str(paths[index]) for index in indices]
-    shown = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
-    return f"batch {batch_idx}: {'samples' if paths is None else 'files'} {shown}"
+    names = [str(index) if paths is None else shown(paths[index]) for index in indices]
+    named = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
+    return f"batch {batch_idx}: {'samples' if paths is None else 'files'} {named}"
 
 
 @contextmanager

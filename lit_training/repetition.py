@@ -1,10 +1,14 @@
 """The same command with several seeds: what a result owes to chance."""
 
+import os
 import re
+import signal
 import subprocess
 import sys
 import time
+from typing import Any
 
+from datamodules.loading import SIGNALS
 from lit_training import comparison
 from lit_training.arguments import Parser, at_least
 
@@ -28,10 +32,11 @@ def repeat(arguments: list[str], count: int) -> int:
     for seed in range(chosen.seed, chosen.seed + count):
         started = time.monotonic()
         command = [sys.executable, sys.argv[0], *rest, "--quiet", "--seed", str(seed)]
-        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, encoding="utf-8", errors="surrogateescape")
-        if done.returncode:
-            return done.returncode
-        said = re.search(r"^run +(.+)$", done.stdout, re.MULTILINE)
+        code, output = _run(command)
+        if code:
+            print(output, end="", flush=True)
+            return code
+        said = re.search(r"^run +(.+)$", output, re.MULTILINE)
         if said is None:
             print(
                 "fit.py: error: --seeds reads each run's folder: leave --logger and --fast_dev_run out", file=sys.stderr
@@ -42,3 +47,37 @@ def repeat(arguments: list[str], count: int) -> int:
         print(f"seed {seed}  {'  '.join(reached)}  {time.monotonic() - started:.0f} s  {said[1]}", flush=True)
     print("\n" + "\n".join(comparison.spread([comparison.read(folder) for folder in folders])))
     return 0
+
+
+def _run(command: list[str]) -> tuple[int, str]:
+    """Exit code and output of a command that gets the signals that are meant for this process.
+
+    Each once: it is in a session of its own, where those for a whole group, as Ctrl-C, do not reach it too.
+    """
+    process: subprocess.Popen[str] | None = None
+    waiting: list[int] = []
+
+    def hand_on(number: int, frame: Any) -> None:
+        if process is None:
+            waiting.append(number)
+        elif os.name == "posix":  # elsewhere a console's signal has reached it already
+            process.send_signal(number)
+
+    before = {number: signal.signal(number, hand_on) for number in SIGNALS}
+    try:
+        process = subprocess.Popen(
+            command,
+            stdout=subprocess.PIPE,
+            text=True,
+            encoding="utf-8",
+            errors="surrogateescape",
+            start_new_session=True,
+        )
+        for number in waiting:
+            process.send_signal(number)
+        output, _ = process.communicate()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    code = process.returncode
+    return (code if code >= 0 else 128 - code), output

@@ -213,9 +213,11 @@ class ResumePoint(Callback):
     def on_validation_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
+        if trainer.sanity_checking:
+            return
+        self.watch.alive()  # also in the evaluation after training, which may take longer than --timeout
         if not self.watch.stepping:
             return
-        self.watch.alive()
         signum, late = self._agree(trainer)
         if signum and late:
             self._stop(trainer, signum)  # without a new resume point, which validation does not allow

@@ -225,9 +225,12 @@ def report(cli: "FitCLI") -> None:
         return
     print()
     if "val_acc" in metrics:
-        low, high = wilson(round(metrics["val_acc"] * model.samples_evaluated), model.samples_evaluated)
-        n = model.samples_evaluated
-        print(f"val_acc     {metrics['val_acc']:.4f}  (95 % interval {low:.3f} to {high:.3f}, n = {n})")
+        accuracy, n = metrics["val_acc"], getattr(model, "samples_evaluated", None)
+        if n is None:  # a model that is not of this project: of how many samples is not known
+            print(f"val_acc     {accuracy:.4f}")
+        else:
+            low, high = wilson(round(accuracy * n), n)
+            print(f"val_acc     {accuracy:.4f}  (95 % interval {low:.3f} to {high:.3f}, n = {n})")
     for name in ("val_loss", "train_loss"):
         if name in metrics:
             print(f"{name:<10}  {metrics[name]:.4g}")

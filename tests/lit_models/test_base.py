@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -78,6 +79,17 @@ def tensors(loader: DataLoader) -> tuple[Tensor, ...]:
 
 
 # --- metrics ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("device", "dtype"), [("cpu", "float64"), ("cuda", "float64"), ("mps", "float32")])
+def test_losses_are_summed_in_what_the_device_has(device: str, dtype: str) -> None:
+    """MPS has no float64. At ``setup`` the network is still on the CPU: the strategy knows where it will go."""
+    model = Tiny()
+    strategy = SimpleNamespace(root_device=torch.device(device))
+    trainer: Any = SimpleNamespace(strategy=strategy, datamodule=None)
+    model.trainer = trainer
+    model.setup("fit")
+    assert model.val_loss.dtype == model.test_loss.dtype == getattr(torch, dtype)
 
 
 @pytest.mark.parametrize("stage", ["val", "test"])

@@ -4,7 +4,7 @@ import io
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -215,6 +215,15 @@ def test_the_run_does_not_notice(make: Callable[[], Any], bare: Callable[..., Tr
     assert modes == other_modes
     assert torch.equal(rng, other_rng)
     assert np.array_equal(numbers, other_numbers)
+
+
+def test_numbers_of_classes_are_exact_in_half_precision(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Dashboard, "_classifies", lambda *_: True)
+    board, nothing = Dashboard("val_acc", "max"), cast(Any, None)
+    output = torch.zeros(1, 2050, dtype=torch.float16)
+    output[0, 2049] = 9  # float16 has 2048 and 2050
+    board.on_validation_batch_end(nothing, nothing, {"output": output, "target": torch.tensor([2049])}, None, 0)
+    assert board.rows[0][:, :2].tolist() == [[2049, 2049]]
 
 
 def test_a_network_that_cannot_be_traced_is_trained_all_the_same(bare: Callable[..., Trainer], tmp_path: Path) -> None:

@@ -44,6 +44,19 @@ def test_cached_and_uncached_runs_agree(bare: Callable[..., Trainer], photo_fold
         torch.testing.assert_close(cached(features), cached.eval()(pictures), rtol=0, atol=1e-5)
 
 
+def test_features_have_the_precision_of_the_run(bare: Callable[..., Trainer], photo_folder: Path) -> None:
+    weights = []
+    for callbacks in ([FeatureCache()], []):
+        torch.manual_seed(0)
+        model = LitTransfer("shufflenet_v2_x0_5", num_classes=2, weights=None)
+        module = ImageFolderDataModule(str(photo_folder), image_size=72, num_workers=0)
+        bare(max_epochs=1, callbacks=list(callbacks), precision="64-true").fit(model, module)
+        weights.append(model.head.weight)
+        assert isinstance(module.sets["train"], Features) == bool(callbacks)
+    assert weights[0].dtype == torch.float64
+    torch.testing.assert_close(*weights, rtol=0, atol=1e-9)
+
+
 @pytest.mark.parametrize(("backbone", "data"), [("resnet18", {"augment": True}), ("squeezenet1_1", {})])
 def test_nothing_is_cached_where_it_would_change_the_run(
     bare: Callable[..., Trainer], photo_folder: Path, backbone: str, data: dict[str, Any]

@@ -22,6 +22,7 @@ from lit_training.checkpoints import CheckpointError
 from lit_training.cli import FitCLI
 from lit_training.messages import UsageError
 from lit_training.resume import ResumePoint
+from lit_training.run import report
 from lit_training.rundir import choose
 from lit_training.signals import Stopped
 
@@ -279,6 +280,15 @@ def test_a_copy_of_a_finished_runs_resume_point_goes_further_in_a_folder_of_its_
     assert weights[0]["global_step"] == weights[1]["global_step"]
     for name, weight in weights[0]["state_dict"].items():
         assert torch.equal(weight, weights[1]["state_dict"][name])
+
+
+def test_the_evaluation_after_training_is_no_hang(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may take longer than --timeout: each of its batches is a sign of life."""
+    cli = fit(*SHAPES, "--max_epochs", "1", "--num_sanity_val_steps", "1")
+    signs: list[int] = []
+    monkeypatch.setattr(cli.watch, "alive", lambda: signs.append(1))
+    report(cli)
+    assert len(signs) == 1  # 8 pictures, in batches of 100
 
 
 def test_a_run_in_training_is_left_alone() -> None:

@@ -2,8 +2,10 @@
 
 import os
 import runpy
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -51,6 +53,33 @@ def test_seeds_then_evaluation_then_comparison(tmp_path: Path, capsys: pytest.Ca
     assert "seed_everything" in shown
     assert "the same 50 samples" in shown
     assert (tmp_path / "lightning_logs" / "comparison.png").is_file()
+
+
+def children(pid: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("whom", ["the series", "its group"])
+def test_a_signal_ends_a_series_of_seeds_with_a_resume_point(whom: str, tmp_path: Path) -> None:
+    command = [sys.executable, str(SCRIPTS / "fit.py"), "--seeds", "2", "--max_epochs=100000", "--data.train_size=80"]
+    command += ["--data.val_size=50", "--dashboard=false", "--accelerator", "cpu"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    series = subprocess.Popen(
+        command, cwd=tmp_path, env=environment, stdout=-1, stderr=-1, text=True, start_new_session=True
+    )
+    run, end = tmp_path / "lightning_logs" / "version_0", time.monotonic() + 120
+    while not (run / "run.json").exists() and time.monotonic() < end:  # then it takes steps
+        time.sleep(0.1)
+    [trained] = children(series.pid)
+    number = signal.SIGTERM if whom == "the series" else signal.SIGINT
+    (os.kill if whom == "the series" else os.killpg)(series.pid, number)
+    out, err = series.communicate(timeout=60)
+    assert (series.returncode, err) == (128 + number, "")
+    assert f"stopped by {number.name} after step" in out
+    assert (run / "checkpoints" / "last.ckpt").exists()
+    assert not Path(f"/proc/{trained}").exists()
+    assert [path.name for path in run.parent.iterdir()] == ["version_0"]
 
 
 def test_seeds_are_not_silently_left_out() -> None:

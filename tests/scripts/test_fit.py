@@ -1,5 +1,6 @@
 """scripts/fit.py from what is typed to what is printed, written and returned."""
 
+import csv
 import os
 import runpy
 import shutil
@@ -115,32 +116,68 @@ def test_trainer_flags_end_well(
 OWN = """
 import torch
 from lightning.pytorch import LightningDataModule, LightningModule
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset, random_split
 
 class Model(LightningModule):
     def __init__(self) -> None:
         super().__init__()
         self.net = torch.nn.Linear(3, 1)
+        self.scale = torch.nn.Parameter(torch.tensor(1.0))
+    def loss(self, batch):
+        while not isinstance(batch, torch.Tensor):
+            batch = next(iter(batch.values())) if isinstance(batch, dict) else batch[0]
+        return (self.scale * self.net(batch)).square().mean()
     def training_step(self, batch, batch_idx):
-        loss = self.net(batch[0]).square().mean()
+        loss = self.loss(batch)
         self.log("train_loss", loss)
         return loss
+    def validation_step(self, batch, batch_idx):
+        self.log("val_acc", self.loss(batch) < 1e9, batch_size=4)
     def configure_optimizers(self):
         return torch.optim.SGD(self.parameters(), 0.1)
 
+class Named(Dataset):
+    def __len__(self):
+        return 8
+    def __getitem__(self, index):
+        return {"x": torch.ones(3)}
+
+class Endless(IterableDataset):
+    def __iter__(self):
+        return iter(torch.ones(8, 3))
+
 class Data(LightningDataModule):
+    class_names = ("one", "other")
+    def __init__(self, kind: str = "rows"):
+        super().__init__()
+        rows = TensorDataset(torch.ones(8, 3))
+        part, _ = random_split(TensorDataset(torch.ones(9, 3)), [8, 1])
+        loaders = [DataLoader(data, batch_size=4) for data in (rows, part, Named(), Endless(), Endless())]
+        loaders[-1] = {"a": DataLoader(rows, batch_size=4), "b": DataLoader(rows, batch_size=4)}
+        self.loader = dict(zip(("rows", "part", "named", "endless", "several"), loaders))[kind]
     def train_dataloader(self):
+        return self.loader
+    def val_dataloader(self):
         return DataLoader(TensorDataset(torch.ones(8, 3)), batch_size=4)
 """
 
 
-def test_classes_of_ones_own_train(fit: Callable[[str], int], capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("kind", ["rows", "part", "named", "endless", "several"])
+def test_classes_of_ones_own_train(
+    kind: str, fit: Callable[[str], int], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     Path("own_run.py").write_text(OWN)
-    assert fit("--model own_run.Model --data own_run.Data --max_epochs 2 --accelerator cpu --devices 1") == 0
+    data = f"--model own_run.Model --data own_run.Data --data.kind {kind}"
+    assert fit(f"{data} --max_epochs 2 --accelerator cpu --devices 1") == 0
     out = capsys.readouterr().out
-    assert "4 trainable" in out
+    assert "5 trainable" in out
     assert "train_loss" in out
+    assert "\nval_acc     1.0000\n" in out  # of how many is its own affair: no interval
     assert Path("lightning_logs/version_0/checkpoints/best.ckpt").is_file()
+    with Path("lightning_logs/version_0/metrics.csv").open(newline="") as file:
+        speeds = [row["samples_per_second"] for row in csv.DictReader(file) if row["samples_per_second"]]
+    assert len(speeds) == 2
+    assert min(map(float, speeds)) > 0
 
 
 @pytest.mark.parametrize("flags", ["", "--model.freeze false", "--data.augment true"])
