@@ -76,10 +76,15 @@ class CIFAR10DataModule(SplitDataModule):
         if all(_bytes_file(root, train).is_file() for train in (True, False)):
             return
         official = [*CIFAR10.train_list, *CIFAR10.test_list, [CIFAR10.meta["filename"], CIFAR10.meta["md5"]]]
-        if not all(check_integrity(root / CIFAR10.base_folder / name, md5) for name, md5 in official):
-            _fetch(root)
-        for train in (True, False):
-            _write_bytes(CIFAR10(str(root), train=train), _bytes_file(root, train))
+        try:
+            if not all(check_integrity(root / CIFAR10.base_folder / name, md5) for name, md5 in official):
+                _fetch(root)
+            for train in (True, False):
+                _write_bytes(CIFAR10(str(root), train=train), _bytes_file(root, train))
+        except OSError as error:
+            raise DataError(
+                f"{root} cannot be written ({error.strerror}): make room there, or name another folder with --data.root"
+            ) from error
 
     def setup(self, stage: str) -> None:
         root, seed = Path(self.hparams["root"]).expanduser(), self.hparams["seed"]
@@ -131,13 +136,16 @@ def _bytes_file(root: Path, train: bool) -> Path:
 
 def _write_bytes(official: CIFAR10, path: Path) -> None:
     part = path.with_name(f".{path.name}.{os.getpid()}")
-    with part.open("wb") as file:
-        for start in range(0, len(official.data), 1000):  # in parts: a second copy of the data is never in memory
-            file.write(np.ascontiguousarray(official.data[start : start + 1000].transpose(0, 3, 1, 2)).tobytes())
-        file.write(np.asarray(official.targets, dtype=np.uint8).tobytes())
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(path)
+    try:
+        with part.open("wb") as file:
+            for start in range(0, len(official.data), 1000):  # in parts: a second copy of the data is never in memory
+                file.write(np.ascontiguousarray(official.data[start : start + 1000].transpose(0, 3, 1, 2)).tobytes())
+            file.write(np.asarray(official.targets, dtype=np.uint8).tobytes())
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def _read_bytes(path: Path, count: int) -> tuple[Tensor, Tensor]:

@@ -323,6 +323,13 @@ def _follow(listing: Listing, split_file: str) -> Listing:
     keys = listing.paths.hashes()
     by_key = np.argsort(keys)
     asked = Paths.from_iterable(path for path, _, _ in wanted).hashes()
+    _, firsts = np.unique(asked, return_index=True)
+    if len(again := np.setdiff1d(np.arange(len(asked)), firsts)):
+        names = ", ".join(dict.fromkeys(shown(wanted[row][0]) for row in again[:NAMED]))
+        raise DataError(
+            f"{csv_name} names {counted(len(again), 'picture')} more than once ({names}"
+            f"{', ...' * (len(again) > NAMED)}): keep one line for each"
+        )
     at = by_key[np.searchsorted(keys, asked, sorter=by_key).clip(max=len(keys) - 1)]
     if len(missing := np.flatnonzero(keys[at] != asked)):
         first = ", ".join(shown(wanted[row][0]) for row in missing[:NAMED])
@@ -354,7 +361,7 @@ def _rows(split_file: str) -> Iterator[tuple[str, str, int]]:
     name = shown(split_file)
     shape = "its lines are path,label,split with split train, val or test"
     try:
-        with Path(split_file).open(newline="", encoding="utf-8", errors="surrogateescape") as file:
+        with Path(split_file).expanduser().open(newline="", encoding="utf-8", errors="surrogateescape") as file:
             table = csv.reader(file)
             if next(table, None) != ["path", "label", "split"]:
                 raise DataError(f"{name} does not begin with path,label,split: give a run's split.csv")
@@ -362,8 +369,9 @@ def _rows(split_file: str) -> Iterator[tuple[str, str, int]]:
                 if len(row) != 3 or row[2] not in SPLITS:
                     raise DataError(f"{name}, line {table.line_num}, is not understood: {shape}")
                 yield row[0], row[1], SPLITS.index(row[2])
-    except OSError as error:
-        raise DataError(f"{name} cannot be read ({error.strerror}): give a run's split.csv") from error
+    except (OSError, csv.Error) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise DataError(f"{name} cannot be read ({reason}): give a run's split.csv") from error
 
 
 def _write_csv(csv_path: str | Path, head: Iterable[str], rows: Iterable[Iterable[str]]) -> None:

@@ -1,5 +1,6 @@
 """Decoded pictures in a file that every process maps: decoded once, by any rank and any run."""
 
+import contextlib
 import hashlib
 import json
 import os
@@ -12,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from datamodules.examination import available_cores
-from datamodules.listing import Paths
+from datamodules.examination import BadPicture, available_cores
+from datamodules.listing import DataError, Paths
 
 AHEAD = 256  # pictures that wait to be written, at most
 
@@ -61,11 +62,15 @@ class PictureStore:
 
     @staticmethod
     def write(path: Path, count: int, read: Callable[[int], Tensor]) -> None:
-        """Decode with a thread a core and write; whoever reads sees the whole file or none."""
+        """Decode with a thread a core and write; whoever reads sees the whole file or none.
+
+        Raises:
+            DataError: it cannot be written.
+        """
         part = path.with_name(f".{path.name}.{os.getpid()}")
-        path.parent.mkdir(parents=True, exist_ok=True)
         sizes = np.empty((count, 2), np.int64)
         try:
+            path.parent.mkdir(parents=True, exist_ok=True)
             with part.open("wb") as file, ThreadPoolExecutor(available_cores()) as threads:
                 for first in range(0, count, AHEAD):
                     indices = range(first, min(count, first + AHEAD))
@@ -75,20 +80,42 @@ class PictureStore:
                 file.write(sizes.tobytes())
                 file.write(np.int64(count).tobytes())
             part.replace(path)
+        except OSError as error:
+            raise DataError(
+                f"decoded pictures cannot be kept in {path.parent} ({error.strerror}): make room there, or name another "
+                "place in the environment variable XDG_CACHE_HOME"
+            ) from error
         finally:
-            part.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                part.unlink()
 
 
 def store_path(root: Path, paths: Paths, settings: dict[str, Any]) -> Path:
-    """Where these pictures, decoded with these settings, lie: another size, time or setting is another file."""
+    """Where these pictures, decoded with these settings, lie: another size, time or setting is another file.
+
+    Raises:
+        DataError: one of them is gone, or there is no place.
+    """
     digest = hashlib.sha256(json.dumps([str(root.resolve()), settings], sort_keys=True).encode())
     paths.update(digest)
     for path in paths:
-        status = (root / path).stat()
+        try:
+            status = (root / path).stat()
+        except OSError as error:
+            raise BadPicture(str(root / path), "unreadable", str(error.strerror)) from error
         digest.update(f"{status.st_size} {status.st_mtime_ns} ".encode())
     return cache_folder() / f"{digest.hexdigest()[:32]}.pictures"
 
 
 def cache_folder() -> Path:
-    """``lit-classics/pictures`` in the user's cache; whatever lies in it may be deleted at any time."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lit-classics" / "pictures"
+    """``lit-classics/pictures`` in the user's cache; whatever lies in it may be deleted at any time.
+
+    Raises:
+        DataError: there is no home.
+    """
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lit-classics" / "pictures"
+    except RuntimeError as error:
+        raise DataError(
+            "there is no home folder to keep decoded pictures in: name a place in the environment variable XDG_CACHE_HOME"
+        ) from error

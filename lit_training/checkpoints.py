@@ -1,6 +1,7 @@
 """Writing checkpoints that are never half there, and opening them without trusting them."""
 
 import contextlib
+import math
 import os
 import warnings
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch import LightningDataModule
+from torchvision.transforms import InterpolationMode
 
 import datamodules
 import lit_models
@@ -133,9 +135,35 @@ def load_model(checkpoint: dict[str, Any]) -> LitBase:
             model = model_class(**checkpoint["hyper_parameters"])
         model.on_load_checkpoint(checkpoint)
         model.load_state_dict(checkpoint["state_dict"])
+        _check_what_is_told(model)
     except Exception as error:  # what a file says may be anything
         raise CheckpointError(f"the checkpoint does not fit {name}: {_first_line(error)}") from error
     return model.eval()
+
+
+def _check_what_is_told(model: LitBase) -> None:
+    """Look at what else a checkpoint says: a name for each output, which may have none, and the preprocessing.
+
+    Raises:
+        ValueError, TypeError, KeyError: it is not what a network and its inputs need.
+    """
+    outputs, names, spec = model.hparams.get("num_classes", 0), model.class_names, model.preprocessing
+    if names is not None:
+        if len(names) > outputs or not all(isinstance(name, str) for name in names):
+            raise ValueError(f"{len(names)} names for {outputs} classes")
+        model.class_names = (*names, *map(str, range(len(names), outputs)))
+    if model.sample_ndim != 3:
+        return
+    if spec is None:
+        raise ValueError("no preprocessing")
+    size, mean, std = spec["image_size"], spec["mean"], spec["std"]
+    if not all(type(side) is int and side > 0 for side in (size, spec["resize_size"])):
+        raise ValueError(f"pictures of {size} pixels")
+    if len(mean) != len(std) or not all(math.isfinite(value) for value in (*mean, *std)) or 0 in std:
+        raise ValueError(f"mean {mean} and std {std}")
+    InterpolationMode(spec["interpolation"])
+    if reason := model.refuse_shape((len(mean), size, size)):
+        raise ValueError(reason)
 
 
 def load_data(checkpoint: dict[str, Any]) -> Any:

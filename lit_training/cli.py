@@ -2,7 +2,6 @@
 
 import inspect
 import logging
-import os
 import sys
 import warnings
 from pathlib import Path
@@ -24,7 +23,7 @@ from lit_training.messages import UsageError, fail, is_rank_zero
 from lit_training.resume import FitTrainer
 from lit_training.rundir import Start, continued
 from lit_training.schedules import FROM_THE_RUN, SCHEDULES, schedule_factory
-from lit_training.signals import Watch
+from lit_training.signals import Watch, listen_here_alone
 from lit_training.spelling import spell_out
 from lit_training.wrong_input import check_trainer, parse_error, trainer_error
 
@@ -215,20 +214,6 @@ class FitCLI(LightningCLI):
         if isinstance(trainer.strategy, DDPStrategy) and getattr(self.model, "skips_layers", False):
             trainer.strategy._ddp_kwargs.setdefault("find_unused_parameters", True)
         return trainer
-
-    def _add_configure_optimizers_method_to_model(self, subcommand: str | None) -> None:
-        """Nothing: the model's own method asks ``chosen_optimizer`` and ``chosen_schedule``."""
-
-
-def listen_here_alone(trainer: Trainer) -> None:
-    """Processes of a single machine talk over its loopback interface, unless the user has named another one.
-
-    What torch offers no setting for is the port at which they meet: it is open on all interfaces.
-    """
-    loopback = {"linux": "lo", "darwin": "lo0"}.get(sys.platform)
-    if trainer.num_nodes == 1 and loopback:
-        os.environ.setdefault("GLOO_SOCKET_IFNAME", loopback)
-        os.environ.setdefault("NCCL_SOCKET_IFNAME", loopback)
 
 
 def quiet_libraries() -> None:

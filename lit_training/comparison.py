@@ -38,11 +38,13 @@ class Run:
 
     @property
     def best(self) -> dict[str, float]:
-        """The metrics of the best epoch; empty where none was logged."""
+        """The metrics of the best epoch; empty where none was logged, or never was a number."""
         decides = next((name for name in BETTER if name in self.curves), None)
         if decides is None:
             return {}
         curve = {epoch: value for epoch, value in self.curves[decides].items() if value == value}  # not NaN
+        if not curve:
+            return {}
         epoch = BETTER[decides](curve, key=curve.__getitem__)
         return {name: values[epoch] for name, values in self.curves.items() if epoch in values}
 

@@ -28,8 +28,9 @@ from lit_models import LitBase
 from lit_training import checkpoints, figures, tables
 from lit_training.checkpoints import CheckpointError
 from lit_training.intervals import wilson
-from lit_training.messages import UsageError
+from lit_training.messages import UsageError, is_rank_zero
 from lit_training.prediction import find_device, in_input_order
+from lit_training.signals import listen_here_alone
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -143,6 +144,7 @@ def evaluate(
         enable_progress_bar=False,
         enable_model_summary=False,
     )
+    listen_here_alone(trainer)
     trainer.test(model, data, verbose=False)
     loader: Any = trainer.test_dataloaders
     dataset = loader.dataset
@@ -240,8 +242,11 @@ def _whole(listing: Listing) -> Listing:
             break
     listing = listing.rows((listing.splits == split).nonzero()[0])
     _, bad = examine_files(listing)
-    for row, (kind, reason) in sorted(bad.items()):
-        print(f"left out: {shown(listing.paths[row])}: {kind} ({reason})", file=sys.stderr)
+    if is_rank_zero():
+        for note in listing.notes:
+            print(f"note: {note}", file=sys.stderr)
+        for row, (kind, reason) in sorted(bad.items()):
+            print(f"left out: {shown(listing.paths[row])}: {kind} ({shown(reason)})", file=sys.stderr)
     kept = torch.ones(len(listing.paths), dtype=torch.bool)
     kept[list(bad)] = False
     return listing.rows(kept.nonzero().flatten().numpy())

@@ -3,6 +3,7 @@
 import difflib
 import os
 import re
+import signal
 import sys
 import time
 import traceback
@@ -17,6 +18,7 @@ from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from datamodules import DataError
+from datamodules.listing import shown
 from lit_models import ModelError
 from lit_training.checkpoints import CheckpointError
 
@@ -36,6 +38,9 @@ def one_line_errors(program: str) -> Iterator[None]:
     """
     try:
         yield
+    except KeyboardInterrupt:
+        print(f"{program}: stopped", file=sys.stderr)
+        sys.exit(128 + signal.SIGINT)
     except (UsageError, CheckpointError, DataError, ModelError, MisconfigurationException) as error:
         fail(program, str(error))
     except (ValueError, TypeError, RuntimeError) as error:
@@ -55,17 +60,18 @@ def refused_by_library(error: Exception) -> bool:
 
 def is_rank_zero() -> bool:
     """Whether this is the process that speaks and writes, known before any of them are connected."""
-    launched = {"RANK", "LOCAL_RANK", "SLURM_PROCID"} & set(os.environ)  # what Lightning reads; not so the number of
-    first_node = launched or os.environ.get("NODE_RANK", "0") == "0"  # a machine whose program was started by hand
-    return getattr(rank_zero_only, "rank", 0) == 0 and bool(first_node)
+    counted_over_all = {"RANK", "SLURM_PROCID"} & set(os.environ)  # LOCAL_RANK begins anew on each machine
+    first_node = os.environ.get("NODE_RANK", os.environ.get("GROUP_RANK", "0")) == "0"
+    return getattr(rank_zero_only, "rank", 0) == 0 and (bool(counted_over_all) or first_node)
 
 
 def fail(program: str, message: str) -> NoReturn:
+    line = shown(f"{program}: error: {' '.join(message.split())}")  # names of files may hold what terminals obey
     if is_rank_zero():
-        print(f"{program}: error: {' '.join(message.split())}", file=sys.stderr)
+        print(line, file=sys.stderr)
     else:  # Lightning kills rank 0 as soon as another rank has ended
         time.sleep(GRACE)
-        print(f"{program}: error: {' '.join(message.split())}", file=sys.stderr)  # still here: it is this rank's alone
+        print(line, file=sys.stderr)  # still here: it is this rank's alone
     sys.exit(2)
 
 

@@ -69,6 +69,7 @@ class PhotoRecords(Callback):
 def complete(config: dict[str, Any], cli: "FitCLI") -> dict[str, Any]:
     """Trainer arguments with this project's loggers, callbacks and plugins, where the user has not decided."""
     config = dict(config)
+    _refuse_contradictions(config, cli)
     config["plugins"] = [*_listed(config["plugins"]), AtomicCheckpointIO()]
     config["profiler"] = config["profiler"] or NullProfiler()
     if config["num_sanity_val_steps"] is None:
@@ -85,8 +86,6 @@ def complete(config: dict[str, Any], cli: "FitCLI") -> dict[str, Any]:
             folder, name=name, version=start.version, default_hp_metric=False, purge_step=start.step
         )
         config["logger"] = [board, ContinuedCSV(start)]
-    elif cli.resume != "never":
-        raise UsageError(f"--resume {cli.resume} needs the run's folder: leave --logger and --fast_dev_run out")
     monitor, mode = monitored(cli)
     callbacks: list[Callback] = [StepSeed(cli.config["seed_everything"]), FiniteGuard(), Throughput()]
     config["enable_progress_bar"] = not cli.quiet and config["enable_progress_bar"] is not False
@@ -111,6 +110,16 @@ def complete(config: dict[str, Any], cli: "FitCLI") -> dict[str, Any]:
     _silence_idle_hooks(callbacks)
     config["callbacks"] = [*callbacks[:1], *_listed(config["callbacks"]), *callbacks[1:]]
     return config
+
+
+def _refuse_contradictions(config: dict[str, Any], cli: "FitCLI") -> None:
+    unmet = [flag for flag in ("barebones", "fast_dev_run") if config[flag]]
+    unmet += ["logger"] if config["logger"] not in (None, True) else []
+    unmet += ["enable_checkpointing"] if config["enable_checkpointing"] is False else []
+    if cli.resume != "never" and unmet:
+        raise UsageError(f"--resume {cli.resume} needs the run's folder and its checkpoints: leave --{unmet[0]} out")
+    if config["barebones"] and cli.config.get("early_stopping") is not None:
+        raise UsageError("--early_stopping asks for what --barebones leaves out: drop one of the two")
 
 
 def _silence_idle_hooks(callbacks: list[Callback]) -> None:

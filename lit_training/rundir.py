@@ -129,14 +129,22 @@ def continued(arguments: list[str]) -> list[str]:
     Raises:
         CheckpointError: it is not there.
     """
-    values = [after for flag, after in itertools.pairwise(arguments) if flag == "--resume"]
-    values += [argument.partition("=")[2] for argument in arguments if argument.startswith("--resume=")]
-    if not values or values[-1] in ("never", "auto"):
+    resume = _last_value(arguments, "--resume")
+    if resume in (None, "never", "auto"):
         return arguments
-    roots = [after for flag, after in itertools.pairwise(arguments) if flag == "--default_root_dir"]
-    path = locate(values[-1], roots[-1] if roots else ".")
+    path = locate(resume, _last_value(arguments, "--default_root_dir", "--trainer.default_root_dir") or ".")
     config = (path if path.is_dir() else path.parent.parent) / "config.yaml"
     return ["--config", str(config), *arguments] if config.is_file() else arguments
+
+
+def _last_value(arguments: list[str], *flags: str) -> str | None:
+    """What was typed last for any of these flags, as ``--flag value`` or ``--flag=value``."""
+    value = None
+    for argument, after in itertools.zip_longest(arguments, arguments[1:]):
+        name, equals, joined = argument.partition("=")
+        if name in flags:
+            value = joined if equals else after
+    return value
 
 
 def _number(run: Path) -> int:

@@ -1,4 +1,4 @@
-"""Signals, deadlines and orphans: a run that is told to stop stops, and none waits for a process that is gone."""
+"""Processes: a run that is told to stop stops, none waits for one that is gone, and they talk among themselves alone."""
 
 import os
 import re
@@ -158,6 +158,17 @@ def end_children(trainer: Trainer | None) -> None:
     """Kill the training processes that this one launched; a hanging one does not hear a gentler signal."""
     for process in _children(trainer):
         process.kill()
+
+
+def listen_here_alone(trainer: Trainer) -> None:
+    """Processes of a single machine talk over its loopback interface, unless the user has named another one.
+
+    What torch offers no setting for is the port at which they meet: it is open on all interfaces.
+    """
+    loopback = {"linux": "lo", "darwin": "lo0"}.get(sys.platform)
+    if trainer.num_nodes == 1 and loopback:
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", loopback)
+        os.environ.setdefault("NCCL_SOCKET_IFNAME", loopback)
 
 
 def requeue(signum: int) -> None:

@@ -41,6 +41,8 @@ def spell_out(arguments: list[str]) -> list[str]:
     position = 0
     while position < len(arguments):
         argument, value = arguments[position], None
+        if not argument.isascii() and any("\ud800" <= letter <= "\udfff" for letter in argument):
+            raise UsageError(f"{argument} holds bytes that are not UTF-8: rename it")
         position += 1
         if argument.startswith("-") and "=" in argument:
             argument, value = argument.split("=", 1)

@@ -178,11 +178,16 @@ def check_trainer(config: dict[str, Any]) -> None:
         wanted += [name for name in ("fast_dev_run", "profiler", "detect_anomaly") if config[name]]
         if wanted:
             raise UsageError(f"--barebones leaves out what --{wanted[0]} asks for: drop one of the two")
-    _check_devices(config["accelerator"], config["devices"])
+    check_devices(config["accelerator"], config["devices"])
     _check_writable(Path(config["default_root_dir"] or "."))
 
 
-def _check_devices(accelerator: Any, devices: Any) -> None:
+def check_devices(accelerator: Any, devices: Any) -> None:
+    """Refuse a number of processes that is none, or more than a CPU can be asked for.
+
+    Raises:
+        UsageError: names the flag and what it may be.
+    """
     text, on_gpu = str(devices), torch.cuda.is_available() or torch.backends.mps.is_available()
     if text == "auto" or accelerator not in ("auto", "cpu") or (accelerator == "auto" and on_gpu):
         return
@@ -210,8 +215,6 @@ def _check_writable(root: Path) -> None:
 def trainer_error(error: Exception, config: dict[str, Any]) -> str:
     """One line out of what building the Trainer raised."""
     accelerator, text = config["accelerator"], str(error)
-    if isinstance(error, UsageError):
-        return text
     if accelerator in ("gpu", "cuda", "mps", "tpu") and re.search(
         r"No supported gpu backend found|can not run on your system|torch_xla|CUDA|not available", text
     ):

@@ -22,9 +22,11 @@ def main(arguments: list[str] | None = None) -> None:
     from lit_training import checkpoints, evaluation, heat_maps  # here: a wrong flag need not wait for torch
     from lit_training.cli import quiet_libraries
     from lit_training.messages import one_line_errors
+    from lit_training.wrong_input import check_devices
 
     with one_line_errors("evaluate.py"):
         quiet_libraries()
+        check_devices(chosen.accelerator, chosen.devices)
         checkpoint = checkpoints.find(chosen.run)
         if chosen.explain:
             model = checkpoints.load_model(checkpoints.read(checkpoint))

@@ -24,6 +24,7 @@ DESCRIPTION = (
 
 
 def main(arguments: list[str] | None = None) -> None:
+    import difflib
     import warnings
 
     from lit_training.arguments import Parser
@@ -47,6 +48,8 @@ def main(arguments: list[str] | None = None) -> None:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # advice to who trains
                 model = MODELS[chosen.model](**settings.init_args)
+        elif near := difflib.get_close_matches(chosen.model, MODELS, n=1):
+            raise UsageError(f"there is no model {chosen.model}: did you mean {near[0]}?")
         elif rest:
             raise UsageError(f"{rest[0]}: a trained network is what it is; arguments go with a class name")
         else:

@@ -152,6 +152,10 @@ def lit(**parts: Any) -> dict[str, Any]:
     return changed(lit={**honest()["lit"], **parts})
 
 
+def spec(**parts: Any) -> dict[str, Any]:
+    return lit(preprocessing={**honest()["lit"]["preprocessing"], **parts})
+
+
 POISONED: dict[str, Callable[[], Any]] = {
     "a list": lambda: [1, 2],
     "only weights": lambda: LitCNN().state_dict(),
@@ -164,6 +168,20 @@ POISONED: dict[str, Callable[[], Any]] = {
     "a list as class": lambda: lit(model_class=["LitCNN"]),
     "the base": lambda: lit(model_class="LitBase"),
     "class names that are a number": lambda: lit(class_names=3),
+    "class names that are numbers": lambda: lit(class_names=[1] * 10),
+    "more class names than outputs": lambda: lit(class_names=["x"] * 11),
+    "preprocessing that is text": lambda: lit(preprocessing="x"),
+    "a size that is text": lambda: spec(image_size="x"),
+    "a size that is true": lambda: spec(image_size=True),
+    "a size below 1": lambda: spec(resize_size=0),
+    "a size of another network": lambda: spec(image_size=64, resize_size=64),
+    "a mean that is text": lambda: spec(mean="abc"),
+    "a mean of another length": lambda: spec(mean=[0.5]),
+    "a mean and std of one channel": lambda: spec(mean=[0.5], std=[0.5]),
+    "a mean that is no number": lambda: spec(mean=[float("nan")] * 3),
+    "a std of 0": lambda: spec(std=[0.0] * 3),
+    "an unknown interpolation": lambda: spec(interpolation="os.system"),
+    "an interpolation that is a list": lambda: spec(interpolation=["bilinear"]),
     "an unknown argument": lambda: changed(hyper_parameters={"command": COMMAND}),
     "Lightning's class path": lambda: changed(
         hyper_parameters={"_class_path": "os.system", "_instantiator": "os.system", "command": COMMAND}
@@ -204,6 +222,11 @@ def test_plain_values_that_lie(name: str) -> None:
 def test_data_that_lies(parts: dict[str, Any]) -> None:
     with pytest.raises((CheckpointError, DataError)):
         checkpoints.load_data(changed(**parts))
+
+
+def test_outputs_without_a_name_are_called_by_their_number() -> None:
+    model = checkpoints.load_model(lit(class_names=["ant", "bee"]))
+    assert model.class_names == ("ant", "bee", *"23456789")
 
 
 def test_the_honest_one_opens() -> None:

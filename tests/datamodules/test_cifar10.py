@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from torchvision.datasets import CIFAR10
 
 from datamodules import CIFAR10DataModule, DataError
-from datamodules.cifar10 import stratified
+from datamodules.cifar10 import _write_bytes, stratified
 
 NAMES = [name for name, _ in [*CIFAR10.train_list, *CIFAR10.test_list]]
 
@@ -137,6 +137,27 @@ def test_without_network_one_message_says_what_to_do(tmp_path: Path) -> None:
     wanted = (CIFAR10.url, CIFAR10.filename, CIFAR10.tgz_md5, str(root), "--data.root", "--data ShapesDataModule")
     assert [word for word in wanted if word not in message] == []
     assert [path.name for path in root.iterdir()] == [CIFAR10.filename]  # nothing new that a later run could take
+
+
+def test_a_root_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    root = tmp_path / "data"
+    root.touch()
+    with pytest.raises(DataError, match=r"data cannot be written \(File exists\).* --data\.root"):
+        CIFAR10DataModule(str(root)).prepare_data()
+
+
+def test_a_full_disk_leaves_no_half_of_the_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Official:
+        data, targets = np.zeros((2, 32, 32, 3), np.uint8), [0, 1]
+
+    def full(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("datamodules.cifar10.os.fsync", full)
+    official: Any = Official()
+    with pytest.raises(OSError, match="No space"):
+        _write_bytes(official, tmp_path / "x.uint8")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_bytes_file_that_is_not_whole_is_refused(tmp_path: Path) -> None:

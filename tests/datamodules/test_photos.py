@@ -665,6 +665,12 @@ def test_split_file_that_does_not_fit(tmp_path: Path) -> None:
         "CSV says cat/0.jpg is dog, its folder says cat: move the file or mend the line"
     )
     assert message(head) == "CSV has no line with split train: give a run's split.csv"
+    assert message(head + "cat/0.jpg,cat,train\ncat/1.jpg,cat,val\ncat/0.jpg,cat,val\n") == (
+        "CSV names 1 picture more than once (cat/0.jpg): keep one line for each"
+    )
+    assert message(head + "x" * 200_000 + ",cat,train\n") == (
+        "CSV cannot be read (field larger than field limit (131072)): give a run's split.csv"
+    )
     split_file.unlink()
     assert refused(root, split_file="x.csv") == (
         "x.csv cannot be read (No such file or directory): give a run's split.csv"

@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from datamodules.listing import Paths
-from datamodules.picture_store import PictureStore, store_path
+from datamodules.examination import BadPicture
+from datamodules.listing import DataError, Paths
+from datamodules.picture_store import PictureStore, cache_folder, store_path
 
 SIZES = [(5, 7), (1, 1), (12, 3)]
 
@@ -35,6 +36,28 @@ def test_a_copy_for_another_process_maps_the_file_itself(tmp_path: Path) -> None
     assert len(pickled) < 300 * 3 * 64 / 4
     assert pickle.loads(pickled).stacked().shape == (300, 3, 8, 8)
     assert torch.equal(pickle.loads(pickled).stacked()[:, 0, 0, 0], torch.arange(300).to(torch.uint8))
+
+
+def test_a_cache_that_cannot_be_written_says_which_and_how_to_name_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    with pytest.raises(DataError, match=r"cannot be kept in .*file/lit-classics/pictures \(Not a dir.*XDG_CACHE_HOME"):
+        PictureStore.write(cache_folder() / "x.pictures", 7, picture)
+    monkeypatch.delenv("XDG_CACHE_HOME")
+
+    def homeless() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", homeless)
+    with pytest.raises(DataError, match="no home folder.*XDG_CACHE_HOME"):
+        cache_folder()
+
+
+def test_a_picture_that_is_gone_is_named(tmp_path: Path) -> None:
+    with pytest.raises(BadPicture, match=r"gone\.jpg: unreadable \(No such file"):
+        store_path(tmp_path, Paths.from_iterable(["gone.jpg"]), {})
 
 
 def test_a_picture_that_cannot_be_read_leaves_no_file(tmp_path: Path) -> None:

@@ -13,13 +13,14 @@ import torch
 import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.strategies import DDPStrategy
 from torch.optim import SGD, Adam
 from torch.optim.lr_scheduler import StepLR
 
 from lit_models import LitCNN, LitMLP, LitTransfer, ModelError
 from lit_training.cli import FitCLI
-from lit_training.messages import one_line_errors
+from lit_training.messages import UsageError, is_rank_zero, one_line_errors
 from lit_training.spelling import TRAINER_FLAGS
 
 FUZZ = runpy.run_path(str(Path(__file__).parents[2] / "scripts" / "fuzz.py"))
@@ -65,6 +66,53 @@ def test_wrong_input_gets_one_line(case: dict[str, str], tmp_path: Path, capfd: 
 def test_there_are_many_wrong_inputs() -> None:
     lines = [case["argv"] for case in WRONG["cases"]]
     assert len(lines) == len(set(lines)) >= 60
+
+
+def test_a_name_that_is_not_utf8_is_said_to_be(capfd: pytest.CaptureFixture[str]) -> None:
+    folder = os.fsdecode(b"caf\xe9")
+    Path(folder).mkdir()
+    with pytest.raises(SystemExit, match="2"), one_line_errors("fit.py"):
+        FitCLI(["--data", folder])
+    assert capfd.readouterr().err == "fit.py: error: caf\\udce9 holds bytes that are not UTF-8: rename it\n"
+
+
+# --- errors of any program --------------------------------------------------------------------------------------------
+
+
+def test_what_a_terminal_would_obey_is_escaped(capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"), one_line_errors("predict.py"):
+        raise UsageError("no file \x1b[31mé\x07")
+    assert capfd.readouterr().err == "predict.py: error: no file \\x1b[31mé\\x07\n"
+
+
+def test_ctrl_c_is_no_traceback(capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="130"), one_line_errors("predict.py"):
+        raise KeyboardInterrupt
+    assert capfd.readouterr().err == "predict.py: stopped\n"
+
+
+@pytest.mark.parametrize(
+    ("variables", "rank", "first"),
+    [
+        ({}, 0, True),
+        ({"NODE_RANK": "1"}, 0, False),
+        ({"NODE_RANK": "1", "LOCAL_RANK": "0"}, 0, False),  # one process a GPU, each started by hand
+        ({"NODE_RANK": "0", "LOCAL_RANK": "0"}, 0, True),
+        ({"LOCAL_RANK": "1"}, 1, False),
+        ({"RANK": "0", "LOCAL_RANK": "0", "GROUP_RANK": "0"}, 0, True),  # torchrun
+        ({"RANK": "2", "LOCAL_RANK": "0", "GROUP_RANK": "1"}, 2, False),
+        ({"SLURM_PROCID": "0", "NODE_RANK": "1"}, 0, True),  # which Lightning does not read there
+    ],
+)
+def test_one_process_speaks(
+    variables: dict[str, str], rank: int, first: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("RANK", "LOCAL_RANK", "GROUP_RANK", "NODE_RANK", "SLURM_PROCID"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(rank_zero_only, "rank", rank)
+    assert is_rank_zero() == first
 
 
 # --- fuzz -----------------------------------------------------------------------------------------------------------

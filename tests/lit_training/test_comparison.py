@@ -44,6 +44,10 @@ def run_of(name: str, right: list[bool]) -> Run:
     return Run(name, Path(name), {}, {}, answers)
 
 
+def test_a_run_that_never_had_a_number_has_no_best_epoch() -> None:
+    assert Run("a", Path("a"), {}, {"val_loss": {1: float("nan"), 2: float("nan")}}, None).best == {}
+
+
 # --- the test ---------------------------------------------------------------------------------------------------------
 
 

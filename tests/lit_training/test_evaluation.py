@@ -141,6 +141,10 @@ def test_other_photos_are_matched_by_class_name(photo_run, photo_folder, tmp_pat
     (other / "bees").rename(other / "wasps")
     with pytest.raises(DataError, match=r"wasps: rename it to one of ants, bees"):
         evaluate(path, str(other))
+    shutil.copytree(photo_folder / "train" / "ants", tmp_path / "both" / "train" / "ants")
+    shutil.copytree(photo_folder / "val", tmp_path / "both" / "val")
+    evaluate(path, str(tmp_path / "both"))
+    assert "note: class bees is only in val: it cannot be learned, 4 pictures left out" in capsys.readouterr().err
 
 
 def test_generated_pictures_are_judged_by_test(saved):

@@ -282,6 +282,15 @@ def test_a_copy_of_a_finished_runs_resume_point_goes_further_in_a_folder_of_its_
         assert torch.equal(weight, weights[1]["state_dict"][name])
 
 
+@pytest.mark.parametrize("flag", ["--default_root_dir=runs", "--trainer.default_root_dir runs"])
+def test_latest_is_the_newest_run_of_the_root_however_that_is_written(flag: str) -> None:
+    fit(*SHAPES, "--max_epochs", "1", "--model.lr", "0.5", "--default_root_dir", "runs")
+    cli = FitCLI(["--resume=latest", *flag.split(), "--max_epochs", "2", *QUIET])
+    assert cli.start is not None
+    assert cli.start.step == 6
+    assert cli.model.hparams["lr"] == 0.5
+
+
 def test_the_evaluation_after_training_is_no_hang(monkeypatch: pytest.MonkeyPatch) -> None:
     """It may take longer than --timeout: each of its batches is a sign of life."""
     cli = fit(*SHAPES, "--max_epochs", "1", "--num_sanity_val_steps", "1")

@@ -34,6 +34,9 @@ def test_the_checkpoint_alone_decides(main, bare, capsys):
         (["nowhere"], "nowhere is not there"),
         (["latest", "--date", "x"], "there is no --date: did you mean --data?"),
         ([], "required: RUN"),
+        (["latest", "--accelerator", "cpu", "--devices", "0"], "--devices 0 is not a number of processes"),
+        (["latest", "--accelerator", "cpu", "--devices", "many"], "--devices many is not a number of processes"),
+        (["latest", "--accelerator", "cpu", "--devices", "5000"], "this machine has"),
     ],
 )
 def test_wrong_arguments_end_in_one_line(main, arguments, said, capsys):

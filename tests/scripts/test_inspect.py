@@ -28,7 +28,8 @@ def test_a_class(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     ("line", "culprit"),
     [
-        ("LitCN", "LitCN"),
+        ("LitCN", "there is no model LitCN: did you mean LitCNN?"),
+        ("nowhere/run", "nowhere/run is not there"),
         ("LitCNN --model.los x", "los"),
         ("latest", "no run"),
         ("LitMLP --model.hidden [0]", "widths"),
