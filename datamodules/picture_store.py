@@ -82,8 +82,8 @@ class PictureStore:
             part.replace(path)
         except OSError as error:
             raise DataError(
-                f"decoded pictures cannot be kept in {path.parent} ({error.strerror}): make room there, or name another "
-                "place in the environment variable XDG_CACHE_HOME"
+                f"decoded pictures cannot be kept in {path.parent} ({error.strerror}): make room there, or name "
+                "another place in the environment variable XDG_CACHE_HOME"
             ) from error
         finally:
             with contextlib.suppress(OSError):
@@ -117,5 +117,6 @@ def cache_folder() -> Path:
         return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lit-classics" / "pictures"
     except RuntimeError as error:
         raise DataError(
-            "there is no home folder to keep decoded pictures in: name a place in the environment variable XDG_CACHE_HOME"
+            "there is no home folder to keep decoded pictures in: name a place in the environment variable "
+            "XDG_CACHE_HOME"
         ) from error

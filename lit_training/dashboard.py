@@ -313,7 +313,8 @@ def _add_graph(logger: TensorBoardLogger, trainer: Trainer, model: LightningModu
     shape = getattr(getattr(trainer, "datamodule", None), "sample_shape", None)
     if shape is None:
         return
-    example = torch.zeros(1, *shape, device=model.device, dtype=model.dtype)
+    dtype: Any = model.dtype  # a half-precision network takes nothing else
+    example = torch.zeros(1, *shape, device=model.device, dtype=dtype)
     with _undisturbed(model), warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")  # tracing warns of Python branches, which is what it is to show
         try:

@@ -65,7 +65,9 @@ class FiniteGuard(Callback):
         """
         losses, steps = self._losses, self._steps
         self._losses, self._steps = [], []
-        weights = [p.detach() for p in pl_module.parameters() if p.requires_grad and p.is_floating_point() and p.numel()]
+        weights = [
+            p.detach() for p in pl_module.parameters() if p.requires_grad and p.is_floating_point() and p.numel()
+        ]
         # One number for all weights: a sum of squares may overflow where each weight is finite, a maximum not.
         sizes = torch._foreach_norm(weights, float("inf")) if weights else []
         finite = torch.stack([*losses, *sizes]).isfinite() if losses or sizes else torch.ones(1, dtype=torch.bool)

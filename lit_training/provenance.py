@@ -28,7 +28,7 @@ def fingerprint(loader: Any) -> str:
     Only part of the data is read, so that a large folder costs nothing: a changed pixel elsewhere goes unseen. Of
     loaders that this project has not made, the number of samples is all that counts: reading one may draw.
     """
-    dataset = getattr(loader, "dataset", None)
+    dataset: Any = getattr(loader, "dataset", None)
     digest = hashlib.sha256(str(len(dataset) if isinstance(dataset, Sized) else None).encode())
     if isinstance(getattr(loader, "sampler", None), TrainSampler):
         labels = getattr(dataset, "labels", None)

@@ -1,4 +1,4 @@
-"""Processes: a run that is told to stop stops, none waits for one that is gone, and they talk among themselves alone."""
+"""Processes: one told to stop stops, none waits for one that is gone, and they talk among themselves alone."""
 
 import os
 import re

@@ -51,7 +51,7 @@ def test_a_cache_that_cannot_be_written_says_which_and_how_to_name_another(
         raise RuntimeError("Could not determine home directory.")
 
     monkeypatch.setattr(Path, "home", homeless)
-    with pytest.raises(DataError, match="no home folder.*XDG_CACHE_HOME"):
+    with pytest.raises(DataError, match=r"no home folder.*XDG_CACHE_HOME"):
         cache_folder()
 
 

@@ -104,9 +104,7 @@ def test_ctrl_c_is_no_traceback(capfd: pytest.CaptureFixture[str]) -> None:
         ({"SLURM_PROCID": "0", "NODE_RANK": "1"}, 0, True),  # which Lightning does not read there
     ],
 )
-def test_one_process_speaks(
-    variables: dict[str, str], rank: int, first: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_one_process_speaks(variables: dict[str, str], rank: int, first: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("RANK", "LOCAL_RANK", "GROUP_RANK", "NODE_RANK", "SLURM_PROCID"):
         monkeypatch.delenv(name, raising=False)
     for name, value in variables.items():
