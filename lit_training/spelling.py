@@ -34,15 +34,16 @@ def spell_out(arguments: list[str]) -> list[str]:
     that flags win over them, and a model or data module that is not named is the other's usual partner.
 
     Raises:
-        UsageError: a configuration that cannot be read, a folder that is not there.
+        UsageError: a configuration that cannot be read, a folder that is not there, a name that is not UTF-8.
     """
+    for argument in arguments:
+        if any("\ud800" <= letter <= "\udfff" for letter in argument):
+            raise UsageError(f"{argument} holds bytes that are not UTF-8: rename it")
     configs: list[dict[str, Any]] = []
     flags: list[str] = []
     position = 0
     while position < len(arguments):
         argument, value = arguments[position], None
-        if not argument.isascii() and any("\ud800" <= letter <= "\udfff" for letter in argument):
-            raise UsageError(f"{argument} holds bytes that are not UTF-8: rename it")
         position += 1
         if argument.startswith("-") and "=" in argument:
             argument, value = argument.split("=", 1)
