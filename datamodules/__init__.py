@@ -1,6 +1,6 @@
 """The data: one LightningDataModule a file.
 
-Names are imported when first used, so that ``datamodules.photos``, which needs no torch, starts fast.
+Names are imported when first used, so that what checks a folder of photos, which needs no torch, starts fast.
 """
 
 from importlib import import_module
@@ -8,17 +8,26 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from datamodules.cifar10 import CIFAR10DataModule
+    from datamodules.errors import DataError
     from datamodules.image_folder import ImageFolderDataModule
-    from datamodules.photos import DataError
+    from datamodules.preprocessing import Preprocessing
     from datamodules.random_data import RandomDataModule
     from datamodules.shapes import ShapesDataModule
 
-__all__ = ["CIFAR10DataModule", "DataError", "ImageFolderDataModule", "RandomDataModule", "ShapesDataModule"]
+__all__ = [
+    "CIFAR10DataModule",
+    "DataError",
+    "ImageFolderDataModule",
+    "Preprocessing",
+    "RandomDataModule",
+    "ShapesDataModule",
+]
 
 _HOMES = {
     "CIFAR10DataModule": "cifar10",
-    "DataError": "photos",
+    "DataError": "errors",
     "ImageFolderDataModule": "image_folder",
+    "Preprocessing": "preprocessing",
     "RandomDataModule": "random_data",
     "ShapesDataModule": "shapes",
 }

@@ -1,26 +1,26 @@
 """CIFAR10 as torchvision gives it, kept as bytes that all processes of a machine share."""
 
 import contextlib
-import os
 import tempfile
 from pathlib import Path
-from typing import Any
 from urllib.error import URLError
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
 from torchvision.datasets import CIFAR10
 from torchvision.datasets.utils import check_integrity, download_url, extract_archive
 
-from datamodules.loading import SplitDataModule, mix
-from datamodules.photos import DataError
-from datamodules.pictures import Pictures
+from datamodules.errors import DataError
+from datamodules.files import atomic_write
+from datamodules.loading.memory import Pictures
+from datamodules.loading.module import SplitDataModule
+from datamodules.loading.seeds import mix
+from datamodules.preprocessing import Preprocessing
 
 PIXELS = 3 * 32 * 32
 TRAIN, TEST = 50_000, 10_000
-HALF = [0.5, 0.5, 0.5]  # mean and std of the tutorial: pixels in [-1, 1]
+HALF = [0.5, 0.5, 0.5]
 
 
 class CIFAR10DataModule(SplitDataModule):
@@ -49,6 +49,7 @@ class CIFAR10DataModule(SplitDataModule):
     num_classes = 10
     in_channels = 3
     sample_shape = (3, 32, 32)
+    preprocessing = Preprocessing(32, 32, HALF, HALF)  # the tutorial's: pixels in [-1, 1]
     eval_batch_size = 500
 
     def __init__(
@@ -65,11 +66,7 @@ class CIFAR10DataModule(SplitDataModule):
         if not 0 <= val_size < TRAIN:
             raise DataError(f"val_size lies between 0 and {TRAIN - 1}, not at {val_size}: --data.val_size 5000")
         self.save_hyperparameters()
-        self.sets: dict[str, Dataset] = {}
-
-    @property
-    def preprocessing(self) -> dict[str, Any]:
-        return {"image_size": 32, "resize_size": 32, "mean": HALF, "std": HALF, "interpolation": "bilinear"}
+        self.sets = {}
 
     def prepare_data(self) -> None:
         root = Path(self.hparams["root"]).expanduser()
@@ -93,12 +90,11 @@ class CIFAR10DataModule(SplitDataModule):
             val = stratified(labels, self.hparams["val_size"], seed)
             kept = torch.ones(TRAIN, dtype=torch.bool)
             kept[val] = False
-            self.sets["train"] = Pictures(
-                images, labels, HALF, HALF, self.hparams["augment"], seed, kept.nonzero().flatten()
-            )
-            self.sets["val"] = Pictures(images, labels, HALF, HALF, indices=val)
+            augment, train = self.hparams["augment"], kept.nonzero().flatten()
+            self.sets["train"] = Pictures(images, labels, self.preprocessing, augment, seed, train)
+            self.sets["val"] = Pictures(images, labels, self.preprocessing, indices=val)
         if stage in ("test", "predict") and "test" not in self.sets:
-            self.sets["test"] = Pictures(*_read_bytes(_bytes_file(root, False), TEST), HALF, HALF)
+            self.sets["test"] = Pictures(*_read_bytes(_bytes_file(root, False), TEST), self.preprocessing)
 
 
 def stratified(labels: Tensor, count: int, seed: int) -> Tensor:
@@ -135,17 +131,10 @@ def _bytes_file(root: Path, train: bool) -> Path:
 
 
 def _write_bytes(official: CIFAR10, path: Path) -> None:
-    part = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with part.open("wb") as file:
-            for start in range(0, len(official.data), 1000):  # in parts: a second copy of the data is never in memory
-                file.write(np.ascontiguousarray(official.data[start : start + 1000].transpose(0, 3, 1, 2)).tobytes())
-            file.write(np.asarray(official.targets, dtype=np.uint8).tobytes())
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
+    with atomic_write(path) as file:
+        for start in range(0, len(official.data), 1000):  # in parts: a second copy of the data is never in memory
+            file.write(np.ascontiguousarray(official.data[start : start + 1000].transpose(0, 3, 1, 2)).tobytes())
+        file.write(np.asarray(official.targets, dtype=np.uint8).tobytes())
 
 
 def _read_bytes(path: Path, count: int) -> tuple[Tensor, Tensor]:

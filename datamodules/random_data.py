@@ -7,8 +7,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from datamodules.loading import PADDING, SplitDataModule, mix
-from datamodules.photos import DataError
+from datamodules.errors import DataError
+from datamodules.loading.module import SplitDataModule
+from datamodules.loading.order import PADDING
+from datamodules.loading.seeds import mix
 
 NOISE = 0.1  # standard deviation of what the linear map does not explain
 

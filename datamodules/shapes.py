@@ -2,15 +2,16 @@
 
 import math
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from datamodules.loading import SplitDataModule, mix
-from datamodules.photos import DataError
-from datamodules.pictures import Pictures
+from datamodules.errors import DataError
+from datamodules.loading.memory import Pictures
+from datamodules.loading.module import SplitDataModule
+from datamodules.loading.seeds import mix
+from datamodules.preprocessing import Preprocessing
 
 SIZE = 32
 
@@ -87,15 +88,9 @@ class ShapesDataModule(SplitDataModule):
         return (self.in_channels, SIZE, SIZE)
 
     @property
-    def preprocessing(self) -> dict[str, Any]:
+    def preprocessing(self) -> Preprocessing:
         half = [0.5] * self.in_channels
-        return {
-            "image_size": SIZE,
-            "resize_size": SIZE,
-            "mean": half,
-            "std": half,
-            "interpolation": "bilinear",
-        }
+        return Preprocessing(SIZE, SIZE, half, half)
 
     def setup(self, stage: str) -> None:
         splits = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",), "predict": ("test",)}[stage]
@@ -107,8 +102,7 @@ class ShapesDataModule(SplitDataModule):
         size = self.hparams["train_size" if split == "train" else "val_size"]
         seed = self.hparams["seed"]
         images, labels = draw(size, mix(seed, ("train", "val", "test").index(split)), self.in_channels)
-        half = [0.5] * self.in_channels
-        return Pictures(images, labels, half, half, self.hparams["augment"] and split == "train", seed)
+        return Pictures(images, labels, self.preprocessing, self.hparams["augment"] and split == "train", seed)
 
 
 def draw(count: int, seed: int, channels: int) -> tuple[Tensor, Tensor]:

@@ -113,21 +113,18 @@ def preprocessing(backbone: str, network: nn.Module) -> dict[str, Any]:
     """How the published weights expect their pictures, as plain values (see :class:`~lit_models.base.LitBase`)."""
     if backbone.startswith(TIMM):
         config = _timm().data.resolve_data_config({}, model=network)
-        size = config["input_size"][-1]
-        return {
-            "image_size": size,
-            "resize_size": int(size / config["crop_pct"]),
-            "mean": [float(value) for value in config["mean"]],
-            "std": [float(value) for value in config["std"]],
-            "interpolation": config["interpolation"],
-        }
-    transform = models.get_model_weights(_torchvision_name(backbone)).DEFAULT.transforms()
+        size, mean, std = config["input_size"][-1], config["mean"], config["std"]
+        resize_size, interpolation = int(size / config["crop_pct"]), config["interpolation"]
+    else:
+        transform = models.get_model_weights(_torchvision_name(backbone)).DEFAULT.transforms()
+        size, mean, std = transform.crop_size[0], transform.mean, transform.std
+        resize_size, interpolation = transform.resize_size[0], transform.interpolation.value
     return {
-        "image_size": transform.crop_size[0],
-        "resize_size": transform.resize_size[0],
-        "mean": list(transform.mean),
-        "std": list(transform.std),
-        "interpolation": transform.interpolation.value,
+        "image_size": size,
+        "resize_size": resize_size,
+        "mean": [float(value) for value in mean],
+        "std": [float(value) for value in std],
+        "interpolation": interpolation,
     }
 
 
@@ -141,9 +138,13 @@ def _torchvision_name(backbone: str) -> str:
     known = models.list_models(module=models)
     if backbone in known:
         return backbone
-    near = difflib.get_close_matches(backbone, known, n=1)
-    guess = f"did you mean {near[0]}?" if near else f"choose one of {_some(known)} or timm/NAME"
-    raise ModelError(f"torchvision has no classification network {backbone!r}: {guess}")
+    hint = _did_you_mean(backbone, known) or f": choose one of {_some(known)} or timm/NAME"
+    raise ModelError(f"torchvision has no classification network {backbone!r}{hint}")
+
+
+def _did_you_mean(name: str, known: list[str], prefix: str = "") -> str:
+    near = difflib.get_close_matches(name, known, n=1)
+    return f": did you mean {prefix}{near[0]}?" if near else ""
 
 
 def _options(backbone: str) -> dict[str, Any]:
@@ -166,8 +167,7 @@ def _timm_name(backbone: str) -> str:
     name = backbone.removeprefix(TIMM)
     if _timm().is_model(name):
         return name
-    near = difflib.get_close_matches(name, _timm().list_models(), n=1)
-    raise ModelError(f"timm has no model {name!r}" + (f": did you mean timm/{near[0]}?" if near else ""))
+    raise ModelError(f"timm has no model {name!r}{_did_you_mean(name, _timm().list_models(), TIMM)}")
 
 
 def _read(path: Path) -> dict[str, Tensor]:

@@ -7,6 +7,7 @@ K classes or outputs.
 import inspect
 import math
 from collections.abc import Callable, Iterable
+from dataclasses import asdict, is_dataclass
 from typing import Any, Literal
 
 import torch
@@ -18,6 +19,8 @@ from torchmetrics import Metric
 from torchmetrics.classification import MulticlassAccuracy
 from torchmetrics.utilities import dim_zero_cat
 
+PLAIN = (str, int, float, Tensor)
+"""Types of values that need none of torch's bookkeeping, once an attribute is known to be plain."""
 PADDING = -1
 """Target of a row that only fills up a device's last batch; it counts for nothing (NaN in float targets)."""
 
@@ -72,7 +75,7 @@ class LitBase(LightningModule):
 
     task: Literal["classification", "regression"] = "classification"
     reduction: Literal["mean", "sum"] = "mean"
-    samples_evaluated = 0
+    samples_evaluated: int | None = None
     """Rows that the last validation counted, over all devices; classifiers only."""
     default_data = "ShapesDataModule"
     """Name of the data module that ``scripts/fit.py`` takes when none is named."""
@@ -88,6 +91,8 @@ class LitBase(LightningModule):
     """How a picture becomes an input; plain values, kept in the checkpoint: ``image_size``, ``resize_size``
     (pixels), ``mean``, ``std`` (per channel, of pixels in [0, 1]), ``interpolation``."""
     class_names: tuple[str, ...] | None = None
+    fixed_features = False
+    """True where ``features`` gives the same for a picture in each epoch, so that they can be computed once."""
     wants_augmentation = False
     """Whether photos are augmented when the data module is not told: as the model's source does it."""
 
@@ -112,8 +117,8 @@ class LitBase(LightningModule):
         self._train_batches = 0
 
     def __setattr__(self, name: str, value: Any) -> None:
-        # torch's own __setattr__ takes 8 us; Lightning sets the first of these names 45 times a step.
-        if name in ("_current_fx_name", "_train_loss_sum", "_train_batches"):
+        # torch's own __setattr__ takes 8 us, and Lightning sets 45 plain attributes a step.
+        if name in self.__dict__ and (value is None or type(value) in PLAIN):
             self.__dict__[name] = value
         else:
             super().__setattr__(name, value)
@@ -250,6 +255,15 @@ class LitBase(LightningModule):
             configured["lr_scheduler"] = schedule(chosen)
         return configured
 
+    # --- what a backbone has, and other networks have not -------------------------------------------------------------
+
+    def load_pretrained(self) -> None:
+        """Read pretrained weights, where there are any."""
+
+    def features(self, x: Tensor) -> Tensor | None:
+        """What the last layer sees of a batch of pictures, (B, F); None where that is not known."""
+        return None
+
     # --- data and checkpoint --------------------------------------------------------------------------------------
 
     def refuse_shape(self, shape: tuple[int, ...]) -> str | None:
@@ -274,14 +288,24 @@ class LitBase(LightningModule):
         if shape is not None and (reason := self.refuse_shape(tuple(shape))):
             raise ModelError(f"{mine} cannot take the samples of {theirs}: {reason}")
 
+    @property
+    def is_attached(self) -> bool:
+        """Whether a Trainer has it now; ``self.trainer`` raises where none has."""
+        try:
+            return self.trainer is not None
+        except RuntimeError:
+            return False
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        data = getattr(self.trainer, "datamodule", None) if self._trainer is not None else None
+        data = getattr(self.trainer, "datamodule", None) if self.is_attached else None
+        spec = getattr(data, "preprocessing", None)
         checkpoint["lit"] = {
             "model_class": type(self).__name__,
             "data_class": type(data).__name__ if data is not None else None,
             "task": self.task,
             "class_names": list(names) if (names := getattr(data, "class_names", self.class_names)) else None,
-            "preprocessing": getattr(data, "preprocessing", None) or self.preprocessing,
+            "preprocessing": (asdict(spec) if is_dataclass(spec) and not isinstance(spec, type) else spec)
+            or self.preprocessing,
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -85,9 +85,13 @@ class LitTransfer(LitBase):
         return self.net.get_submodule(self.head_name)
 
     @property
+    def fixed_features(self) -> bool:  # type: ignore[override]
+        return self.hparams["freeze"]
+
+    @property
     def backbone_frozen(self) -> bool:
         """Whether the backbone is frozen now: a function of the arguments and the epoch, so a resume needs no state."""
-        epoch = self.current_epoch if self._trainer is not None else 0
+        epoch = self.current_epoch if self.is_attached else 0
         return self.hparams["freeze"] or epoch < self.hparams["unfreeze_epoch"]
 
     def train(self, mode: bool = True) -> "LitTransfer":

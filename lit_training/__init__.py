@@ -1,1 +1,18 @@
-"""What happens around a run: command line, callbacks, checkpoints. Nothing is imported before it is asked for."""
+"""What happens around a run. ``load`` opens a trained network; nothing is imported before it is asked for."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lit_training.trained.load import SavedRun, load
+    from lit_training.trained.predict import Prediction
+
+__all__ = ["Prediction", "SavedRun", "load"]
+
+_HOMES = {"Prediction": "predict", "SavedRun": "load", "load": "load"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'lit_training' has no attribute {name!r}")
+    return getattr(import_module(f"lit_training.trained.{_HOMES[name]}"), name)

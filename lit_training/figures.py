@@ -1,12 +1,13 @@
 """Pictures of a run, drawn with matplotlib's ``Figure`` alone: no window, no global state."""
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from datamodules.listing import shown
+from datamodules import Preprocessing
+from datamodules.text import printable
 
 if TYPE_CHECKING:  # matplotlib takes a second to import: only who draws waits for it
     from matplotlib.figure import Figure
@@ -17,9 +18,9 @@ LARGEST_CELL, LARGEST_MATRIX, LARGEST_NAME = 0.45, 12.0, 2.0
 """Inches: of a confusion matrix with few classes, of one with many, of a class's name beside it."""
 
 
-def pixels(inputs: Tensor, preprocessing: Mapping[str, Any]) -> Tensor:
+def pixels(inputs: Tensor, preprocessing: Preprocessing) -> Tensor:
     """What a network is fed, as colours again: (B, C, H, W) normalised -> (B, 3, H, W) float32 in [0, 1]."""
-    mean, std = (torch.tensor(preprocessing[name]).view(-1, 1, 1) for name in ("mean", "std"))
+    mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (preprocessing.mean, preprocessing.std))
     return (inputs.detach().cpu().float() * std + mean).clamp(0, 1).expand(-1, 3, -1, -1)
 
 
@@ -76,7 +77,7 @@ def mistakes(
     answers = zip(labels, predicted, probability, strict=True)
     titles = [f"{names[taken_for]} {surely:.0%}\nis {names[label]}" for label, taken_for, surely in answers]
     if files is not None:
-        titles = [f"{title}\n{shown(file).rpartition('/')[2]}" for title, file in zip(titles, files, strict=True)]
+        titles = [f"{title}\n{printable(file).rpartition('/')[2]}" for title, file in zip(titles, files, strict=True)]
     return sheet(pictures, titles, columns)
 
 
@@ -127,7 +128,7 @@ def _width(text: str, size: float) -> float:
 
 def _cut(text: str, inches: float, size: float) -> str:
     """``text`` as far as there is room for it; what cannot be shown of a file's name is escaped."""
-    text = shown(text)
+    text = printable(text)
     if _width(text, size) <= inches:
         return text
     while text and _width(text + "…", size) > inches:

@@ -25,10 +25,10 @@ from lightning.pytorch import Trainer
 
 from datamodules import RandomDataModule, ShapesDataModule
 from lit_models import LitCNN, LitDynamic, LitMLP, LitTransfer
-from lit_training.cli import quiet_libraries
-from lit_training.inspection import describe
+from lit_training.cli.parser import silence_libraries
+from lit_training.trained.describe import describe
 
-quiet_libraries()
+silence_libraries()
 torch.manual_seed(0)
 
 

@@ -48,14 +48,14 @@ for label in ("ball", "box", "stripes"):
 # which is small and needs no download.
 
 # %%
-from lit_training.cli import FitCLI
-from lit_training.run import announce, report
+from lit_training.cli.fit import print_start, report
+from lit_training.cli.parser import FitCLI
 
 arguments = ["--data", str(photos), "--default_root_dir", str(place), "--max_epochs", "8"]
 arguments += ["--model", "LitCNN", "--data.batch_size", "8"]
 arguments += ["--optimizer", "Adam", "--optimizer.lr", "0.002"]
 cli = FitCLI(arguments)
-announce(cli)
+print_start(cli)
 cli.trainer.fit(cli.model, cli.datamodule, weights_only=True)
 report(cli)
 
@@ -68,8 +68,9 @@ report(cli)
 # %matplotlib inline
 from IPython.display import display
 
-from lit_training import checkpoints, figures
-from lit_training.evaluation import evaluate
+from lit_training import figures
+from lit_training.runs import checkpoints
+from lit_training.trained.evaluate import evaluate
 
 run = Path(cli.trainer.log_dir)
 evaluation, _ = evaluate(checkpoints.find(str(run)))
@@ -86,7 +87,7 @@ display(figures.confusion(evaluation.confusion(), evaluation.class_names))
 import torch
 from torchvision.transforms.functional import pil_to_tensor
 
-from lit_training.prediction import predict
+from lit_training.trained.predict import predict
 
 files = [str(photos / label / "0.png") for label in evaluation.class_names]
 model = checkpoints.load_model(checkpoints.read(checkpoints.find(str(run))))

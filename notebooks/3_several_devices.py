@@ -27,11 +27,11 @@ from lightning.pytorch import Trainer
 import lit_training
 from datamodules import RandomDataModule
 from lit_models import LitMLP
-from lit_training import checkpoints
-from lit_training.cli import quiet_libraries
-from lit_training.inspection import DeviceReport
+from lit_training.callbacks.device_report import DeviceReport
+from lit_training.cli.parser import silence_libraries
+from lit_training.runs import checkpoints
 
-quiet_libraries()
+silence_libraries()
 torch.manual_seed(0)
 accelerator, devices = "cpu", 2
 model = LitMLP(in_features=5, hidden=(), out_features=2, lr=0.001)

@@ -30,13 +30,14 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 from torchvision import models, transforms
 
-from datamodules.examination import available_cores
-from datamodules.image_folder import IMAGENET, eval_transform, read_pixels, train_transform
-from datamodules.listing import list_photos
-from datamodules.pictures import scale
+from datamodules.loading.memory import normalize
+from datamodules.machine import available_cores
+from datamodules.photos.dataset import read_pixels
+from datamodules.photos.find import find_photos
+from datamodules.photos.transforms import IMAGENET, eval_transform, train_transform
 from datamodules.shapes import draw
 from lit_models import DynamicNet, LeNet, mlp
-from lit_training.cli import FitCLI
+from lit_training.cli.parser import FitCLI
 
 Sample = dict[str, float]
 
@@ -99,7 +100,7 @@ def lenet(batch: int, pictures: int, workers: int | None) -> Callable[[], Sample
         net = LeNet()
         sgd = torch.optim.SGD(net.parameters(), lr=0.001, momentum=0.9)
         if workers is None:
-            x = scale(images, (0.5,) * 3, (0.5,) * 3)
+            x = normalize(images, (0.5,) * 3, (0.5,) * 3)
             order = torch.randperm(pictures)
             batches: Any = ((x[part], labels[part]) for part in order.split(batch))
         else:
@@ -152,7 +153,7 @@ def make_photos(root: Path, count: int) -> Path:
 
 
 def photo_files(root: Path) -> list[Path]:
-    return [root / path for path in list_photos(root).paths]
+    return [root / path for path in find_photos(root).paths]
 
 
 def frozen(root: Path, tutorial: bool) -> Callable[[], Sample]:
@@ -166,7 +167,7 @@ def frozen(root: Path, tutorial: bool) -> Callable[[], Sample]:
         with torch.no_grad():
             for first in range(0, len(files), 32):
                 batch = [transform(read_pixels(file)) for file in files[first : first + 32]]
-                net(scale(torch.stack(batch), IMAGENET["mean"], IMAGENET["std"]))
+                net(normalize(torch.stack(batch), IMAGENET["mean"], IMAGENET["std"]))
         return time.perf_counter() - started
 
     def tutorial_epoch() -> float:
@@ -218,7 +219,7 @@ def decoding(root: Path) -> Callable[[], Sample]:
         between = time.process_time()
         for batch in batches:
             pictures = torch.stack([mine(read_pixels(file)).permute(1, 2, 0) for file in batch]).permute(0, 3, 1, 2)
-            scale(pictures, IMAGENET["mean"], IMAGENET["std"])
+            normalize(pictures, IMAGENET["mean"], IMAGENET["std"])
         ended = time.process_time()
         torch.set_num_threads(threads)
         return {"ours": ended - between, "theirs": between - started}
@@ -233,7 +234,7 @@ def fine_tuning(root: Path) -> Callable[[], Sample]:
 
     def pair() -> Sample:
         transform = eval_transform(IMAGENET)
-        x = scale(torch.stack([transform(read_pixels(file)) for file in train]), IMAGENET["mean"], IMAGENET["std"])
+        x = normalize(torch.stack([transform(read_pixels(file)) for file in train]), IMAGENET["mean"], IMAGENET["std"])
         data = TensorDataset(x, torch.zeros(len(x), dtype=torch.long))
         net = models.resnet18(num_classes=2)
         sgd = torch.optim.SGD(net.parameters(), lr=0.001, momentum=0.9)
@@ -289,7 +290,7 @@ def listing(count: int) -> Callable[[], Sample]:
         started = time.perf_counter()
         [os.path.join(at, name) for at, _, names in os.walk(folder.name) for name in names]  # noqa: PTH118
         between = time.perf_counter()
-        list_photos(folder.name)
+        find_photos(folder.name)
         return {"ours": time.perf_counter() - between, "theirs": between - started}
 
     return pair

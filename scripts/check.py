@@ -1,268 +1,48 @@
-"""Look for what is wrong with a folder of photos, before a network learns from it.
+"""Look for what is wrong with a folder of photos: ``python scripts/check.py DIR``."""
 
-python scripts/check.py path/to/photos            a table
-python scripts/check.py path/to/photos --json     one JSON document, with every file's name
-
-Exit code: 0 nothing found, 1 findings, 2 the folder cannot be read.
-"""
-
-from __future__ import annotations
-
-import argparse
-import contextlib
-import difflib
-import io
 import json
 import sys
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import NoReturn
 
-import numpy as np
+from lit_training.cli.arguments import Parser, at_least
 
-from datamodules.examination import MISNAMED, ROTATED, examine_files
-from datamodules.listing import SPLITS, TRAIN, DataError, Listing, class_counts, counted, list_photos, shown
-from datamodules.photos import IMBALANCE, content_groups, two_sides
-
-DISTANCE = 3  # bits of 64 in which the perceptual hashes of near duplicates differ at most
-OUTLIER = 4  # times longer or shorter than the usual picture, by the root of its area
+DESCRIPTION = (
+    "Find what is wrong with a folder of photos before a network learns from it. Exit code 0: nothing found, 1: "
+    "findings, 2: the folder cannot be read."
+)
 NAMED = 3  # examples in the table
-
-ADVICE = {
-    "truncated": "fetch them again or delete them",
-    "empty": "fetch them again or delete them",
-    "damaged": "fetch them again or delete them",
-    "not a picture": "delete them, or convert them to .jpg",
-    "too large": "make them smaller: the network sees a few hundred pixels",
-    "no file": "move them out: a pipe, a socket or a device holds no picture",
-    "unreadable": "mend the permission (chmod u+r) or the link",
-    "not a format we read": "convert them to .jpg",
-    "not a picture by its name": "add the suffix of its format, or move it out",
-    "in no class folder": "move them into the folder of their class",
-    "folder passed over": "fill it, rename it or delete it",
-    "wrong suffix": "rename them to what they are; they are read all the same",
-    "exact duplicates": "keep one of each",
-    "near duplicates": "compare them, keep one of each",
-    "exact duplicates across splits": "delete one side: the score would be too good",
-    "near duplicates across splits": "compare them, delete one side: the score would be too good",
-    "same picture under two classes": "decide for one class; training leaves all of them out",
-    "classes differ between splits": "move pictures, so that each split has every class",
-    "one class only": "add a folder for a second class",
-    "turned by EXIF": "nothing, if they show upright elsewhere: they are used upright",
-    "unusual size": "see whether they belong here",
-    "uneven classes": "add to the small ones, or --data.balance loss",
-}
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One thing to look into: `kind` is a key of ADVICE, each of `items` the file names (or words) that belong
-    together."""
-
-    kind: str
-    items: list[tuple[str, ...]]
-
-
-class Parser(argparse.ArgumentParser):
-    """Errors in one line."""
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{message}; see python scripts/check.py --help\n")
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    parser = Parser("check.py", DESCRIPTION)
     parser.add_argument("dir", metavar="DIR", help="the folder, as given to fit.py --data")
-    parser.add_argument("--json", action="store_true", help="write JSON instead of a table")
-    parser.add_argument("--workers", type=int, metavar="N", help="processes that open files (default: one per core)")
-    chosen, unknown = parser.parse_known_args(arguments)
-    if unknown:
-        near = difflib.get_close_matches(unknown[0].partition("=")[0], ("--json", "--workers", "--help"), 1)
-        parser.error(f"unknown: {shown(unknown[0])}" + (f", did you mean {near[0]}?" if near else ""))
-    if chosen.workers is not None and chosen.workers < 0:
-        parser.error(f"--workers starts at 0, not at {chosen.workers}")
-    if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal that lacks a letter gets its number
-        sys.stdout.reconfigure(errors="backslashreplace")
-    try:
-        listing = list_photos(chosen.dir)
-        with _bar() as progress:
-            used, found = findings(listing, num_workers=chosen.workers, progress=progress)
-    except DataError as error:
-        print(error, file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("stopped; what was examined is remembered", file=sys.stderr)
-        return 130
-    if chosen.json:
-        print(json.dumps(_document(used, found), indent=1))
-    else:
-        _print_table(used, found)
-    return 1 if found else 0
+    parser.add_argument("--json", action="store_true", help="write JSON with every file's name instead of a table")
+    parser.add_argument(
+        "--workers", type=at_least(0), metavar="N", help="processes that open files (default: one a core)"
+    )
+    chosen = parser.parse_args(arguments)
 
+    from datamodules.photos.check import ADVICE, findings, to_document  # here: a wrong flag need not wait for numpy
+    from datamodules.photos.find import find_photos
+    from datamodules.text import plural, printable
+    from lit_training.errors import one_line_errors
+    from lit_training.text import print_table, progress_bar
 
-def findings(
-    listing: Listing, *, num_workers: int | None = None, progress: Callable[[int, int], None] | None = None
-) -> tuple[Listing, list[Finding]]:
-    """The pictures that training would use, and everything that is worth a look, the gravest first; arguments as for
-    `examine_files`."""
-    verdicts, bad = examine_files(listing, num_workers=num_workers, progress=progress)
-    found: dict[str, list[tuple[str, ...]]] = {kind: [] for kind in ADVICE}
-    for row, (kind, _) in sorted(bad.items()):
-        found[kind].append((listing.paths[row],))
-    for path, kind, _ in listing.left_out:
-        if kind != "class not in train":  # named once, as a class
-            found[kind].append((path,))
-    found["folder passed over"] = [(note,) for note in listing.notes if note.endswith("passed over")]
-
-    good = np.ones(len(listing.paths), bool)
-    good[list(bad)] = False
-    rows = np.flatnonzero(good)
-    listing, verdicts = listing.rows(rows), verdicts[rows]
-
-    def names(chosen: np.ndarray) -> list[tuple[str, ...]]:
-        return [(listing.paths[row],) for row in np.flatnonzero(chosen)]
-
-    found["wrong suffix"] = names(verdicts["flags"] & MISNAMED)
-    found["turned by EXIF"] = names(verdicts["flags"] & ROTATED)
-    sides = np.sqrt(verdicts["width"].astype(float) * verdicts["height"])
-    usual = np.median(sides) if len(sides) else 0
-    found["unusual size"] = names((sides > OUTLIER * usual) | (sides * OUTLIER < usual))
-
-    copies = content_groups(verdicts["content"])
-    alike = near_groups(verdicts["dhash"], copies)
-    torn = two_sides(listing.labels, copies)
-    across, near_across = two_sides(listing.splits, copies), two_sides(listing.splits, alike)
-    found["same picture under two classes"] = _together(listing, copies, torn)
-    found["exact duplicates across splits"] = _together(listing, copies, across & ~torn)
-    found["exact duplicates"] = _together(listing, copies, ~across & ~torn)
-    unlike = alike != copies  # members of a group of look-alikes whose first is another picture
-    lookalike = np.zeros(len(alike), bool)
-    lookalike[alike[unlike]] = True
-    lookalike = lookalike[alike]
-    found["near duplicates across splits"] = _together(listing, alike, lookalike & near_across)
-    found["near duplicates"] = _together(listing, alike, lookalike & ~near_across)
-
-    counts = class_counts(listing.labels, listing.splits, len(listing.class_names))
-    for split in np.flatnonzero(counts.any(axis=1)).tolist():
-        for label in np.flatnonzero(counts[split] == 0).tolist():
-            found["classes differ between splits"].append((f"{listing.class_names[label]} is not in {SPLITS[split]}",))
-    only_elsewhere = sorted({file.reason for file in listing.left_out if file.kind == "class not in train"})
-    found["classes differ between splits"] += [(reason.removeprefix("class "),) for reason in only_elsewhere]
-    if len(listing.class_names) == 1:
-        found["one class only"] = [listing.class_names]
-    train = counts[TRAIN]
-    if train.max() >= IMBALANCE * max(train.min(), 1):
-        least, most = listing.class_names[train.argmin()], listing.class_names[train.argmax()]
-        found["uneven classes"] = [(f"{least}: {train.min()}", f"{most}: {train.max()}")]
-    used = listing.rows(np.flatnonzero(~torn))
-    return used, [Finding(kind, items) for kind, items in found.items() if items]
-
-
-def near_groups(hashes: np.ndarray, copies: np.ndarray) -> np.ndarray:
-    """Join pictures whose perceptual hashes differ in at most DISTANCE bits, and those joined to the same one.
-
-    Args:
-        hashes: uint64 array (n,).
-        copies: int array (n,), the index of the first exact copy of each, as from `content_groups`.
-
-    Returns:
-        int array (n,): for each picture the index of the first of its group.
-    """
-    # A plain or evenly shaded picture has next to no bits, or all of them: it would resemble every other one.
-    bits = _count_bits(hashes)
-    telling = np.flatnonzero((copies == np.arange(len(copies))) & (bits > DISTANCE) & (bits < 64 - DISTANCE))
-    one, other = (telling[side] for side in _near_pairs(hashes[telling]))
-    group = np.arange(len(hashes))
-    while True:  # each round hands the lowest index on to the neighbours
-        lower = group.copy()
-        least = np.minimum(group[one], group[other])
-        np.minimum.at(lower, one, least)
-        np.minimum.at(lower, other, least)
-        if (lower == group).all():
-            return group[copies]
-        group = lower
-
-
-def _near_pairs(hashes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Indices of all pairs that differ in at most DISTANCE bits, without comparing each with each.
-
-    Of DISTANCE + 1 bands of the hash at least one is the same in both: only pictures that share a band are compared.
-    """
-    width = 64 // (DISTANCE + 1)
-    ones, others = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
-    for band in range(DISTANCE + 1):
-        values = hashes >> np.uint64(width * band) & np.uint64((1 << width) - 1)
-        order = np.argsort(values, kind="stable")
-        values = values[order]
-        left, step = np.arange(len(order)), 1
-        while len(left := left[left + step < len(order)]):
-            left = left[values[left] == values[left + step]]
-            one, other = order[left], order[left + step]
-            near = _count_bits(hashes[one] ^ hashes[other]) <= DISTANCE
-            ones.append(one[near])
-            others.append(other[near])
-            step += 1
-    return np.concatenate(ones), np.concatenate(others)
-
-
-def _count_bits(values: np.ndarray) -> np.ndarray:
-    return np.unpackbits(np.ascontiguousarray(values).view(np.uint8).reshape(-1, 8), axis=1).sum(axis=1)
-
-
-def _together(listing: Listing, groups: np.ndarray, chosen: np.ndarray) -> list[tuple[str, ...]]:
-    """The file names of each group of two or more among the `chosen`."""
-    rows = np.flatnonzero(chosen & (np.bincount(groups, minlength=len(groups))[groups] > 1))
-    rows = rows[np.argsort(groups[rows], kind="stable")]
-    parts = np.split(rows, np.flatnonzero(np.diff(groups[rows])) + 1)
-    return [tuple(listing.paths[row] for row in part) for part in parts if len(part)]
-
-
-@contextlib.contextmanager
-def _bar() -> Iterator[Callable[[int, int], None] | None]:
-    """A progress bar where somebody sees it."""
-    if not sys.stderr.isatty():
-        yield None
-        return
-    from rich.console import Console  # here: --help need not wait for it
-    from rich.progress import Progress
-
-    with Progress(console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("examining", total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
-
-
-def _document(used: Listing, found: list[Finding]) -> dict[str, object]:
-    return {
-        "root": str(used.root),
-        "pictures": len(used.paths),
-        "classes": list(used.class_names),
-        "counts": dict(
-            zip(SPLITS, class_counts(used.labels, used.splits, len(used.class_names)).tolist(), strict=True)
-        ),
-        "findings": [
-            {"kind": f.kind, "count": len(f.items), "items": f.items, "advice": ADVICE[f.kind]} for f in found
-        ],
-    }
-
-
-def _print_table(used: Listing, found: list[Finding]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    what = f"{counted(len(used.paths), 'picture')} in {counted(len(used.class_names), 'class', 'classes')}"
-    if not found:
-        print(f"{what}: nothing found")
-        return
-    table = Table("finding", "count", "first ones", "what to do", title=what, title_justify="left")
-    for finding in found:
-        first = [shown(" = ".join(item)) for item in finding.items[:NAMED]]
-        first += ["..."] * (len(finding.items) > NAMED)
-        # Text, because file names may hold what rich takes for markup.
-        table.add_row(
-            finding.kind, f"{len(finding.items):,}", Text("\n".join(first), overflow="fold"), ADVICE[finding.kind]
-        )
-    Console().print(table)
+    with one_line_errors("check.py"):
+        with progress_bar("examining") as progress:
+            used, found = findings(find_photos(chosen.dir), num_workers=chosen.workers, progress=progress)
+        if chosen.json:
+            print(json.dumps(to_document(used, found), indent=1))
+            return bool(found)
+        what = f"{plural(len(used.paths), 'picture')} in {plural(len(used.class_names), 'class', 'classes')}"
+        print(what if found else f"{what}: nothing found")
+        body: list[list[str | list[str]]] = []
+        for finding in found:
+            first = [printable(" = ".join(item)) for item in finding.items[:NAMED]]
+            first += ["..."] * (len(finding.items) > NAMED)
+            body.append([finding.kind, f"{len(finding.items):,}", first, ADVICE[finding.kind]])
+        if body:
+            print_table(["finding", "count", "first ones", "what to do"], body)
+    return bool(found)
 
 
 if __name__ == "__main__":

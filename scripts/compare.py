@@ -1,6 +1,6 @@
 """Compare runs: ``python scripts/compare.py lightning_logs/version_0 lightning_logs/version_1``."""
 
-from lit_training.arguments import Parser
+from lit_training.cli.arguments import Parser
 
 DESCRIPTION = (
     "What differs between runs, in settings and in results, and for two runs that evaluate.py has judged on the same "
@@ -16,11 +16,11 @@ def main(arguments: list[str] | None = None) -> None:
     if len(chosen.runs) < 2:
         parser.error("one run alone cannot be compared: name two or more")
 
-    from lit_training import comparison  # here: a wrong flag need not wait for torch
-    from lit_training.messages import one_line_errors
+    from lit_training.errors import one_line_errors  # here: a wrong flag need not wait for torch
+    from lit_training.trained.compare import compare
 
     with one_line_errors("compare.py"):
-        comparison.report(chosen.runs, chosen.png)
+        compare(chosen.runs, chosen.png)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 import os
 
-from lit_training.arguments import Parser
+from lit_training.cli.arguments import Parser
 
 DESCRIPTION = (
     "How good a trained network is: on the test data of what it was trained on, else on its validation data. Prints "
@@ -19,27 +19,29 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--explain", action="store_true", help="draw where the network looked in the worst mistakes")
     chosen = parser.parse_args(arguments)
 
-    from lit_training import checkpoints, evaluation, heat_maps  # here: a wrong flag need not wait for torch
-    from lit_training.cli import quiet_libraries
-    from lit_training.messages import one_line_errors
-    from lit_training.wrong_input import check_devices
+    from lit_training import load  # here: a wrong flag need not wait for torch
+    from lit_training.cli.limits import check_devices
+    from lit_training.cli.parser import silence_libraries
+    from lit_training.errors import is_rank_zero, one_line_errors
+    from lit_training.trained.explain import check_explainable, explain_mistakes
+    from lit_training.trained.outputs import write_evaluation
 
     with one_line_errors("evaluate.py"):
-        quiet_libraries()
+        silence_libraries()
         check_devices(chosen.accelerator, chosen.devices)
-        checkpoint = checkpoints.find(chosen.run)
+        saved = load(chosen.run)
         if chosen.explain:
-            model = checkpoints.load_model(checkpoints.read(checkpoint))
-            heat_maps.check(model)
-        found, tells = evaluation.evaluate(checkpoint, chosen.data, chosen.accelerator, chosen.devices)
-        if tells:
-            evaluation.report(found)
-            if chosen.explain:
-                file = found.folder / "explained.png"
-                if heat_maps.explain_worst(model, found, file):
-                    print(f"drawn       {os.path.relpath(file)}: the worst, with heat maps")
-                else:
-                    print("drawn       nothing: there are no mistakes to explain")
+            check_explainable(saved.model())
+        found = saved.evaluate(chosen.data, chosen.accelerator, chosen.devices)
+        if not is_rank_zero():
+            return
+        write_evaluation(found)
+        if chosen.explain:
+            file = found.folder / "explained.png"
+            if explain_mistakes(saved.model(), found, file):
+                print(f"drawn       {os.path.relpath(file)}: the worst, with heat maps")
+            else:
+                print("drawn       nothing: there are no mistakes to explain")
 
 
 if __name__ == "__main__":

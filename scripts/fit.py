@@ -2,8 +2,8 @@
 
 import sys
 
-from lit_training.arguments import Parser, at_least
-from lit_training.help import FIT_HELP
+from lit_training.cli.arguments import Parser, at_least
+from lit_training.cli.help import FIT_HELP
 
 
 def main() -> None:
@@ -13,23 +13,25 @@ def main() -> None:
     repeats = Parser("fit.py", "")
     repeats.add_argument("--seeds", type=at_least(1), default=1)
     chosen, rest = repeats.parse_known_args()
-    if chosen.seeds > 1:
-        from lit_training.repetition import repeat
+    from lit_training.errors import one_line_errors
 
-        sys.exit(repeat(rest, chosen.seeds))
-    from lit_training.cli import FitCLI
-    from lit_training.guards import explained
-    from lit_training.messages import one_line_errors
-    from lit_training.run import announce, load_weights, no_partial_run, report
+    if chosen.seeds > 1:
+        from lit_training.cli.seeds import run_seeds
+
+        with one_line_errors("fit.py"):
+            sys.exit(run_seeds(rest, chosen.seeds))
+    from lit_training.cli.fit import load_weights, print_result, print_start, remove_unstarted_run
+    from lit_training.cli.parser import FitCLI
+    from lit_training.cli.trouble import one_line_failures
 
     with one_line_errors("fit.py"):
-        cli = FitCLI()
-        cli.watch.start()
-        with explained(cli), no_partial_run(cli):
-            load_weights(cli)
-            announce(cli)
-            cli.trainer.fit(cli.model, cli.datamodule, weights_only=True)
-        report(cli)
+        run = FitCLI().run
+        run.watch.start()
+        with one_line_failures(run), remove_unstarted_run(run):
+            load_weights(run)
+            print_start(run)
+            run.trainer.fit(run.model, run.data, weights_only=True)
+        print_result(run)
 
 
 if __name__ == "__main__":

@@ -28,12 +28,11 @@ import numpy as np
 from PIL import Image
 
 from datamodules import DataError
-from datamodules.examination import look
-from datamodules.image_folder import read_pixels
-from datamodules.photos import read_picture
-from lit_training.cli import FitCLI
-from lit_training.messages import one_line_errors
-from lit_training.spelling import DATA, MODELS, TRAINER_FLAGS
+from datamodules.photos.dataset import read_pixels
+from datamodules.photos.decode import look, read_picture
+from lit_training.cli.flags import DATA, MODELS, TRAINER_FLAGS
+from lit_training.cli.parser import FitCLI
+from lit_training.errors import one_line_errors
 
 HANG = 60
 """Seconds of computing that one input may take; on the clock, where others compute too, it is ten times that."""

@@ -2,7 +2,7 @@
 
 import sys
 
-from lit_training.arguments import Parser, at_least
+from lit_training.cli.arguments import Parser, at_least
 
 DESCRIPTION = (
     "What a trained network says about pictures, or about rows of numbers for regression networks. Exit code 0: all "
@@ -25,27 +25,36 @@ def main(arguments: list[str] | None = None) -> int:
 
     from pathlib import Path
 
-    from datamodules.listing import PICTURE_SUFFIXES  # here: a wrong flag need not wait for torch
-    from lit_training import checkpoints, heat_maps, prediction, tables
-    from lit_training.messages import fail, one_line_errors
+    from datamodules.photos.find import PICTURE_SUFFIXES  # here: a wrong flag need not wait for torch
+    from lit_training import load
+    from lit_training.errors import fail, one_line_errors
+    from lit_training.runs.devices import find_device
+    from lit_training.text import print_table, progress_bar
+    from lit_training.trained.explain import check_explainable, explain_predictions
+    from lit_training.trained.inputs import ROW_SUFFIXES, find_files
+    from lit_training.trained.outputs import check_output_path, prediction_table, write_predictions
+    from lit_training.trained.predict import predict
 
     with one_line_errors("predict.py"):
         if chosen.output:
-            prediction.check_output(chosen.output)
-        device = prediction.find_device(chosen.accelerator)
-        model = checkpoints.load_model(checkpoints.read(checkpoints.find(chosen.run)))
+            check_output_path(chosen.output)
+        device = find_device(chosen.accelerator)
+        model = load(chosen.run).model()
         if chosen.explain:
-            heat_maps.check(model)
+            check_explainable(model)
         pictures = model.sample_ndim == 3
-        files = prediction.find_files(chosen.inputs, PICTURE_SUFFIXES if pictures else prediction.ROW_SUFFIXES)
-        answers = prediction.predict(model, files, top_k=chosen.top_k, batch_size=chosen.batch_size, device=device)
-        predictions = list(tables.track(answers, "predicting", len(files) if pictures else None))
-        tables.show(*prediction.columns(predictions))
+        files = find_files(chosen.inputs, PICTURE_SUFFIXES if pictures else ROW_SUFFIXES)
+        predictions = []
+        with progress_bar("predicting") as progress:
+            for answer in predict(model, files, top_k=chosen.top_k, batch_size=chosen.batch_size, device=device):
+                predictions.append(answer)
+                progress(len(predictions), len(files) if pictures else None)
+        print_table(*prediction_table(predictions))
         if chosen.output:
-            prediction.write(predictions, chosen.output)
+            write_predictions(predictions, chosen.output)
             print(f"\nwritten: {chosen.output}")
         if chosen.explain:
-            drawn = heat_maps.explain_predictions(model, predictions, Path("explanations"))
+            drawn = explain_predictions(model, predictions, Path("explanations"))
             print(f"\ndrawn: {drawn} in explanations/, the picture and the heat map of its likeliest class")
         unread = sum(bool(answer.error) for answer in predictions)
         if unread == len(predictions):

@@ -172,8 +172,8 @@ def _fit(cost: float) -> int:
     """fit.py as ``sys.argv`` says, with :class:`Used`."""
     import fit  # type: ignore[import-not-found]
 
-    from lit_training.cli import FitCLI
-    from lit_training.resume import ResumePoint
+    from lit_training.callbacks.resume import ResumePoint
+    from lit_training.cli.parser import FitCLI
 
     ResumePoint.COST = cost
     build = FitCLI.instantiate_trainer

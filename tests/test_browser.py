@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from lit_training.cli import FitCLI
-from lit_training.comparison import read
+from lit_training.cli.parser import FitCLI
+from lit_training.trained.compare import read
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 DRIVER = shutil.which("chromedriver")

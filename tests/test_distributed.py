@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 import torch
 
-from lit_training.cli import FitCLI
-from lit_training.messages import UsageError
+from lit_training.cli.parser import FitCLI
+from lit_training.errors import UsageError
 
 ROOT = Path(__file__).resolve().parents[1]
 TINY = ["--data.train_size", "24", "--data.val_size", "8", "--accelerator", "cpu", "--strategy", "ddp"]

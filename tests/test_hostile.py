@@ -15,10 +15,9 @@ import torch
 
 from datamodules import CIFAR10DataModule, DataError
 from lit_models import LitCNN, LitTransfer, ModelError
-from lit_training import checkpoints
-from lit_training.checkpoints import CheckpointError
-from lit_training.cli import FitCLI
-from lit_training.messages import one_line_errors
+from lit_training.cli.parser import FitCLI
+from lit_training.errors import CheckpointError, one_line_errors
+from lit_training.runs import checkpoints
 
 CANARY = Path("canary")
 COMMAND = f"touch {CANARY}"

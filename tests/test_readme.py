@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from lit_training.cli import FitCLI
+from lit_training.cli.parser import FitCLI
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")

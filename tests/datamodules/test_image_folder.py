@@ -13,9 +13,9 @@ from PIL import Image
 from torchvision.transforms import v2
 
 from datamodules import DataError, ImageFolderDataModule, image_folder
-from datamodules.examination import BadPicture
-from datamodules.image_folder import eval_transform, read_pixels, train_transform
-from datamodules.photos import read_picture
+from datamodules.photos.dataset import read_pixels
+from datamodules.photos.decode import BadPicture, read_picture
+from datamodules.photos.transforms import eval_transform, train_transform
 from lit_models import LitCNN
 
 

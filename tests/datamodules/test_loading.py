@@ -16,15 +16,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from datamodules.loading import (
-    PADDING,
-    ResumableLoader,
-    TrainSampler,
-    make_loader,
-    mix,
-    uniforms,
-    workers_for_decoding,
-)
+from datamodules.loading.loader import ResumableLoader, make_loader, workers_for_decoding
+from datamodules.loading.order import PADDING, TrainSampler
+from datamodules.loading.seeds import mix, uniforms
 
 SEEDS = st.integers(-(2**63), 2**64)
 

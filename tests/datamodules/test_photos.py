@@ -22,22 +22,12 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from datamodules import examination
-from datamodules.listing import trained_classes
-from datamodules.photos import (
-    TEST,
-    TRAIN,
-    VAL,
-    DataError,
-    LeftOut,
-    Paths,
-    Photos,
-    class_names,
-    content_groups,
-    examine,
-    list_photos,
-    read_picture,
-    stratified_split,
-)
+from datamodules.errors import DataError
+from datamodules.photos.decode import read_picture
+from datamodules.photos.find import TEST, TRAIN, VAL, LeftOut, find_class_names, find_photos
+from datamodules.photos.folder import Photos, class_names, examine
+from datamodules.photos.paths import Paths
+from datamodules.photos.split import content_groups, stratified_split
 
 
 @pytest.fixture(autouse=True)
@@ -369,7 +359,7 @@ def test_train_without_val_is_cut(tmp_path: Path) -> None:
 def test_class_only_in_val_and_class_missing_from_val(tmp_path: Path) -> None:
     fill(tmp_path, {"train/a": 3, "train/b": 3, "train/c": 3, "val/a": 1, "val/aa": 2, "val/c": 1, "test/aa": 1})
     photos = look_at(tmp_path)
-    assert photos.class_names == class_names(tmp_path) == trained_classes(tmp_path) == ("a", "b", "c")
+    assert photos.class_names == class_names(tmp_path) == find_class_names(tmp_path) == ("a", "b", "c")
     assert photos.counts()[VAL].tolist() == [1, 0, 1]
     assert [file.path for file in photos.left_out] == ["test/aa/0.jpg", "val/aa/0.jpg", "val/aa/1.jpg"]
     assert {file[1:] for file in photos.left_out} == {("class not in train", "class aa is only in val and test")}
@@ -442,7 +432,7 @@ def test_links_are_followed_once_and_loops_end(tmp_path: Path) -> None:
     for link, target in links.items():
         (root / link).symlink_to(target)
     (tmp_path / "elsewhere" / "back").symlink_to(tmp_path / "elsewhere")
-    assert list(list_photos(root).paths) == [
+    assert list(find_photos(root).paths) == [
         *("cat/0.jpg", "cat/1.jpg", "cat/sub/0.jpg"),
         *("cat/far/0.jpg", "cat/far/1.jpg", "cat/far/2.jpg"),
         *("dog/0.jpg", "dog/1.jpg"),
@@ -810,7 +800,7 @@ def test_a_crashing_decoder_costs_one_picture(tmp_path: Path, monkeypatch: pytes
         "from datamodules import examination\n"
         "real = examination.look\n"
         "examination.look = lambda path, c: os.abort() if path.name == 'crash.jpg' else real(path, c)\n"
-        "examination._serve()\n"
+        "examination._serve_requests()\n"
     )
     start = subprocess.Popen
     monkeypatch.setattr(

@@ -8,9 +8,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from datamodules.examination import BadPicture
-from datamodules.listing import DataError, Paths
-from datamodules.picture_store import PictureStore, cache_folder, store_path
+from datamodules.errors import DataError
+from datamodules.machine import cache_folder
+from datamodules.photos.decode import BadPicture
+from datamodules.photos.paths import Paths
+from datamodules.photos.store import PictureStore, store_path
 
 SIZES = [(5, 7), (1, 1), (12, 3)]
 

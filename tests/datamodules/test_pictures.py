@@ -6,8 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from datamodules.loading import PADDING, uniforms
-from datamodules.pictures import CUTOUT, SHIFT, Pictures, flip_shift_cutout, scale
+from datamodules.loading.memory import CUTOUT, SHIFT, Pictures, flip_shift_cutout, normalize
+from datamodules.loading.order import PADDING
+from datamodules.loading.seeds import uniforms
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -23,7 +24,7 @@ def pictures(n: int = 12, channels: int = 3, **more: object) -> Pictures:
 def test_values_are_those_of_the_formula(mean: tuple, std: tuple) -> None:
     every = torch.arange(256, dtype=torch.uint8).expand(3, 1, 256)
     m, s = (torch.tensor(numbers, dtype=torch.float64).view(3, 1, 1) for numbers in (mean, std))
-    got = scale(every, mean, std)
+    got = normalize(every, mean, std)
     assert got.dtype == torch.float32
     torch.testing.assert_close(got.double(), (every.double() / 255 - m) / s, rtol=0, atol=1e-6)
 
@@ -82,7 +83,7 @@ def test_augmentation_depends_on_seed_epoch_and_index_alone(keys: list[int], see
         assert torch.equal(image, data[key][0])
         numbers = uniforms(data.seed, torch.tensor([key]), 5)
         raw = flip_shift_cutout(data.images[key % 12 : key % 12 + 1], numbers)
-        assert torch.equal(image, scale(raw, data.mean, data.std)[0])
+        assert torch.equal(image, normalize(raw, data.mean, data.std)[0])
 
 
 def test_epochs_seeds_and_runs_are_augmented_differently(monkeypatch: pytest.MonkeyPatch) -> None:

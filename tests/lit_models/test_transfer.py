@@ -186,11 +186,11 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     seen: list[str] = []
     load = backbones.load
 
-    def counted(network: Any, head_name: str, backbone: str, weights: str) -> None:
+    def counting(network: Any, head_name: str, backbone: str, weights: str) -> None:
         seen.append(weights)
         load(network, head_name, backbone, weights)
 
-    monkeypatch.setattr(backbones, "load", counted)
+    monkeypatch.setattr(backbones, "load", counting)
     return seen
 
 

@@ -9,9 +9,9 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from datamodules import RandomDataModule
 from lit_models import LitMLP
-from lit_training import best
-from lit_training.best import BestCheckpoint
-from lit_training.checkpoints import AtomicCheckpointIO
+from lit_training.callbacks import best
+from lit_training.callbacks.best import BestCheckpoint
+from lit_training.runs.checkpoints import AtomicCheckpointIO
 
 
 class Writes(AtomicCheckpointIO):

@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 import torch
 
-from lit_training.checkpoints import AtomicCheckpointIO, CheckpointError, find
+from lit_training.errors import CheckpointError
+from lit_training.runs.checkpoints import AtomicCheckpointIO, find
 
 
 def write(path: Path, number: int) -> None:

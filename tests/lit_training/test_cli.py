@@ -19,9 +19,9 @@ from torch.optim import SGD, Adam
 from torch.optim.lr_scheduler import StepLR
 
 from lit_models import LitCNN, LitMLP, LitTransfer, ModelError
-from lit_training.cli import FitCLI
-from lit_training.messages import UsageError, is_rank_zero, one_line_errors
-from lit_training.spelling import TRAINER_FLAGS
+from lit_training.cli.flags import TRAINER_FLAGS
+from lit_training.cli.parser import FitCLI
+from lit_training.errors import UsageError, is_rank_zero, one_line_errors
 
 FUZZ = runpy.run_path(str(Path(__file__).parents[2] / "scripts" / "fuzz.py"))
 WRONG = yaml.safe_load((Path(__file__).parent / "wrong_inputs.yaml").read_text())
@@ -140,7 +140,7 @@ def test_the_parser_that_is_fuzzed_tells_right_from_wrong(
     def fail(*_: Any) -> None:
         raise KeyError("no error of a user")
 
-    monkeypatch.setattr("lit_training.cli.spell_out", fail)
+    monkeypatch.setattr("lit_training.cli.expand_flags", fail)
     with pytest.raises(AssertionError, match="KeyError"):
         reused([])
 

@@ -12,10 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binomtest
 
-from lit_training import comparison
-from lit_training.comparison import Run, differences, mcnemar, spread, verdict
-from lit_training.intervals import wilson
-from lit_training.messages import UsageError
+from lit_training.errors import UsageError
+from lit_training.statistics import mcnemar, wilson
+from lit_training.trained import compare as comparison
+from lit_training.trained.compare import Run, differences, spread, verdict
 
 
 def make_run(folder: Path, lr: float, accuracy: list[float], right: list[int] | None = None) -> Path:

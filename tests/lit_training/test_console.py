@@ -19,8 +19,9 @@ from torch.optim.lr_scheduler import StepLR
 
 from datamodules import RandomDataModule
 from lit_models import LitMLP
-from lit_training.console import BestSoFar, EpochLines
-from lit_training.dashboard import Throughput
+from lit_training.callbacks.console import EpochLines
+from lit_training.callbacks.throughput import Throughput
+from lit_training.runs.best_epoch import BestSoFar
 
 ROOT = Path(__file__).resolve().parents[2]
 LINE = re.compile(

@@ -16,12 +16,14 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 from datamodules import ImageFolderDataModule, RandomDataModule, ShapesDataModule
-from datamodules.loading import EvalSampler
+from datamodules.loading.order import EvalSampler
 from lit_models import LitCNN, LitDynamic, LitMLP, LitTransfer
-from lit_training import dashboard, figures
-from lit_training.cli import FitCLI
-from lit_training.dashboard import Dashboard, Throughput
-from lit_training.features import FeatureCache
+from lit_training import figures
+from lit_training.callbacks import dashboard
+from lit_training.callbacks.dashboard import Dashboard
+from lit_training.callbacks.features import FeatureCache
+from lit_training.callbacks.throughput import Throughput
+from lit_training.cli.parser import FitCLI
 
 
 def small_rows(**options: Any) -> RandomDataModule:
@@ -272,7 +274,7 @@ def test_padding_is_no_row_of_the_matrix(sampler: Any, monkeypatch: pytest.Monke
         def add_figure(self, *_: Any) -> None: ...
 
     mistakes: list[int] = []
-    monkeypatch.setattr(dashboard, "_boards", lambda _: [type("L", (), {"experiment": Board()})()])
+    monkeypatch.setattr(dashboard, "_tensorboards", lambda _: [type("L", (), {"experiment": Board()})()])
 
     class Strategy:
         root_device = torch.device("cpu")

@@ -20,9 +20,9 @@ from torchmetrics.functional.classification import (
 from datamodules import DataError, ImageFolderDataModule, RandomDataModule, ShapesDataModule
 from lit_models import LitCNN, LitMLP
 from lit_training import figures
-from lit_training.checkpoints import CheckpointError
-from lit_training.evaluation import Evaluation, Scores, draw_worst, evaluate, report, worst_inputs
-from lit_training.messages import UsageError
+from lit_training.errors import CheckpointError, UsageError
+from lit_training.trained.evaluate import Evaluation, Scores, evaluate
+from lit_training.trained.outputs import draw_worst, report, worst_inputs
 
 
 @pytest.fixture(autouse=True)

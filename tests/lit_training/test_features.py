@@ -10,10 +10,10 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch.optim.lr_scheduler import OneCycleLR
 
 from datamodules import ImageFolderDataModule
-from datamodules.pictures import Pictures
+from datamodules.loading.memory import Pictures
 from lit_models import LitTransfer
-from lit_training.features import FeatureCache, Features
-from lit_training.schedules import schedule_factory
+from lit_training.callbacks.features import FeatureCache, Features
+from lit_training.cli.schedules import schedule_factory
 
 
 def fit(

@@ -4,9 +4,9 @@ from typing import Any
 import pytest
 import torch
 
-from lit_training.checkpoints import CheckpointError
-from lit_training.cli import FitCLI
-from lit_training.guards import TrainingError, explained
+from lit_training.cli.parser import FitCLI
+from lit_training.cli.trouble import one_line_failures
+from lit_training.errors import CheckpointError, TrainingError
 
 SHAPES = ["--data.train_size", "24", "--data.val_size", "8", "--max_epochs", "3"]  # 6 batches an epoch
 QUIET = ["--accelerator", "cpu", "--enable_progress_bar", "false", "--log_every_n_steps", "4"]
@@ -82,12 +82,12 @@ def test_losses_are_not_waited_for_at_each_step(monkeypatch: pytest.MonkeyPatch)
     looks = 0
     item = torch.Tensor.item
 
-    def counted(tensor: torch.Tensor) -> Any:
+    def counting(tensor: torch.Tensor) -> Any:
         nonlocal looks
         looks += tensor.dtype == torch.int32
         return item(tensor)
 
-    monkeypatch.setattr(torch.Tensor, "item", counted)
+    monkeypatch.setattr(torch.Tensor, "item", counting)
     cli.trainer.fit(cli.model, cli.datamodule)
     assert looks == 2
 
@@ -99,25 +99,31 @@ def test_out_of_memory_names_the_batch_size_and_the_flag_to_try() -> None:
         RuntimeError("DefaultCPUAllocator: can't allocate memory"),
     ):
         said = "64 samples per step and device: --data.batch_size 32 --accumulate_grad_batches 2 gives the same"
-        with pytest.raises(TrainingError, match=said), explained(cli):
+        with pytest.raises(TrainingError, match=said), one_line_failures(cli):
             raise error
 
 
 def test_out_of_memory_with_one_sample_is_no_plural() -> None:
     cli = FitCLI(["--data.batch_size", "1", *SHAPES, *QUIET])
-    with pytest.raises(TrainingError, match="with 1 sample per step and device: one sample a step"), explained(cli):
+    with (
+        pytest.raises(TrainingError, match="with 1 sample per step and device: one sample a step"),
+        one_line_failures(cli),
+    ):
         raise torch.OutOfMemoryError("CUDA out of memory.")
 
 
 def test_a_full_disk_is_said_in_a_line_and_other_errors_are_left_alone() -> None:
     cli = FitCLI([*SHAPES, *QUIET])
-    with pytest.raises(CheckpointError, match=r"cannot write metrics.csv \(No space left"), explained(cli):
+    with pytest.raises(CheckpointError, match=r"cannot write metrics.csv \(No space left"), one_line_failures(cli):
         raise OSError(28, "No space left on device", "metrics.csv")
     for error in (FileNotFoundError(2, "no such file"), RuntimeError("mat1 and mat2 shapes cannot be multiplied")):
-        with pytest.raises(type(error)), explained(cli):
+        with pytest.raises(type(error)), one_line_failures(cli):
             raise error
 
 
 def test_a_last_batch_of_one_that_batchnorm_cannot_take_says_what_to_do() -> None:
-    with pytest.raises(TrainingError, match=r"one picture .* --data.batch_size"), explained(FitCLI([*SHAPES, *QUIET])):
+    with (
+        pytest.raises(TrainingError, match=r"one picture .* --data.batch_size"),
+        one_line_failures(FitCLI([*SHAPES, *QUIET])),
+    ):
         torch.nn.BatchNorm1d(2)(torch.zeros(1, 2))

@@ -10,9 +10,9 @@ from PIL import Image
 from torch import nn
 
 from lit_models import LitCNN, LitMLP, LitTransfer
-from lit_training.heat_maps import beside, check, explain_predictions, grad_cam
-from lit_training.messages import UsageError
-from lit_training.prediction import predict
+from lit_training.errors import UsageError
+from lit_training.trained.explain import beside, check, explain_predictions, grad_cam
+from lit_training.trained.predict import predict
 
 pytest.importorskip("captum")
 

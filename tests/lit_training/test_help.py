@@ -5,10 +5,10 @@ import shlex
 
 import pytest
 
-from lit_training.cli import FitCLI
-from lit_training.help import FIT_HELP
-from lit_training.schedules import SCHEDULES
-from lit_training.spelling import DATA, MODELS, TRAINER_FLAGS, spell_out
+from lit_training.cli.flags import DATA, MODELS, TRAINER_FLAGS, expand_flags
+from lit_training.cli.help import FIT_HELP
+from lit_training.cli.parser import FitCLI
+from lit_training.cli.schedules import SCHEDULES
 
 OURS = {
     "config",
@@ -58,9 +58,9 @@ def test_every_flag_in_it_parses(flag: str, value: str, cli: FitCLI, tmp_path) -
     typed = shlex.split(f"--{flag} {value}") + ["--optimizer", "Adam"] * flag.startswith("optimizer.")
     if flag in ("help_all", "model.help"):
         with pytest.raises(SystemExit, match="0"):
-            cli.parser.parse_args(spell_out(typed))
+            cli.parser.parse_args(expand_flags(typed))
     else:
-        cli.parser.parse_args(spell_out(typed))
+        cli.parser.parse_args(expand_flags(typed))
 
 
 def test_its_defaults_are_the_parser_s(cli: FitCLI) -> None:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from lit_models import DynamicNet, LeNet, LitCNN, LitDynamic, LitMLP, LitTransfer
-from lit_training.inspection import autograd_chain, describe, flops, layers, sample_input
+from lit_training.trained.describe import autograd_chain, describe, flops, layers, sample_input
 
 
 def test_layers_of_lenet() -> None:

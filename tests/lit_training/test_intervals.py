@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lit_training.intervals import wilson
+from lit_training.statistics import wilson
 
 
 @pytest.mark.parametrize(

@@ -12,25 +12,19 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from lit_training.prediction import predict_in_order
 from PIL import Image
 
 from datamodules import ImageFolderDataModule, ShapesDataModule
-from datamodules.image_folder import PhotoFiles
-from datamodules.listing import PICTURE_SUFFIXES
-from datamodules.loading import EvalSampler
+from datamodules.loading.order import EvalSampler, in_input_order
+from datamodules.photos.dataset import PhotoFiles
+from datamodules.photos.find import PICTURE_SUFFIXES
 from lit_models import LitCNN, LitMLP
-from lit_training import prediction
-from lit_training.evaluation import evaluate
-from lit_training.messages import UsageError
-from lit_training.prediction import (
-    Prediction,
-    find_files,
-    in_input_order,
-    predict,
-    predict_in_order,
-    read_pictures,
-    read_rows,
-)
+from lit_training.errors import UsageError
+from lit_training.trained import predict as prediction
+from lit_training.trained.evaluate import evaluate
+from lit_training.trained.inputs import find_files, read_pictures, read_rows
+from lit_training.trained.predict import Prediction, predict
 
 
 @pytest.fixture
@@ -73,7 +67,7 @@ def test_pictures_are_what_validation_sees(photo_folder, network, bare):
     data.setup("fit")
     files = files_of(photo_folder / "val")
     spec = data.preprocessing
-    x = prediction.scale(torch.stack(decoded(files, spec, 2)), spec["mean"], spec["std"])
+    x = prediction.normalize(torch.stack(decoded(files, spec, 2)), spec["mean"], spec["std"])
     validation: Any = data.val_dataloader()
     assert torch.equal(x, next(iter(validation))[0])
 

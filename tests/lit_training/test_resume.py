@@ -17,14 +17,13 @@ from lightning.pytorch import Callback
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import lit_models
-from lit_training import provenance
-from lit_training.checkpoints import CheckpointError
-from lit_training.cli import FitCLI
-from lit_training.messages import UsageError
-from lit_training.resume import ResumePoint
-from lit_training.run import report
-from lit_training.rundir import choose
-from lit_training.signals import Stopped
+from lit_training.callbacks import records as provenance
+from lit_training.callbacks.resume import ResumePoint
+from lit_training.cli.fit import report
+from lit_training.cli.parser import FitCLI
+from lit_training.errors import CheckpointError, UsageError
+from lit_training.runs.folder import choose
+from lit_training.runs.processes import Stopped
 
 ROOT = Path(__file__).resolve().parents[2]
 SHAPES = ["--data.train_size", "24", "--data.val_size", "8"]  # 6 batches an epoch
@@ -307,7 +306,7 @@ def test_a_run_in_training_is_left_alone() -> None:
         [sys.executable, "-c", code, "lightning_logs/version_0/.lock"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
     )
     # This process holds the lock itself, for all of its fits; the other one gets it when it is let go.
-    from lit_training import rundir
+    from lit_training.runs import folder as rundir
 
     while rundir._locks:
         rundir._locks.popitem()[1].close()

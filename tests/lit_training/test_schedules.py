@@ -2,8 +2,8 @@ import math
 
 import pytest
 
-from lit_training.cli import FitCLI
-from lit_training.messages import UsageError
+from lit_training.cli.parser import FitCLI
+from lit_training.errors import UsageError
 
 TINY = ["--data.train_size", "20", "--data.val_size", "8", "--logger", "false", "--enable_checkpointing", "false"]
 QUIET = ["--enable_progress_bar", "false", "--accelerator", "cpu"]

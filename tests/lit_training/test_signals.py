@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from lit_training import signals
+from lit_training.runs import processes as signals
 
 ROOT = Path(__file__).resolve().parents[2]
 SLURM = {"SLURM_JOB_ID": "17", "SLURM_NTASKS": "1", "SLURM_JOB_NAME": "train"}
@@ -34,7 +34,7 @@ def test_a_slurm_job_whose_time_is_up_is_requeued(
 ) -> None:
     for name, value in {**SLURM, **extra}.items():
         monkeypatch.setenv(name, value)
-    signals.requeue(signal.SIGUSR1)
+    signals.requeue_slurm_job(signal.SIGUSR1)
     assert scontrol.read_text() == f"requeue {job}\n"
 
 
@@ -54,7 +54,7 @@ def test_nothing_else_is_requeued(
         monkeypatch.delenv(name, raising=False)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    signals.requeue(signum)
+    signals.requeue_slurm_job(signum)
     assert not scontrol.exists()
 
 
@@ -102,14 +102,14 @@ def test_the_watch_ends_what_the_main_thread_cannot() -> None:
 def test_a_launched_process_that_ends_with_2_has_said_why(
     codes: tuple[int, ...], first: int, said: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(signals, "DYING", 0.2)
+    monkeypatch.setattr(signals, "GRACE", 0.2)
     processes = [subprocess.Popen([sys.executable, "-c", f"raise SystemExit({code})"]) for code in codes]
     for process in processes:
         process.wait()
     watch = signals.Watch(5.0)
     watch.trainer = SimpleNamespace(strategy=SimpleNamespace(launcher=SimpleNamespace(procs=processes)))  # type: ignore[assignment]
-    assert watch._dead_child() == first
-    assert watch.has_been_said() == said
+    assert watch._failed_child() == first
+    assert watch.is_reported() == said
 
 
 def test_a_signal_at_the_very_end_of_training_is_not_lost(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -125,5 +125,5 @@ def test_a_signal_at_the_very_end_of_training_is_not_lost(monkeypatch: pytest.Mo
 
     watch, codes = Ending(5.0), []
     monkeypatch.setattr(watch, "_end", lambda code, _: codes.append(code))
-    watch._receive(signal.SIGTERM)
+    watch._handle_signal(signal.SIGTERM)
     assert codes == [128 + signal.SIGTERM]

@@ -19,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageFilter
 
-from datamodules.photos import examine
+from datamodules.photos.folder import examine
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "check.py"
 
@@ -256,7 +256,7 @@ def test_near_pairs_of_many_are_found_without_comparing_each_with_each() -> None
 
 
 def test_hash_survives_compression_and_scaling() -> None:
-    from datamodules.examination import _dhash
+    from datamodules.photos.decode import _dhash
 
     for seed in range(10):
         picture = scene(seed)

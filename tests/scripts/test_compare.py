@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from lit_training.cli import FitCLI
-from lit_training.messages import UsageError
+from lit_training.cli.parser import FitCLI
+from lit_training.errors import UsageError
 
 SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 

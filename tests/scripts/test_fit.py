@@ -17,10 +17,10 @@ from PIL import Image
 from torchvision import models
 
 from datamodules import ImageFolderDataModule
-from lit_training.cli import FitCLI
-from lit_training.help import FIT_HELP
-from lit_training.resume import ResumePoint, StepSeed
-from lit_training.signals import Watch
+from lit_training.callbacks.resume import ResumePoint, StepSeed
+from lit_training.cli.help import FIT_HELP
+from lit_training.cli.parser import FitCLI
+from lit_training.runs.processes import Watch
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "fit.py"
 SMALL = "--data.train_size 12 --data.val_size 10 --max_epochs 1 --accelerator cpu --devices 1"
@@ -252,10 +252,10 @@ def test_a_photo_that_vanishes_is_named_and_the_run_goes_on_when_it_is_back(
 def test_a_photo_that_vanishes_before_the_first_step_leaves_nothing(
     photo_folder: Path, fit: Callable[[str], int], capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    announce = ImageFolderDataModule.report
+    print_start = ImageFolderDataModule.report
 
     def vanish(self: ImageFolderDataModule) -> str:
-        report = announce(self)
+        report = print_start(self)
         (photo_folder / "train/ants/3.jpg").unlink()
         return report
 

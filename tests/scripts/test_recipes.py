@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from lit_training.cli import FitCLI
+from lit_training.cli.parser import FitCLI
 
 RECIPES = sorted((Path(__file__).parents[2] / "scripts" / "recipes").glob("*.yaml"))
 PLACE = "--data path/to/photos"

@@ -14,7 +14,7 @@ from unittest import mock
 ROOT = Path(__file__).resolve().parents[2]
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
 """Of a process of its own: one thread, for the networks are small."""
-WATCH = "lit_training.signals.Watch.start"
+WATCH = "lit_training.runs.processes.Watch.start"
 """Takes over the signals: the test run keeps its own handlers."""
 
 
@@ -34,7 +34,7 @@ def run(line: str) -> Ended:
     code: Any = 0
     with (
         mock.patch.object(sys, "argv", [script, *arguments]),
-        mock.patch(WATCH, lambda self: None),
+        mock.patch(WATCH),
         contextlib.redirect_stdout(out),
         contextlib.redirect_stderr(err),
     ):

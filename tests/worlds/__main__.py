@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from lit_training.prediction import predict_in_order
 
 from lit_models import DynamicNet
-from lit_training.cli import FitCLI
-from lit_training.prediction import predict_in_order
+from lit_training.cli.parser import FitCLI
 
 QUIET = "--accelerator cpu --strategy ddp --logger false --enable_checkpointing false --enable_progress_bar false"
 

@@ -1,0 +1,45 @@
+"""Random numbers as a function of seeds and keys, whatever was drawn before."""
+
+import os
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+def mix(*numbers: int) -> int:
+    """One well-mixed seed in [0, 2**63) out of several integers (splitmix64, Steele et al. 2014)."""
+    state = np.zeros(1, dtype=np.uint64)
+    for number in numbers:
+        state = _splitmix(state ^ np.uint64(number % 2**64))
+    return int(state[0] >> np.uint64(1))
+
+
+def uniforms(seed: int, keys: Tensor, count: int) -> Tensor:
+    """``count`` random numbers for each key, a function of ``seed`` and the key alone.
+
+    Args:
+        keys: (B,) int64.
+
+    Returns:
+        (B, count) float32 in [0, 1).
+    """
+    lanes = keys.numpy().astype(np.uint64)[:, None] * np.uint64(count) + np.arange(count, dtype=np.uint64)
+    bits = _splitmix(_splitmix(lanes) ^ np.uint64(mix(seed)))
+    return torch.from_numpy((bits >> np.uint64(40)).astype(np.float32) / np.float32(2**24))
+
+
+def _splitmix(x: np.ndarray) -> np.ndarray:
+    with np.errstate(over="ignore"):
+        x = x + np.uint64(0x9E3779B97F4A7C15)
+        x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        return x ^ (x >> np.uint64(31))
+
+
+def run_seed(seed: int) -> int:
+    """The data's own seed joined with the run's (``seed_everything``): it governs order and augmentation.
+
+    What is split or drawn depends on the data's seed alone, so that runs with different seeds stay comparable.
+    """
+    return mix(seed, int(os.environ.get("PL_GLOBAL_SEED", 0)))

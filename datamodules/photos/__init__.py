@@ -1,0 +1,1 @@
+"""Photos: find -> decode -> scan -> split -> folder, and what serves them to a network. Up to folder without torch."""

@@ -1,0 +1,97 @@
+"""What follows from the best epoch: ``best.ckpt`` and early stopping."""
+
+import math
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from torch import Tensor
+
+from lit_training.errors import UsageError
+from lit_training.runs.best_epoch import BestSoFar
+from lit_training.runs.checkpoints import FitCheckpointIO
+
+
+class BestCheckpoint(ModelCheckpoint):
+    """Saves the best epoch; :class:`FitCheckpointIO` writes it seldom enough to cost nothing.
+
+    Args:
+        monitor: the metric's name; None saves each epoch, so that the last one counts as the best.
+        mode: ``max`` or ``min``.
+    """
+
+    def __init__(self, monitor: str | None, mode: str) -> None:
+        super().__init__(filename="best", monitor=monitor, mode=mode, enable_version_counter=False)
+        self.best = BestSoFar(monitor, mode)
+        self.on_train_batch_end = None  # type: ignore[assignment]  # only epochs count; Lightning calls what is callable
+
+    def check_monitor_top_k(self, trainer: Trainer, current: Tensor | None = None) -> bool:
+        if current is None:
+            return False
+        first = not self.best_k_models  # it is saved whatever it is
+        return trainer.strategy.reduce_boolean_decision(self.best.improved(trainer.callback_metrics) or first)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        super().load_state_dict(state_dict)
+        self.best.value = None if self.best_model_score is None else float(self.best_model_score)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        super().on_train_end(trainer, pl_module)
+        if isinstance(writer := trainer.strategy.checkpoint_io, FitCheckpointIO):
+            writer.flush()
+        trainer.strategy.barrier("best.ckpt")  # no rank may open it before it is written
+
+
+class EarlyStopping(Callback):
+    """Stops after ``patience`` looks in a row without a better epoch, or when the metric is not finite.
+
+    It looks after each epoch, or after each validation where these are not one and the same, as Lightning's own does,
+    whose resume points it reads.
+
+    Args:
+        monitor: the metric's name.
+        mode: ``max`` or ``min``.
+        patience: looks without improvement.
+    """
+
+    def __init__(self, monitor: str, mode: str, patience: int) -> None:
+        self.best, self.patience, self.waited = BestSoFar(monitor, mode), patience, 0
+
+    @property
+    def state_key(self) -> str:
+        return f"EarlyStopping{ {'monitor': self.best.monitor, 'mode': self.best.mode}!r}"
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"wait_count": self.waited, "best_score": self.best.value}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        score = state_dict["best_score"]
+        self.waited = state_dict["wait_count"]
+        self.best.value = None if score is None or math.isinf(score) else float(score)
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self.each_epoch = trainer.val_check_interval == 1.0 and trainer.check_val_every_n_epoch == 1  # type: ignore[attr-defined]
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self.each_epoch:
+            self.look(trainer)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not self.each_epoch and trainer.state.fn == "fit" and not trainer.sanity_checking:
+            self.look(trainer)
+
+    def look(self, trainer: Trainer) -> None:
+        """Compare the newest metrics with the best; all ranks stop together.
+
+        Raises:
+            UsageError: the metric is not logged.
+        """
+        metrics = trainer.callback_metrics
+        if trainer.fast_dev_run:
+            return
+        if self.best.monitor not in metrics:
+            logged = ", ".join(metrics) or "nothing"
+            raise UsageError(f"--early_stopping waits for {self.best.monitor}, the model logs {logged}: leave it out")
+        self.waited = 0 if self.best.improved(metrics) else self.waited + 1
+        stop = self.waited >= self.patience or not math.isfinite(metrics[self.best.monitor])
+        trainer.should_stop |= trainer.strategy.reduce_boolean_decision(stop, all=False)

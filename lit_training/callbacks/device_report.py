@@ -1,0 +1,44 @@
+"""Print what each device gets and gives in the first step."""
+
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor, nn
+
+
+class DeviceReport(Callback):
+    """Prints, in the first training step, what each device got and gave, and what they did together.
+
+    Source: PyTorch tutorial "Data Parallelism", whose network prints "In Model" and whose loop prints "Outside".
+    """
+
+    def __init__(self) -> None:
+        self.shapes: tuple[torch.Size, torch.Size] | None = None
+        self.done = False
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        if not self.done:
+            self.hook = pl_module.register_forward_hook(self._note)
+
+    def _note(self, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        if self.shapes is None:  # DDP calls the module around the step too, but the network's own call ends first
+            self.shapes = inputs[0].shape, output.shape
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if self.done or self.shapes is None:
+            return
+        self.done = True
+        self.hook.remove()
+        given, gave = self.shapes
+        rank, ranks = trainer.global_rank, trainer.world_size
+        print(
+            f"\tIn Model: input size {given} output size {gave} (rank {rank} of {ranks}, {pl_module.device})",
+            flush=True,
+        )
+        rows = trainer.strategy.reduce(torch.tensor(given[0], device=pl_module.device), reduce_op="sum")
+        if trainer.is_global_zero:
+            inputs, outputs_ = torch.Size([int(rows), *given[1:]]), torch.Size([int(rows), *gave[1:]])
+            print(f"Outside: input size {inputs} output_size {outputs_}", flush=True)

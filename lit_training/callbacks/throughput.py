@@ -1,0 +1,44 @@
+"""Samples per second."""
+
+import contextlib
+import time
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities.data import extract_batch_size
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from torch import Tensor
+
+
+def samples_in(batch: Any) -> int:
+    """How many samples a batch holds: the first dimension of its first tensor; 0 where none is found."""
+    first = batch[0] if isinstance(batch, (tuple, list)) and batch else batch
+    if isinstance(first, Tensor) and first.ndim:
+        return len(first)
+    with contextlib.suppress(MisconfigurationException):
+        return extract_batch_size(batch)
+    return 0
+
+
+class Throughput(Callback):
+    """Logs ``samples_per_second``, once an epoch: what all devices together trained on, validation left out."""
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.samples, self.paused, self.started = 0, 0.0, time.monotonic()
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self.samples += samples_in(batch)
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.pause = time.monotonic()
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.state.fn == "fit" and not trainer.sanity_checking:
+            self.paused += time.monotonic() - self.pause
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        seconds = time.monotonic() - self.started - self.paused
+        speed = self.samples * trainer.world_size / max(seconds, 1e-9)
+        pl_module.log("samples_per_second", speed, sync_dist=trainer.world_size > 1)

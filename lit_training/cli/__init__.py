@@ -1,0 +1,1 @@
+"""What was typed becomes objects: flags, parser, limits, defaults; what fit.py prints."""

@@ -1,0 +1,116 @@
+"""Loggers, callbacks and plugins that every run of scripts/fit.py has by default."""
+
+import inspect
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.callbacks import Callback, LearningRateMonitor
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.strategies import DDPStrategy, StrategyRegistry
+
+from lit_training.callbacks.best import BestCheckpoint, EarlyStopping
+from lit_training.callbacks.console import EpochLines
+from lit_training.callbacks.dashboard import Dashboard
+from lit_training.callbacks.features import FeatureCache
+from lit_training.callbacks.finite import FiniteGuard
+from lit_training.callbacks.records import PhotoRecords, Provenance
+from lit_training.callbacks.resume import ResumePoint, StepSeed
+from lit_training.callbacks.throughput import Throughput
+from lit_training.errors import UsageError, is_rank_zero
+from lit_training.runs.checkpoints import FitCheckpointIO
+from lit_training.runs.folder import LOGS, Start, choose_start
+from lit_training.runs.lightning_internals import NullProfiler, drop_empty_hooks
+from lit_training.runs.metrics_csv import MetricsCSV
+from lit_training.runs.run import Run
+
+STRATEGIES = {name: dict(StrategyRegistry[name]) for name in StrategyRegistry.available_strategies()}
+"""Lightning's own entries, by name."""
+
+
+def with_defaults(trainer: dict[str, Any], run: Run, config_yaml: str, save_config: Callback) -> dict[str, Any]:
+    """Add this project's loggers, callbacks and plugins to Trainer arguments, where the user has not decided.
+
+    Args:
+        trainer: arguments of the Trainer.
+        run: without its Trainer; its ``start`` is chosen here.
+        config_yaml: the whole configuration as YAML.
+        save_config: the callback that writes it.
+
+    Raises:
+        UsageError: flags that contradict each other.
+        CheckpointError: see :func:`choose_start`.
+    """
+    config = dict(trainer)
+    _refuse_contradictions(config, run)
+    config["plugins"] = [*_as_list(config["plugins"]), FitCheckpointIO()]
+    config["profiler"] = config["profiler"] or NullProfiler()
+    if config["num_sanity_val_steps"] is None:
+        config["num_sanity_val_steps"] = 0
+    if config["barebones"]:
+        config["profiler"] = None
+        return config
+    config["enable_model_summary"] = bool(config["enable_model_summary"])  # print_start() says it in a line
+    if config["logger"] in (None, True) and not config["fast_dev_run"]:
+        root = config["default_root_dir"] or "."
+        # Rank 0 decides, and tells the others when they are connected.
+        nowhere = Start(Path(root) / LOGS / "version_0")
+        run.start = start = choose_start(run.resume, root, config_yaml) if is_rank_zero() else nowhere
+        folder, name = str(start.run.parent.parent), start.run.parent.name
+        board = TensorBoardLogger(
+            folder, name=name, version=start.version, default_hp_metric=False, purge_step=start.step
+        )
+        config["logger"] = [board, MetricsCSV(start)]
+    logs = config["logger"] not in (None, False) and not config["fast_dev_run"]
+    monitor, mode = run.monitor
+    callbacks: list[Callback] = [StepSeed(run.config["seed_everything"]), FiniteGuard(), Throughput()]
+    config["enable_progress_bar"] = not run.quiet and config["enable_progress_bar"] is not False
+    if config["enable_progress_bar"]:
+        callbacks += [EpochLines(monitor, mode)]
+    callbacks += [FeatureCache()]
+    if config["logger"] not in (None, False):
+        callbacks += [PhotoRecords()]
+    if logs:
+        callbacks += [LearningRateMonitor(), save_config]
+        callbacks += [Dashboard(monitor, mode)] if run.config["dashboard"] else []
+    if config["enable_checkpointing"] is not False and not config["fast_dev_run"]:
+        callbacks += [BestCheckpoint(monitor, mode)]
+        if run.start is not None:
+            callbacks[:0] = [ResumePoint(run.watch)]  # first: what it saves is what the others have not touched yet
+            callbacks += [Provenance(run.start.run)]
+    if (patience := run.config.get("early_stopping")) is not None:
+        callbacks += [EarlyStopping(monitor or "train_loss", mode, int(patience))]
+    drop_empty_hooks(callbacks)
+    config["callbacks"] = [*callbacks[:1], *_as_list(config["callbacks"]), *callbacks[1:]]
+    return config
+
+
+def register_strategies(skips_layers: bool) -> None:
+    """Register Lightning's strategies by name again, with arguments that suit this project.
+
+    ``--timeout``, not the process group, says how long a process waits for another one.
+
+    Args:
+        skips_layers: DDP has to look for layers that a step does not use.
+    """
+    for name, entry in STRATEGIES.items():
+        if "timeout" not in inspect.signature(entry["strategy"]).parameters:
+            continue
+        arguments = {**entry["init_params"], "timeout": timedelta(days=1)}
+        if skips_layers and issubclass(entry["strategy"], DDPStrategy):
+            arguments.setdefault("find_unused_parameters", True)
+        StrategyRegistry.register(name, entry["strategy"], entry["description"], override=True, **arguments)
+
+
+def _refuse_contradictions(config: dict[str, Any], run: Run) -> None:
+    unmet = [flag for flag in ("barebones", "fast_dev_run") if config[flag]]
+    unmet += ["logger"] if config["logger"] not in (None, True) else []
+    unmet += ["enable_checkpointing"] if config["enable_checkpointing"] is False else []
+    if run.resume != "never" and unmet:
+        raise UsageError(f"--resume {run.resume} needs the run's folder and its checkpoints: leave --{unmet[0]} out")
+    if config["barebones"] and run.config.get("early_stopping") is not None:
+        raise UsageError("--early_stopping asks for what --barebones leaves out: drop one of the two")
+
+
+def _as_list(value: Any) -> list[Any]:
+    return [] if value is None else value if isinstance(value, list) else [value]

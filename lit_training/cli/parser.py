@@ -1,0 +1,223 @@
+"""The command line of scripts/fit.py: LightningCLI with short spellings, values from the data, one-line errors."""
+
+import inspect
+import logging
+import sys
+import warnings
+from pathlib import Path
+from pkgutil import resolve_name
+from typing import Any, NoReturn
+
+from jsonargparse import Namespace, set_parsing_settings
+from jsonargparse.typing import PositiveFloat, PositiveInt
+from lightning.pytorch import LightningDataModule, Trainer
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from torch.optim import Optimizer
+
+from lit_models import LitBase
+from lit_training.cli.defaults import register_strategies, with_defaults
+from lit_training.cli.flags import expand_flags, with_run_config
+from lit_training.cli.limits import check_trainer, trainer_error
+from lit_training.cli.schedules import FROM_THE_RUN, SCHEDULES, schedule_factory
+from lit_training.cli.usage_errors import parse_error
+from lit_training.errors import CheckpointError, UsageError, fail, is_rank_zero
+from lit_training.runs.foreign import promises
+from lit_training.runs.processes import Watch, bind_to_loopback
+from lit_training.runs.run import Run
+from lit_training.runs.trainer import FitTrainer
+
+FROM_DATA = ("num_classes", "in_channels", "in_features", "out_features")
+"""Constructor arguments of models that the data decides."""
+
+
+class OneLineParser(LightningArgumentParser):
+    """A parser whose errors are one line, with the nearest name where one was mistyped."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        if not self.exit_on_error:  # the parser of one class's arguments: the one around it knows the whole name
+            super().error(message, ex)
+        fail(self.prog, parse_error(message, self))
+
+
+class FitCLI(LightningCLI):
+    """Parses, fills in what the data decides, builds model, data and Trainer. ``scripts/fit.py`` does the rest.
+
+    Raises:
+        SystemExit: 2 after one line on stderr for what cannot be parsed; 0 where help was asked for.
+        UsageError, DataError, ModelError: for what was parsed and cannot be done.
+    """
+
+    def __init__(self, arguments: list[str] | None = None) -> None:
+        self.arguments = sys.argv[1:] if arguments is None else arguments
+        silence_libraries()
+        set_parsing_settings(config_read_mode_fsspec_enabled=False)  # configurations are files, never addresses
+        if (here := str(Path.cwd())) not in sys.path:
+            sys.path.append(here)  # for --model mine.MyModel; a script's path is its own folder
+        super().__init__(
+            save_config_callback=None,
+            parser_class=OneLineParser,
+            parser_kwargs={"prog": "fit.py", "allow_abbrev": False},
+            seed_everything_default=0,
+            run=False,
+            auto_configure_optimizers=False,
+            load_from_checkpoint_support=False,
+        )
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_argument(
+            "--resume",
+            default="never",
+            help="never; auto: go on with the newest run of this same command, else begin; or a run's folder, latest.",
+        )
+        parser.add_argument(
+            "--early_stopping",
+            type=PositiveInt | None,
+            default=None,
+            help="Stop after so many epochs without improvement.",
+        )
+        parser.add_argument(
+            "--timeout",
+            type=PositiveFloat,
+            default=5.0,
+            help="Minutes without a step after which a training that hangs is ended.",
+        )
+        parser.add_argument("--quiet", type=bool, default=False, help="Print the result alone.")
+        parser.add_argument(
+            "--dashboard", type=bool, default=True, help="Show TensorBoard pictures, graph and settings too."
+        )
+        parser.add_argument(
+            "--seeds", type=PositiveInt, default=1, help="Repeat the run with so many seeds; print mean and deviation."
+        )
+        parser.add_argument("--help_all", action="help", help="Show all of this; --model.help LitCNN shows a class's.")
+        parser.add_subclass_arguments(
+            Optimizer,
+            "optimizer",
+            skip={"params"},
+            required=False,
+            instantiate=False,
+            help="Class and arguments of the optimizer; the parameter groups and the schedule stay the model's.",
+        )
+        parser.add_subclass_arguments(
+            SCHEDULES,
+            "lr_scheduler",
+            skip=FROM_THE_RUN,
+            required=False,
+            instantiate=False,
+            help="Class and arguments of the learning rate schedule; its length is the run's.",
+        )
+        for action in parser._actions:  # shown in --help_all; parsed by expand_flags
+            if action.dest.startswith("trainer."):
+                action.option_strings = [*action.option_strings, f"--{action.dest.removeprefix('trainer.')}"]
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        spelled = expand_flags(with_run_config(self.arguments))
+        self.config = parser.parse_args(spelled)
+        self.typed = parser.parse_args(spelled, defaults=False)
+        self.resume = self.config.pop("resume")  # no setting of the run: the same command with it goes on
+        self.quiet = self.config.pop("quiet")
+        if (seeds := self.config.pop("seeds")) > 1:  # scripts/fit.py takes the flag before it comes here
+            raise UsageError(f"seeds {seeds} is for the command line alone: python scripts/fit.py --seeds {seeds}")
+        seed = self.config["seed_everything"]
+        if isinstance(seed, bool) or not 0 <= seed < 2**32:
+            raise UsageError(f"--seed {seed} must be an integer from 0 to {2**32 - 1}: --seed 0")
+
+    def instantiate_classes(self) -> None:
+        # Classes of our own, or a user's by dotted path: any LightningDataModule, any LightningModule.
+        self.datamodule: LightningDataModule = self._build("data")
+        self._fill_from_data()
+        self.model: Any = self._build("model")
+        promises(self.datamodule).follow(self.model)
+        if isinstance(self.model, LitBase):
+            self.model.check_data(self.datamodule)
+        watch = Watch(self.config["timeout"])
+        self.run = Run(self.config, self.model, self.datamodule, watch, self.resume, self.quiet)
+        self._choose_optimizer()
+        self.trainer = self.run.trainer = self.instantiate_trainer()
+
+    def _build(self, key: str) -> Any:
+        try:
+            return self.parser.instantiate(Namespace({key: self.config[key]}))[key]
+        except ValueError as error:  # jsonargparse's own, around what the constructor raised
+            cause: BaseException = error
+            while isinstance(cause.__cause__, ValueError | TypeError):
+                cause = cause.__cause__
+            if isinstance(cause, TypeError):
+                raise UsageError(
+                    f"--{key} cannot be built so: {cause}; --{key}.help CLASS shows its arguments"
+                ) from error
+            raise cause from None
+
+    def _fill_from_data(self) -> None:
+        """Fill in what the data decides, before the model exists: its hyper-parameters then hold it too."""
+        model, name_of_data = self.config["model"], type(self.datamodule).__name__
+        typed = vars(self.typed).get("model", {}).get("init_args") or {}
+        accepted = inspect.signature(resolve_name(model["class_path"])).parameters
+        for name in FROM_DATA:
+            if name in accepted and hasattr(self.datamodule, name):
+                value = getattr(self.datamodule, name)
+                if name in typed and typed[name] != value:
+                    hint = f"leave --model.{name} out"
+                    if self.resume not in ("never", "auto"):  # the run's configuration has it, nobody typed it
+                        hint = f"--resume {self.resume} needs the run's own --data"
+                    raise UsageError(
+                        f"--model.{name} {typed[name]} contradicts {name_of_data}, which has {name} {value}: {hint}"
+                    )
+                model["init_args"][name] = value
+
+    def _choose_optimizer(self) -> None:
+        """Hand the model the optimizer and schedule that were asked for, and try the optimizer."""
+        optimizer, schedule = self.config.get("optimizer"), self.config.get("lr_scheduler")
+        if not isinstance(self.model, LitBase):
+            if optimizer or schedule:
+                raise UsageError(
+                    f"--{'optimizer' if optimizer else 'lr_scheduler'} is for models built on LitBase: "
+                    f"{type(self.model).__name__} has its own in configure_optimizers"
+                )
+            return
+        if optimizer:
+            chosen, arguments = resolve_name(optimizer["class_path"]), dict(optimizer.get("init_args") or {})
+            self.model.chosen_optimizer = lambda groups: chosen(groups, **arguments)
+        try:
+            self.model.configure_optimizers()
+        except (TypeError, ValueError, RuntimeError) as error:
+            flag = f"--optimizer {chosen.__name__}" if optimizer else f"--model {type(self.model).__name__}"
+            raise UsageError(f"{flag} cannot be used so: {error}; mend that value") from error
+        if schedule:
+            kind, options = resolve_name(schedule["class_path"]), dict(schedule.get("init_args") or {})
+            if options.get("step_size", 1) < 1:
+                raise UsageError("--lr_scheduler.step_size is a number of epochs: --lr_scheduler.step_size 7")
+            monitor = "val_loss" if self.run.validates else "train_loss"
+            self.model.chosen_schedule = schedule_factory(kind, options, self.model, monitor)
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        trainer_config, about = self.config["trainer"], promises(self.model)
+        check_trainer(trainer_config)
+        config = dict(self.parser.instantiate(Namespace(trainer=trainer_config))["trainer"])
+        if config["max_epochs"] is None and config["max_steps"] == -1 and config["max_time"] is None:
+            config["max_epochs"] = trainer_config["max_epochs"] = about.default_epochs
+        config_yaml = self.parser.dump(self.config, skip_unset=False)
+        save_config = SaveConfigCallback(self.parser, self.config, overwrite=True)
+        register_strategies(about.skips_layers)
+        try:
+            trainer = FitTrainer(**with_defaults(config, self.run, config_yaml, save_config))
+        except (CheckpointError, UsageError):
+            raise
+        except (MisconfigurationException, ValueError, TypeError, RuntimeError, ImportError) as error:
+            if self.run.start is not None and is_rank_zero():
+                self.run.start.undo()
+            raise UsageError(trainer_error(error, config)) from error
+        trainer.start = self.run.start
+        self.run.watch.trainer = trainer
+        bind_to_loopback(trainer)
+        return trainer
+
+
+def silence_libraries() -> None:
+    """Silence library warnings; the run reports what matters."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    logging.getLogger("lightning.fabric").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", category=UserWarning, module=r"lightning\..*")
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"(lightning|torch)\..*")
+    # What is left is for the user: one line, without the file and line of ours that it came from.
+    warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"

@@ -1,0 +1,59 @@
+"""``--lr_scheduler``: torch's schedules; their length is the run's."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+from lightning.pytorch import Trainer
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import CosineAnnealingLR, OneCycleLR, ReduceLROnPlateau, StepLR
+
+from lit_models import LitBase
+from lit_training.errors import UsageError
+
+SCHEDULES = (StepLR, CosineAnnealingLR, OneCycleLR, ReduceLROnPlateau)
+FROM_THE_RUN = {"optimizer", "T_max", "max_lr", "total_steps", "epochs", "steps_per_epoch"}
+"""Arguments of theirs that are not flags: the run's length and the optimizer's learning rate give them."""
+
+
+def schedule_factory(
+    schedule: type, arguments: dict[str, Any], model: LitBase, monitor: str
+) -> Callable[[Optimizer], dict[str, Any]]:
+    """What a model's ``chosen_schedule`` is: optimizer -> Lightning's ``lr_scheduler`` dictionary.
+
+    Args:
+        schedule: one of :data:`SCHEDULES`.
+        arguments: its own, without those that the run gives.
+        model: whose trainer knows how long the run is.
+        monitor: the loss whose plateau ReduceLROnPlateau waits for.
+
+    Raises:
+        UsageError: when the length is needed and the run has none.
+    """
+
+    def build(optimizer: Optimizer) -> dict[str, Any]:
+        trainer = model.trainer
+        if schedule is OneCycleLR:
+            rates = [group["lr"] for group in optimizer.param_groups]
+            cycle = OneCycleLR(optimizer, rates, total_steps=_steps(trainer, schedule), **arguments)
+            return {"scheduler": cycle, "interval": "step"}
+        if schedule is CosineAnnealingLR:
+            epochs = trainer.max_epochs or -1
+            if epochs < 0:
+                trainer.fit_loop.setup_data()  # as Lightning itself does to know how long an epoch is
+                an_epoch = math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches)
+                epochs = math.ceil(_steps(trainer, schedule) / an_epoch)
+            return {"scheduler": CosineAnnealingLR(optimizer, epochs, **arguments)}
+        # An epoch without validation says nothing about a plateau.
+        frequency = trainer.check_val_every_n_epoch or 1 if monitor == "val_loss" else 1
+        return {"scheduler": schedule(optimizer, **arguments), "monitor": monitor, "frequency": frequency}
+
+    return build
+
+
+def _steps(trainer: Trainer, schedule: type) -> int:
+    """Optimizer steps of the whole run."""
+    steps = trainer.estimated_stepping_batches
+    if steps == float("inf"):
+        raise UsageError(f"--lr_scheduler {schedule.__name__} needs to know the run's length: --max_epochs 5")
+    return int(steps)

@@ -1,0 +1,175 @@
+"""What evaluate.py and predict.py print and write."""
+
+import json
+import math
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchmetrics.functional import mean_absolute_error, r2_score
+
+from datamodules.files import atomic_write, write_csv
+from datamodules.text import plural, printable
+from lit_training import figures
+from lit_training.errors import UsageError
+from lit_training.statistics import wilson
+from lit_training.text import print_table
+from lit_training.trained.evaluate import PRINTED, Evaluation, Scores
+from lit_training.trained.predict import Prediction
+
+PREDICTION = ("path", "label", "predicted", "probability", "right")
+"""Columns of predictions.csv: path below the folder of photos, or the sample's number; ``right`` is 1 or 0."""
+
+
+def write_evaluation(evaluation: Evaluation) -> None:
+    """Print what was measured; write the confusion matrix, every prediction and the worst mistakes into the run.
+
+    Raises:
+        UsageError: the folder cannot be written.
+    """
+    n, stage = len(evaluation.targets), "" if evaluation.split == "photos" else f"{evaluation.split}_"
+    print(f"checkpoint  {os.path.relpath(evaluation.checkpoint)}")
+    print(f"data        {printable(evaluation.data)}, {evaluation.split}: {plural(n, 'sample')}\n")
+    if evaluation.targets.is_floating_point():
+        outputs, targets = evaluation.outputs.double(), evaluation.targets.double()
+        print(f"{stage + 'loss':<10}  {evaluation.loss:.4g}")
+        print(f"R2          {float(r2_score(outputs, targets)) if n > 1 else math.nan:.4f}")
+        print(f"MAE         {float(mean_absolute_error(outputs, targets)):.4g}")
+        return
+    confusion = evaluation.confusion()
+    scores, right = Scores.of(confusion), int(confusion.trace())
+    low, high = wilson(right, n)
+    print(f"{stage + 'acc':<10}  {right / n:.4f}  (95 % interval {low:.3f} to {high:.3f}, {right} of {n} right)")
+    print(f"balanced    {scores.balanced_accuracy:.4f}  (mean recall of the classes)")
+    print(f"{stage + 'loss':<10}  {evaluation.loss:.4g}\n")
+    _print_classes(evaluation.class_names, scores)
+    matrix = [[name, *map(str, row)] for name, row in zip(evaluation.class_names, confusion.tolist(), strict=True)]
+    if len(matrix) <= PRINTED:
+        print("\nrows: the true class, columns: what it was taken for")
+        print_table(["", *evaluation.class_names], matrix)
+    predictions, worst = _predictions(evaluation), evaluation.worst()
+    if worst:
+        print("\nmost confident mistakes")
+        print_table(list(PREDICTION[:4]), [predictions[index][:4] for index in worst])
+    folder = evaluation.folder
+    files = ["predictions.csv", "confusion_matrix.csv", "confusion_matrix.png"]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for earlier in ("worst.png", "explained.png"):  # of another checkpoint, perhaps
+            (folder / earlier).unlink(missing_ok=True)
+        write_csv(folder / files[0], [list(PREDICTION), *predictions])
+        write_csv(folder / files[1], [["label", *evaluation.class_names], *matrix])
+        figures.confusion(confusion, evaluation.class_names).savefig(folder / files[2], dpi=100)
+        if worst and evaluation.preprocessing is not None:
+            pictures = figures.pixels(worst_inputs(evaluation), evaluation.preprocessing)
+            draw_worst(evaluation, pictures).savefig(folder / "worst.png", dpi=150)
+            files.append("worst.png")
+    except OSError as error:
+        raise UsageError(f"{folder} cannot be written ({error.strerror}): copy the run to where it can") from error
+    print(f"\nwritten     {os.path.relpath(folder)}/: {', '.join(files)}")
+
+
+def _print_classes(names: Sequence[str], scores: Scores) -> None:
+    """A line a class; of many classes those with the lowest F1."""
+    order = list(range(len(names)))
+    if len(order) > PRINTED:
+        order = scores.f1.nan_to_num(2.0).argsort(stable=True)[:PRINTED].tolist()  # undefined: last
+        print(f"the {PRINTED} of {len(names)} classes with the lowest F1")
+    columns = (scores.precision, scores.recall, scores.f1)
+    body = []
+    for k in order:
+        shares = ["-" if column[k].isnan() else f"{column[k]:.4f}" for column in columns]
+        body.append([names[k], *shares, str(int(scores.support[k]))])
+    print_table(["class", "precision", "recall", "F1", "support"], body)
+
+
+def _predictions(evaluation: Evaluation) -> list[list[str]]:
+    """A row of :data:`PREDICTION` for each sample, in the order of the data."""
+    names = evaluation.class_names
+    columns = evaluation.targets.tolist(), evaluation.predicted.tolist(), evaluation.probability.tolist()
+    return [
+        [evaluation.name(index), names[label], names[predicted], f"{probability:.6f}", str(int(label == predicted))]
+        for index, (label, predicted, probability) in enumerate(zip(*columns, strict=True))
+    ]
+
+
+def worst_inputs(evaluation: Evaluation) -> Tensor:
+    """What the network saw of its most confident mistakes: (B, C, S, S) float32, normalised; there have to be some."""
+    return torch.stack([evaluation.dataset[index][0] for index in evaluation.worst()])
+
+
+def draw_worst(evaluation: Evaluation, pictures: Tensor, columns: int = 4) -> Any:
+    """``pictures`` (B, 3, H, W) in [0, 1] of the most confident mistakes, each with what it is and was taken for."""
+    worst, paths = evaluation.worst(), evaluation.paths
+    return figures.mistakes(
+        pictures,
+        evaluation.class_names,
+        evaluation.targets[worst].tolist(),
+        evaluation.predicted[worst].tolist(),
+        evaluation.probability[worst].tolist(),
+        None if paths is None else [paths[index] for index in worst],
+        columns,
+    )
+
+
+def prediction_table(predictions: Sequence[Prediction]) -> tuple[list[str], list[list[str]]]:
+    """Names and rows of a table of predictions: what the CSV file holds."""
+    most = max((len(prediction.probabilities) for prediction in predictions), default=0)
+    outputs = max((len(prediction.outputs) for prediction in predictions), default=0)
+    by_row = any(prediction.row is not None for prediction in predictions)
+    head = ["path", *(["row"] if by_row else [])]
+    for place in range(1, most + 1):
+        head += ["label", "probability"] if place == 1 else [f"label_{place}", f"probability_{place}"]
+    head += [f"output_{place}" for place in range(1, outputs + 1)]
+    body = []
+    for prediction in predictions:
+        ranked = prediction.probabilities.items()
+        answer = [cell for label, probability in ranked for cell in (label, f"{probability:.6f}")]
+        answer += [f"{value:.6g}" for value in prediction.outputs]
+        row = [prediction.path] + ["" if prediction.row is None else str(prediction.row)] * by_row + answer
+        body.append(row + [""] * (len(head) - len(row)) + [prediction.error])
+    return [*head, "error"], body
+
+
+def check_output_path(path: str) -> None:
+    """Refuse a path before anything is computed.
+
+    Raises:
+        UsageError: nothing can be written there.
+    """
+    if Path(path).suffix.lower() not in (".csv", ".json"):
+        raise UsageError(f"--output {path} ends in neither .csv nor .json: --output predictions.csv")
+    if not Path(path).absolute().parent.is_dir() or Path(path).is_dir():
+        raise UsageError(f"--output {path} cannot be written: give a file in a folder that is there")
+
+
+def write_predictions(predictions: Sequence[Prediction], path: str) -> None:
+    """Write a ``.csv`` or ``.json`` file; probabilities in [0, 1].
+
+    Raises:
+        UsageError: it cannot be written.
+    """
+    try:
+        if path.lower().endswith(".csv"):
+            head, body = prediction_table(predictions)
+            write_csv(path, [head, *body])
+        else:
+            with atomic_write(path, "w") as file:
+                json.dump([_document(prediction) for prediction in predictions], file, indent=1)
+    except OSError as error:
+        raise UsageError(f"--output {path} cannot be written ({error.strerror}): choose another place") from error
+
+
+def _document(prediction: Prediction) -> dict[str, Any]:
+    document: dict[str, Any] = {"path": prediction.path}
+    if prediction.row is not None:
+        document["row"] = prediction.row
+    if prediction.error:
+        return document | {"error": prediction.error}
+    if prediction.outputs:
+        return document | {"outputs": list(prediction.outputs)}
+    ranked = [{"label": label, "probability": probability} for label, probability in prediction.probabilities.items()]
+    return document | ranked[0] | {"top": ranked}

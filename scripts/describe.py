@@ -1,0 +1,45 @@
+"""Look at a network: ``python scripts/describe.py LitCNN``, or a trained one: ``... latest``."""
+
+from lit_training.cli.arguments import Parser
+
+DESCRIPTION = (
+    "What a network is: its layers with their output shapes, parameters and sizes; FLOPs; the autograd nodes from the "
+    "loss back to the leaves; the gradient of the first bias. Arguments of the class follow as in fit.py: "
+    "--model.loss squared_error."
+)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = Parser("describe.py", DESCRIPTION)
+    parser.add_argument("model", metavar="MODEL", help="LitCNN, LitMLP, LitDynamic, LitTransfer, a run, or a .ckpt")
+    chosen, rest = parser.parse_known_args(arguments)
+
+    import warnings  # here: --help need not wait for torch
+
+    from lit_models import LitBase
+    from lit_training import load
+    from lit_training.cli.flags import MODELS
+    from lit_training.cli.parser import OneLineParser
+    from lit_training.errors import UsageError, one_line_errors
+    from lit_training.text import nearest
+    from lit_training.trained.describe import describe
+
+    with one_line_errors("describe.py"):
+        if chosen.model in MODELS:
+            builder = OneLineParser(prog="describe.py")
+            builder.add_subclass_arguments(LitBase, "model")
+            settings = builder.parse_args([f"--model={chosen.model}", *rest]).model
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # advice to who trains
+                model = MODELS[chosen.model](**settings.init_args)
+        elif near := nearest(chosen.model, MODELS):
+            raise UsageError(f"there is no model {chosen.model}: did you mean {near}?")
+        elif rest:
+            raise UsageError(f"{rest[0]}: a trained network is what it is; arguments go with a class name")
+        else:
+            model = load(chosen.model).model()
+        print(describe(model))
+
+
+if __name__ == "__main__":
+    main()
