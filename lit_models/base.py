@@ -298,14 +298,14 @@ class LitBase(LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         data = getattr(self.trainer, "datamodule", None) if self.is_attached else None
-        spec = getattr(data, "preprocessing", None)
+        spec: Any = getattr(data, "preprocessing", None)
+        plain = asdict(spec) if is_dataclass(spec) else spec
         checkpoint["lit"] = {
             "model_class": type(self).__name__,
             "data_class": type(data).__name__ if data is not None else None,
             "task": self.task,
             "class_names": list(names) if (names := getattr(data, "class_names", self.class_names)) else None,
-            "preprocessing": (asdict(spec) if is_dataclass(spec) and not isinstance(spec, type) else spec)
-            or self.preprocessing,
+            "preprocessing": plain or self.preprocessing,
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
