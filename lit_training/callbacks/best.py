@@ -42,7 +42,7 @@ class BestCheckpoint(ModelCheckpoint):
         trainer.strategy.barrier("best.ckpt")  # no rank may open it before it is written
 
 
-class EarlyStopping(Callback):
+class StopEarly(Callback):
     """Stops after ``patience`` looks in a row without a better epoch, or when the metric is not finite.
 
     It looks after each epoch, or after each validation where these are not one and the same, as Lightning's own does,
