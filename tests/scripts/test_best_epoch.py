@@ -139,7 +139,7 @@ def test_what_is_told_to_type_next_is_about_the_best_epoch_and_the_test_data(sai
 
 
 def test_compare_takes_the_best_epoch_of_each_kind(said: dict[str, str]) -> None:
-    run_well(f"{PHOTOS} --max_epochs 2 --seed 4 --quiet")
+    run_well(f"{PHOTOS} --max_epochs 2 --seed 4 --quiet --dashboard false")
     out = run_well("compare.py lightning_logs/version_0 lightning_logs/version_1 --png two.png")
     told = {row[0]: row[1:] for row in printed.table(out, "version_0", "version_1")}
     assert told["trainer.max_epochs"] == ["6", "2"]
@@ -151,7 +151,7 @@ def test_compare_takes_the_best_epoch_of_each_kind(said: dict[str, str]) -> None
     assert Path("two.png").is_file()
     assert not Path("lightning_logs/comparison.png").exists()
 
-    run_well(f"{ROWS} --default_root_dir rows --max_epochs 2 --quiet")
+    run_well(f"{ROWS} --default_root_dir rows --max_epochs 2 --quiet --dashboard false")
     out = run_well("compare.py rows/lightning_logs/version_1 rows/lightning_logs/version_0")
     told = {row[0]: row[1:] for row in printed.table(out, "version_1", "version_0")}
     assert told["val_loss"] == [f"{regression_loss(epoch):.4g}" for epoch in (2, 3)]
@@ -162,9 +162,9 @@ def test_compare_takes_the_best_epoch_of_each_kind(said: dict[str, str]) -> None
 @pytest.mark.parametrize(("kind", "metric"), [("photos", "val_acc"), ("rows", "val_loss")])
 def test_early_stopping_waits_as_long_as_it_is_told(kind: str, metric: str, said: dict[str, str]) -> None:
     """After the best epoch, which is the third, and not on the way to it."""
-    command = PHOTOS if kind == "photos" else ROWS
+    command = f"{PHOTOS if kind == 'photos' else ROWS} --max_epochs 40 --dashboard false"
     for patience in (1, 2):
-        out = run_well(f"{command} --max_epochs 40 --early_stopping {patience} --default_root_dir early{patience}")
+        out = run_well(f"{command} --early_stopping {patience} --default_root_dir early{patience}")
         assert [line.number for line in printed.epochs(out)] == list(range(1, 4 + patience))
         best = printed.epochs(out)[2].figures[metric]
         assert float(printed.result(out.partition("\n\n")[2])[metric]) == pytest.approx(best, rel=1e-3)
@@ -172,14 +172,14 @@ def test_early_stopping_waits_as_long_as_it_is_told(kind: str, metric: str, said
 
 def in_two_parts(epochs: int) -> list[printed.Epoch]:
     """The lines of a run of so many epochs and of what takes it further to six, in the folder ``parts``."""
-    first = run_well(f"{PHOTOS} --max_epochs {epochs} --default_root_dir parts")
+    first = run_well(f"{PHOTOS} --max_epochs {epochs} --default_root_dir parts --dashboard false")
     then = run_well("fit.py --resume latest --default_root_dir parts --max_epochs 6")
     assert printed.interval(then, "val_acc")[0] == pytest.approx(7 / 17, abs=6e-5)
     return [*printed.epochs(first), *printed.epochs(then)]
 
 
 def test_the_best_epoch_survives_a_resume(said: dict[str, str]) -> None:
-    parts, whole = in_two_parts(4), printed.epochs(run_well(f"{PHOTOS} --default_root_dir whole"))
+    parts, whole = in_two_parts(4), printed.epochs(run_well(f"{PHOTOS} --default_root_dir whole --dashboard false"))
     assert [line.star for line in parts] == [True, True, True, False, False, False]
     assert torch.equal(bias("parts" / RUN), scripted.answer(3, 4))
     for name in ("train_loss", "val_loss", "val_acc"):
@@ -198,7 +198,10 @@ ROOTS = (Path("parts"), Path("whole"))
 
 def test_without_validation_the_training_loss_decides(said: dict[str, str]) -> None:
     """Here it only falls, so that the last epoch has to be kept; the first would be, if more were better."""
-    out = run_well("fit.py --model LitMLP --data.in_features 6 --data.steps 3 --max_epochs 4 --limit_val_batches 0")
+    out = run_well(
+        "fit.py --model LitMLP --data.in_features 6 --data.steps 3 --max_epochs 4 --limit_val_batches 0 "
+        "--dashboard false"
+    )
     losses = [line.figures["train_loss"] for line in printed.epochs(out)]
     assert losses == sorted(losses, reverse=True)
     assert [line.star for line in printed.epochs(out)] == [True] * 4

@@ -7,6 +7,7 @@ when the newest run is gone, so that the order in which a folder is listed canno
 import json
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -146,8 +147,6 @@ def killed(line: str, step: int) -> None:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> None:
     """Puts the real clock back when the test is over."""
-    import time
-
     for name in ("monotonic", "perf_counter", "time"):
         monkeypatch.setattr(time, name, getattr(time, name))
 

@@ -21,6 +21,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from lightning.pytorch import Trainer
+from matplotlib.figure import Figure
 from PIL import Image
 
 from datamodules import RandomDataModule, ShapesDataModule
@@ -30,7 +31,7 @@ from tests.support.commands import run_well
 
 LOGS = Path("lightning_logs")
 RUN = LOGS / "version_0"
-FIT = "fit.py --accelerator cpu --devices 1 --dashboard false --quiet --data.batch_size 16 --data.train_size 1200"
+FIT = "fit.py --accelerator cpu --devices 1 --dashboard false --quiet --data.batch_size 16 --data.train_size 800"
 NAMES = ShapesDataModule.class_names
 SAMPLES = 97
 
@@ -66,7 +67,7 @@ class Answers:
     """What the network of a run answers to the test pictures, in plain lists."""
 
     def __init__(self, run: Path, split: str = "test") -> None:
-        data = ShapesDataModule(train_size=1200, val_size=SAMPLES, batch_size=16)
+        data = ShapesDataModule(train_size=800, val_size=SAMPLES, batch_size=16)
         data.setup("fit" if split == "val" else "test")
         pictures, labels = data.dataset(split).__getitems__(list(range(SAMPLES)))  # type: ignore[attr-defined]
         model = by_hand.opened(run / "checkpoints/best.ckpt", LitCNN)
@@ -172,7 +173,7 @@ def test_regressions_are_judged_by_r2_and_mean_error() -> None:
 
 def test_predictions_name_the_likeliest_classes_in_order(told: Told) -> None:
     one, picked = Answers(RUN), (40, 3, 17, 8)
-    data = ShapesDataModule(train_size=1200, val_size=SAMPLES)
+    data = ShapesDataModule(train_size=800, val_size=SAMPLES)
     data.setup("test")
     files = []
     for name, number in zip("dbca", picked, strict=True):
@@ -292,8 +293,15 @@ def test_comparison_of_two_evaluations(told: Told, monkeypatch: pytest.MonkeyPat
     ],
 )
 def test_differences_are_told_from_chance(
-    both: int, only_first: int, only_second: int, neither: int, verdict: str, told: Told
+    both: int,
+    only_first: int,
+    only_second: int,
+    neither: int,
+    verdict: str,
+    told: Told,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(Figure, "savefig", lambda *_, **__: None)  # the curves are another test's
     ones = [True] * (both + only_first) + [False] * (only_second + neither)
     others = [True] * both + [False] * only_first + [True] * only_second + [False] * neither
     for run, right in (("version_0", ones), ("version_1", others)):
