@@ -23,6 +23,7 @@ from lit_training import figures
 from lit_training.checkpoints import CheckpointError
 from lit_training.evaluation import Evaluation, Scores, draw_worst, evaluate, report, worst_inputs
 from lit_training.messages import UsageError
+from tests.support import by_hand, printed
 
 
 @pytest.fixture(autouse=True)
@@ -184,7 +185,7 @@ def test_report_and_files(photo_run, capsys):
     report(found)
     said = capsys.readouterr().out
     right = round(8 * validated["val_acc"])
-    assert f"val_acc     {right / 8:.4f}  (95 % interval" in said
+    assert printed.interval(said, "val_acc") == pytest.approx((right / 8, *by_hand.wilson(right, 8)), abs=6e-4)
     assert f"{right} of 8 right)" in said
     assert "checkpoint  run/checkpoints/best.ckpt" in said
     assert "run/evaluation/: predictions.csv" in said

@@ -196,6 +196,13 @@ def test_the_star_of_the_last_epoch_survives_a_resume(said: dict[str, str]) -> N
 ROOTS = (Path("parts"), Path("whole"))
 
 
+def test_a_run_without_a_folder_of_its_own_keeps_the_best_epoch_too(said: dict[str, str]) -> None:
+    """There no resume point sees to it that best.ckpt is written."""
+    out = run_well(f"{PHOTOS} --logger false")
+    assert torch.equal(bias(Path()), scripted.answer(3, 4))
+    assert printed.interval(out, "val_acc")[0] == pytest.approx(7 / 17, abs=6e-5)
+
+
 def test_without_validation_the_training_loss_decides(said: dict[str, str]) -> None:
     """Here it only falls, so that the last epoch has to be kept; the first would be, if more were better."""
     out = run_well(

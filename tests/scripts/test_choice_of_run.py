@@ -7,7 +7,6 @@ when the newest run is gone, so that the order in which a folder is listed canno
 import json
 import os
 import shutil
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -144,14 +143,8 @@ def killed(line: str, step: int) -> None:
     Path("kill").unlink()
 
 
-@pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Puts the real clock back when the test is over."""
-    for name in ("monotonic", "perf_counter", "time"):
-        monkeypatch.setattr(time, name, getattr(time, name))
-
-
-def test_auto_goes_on_with_the_newest_run_of_the_same_command(clock: None) -> None:
+def test_auto_goes_on_with_the_newest_run_of_the_same_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    scripted.put_clock_back(monkeypatch)
     run_well(f"{SAME} --default_root_dir whole")
     whole = torch.load("whole/lightning_logs/version_0/checkpoints/last.ckpt", weights_only=True)
     in_folders(NUMBERS, lambda number: killed(SAME, KILLED[number]))

@@ -7,7 +7,6 @@ training batch and by 64 s a validation batch.
 import re
 import shlex
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -37,13 +36,6 @@ class Told(NamedTuple):
     config: str
 
 
-@pytest.fixture(autouse=True)
-def clock(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Puts the real clock back when the test is over."""
-    for name in ("monotonic", "perf_counter", "time"):
-        monkeypatch.setattr(time, name, getattr(time, name))
-
-
 @pytest.fixture(scope="module")
 def told(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Told]:
     place = tmp_path_factory.mktemp("dashboard")
@@ -51,8 +43,7 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Told]:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(place)
         patch.setenv("XDG_CACHE_HOME", str(place / "cache"))
-        for name in ("monotonic", "perf_counter", "time"):
-            patch.setattr(time, name, getattr(time, name))
+        scripted.put_clock_back(patch)
         drawn = seen.watch(patch)
         out = run_well(f"{FIT} {TYPED} --callbacks+ {scripted.NAME}.Scripted")
         run = place / RUN
@@ -69,7 +60,8 @@ def test_speed_is_pictures_trained_on_by_the_time_that_training_took(told: Told)
     assert printed.scalars(told.board, "by_epoch/samples_per_second") == ([1, 2, 3, 4], [SPEED] * 4)
 
 
-def test_several_validations_an_epoch_are_no_time_of_training() -> None:
+def test_several_validations_an_epoch_are_no_time_of_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    scripted.put_clock_back(monkeypatch)
     by_hand.four_classes(Path("photos"))
     out = run_well(f"{FIT} --max_epochs 2 --val_check_interval 1 --dashboard false --accelerator cpu --devices 1")
     assert [line.figures["speed"] for line in printed.epochs(out)] == [SPEED] * 2

@@ -4,11 +4,14 @@ import time
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from lightning.pytorch import Callback
 from torch import Tensor, nn
 
 NAME = "tests.support.scripted"
+CLOCKS = ("monotonic", "perf_counter", "time")
+"""What programs read the time from."""
 FAVOURITES = ((1, 2.0), (2, 0.3), (3, 4.0), (0, 1.0), (3, 6.0), (2, 2.5))
 """A classifier's answer to everything, epoch by epoch: a class, and by how much its logit is above the others."""
 GUESSES = (5.0, 3.0, 0.0, 9.0, 4.0, 2.0)
@@ -36,15 +39,22 @@ class Scripted(Callback):
             layer.bias.copy_(answer(trainer.current_epoch + 1, len(layer.bias)))
 
 
+def put_clock_back(patch: pytest.MonkeyPatch) -> None:
+    """The real clock is there again when ``patch`` ends, whatever :class:`Clock` did meanwhile."""
+    for name in CLOCKS:
+        patch.setattr(time, name, getattr(time, name))
+
+
 class Clock(Callback):
     """The program's clock stands still, but for :attr:`STEP` seconds a training batch and :attr:`LOOK` a validation
-    batch. A test puts the real clock back."""
+    batch. A test calls :func:`put_clock_back` before."""
 
     STEP, LOOK = 1 / 1024, 64.0
     now = 1000.0
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
-        time.monotonic = time.perf_counter = time.time = lambda: Clock.now
+        for name in CLOCKS:
+            setattr(time, name, lambda: Clock.now)
 
     def on_train_batch_start(self, *_: Any) -> None:
         Clock.now += self.STEP
