@@ -23,6 +23,7 @@ from lit_training import figures
 from lit_training.errors import CheckpointError, UsageError
 from lit_training.trained.evaluate import Evaluation, Scores, evaluate
 from lit_training.trained.outputs import draw_worst, report, worst_inputs
+from tests.support import by_hand, printed
 
 
 @pytest.fixture(autouse=True)
@@ -184,7 +185,7 @@ def test_report_and_files(photo_run, capsys):
     report(found)
     said = capsys.readouterr().out
     right = round(8 * validated["val_acc"])
-    assert f"val_acc     {right / 8:.4f}  (95 % interval" in said
+    assert printed.interval(said, "val_acc") == pytest.approx((right / 8, *by_hand.wilson(right, 8)), abs=6e-4)
     assert f"{right} of 8 right)" in said
     assert "checkpoint  run/checkpoints/best.ckpt" in said
     assert "run/evaluation/: predictions.csv" in said
