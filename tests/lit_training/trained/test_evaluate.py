@@ -1,6 +1,9 @@
-import csv
+"""Evaluation: the split that a network is judged by, matched by class name, and the figures of torchmetrics."""
+
 import shutil
-from dataclasses import replace
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +11,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from lightning.pytorch import Trainer
 from PIL import Image
 from torchmetrics.functional.classification import (
     multiclass_accuracy,
@@ -17,52 +21,20 @@ from torchmetrics.functional.classification import (
     multiclass_recall,
 )
 
-from datamodules import DataError, ImageFolderDataModule, RandomDataModule, ShapesDataModule
-from lit_models import LitCNN, LitMLP
-from lit_training import figures
+from datamodules import DataError, ImageFolderDataModule, ShapesDataModule
+from lit_models import LitCNN
+from lit_training import load
 from lit_training.errors import CheckpointError, UsageError
-from lit_training.trained.evaluate import Evaluation, Scores, evaluate
-from lit_training.trained.outputs import draw_worst, report, worst_inputs
+from lit_training.trained.evaluate import Scores
+from tests.support.answers import made_up
+from tests.support.commands import ENVIRONMENT
+from tests.support.training import Trained, train_and_save
 
-
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-
-
-@pytest.fixture
-def saved(bare, tmp_path):
-    """``saved(model, data)``: the checkpoint, in a run's folder, of a model trained for an epoch; and what Lightning's
-    own validation says of it."""
-
-    def save(model, data):
-        trainer = bare(max_epochs=1)
-        trainer.fit(model, data)
-        path = tmp_path / "run" / "checkpoints" / "best.ckpt"
-        trainer.save_checkpoint(path)
-        return path, trainer.validate(model, data, verbose=False)[0]
-
-    return save
-
-
-@pytest.fixture
-def photo_run(saved, photo_folder):
-    model = LitCNN(num_classes=2, lr=0.01)
-    return saved(model, ImageFolderDataModule(str(photo_folder), image_size=32, num_workers=0))
-
-
-def made_up(outputs: list[list[float]], targets: list[int], names: tuple[str, ...]) -> Evaluation:
-    dataset: Any = [(torch.zeros(1, 8, 8), target) for target in targets]
-    return Evaluation(
-        Path("x.ckpt"), "Made", "test", 0.0, torch.tensor(outputs), torch.tensor(targets), dataset, names, None, None
-    )
-
-
-# --- the figures ----------------------------------------------------------------------------------------------
+# --- the figures ------------------------------------------------------------------------------------------------------
 
 
 @given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), min_size=1, max_size=30))
-def test_figures_are_those_of_torchmetrics(pairs):
+def test_figures_are_those_of_torchmetrics(pairs: list[tuple[int, int]]) -> None:
     targets, predicted = (torch.tensor(column) for column in zip(*pairs, strict=True))
     outputs = torch.nn.functional.one_hot(predicted, 4).float()
     confusion = made_up(outputs.tolist(), targets.tolist(), tuple("abcd")).confusion()
@@ -80,19 +52,18 @@ def test_figures_are_those_of_torchmetrics(pairs):
     assert scores.balanced_accuracy == pytest.approx(float(recalls[there].mean()))
 
 
-def test_worst_mistakes_come_first():
+def test_worst_mistakes_come_first() -> None:
     found = made_up([[3.0, 0.0], [0.0, 1.0], [0.0, 9.0], [5.0, 0.0]], [1, 0, 1, 1], ("a", "b"))
     assert found.worst() == [3, 0, 1]
     assert found.confusion().tolist() == [[0, 1], [2, 1]]
 
 
-# --- what is evaluated ----------------------------------------------------------------------------------------
+# --- what is evaluated ------------------------------------------------------------------------------------------------
 
 
-def test_photos_without_test_are_judged_as_validation_did(photo_run, photo_folder):
+def test_photos_without_test_are_judged_as_validation_did(photo_run: Trained) -> None:
     path, validated = photo_run
-    found, tells = evaluate(path)
-    assert tells
+    found = load(path).evaluate()
     assert found.split == "val"
     assert found.loss == pytest.approx(validated["val_loss"], abs=1e-6)
     assert int(found.confusion().trace()) / 8 == pytest.approx(validated["val_acc"])
@@ -101,56 +72,58 @@ def test_photos_without_test_are_judged_as_validation_did(photo_run, photo_folde
     assert found.class_names == ("ants", "bees")
 
 
-def test_a_folder_with_test_is_judged_by_it(saved, photo_folder):
+def test_a_folder_with_test_is_judged_by_it(photo_folder: Path) -> None:
     shutil.copytree(photo_folder / "val" / "bees", photo_folder / "test" / "bees")
     Image.new("RGB", (40, 40), "red").save(photo_folder / "test" / "bees" / "other.png")
-    path, _ = saved(LitCNN(num_classes=2), ImageFolderDataModule(str(photo_folder), image_size=32, num_workers=0))
-    found, _ = evaluate(path)
+    data = ImageFolderDataModule(str(photo_folder), image_size=32, num_workers=0)
+    path, _ = train_and_save(Path("run"), LitCNN(num_classes=2), data)
+    found = load(path).evaluate()
     assert (found.split, len(found.targets)) == ("test", 5)
     assert found.targets.tolist() == [1] * 5  # ants are missing, and bees keep their number
 
 
-def test_a_folder_split_by_us_is_split_the_same_again(saved, photo_folder):
+def test_a_folder_split_by_us_is_split_the_same_again(photo_folder: Path) -> None:
     data = ImageFolderDataModule(str(photo_folder / "train"), image_size=32, num_workers=0, val_size=0.25)
-    path, validated = saved(LitCNN(num_classes=2), data)
+    path, validated = train_and_save(Path("run"), LitCNN(num_classes=2), data)
     assert data.photos is not None
     data.photos.write_split(path.parents[1] / "split.csv")
-    before, _ = evaluate(path)
+    before = load(path).evaluate()
     for name in ("ants", "bees"):  # more pictures would mean another split
         for number in range(4):
             shutil.copy(
                 photo_folder / "val" / name / f"{number}.jpg", photo_folder / "train" / name / f"new{number}.jpg"
             )
-    after, _ = evaluate(path)
+    after = load(path).evaluate()
     assert list(after.paths or ()) == list(before.paths or ())
     assert len(after.targets) == 4
     assert after.loss == pytest.approx(validated["val_loss"], abs=1e-6)
 
 
-def test_other_photos_are_matched_by_class_name(photo_run, photo_folder, tmp_path, capsys):
-    path, _ = photo_run
-    all_of_them, _ = evaluate(path)
+def test_other_photos_are_matched_by_class_name(
+    photo_run: Trained, photo_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    saved = load(photo_run.path)
+    all_of_them = saved.evaluate()
     other = tmp_path / "other"
     shutil.copytree(photo_folder / "val" / "bees", other / "bees")
     (other / "bees" / "broken.jpg").write_bytes(b"\xff\xd8\xff")
-    bees, _ = evaluate(path, str(other))
+    bees = saved.evaluate(str(other))
     assert bees.split == "photos"
     assert torch.equal(bees.targets, all_of_them.targets[4:])
     assert torch.allclose(bees.outputs, all_of_them.outputs[4:], atol=1e-6)
     assert "bees/broken.jpg: truncated" in capsys.readouterr().err
     (other / "bees").rename(other / "wasps")
     with pytest.raises(DataError, match=r"wasps: rename it to one of ants, bees"):
-        evaluate(path, str(other))
+        saved.evaluate(str(other))
     shutil.copytree(photo_folder / "train" / "ants", tmp_path / "both" / "train" / "ants")
     shutil.copytree(photo_folder / "val", tmp_path / "both" / "val")
-    evaluate(path, str(tmp_path / "both"))
+    saved.evaluate(str(tmp_path / "both"))
     assert "note: class bees is only in val: it cannot be learned, 4 pictures left out" in capsys.readouterr().err
 
 
-def test_generated_pictures_are_judged_by_test(saved):
+def test_generated_pictures_are_judged_by_test(shapes_run: Trained) -> None:
+    found = load(shapes_run.path).evaluate()
     data = ShapesDataModule(train_size=20, val_size=30)
-    path, _ = saved(LitCNN(), data)
-    found, _ = evaluate(path)
     data.setup("test")
     drawn: Any = data.sets["test"]
     assert found.split == "test"
@@ -158,114 +131,56 @@ def test_generated_pictures_are_judged_by_test(saved):
     assert torch.equal(found.targets, drawn.labels)
 
 
-def test_what_cannot_be_evaluated(saved, bare, photo_folder, tmp_path):
-    rows, _ = saved(LitMLP(in_features=5, out_features=2), RandomDataModule(in_features=5, out_features=2, steps=2))
+def test_rows_are_not_judged_by_photos(rows_run: Trained, photo_folder: Path) -> None:
     with pytest.raises(UsageError, match="leave --data out"):
-        evaluate(rows, str(photo_folder))
+        load(rows_run.path).evaluate(str(photo_folder))
+
+
+def test_a_folder_of_photos_that_is_not_there_is_named(shapes_run: Trained) -> None:
     with pytest.raises(DataError, match="nowhere"):
-        evaluate(saved(LitCNN(), ShapesDataModule(train_size=4, val_size=4))[0], "nowhere")
+        load(shapes_run.path).evaluate("nowhere")
+
+
+def test_a_network_trained_on_loaders_of_its_own_needs_photos_with_names(
+    bare: Callable[..., Trainer], photo_folder: Path
+) -> None:
     trainer, model = bare(max_epochs=1), LitCNN()
     data = ShapesDataModule(train_size=4, val_size=4)
     data.setup("fit")
     trainer.fit(model, data.train_dataloader(), data.val_dataloader())
     trainer.save_checkpoint("own.ckpt")
     with pytest.raises(CheckpointError, match="--data"):
-        evaluate(Path("own.ckpt"))
+        load("own.ckpt").evaluate()
     with pytest.raises(CheckpointError, match="classes are called"):
-        evaluate(Path("own.ckpt"), str(photo_folder))
+        load("own.ckpt").evaluate(str(photo_folder))
 
 
-# --- the report -----------------------------------------------------------------------------------------------
+# --- several devices --------------------------------------------------------------------------------------------------
+
+TWO_PROCESSES = """
+import torch
+from lit_training import load
+from lit_training.errors import is_rank_zero
+
+torch.set_num_threads(1)
+found = load("model.ckpt").evaluate(None, "cpu", "2")
+if is_rank_zero():
+    torch.save((found.outputs, found.targets, found.loss, found.confusion()), "two.pt")
+"""
 
 
-def test_report_and_files(photo_run, capsys):
-    path, validated = photo_run
-    found, _ = evaluate(path)
-    report(found)
-    said = capsys.readouterr().out
-    right = round(8 * validated["val_acc"])
-    assert f"val_acc     {right / 8:.4f}  (95 % interval" in said
-    assert f"{right} of 8 right)" in said
-    assert "checkpoint  run/checkpoints/best.ckpt" in said
-    assert "run/evaluation/: predictions.csv" in said
-    folder = path.parents[1] / "evaluation"
-    with (folder / "predictions.csv").open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    assert list(rows[0]) == ["path", "label", "predicted", "probability", "right"]
-    assert [row["label"] for row in rows] == ["ants"] * 4 + ["bees"] * 4
-    assert sum(int(row["right"]) for row in rows) == right
-    assert all((row["label"] == row["predicted"]) == (row["right"] == "1") for row in rows)
-    assert all(0.5 <= float(row["probability"]) <= 1 for row in rows)
-    with (folder / "confusion_matrix.csv").open(newline="") as file:
-        matrix = list(csv.reader(file))
-    assert matrix[0] == ["label", "ants", "bees"]
-    assert [[int(count) for count in row[1:]] for row in matrix[1:]] == found.confusion().tolist()
-    for name in ("confusion_matrix.png", "worst.png"):
-        Image.open(folder / name).load()
-
-
-def test_report_of_a_regression(saved, capsys):
-    data = RandomDataModule(in_features=5, out_features=2, length=8, steps=2, batch_size=4)
-    path, _ = saved(LitMLP(in_features=5, hidden=(), out_features=2), data)
-    found, _ = evaluate(path)
-    report(found)
-    said = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines() if line)
-    error = found.outputs - found.targets
-    spread = found.targets - found.targets.mean(0)
-    assert float(said["test_loss"]) == pytest.approx(float(error.square().sum()), rel=1e-3)
-    assert float(said["MAE"]) == pytest.approx(float(error.abs().mean()), rel=1e-3)
-    r2 = (1 - error.square().sum(0) / spread.square().sum(0)).mean()
-    assert float(said["R2"]) == pytest.approx(float(r2), abs=1e-3)
-
-
-def test_report_of_many_classes_names_the_weakest(capsys, monkeypatch, tmp_path):
-    classes = 40
-    outputs = torch.eye(classes)
-    outputs[7] = outputs[8]
-    report(made_up(outputs.tolist(), list(range(classes)), tuple(f"class{k:02}" for k in range(classes))))
-    said = capsys.readouterr().out
-    assert "the 12 of 40 classes with the lowest F1" in said
-    assert said.index("class07") < said.index("class08") < said.index("class00")
-    assert "true class, columns" not in said
-
-
-def test_a_run_that_cannot_be_written(photo_run):
-    path, _ = photo_run
-    (path.parents[1] / "evaluation").write_text("in the way")
-    with pytest.raises(UsageError, match="cannot be written"):
-        report(evaluate(path)[0])
-
-
-def test_contact_sheet_shows_what_the_network_saw(photo_run, monkeypatch):
-    path, _ = photo_run
-    found, _ = evaluate(path)
-    wrong = found.worst()
-    assert wrong, "untrained for one epoch, it errs"
-    drawn: list[Any] = []
-    monkeypatch.setattr(figures, "sheet", lambda *given: drawn.append(given))
-    x = worst_inputs(found)
-    assert torch.equal(x[0], found.dataset[wrong[0]][0])
-    draw_worst(found, figures.pixels(x, found.preprocessing or {}))
-    pictures, titles, _ = drawn[0]
-    assert torch.allclose(pictures, x / 2 + 0.5)
-    assert len(titles) == len(wrong)
-    first = wrong[0]
-    taken_for, label = (found.class_names[numbers[first]] for numbers in (found.predicted, found.targets))
-    assert titles[0] == f"{taken_for} {found.probability[first]:.0%}\nis {label}\n{found.name(first)[-5:]}"
-
-
-def test_pictures_of_an_earlier_evaluation_do_not_stay(photo_run):
-    """Without mistakes there is no worst.png: not the one of a worse checkpoint either."""
-    path, _ = photo_run
-    found, _ = evaluate(path)
-    report(found)
-    folder = path.parents[1] / "evaluation"
-    assert (folder / "worst.png").is_file()
-    (folder / "explained.png").write_bytes(b"of the same time")
-    right = torch.nn.functional.one_hot(found.targets, 2).float()
-    report(replace(found, outputs=right))
-    assert sorted(file.name for file in folder.iterdir()) == [
-        "confusion_matrix.csv",
-        "confusion_matrix.png",
-        "predictions.csv",
-    ]
+@pytest.mark.slow
+def test_two_processes_give_what_one_gives(bare: Callable[..., Trainer]) -> None:
+    trainer = bare(max_epochs=1)
+    trainer.fit(LitCNN(), ShapesDataModule(train_size=10, val_size=7))
+    trainer.save_checkpoint("model.ckpt")
+    Path("ask.py").write_text(TWO_PROCESSES)
+    subprocess.run([sys.executable, "ask.py"], check=True, env=ENVIRONMENT, timeout=300)
+    outputs, targets, loss, confusion = torch.load("two.pt", weights_only=True)
+    alone = load("model.ckpt").evaluate(accelerator="cpu")
+    assert outputs.shape == (7, 10)
+    assert torch.equal(outputs, alone.outputs)
+    assert torch.equal(targets, alone.targets)
+    assert loss == alone.loss
+    assert torch.equal(confusion, alone.confusion())
+    assert int(confusion.sum()) == 7
