@@ -11,7 +11,7 @@ import torch
 from hypothesis import settings
 from lightning.pytorch import Trainer
 
-from tests.support.photos import write_photos
+from tests.support.ants_and_bees import write_photos
 from tests.support.training import bare_trainer, own_caches
 
 torch.set_num_threads(1)  # the networks are small, and sums come out in the same order everywhere
@@ -64,5 +64,5 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 @pytest.fixture
 def photo_folder(tmp_path: Path) -> Path:
-    """See :func:`tests.support.photos.write_photos`."""
+    """See :func:`tests.support.ants_and_bees.write_photos`."""
     return write_photos(tmp_path / "photos")

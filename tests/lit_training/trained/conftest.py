@@ -9,7 +9,7 @@ import torch
 
 from datamodules import ImageFolderDataModule, RandomDataModule, ShapesDataModule
 from lit_models import LitCNN, LitMLP
-from tests.support.photos import write_photos
+from tests.support.ants_and_bees import write_photos
 from tests.support.training import Trained, own_caches, train_and_save
 
 
