@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from datamodules.errors import DataError
-from datamodules.machine import cache_folder
 from datamodules.photos.decode import BadPicture
 from datamodules.photos.paths import Paths
 from datamodules.photos.store import PictureStore, store_path
@@ -43,18 +42,12 @@ def test_a_copy_for_another_process_maps_the_file_itself(tmp_path: Path) -> None
 def test_a_cache_that_cannot_be_written_says_which_and_how_to_name_another(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    (tmp_path / "a.jpg").touch()
     (tmp_path / "file").touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    path = store_path(tmp_path, Paths.from_iterable(["a.jpg"]), {})
     with pytest.raises(DataError, match=r"cannot be kept in .*file/lit-classics/pictures \(Not a dir.*XDG_CACHE_HOME"):
-        PictureStore.write(cache_folder() / "x.pictures", 7, picture)
-    monkeypatch.delenv("XDG_CACHE_HOME")
-
-    def homeless() -> Path:
-        raise RuntimeError("Could not determine home directory.")
-
-    monkeypatch.setattr(Path, "home", homeless)
-    with pytest.raises(DataError, match=r"no home folder.*XDG_CACHE_HOME"):
-        cache_folder()
+        PictureStore.write(path, 7, picture)
 
 
 def test_a_picture_that_is_gone_is_named(tmp_path: Path) -> None:

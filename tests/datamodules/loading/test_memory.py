@@ -6,22 +6,31 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from datamodules import Preprocessing
 from datamodules.loading.memory import CUTOUT, SHIFT, Pictures, flip_shift_cutout, normalize
 from datamodules.loading.order import PADDING
 from datamodules.loading.seeds import uniforms
 
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 
 
-def pictures(n: int = 12, channels: int = 3, **more: object) -> Pictures:
+def pictures(
+    n: int = 12,
+    channels: int = 3,
+    mean: list[float] | None = None,
+    std: list[float] | None = None,
+    augment: bool = False,
+    seed: int = 0,
+) -> Pictures:
     generator = torch.Generator().manual_seed(n)
     images = torch.randint(1, 256, (n, channels, 32, 32), generator=generator, dtype=torch.uint8)
-    half = (0.5,) * channels
-    return Pictures(images, torch.arange(n) % 10, **{"mean": half, "std": half, **more})  # type: ignore[arg-type]
+    half = [0.5] * channels
+    spec = Preprocessing(32, 32, mean or half, std or half)
+    return Pictures(images, torch.arange(n) % 10, spec, augment, seed)
 
 
-@pytest.mark.parametrize(("mean", "std"), [(MEAN, STD), ((0.5,) * 3, (0.5,) * 3)])
-def test_values_are_those_of_the_formula(mean: tuple, std: tuple) -> None:
+@pytest.mark.parametrize(("mean", "std"), [(MEAN, STD), ([0.5] * 3, [0.5] * 3)])
+def test_values_are_those_of_the_formula(mean: list[float], std: list[float]) -> None:
     every = torch.arange(256, dtype=torch.uint8).expand(3, 1, 256)
     m, s = (torch.tensor(numbers, dtype=torch.float64).view(3, 1, 1) for numbers in (mean, std))
     got = normalize(every, mean, std)
@@ -41,7 +50,7 @@ def test_a_batch_is_its_pictures_and_padding_has_no_label() -> None:
 
 def test_a_subset_copies_nothing() -> None:
     whole = pictures()
-    part = Pictures(whole.images, whole.labels, whole.mean, whole.std, indices=torch.tensor([7, 2]))
+    part = Pictures(whole.images, whole.labels, Preprocessing(), indices=torch.tensor([7, 2]))
     assert len(part) == 2
     assert part.__getitems__([1, 0])[1].tolist() == [2, 7]
     assert part.images.data_ptr() == whole.images.data_ptr()
