@@ -3,6 +3,8 @@
 Each test also shows that its pictures tell a wrong pipeline from the right one.
 """
 
+import csv
+import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,7 +16,7 @@ from torch import nn
 
 from lit_models import LitCNN
 from tests.support.by_hand import HALF, IMAGENET, Recipe, as_input, detailed, resized, save_all
-from tests.support.commands import run_well
+from tests.support.commands import run, run_well
 from tests.support.networks import (
     best,
     build,
@@ -131,6 +133,40 @@ def test_lenet_sees_32_pixels(tmp_path: Path) -> None:
     network, case = LitCNN(num_classes=3).net, Case("", Recipe(32, 32, *HALF), 0.01, blind="not cut")  # resized to 32
     sharpen(best(), network, "fc3", validated(case.recipe))
     check(network, case)
+
+
+def test_flags_of_predict_decide_how_much_is_told_and_not_what(tmp_path: Path) -> None:
+    """Batches of any size, and a file in the middle that cannot be read, leave each answer with its picture."""
+    save_all(tmp_path / "photos", photos())
+    fit("--data photos --model LitCNN --max_epochs 1")
+    sharpen(best(), LitCNN(num_classes=3).net, "fc3", validated(Recipe(32, 32, *HALF)))
+    names = [*photos()][::-1]
+    (tmp_path / "broken.png").write_bytes(b"no picture")
+    inputs = [f"photos/{name}" for name in names]
+    inputs[5:5] = ["broken.png"]
+    told = {}
+    for flags in ("", "--top_k 1", "--top_k 2 --batch_size 1", "--top_k 3 --batch_size 4", "--top_k 99"):
+        ended = run(f"predict.py latest {' '.join(inputs)} --output answers.json {flags}")
+        assert ended.code == 1
+        told[flags] = json.loads(Path("answers.json").read_text())
+    whole = told[""]
+    assert [answer["path"] for answer in whole] == inputs
+    assert [*whole[5]] == ["path", "error"]
+    assert len({answer["probability"] for answer in whole if "top" in answer}) == len(names)
+    for flags, answers in told.items():
+        many = min(int(flags.split()[1]), 3) if flags else 3
+        for answer, wanted in zip(answers, whole, strict=True):
+            assert answer["path"] == wanted["path"]
+            if "top" in wanted:
+                assert [entry["label"] for entry in answer["top"]] == [e["label"] for e in wanted["top"]][:many]
+                for entry, other in zip(answer["top"], wanted["top"], strict=False):
+                    assert entry["probability"] == pytest.approx(other["probability"], abs=2e-5)
+    run(f"predict.py latest {' '.join(inputs)} --output answers.csv --top_k 2 --batch_size 1")
+    with Path("answers.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    for row, answer in zip(rows, told["--top_k 2 --batch_size 1"], strict=True):
+        top = [(row["label"], row["probability"]), (row["label_2"], row["probability_2"])]
+        assert top == [(e["label"], f"{e['probability']:.6f}") for e in answer.get("top", [])] or row["error"]
 
 
 def test_a_network_of_grey_shapes_sees_photos_in_grey(tmp_path: Path) -> None:

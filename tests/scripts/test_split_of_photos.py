@@ -134,6 +134,13 @@ def test_folders_decide_where_they_are_there(tmp_path: Path) -> None:
     assert list(rows) == [*names, "test/zebra/051.png", "test/zebra/052.png"]
     assert [row["label"] for row in rows.values()] == ["10"] * 3 + ["Ant"] + ["zebra"] * 2
     assert "test: 6 samples" in said
+    run_well(f"evaluate.py latest --data {tmp_path}/own/val")  # more than one batch
+    rows = evaluated(run_of() / "evaluation" / "val")
+    assert [(int(Path(path).stem), row["label"]) for path, row in rows.items()] == [
+        (50, "10"),
+        *((n, "Ant") for n in range(10, 50)),
+        (9, "zebra"),
+    ]
 
 
 def test_evaluation_takes_the_folder_that_it_is_given(default: tuple[Seen, Path], tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from datamodules import ImageFolderDataModule
 from tests.support.by_hand import (
     HALF,
     IMAGENET,
@@ -129,6 +130,20 @@ def test_validation_sees_the_middle_of_each_picture_in_order(seen: Seen) -> None
         assert labels.tolist() == [0] * 5 + [1] * 7
         for number, picture in zip(names, inputs, strict=True):
             assert_same_levels(picture, CROPPED, numbered(number))
+
+
+def test_no_other_split_is_cut_at_random(there: Path) -> None:
+    """In a notebook the data module tests and predicts itself; it has ImageNet's mean and std where no model says
+    others."""
+    fill(there / "tested", {"train/a": 2, "train/b": 2, "val/a": 2, "val/b": 1, "test/a": 1, "test/b": 2}, numbered)
+    data = ImageFolderDataModule(str(there / "tested"), image_size=SIZE, augment=True)
+    data.prepare_data()
+    data.setup("test")
+    for loader, numbers in ((data.test_dataloader(), (7, 8, 9)), (data.predict_dataloader(), (4, 5, 6))):
+        inputs, labels = together(list(loader))
+        assert labels.tolist() == [int(number in (6, 8, 9)) for number in numbers]
+        for number, x in zip(numbers, inputs, strict=True):
+            assert_same_levels(x, CROPPED, numbered(number))
 
 
 def test_seeds_decide_order_and_crops(there: Path, seen: Seen) -> None:
