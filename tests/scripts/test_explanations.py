@@ -64,7 +64,7 @@ def colour_counter() -> torch.nn.Module:
 def heat_map(network: torch.nn.Module, picture: Image.Image) -> tuple[int, np.ndarray]:
     """The likeliest class, and its Grad-CAM at the last convolution, worked out by hand."""
     kept: list[torch.Tensor] = []
-    hook = network.conv2.register_forward_hook(lambda _, given, output: kept.append(output))
+    hook = network.get_submodule("conv2").register_forward_hook(lambda _, given, output: kept.append(output))
     answers = network(torch.from_numpy(as_input(picture, LENET))[None])[0]
     hook.remove()
     label = int(answers.argmax())
@@ -77,7 +77,7 @@ def heat_map(network: torch.nn.Module, picture: Image.Image) -> tuple[int, np.nd
 def drawn(file: Path) -> list[tuple[np.ndarray, np.ndarray]]:
     """The pictures on a sheet, row by row: what is to be seen, (32, 32, 3) in [0, 1], and the heat map beside it."""
     sheet = np.asarray(Image.open(file).convert("RGB"))
-    inked = (sheet < 250).any(2)
+    inked = np.any(sheet < 250, axis=2)
     found = []
     for top, bottom in runs(inked.mean(1) > 0.5):
         for left, right in runs(inked[top:bottom].mean(0) > 0.95):

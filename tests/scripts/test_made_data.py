@@ -88,7 +88,14 @@ def test_shapes_are_the_same_in_every_run_but_for_the_seed_of_the_data(
 
 # --- random rows ------------------------------------------------------------------------------------------------------
 
-LINEAR = {"in_features": 5, "out_features": 2, "length": 70, "batch_size": 30, "steps": 0, "target": "linear"}
+LINEAR: dict[str, Any] = {
+    "in_features": 5,
+    "out_features": 2,
+    "length": 70,
+    "batch_size": 30,
+    "steps": 0,
+    "target": "linear",
+}
 
 
 def flags(arguments: dict[str, Any]) -> str:

@@ -141,8 +141,11 @@ def test_two_folders_of_files_with_equal_names_are_not_mixed_up(
 
 def test_a_picture_that_broke_since_the_last_run_is_left_out(tmp_path: Path) -> None:
     """Runs remember, too, which files were whole, and which of them are copies."""
-    fill(tmp_path / "photos", {"train/a": 2, "train/b": 3, "val/a": 2, "val/b": 3}, lambda number: blue(100 + number))
-    files = sorted((tmp_path / "photos/val").rglob("*.png"))
+    counts = {"train/a": 2, "train/b": 3, "val/a": 2, "val/b": 3}
+    fill(
+        tmp_path / "photos", counts, lambda number: blue(100 + number, 40 + 4 * number), suffix="bmp"
+    )  # no two of a size
+    files = sorted((tmp_path / "photos/val").rglob("*.bmp"))
     for file in files:
         os.utime(file, ns=(ONE_TIME, ONE_TIME))
     assert validated() == [105, 106, 107, 108, 109]

@@ -7,7 +7,17 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 
-from tests.support.by_hand import HALF, IMAGENET, Recipe, assert_same_levels, coordinates, detailed, fill, levels
+from tests.support.by_hand import (
+    HALF,
+    IMAGENET,
+    Recipe,
+    assert_same_levels,
+    coordinates,
+    detailed,
+    fill,
+    levels,
+    save_all,
+)
 from tests.support.seen import Batch, Seen, at, fit, together
 
 COUNTS = {"train/a": 11, "train/b": 7, "val/a": 2, "val/b": 3}
@@ -85,6 +95,7 @@ def test_each_epoch_augments_anew_and_shows_every_picture_once(seen: Seen) -> No
     known = set()
     for epoch in seen.train:
         found = moves(epoch)
+        assert [len(labels) for _, labels in epoch] == [4, 4, 4, 4, 2]
         assert sorted(move.number for move in found) == list(range(TRAIN))
         assert [int(move.number >= COUNTS["train/a"]) for move in found] == together(epoch)[1].tolist()
         known |= {(move.down, move.right, move.flipped, move.hole.tobytes()) for move in found}
@@ -114,7 +125,7 @@ def test_other_networks_get_small_pictures_in_their_own_colours(tmp_path: Path) 
     """Mean and std differ from channel to channel; the pictures are wide or high, and have to be made smaller."""
     sizes = {"train/a": (50, 37), "train/b": (41, 64), "val/a": (90, 61), "val/b": (63, 70)}
     for folder, size in sizes.items():
-        fill(tmp_path / "photos", {folder: 3}, lambda number, size=size: detailed(number, *size))
+        save_all(tmp_path / "photos" / folder, {f"{number}.png": detailed(number, *size) for number in range(3)})
     flags = "--data photos --data.image_size 32 --model.backbone timm/test_efficientnet --model.weights none"
     ordered = "--data.batch_size 6 --overfit_batches 1 --max_epochs 1"
     found = fit(f"{flags} --model.freeze false --data.augment false {ordered}")

@@ -81,10 +81,12 @@ def save_all(root: Path, pictures: Mapping[str, Image.Image]) -> Path:
     return root
 
 
-def fill(root: Path, counts: Mapping[str, int], draw: Callable[[int], Image.Image] = coordinates) -> Path:
+def fill(
+    root: Path, counts: Mapping[str, int], draw: Callable[[int], Image.Image] = coordinates, suffix: str = "png"
+) -> Path:
     """Pictures 0, 1, 2, ... by ``draw``, so many in each folder of ``root``."""
     number = 0
     for folder, count in counts.items():
-        save_all(root / folder, {f"{number + n:03d}.png": draw(number + n) for n in range(count)})
+        save_all(root / folder, {f"{number + n:03d}.{suffix}": draw(number + n) for n in range(count)})
         number += count
     return root
