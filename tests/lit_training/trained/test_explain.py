@@ -11,7 +11,7 @@ from torch import nn
 
 from lit_models import LitCNN, LitMLP, LitTransfer
 from lit_training.errors import UsageError
-from lit_training.trained.explain import beside, check, explain_predictions, grad_cam
+from lit_training.trained.explain import check_explainable, explain_predictions, grad_cam, put_side_by_side
 from lit_training.trained.predict import predict
 
 pytest.importorskip("captum")
@@ -153,9 +153,9 @@ def test_a_network_without_places_says_so() -> None:
         grad_cam(model.eval(), torch.randn(1, 3, 32, 32), torch.tensor([0]))
 
 
-def test_beside() -> None:
+def test_a_map_stands_to_the_right_of_its_picture() -> None:
     pictures = torch.rand(2, 3, 8, 8)
-    both = beside(pictures, torch.rand(2, 8, 8))
+    both = put_side_by_side(pictures, torch.rand(2, 8, 8))
     assert both.shape == (2, 3, 8, 16)
     assert torch.equal(both[..., :8], pictures)
     assert 0 <= both.min() <= both.max() <= 1
@@ -174,9 +174,9 @@ def test_predictions_are_drawn(tmp_path: Path) -> None:
 
 def test_what_cannot_be_explained_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="not for LitMLP"):
-        check(LitMLP())
+        check_explainable(LitMLP())
     with pytest.raises(UsageError, match="not for LitCNN"):
-        check(LitCNN(loss="squared_error"))
+        check_explainable(LitCNN(loss="squared_error"))
     real = __import__
 
     def without_captum(name: str, *given: Any) -> Any:
@@ -186,4 +186,4 @@ def test_what_cannot_be_explained_is_named(monkeypatch: pytest.MonkeyPatch, tmp_
 
     monkeypatch.setattr("builtins.__import__", without_captum)
     with pytest.raises(UsageError, match=r"pip install -e '\.\[explain\]'"):
-        check(LitCNN())
+        check_explainable(LitCNN())

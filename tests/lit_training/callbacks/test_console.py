@@ -11,8 +11,6 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from lightning.pytorch import Trainer
 from torch.optim import SGD
 from torch.optim.lr_scheduler import StepLR
@@ -21,24 +19,11 @@ from datamodules import RandomDataModule
 from lit_models import LitMLP
 from lit_training.callbacks.console import EpochLines
 from lit_training.callbacks.throughput import Throughput
-from lit_training.runs.best_epoch import BestSoFar
+from tests.support.commands import ENVIRONMENT, ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 LINE = re.compile(
     r"epoch (\d)/(\d)  train_loss \S+  val_loss \S+  val_acc \d\.\d{4}  lr \S+  \d+\.\d s  [\d,]+ samples/s(  \*)?"
 )
-
-
-@given(st.lists(st.floats(allow_infinity=False), max_size=20), st.sampled_from(["max", "min"]))
-def test_best_so_far(values: list[float], mode: str) -> None:
-    best = BestSoFar("m", mode)
-    known: list[float] = []
-    for value in values:
-        better = value == value and all(value > old if mode == "max" else value < old for old in known)
-        assert best.improved({"m": torch.tensor(value, dtype=torch.float64)}) == better
-        known += [value] if value == value else []
-    assert not best.improved({})
-    assert not BestSoFar(None, mode).improved({"m": torch.tensor(1.0)})
 
 
 def test_the_star_survives_a_resume() -> None:
@@ -56,7 +41,8 @@ class Stepped(LitMLP):
         return {"optimizer": sgd, "lr_scheduler": StepLR(sgd, 1, 0.1)}
 
 
-def lines(bare: Callable[..., Trainer], capsys: pytest.CaptureFixture[str], model: Any, **options: Any) -> list[str]:
+def printed(bare: Callable[..., Trainer], capsys: pytest.CaptureFixture[str], model: Any, **options: Any) -> list[str]:
+    """The lines that a training leaves on stdout; it leaves none on stderr."""
     data = RandomDataModule(in_features=8, out_features=2, length=8, batch_size=4, steps=3)
     callbacks = [Throughput(), EpochLines("val_loss", "min")]
     bare(callbacks=callbacks, enable_progress_bar=True, num_sanity_val_steps=0, **options).fit(model, data)
@@ -66,7 +52,7 @@ def lines(bare: Callable[..., Trainer], capsys: pytest.CaptureFixture[str], mode
 
 
 def test_a_line_for_each_epoch(bare: Callable[..., Trainer], capsys: pytest.CaptureFixture[str]) -> None:
-    shown = lines(bare, capsys, Stepped(8, (4,), 2), max_epochs=3)
+    shown = printed(bare, capsys, Stepped(8, (4,), 2), max_epochs=3)
     assert [line.split("  ")[0] for line in shown] == ["epoch 1/3", "epoch 2/3", "epoch 3/3"]
     assert [re.search(r" lr (\S+) ", line)[1] for line in shown] == ["0.001", "0.0001", "1e-05"]  # type: ignore[index]
     assert shown[0].endswith("*")
@@ -75,10 +61,8 @@ def test_a_line_for_each_epoch(bare: Callable[..., Trainer], capsys: pytest.Capt
 def test_runs_that_end_by_steps_do_not_count_to_none(
     bare: Callable[..., Trainer], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert [line.split("  ")[0] for line in lines(bare, capsys, LitMLP(8, (4,), 2), max_steps=6)] == [
-        "epoch 1",
-        "epoch 2",
-    ]
+    shown = printed(bare, capsys, LitMLP(8, (4,), 2), max_steps=6)
+    assert [line.split("  ")[0] for line in shown] == ["epoch 1", "epoch 2"]
 
 
 COMMAND = [sys.executable, str(ROOT / "scripts" / "fit.py"), "--data.train_size=80", "--data.val_size=20"]
@@ -87,11 +71,10 @@ COMMAND = [sys.executable, str(ROOT / "scripts" / "fit.py"), "--data.train_size=
 @pytest.mark.slow
 def test_a_log_and_a_terminal(tmp_path: Path) -> None:
     """A log holds lines alone and stderr nothing; in a terminal a bar comes and goes while lines go to the log."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     controller, terminal = pty.openpty()
     with (tmp_path / "log").open("w") as log:
-        watched = subprocess.Popen([*COMMAND, "--max_epochs=2"], stdout=log, stderr=terminal, env=environment)
-        done = subprocess.run([*COMMAND, "--max_epochs=2", "--quiet"], capture_output=True, text=True, env=environment)
+        watched = subprocess.Popen([*COMMAND, "--max_epochs=2"], stdout=log, stderr=terminal, env=ENVIRONMENT)
+        done = subprocess.run([*COMMAND, "--max_epochs=2", "--quiet"], capture_output=True, text=True, env=ENVIRONMENT)
         os.close(terminal)
         bar = bytearray()
         while True:

@@ -1,7 +1,8 @@
-"""The short help is text, so that it is there before torch is: it is held against the parser here."""
+"""The short help is plain text, shown before torch is imported; here it is compared with the parser."""
 
 import re
 import shlex
+from pathlib import Path
 
 import pytest
 
@@ -9,6 +10,7 @@ from lit_training.cli.flags import DATA, MODELS, TRAINER_FLAGS, expand_flags
 from lit_training.cli.help import FIT_HELP
 from lit_training.cli.parser import FitCLI
 from lit_training.cli.schedules import SCHEDULES
+from tests.support.fits import parse
 
 OURS = {
     "config",
@@ -36,7 +38,7 @@ VALUES |= {"DATA": "ShapesDataModule"}
 
 @pytest.fixture(scope="module")
 def cli() -> FitCLI:
-    return FitCLI(["--logger", "false"])
+    return parse("--logger false")
 
 
 def test_it_fits_on_one_screen() -> None:
@@ -51,7 +53,7 @@ def test_it_names_the_classes() -> None:
 
 
 @pytest.mark.parametrize(("flag", "value"), re.findall(r"(?<![\w-])--([a-z_.]+)(?: ([A-Z]+|false|ddp)\b)?", FIT_HELP))
-def test_every_flag_in_it_parses(flag: str, value: str, cli: FitCLI, tmp_path) -> None:
+def test_every_flag_in_it_parses(flag: str, value: str, cli: FitCLI, tmp_path: Path) -> None:
     (tmp_path / "some.yaml").write_text("max_epochs: 1")
     names = {"optimizer": "Adam", "lr_scheduler": "CosineAnnealingLR", "accelerator": "cpu"}
     value = VALUES.get(value, value) or names.get(flag, "")

@@ -1,21 +1,15 @@
 """Comparing runs: what differs, and whether the words "no difference" and "better" keep their promise."""
 
 import csv
-from itertools import product
-from math import comb
 from pathlib import Path
 
 import numpy as np
 import pytest
 import yaml
-from hypothesis import given
-from hypothesis import strategies as st
-from scipy.stats import binomtest
 
 from lit_training.errors import UsageError
-from lit_training.statistics import mcnemar, wilson
-from lit_training.trained import compare as comparison
-from lit_training.trained.compare import Run, differences, spread, verdict
+from lit_training.statistics import mcnemar
+from lit_training.trained.compare import ComparedRun, compare, describe_difference, differences, read_run, summarize_seeds
 
 
 def make_run(folder: Path, lr: float, accuracy: list[float], right: list[int] | None = None) -> Path:
@@ -39,73 +33,30 @@ def make_run(folder: Path, lr: float, accuracy: list[float], right: list[int] | 
     return folder
 
 
-def run_of(name: str, right: list[bool]) -> Run:
+def run_of(name: str, right: list[bool]) -> ComparedRun:
     answers = {str(index): ("a", hit) for index, hit in enumerate(right)}
-    return Run(name, Path(name), {}, {}, answers)
+    return ComparedRun(name, Path(name), {}, {}, answers)
 
 
 def test_a_run_that_never_had_a_number_has_no_best_epoch() -> None:
-    assert Run("a", Path("a"), {}, {"val_loss": {1: float("nan"), 2: float("nan")}}, None).best == {}
-
-
-# --- the test ---------------------------------------------------------------------------------------------------------
-
-
-@given(st.integers(0, 60), st.integers(0, 60))
-def test_mcnemar_is_the_binomial_test(one: int, other: int) -> None:
-    expected = binomtest(one, one + other).pvalue if one + other else 1.0
-    assert mcnemar(one, other) == pytest.approx(expected)
-    assert mcnemar(one, other) == mcnemar(other, one)
-
-
-def test_mcnemar_of_many_samples() -> None:
-    assert mcnemar(5000, 5300) == pytest.approx(binomtest(5000, 10300).pvalue)
-
-
-@pytest.mark.parametrize("apart", [5, 20, 60, 200])
-def test_false_positives_are_rarer_than_promised(apart: int) -> None:
-    """Summed over every way in which two equally good networks can be told apart on so many samples."""
-    share = sum(comb(apart, k) for k in range(apart + 1) if mcnemar(k, apart - k) < comparison.LEVEL) / 2**apart
-    assert share <= comparison.LEVEL
-
-
-def test_false_positives_by_simulation() -> None:
-    """2,000 pairs of networks that are right with the same probability on 300 samples of unlike difficulty."""
-    random = np.random.default_rng(0)
-    found = 0
-    for _ in range(2000):
-        easy = random.beta(4, 1, 300)
-        one, other = random.random(300) < easy, random.random(300) < easy
-        found += mcnemar(int((one & ~other).sum()), int((other & ~one).sum())) < comparison.LEVEL
-    assert 0.01 < found / 2000 <= 0.05
+    assert ComparedRun("a", Path("a"), {}, {"val_loss": {1: float("nan"), 2: float("nan")}}, None).best == {}
 
 
 def test_a_real_difference_is_found() -> None:
     random = np.random.default_rng(0)
     one, other = random.random(1000) < 0.80, random.random(1000) < 0.88
-    said = verdict(run_of("A", one.tolist()), run_of("B", other.tolist()))
+    said = describe_difference(run_of("A", one.tolist()), run_of("B", other.tolist()))
     assert said.startswith(f"B is better by {(other.mean() - one.mean()) * 100:.1f} points")
-
-
-@pytest.mark.parametrize(("share", "n"), [*product([0.02, 0.5, 0.83, 0.99], [50, 1000])])
-def test_the_intervals_coverage_by_simulation(share: float, n: int) -> None:
-    random = np.random.default_rng(0)
-    hits = [low <= share <= high for low, high in (wilson(int(k), n) for k in random.binomial(n, share, 4000))]
-    # Near 0 and 1 it moves in steps around 95 %: never below 0.91 for these (Brown, Cai and DasGupta 2001).
-    assert 0.91 < np.mean(hits) < 0.99
-
-
-# --- what is said -----------------------------------------------------------------------------------------------------
 
 
 def test_verdicts() -> None:
     right = [True] * 90 + [False] * 10
-    same = verdict(run_of("A", right), run_of("B", right))
+    same = describe_difference(run_of("A", right), run_of("B", right))
     assert same.startswith("no difference shown: B is +0.0 points from A")
     assert "p = 1, the same 100 samples" in same
-    assert "not evaluated on the same samples" in verdict(run_of("A", right), run_of("B", right[:50]))
-    unknown = Run("B", Path("B"), {}, {}, None)
-    assert "python scripts/evaluate.py B" in verdict(run_of("A", right), unknown)
+    assert "not evaluated on the same samples" in describe_difference(run_of("A", right), run_of("B", right[:50]))
+    unknown = ComparedRun("B", Path("B"), {}, {}, None)
+    assert "python scripts/evaluate.py B" in describe_difference(run_of("A", right), unknown)
 
 
 def test_numbered_samples_of_unlike_data_are_not_the_same() -> None:
@@ -114,29 +65,29 @@ def test_numbered_samples_of_unlike_data_are_not_the_same() -> None:
     one, other = run_of("A", right), run_of("B", right)
     one.settings.update({"data.class_path": "datamodules.ShapesDataModule", "data.init_args.seed": 0})
     other.settings.update({"data.class_path": "datamodules.ShapesDataModule", "data.init_args.seed": 1})
-    assert "not evaluated on the same samples" in verdict(one, other)
+    assert "not evaluated on the same samples" in describe_difference(one, other)
     other.settings.update({"data.init_args.seed": 0, "data.init_args.batch_size": 8})
-    assert verdict(one, other).startswith("no difference shown")
+    assert describe_difference(one, other).startswith("no difference shown")
 
 
 def test_regressions_are_not_sent_to_a_command_that_tests_nothing() -> None:
     curves = {"val_loss": {1: 2e-6}, "train_loss": {1: 3e-6}}
-    said = verdict(Run("A", Path("A"), {}, curves, None), Run("B", Path("B"), {}, curves, None))
+    said = describe_difference(ComparedRun("A", Path("A"), {}, curves, None), ComparedRun("B", Path("B"), {}, curves, None))
     assert said == "A is no classifier, so no accuracies are tested: see the losses"
 
 
 def test_tiny_losses_are_not_rounded_to_nothing() -> None:
-    runs = [Run(name, Path(name), {}, {"val_loss": {1: loss}}, None) for name, loss in (("A", 2e-6), ("B", 4e-6))]
-    assert spread(runs) == ["val_loss    3e-06 +- 1.414e-06  (n = 2 seeds)"]
+    runs = [ComparedRun(name, Path(name), {}, {"val_loss": {1: loss}}, None) for name, loss in (("A", 2e-6), ("B", 4e-6))]
+    assert summarize_seeds(runs) == ["val_loss    3e-06 +- 1.414e-06  (n = 2 seeds)"]
 
 
 def test_only_what_differs_is_listed(tmp_path: Path) -> None:
-    runs = [comparison.read(str(make_run(tmp_path / f"version_{i}", lr, [0.5, 0.7]))) for i, lr in enumerate([1, 2])]
+    runs = [read_run(str(make_run(tmp_path / f"version_{i}", lr, [0.5, 0.7]))) for i, lr in enumerate([1, 2])]
     assert differences(runs) == {"model.lr": ["1", "2"]}
 
 
 def test_the_best_epoch_counts_and_nan_is_not_best(tmp_path: Path) -> None:
-    run = comparison.read(str(make_run(tmp_path / "version_0", 0.1, [0.5, 0.75, float("nan"), 0.625])))
+    run = read_run(str(make_run(tmp_path / "version_0", 0.1, [0.5, 0.75, float("nan"), 0.625])))
     assert run.best == {"val_acc": 0.75, "val_loss": 0.25, "train_loss": 1.25}
     assert run.curves["val_acc"][4] == 0.625
 
@@ -144,7 +95,7 @@ def test_the_best_epoch_counts_and_nan_is_not_best(tmp_path: Path) -> None:
 def test_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     one = make_run(tmp_path / "version_0", 0.1, [0.5, 0.75], [1] * 80 + [0] * 20)
     other = make_run(tmp_path / "version_1", 0.01, [0.5, 0.875], [1] * 95 + [0] * 5)
-    comparison.report([str(one), str(other)])
+    compare([str(one), str(other)])
     shown = capsys.readouterr().out
     table = {line.split()[0]: line.split()[1:] for line in shown.splitlines() if line}
     assert table["model.lr"] == ["0.1", "0.01"]
@@ -158,21 +109,36 @@ def test_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 def test_wrong_input_is_named(tmp_path: Path) -> None:
     one = make_run(tmp_path / "version_0", 0.1, [0.5])
     with pytest.raises(UsageError, match="twice"):
-        comparison.report([str(one), str(one)])
+        compare([str(one), str(one)])
     other = make_run(tmp_path / "version_1", 0.1, [0.5])
     with pytest.raises(UsageError, match="cannot write"):
-        comparison.report([str(one), str(other)], str(tmp_path / "no" / "such.png"))
+        compare([str(one), str(other)], str(tmp_path / "no" / "such.png"))
     (other / "config.yaml").unlink()
     with pytest.raises(UsageError, match=r"config\.yaml is missing"):
-        comparison.read(str(other))
+        read_run(str(other))
     (other / "config.yaml").write_text("a: [")
     with pytest.raises(UsageError, match="cannot be read"):
-        comparison.read(str(other))
+        read_run(str(other))
 
 
 def test_mean_and_sample_deviation_of_repeated_runs(tmp_path: Path) -> None:
     runs = [
-        comparison.read(str(make_run(tmp_path / f"version_{i}", 0.1, [value]))) for i, value in enumerate([0.5, 0.75])
+        read_run(str(make_run(tmp_path / f"version_{i}", 0.1, [value]))) for i, value in enumerate([0.5, 0.75])
     ]
-    assert spread(runs)[0] == f"val_acc     0.6250 +- {0.25 / 2**0.5:.4f}  (n = 2 seeds)"
-    assert spread(runs[:1]) == []
+    assert summarize_seeds(runs)[0] == f"val_acc     0.6250 +- {0.25 / 2**0.5:.4f}  (n = 2 seeds)"
+    assert summarize_seeds(runs[:1]) == []
+
+
+def test_latest_is_the_newest_run_that_logged_something(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for number, value in enumerate([0.5, 0.75]):
+        make_run(tmp_path / "lightning_logs" / f"version_{number}", 0.1, [value])
+    (tmp_path / "lightning_logs" / "version_2").mkdir()
+    assert read_run("latest").best["val_acc"] == 0.75
+    assert capsys.readouterr().err == "note: latest is version_1: version_2 has no metrics.csv\n"
+
+
+def test_runs_of_one_number_are_told_apart_by_their_folders(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for root in ("one", "other"):
+        make_run(tmp_path / root / "version_0", 0.1, [0.5])
+    compare(["one/version_0", "other/version_0"])
+    assert capsys.readouterr().out.split()[:2] == ["one/version_0", "other/version_0"]

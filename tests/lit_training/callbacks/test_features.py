@@ -9,7 +9,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch.optim.lr_scheduler import OneCycleLR
 
-from datamodules import ImageFolderDataModule
+from datamodules import ImageFolderDataModule, Preprocessing
 from datamodules.loading.memory import Pictures
 from lit_models import LitTransfer
 from lit_training.callbacks.features import FeatureCache, Features
@@ -66,7 +66,7 @@ def test_nothing_is_cached_where_it_would_change_the_run(
 
 
 def test_a_row_that_is_padding_counts_for_nothing() -> None:
-    pictures = Pictures(torch.zeros(3, 3, 4, 4, dtype=torch.uint8), torch.tensor([0, 1, 1]), [0.5] * 3, [0.5] * 3)
+    pictures = Pictures(torch.zeros(3, 3, 4, 4, dtype=torch.uint8), torch.tensor([0, 1, 1]), Preprocessing())
     rows = Features(torch.arange(6.0).view(3, 2), pictures)
     features, labels = rows.__getitems__([4, -1])
     assert features[0].tolist() == [2.0, 3.0]

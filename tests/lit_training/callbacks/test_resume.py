@@ -1,0 +1,264 @@
+"""A run that is killed at any moment and started again ends as if nothing had happened."""
+
+import itertools
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import Callback
+
+import lit_models
+from lit_training.callbacks.resume import ResumePoint
+from lit_training.cli.parser import FitCLI
+from lit_training.errors import CheckpointError
+from lit_training.runs.processes import Stopped
+from tests.support.commands import ENVIRONMENT, ROOT
+from tests.support.fits import (
+    QUIET,
+    SHAPES,
+    SMALL_NET,
+    assert_same_end,
+    assert_same_weights,
+    fit,
+    fit_run,
+    last,
+    parse,
+    run_of,
+)
+from tests.support.own_classes import write_own_classes
+
+pytestmark = pytest.mark.usefixtures("at_every_step")
+
+CopyRun = Callable[..., Path]
+ROWS = "--data.in_features 6 --data.out_features 2 --data.length 8 --data.batch_size 8 --data.steps 6"
+PLATEAU = "--lr_scheduler ReduceLROnPlateau --lr_scheduler.patience 0 --lr_scheduler.threshold 0.9"
+CASES = {
+    "augmented": f"{SHAPES} --max_epochs 3 --data.augment true",
+    "accumulated": f"{SHAPES} --max_epochs 3 --accumulate_grad_batches 4",
+    "max_steps": f"{SHAPES} --max_steps 15",
+    "validation twice an epoch": f"{SHAPES} --max_epochs 3 --val_check_interval 0.5",
+    "validation every other epoch": f"{SHAPES} --max_epochs 4 --check_val_every_n_epoch 2 {PLATEAU}",
+    "one batch an epoch": f"--data.train_size 4 --data.val_size 8 --max_epochs 9 {PLATEAU}",
+    "plateau": f"{SHAPES} --max_epochs 4 {PLATEAU}",
+    "one cycle": f"{SHAPES} --max_epochs 3 --lr_scheduler OneCycleLR --optimizer AdamW",
+    "cosine": f"{SHAPES} --max_epochs 3 --lr_scheduler CosineAnnealingLR",
+    "early stopping": f"{SHAPES} --max_epochs 9 --early_stopping 1",
+    "mlp": f"--model LitMLP {ROWS} --max_epochs 2",
+    "dynamic": f"--model LitDynamic {ROWS} --max_epochs 2",
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_killed_and_started_again_is_the_uninterrupted_run(case: str) -> None:
+    whole = fit_run(f"{CASES[case]} --default_root_dir whole")
+    steps = last(whole)["loops"]["fit_loop"]["epoch_loop.batch_progress"]["total"]["ready"]
+    line = f"{CASES[case]} --default_root_dir killed --resume auto"
+    for step in (steps // 3, 3 * steps // 4):
+        fit(line, kill_at=step)
+    run = fit_run(line)
+    assert [path.name for path in run.parent.iterdir()] == ["version_0"]
+    assert_same_end(whole, run)
+
+
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
+def test_fine_tuning_goes_on_across_the_unfreezing_epoch(photo_folder: Path, workers: int) -> None:
+    line = f"--data {photo_folder} {SMALL_NET} --model.freeze false --max_epochs 3 --model.unfreeze_epoch 1"
+    line += f" --data.image_size 72 --data.num_workers {workers}"
+    whole = fit_run(f"{line} --default_root_dir whole")
+    line += " --default_root_dir killed --resume auto"
+    for step in (2, 5):
+        fit(line, kill_at=step)
+    assert_same_end(whole, fit_run(line))
+
+
+def test_the_frozen_backbone_stays_frozen_in_an_epoch_that_goes_on(photo_folder: Path) -> None:
+    line = f"--data {photo_folder} {SMALL_NET} --model.freeze false --max_epochs 1 --model.unfreeze_epoch 5"
+    line += " --data.image_size 32 --resume auto"
+    fit(line, kill_at=2)
+    before = last(Path("lightning_logs/version_0"))["state_dict"]
+    model = fit(line).model
+    assert torch.equal(before["net.conv1.0.weight"], model.net.conv1[0].weight)
+    assert not torch.equal(before["net.fc.weight"], model.net.fc.weight)
+
+
+def test_a_resume_reads_no_pretrained_weights(photo_folder: Path) -> None:
+    weights = Path("weights.pth")
+    torch.save(lit_models.LitTransfer("shufflenet_v2_x0_5", weights=None, num_classes=1000).net.state_dict(), weights)
+    line = f"--data {photo_folder} {SMALL_NET} --model.weights {weights} --max_epochs 2 --data.image_size 32"
+    line += " --resume auto"
+    fit(line, kill_at=3)
+    weights.unlink()
+    assert last(fit_run(line))["callbacks"]["ResumePoint"]["finished"]
+
+
+def test_each_sample_is_used_once_an_epoch_in_the_history_that_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: dict[int, tuple[int, list[float]]] = {}
+
+    class Notes(Callback):
+        def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+            seen[trainer.fit_loop.total_batch_idx] = trainer.current_epoch, batch[0].sum((1, 2, 3)).tolist()
+
+    build = FitCLI.instantiate_trainer
+    monkeypatch.setattr(
+        FitCLI,
+        "instantiate_trainer",
+        lambda cli: (trainer := build(cli), trainer.callbacks.append(Notes()))[0],  # type: ignore[attr-defined]
+    )
+    for step in (2, 5, 8, 13, None):
+        fit(f"{SHAPES} --max_epochs 3 --resume auto", kill_at=step)
+    epochs = [sorted(x for number, batch in seen.values() if number == epoch for x in batch) for epoch in range(3)]
+    assert len(set(epochs[0])) == 24
+    assert epochs[0] == epochs[1] == epochs[2]
+
+
+def test_after_the_end_nothing_is_done(copy_run: CopyRun) -> None:
+    line = f"{SHAPES} --max_epochs 1"
+    run = copy_run(line)
+    before = {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.is_file()}
+    again = fit(f"{line} --resume auto").run.start
+    assert again is not None
+    assert again.finished
+    del before[run / ".lock"]
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+
+
+def test_more_epochs_go_on_from_a_finished_run_and_need_no_other_flag(copy_run: CopyRun) -> None:
+    long = copy_run(f"{SHAPES} --max_epochs 3", root="long")
+    short = copy_run(f"{SHAPES} --max_epochs 1", root="short")
+    fit(f"--resume {short} --max_epochs 3")
+    assert_same_end(long, short)
+
+
+def test_a_run_that_was_moved_keeps_its_best_score() -> None:
+    line = f"{SHAPES} --max_epochs 3 --model.lr 0.02"
+    whole = fit_run(f"{line} --default_root_dir whole")
+    fit(f"{line} --default_root_dir here", kill_at=14)
+    Path("here").rename("there")
+    fit("--resume there/lightning_logs/version_0")
+    assert_same_end(whole, Path("there/lightning_logs/version_0"))
+    assert not Path("here").exists()
+
+
+def test_a_broken_last_is_set_aside_and_previous_taken(copy_run: CopyRun, capsys: pytest.CaptureFixture[str]) -> None:
+    line = f"{SHAPES} --max_epochs 3"
+    whole = copy_run(line, root="whole")
+    folder = copy_run(line, kill_at=9) / "checkpoints"
+    (folder / "last.ckpt").write_bytes((folder / "last.ckpt").read_bytes()[:-1000])
+    start = fit(f"{line} --resume auto").run.start
+    assert start is not None
+    assert (start.checkpoint, start.step) == (folder / "previous.ckpt", 8)
+    assert "last.ckpt is no checkpoint that can be read safely" in capsys.readouterr().err
+    assert (folder / "last.ckpt.broken").exists()
+    assert_same_end(whole, folder.parent)
+
+
+@pytest.mark.parametrize("flag", ["--accumulate_grad_batches 2", "--limit_train_batches 0.5"])
+def test_the_cut_of_an_epoch_cannot_be_changed_on_the_way(flag: str, copy_run: CopyRun) -> None:
+    copy_run(f"{SHAPES} --max_epochs 1", kill_at=3)
+    with pytest.raises(CheckpointError, match="resume point is of 1 process with 6 batches an epoch"):
+        fit(f"--resume latest {flag}")
+
+
+def test_changed_data_is_refused(photo_folder: Path) -> None:
+    line = f"--data {photo_folder} {SMALL_NET} --data.image_size 32 --max_epochs 1"
+    fit(line, kill_at=2)
+    next((photo_folder / "train" / "ants").iterdir()).unlink()
+    with pytest.raises(CheckpointError, match=r"batches an epoch|training data is not what it was"):
+        fit(f"{line} --resume auto")
+
+
+def test_a_copy_of_a_finished_runs_resume_point_goes_further_in_a_folder_of_its_own_or_does_nothing(
+    copy_run: CopyRun,
+) -> None:
+    long = copy_run(f"{SHAPES} --max_epochs 3", root="long")
+    copy = Path("copy.ckpt")
+    copy.write_bytes((copy_run(f"{SHAPES} --max_epochs 1") / "checkpoints" / "last.ckpt").read_bytes())
+    again = fit(f"{SHAPES} --max_epochs 1 --resume {copy}").run.start
+    assert again is not None
+    assert again.finished
+    assert [path.name for path in Path("lightning_logs").iterdir()] == ["version_0"]
+    fit(f"{SHAPES} --max_epochs 3 --resume {copy}")
+    assert_same_weights(long, Path("lightning_logs/version_1"))
+
+
+def test_a_run_killed_before_its_first_step_is_begun_again_in_its_folder() -> None:
+    for _ in range(2):
+        start = parse(f"{SHAPES} {QUIET} --max_epochs 1 --resume auto").run.start
+        assert start is not None
+        assert (start.run.name, start.checkpoint) == ("version_0", None)
+
+
+def test_one_seed_governs_everything() -> None:
+    line = "--data.train_size 16 --data.val_size 8 --data.augment true --max_epochs 1"
+    first, second, other = (fit_run(f"{line} --seed {seed}") for seed in (1, 1, 2))
+    assert_same_end(first, second)
+    a, b = (last(run)["state_dict"]["net.conv1.weight"] for run in (first, other))
+    assert not torch.equal(a, b)
+
+
+def test_a_signal_stops_between_two_steps_and_gives_the_exit_code(capsys: pytest.CaptureFixture[str]) -> None:
+    cli = parse(f"{SHAPES} {QUIET} --max_epochs 2 --resume auto")
+    cli.model.on_train_batch_end = lambda *_: setattr(cli.run.watch, "signum", 15)
+    with pytest.raises(Stopped) as stop:
+        cli.trainer.fit(cli.model, cli.datamodule)
+    assert stop.value.code == 143
+    assert "stopped by SIGTERM after step 1; go on with --resume lightning_logs/version_0" in capsys.readouterr().out
+    assert last(run_of(cli))["global_step"] == 1
+
+
+def test_resume_points_cost_one_percent(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a clock that only saving moves: the time between two points is a hundred times what one takes."""
+    monkeypatch.setattr(ResumePoint, "COST", 0.01)
+    now, times = 0.0, []
+    monkeypatch.setattr("lit_training.callbacks.resume.time", SimpleNamespace(monotonic=lambda: now))
+    cli = parse(f"{SHAPES} {QUIET} --max_epochs 20")
+    save = cli.trainer.save_checkpoint
+
+    def slow(path: Any, *args: Any, **kwargs: Any) -> None:
+        nonlocal now
+        if Path(path).name == "last.ckpt":  # not the best epoch
+            times.append(now)
+            now += 0.3
+        save(path, *args, **kwargs)
+
+    def step(*_: Any) -> None:
+        nonlocal now
+        now += 1.0
+
+    monkeypatch.setattr(cli.trainer, "save_checkpoint", slow)
+    cli.model.on_train_batch_end = step
+    cli.trainer.fit(cli.model, cli.datamodule)
+    between = [b - a - 0.3 for a, b in itertools.pairwise(times[:-1])]
+    assert times[0] == pytest.approx(11.0)  # the first one is expected to take 0.1 s
+    assert between
+    assert min(between) >= 30.0 - 1e-6
+
+
+def test_a_model_of_a_user_s_own_goes_on_too(capsys: pytest.CaptureFixture[str]) -> None:
+    write_own_classes()
+    line = f"--model own_classes.PictureModel --data ShapesDataModule {SHAPES} --max_epochs 3"
+    whole = fit_run(f"{line} --default_root_dir whole")
+    line += " --default_root_dir killed --resume auto"
+    for step in (4, 11):
+        fit(line, kill_at=step)
+    start = fit(line).run.start
+    assert start is not None
+    assert start.step == 11
+    assert "is set aside" not in capsys.readouterr().err
+    assert_same_end(whole, start.run)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", ["augmented", "unfreezing"])
+def test_real_kills_signals_and_full_disks(case: str) -> None:
+    """One round of tests/stress/kill_runs.py for each of the two cases whose names contain ``case``."""
+    script = ROOT / "tests" / "stress" / "kill_runs.py"
+    command = [sys.executable, str(script), "--case", case, "--seed", "1", "--one_process"]
+    ended = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, check=False)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    assert "2  runs equal to the uninterrupted one" in ended.stdout

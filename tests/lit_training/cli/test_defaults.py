@@ -1,0 +1,88 @@
+"""What every run gets that has not decided otherwise."""
+
+from typing import Any
+
+import pytest
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.profilers import SimpleProfiler
+from lightning.pytorch.strategies import DDPStrategy
+
+from lit_training.cli.defaults import STRATEGIES, register_strategies
+from lit_training.runs.checkpoints import FitCheckpointIO
+from lit_training.runs.lightning_internals import NullProfiler
+from lit_training.runs.metrics_csv import MetricsCSV
+from tests.support.fits import parse
+
+ALL = (
+    "ResumePoint StepSeed FiniteGuard Throughput EpochLines FeatureCache PhotoRecords LearningRateMonitor "
+    "SaveConfigCallback Dashboard BestCheckpoint Provenance"
+).split()
+
+
+def callbacks(line: str) -> list[str]:
+    """Names of the callbacks of a run, in the order in which Lightning calls them; checkpoints come last."""
+    return [type(callback).__name__ for callback in parse(line).trainer.callbacks]  # type: ignore[attr-defined]
+
+
+def test_the_resume_point_comes_first() -> None:
+    names = callbacks("")
+    assert names[0] == "ResumePoint"
+    assert sorted(names) == sorted(ALL)
+
+
+@pytest.mark.parametrize(
+    ("line", "gone", "more"),
+    [
+        ("--quiet", {"EpochLines"}, set()),
+        ("--enable_progress_bar false", {"EpochLines"}, set()),
+        ("--dashboard false", {"Dashboard"}, set()),
+        ("--early_stopping 3", set(), {"EarlyStopping"}),
+        ("--callbacks DeviceStatsMonitor", set(), {"DeviceStatsMonitor"}),
+        ("--enable_checkpointing false", {"ResumePoint", "BestCheckpoint", "Provenance"}, set()),
+        (
+            "--logger false",
+            {"ResumePoint", "PhotoRecords", "LearningRateMonitor", "SaveConfigCallback", "Dashboard", "Provenance"},
+            set(),
+        ),
+        ("--barebones --model LitMLP", set(ALL), set()),
+    ],
+)
+def test_a_flag_takes_callbacks_away_or_adds_them(line: str, gone: set[str], more: set[str]) -> None:
+    assert set(callbacks(line)) == (set(ALL) - gone) | more
+
+
+def test_what_the_user_chose_stays() -> None:
+    trainer: Any = parse("--logger CSVLogger --logger.save_dir . --profiler simple --num_sanity_val_steps 2").trainer
+    assert [type(logger) for logger in trainer.loggers] == [CSVLogger]
+    assert isinstance(trainer.profiler, SimpleProfiler)
+    assert trainer.num_sanity_val_steps == 2
+    trainer = parse("").trainer
+    assert [type(logger) for logger in trainer.loggers] == [TensorBoardLogger, MetricsCSV]
+    assert isinstance(trainer.profiler, NullProfiler)
+    assert isinstance(trainer.strategy.checkpoint_io, FitCheckpointIO)
+    assert trainer.num_sanity_val_steps == 0
+
+
+@pytest.mark.parametrize(
+    ("line", "finds"),
+    [
+        ("--model LitDynamic --strategy ddp --devices 2", True),
+        ("--model LitDynamic --devices 2", True),
+        ("--model LitMLP --strategy ddp --devices 2", None),
+        ("--model LitDynamic --strategy ddp_find_unused_parameters_false --devices 2", False),
+    ],
+)
+def test_models_that_skip_layers_have_ddp_look_for_them(line: str, finds: bool | None) -> None:
+    strategy = parse(f"--accelerator cpu {line}").trainer.strategy
+    assert isinstance(strategy, DDPStrategy)
+    assert strategy._ddp_kwargs.get("find_unused_parameters") == finds
+
+
+@pytest.mark.parametrize("name", [name for name in STRATEGIES if name.startswith("ddp")])
+def test_processes_wait_for_each_other_as_long_as_the_watch_lets_them(name: str) -> None:
+    """``--timeout`` ends a job that hangs; torch would end a slow one after 30 minutes."""
+    register_strategies(skips_layers=False)
+    strategy = parse(f"--accelerator cpu --devices 2 --strategy {name}").trainer.strategy
+    assert isinstance(strategy, DDPStrategy)
+    assert strategy._timeout is not None
+    assert strategy._timeout.days == 1

@@ -1,0 +1,76 @@
+"""What fit.py does around training; tests/scripts/test_fit.py looks at what it prints."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+import lit_models
+from lit_training.cli.fit import RESULT_FILE, load_weights, print_result, remove_unstarted_run
+from lit_training.errors import UsageError
+from tests.support.fits import SHAPES, fit, parse, run_of
+
+
+def test_the_evaluation_after_training_is_no_hang(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may take longer than --timeout: each of its batches is a sign of life."""
+    cli = fit(f"{SHAPES} --max_epochs 1 --num_sanity_val_steps 1")
+    signs: list[int] = []
+    monkeypatch.setattr(cli.run.watch, "note_progress", lambda: signs.append(1))
+    print_result(cli.run)
+    assert len(signs) == 1  # 8 pictures, in batches of 100
+
+
+def test_the_folder_of_a_run_that_ended_well_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv(RESULT_FILE, str(tmp_path / "told"))
+    cli = fit(f"{SHAPES} --max_epochs 1")
+    assert not (tmp_path / "told").exists()
+    print_result(cli.run)
+    told = Path(os.fsdecode((tmp_path / "told").read_bytes()))
+    assert told.resolve() == run_of(cli).resolve()
+
+
+def test_the_evaluation_is_no_point_of_the_curves() -> None:
+    cli = fit(f"{SHAPES} --max_epochs 1")
+    table = run_of(cli) / "metrics.csv"
+    before = table.read_bytes()
+    loggers = cli.trainer.loggers
+    print_result(cli.run)
+    assert cli.trainer.loggers == loggers
+    assert table.read_bytes() == before
+
+
+@pytest.mark.parametrize(("step", "kept"), [(0, False), (1, True)])
+def test_a_run_that_fails_before_its_first_step_leaves_no_folder(step: int, kept: bool) -> None:
+    run = parse(f"{SHAPES} --max_epochs 1").run
+    run.trainer = SimpleNamespace(global_step=step)
+    with pytest.raises(UsageError), remove_unstarted_run(run):
+        raise UsageError("too late")
+    assert Path("lightning_logs").exists() == kept
+
+
+def test_weights_are_read_unless_a_checkpoint_has_them(
+    monkeypatch: pytest.MonkeyPatch, copy_run: Callable[..., Path]
+) -> None:
+    asked: list[int] = []
+    monkeypatch.setattr(lit_models.LitCNN, "load_pretrained", lambda self: asked.append(1))
+    copy_run(f"{SHAPES} --max_epochs 1", kill_at=3)
+    load_weights(parse("--resume latest").run)
+    assert asked == []
+    load_weights(parse(SHAPES).run)
+    assert asked == [1]
+
+
+def test_the_weights_of_the_best_epoch_are_evaluated(capsys: pytest.CaptureFixture[str]) -> None:
+    cli: Any = fit(f"{SHAPES} --max_epochs 2 --model.lr 0.02")
+    best = torch.load(run_of(cli) / "checkpoints" / "best.ckpt", weights_only=True)["state_dict"]
+    for parameter in cli.model.parameters():
+        torch.nn.init.zeros_(parameter)
+    print_result(cli.run)
+    for name, weight in cli.model.state_dict().items():
+        assert torch.equal(weight, best[name])
+    accuracy = cli.trainer.callback_metrics["val_acc"]
+    assert f"val_acc     {float(accuracy):.4f}  (95 % interval " in capsys.readouterr().out

@@ -1,0 +1,80 @@
+"""What ends a run from outside is one line that says what to do."""
+
+import errno
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from datamodules.photos.decode import BadPicture
+from lit_training.cli.trouble import one_line_failures
+from lit_training.errors import CheckpointError, TrainingError
+from lit_training.runs.run import Run
+from tests.support.fits import QUIET, SHAPES, parse
+
+
+def run_of(line: str = "") -> Run:
+    return parse(f"{SHAPES} {QUIET} --max_epochs 3 {line}").run
+
+
+@pytest.mark.parametrize(
+    "error",
+    [torch.OutOfMemoryError("CUDA out of memory."), RuntimeError("DefaultCPUAllocator: can't allocate memory")],
+)
+def test_out_of_memory_names_the_batch_size_and_the_flag_to_try(error: RuntimeError) -> None:
+    run = run_of("--data.batch_size 64")
+    said = "64 samples per step and device: --data.batch_size 32 --accumulate_grad_batches 2 gives the same"
+    with pytest.raises(TrainingError, match=said), one_line_failures(run):
+        raise error
+
+
+def test_out_of_memory_with_one_sample_is_no_plural() -> None:
+    run = run_of("--data.batch_size 1")
+    said = "with 1 sample per step and device: one sample a step"
+    with pytest.raises(TrainingError, match=said), one_line_failures(run):
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EACCES, errno.EIO])
+def test_a_place_that_cannot_be_written_is_named(number: int) -> None:
+    said = rf"cannot write metrics.csv \({os.strerror(number)}\)"
+    with pytest.raises(CheckpointError, match=said), one_line_failures(run_of()):
+        raise OSError(number, os.strerror(number), "metrics.csv")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        FileNotFoundError(2, "no such file"),
+        RuntimeError("mat1 and mat2 shapes cannot be multiplied"),
+        RuntimeError("gloo: closed by peer"),  # there is no other process
+        ValueError("a bug"),
+        KeyError("a bug"),
+    ],
+)
+def test_other_errors_are_left_alone(error: Exception) -> None:
+    with pytest.raises(type(error)) as kept, one_line_failures(run_of()):
+        raise error
+    assert kept.value is error
+
+
+def test_a_last_batch_of_one_that_batchnorm_cannot_take_says_what_to_do() -> None:
+    with pytest.raises(TrainingError, match=r"one picture .* --data.batch_size"), one_line_failures(run_of()):
+        torch.nn.BatchNorm1d(2)(torch.zeros(1, 2))
+
+
+def test_a_photo_that_is_lost_on_the_way_is_named() -> None:
+    run = run_of()
+    lost = BadPicture("ants/0.jpg", "unreadable", "No such file or directory")
+    with pytest.raises(TrainingError) as begun, one_line_failures(run):
+        raise lost
+    said = "ants/0.jpg: unreadable (No such file or directory), though it was whole when the run began: bring it back"
+    assert str(begun.value) == f"{said}, then start again"
+    assert run.start is not None
+    point = run.start.run / "checkpoints" / "last.ckpt"
+    point.parent.mkdir()
+    point.touch()
+    with pytest.raises(TrainingError) as known, one_line_failures(run):
+        raise lost
+    assert str(known.value) == f"{said}, then go on with --resume {Path('lightning_logs/version_0')}"

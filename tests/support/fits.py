@@ -1,0 +1,110 @@
+"""Build what a command line of fit.py asks for and train it, in this process."""
+
+import csv
+import shlex
+from pathlib import Path
+from typing import Any
+
+import torch
+from jsonargparse import ArgumentParser
+from lightning.pytorch import Callback
+
+from lit_training.cli.parser import FitCLI
+
+SHAPES = "--data.train_size 24 --data.val_size 8"
+"""6 batches an epoch."""
+QUIET = "--accelerator cpu --enable_progress_bar false --log_every_n_steps 2"
+SMALL_NET = "--model.backbone shufflenet_v2_x0_5 --model.weights none"
+
+
+class SharedParserCLI(FitCLI):
+    """A FitCLI without a parser of its own: the first one builds it, which takes as long as all the rest."""
+
+    shared: "ArgumentParser | None" = None
+
+    def setup_parser(self, *arguments: Any, **options: Any) -> None:
+        if SharedParserCLI.shared is None:
+            super().setup_parser(*arguments, **options)
+            SharedParserCLI.shared = self.parser
+        self.parser: Any = SharedParserCLI.shared
+
+
+def parse(line: str) -> FitCLI:
+    """Parse ``--max_epochs 3`` and the like; build model, data and Trainer."""
+    return SharedParserCLI(shlex.split(line))
+
+
+class Killed(BaseException):
+    """As sudden as it gets within one process."""
+
+
+class KillAt(Callback):
+    """Ends the run in the middle of the step ``step`` (of batches, over all epochs)."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
+        if trainer.fit_loop.total_batch_idx >= self.step:
+            raise Killed
+
+
+def fit(line: str, kill_at: int | None = None) -> FitCLI:
+    """Train on the CPU without a progress bar, to the end or into the step ``kill_at``; the line wins over QUIET."""
+    cli = parse(f"{QUIET} {line}")
+    if kill_at is not None:
+        cli.trainer.callbacks.append(KillAt(kill_at))  # type: ignore[attr-defined]
+    try:
+        cli.trainer.fit(cli.model, cli.datamodule, weights_only=True)
+    except Killed:
+        assert kill_at is not None
+    except SystemExit as stop:
+        if stop.code:
+            raise
+    return cli
+
+
+def fit_run(line: str, kill_at: int | None = None) -> Path:
+    """Train as :func:`fit` does; return the run's folder."""
+    return run_of(fit(line, kill_at))
+
+
+def run_of(cli: FitCLI) -> Path:
+    assert cli.run.start is not None
+    return cli.run.start.run
+
+
+def last(run: Path) -> dict[str, Any]:
+    """The run's newest resume point."""
+    return torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
+
+
+def rows(run: Path) -> list[dict[str, str]]:
+    """The rows of metrics.csv, without what a clock decides."""
+    with (run / "metrics.csv").open(newline="") as file:
+        return [{k: v for k, v in row.items() if v and k != "samples_per_second"} for row in csv.DictReader(file)]
+
+
+def assert_same_weights(run: Path, other: Path, name: str = "last.ckpt") -> None:
+    """Assert that two runs hold the same bits after the same number of steps."""
+    one, two = (torch.load(folder / "checkpoints" / name, weights_only=True) for folder in (run, other))
+    assert one["global_step"] == two["global_step"]
+    assert one["state_dict"].keys() == two["state_dict"].keys()
+    for key, weight in one["state_dict"].items():
+        assert torch.equal(weight, two["state_dict"][key]), f"{name}: {key}"
+
+
+def assert_same_end(run: Path, other: Path) -> None:
+    """Assert that two runs ended alike: weights, counters, schedules, optimizers, best score and metrics."""
+    for name in ("last.ckpt", "best.ckpt"):
+        assert_same_weights(run, other, name)
+        a, b = (torch.load(folder / "checkpoints" / name, weights_only=True) for folder in (run, other))
+        assert a["epoch"] == b["epoch"]
+        assert a["lr_schedulers"] == b["lr_schedulers"]
+        assert [o["param_groups"] for o in a["optimizer_states"]] == [o["param_groups"] for o in b["optimizer_states"]]
+    scores = [
+        [state["best_model_score"] for state in last(folder)["callbacks"].values() if "best_model_score" in state]
+        for folder in (run, other)
+    ]
+    assert scores[0] == scores[1]
+    assert rows(run) == rows(other)

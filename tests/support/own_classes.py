@@ -1,0 +1,47 @@
+"""Models and data as a user writes them, outside of this project, for ``--model own.Model``.
+
+A test writes :data:`SOURCE` into its folder; every one of its classes knows Lightning alone.
+"""
+
+from pathlib import Path
+
+SOURCE = '''
+import torch
+from lightning.pytorch import LightningDataModule, LightningModule
+from torch.utils.data import DataLoader, TensorDataset
+
+class Model(LightningModule):
+    """Learns rows; logs a training loss alone."""
+    def __init__(self, width: int = 3) -> None:
+        super().__init__()
+        self.net = torch.nn.Linear(width, 1)
+    def training_step(self, batch, batch_idx):
+        loss = self.net(batch[0]).square().mean()
+        self.log("train_loss", loss)
+        return loss
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), 0.1)
+
+class Data(LightningDataModule):
+    def train_dataloader(self):
+        return DataLoader(TensorDataset(torch.ones(8, 3)), batch_size=4)
+
+class PictureModel(LightningModule):
+    """Learns pictures of shapes; draws numbers in each step."""
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Dropout(), torch.nn.Linear(3072, 10))
+    def training_step(self, batch, batch_idx):
+        loss = torch.nn.functional.cross_entropy(self.net(batch[0]), batch[1])
+        self.log("train_loss", loss)
+        return loss
+    def validation_step(self, batch, batch_idx):
+        self.log("val_loss", torch.nn.functional.cross_entropy(self.net(batch[0]), batch[1]))
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), 0.01, 0.9)
+'''
+
+
+def write_own_classes() -> None:
+    """Write ``own_classes.py`` into the current folder."""
+    Path("own_classes.py").write_text(SOURCE)
