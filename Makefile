@@ -17,7 +17,7 @@ test-slow: .venv/ready
 coverage: .venv/ready
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n auto --cov --cov-report=term
 
-# Kill runs and feed odd inputs for MINUTES each, on data drawn anew each time.
+# Kill runs and feed odd inputs, MINUTES each: make stress MINUTES=10. Kills and inputs are drawn anew each time.
 stress: .venv/ready
 	$(BIN)/python tests/stress/kill_runs.py --minutes $(MINUTES)
 	$(BIN)/python tests/stress/odd_inputs.py --minutes $(MINUTES)
