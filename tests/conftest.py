@@ -19,6 +19,18 @@ settings.register_profile("suite", max_examples=50, deadline=None, derandomize=T
 settings.load_profile("suite")
 
 
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """Say it where nobody can overlook it, when the browser's tests were left out."""
+    left_out = [report for report in terminalreporter.stats.get("skipped", []) if "test_browser.py" in report.nodeid]
+    if left_out:
+        terminalreporter.write_line(
+            f"NO BROWSER: {len(left_out)} tests of tests/test_browser.py were left out; "
+            "apt-get install chromium chromium-driver, or set REQUIRE_BROWSER=1 to let them fail",
+            red=True,
+            bold=True,
+        )
+
+
 @pytest.fixture(autouse=True)
 def own_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A current folder and caches of the test's own, and no seed left behind by the test before."""

@@ -1,5 +1,10 @@
-"""What a browser shows of a run of each model: Chromium, without a window, on a TensorBoard server of its own."""
+"""What a browser shows of a run of each model: Chromium, without a window, on a TensorBoard server of its own.
 
+Left out where there is no chromedriver, which tests/conftest.py then says, unless REQUIRE_BROWSER is 1: with it, and
+where there is a chromedriver, whatever else is missing is a failure.
+"""
+
+import os
 import re
 import shutil
 import subprocess
@@ -15,6 +20,7 @@ from lit_training.trained.compare import read
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 DRIVER = shutil.which("chromedriver")
+REQUIRED = bool(DRIVER) or os.environ.get("REQUIRE_BROWSER") == "1"
 RUNS = {
     "LitCNN": ["--data.train_size=400", "--data.val_size=100", "--max_epochs=2", "--model.lr=0.01"],
     "LitMLP": ["--model=LitMLP", "--data.steps=60", "--max_epochs=2"],
@@ -40,10 +46,15 @@ CHOOSE = NODES + "all.find(n => n.nodeName === 'PAPER-ITEM' && n.textContent.tri
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(
-        not (CHROMIUM and DRIVER), reason="no chromium and chromedriver here: apt-get install chromium-driver"
-    ),
+    pytest.mark.skipif(not REQUIRED, reason="no chromedriver here: apt-get install chromium chromium-driver"),
 ]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def browser_is_there() -> None:
+    """Fails before the runs are trained, which take longer."""
+    missing = [name for name, path in (("chromium", CHROMIUM), ("chromedriver", DRIVER)) if path is None]
+    assert not missing, f"there is no {' and no '.join(missing)} on PATH: apt-get install chromium chromium-driver"
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +82,7 @@ def address(logs: Path) -> Iterator[str]:
 @pytest.fixture(scope="module")
 def show(address: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Any]]:
     """Open a tab and wait until what a script finds there satisfies a condition."""
-    webdriver = pytest.importorskip("selenium.webdriver")
+    from selenium import webdriver
     from selenium.common.exceptions import TimeoutException
     from selenium.webdriver.chrome.service import Service
     from selenium.webdriver.support.ui import WebDriverWait

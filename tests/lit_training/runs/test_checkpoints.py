@@ -99,7 +99,7 @@ def test_kills_while_saving_leave_whole_files_where_tmpdir_is_another_file_syste
         monkeypatch.setenv("TMPDIR", elsewhere)
         monkeypatch.setattr(tempfile, "tempdir", None)  # else it remembers where that was
         assert tempfile.gettempdir() == elsewhere
-        seen = []
+        seen, unfinished = [], 0
         for _ in range(12):
             child = os.fork()
             if not child:
@@ -114,8 +114,10 @@ def test_kills_while_saving_leave_whole_files_where_tmpdir_is_another_file_syste
             assert whole
             seen += [(path.name, number(path)) for path in whole]
             assert list(Path(elsewhere).iterdir()) == []
-            for path in tmp_path.glob("*.ckpt"):
+            unfinished += bool(list(tmp_path.glob(".*.part")))
+            for path in (*tmp_path.glob("*.ckpt"), *tmp_path.glob(".*.part")):
                 path.unlink()
+    assert unfinished  # kills struck in the middle of a write
     assert len({count for _, count in seen}) > 2  # at several points of several saves
 
 

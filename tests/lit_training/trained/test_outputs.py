@@ -21,6 +21,7 @@ from lit_training.trained.outputs import (
     write_predictions,
 )
 from lit_training.trained.predict import Prediction
+from tests.support import by_hand, printed
 from tests.support.answers import made_up
 from tests.support.training import Trained
 
@@ -33,7 +34,7 @@ def test_report_and_files(photo_run: Trained, capsys: pytest.CaptureFixture[str]
     write_evaluation(found)
     said = capsys.readouterr().out
     right = round(8 * validated["val_acc"])
-    assert f"val_acc     {right / 8:.4f}  (95 % interval" in said
+    assert printed.interval(said, "val_acc") == pytest.approx((right / 8, *by_hand.wilson(right, 8)), abs=6e-4)
     assert f"{right} of 8 right)" in said
     assert "checkpoint  run/checkpoints/best.ckpt" in said
     assert "run/evaluation/: predictions.csv" in said
