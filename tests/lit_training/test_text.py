@@ -34,7 +34,9 @@ def test_a_column_without_any_cell_is_left_out(capsys: pytest.CaptureFixture[str
 
 
 def test_a_cell_may_have_several_lines(capsys: pytest.CaptureFixture[str]) -> None:
-    assert printed(capsys, ["kind", "first", "what"], [["odd", ["a.jpg", "b.jpg"], "mend"], ["far", ["c"], "leave"]]) == [
+    assert printed(
+        capsys, ["kind", "first", "what"], [["odd", ["a.jpg", "b.jpg"], "mend"], ["far", ["c"], "leave"]]
+    ) == [
         "kind  first  what",
         "odd   a.jpg  mend",
         "      b.jpg",
@@ -58,9 +60,7 @@ def test_a_row_is_a_line_whatever_its_cells_hold(body: list[tuple[str, str, str]
     assert len(lines[0].split("\n")) == len(body) + 1
 
 
-def test_in_a_terminal_the_table_is_ruled(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_in_a_terminal_the_table_is_ruled(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
     monkeypatch.setenv("COLUMNS", "60")
     print_table(["name", "none", "n"], [["[bold]odd[/bold]", "", "5"], ["b", "", "10"]])
@@ -74,7 +74,9 @@ def test_in_a_terminal_the_table_is_ruled(
 # --- bars -------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("terminal", "show", "shown"), [(True, True, True), (True, False, False), (False, True, False)])
+@pytest.mark.parametrize(
+    ("terminal", "show", "shown"), [(True, True, True), (True, False, False), (False, True, False)]
+)
 def test_a_bar_is_shown_where_a_person_sees_it(
     terminal: bool, show: bool, shown: bool, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -96,7 +98,14 @@ MODELS = ["LitCNN", "LitMLP", "LitDynamic", "LitTransfer"]
 
 @pytest.mark.parametrize(
     ("word", "near"),
-    [("LitCNN", "LitCNN"), ("litcnn", "LitCNN"), ("LitCN", "LitCNN"), ("transfer", "LitTransfer"), ("xyz", None), ("", None)],
+    [
+        ("LitCNN", "LitCNN"),
+        ("litcnn", "LitCNN"),
+        ("LitCN", "LitCNN"),
+        ("transfer", "LitTransfer"),
+        ("xyz", None),
+        ("", None),
+    ],
 )
 def test_the_nearest_name_whatever_its_case(word: str, near: str | None) -> None:
     assert nearest(word, MODELS) == near
