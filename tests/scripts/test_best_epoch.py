@@ -188,7 +188,6 @@ def test_the_best_epoch_survives_a_resume(said: dict[str, str]) -> None:
         assert [line.figures[name] for line in parts] == [line.figures[name] for line in whole]
 
 
-@pytest.mark.xfail(reason="the resume point of a finished run is written before the last line has its star")
 def test_the_star_of_the_last_epoch_survives_a_resume(said: dict[str, str]) -> None:
     assert [line.star for line in in_two_parts(3)] == [True, True, True, False, False, False]
 

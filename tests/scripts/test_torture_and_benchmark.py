@@ -1,4 +1,4 @@
-"""The scripts that judge this project notice a difference: torture.py one of a bit, benchmark.py one of seconds."""
+"""The scripts that judge this project notice a difference: kill_runs.py one of a bit, benchmark.py one of seconds."""
 
 import json
 import os
@@ -23,19 +23,19 @@ from tests.support.commands import ROOT, run_well
 RUN = Path("lightning_logs/version_0")
 FIT = "fit.py --data.train_size 24 --data.val_size 10 --max_epochs 2 --accelerator cpu --devices 1 --dashboard false"
 
-# --- torture.py -------------------------------------------------------------------------------------------------------
+# --- kill_runs.py -----------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
 def torture() -> SimpleNamespace:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "path", list(sys.path))
-        return SimpleNamespace(**runpy.run_path(str(ROOT / "scripts/torture.py"), run_name="torture"))
+        return SimpleNamespace(**runpy.run_path(str(ROOT / "tests/stress/kill_runs.py"), run_name="kill_runs"))
 
 
 @pytest.fixture(scope="module")
 def ended(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A folder as torture.py leaves one: a run, and which samples its batches held."""
+    """A folder as kill_runs.py leaves one: a run, and which samples its batches held."""
     place = tmp_path_factory.mktemp("ended")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(place)
@@ -183,10 +183,11 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[SimpleNamespace]:
         now.started.append(command)
         now.seconds += 5.0 if command[1].endswith("fit.py") else 2.0
         speed = 300 if "--strategy" in command else 400
-        lines = (
-            f"epoch 1/3  lr 1  9 samples/s\nepoch 2/3  lr 1  {speed} samples/s\nepoch 3/3  lr 1  {speed} samples/s\n"
-        )
-        return SimpleNamespace(stdout=f"{lines}added 30.0", stderr="", returncode=0)
+        if "--devices" in command:
+            run = Path(command[command.index("--default_root_dir") + 1]) / RUN
+            run.mkdir(parents=True)
+            (run / "metrics.csv").write_text(f"samples_per_second,step\n9,0\n,1\n{speed},2\n{speed},3\n")
+        return SimpleNamespace(stdout="added 30.0", stderr="", returncode=0)
 
     trained.__signature__ = train.__signature__  # type: ignore[attr-defined]
     monkeypatch.setattr(torch.optim.SGD, "step", stepped)
