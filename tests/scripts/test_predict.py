@@ -1,40 +1,43 @@
+"""scripts/predict.py: its table, its files and its exit codes."""
+
 import json
-import runpy
 import shutil
-import subprocess
-import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
+import torch
 
 from datamodules import ImageFolderDataModule
 from lit_models import LitCNN
-
-SCRIPT = Path(__file__).parents[2] / "scripts" / "predict.py"
+from tests.support.ants_and_bees import write_photos
+from tests.support.commands import run, run_well
+from tests.support.training import own_caches, train_and_save
 
 
 @pytest.fixture(scope="module")
-def main() -> Any:
-    """The script's; scripts are no package."""
-    return runpy.run_path(str(SCRIPT))["main"]
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run's folder; the photos that it learned from are gone, with all else."""
+    place = tmp_path_factory.mktemp("trained")
+    with pytest.MonkeyPatch.context() as patch:
+        own_caches(place, patch)
+        photos = write_photos(place / "photos")
+        torch.manual_seed(0)
+        data = ImageFolderDataModule(str(photos), image_size=32, num_workers=0)
+        train_and_save(place / "run", LitCNN(num_classes=2, lr=0.01), data, max_epochs=6)
+        shutil.rmtree(photos)
+        shutil.rmtree(place / "cache")
+    return place / "run"
 
 
 @pytest.fixture
-def run(bare, photo_folder, tmp_path, monkeypatch):
-    """A run under lightning_logs, trained on a copy of the photos that is gone, then, with all else."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    gone = tmp_path / "gone"
-    shutil.copytree(photo_folder, gone)
-    trainer = bare(max_epochs=6)
-    trainer.fit(LitCNN(num_classes=2, lr=0.01), ImageFolderDataModule(str(gone), image_size=32, num_workers=0))
-    trainer.save_checkpoint("lightning_logs/version_0/checkpoints/best.ckpt")
-    shutil.rmtree(gone)
+def latest(trained: Path, photo_folder: Path) -> None:
+    """A copy of the run under lightning_logs, beside new photos."""
+    shutil.copytree(trained, "lightning_logs/version_0")
 
 
-def test_new_photos_are_named_after_the_old_ones_are_gone(main, run, photo_folder, capsys):
-    assert main(["latest", "photos/val/bees", "photos/val/ants/0.jpg", "--output", "out.json"]) == 0
-    lines = capsys.readouterr().out.splitlines()
+def test_new_photos_get_their_names(latest: None) -> None:
+    out = run_well("predict.py latest photos/val/bees photos/val/ants/0.jpg --output out.json")
+    lines = out.splitlines()
     assert lines[0].split() == ["path", "label", "probability", "label_2", "probability_2"]
     assert [line.split()[1] for line in lines[1:6]] == ["bees"] * 4 + ["ants"]
     assert lines[-1] == "written: out.json"
@@ -45,43 +48,33 @@ def test_new_photos_are_named_after_the_old_ones_are_gone(main, run, photo_folde
     assert all(abs(sum(entry["probability"] for entry in row["top"]) - 1) < 1e-5 for row in written)
 
 
-def test_exit_codes_tell_how_much_was_read(main, run, photo_folder, capsys):
-    assert main(["latest", "missing.jpg", "photos/val/ants/1.jpg", "--top_k", "1"]) == 1
-    lines = capsys.readouterr().out.splitlines()
+def test_exit_codes_tell_how_much_was_read(latest: None) -> None:
+    code, out, _ = run("predict.py latest missing.jpg photos/val/ants/1.jpg --top_k 1")
+    lines = out.splitlines()
+    assert code == 1
     assert lines[0].split() == ["path", "label", "probability", "error"]
     assert lines[1].split(maxsplit=1) == ["missing.jpg", "no such file"]
-    with pytest.raises(SystemExit) as stop:
-        main(["latest", "missing.jpg"])
-    assert stop.value.code == 2
-    assert "missing.jpg" in capsys.readouterr().err
+    code, _, err = run("predict.py latest missing.jpg")
+    assert code == 2
+    assert "missing.jpg" in err
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("line", "said"),
     [
-        (["latest", "x.jpg"], "no run under lightning_logs yet"),
-        (["nowhere.ckpt", "x.jpg"], "nowhere.ckpt is not there"),
-        (["latest", "x.jpg", "--output", "x.txt"], "--output x.txt ends in neither .csv nor .json"),
-        (["latest", "x.jpg", "--outptu", "x.csv"], "there is no --outptu: did you mean --output?"),
-        (["latest", "x.jpg", "--top_k", "0"], "0 is no whole number from 1 up"),
-        (["latest", "x.jpg", "--batch_size", "many"], "many is no whole number from 1 up"),
-        (["latest", "x.jpg", "--accelerator", "tpu"], "invalid choice: 'tpu'"),
-        (["latest"], "required: INPUT"),
+        ("latest x.jpg", "no run under lightning_logs yet"),
+        ("nowhere.ckpt x.jpg", "nowhere.ckpt is not there"),
+        ("latest x.jpg --output x.txt", "--output x.txt ends in neither .csv nor .json"),
+        ("latest x.jpg --outptu x.csv", "there is no --outptu: did you mean --output?"),
+        ("latest x.jpg --top_k 0", "0 must be an integer of at least 1"),
+        ("latest x.jpg --batch_size many", "many must be an integer of at least 1"),
+        ("latest x.jpg --accelerator tpu", "invalid choice: 'tpu'"),
+        ("latest", "required: INPUT"),
     ],
 )
-def test_wrong_arguments_end_in_one_line(main, arguments, said, capsys):
-    with pytest.raises(SystemExit) as stop:
-        main(arguments)
-    assert stop.value.code == 2
-    error = capsys.readouterr().err
-    assert error.startswith("predict.py: error: ")
-    assert said in error
-    assert error.count("\n") == 1
-
-
-def test_help_needs_no_torch():
-    script = str(SCRIPT)
-    command = [sys.executable, "-X", "importtime", script, "--help"]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert "usage: predict.py" in done.stdout
-    assert "torch" not in done.stderr
+def test_wrong_arguments_get_one_line(line: str, said: str) -> None:
+    code, out, err = run(f"predict.py {line}")
+    assert (code, out) == (2, "")
+    assert err.startswith("predict.py: error: ")
+    assert said in err
+    assert err.count("\n") == 1

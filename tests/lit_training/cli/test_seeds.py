@@ -1,0 +1,54 @@
+"""--seeds: a series of runs, its signals, and what is no number of seeds."""
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from lit_training.cli.parser import FitCLI
+from lit_training.errors import UsageError
+from tests.support.commands import run, start
+
+
+def children(pid: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("whom", ["the series", "its group"])
+def test_a_signal_ends_a_series_with_a_resume_point(whom: str) -> None:
+    line = "fit.py --seeds 2 --max_epochs=100000 --data.train_size=80 --data.val_size=50 --dashboard=false"
+    series = start(f"{line} --accelerator cpu", start_new_session=True)
+    folder, end = Path("lightning_logs/version_0"), time.monotonic() + 120
+    while not (folder / "run.json").exists() and time.monotonic() < end:  # then it takes steps
+        time.sleep(0.1)
+    [trained] = children(series.pid)
+    number = signal.SIGTERM if whom == "the series" else signal.SIGINT
+    (os.kill if whom == "the series" else os.killpg)(series.pid, number)
+    out, err = series.communicate(timeout=60)
+    assert (series.returncode, err) == (128 + number, "")
+    assert f"stopped by {number.name} after step" in out
+    assert (folder / "checkpoints" / "last.ckpt").exists()
+    assert not Path(f"/proc/{trained}").exists()
+    assert [path.name for path in folder.parent.iterdir()] == ["version_0"]
+
+
+def test_seeds_are_not_silently_left_out() -> None:
+    with pytest.raises(UsageError, match=r"python scripts/fit\.py --seeds 3"):
+        FitCLI(["--seeds", "3"])
+
+
+def test_seeds_are_a_number() -> None:
+    code, out, err = run("fit.py --seeds many")
+    assert (code, out) == (2, "")
+    assert err == "fit.py: error: argument --seeds: many must be an integer of at least 1\n"
+
+
+@pytest.mark.slow
+def test_a_series_needs_folders() -> None:
+    small = "--data.train_size 8 --data.val_size 8 --max_epochs 1 --accelerator cpu --devices 1"
+    code, _, err = run(f"fit.py --seeds 2 {small} --logger false")
+    assert code == 2
+    assert err == "fit.py: error: --seeds reads each run's folder: leave --logger and --fast_dev_run out\n"

@@ -1,0 +1,96 @@
+"""fit.py refuses in one line, and leaves nothing behind: other runs' resume points, starts that fail."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+from PIL import Image
+
+from tests.support.ants_and_bees import write_photos
+from tests.support.commands import ROOT, run, run_well
+from tests.support.training import own_caches
+
+SMALL = "--data.train_size 12 --data.val_size 10 --max_epochs 1 --accelerator cpu --devices 1"
+WRONG = yaml.safe_load((ROOT / "tests" / "lit_training" / "wrong_inputs.yaml").read_text())["resumes"]
+SHORT = "--limit_train_batches 2 --accelerator cpu --devices 1 --dashboard false --quiet true"
+
+
+@pytest.fixture(scope="module")
+def begun(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """``begun(flags)``: a folder with ``lightning_logs`` and the photos that the run uses; trained once."""
+    known: dict[str, Path] = {}
+
+    def train(flags: str) -> Path:
+        if flags not in known:
+            place = tmp_path_factory.mktemp("begun")
+            write_photos(place / "photos")
+            with pytest.MonkeyPatch.context() as patch:
+                own_caches(place, patch)
+                patch.chdir(place)
+                run_well(f"fit.py {flags} --max_epochs 1 {SHORT}")
+            known[flags] = place
+        return known[flags]
+
+    return train
+
+
+def add_wasps() -> None:
+    """Make ``more``, a folder of photos with a third class."""
+    shutil.copytree("photos", "more")
+    for split in ("train", "val"):
+        shutil.copytree(f"more/{split}/bees", f"more/{split}/wasps")
+        for path in Path("more", split, "wasps").iterdir():  # copies would be left out
+            Image.open(path).rotate(90).save(path)
+
+
+@pytest.mark.parametrize("case", WRONG, ids=lambda case: f"{case['begun']} {case['argv']}")
+def test_a_resume_point_of_something_else_gets_one_line(case: dict[str, str], begun: Callable[[str], Path]) -> None:
+    shutil.copytree(begun(case["begun"]), ".", dirs_exist_ok=True)
+    add_wasps()
+    logs, copy = Path("lightning_logs/version_0"), Path("copy.ckpt")
+    shutil.copy(logs / "checkpoints" / "last.ckpt", copy)
+    before = {path: path.stat().st_mtime_ns for path in logs.rglob("*") if path.is_file() and path.name != ".lock"}
+
+    def placed(text: str) -> str:
+        return text.replace("RUN", str(logs.resolve())).replace("COPY", str(copy))
+
+    code, out, err = run(f"fit.py {placed(case['argv'])} --max_epochs 2 {SHORT}")
+    assert (code, out) == (2, "")
+    assert err.count("\n") == 1, err
+    assert err.startswith("fit.py: error: ")
+    assert placed(case["culprit"]) in err
+    assert case["fix"] in err
+    assert [path.name for path in logs.parent.iterdir()] == ["version_0"]
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+
+
+# --- failed starts ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("flags", "culprit"),
+    [
+        ("--val_check_interval 500", "`val_check_interval` (500)"),
+        ("--lr_scheduler ReduceLROnPlateau --lr_scheduler.factor 2", "Factor should be < 1.0"),
+        ("--lr_scheduler OneCycleLR --lr_scheduler.pct_start 2", "pct_start"),
+        ("--model LitTransfer --model.weights nowhere.pth", "nowhere.pth"),
+        ("--model LitTransfer", "weights of resnet18"),
+    ],
+)
+def test_a_failed_start_leaves_nothing(flags: str, culprit: str) -> None:
+    code, _, err = run(f"fit.py --data ShapesDataModule {SMALL} {flags}")
+    assert code == 2
+    assert err.count("\n") == 1
+    assert err.startswith("fit.py: error: ")
+    assert culprit in err
+    assert not Path("lightning_logs").exists()
+
+
+def test_a_failed_download_leaves_nothing() -> None:
+    code, _, err = run("fit.py --data CIFAR10DataModule --data.root fresh --accelerator cpu --devices 1")
+    assert code == 2
+    assert "put cifar-10-python.tar.gz" in err.splitlines()[-1]
+    assert not Path("fresh").exists()
+    assert not Path("lightning_logs").exists()
