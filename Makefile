@@ -1,17 +1,30 @@
 # Each target does all the set-up it needs: .venv is built when missing or older than pyproject.toml.
 PYTHON ?= python3
 BIN := .venv/bin
+MINUTES ?= 10
 
-.PHONY: fit test test-slow lint format dashboard
+.PHONY: fit test test-slow coverage stress mutants lint format dashboard
 
 fit: .venv/ready
 	$(BIN)/python scripts/fit.py
 
 test: .venv/ready
-	$(BIN)/python -m pytest -m "not slow" -n auto --cov --cov-report=term
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n auto
 
 test-slow: .venv/ready
-	$(BIN)/python -m pytest -m slow
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow -n 2
+
+coverage: .venv/ready
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n auto --cov --cov-report=term
+
+# Kill runs and feed odd inputs, MINUTES each: make stress MINUTES=10. Kills and inputs are drawn anew each time.
+stress: .venv/ready
+	$(BIN)/python tests/stress/kill_runs.py --minutes $(MINUTES)
+	$(BIN)/python tests/stress/odd_inputs.py --minutes $(MINUTES)
+
+# Plant one bug after the other; the tests have to notice each.
+mutants: .venv/ready
+	$(BIN)/python tests/stress/mutants.py
 
 lint: .venv/ready
 	$(BIN)/ruff format --check .

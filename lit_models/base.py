@@ -7,7 +7,6 @@ K classes or outputs.
 import inspect
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, is_dataclass
 from typing import Any, Literal
 
 import torch
@@ -299,7 +298,7 @@ class LitBase(LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         data = getattr(self.trainer, "datamodule", None) if self.is_attached else None
         spec: Any = getattr(data, "preprocessing", None)
-        plain = asdict(spec) if is_dataclass(spec) else spec
+        plain = spec.to_dict() if hasattr(spec, "to_dict") else spec  # of a data module, or its owner's own dict
         checkpoint["lit"] = {
             "model_class": type(self).__name__,
             "data_class": type(data).__name__ if data is not None else None,

@@ -3,10 +3,6 @@
 Each row is a number of pairs, run in turn; its figure is the median of the pairs' ratios. Nothing is asserted.
 """
 
-import sys
-
-sys.path.pop(0)  # scripts/inspect.py must not stand in for the standard library's inspect
-
 import argparse
 import contextlib
 import io
@@ -15,6 +11,7 @@ import os
 import platform
 import statistics
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -30,16 +27,19 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 from torchvision import models, transforms
 
+from datamodules.files import read_csv
 from datamodules.loading.memory import normalize
 from datamodules.machine import available_cores
 from datamodules.photos.dataset import read_pixels
 from datamodules.photos.find import find_photos
-from datamodules.photos.transforms import IMAGENET, eval_transform, train_transform
+from datamodules.photos.transforms import eval_transform, train_transform
+from datamodules.preprocessing import Preprocessing
 from datamodules.shapes import draw
 from lit_models import DynamicNet, LeNet, mlp
 from lit_training.cli.parser import FitCLI
 
 Sample = dict[str, float]
+IMAGENET = Preprocessing()
 
 
 class Clock(Callback):
@@ -57,11 +57,11 @@ class Clock(Callback):
 def ours(arguments: list[str], from_fit: bool = False) -> float:
     """Seconds of a run of scripts/fit.py with all that it has by default: its training, or all from ``fit`` on."""
     with tempfile.TemporaryDirectory() as root, contextlib.redirect_stdout(io.StringIO()):
-        cli = FitCLI([*arguments, "--default_root_dir", root, "--accelerator", "cpu"])
+        run = FitCLI([*arguments, "--default_root_dir", root, "--accelerator", "cpu"]).run
         clock = Clock()
-        cli.trainer.callbacks.insert(0, clock)  # type: ignore[attr-defined]
+        run.trainer.callbacks.insert(0, clock)
         started = time.perf_counter()
-        cli.trainer.fit(cli.model, cli.datamodule)
+        run.trainer.fit(run.model, run.data)
         return time.perf_counter() - started if from_fit else clock.seconds
 
 
@@ -167,11 +167,11 @@ def frozen(root: Path, tutorial: bool) -> Callable[[], Sample]:
         with torch.no_grad():
             for first in range(0, len(files), 32):
                 batch = [transform(read_pixels(file)) for file in files[first : first + 32]]
-                net(normalize(torch.stack(batch), IMAGENET["mean"], IMAGENET["std"]))
+                net(normalize(torch.stack(batch), IMAGENET.mean, IMAGENET.std))
         return time.perf_counter() - started
 
     def tutorial_epoch() -> float:
-        normalise = [transforms.ToTensor(), transforms.Normalize(IMAGENET["mean"], IMAGENET["std"])]
+        normalise = [transforms.ToTensor(), transforms.Normalize(IMAGENET.mean, IMAGENET.std)]
         train = transforms.Compose([transforms.RandomResizedCrop(224), transforms.RandomHorizontalFlip(), *normalise])
         val = transforms.Compose([transforms.Resize(256), transforms.CenterCrop(224), *normalise])
         net = models.resnet18().requires_grad_(False)
@@ -206,7 +206,7 @@ def decoding(root: Path) -> Callable[[], Sample]:
     """CPU seconds of decode + train transform to normalised batches of 4, ours against the tutorial's PIL pipeline."""
     files = photo_files(root)[:192]
     batches = [files[first : first + 4] for first in range(0, len(files), 4)]
-    normalise = [transforms.ToTensor(), transforms.Normalize(IMAGENET["mean"], IMAGENET["std"])]
+    normalise = [transforms.ToTensor(), transforms.Normalize(IMAGENET.mean, IMAGENET.std)]
     tutorial = transforms.Compose([transforms.RandomResizedCrop(224), transforms.RandomHorizontalFlip(), *normalise])
     mine = train_transform(IMAGENET)
 
@@ -219,7 +219,7 @@ def decoding(root: Path) -> Callable[[], Sample]:
         between = time.process_time()
         for batch in batches:
             pictures = torch.stack([mine(read_pixels(file)).permute(1, 2, 0) for file in batch]).permute(0, 3, 1, 2)
-            normalize(pictures, IMAGENET["mean"], IMAGENET["std"])
+            normalize(pictures, IMAGENET.mean, IMAGENET.std)
         ended = time.process_time()
         torch.set_num_threads(threads)
         return {"ours": ended - between, "theirs": between - started}
@@ -234,7 +234,7 @@ def fine_tuning(root: Path) -> Callable[[], Sample]:
 
     def pair() -> Sample:
         transform = eval_transform(IMAGENET)
-        x = normalize(torch.stack([transform(read_pixels(file)) for file in train]), IMAGENET["mean"], IMAGENET["std"])
+        x = normalize(torch.stack([transform(read_pixels(file)) for file in train]), IMAGENET.mean, IMAGENET.std)
         data = TensorDataset(x, torch.zeros(len(x), dtype=torch.long))
         net = models.resnet18(num_classes=2)
         sgd = torch.optim.SGD(net.parameters(), lr=0.001, momentum=0.9)
@@ -266,9 +266,9 @@ def two_processes(pictures: int) -> Callable[[], Sample]:
             where = ["--accelerator", "cpu", "--devices", str(devices), "--default_root_dir", root]
             strategy = ["--strategy", "ddp"] if devices > 1 else []
             flags = [*sizes, *where, *strategy, "--max_epochs", "3", "--limit_val_batches", "0"]
-            _, output = script("fit.py", *flags, threads=2 // devices)
-        lines = [line for line in output.splitlines() if line.startswith("epoch ")]
-        speeds = [float(line.split(" samples/s")[0].split()[-1].replace(",", "")) for line in lines[1:]]
+            script("fit.py", *flags, threads=2 // devices)
+            rows = read_csv(Path(root) / "lightning_logs" / "version_0" / "metrics.csv")
+        speeds = [float(row["samples_per_second"]) for row in rows if row["samples_per_second"]][1:]
         return 1 / statistics.median(speeds)  # after the first epoch, which warms up
 
     def pair() -> Sample:
@@ -310,7 +310,7 @@ def start_up(name: str, *arguments: str, against: str) -> Callable[[], Sample]:
 def memory(pictures: int) -> Callable[[], Sample]:
     """Peak MB that a LeNet run adds to what the imports take, against the size of its data."""
     code = (
-        "import pathlib, re, sys, tempfile; from lit_training.cli import FitCLI; import torch._dynamo;"
+        "import pathlib, re, sys, tempfile; from lit_training.cli.parser import FitCLI; import torch._dynamo;"
         # Not resource.getrusage, whose peak a process takes over from the one that started it.
         "status = pathlib.Path('/proc/self/status');"
         "peak = lambda: int(re.search(r'VmHWM:\\s+(\\d+)', status.read_text())[1]) / 1024;"

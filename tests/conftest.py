@@ -1,32 +1,41 @@
 """What several test files share. No test reads the network, the user's caches or another test's files."""
 
-import logging
 import socket
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import settings
 from lightning.pytorch import Trainer
-from PIL import Image
+
+from tests.support.ants_and_bees import write_photos
+from tests.support.training import bare_trainer, own_caches
 
 torch.set_num_threads(1)  # the networks are small, and sums come out in the same order everywhere
 settings.register_profile("suite", max_examples=50, deadline=None, derandomize=True)
 settings.load_profile("suite")
 
 
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """Say it where nobody can overlook it, when the browser's tests were left out."""
+    left_out = [report for report in terminalreporter.stats.get("skipped", []) if "test_browser.py" in report.nodeid]
+    if left_out:
+        terminalreporter.write_line(
+            f"NO BROWSER: {len(left_out)} tests of tests/test_browser.py were left out; "
+            "apt-get install chromium chromium-driver, or set REQUIRE_BROWSER=1 to let them fail",
+            red=True,
+            bold=True,
+        )
+
+
 @pytest.fixture(autouse=True)
 def own_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A current folder and caches of the test's own, and no seed left behind by the test before."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch_home"))
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf_home"))
-    monkeypatch.delenv("PL_GLOBAL_SEED", raising=False)
+    own_caches(tmp_path, monkeypatch)
     torch.manual_seed(0)
 
 
@@ -46,20 +55,7 @@ def offline(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def bare() -> Callable[..., Trainer]:
     """``bare(max_epochs=1, ...)``: a Trainer of Lightning's own, as in a notebook, that writes and prints nothing."""
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-
-    def build(**arguments: Any) -> Trainer:
-        quiet = {
-            "accelerator": "cpu",
-            "devices": 1,
-            "logger": False,
-            "enable_checkpointing": False,
-            "enable_progress_bar": False,
-            "enable_model_summary": False,
-        }
-        return Trainer(**{**quiet, **arguments})
-
-    return build
+    return bare_trainer
 
 
 @pytest.fixture
@@ -80,16 +76,5 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 @pytest.fixture
 def photo_folder(tmp_path: Path) -> Path:
-    """``train`` (8 a class) and ``val`` (4 a class) of two classes, ants and bees: noise of 48 x 40 pixels, reddish
-    and bluish."""
-    root = tmp_path / "photos"
-    random = np.random.default_rng(0)
-    for split, count in (("train", 8), ("val", 4)):
-        for channel, name in ((0, "ants"), (2, "bees")):
-            folder = root / split / name
-            folder.mkdir(parents=True)
-            for number in range(count):
-                pixels = random.integers(0, 128, (40, 48, 3), dtype=np.uint8)
-                pixels[..., channel] += 120
-                Image.fromarray(pixels).save(folder / f"{number}.jpg", quality=95)
-    return root
+    """See :func:`tests.support.ants_and_bees.write_photos`."""
+    return write_photos(tmp_path / "photos")

@@ -1,6 +1,12 @@
-"""What a browser shows of a run of each model: Chromium, without a window, on a TensorBoard server of its own."""
+"""What a browser shows of a run of each model: Chromium, without a window, on a TensorBoard server of its own.
 
+Left out where there is no chromedriver, which tests/conftest.py then says, unless REQUIRE_BROWSER is 1: with it, and
+where there is a chromedriver, whatever else is missing is a failure.
+"""
+
+import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -10,11 +16,12 @@ from typing import Any
 
 import pytest
 
-from lit_training.cli.parser import FitCLI
-from lit_training.trained.compare import read
+from lit_training.trained.compare import read_run
+from tests.support.fits import parse
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 DRIVER = shutil.which("chromedriver")
+REQUIRED = bool(DRIVER) or os.environ.get("REQUIRE_BROWSER") == "1"
 RUNS = {
     "LitCNN": ["--data.train_size=400", "--data.val_size=100", "--max_epochs=2", "--model.lr=0.01"],
     "LitMLP": ["--model=LitMLP", "--data.steps=60", "--max_epochs=2"],
@@ -40,10 +47,15 @@ CHOOSE = NODES + "all.find(n => n.nodeName === 'PAPER-ITEM' && n.textContent.tri
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(
-        not (CHROMIUM and DRIVER), reason="no chromium and chromedriver here: apt-get install chromium-driver"
-    ),
+    pytest.mark.skipif(not REQUIRED, reason="no chromedriver here: apt-get install chromium chromium-driver"),
 ]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def browser_is_there() -> None:
+    """Fails before the runs are trained, which take longer."""
+    missing = [name for name, path in (("chromium", CHROMIUM), ("chromedriver", DRIVER)) if path is None]
+    assert not missing, f"there is no {' and no '.join(missing)} on PATH: apt-get install chromium chromium-driver"
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +63,7 @@ def logs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of each model: version_0 to version_3, in the order of RUNS."""
     root = tmp_path_factory.mktemp("runs")
     for arguments in RUNS.values():
-        cli = FitCLI([*arguments, "--quiet", f"--default_root_dir={root}"])
+        cli = parse(shlex.join([*arguments, "--quiet", f"--default_root_dir={root}"]))
         cli.trainer.fit(cli.model, cli.datamodule, weights_only=True)
     return root / "lightning_logs"
 
@@ -71,13 +83,13 @@ def address(logs: Path) -> Iterator[str]:
 @pytest.fixture(scope="module")
 def show(address: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Any]]:
     """Open a tab and wait until what a script finds there satisfies a condition."""
-    webdriver = pytest.importorskip("selenium.webdriver")
+    from selenium import webdriver
     from selenium.common.exceptions import TimeoutException
     from selenium.webdriver.chrome.service import Service
     from selenium.webdriver.support.ui import WebDriverWait
 
     options = webdriver.ChromeOptions()
-    options.binary_location = CHROMIUM
+    options.binary_location = str(CHROMIUM)
     switches = "headless no-sandbox disable-gpu disable-quic no-first-run disable-background-networking disable-sync"
     for switch in [*switches.split(), "disable-component-update", "disable-dev-shm-usage", "window-size=1280,2400"]:
         options.add_argument(f"--{switch}")
@@ -139,7 +151,7 @@ def test_settings_with_what_they_reached(show: Callable[..., Any], logs: Path) -
     table = text.partition("Trial ID")[2].partition("Color by")[0]
     rows = re.split(r"version_\d", table)[1:]
     for place, name in enumerate(RUNS):
-        curves = read(str(logs / f"version_{place}")).curves
+        curves = read_run(str(logs / f"version_{place}")).curves
         metrics = ("val_acc", "val_loss", "train_loss") if name in CLASSIFIERS else ("val_loss", "train_loss")
         last = [list(curves[metric].values())[-1] for metric in metrics]
         shown = [float(number) for number in rows[place].split()[-len(last) :]]

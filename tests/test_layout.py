@@ -1,7 +1,6 @@
 """How the code is laid out: imports run one way, a network runs outside of its file, files stay readable."""
 
 import ast
-import re
 import subprocess
 import sys
 import types
@@ -205,13 +204,6 @@ def test_only_the_packages_that_the_map_names() -> None:
 def test_files_of_lit_training_stand_in_a_room() -> None:
     loose = {path.stem for path in (ROOT / "lit_training").glob("*.py")} - {"__init__"}
     assert loose == BASE, f"lit_training has other files outside of its folders: {', '.join(sorted(loose ^ BASE))}"
-
-
-def test_an_installation_gets_every_package() -> None:
-    listed = re.search(r"^packages = (\[.*?\])", (ROOT / "pyproject.toml").read_text(), re.MULTILINE | re.DOTALL)
-    assert listed, "pyproject.toml lists no packages"
-    missing = PACKAGES - set(ast.literal_eval(listed[1]))
-    assert not missing, f"pyproject.toml installs the product without {', '.join(sorted(missing))}"
 
 
 @by_name

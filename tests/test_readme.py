@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from lit_training.cli.parser import FitCLI
+from tests.support import by_hand, printed
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -66,12 +67,14 @@ def test_links_folders_and_make_targets_are_there() -> None:
 @pytest.mark.slow
 def test_from_a_folder_to_a_prediction(photo_folder: Path, tmp_path: Path) -> None:
     small = ["--model.weights", "none", "--data.image_size", "64", "--max_epochs", "1", "--accelerator", "cpu"]
-    printed = run("fit.py", "--data", str(photo_folder), *small)
-    assert "24 pictures in 2 classes" in printed
-    assert re.search(r"^val_acc +\d\.\d{4}  \(95 % interval .*, n = 8\)$", printed, re.MULTILINE)
+    said = run("fit.py", "--data", str(photo_folder), *small)
+    assert "24 pictures in 2 classes" in said
+    accuracy = printed.interval(said, "val_acc")
+    assert accuracy == pytest.approx((accuracy[0], *by_hand.wilson(round(8 * accuracy[0]), 8)), abs=6e-4)
+    assert ", n = 8)" in said
     picture = photo_folder / "val" / "ants" / "0.jpg"
     predicted = run("predict.py", "latest", str(picture), str(photo_folder / "val"), "--output", "predictions.csv")
     assert predicted.count(".jpg") >= 9
     assert len((tmp_path / "predictions.csv").read_text().splitlines()) == 1 + 9
-    assert "(95 % interval" in run("evaluate.py", "latest")
+    assert printed.interval(run("evaluate.py", "latest"), "val_acc") == accuracy
     assert "24 pictures" in run("check.py", str(photo_folder)).replace("24 files", "24 pictures")

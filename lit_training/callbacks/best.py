@@ -42,7 +42,7 @@ class BestCheckpoint(ModelCheckpoint):
         trainer.strategy.barrier("best.ckpt")  # no rank may open it before it is written
 
 
-class EarlyStopping(Callback):
+class StopEarly(Callback):
     """Stops after ``patience`` looks in a row without a better epoch, or when the metric is not finite.
 
     It looks after each epoch, or after each validation where these are not one and the same, as Lightning's own does,
@@ -70,7 +70,7 @@ class EarlyStopping(Callback):
         self.best.value = None if score is None or math.isinf(score) else float(score)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        self.each_epoch = trainer.val_check_interval == 1.0 and trainer.check_val_every_n_epoch == 1  # type: ignore[attr-defined]
+        self.each_epoch = trainer.val_check_interval == 1.0 and trainer.check_val_every_n_epoch == 1
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.each_epoch:
@@ -87,7 +87,7 @@ class EarlyStopping(Callback):
             UsageError: the metric is not logged.
         """
         metrics = trainer.callback_metrics
-        if trainer.fast_dev_run:
+        if trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         if self.best.monitor not in metrics:
             logged = ", ".join(metrics) or "nothing"

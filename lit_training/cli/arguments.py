@@ -21,7 +21,7 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         unknown = re.match(r"unrecognized arguments: (\S+)", message)
         if unknown:
-            near = nearest(unknown[1].partition("=")[0], self._option_string_actions)
+            near = nearest(unknown[1].partition("=")[0], re.findall(r"--[a-z_]+", self.format_help()))
             hint = f"did you mean {near}?" if near else f"see python scripts/{self.prog} --help"
             message = f"there is no {unknown[1]}: {hint}"
         self.exit(2, f"{self.prog}: error: {message}\n")

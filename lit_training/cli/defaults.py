@@ -9,7 +9,7 @@ from lightning.pytorch.callbacks import Callback, LearningRateMonitor
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.strategies import DDPStrategy, StrategyRegistry
 
-from lit_training.callbacks.best import BestCheckpoint, EarlyStopping
+from lit_training.callbacks.best import BestCheckpoint, StopEarly
 from lit_training.callbacks.console import EpochLines
 from lit_training.callbacks.dashboard import Dashboard
 from lit_training.callbacks.features import FeatureCache
@@ -79,7 +79,7 @@ def with_defaults(trainer: dict[str, Any], run: Run, config_yaml: str, save_conf
             callbacks[:0] = [ResumePoint(run.watch)]  # first: what it saves is what the others have not touched yet
             callbacks += [Provenance(run.start.run)]
     if (patience := run.config.get("early_stopping")) is not None:
-        callbacks += [EarlyStopping(monitor or "train_loss", mode, int(patience))]
+        callbacks += [StopEarly(monitor or "train_loss", mode, int(patience))]
     drop_empty_hooks(callbacks)
     config["callbacks"] = [*callbacks[:1], *_as_list(config["callbacks"]), *callbacks[1:]]
     return config

@@ -23,6 +23,7 @@ from lit_training.cli.schedules import FROM_THE_RUN, SCHEDULES, schedule_factory
 from lit_training.cli.usage_errors import parse_error
 from lit_training.errors import CheckpointError, UsageError, fail, is_rank_zero
 from lit_training.runs.foreign import promises
+from lit_training.runs.lightning_internals import actions_of
 from lit_training.runs.processes import Watch, bind_to_loopback
 from lit_training.runs.run import Run
 from lit_training.runs.trainer import FitTrainer
@@ -106,7 +107,7 @@ class FitCLI(LightningCLI):
             instantiate=False,
             help="Class and arguments of the learning rate schedule; its length is the run's.",
         )
-        for action in parser._actions:  # shown in --help_all; parsed by expand_flags
+        for action in actions_of(parser):  # shown in --help_all; parsed by expand_flags
             if action.dest.startswith("trainer."):
                 action.option_strings = [*action.option_strings, f"--{action.dest.removeprefix('trainer.')}"]
 

@@ -4,6 +4,7 @@ Each was read on lightning 2.6.6. tests/lit_training/runs/test_lightning_interna
 """
 
 import contextlib
+from argparse import Action, ArgumentParser
 from pathlib import Path
 from typing import Any
 
@@ -93,3 +94,8 @@ def start_resumed_epoch(trainer: Trainer, model: LightningModule) -> None:
 def stop_process_observer() -> None:
     """Lightning's observer kills this process when another one dies; its exit code and last words would be lost."""
     subprocess_script._launch_process_observer = lambda child_processes: None
+
+
+def actions_of(parser: ArgumentParser) -> list[Action]:
+    """The arguments that a parser of jsonargparse has; their ``option_strings`` may be changed."""
+    return parser._actions

@@ -153,7 +153,7 @@ def test_a_full_disk_leaves_no_half_of_the_bytes(tmp_path: Path, monkeypatch: py
     def full(_: int) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("datamodules.cifar10.os.fsync", full)
+    monkeypatch.setattr("datamodules.files.os.fsync", full)
     official: Any = Official()
     with pytest.raises(OSError, match="No space"):
         _write_bytes(official, tmp_path / "x.uint8")

@@ -8,6 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
+from datamodules import Preprocessing
 from lit_training import figures
 
 
@@ -31,8 +32,8 @@ def test_pixels_undo_the_normalisation() -> None:
     colours = torch.rand(2, 3, 4, 4)
     mean, std = [0.4, 0.5, 0.6], [0.2, 0.3, 0.4]
     scaled = (colours - torch.tensor(mean).view(-1, 1, 1)) / torch.tensor(std).view(-1, 1, 1)
-    assert torch.allclose(figures.pixels(scaled, {"mean": mean, "std": std}), colours, atol=1e-6)
-    assert figures.pixels(torch.zeros(1, 1, 4, 4), {"mean": [0.5], "std": [0.5]}).shape == (1, 3, 4, 4)
+    assert torch.allclose(figures.pixels(scaled, Preprocessing(mean=mean, std=std)), colours, atol=1e-6)
+    assert figures.pixels(torch.zeros(1, 1, 4, 4), Preprocessing(mean=[0.5], std=[0.5])).shape == (1, 3, 4, 4)
 
 
 def test_a_sheet_shows_its_pictures_in_order() -> None:

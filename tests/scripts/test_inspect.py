@@ -1,4 +1,4 @@
-"""scripts/inspect.py, and that its name is nobody's trouble."""
+"""scripts/describe.py, and that its name is nobody's trouble."""
 
 import os
 import runpy
@@ -14,7 +14,7 @@ ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
 def inspect(*arguments: str) -> None:
-    runpy.run_path(str(SCRIPTS / "inspect.py"), run_name="by_path")["main"](list(arguments))
+    runpy.run_path(str(SCRIPTS / "describe.py"), run_name="by_path")["main"](list(arguments))
 
 
 def test_a_class(capsys: pytest.CaptureFixture[str]) -> None:
@@ -40,7 +40,7 @@ def test_wrong_input_gets_one_line(line: str, culprit: str, capsys: pytest.Captu
         inspect(*line.split())
     err = capsys.readouterr().err
     assert stopped.value.code == 2
-    assert err.startswith("inspect.py: error: ")
+    assert err.startswith("describe.py: error: ")
     assert err.count("\n") == 1
     assert culprit in err
 
@@ -64,7 +64,7 @@ def test_scripts_and_the_processes_of_several_devices_work_beside_it(tmp_path: P
     fit = "--max_epochs 1 --data.train_size 16 --data.val_size 11 --accelerator cpu --devices 2 --strategy ddp"
     commands = [
         ["fit.py", *fit.split(), "--trainer.callbacks+", "lit_training.inspection.DeviceReport"],
-        ["inspect.py", "LitCNN"],
+        ["describe.py", "LitCNN"],
     ]
     running = [
         subprocess.Popen(

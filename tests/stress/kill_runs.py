@@ -1,8 +1,8 @@
 """Interrupt training in every way, again and again, and compare its end with that of a run left in peace.
 
-``python scripts/torture.py --minutes 30``. Each round draws a case and a number of interruptions (SIGKILL, signals, a
-full disk, a damaged checkpoint) from its seed; what differs is printed with the seed that repeats it. A share of the
-time goes to inputs that nobody meant (scripts/fuzz.py).
+``python tests/stress/kill_runs.py --minutes 30``, or ``make stress``. Each round draws a case and a number of
+interruptions (SIGKILL, signals, a full disk, a damaged checkpoint) from its seed. What differs is printed with the seed
+that repeats it.
 """
 
 import argparse
@@ -14,6 +14,7 @@ import json
 import os
 import random
 import resource
+import runpy
 import shutil
 import signal
 import subprocess
@@ -31,10 +32,7 @@ import torch
 from lightning.pytorch import Callback
 from PIL import Image
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))  # so that the other scripts are found from everywhere
-import fuzz  # type: ignore[import-not-found]
-
-FIT = Path(__file__).resolve().parent / "fit.py"
+FIT = Path(__file__).resolve().parents[2] / "scripts" / "fit.py"
 SHAPES = "--data.train_size 60 --data.val_size 30"
 ROWS = "--data.in_features 20 --data.out_features 3 --data.length 16 --data.batch_size 16 --data.steps 12"
 PHOTOS = (
@@ -170,8 +168,6 @@ def forked(arguments: list[str], folder: Path, cost: float, file_limit: int | No
 
 def _fit(cost: float) -> int:
     """fit.py as ``sys.argv`` says, with :class:`Used`."""
-    import fit  # type: ignore[import-not-found]
-
     from lit_training.callbacks.resume import ResumePoint
     from lit_training.cli.parser import FitCLI
 
@@ -185,7 +181,7 @@ def _fit(cost: float) -> int:
 
     FitCLI.instantiate_trainer = with_used  # type: ignore[method-assign, assignment]
     try:
-        fit.main()
+        runpy.run_path(str(FIT))["main"]()
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
     except KeyboardInterrupt:  # before fit.py has taken over the signals
@@ -208,7 +204,7 @@ def launched(arguments: list[str], folder: Path, cost: float, file_limit: int | 
     return process.pid
 
 
-COST = "TORTURE_COST"
+COST = "KILL_RUNS_COST"
 """Environment variable: be fit.py, with this share of the time for resume points."""
 
 
@@ -381,54 +377,34 @@ def peaceful(name: str, folder: Path, arguments: list[str], start: Callable[...,
     return found, seconds
 
 
-INPUTS = 0.15
-"""Share of the time that goes to them."""
-AT_ONCE = {"pictures": 1000, "command lines": 100}
-
-
-class Inputs:
-    """Tries new inputs of both kinds in turn."""
-
-    def __init__(self) -> None:
-        self.tried = dict.fromkeys(AT_ONCE, 0)
-        self.seconds = 0.0
-
-    def go(self) -> tuple[Counter[str], list[str]]:
-        began = time.monotonic()
-        kind = min(self.tried, key=lambda kind: self.tried[kind] // AT_ONCE[kind])
-        found = fuzz.attempts(kind, self.tried[kind], AT_ONCE[kind])
-        self.tried[kind] += AT_ONCE[kind]
-        self.seconds += time.monotonic() - began
-        return found
-
-
 KINDS = ("SIGKILL", "SIGKILL", "SIGKILL", "SIGTERM", "SIGINT", "SIGUSR1", "full disk", "damaged last.ckpt")
 
 
 def main() -> None:
     if COST in os.environ:
         sys.exit(_fit(float(os.environ[COST])))
-    parser = argparse.ArgumentParser("torture.py", description=(__doc__ or "").splitlines()[0])
+    parser = argparse.ArgumentParser("kill_runs.py", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--minutes", type=float, default=30)
-    parser.add_argument("--seed", type=int, default=None, help="repeat one round")
+    parser.add_argument("--seed", type=int, default=None, help="repeat one round; else seeds are drawn anew")
     parser.add_argument("--case", default=None, help="only cases whose name contains this")
     parser.add_argument("--one_process", action="store_true", help="leave the cases with two processes out")
     options = parser.parse_args()
-    began = time.monotonic()
-    end = began + 60 * options.minutes
+    end = time.monotonic() + 60 * options.minutes
     os.environ["OMP_NUM_THREADS"] = "1"
     torch.set_num_threads(1)
     with contextlib.redirect_stdout(io.StringIO()):
-        import lit_training.cli  # noqa: F401  # for all forks at once
-    place = Path(tempfile.mkdtemp(prefix="torture"))
+        import lit_training.cli.fit
+        import lit_training.cli.parser
+        import lit_training.cli.trouble  # noqa: F401  # for all forks at once
+    place = Path(tempfile.mkdtemp(prefix="kill_runs"))
     places = {"PHOTOS": photos(place / "photos"), "CIFAR10": cifar10(place / "cifar10")}
     cases = CASES if options.one_process else {**CASES, **DDP_CASES}
     names = [name for name in cases if options.case is None or options.case in name]
     counts: Counter[str] = Counter()
     known: dict[str, tuple[dict[str, Any], float]] = {}
     waits: dict[str, list[float]] = {"one process": [], "two processes": []}
-    inputs, failures = Inputs(), 0
-    seed = 0 if options.seed is None else options.seed
+    failures = 0
+    seed = random.SystemRandom().randrange(10**9) if options.seed is None else options.seed
     while time.monotonic() < end:
         for name in names:
             if time.monotonic() > end:
@@ -453,11 +429,6 @@ def main() -> None:
                 shutil.rmtree(folder)
             counts += one.counts
             waits["two processes" if name in DDP_CASES else "one process"] += one.waits
-            while options.case is None and inputs.seconds < INPUTS * (time.monotonic() - began):
-                found, wrong = inputs.go()
-                counts += found
-                failures += len(wrong)
-                print("".join(f"FAILED {line}\n" for line in wrong), end="", flush=True)
         print(f"seed {seed}: {sum(counts.values())} events, {failures} failures", flush=True)
         if options.seed is not None:
             break
@@ -467,7 +438,6 @@ def main() -> None:
     for processes, seconds in waits.items():
         if seconds:
             print(f"{max(seconds):6.2f}  s: longest wait after a signal, {processes} ({len(seconds)} signals)")
-    print(f"{sum(inputs.tried.values()):6}  inputs tried in all")
     print(f"{failures:6}  failures")
     if not failures:
         shutil.rmtree(place)

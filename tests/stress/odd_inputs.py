@@ -1,7 +1,8 @@
-"""Feed the picture reader and the command line's parser with what nobody meant: ``python scripts/fuzz.py``.
+"""Feed the picture reader and the parser of the command line with odd inputs: ``make stress``.
 
-Valid files of every format are mutated, flags and values mixed; each input either works or is refused as the user's
-to mend. Anything else (another error, a crash, a hang, memory without bound) is printed with the seed that repeats it.
+``python tests/stress/odd_inputs.py`` tries a fixed number of inputs, with ``--minutes 10`` new ones for so long. It
+mutates valid files of every format and mixes flags and values. Each input has to work, or to be refused as the user's
+to mend. Anything else (another error, a crash, a hang, too much memory) is printed with the number that repeats it.
 """
 
 import argparse
@@ -16,6 +17,7 @@ import string
 import struct
 import sys
 import tempfile
+import time
 import warnings
 import zlib
 from collections import Counter
@@ -259,7 +261,7 @@ def attempts(kind: str, first: int, count: int) -> tuple[Counter[str], list[str]
     """
     counts: Counter[str] = Counter()
     wrong: list[str] = []
-    with tempfile.TemporaryDirectory(prefix="fuzz") as name:
+    with tempfile.TemporaryDirectory(prefix="odd_inputs") as name:
         folder, after = Path(name), first + count
         while first < after:
             child = os.fork()
@@ -311,26 +313,42 @@ def _try_all(kind: str, seeds: range, folder: Path) -> None:
         os._exit(code)
 
 
-def chunks(count: int, size: int) -> Iterator[tuple[int, int]]:
-    for first in range(0, count, size):
-        yield first, min(size, count - first)
+AT_ONCE = {"pictures": 1000, "command lines": 100}
+"""Inputs between two looks at the clock."""
+
+
+def budgets(options: argparse.Namespace) -> Iterator[tuple[str, int, int]]:
+    """Yield (kind, first, count) until all inputs have been tried, or the time is over."""
+    if options.minutes is None:
+        for kind, total in (("pictures", options.pictures), ("command lines", options.command_lines)):
+            for start in range(0, total, AT_ONCE[kind]):
+                yield kind, options.first + start, min(AT_ONCE[kind], total - start)
+        return
+    end = time.monotonic() + 60 * options.minutes
+    following = dict.fromkeys(KINDS, random.SystemRandom().randrange(10**9))
+    while True:
+        for kind, count in AT_ONCE.items():
+            if time.monotonic() > end:
+                return
+            yield kind, following[kind], count
+            following[kind] += count
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser("fuzz.py", description=(__doc__ or "").splitlines()[0])
+    parser = argparse.ArgumentParser("odd_inputs.py", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--minutes", type=float, default=None, help="try new inputs of both kinds for so long")
     parser.add_argument("--pictures", type=int, default=100_000)
     parser.add_argument("--command_lines", type=int, default=10_000)
     parser.add_argument("--first", type=int, default=0, help="number of the first input of each kind: to repeat one")
     options = parser.parse_args()
     counts: Counter[str] = Counter()
     failures = 0
-    for kind, count in (("pictures", options.pictures), ("command lines", options.command_lines)):
-        for first, size in chunks(count, 2000):
-            found, wrong = attempts(kind, options.first + first, size)
-            counts += found
-            failures += len(wrong)
-            for line in wrong:
-                print(f"WRONG {line}", flush=True)
+    for kind, first, count in budgets(options):
+        found, wrong = attempts(kind, first, count)
+        counts += found
+        failures += len(wrong)
+        for line in wrong:
+            print(f"WRONG {line}", flush=True)
     for what, number in sorted(counts.items()):
         print(f"{number:7}  {what}")
     print(f"{failures:7}  failures")

@@ -54,13 +54,15 @@ def fit(line: str, kill_at: int | None = None) -> FitCLI:
     cli = parse(f"{QUIET} {line}")
     if kill_at is not None:
         cli.trainer.callbacks.append(KillAt(kill_at))  # type: ignore[attr-defined]
+    killed = False
     try:
         cli.trainer.fit(cli.model, cli.datamodule, weights_only=True)
     except Killed:
-        assert kill_at is not None
+        killed = True
     except SystemExit as stop:
         if stop.code:
             raise
+    assert killed == (kill_at is not None), "the run came to its end before the kill"
     return cli
 
 

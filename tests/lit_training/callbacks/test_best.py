@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import EarlyStopping as LightningsEarlyStopping
+from lightning.pytorch.callbacks import EarlyStopping
 from torch.utils.data import DataLoader, TensorDataset
 
 from datamodules import RandomDataModule
 from lit_models import LitMLP
-from lit_training.callbacks.best import BestCheckpoint, EarlyStopping
+from lit_training.callbacks.best import BestCheckpoint, StopEarly
 from lit_training.errors import UsageError
 from lit_training.runs import checkpoints
 from lit_training.runs.checkpoints import FitCheckpointIO
@@ -121,7 +121,7 @@ def epochs_of(
     trainer: Callable[..., Trainer], losses: list[float], patience: int, mode: str = "min", **arguments: Any
 ) -> int:
     """How many epochs are trained where the validations give these losses."""
-    stop = EarlyStopping("val_loss", mode, patience)
+    stop = StopEarly("val_loss", mode, patience)
     ends = trainer(max_epochs=len(losses), callbacks=[stop], **arguments)
     data = DataLoader(TensorDataset(torch.ones(2, 1)))
     ends.fit(Losses(losses), data, data)
@@ -155,20 +155,20 @@ def test_it_looks_where_there_was_a_validation(bare: Callable[..., Trainer]) -> 
 
 def test_a_metric_that_is_not_logged_is_named(bare: Callable[..., Trainer]) -> None:
     data = DataLoader(TensorDataset(torch.ones(2, 1)))
-    trainer = bare(max_epochs=2, callbacks=[EarlyStopping("val_acc", "max", 1)])
+    trainer = bare(max_epochs=2, callbacks=[StopEarly("val_acc", "max", 1)])
     with pytest.raises(UsageError, match="waits for val_acc, the model logs val_loss: leave it out"):
         trainer.fit(Losses([1.0, 1.0]), data, data)
 
 
 @pytest.mark.parametrize(("monitor", "mode"), [("val_loss", "min"), ("val_acc", "max")])
 def test_it_reads_the_resume_points_of_lightning_s_own(monitor: str, mode: str) -> None:
-    theirs, ours = LightningsEarlyStopping(monitor, mode=mode), EarlyStopping(monitor, mode, 3)
+    theirs, ours = EarlyStopping(monitor, mode=mode), StopEarly(monitor, mode, 3)
     assert ours.state_key == theirs.state_key
     ours.load_state_dict(theirs.state_dict())  # of a run without any look: its best score is infinite
     assert (ours.waited, ours.best.value) == (0, None)
     theirs.load_state_dict({**theirs.state_dict(), "wait_count": 2, "best_score": torch.tensor(0.5)})
     ours.load_state_dict(theirs.state_dict())
     assert (ours.waited, ours.best.value) == (2, 0.5)
-    again = EarlyStopping(monitor, mode, 3)
+    again = StopEarly(monitor, mode, 3)
     again.load_state_dict(ours.state_dict())
     assert (again.waited, again.best.value) == (2, 0.5)

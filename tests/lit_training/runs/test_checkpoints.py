@@ -106,7 +106,7 @@ def test_kills_while_saving_leave_whole_files_where_tmpdir_is_another_file_syste
         began = time.monotonic()
         FitCheckpointIO().save_checkpoint({"number": 0, "weights": weights}, target)
         one_save = time.monotonic() - began
-        seen = []
+        seen, unfinished = [], 0
         for kill in range(12):
             ours, theirs = os.pipe()
             child = os.fork()
@@ -125,8 +125,10 @@ def test_kills_while_saving_leave_whole_files_where_tmpdir_is_another_file_syste
             assert whole
             seen += [(path.name, number(path)) for path in whole]
             assert list(Path(elsewhere).iterdir()) == []
-            for path in tmp_path.glob("*.ckpt"):
+            unfinished += bool(list(tmp_path.glob(".*.part")))
+            for path in (*tmp_path.glob("*.ckpt"), *tmp_path.glob(".*.part")):
                 path.unlink()
+    assert unfinished  # kills struck in the middle of a write
     assert len({count for _, count in seen}) >= 4  # at several points of several saves
 
 

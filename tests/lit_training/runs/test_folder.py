@@ -127,10 +127,10 @@ def test_latest_of_the_newest_run_needs_no_note(capsys: pytest.CaptureFixture[st
 
 
 def test_there_is_no_latest_where_no_run_can_serve() -> None:
-    with pytest.raises(CheckpointError, match=r"no run under lightning_logs yet: python scripts/fit.py"):
+    with pytest.raises(CheckpointError, match=r"no run under lightning_logs yet: python scripts/fit\.py"):
         find_checkpoint("latest")
     make_run(0)
-    with pytest.raises(CheckpointError, match=r"no run under lightning_logs has a checkpoint: python scripts/fit.py"):
+    with pytest.raises(CheckpointError, match=r"no run under lightning_logs has a checkpoint: python scripts/fit\.py"):
         find_checkpoint("latest")
     with pytest.raises(CheckpointError, match="no run under lightning_logs has a resume point"):
         find_target("latest", ".")
@@ -149,7 +149,7 @@ def test_a_checkpoint_is_found_by_its_run_by_file_and_as_latest(tmp_path: Path) 
 
 
 def test_what_holds_no_checkpoint_is_named() -> None:
-    with pytest.raises(CheckpointError, match=r"nothing is not there: give a run's folder, a .ckpt file, or latest"):
+    with pytest.raises(CheckpointError, match=r"nothing is not there: give a run's folder, a \.ckpt file, or latest"):
         find_checkpoint("nothing")
     Path("empty").mkdir()
     with pytest.raises(CheckpointError, match="empty holds no checkpoint"):

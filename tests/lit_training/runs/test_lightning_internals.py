@@ -1,6 +1,6 @@
-"""The private names of Lightning that this project uses: each still exists, and does what we rely on.
+"""The private names of libraries that this project uses: each still exists, and does what we rely on.
 
-A test that fails here after an update of Lightning names what changed. Where Lightning needs our help no longer, a test
+A test that fails here after an update of a library names what changed. Where Lightning needs our help no longer, a test
 says so too.
 """
 
@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.strategies.launchers import subprocess_script
 from lightning.pytorch.trainer import call
@@ -24,6 +25,7 @@ from lit_training.runs.lightning_internals import (
     STEP_HOOKS,
     ConnectedTrainer,
     NullProfiler,
+    actions_of,
     count_epoch_as_whole,
     drop_empty_hooks,
     forget_loaders,
@@ -34,7 +36,7 @@ from lit_training.runs.lightning_internals import (
     stop_process_observer,
 )
 from tests.support.commands import ROOT
-from tests.support.fits import SHAPES, assert_same_end, fit, fit_run
+from tests.support.fits import SHAPES, assert_same_end, fit, fit_run, parse
 from tests.support.private_names import private_names, private_names_in
 
 HOME = "lit_training/runs/lightning_internals.py"
@@ -326,6 +328,20 @@ def test_the_observer_of_launched_processes_is_not_started(monkeypatch: pytest.M
     assert len(launched) == 2
     assert len(observed) == 1
     assert threading.active_count() == threads
+
+
+# --- jsonargparse ---------------------------------------------------------------------------------------------------
+
+
+def test_the_actions_of_a_parser_are_its_flags_which_can_get_another_spelling() -> None:
+    parser = LightningArgumentParser()
+    parser.add_argument("--outer.inner", type=int)
+    [action] = [action for action in actions_of(parser) if action.dest == "outer.inner"]
+    assert list(action.option_strings) == ["--outer.inner"]
+    action.option_strings = [*action.option_strings, "--short"]
+    assert "--short" in parser.format_help()
+    flags = {option for action in actions_of(parse("--logger false").parser) for option in action.option_strings}
+    assert {"--model", "--data", "--seeds", "--trainer.max_epochs", "--max_epochs"} <= flags
 
 
 # --- no others ------------------------------------------------------------------------------------------------------

@@ -1,0 +1,123 @@
+"""A loader goes on in the middle of an epoch, reads memory in few calls, and starts no more workers than cores."""
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from datamodules.loading.loader import make_loader, workers_for_decoding
+from tests.support.commands import ENVIRONMENT
+from tests.support.loaders import Keys, epoch_of, loader_of, rank_of
+
+# --- resume -------------------------------------------------------------------------------------------------------
+
+
+@given(st.integers(1, 40), st.integers(1, 3), st.integers(1, 7), st.data())
+def test_a_loader_goes_on_in_the_middle_of_an_epoch(length: int, ranks: int, batch_size: int, data: Any) -> None:
+    trainer = rank_of(ranks - 1, ranks)
+    whole = loader_of(length, batch_size, trainer)
+    epochs = [epoch_of(whole, epoch) for epoch in (4, 5)]
+    used = data.draw(st.integers(0, len(whole) - 1))
+    first = loader_of(length, batch_size, trainer)
+    first.sampler.set_epoch(4)  # type: ignore[attr-defined]
+    batches = iter(first)
+    # A batch counts as used when the next one is asked for.
+    assert [next(batches).tolist() for _ in range(used + 1)] == epochs[0][: used + 1]
+    assert first.state_dict() == {"batches": used}
+    second = loader_of(length, batch_size, trainer)
+    second.load_state_dict(first.state_dict())
+    assert epoch_of(second, 4) == epochs[0][used:]
+    assert epoch_of(second, 5) == epochs[1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_a_loader_with_workers_goes_on_too(num_workers: int) -> None:
+    first, second = (loader_of(23, 4, num_workers=num_workers) for _ in range(2))
+    want = epoch_of(loader_of(23, 4), 2)
+    first.sampler.set_epoch(2)  # type: ignore[attr-defined]
+    batches = iter(first)
+    assert [next(batches).tolist() for _ in range(3)] == want[:3]
+    assert first.state_dict() == {"batches": 2}  # workers are further ahead: what counts is what was used
+    second.load_state_dict(first.state_dict())
+    second.sampler.set_epoch(0)  # type: ignore[attr-defined]
+    resumed = iter(second)  # Lightning takes the iterator before it sets the epoch
+    second.sampler.set_epoch(2)  # type: ignore[attr-defined]
+    assert [batch.tolist() for batch in resumed] == want[2:]
+    assert epoch_of(second, 3) == epoch_of(loader_of(23, 4), 3)
+    assert [batch.tolist() for batch in batches] == want[3:]
+
+
+# --- data in memory -----------------------------------------------------------------------------------------------
+
+
+class KeysInMemory(Keys):
+    """The keys, with what was asked for at once."""
+
+    def __init__(self, length: int, samples_at_once: int) -> None:
+        super().__init__(length)
+        self.samples_at_once = samples_at_once
+        self.asked: list[int] = []
+
+    def __getitems__(self, keys: list[int]) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        self.asked.append(len(keys))
+        return torch.tensor(keys), -torch.tensor(keys)
+
+
+@given(st.integers(1, 300), st.integers(1, 3), st.integers(1, 40), st.integers(0, 100), st.booleans())
+def test_data_in_memory_gives_the_same_batches_in_fewer_calls(
+    length: int, ranks: int, batch_size: int, at_once: int, train: bool
+) -> None:
+    trainer = rank_of(ranks - 1, ranks)
+    data = KeysInMemory(length, at_once)
+    loader = make_loader(data, trainer, batch_size=batch_size, seed=0, train=train)
+    loader.sampler.set_epoch(4)  # type: ignore[attr-defined]
+    batches = list(loader)
+    assert [keys.tolist() for keys, _ in batches] == epoch_of(loader_of(length, batch_size, trainer, train=train), 4)
+    assert all(torch.equal(keys, -minus) for keys, minus in batches)
+    assert max(data.asked) <= max(at_once, batch_size)
+    assert len(data.asked) == -(-len(batches) // max(1, at_once // batch_size))
+
+
+# --- workers ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("cores", "ranks", "beside_a_gpu", "on_the_cpu"),
+    [(1, 1, 0, 0), (2, 1, 2, 0), (2, 2, 0, 0), (8, 2, 4, 1), (16, 1, 8, 4), (64, 1, 8, 8)],
+)
+def test_no_more_workers_than_cores(
+    cores: int, ranks: int, beside_a_gpu: int, on_the_cpu: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("datamodules.loading.loader.available_cores", lambda: cores)
+    assert workers_for_decoding(rank_of(0, ranks, device="cuda")) == beside_a_gpu
+    assert workers_for_decoding(rank_of(0, ranks)) == on_the_cpu
+
+
+def test_workers_outside_of_a_trainer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("datamodules.loading.loader.available_cores", lambda: 64)
+    assert workers_for_decoding(None) == 8
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ending", ["raise ValueError('mine')", "pass"])
+def test_a_program_ends_with_workers_in_the_middle_of_an_epoch(tmp_path: Path, ending: str) -> None:
+    script = tmp_path / "half.py"
+    script.write_text(
+        "import torch\n"
+        "from datamodules import ShapesDataModule\n"
+        "from datamodules.loading.loader import make_loader\n"
+        "data = ShapesDataModule(train_size=100)\n"
+        "data.setup('fit')\n"
+        "batches = iter(make_loader(data.sets['train'], None, batch_size=4, seed=0, train=True, num_workers=2))\n"
+        f"next(batches)\n{ending}\n"
+    )
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, env=ENVIRONMENT, timeout=60)
+    assert done.returncode == (0 if ending == "pass" else 1)
+    assert ("ValueError: mine" in done.stderr) == (ending != "pass")

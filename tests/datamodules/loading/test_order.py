@@ -1,0 +1,89 @@
+"""What a batch holds is a function of seed, epoch and position: order, shares of ranks, padding."""
+
+import itertools
+from collections.abc import Iterable
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from datamodules.loading.order import PADDING, TrainSampler
+from tests.support.loaders import epoch_of, loader_of, rank_of
+
+SEEDS = st.integers(-(2**63), 2**64)
+
+
+def flat(lists: Iterable[list[int]]) -> list[int]:
+    return list(itertools.chain.from_iterable(lists))
+
+
+@given(st.integers(1, 60), st.integers(0, 5), SEEDS)
+def test_an_epoch_draws_every_index_once_in_an_order_of_seed_and_epoch(length: int, epoch: int, seed: int) -> None:
+    def order(seed: int) -> list[int]:
+        sampler = TrainSampler(length, 1, 0, seed)
+        sampler.set_epoch(epoch)
+        return list(sampler)
+
+    keys = order(seed)
+    assert sorted(keys) == list(range(epoch * length, (epoch + 1) * length))
+    assert order(seed) == keys
+
+
+def test_seeds_and_epochs_differ() -> None:
+    orders = set()
+    for seed in range(10):
+        for epoch in range(10):
+            sampler = TrainSampler(30, 1, 0, seed)
+            sampler.set_epoch(epoch)
+            orders.add(tuple(key % 30 for key in sampler))
+    assert len(orders) == 100
+
+
+@given(st.integers(1, 60), st.integers(1, 5), st.integers(1, 7), st.integers(0, 3), st.booleans())
+def test_the_ranks_together_draw_what_one_process_draws(
+    length: int, ranks: int, batch_size: int, epoch: int, shuffle: bool
+) -> None:
+    shares = [
+        epoch_of(loader_of(length, batch_size, rank_of(rank, ranks), shuffle=shuffle), epoch) for rank in range(ranks)
+    ]
+    alone = flat(epoch_of(loader_of(length, batch_size * ranks, shuffle=shuffle), epoch))
+    assert len({len(share) for share in shares}) == 1  # else a rank would wait for ever
+    together = [sorted(flat(batches)) for batches in zip(*shares, strict=True)]
+    padded = [alone[place % length] for place in range(-(-length // ranks) * ranks)]
+    step = batch_size * ranks
+    assert together == [sorted(padded[start : start + step]) for start in range(0, len(padded), step)]
+    assert set(flat(together)) == set(alone)
+
+
+@given(st.integers(1, 60), st.integers(1, 5), st.integers(1, 7))
+def test_evaluation_covers_everything_once_and_pads(length: int, ranks: int, batch_size: int) -> None:
+    loaders = [loader_of(length, batch_size, rank_of(rank, ranks), train=False) for rank in range(ranks)]
+    shares = [epoch_of(loader, 3) for loader in loaders]
+    alone = epoch_of(loader_of(length, batch_size, train=False), 3)
+    assert flat(alone) == list(range(length))
+    assert {len(share) for share in shares} == {len(loader) for loader in loaders} == {-(-len(alone) // ranks)}
+    dealt = [batch for batches in zip(*shares, strict=True) for batch in batches]
+    assert dealt == alone + [[PADDING]] * (len(dealt) - len(alone))  # the very batches of one process
+    assert all(len(loader.sampler) == len(flat(share)) for loader, share in zip(loaders, shares, strict=True))  # type: ignore[arg-type]
+
+
+def test_the_runs_seed_governs_the_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    orders = []
+    for run in (None, "0", "1"):
+        if run is not None:
+            monkeypatch.setenv("PL_GLOBAL_SEED", run)
+        orders.append(epoch_of(loader_of(20), 0))
+    assert orders[0] == orders[1] != orders[2]
+
+
+def test_overfitting_repeats_the_same_batches_in_order() -> None:
+    loader = loader_of(6, trainer=rank_of(0, 1, overfit_batches=1))
+    assert [[key % 6 for key in flat(epoch_of(loader, epoch))] for epoch in (0, 1)] == [list(range(6))] * 2
+
+
+def test_a_pass_leaves_the_global_generator_alone() -> None:
+    state = torch.get_rng_state()
+    list(loader_of(10))
+    list(loader_of(10, train=False))
+    assert torch.equal(torch.get_rng_state(), state)

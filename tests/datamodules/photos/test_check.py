@@ -1,0 +1,173 @@
+"""What is wrong with a folder of photos: every kind of finding, and how look-alikes are found."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from datamodules.photos import check
+from datamodules.photos.check import DISTANCE, findings, to_document
+from datamodules.photos.find import find_photos
+from tests.support.photos import look_at, scene, turned
+
+
+def save(picture: Image.Image, path: Path, **options: Any) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    picture.save(path, **options)
+
+
+@pytest.fixture
+def clean(tmp_path: Path) -> Path:
+    """A folder with nothing to find."""
+    folders = ("train/cat", "train/dog", "val/cat", "val/dog")
+    for number, folder in enumerate(f for f in folders for _ in range(4)):
+        save(scene(number), tmp_path / "photos" / folder / f"{number}.jpg", quality=90)
+    return tmp_path / "photos"
+
+
+def document(folder: Path) -> dict[str, Any]:
+    """Return the document that ``check.py --json`` prints."""
+    return json.loads(json.dumps(to_document(*findings(find_photos(folder), num_workers=0))))
+
+
+def found(folder: Path) -> dict[str, list[list[str]]]:
+    """Return the items of each kind of finding."""
+    every = document(folder)["findings"]
+    for finding in every:
+        assert finding["count"] == len(finding["items"])
+        assert finding["advice"]
+    return {finding["kind"]: finding["items"] for finding in every}
+
+
+def test_clean(clean: Path) -> None:
+    assert found(clean) == {}
+    assert document(clean)["pictures"] == 16
+
+
+def test_bad_files(clean: Path) -> None:
+    whole = (clean / "train/cat/0.jpg").read_bytes()
+    (clean / "train/cat/cut.jpg").write_bytes(whole[: len(whole) // 2])
+    (clean / "train/cat/empty.jpg").write_bytes(b"")
+    (clean / "train/dog/text.jpg").write_text("text")
+    (clean / "train/dog/moving.gif").write_bytes(b"GIF89a")
+    (clean / "train/dog/notes.txt").write_text("text")
+    (clean / "train/loose.jpg").write_bytes(whole)
+    (clean / "train/hollow").mkdir()
+    assert found(clean) == {
+        "truncated": [["train/cat/cut.jpg"]],
+        "empty": [["train/cat/empty.jpg"]],
+        "not a picture": [["train/dog/text.jpg"]],
+        "not a format we read": [["train/dog/moving.gif"]],
+        "not a picture by its name": [["train/dog/notes.txt"]],
+        "in no class folder": [["train/loose.jpg"]],
+        "folder passed over": [["train/hollow/ holds no pictures: passed over"]],
+    }
+
+
+def test_odd_pictures(clean: Path) -> None:
+    save(scene(50), clean / "val/cat/phone.jpg", exif=turned(8))
+    save(scene(51), clean / "val/cat/named.jpg", format="PNG")
+    save(scene(52, (1600, 1200)), clean / "val/cat/huge.jpg")
+    save(scene(53, (16, 12)), clean / "val/dog/tiny.png")
+    assert found(clean) == {
+        "wrong suffix": [["val/cat/named.jpg"]],
+        "turned by EXIF": [["val/cat/phone.jpg"]],
+        "unusual size": [["val/cat/huge.jpg"], ["val/dog/tiny.png"]],
+    }
+
+
+def test_duplicates(clean: Path) -> None:
+    for number, copy in enumerate(("train/cat/copy.jpg", "val/cat/copy.jpg", "train/dog/copy.jpg")):
+        (clean / copy).write_bytes((clean / f"train/cat/{number}.jpg").read_bytes())
+    save(scene(4), clean / "train/dog/near.png")
+    save(scene(5).resize((320, 240)), clean / "val/dog/near.jpg", quality=70)
+    assert found(clean) == {
+        "exact duplicates": [["train/cat/0.jpg", "train/cat/copy.jpg"]],
+        "exact duplicates across splits": [["train/cat/1.jpg", "val/cat/copy.jpg"]],
+        "same picture under two classes": [["train/cat/2.jpg", "train/dog/copy.jpg"]],
+        "near duplicates": [["train/dog/4.jpg", "train/dog/near.png"]],
+        "near duplicates across splits": [["train/dog/5.jpg", "val/dog/near.jpg"]],
+    }
+
+
+def test_plain_pictures_are_not_alike(clean: Path) -> None:
+    for colour in ("red", "blue", "white"):
+        save(Image.new("RGB", (160, 120), colour), clean / f"val/cat/{colour}.jpg")
+    assert found(clean) == {}
+
+
+def test_classes(clean: Path) -> None:
+    for number in range(40):
+        save(scene(100 + number), clean / f"train/bird/{number}.jpg")
+    save(scene(200), clean / "val/fish/0.jpg")
+    assert found(clean) == {
+        "classes differ between splits": [["bird is not in val"], ["fish is only in val"]],
+        "uneven classes": [["cat: 4", "bird: 40"]],
+    }
+
+
+def test_one_class(tmp_path: Path) -> None:
+    save(scene(0), tmp_path / "cat" / "0.jpg")
+    assert found(tmp_path) == {"one class only": [["cat"]]}
+
+
+def test_nothing_but_broken_files(tmp_path: Path) -> None:
+    for name in ("cat", "dog"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "x.jpg").write_bytes(b"")
+    assert found(tmp_path)["empty"] == [["cat/x.jpg"], ["dog/x.jpg"]]
+
+
+def test_it_counts_pictures_as_training_does(clean: Path) -> None:
+    (clean / "train/cat/empty.jpg").write_bytes(b"")
+    os.mkfifo(clean / "train/cat/pipe.jpg")
+    (clean / "train/dog/twin.jpg").write_bytes((clean / "train/cat/0.jpg").read_bytes())
+    trained_on, checked = look_at(clean), document(clean)
+    assert checked["pictures"] == len(trained_on.paths) == 15
+    assert list(checked["counts"].values()) == trained_on.counts().tolist() == [[3, 4], [4, 4], [0, 0]]
+    assert found(clean) == {
+        "empty": [["train/cat/empty.jpg"]],
+        "no file": [["train/cat/pipe.jpg"]],
+        "same picture under two classes": [["train/cat/0.jpg", "train/dog/twin.jpg"]],
+    }
+
+
+@given(st.lists(st.integers(0, 2**64 - 1), max_size=12), st.data())
+@settings(deadline=None)
+def test_near_pairs_are_all_pairs_that_are_near(hashes: list[int], data: st.DataObject) -> None:
+    for value in list(hashes):  # else two random hashes are never near
+        bits = data.draw(st.sets(st.integers(0, 63), max_size=5))
+        hashes.append(value ^ sum(1 << bit for bit in bits))
+    one, other = check._near_pairs(np.array(hashes, np.uint64))
+    found = {frozenset(pair) for pair in zip(one.tolist(), other.tolist(), strict=True)}
+    assert found == {
+        frozenset((i, j))
+        for i in range(len(hashes))
+        for j in range(i)
+        if (hashes[i] ^ hashes[j]).bit_count() <= DISTANCE
+    }
+
+
+def test_near_pairs_are_found_without_comparing_each_with_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    compared = 0
+    count_bits = check._count_bits
+
+    def counted(values: np.ndarray) -> np.ndarray:
+        nonlocal compared
+        compared += len(values)
+        return count_bits(values)
+
+    monkeypatch.setattr(check, "_count_bits", counted)
+    hashes = np.random.default_rng(0).integers(0, 2**64, 100_000, np.uint64)
+    hashes[-1] = hashes[0] ^ np.uint64(0b101)
+    one, other = check._near_pairs(hashes)
+    assert compared < 1_000_000  # each with each are 5,000,000,000
+    assert (one.tolist(), other.tolist()) in (([0] * 3, [99_999] * 3), ([99_999] * 3, [0] * 3))

@@ -1,0 +1,91 @@
+"""Photos are read from their files as read_picture reads them, only faster."""
+
+import struct
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torchvision.transforms import v2
+
+from datamodules import DataError, ImageFolderDataModule
+from datamodules.photos.dataset import read_pixels
+from datamodules.photos.decode import BadPicture, read_picture
+from tests.support.photos import turned
+
+
+def test_a_jpeg_that_claims_to_be_enormous_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "bomb.jpg"
+    Image.new("RGB", (16, 16)).save(path)
+    data = path.read_bytes()
+    at = data.index(b"\xff\xc0") + 5  # height and width of the frame header
+    path.write_bytes(data[:at] + struct.pack(">HH", 60_000, 60_000) + data[at + 4 :])
+    with pytest.raises(DataError, match=r"bomb\.jpg: too large"):
+        read_pixels(path)
+
+
+@pytest.mark.parametrize("orientation", range(10))
+def test_jpegs_are_turned_as_pillow_turns_them(tmp_path: Path, orientation: int) -> None:
+    pixels = torch.randint(0, 256, (24, 40, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    Image.fromarray(pixels.numpy()).save(tmp_path / "photo.jpg", exif=turned(orientation))
+    want = v2.functional.pil_to_tensor(read_picture(tmp_path / "photo.jpg"))
+    assert want.shape == ((3, 40, 24) if orientation in (5, 6, 7, 8) else (3, 24, 40))
+    assert torch.equal(read_pixels(tmp_path / "photo.jpg"), want)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_photo_that_is_gone_is_named_by_the_loader(photo_folder: Path, workers: int) -> None:
+    data = ImageFolderDataModule(str(photo_folder), num_workers=workers)
+    data.setup("fit")
+    (photo_folder / "val" / "bees" / "1.jpg").unlink()
+    loader: Any = data.val_dataloader()
+    with pytest.raises(BadPicture) as caught:
+        list(loader)
+    assert str(caught.value) == (
+        f"{photo_folder}/val/bees/1.jpg: unreadable (No such file or directory): replace the file or leave it out"
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["spawn", "forkserver"])
+def test_workers_started_in_any_way_give_the_batches_of_none(photo_folder: Path, method: str) -> None:
+    for cache in (False, True):
+
+        def batches(workers: int, cache: bool = cache) -> list[tuple[torch.Tensor, torch.Tensor]]:
+            data = ImageFolderDataModule(
+                str(photo_folder), image_size=72, augment=True, cache=cache, num_workers=workers
+            )
+            data.prepare_data()
+            data.setup("fit")
+            loader = data.train_dataloader()
+            if workers:
+                loader.multiprocessing_context = method
+            loader.sampler.set_epoch(1)  # type: ignore[attr-defined]
+            return list(loader)
+
+        alone, together = batches(0), batches(2)
+        assert len(alone) == len(together) == 4
+        for (x, y), (x2, y2) in zip(alone, together, strict=True):
+            assert torch.equal(x, x2)
+            assert torch.equal(y, y2)
+
+
+def test_pictures_in_memory_are_read_as_their_files_are(tmp_path: Path) -> None:
+    array = np.random.default_rng(0).integers(0, 256, (24, 40, 3), np.uint8)
+    Image.fromarray(array).save(tmp_path / "photo.png", exif=turned(6))
+    want = read_pixels(tmp_path / "photo.png")
+    assert want.shape == (3, 40, 24)
+    with Image.open(tmp_path / "photo.png") as picture:
+        assert torch.equal(read_pixels(picture), want)
+    assert torch.equal(read_pixels(array), torch.from_numpy(array).permute(2, 0, 1))
+    assert torch.equal(read_pixels(array[..., 0]), torch.from_numpy(array[..., 0]).expand(3, -1, -1))
+
+
+@pytest.mark.parametrize(
+    "array", [np.zeros((3, 4, 4), np.uint8), np.zeros((4, 4, 3), np.float32), np.zeros(4, np.uint8)]
+)
+def test_an_array_of_another_kind_is_no_picture(array: np.ndarray) -> None:
+    with pytest.raises(DataError, match=r"is no picture: give \(H, W, 3\) of uint8"):
+        read_pixels(array)

@@ -1,0 +1,190 @@
+"""A folder's layout decides classes and splits; every file that is not used gets a name."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from datamodules.errors import DataError
+from datamodules.photos.find import TEST, TRAIN, VAL, LeftOut, find_class_names, find_photos
+from datamodules.photos.folder import class_names
+from tests.support.photos import JPEG, fill, look_at, names, put, refused, two
+
+# --- files that are left out ------------------------------------------------------------
+
+
+@pytest.mark.parametrize("suffix", ["gif", "svg", "heic", "GIF"])
+def test_other_formats_are_named_and_not_called_broken(tmp_path: Path, suffix: str) -> None:
+    put(two(tmp_path) / "cat" / f"x.{suffix}", b"placeholder")
+    photos = look_at(tmp_path, max_bad_fraction=0.0)
+    assert photos.left_out == [
+        LeftOut(f"cat/x.{suffix}", "not a format we read", f".{suffix.lower()}: convert to .jpg")
+    ]
+
+
+def test_text_files_and_loose_pictures_are_named(tmp_path: Path) -> None:
+    put(two(tmp_path) / "cat" / "labels.txt", b"x")
+    put(tmp_path / "loose.jpg", JPEG)
+    assert look_at(tmp_path).left_out == [
+        LeftOut("cat/labels.txt", "not a picture by its name", "ends in .txt"),
+        LeftOut("loose.jpg", "in no class folder", "lies beside the class folders, not in one"),
+    ]
+
+
+def test_permission() -> None:
+    """Root may read everything, so the examination runs as nobody."""
+    code = (
+        "import os, sys; from datamodules.photos.folder import examine\n"
+        "if os.getuid() == 0: os.setgid(65534); os.setuid(65534)\n"
+        "photos = examine(sys.argv[1], num_workers=0, max_bad_fraction=0.9, cache=False)\n"
+        "print([tuple(file) for file in photos.left_out])\n"
+    )
+    with tempfile.TemporaryDirectory() as folder:  # pytest's own folders are closed to nobody
+        root = two(Path(folder))
+        root.chmod(0o755)
+        (root / "cat" / "0.jpg").chmod(0)
+        closed = fill(root, {"dog/closed": 1}, seed=50) / "dog" / "closed"
+        closed.chmod(0)
+        done = subprocess.run([sys.executable, "-c", code, folder], capture_output=True, text=True)
+        closed.chmod(0o755)
+    assert done.stdout.strip() == str(
+        [
+            ("dog/closed", "unreadable", "folder cannot be read: allow it with chmod u+rx"),
+            ("cat/0.jpg", "unreadable", "Permission denied"),
+        ]
+    ), done.stderr
+
+
+def test_file_that_is_gone_or_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    two(tmp_path)
+    (tmp_path / "cat" / "dangling.jpg").symlink_to(tmp_path / "nowhere")
+    os.mkfifo(tmp_path / "cat" / "pipe.jpg")
+    (tmp_path / "cat" / "null.jpg").symlink_to("/dev/null")
+    (tmp_path / "cat" / "self.jpg").symlink_to(tmp_path / "cat" / "self.jpg")
+    with socket.socket(socket.AF_UNIX) as listener:
+        monkeypatch.chdir(tmp_path / "cat")  # a socket's address is short
+        listener.bind("socket.jpg")
+    assert look_at(tmp_path).left_out == [
+        LeftOut("cat/dangling.jpg", "unreadable", "No such file or directory"),
+        LeftOut("cat/null.jpg", "no file", "a device: move it out of the folder"),
+        LeftOut("cat/pipe.jpg", "no file", "a named pipe: move it out of the folder"),
+        LeftOut("cat/self.jpg", "unreadable", "Too many levels of symbolic links"),
+        LeftOut("cat/socket.jpg", "no file", "a socket: move it out of the folder"),
+    ]
+
+
+def test_hidden_and_system_files_are_passed_over(tmp_path: Path) -> None:
+    two(tmp_path)
+    for path in (".x/0.jpg", ".ipynb_checkpoints/0.jpg", "__MACOSX/0.jpg", "cat/.ipynb_checkpoints/0.jpg"):
+        put(tmp_path / path, JPEG)
+    for path in ("cat/._0.jpg", "cat/.DS_Store", "cat/Thumbs.db"):
+        put(tmp_path / path, b"x")
+    photos = look_at(tmp_path)
+    assert (len(photos.paths), photos.class_names, photos.left_out) == (12, ("cat", "dog"), [])
+
+
+# --- layouts ------------------------------------------------------------
+
+
+@pytest.mark.parametrize("val", ["val", "valid", "validation", "Val"])
+def test_given_splits(tmp_path: Path, val: str) -> None:
+    fill(tmp_path, {"train/a": 3, "train/b": 2, f"{val}/a": 1, f"{val}/b": 1, "test/a": 1, "test/b": 2})
+    photos = look_at(tmp_path)
+    assert photos.class_names == class_names(tmp_path) == ("a", "b")
+    assert photos.counts().tolist() == [[3, 2], [1, 1], [1, 2]]
+    assert photos.notes == []
+    assert all(path.startswith(val) for path in names(photos, VAL))
+
+
+def test_class_only_in_val_and_class_missing_from_val(tmp_path: Path) -> None:
+    fill(tmp_path, {"train/a": 3, "train/b": 3, "train/c": 3, "val/a": 1, "val/aa": 2, "val/c": 1, "test/aa": 1})
+    photos = look_at(tmp_path)
+    assert photos.class_names == class_names(tmp_path) == find_class_names(tmp_path) == ("a", "b", "c")
+    assert photos.counts()[VAL].tolist() == [1, 0, 1]
+    assert [file.path for file in photos.left_out] == ["test/aa/0.jpg", "val/aa/0.jpg", "val/aa/1.jpg"]
+    assert {file[1:] for file in photos.left_out} == {("class not in train", "class aa is only in val and test")}
+    assert photos.notes == [
+        "class aa is only in val and test: it cannot be learned, 3 pictures left out",
+        "no picture in val, so accuracy is not measured, for 1 class: b",
+    ]
+
+
+def test_empty_class_folder_is_a_note(tmp_path: Path) -> None:
+    (two(tmp_path) / "empty").mkdir()
+    photos = look_at(tmp_path)
+    assert photos.class_names == class_names(tmp_path) == ("cat", "dog")
+    assert "empty/ holds no pictures: passed over" in photos.notes
+
+
+def test_nested_folders_belong_to_the_class(tmp_path: Path) -> None:
+    put(two(tmp_path) / "cat" / "2019" / "may" / "x.jpg", JPEG)
+    assert "cat/2019/may/x.jpg" in list(look_at(tmp_path).paths)
+
+
+def test_a_class_called_train(tmp_path: Path) -> None:
+    fill(tmp_path, {"train": 3, "plane": 3})
+    assert look_at(tmp_path).class_names == ("plane", "train")
+
+
+def test_links_are_followed_once_and_loops_end(tmp_path: Path) -> None:
+    root = two(tmp_path / "root", 2)
+    fill(tmp_path, {"elsewhere": 3}, seed=50)
+    fill(root, {"cat/sub": 1}, seed=60)
+    links = {
+        "cat/loop": root / "cat",
+        "cat/up": root,
+        "cat/higher": tmp_path,
+        "cat/aaa": root / "cat" / "sub",  # sorts before what it links to
+        "cat/far": tmp_path / "elsewhere",
+        "cat/farther": tmp_path / "elsewhere",
+        "dog/cats": root / "cat",
+        "dog/self": root / "dog" / "self",
+    }
+    for link, target in links.items():
+        (root / link).symlink_to(target)
+    (tmp_path / "elsewhere" / "back").symlink_to(tmp_path / "elsewhere")
+    assert list(find_photos(root).paths) == [
+        *("cat/0.jpg", "cat/1.jpg", "cat/sub/0.jpg"),
+        *("cat/far/0.jpg", "cat/far/1.jpg", "cat/far/2.jpg"),
+        *("dog/0.jpg", "dog/1.jpg"),
+    ]
+
+
+def test_linked_class_folder(tmp_path: Path) -> None:
+    two(tmp_path / "store", 3)
+    (tmp_path / "root").mkdir()
+    for name in ("cat", "dog"):
+        (tmp_path / "root" / name).symlink_to(tmp_path / "store" / name)
+    assert len(look_at(tmp_path / "root").paths) == 6
+
+
+def test_refused_folders(tmp_path: Path) -> None:
+    assert refused(tmp_path / "x") == "DIR does not exist: name the folder that holds your class folders"
+    put(tmp_path / "file", b"")
+    assert refused(tmp_path / "file") == "DIR is no folder: name the folder that holds your class folders"
+    (tmp_path / "no").mkdir()
+    no_folders = "DIR has no class folders: make one for each class, DIR/<class>/<picture>.jpg"
+    assert refused(tmp_path / "no") == no_folders
+    put(tmp_path / "no" / "x.jpg", JPEG)
+    assert refused(tmp_path / "no") == no_folders
+    (tmp_path / "bare" / "cat").mkdir(parents=True)
+    assert refused(tmp_path / "bare") == "no pictures to train on in DIR: put some in DIR/cat/"
+    with pytest.raises(DataError, match="no pictures to train on"):
+        class_names(tmp_path / "bare")
+    fill(tmp_path / "val", {"val/a": 1})
+    assert refused(tmp_path / "val") == "DIR has val but no train: make DIR/train/<class>/<picture>.jpg"
+    fill(tmp_path / "twice", {"train/a": 1, "val/a": 1, "valid/a": 1})
+    assert refused(tmp_path / "twice") == "DIR has val and valid, which mean the same: keep one of them"
+    put(tmp_path / "flat" / "train" / "x.jpg", JPEG)
+    put(tmp_path / "flat" / "val" / "x.jpg", JPEG)
+    assert refused(tmp_path / "flat") == no_folders.replace("<class>", "train/<class>")
+
+
+def test_constants_are_indices_of_counts() -> None:
+    assert (TRAIN, VAL, TEST) == (0, 1, 2)

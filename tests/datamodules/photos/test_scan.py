@@ -1,0 +1,96 @@
+"""The scan gives the same with any number of processes, survives a crash, and remembers what is whole."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from datamodules.photos import scan
+from datamodules.photos.decode import Look
+from datamodules.photos.find import LeftOut
+from datamodules.photos.scan import content_groups
+from tests.support.photos import BROKEN, JPEG, content, encoded, look_at, put, two
+
+
+def test_content_groups() -> None:
+    hashes = np.array([7, 0, 9, 7, 0, 9, 7], np.uint64)
+    assert content_groups(hashes).tolist() == [0, 1, 2, 0, 4, 2, 0]
+
+
+def test_result_does_not_depend_on_workers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = two(tmp_path, 80)
+    for name, (data, _, _) in BROKEN.items():
+        put(root / "cat" / name, data)
+    monkeypatch.setattr(scan, "_WORTH_A_PROCESS", 1)
+    calls: list[tuple[int, int]] = []
+    alone = look_at(root, num_workers=0, cache=False)
+    many = look_at(root, num_workers=3, cache=False, progress=lambda *numbers: calls.append(numbers))
+    assert content(many) == content(alone)
+    assert many.left_out == alone.left_out
+    assert many.report() == alone.report()
+    assert calls == [(64, 173), (128, 173), (173, 173)]
+
+
+def test_a_crashing_decoder_costs_one_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = two(tmp_path / "root", 40)
+    put(root / "dog" / "crash.jpg", JPEG)
+    fake = tmp_path / "worker.py"
+    fake.write_text(
+        "import os, sys; sys.path.insert(0, os.getcwd())\n"
+        "from datamodules.photos import scan\n"
+        "real = scan.look\n"
+        "scan.look = lambda path, c: os.abort() if path.name == 'crash.jpg' else real(path, c)\n"
+        "scan._serve_requests()\n"
+    )
+    start = subprocess.Popen
+    monkeypatch.setattr(scan.subprocess, "Popen", lambda command, **rest: start([sys.executable, str(fake)], **rest))
+    monkeypatch.setattr(scan, "_WORTH_A_PROCESS", 1)
+    photos = look_at(root, num_workers=2, cache=False)
+    assert photos.left_out == [LeftOut("dog/crash.jpg", "damaged", "its decoder crashed")]
+    assert len(photos.paths) == 80
+
+
+def test_second_scan_opens_only_what_changed(tmp_path: Path, own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    put(two(tmp_path) / "cat" / "broken.jpg", b"")
+    first = look_at(tmp_path)
+    opened: list[str] = []
+    real = scan.look
+
+    def watched(path: Path, with_content: bool) -> Look:
+        opened.append(path.name)
+        return real(path, with_content)
+
+    monkeypatch.setattr(scan, "look", watched)
+    second = look_at(tmp_path)
+    assert opened == ["broken.jpg"]
+    assert second.report() == first.report()
+    put(tmp_path / "dog" / "3.jpg", encoded(77, quality=30))
+    opened.clear()
+    look_at(tmp_path)
+    assert sorted(opened) == ["3.jpg", "broken.jpg"]
+    opened.clear()
+    look_at(tmp_path, cache=False)
+    assert len(opened) == 13
+    (file,) = (own_cache / "lit-classics").iterdir()
+    file.write_bytes(file.read_bytes()[:-100])  # a damaged cache is no cache
+    assert look_at(tmp_path).class_names == first.class_names
+
+
+def test_unwritable_cache_is_done_without(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(put(tmp_path / "a file", b"")))
+    assert len(look_at(two(tmp_path / "root")).paths) == 12
+
+
+def test_an_interrupted_scan_is_remembered(tmp_path: Path, own_cache: Path) -> None:
+    def stop(done: int, total: int) -> None:
+        raise KeyboardInterrupt
+
+    two(tmp_path, 40)
+    with pytest.raises(KeyboardInterrupt):
+        look_at(tmp_path, progress=stop)
+    (file,) = (own_cache / "lit-classics").iterdir()
+    assert len(np.load(file)) == 64

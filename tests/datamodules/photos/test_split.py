@@ -1,0 +1,108 @@
+"""Which photo is validated on: a stratified draw, or what split.csv says."""
+
+from __future__ import annotations
+
+import csv
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from datamodules.photos.find import LeftOut
+from datamodules.photos.folder import class_names
+from datamodules.photos.split import stratified_split
+from tests.support.photos import JPEG, content, look_at, put, refused, two
+
+
+@st.composite
+def folders(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Labels, content groups and ranks of a made-up folder, in any order."""
+    sizes = draw(st.lists(st.lists(st.integers(1, 4), min_size=1, max_size=12), min_size=1, max_size=5))
+    rows = [(label, (label, i)) for label, groups in enumerate(sizes) for i, n in enumerate(groups) for _ in range(n)]
+    rows = draw(st.permutations(rows))
+    first: dict[tuple[int, int], int] = {}
+    groups = np.array([first.setdefault(group, i) for i, (_, group) in enumerate(rows)])
+    ranks = np.array(draw(st.permutations(range(len(rows)))))
+    return np.array([label for label, _ in rows]), groups, ranks
+
+
+@given(folders(), st.floats(0.01, 0.99))
+@settings(deadline=None)
+def test_split_is_stratified_and_keeps_copies_together(
+    folder: tuple[np.ndarray, np.ndarray, np.ndarray], val_size: float
+) -> None:
+    labels, groups, ranks = folder
+    val = stratified_split(labels, groups, ranks, val_size)
+    assert (val == val[groups]).all()
+    for label in np.unique(labels):
+        own = labels == label
+        chosen, count = int(val[own].sum()), int(own.sum())
+        group_sizes = np.bincount(groups[own])
+        group_sizes = group_sizes[group_sizes > 0]
+        if len(group_sizes) == 1:
+            assert chosen == 0
+            continue
+        assert 0 < chosen < count
+        if group_sizes.max() == 1:
+            assert chosen == min(max(int(val_size * count + 0.5), 1), count - 1)
+        else:
+            assert abs(chosen - val_size * count) <= max(group_sizes.max(), 1)
+
+
+@pytest.mark.parametrize(("count", "val"), [(1, 0), (2, 1), (3, 1), (10, 2), (100, 20)])
+def test_split_sizes(count: int, val: int) -> None:
+    rows = np.arange(count)
+    assert stratified_split(np.zeros(count, int), rows, rows, 0.2).sum() == val
+
+
+def test_split_file_gives_the_same_split(tmp_path: Path) -> None:
+    root = two(tmp_path / "root")
+    photos = look_at(root, seed=5)
+    photos.write_split(tmp_path / "split.csv")
+    with (tmp_path / "split.csv").open(newline="") as file:
+        rows = list(csv.reader(file))
+    assert rows[0] == ["path", "label", "split"]
+    assert rows[1][:2] == ["cat/0.jpg", "cat"]
+    assert Counter(row[2] for row in rows[1:]) == {"train": 10, "val": 2}
+    split_file = str(tmp_path / "split.csv")
+    assert content(look_at(root, split_file=split_file)) == content(photos)
+    assert class_names(root, split_file) == ("cat", "dog")
+    put(root / "cat" / "new.jpg", JPEG)
+    again = look_at(root, split_file=split_file)
+    assert content(again) == content(photos)
+    assert again.notes == [f"1 picture left out: not in {split_file}"]
+    assert again.left_out == [LeftOut("cat/new.jpg", "not in the split file", split_file)]
+
+
+def test_split_file_that_does_not_fit(tmp_path: Path) -> None:
+    root, split_file = two(tmp_path / "root"), tmp_path / "s.csv"
+
+    def message(text: str) -> str:
+        split_file.write_text(text)
+        return refused(root, split_file=str(split_file)).replace(str(split_file), "CSV")
+
+    head = "path,label,split\n"
+    assert message("a,b\n") == "CSV does not begin with path,label,split: give a run's split.csv"
+    assert message(head + "cat/0.jpg,cat,trian\n") == (
+        "CSV, line 2, is not understood: its lines are path,label,split with split train, val or test"
+    )
+    assert message(head + "cat/gone.jpg,cat,val\n") == (
+        "1 picture of CSV missing from DIR (cat/gone.jpg): put back what is missing, or leave --data.split_file out"
+    )
+    assert message(head + "cat/0.jpg,dog,train\n") == (
+        "CSV says cat/0.jpg is dog, its folder says cat: move the file or mend the line"
+    )
+    assert message(head) == "CSV has no line with split train: give a run's split.csv"
+    assert message(head + "cat/0.jpg,cat,train\ncat/1.jpg,cat,val\ncat/0.jpg,cat,val\n") == (
+        "CSV names 1 picture more than once (cat/0.jpg): keep one line for each"
+    )
+    assert message(head + "x" * 200_000 + ",cat,train\n") == (
+        "CSV cannot be read (field larger than field limit (131072)): give a run's split.csv"
+    )
+    split_file.unlink()
+    assert refused(root, split_file="x.csv") == (
+        "x.csv cannot be read (No such file or directory): give a run's split.csv"
+    )

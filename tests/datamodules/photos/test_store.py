@@ -1,0 +1,76 @@
+"""Decoded pictures in a mapped file."""
+
+import os
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from datamodules.errors import DataError
+from datamodules.photos.decode import BadPicture
+from datamodules.photos.paths import Paths
+from datamodules.photos.store import PictureStore, store_path
+
+SIZES = [(5, 7), (1, 1), (12, 3)]
+
+
+def picture(index: int) -> Tensor:
+    height, width = SIZES[index % len(SIZES)]
+    return torch.full((3, height, width), index, dtype=torch.uint8)
+
+
+def test_pictures_come_back_as_they_were_written(tmp_path: Path) -> None:
+    PictureStore.write(tmp_path / "x.pictures", 7, picture)
+    store = PictureStore(tmp_path / "x.pictures")
+    assert len(store) == 7
+    for index in range(7):
+        assert torch.equal(store[index], picture(index))
+
+
+def test_a_copy_for_another_process_maps_the_file_itself(tmp_path: Path) -> None:
+    PictureStore.write(
+        tmp_path / "x.pictures", 300, lambda index: torch.full((3, 8, 8), index % 256, dtype=torch.uint8)
+    )
+    pickled = pickle.dumps(PictureStore(tmp_path / "x.pictures"))
+    assert len(pickled) < 300 * 3 * 64 / 4
+    assert pickle.loads(pickled).stacked().shape == (300, 3, 8, 8)
+    assert torch.equal(pickle.loads(pickled).stacked()[:, 0, 0, 0], torch.arange(300).to(torch.uint8))
+
+
+def test_a_cache_that_cannot_be_written_says_which_and_how_to_name_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a.jpg").touch()
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    path = store_path(tmp_path, Paths.from_iterable(["a.jpg"]), {})
+    with pytest.raises(DataError, match=r"cannot be kept in .*file/lit-classics/pictures \(Not a dir.*XDG_CACHE_HOME"):
+        PictureStore.write(path, 7, picture)
+
+
+def test_a_picture_that_is_gone_is_named(tmp_path: Path) -> None:
+    with pytest.raises(BadPicture, match=r"gone\.jpg: unreadable \(No such file"):
+        store_path(tmp_path, Paths.from_iterable(["gone.jpg"]), {})
+
+
+def test_a_picture_that_cannot_be_read_leaves_no_file(tmp_path: Path) -> None:
+    def read(index: int) -> Tensor:
+        if index == 3:
+            raise ValueError("three")
+        return picture(index)
+
+    with pytest.raises(ValueError, match="three"):
+        PictureStore.write(tmp_path / "x.pictures", 5, read)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_another_file_time_or_setting_is_another_store(tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").write_bytes(b"12345")
+    paths = Paths.from_iterable(["a.jpg"])
+    first = store_path(tmp_path, paths, {"size": 32})
+    assert store_path(tmp_path, paths, {"size": 32}) == first
+    assert store_path(tmp_path, paths, {"size": 33}) != first
+    os.utime(tmp_path / "a.jpg", ns=(1, 1))
+    assert store_path(tmp_path, paths, {"size": 32}) != first

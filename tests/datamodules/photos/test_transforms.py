@@ -1,0 +1,27 @@
+"""Crops are torchvision's, and faster ways to them change nothing."""
+
+import torch
+from torchvision.transforms import v2
+
+from datamodules import Preprocessing
+from datamodules.photos.transforms import eval_transform, train_transform
+
+
+def test_a_strip_is_cut_before_it_is_enlarged_and_nothing_else_changes() -> None:
+    spec = Preprocessing(interpolation="bicubic")
+    strip = torch.randint(0, 256, (3, 2, 30_000), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    assert eval_transform(spec)(strip).shape == (3, 224, 224)
+    wide = torch.randint(0, 256, (3, 40, 400), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    plain = v2.Compose([v2.Resize(256, v2.InterpolationMode.BICUBIC, antialias=True), v2.CenterCrop(224)])
+    assert (eval_transform(spec)(wide).int() - plain(wide).int()).abs().max() <= 1
+
+
+def test_random_crops_are_those_of_torchvision() -> None:
+    spec = Preprocessing(image_size=24)
+    picture = torch.randint(0, 256, (3, 60, 80), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    plain = v2.Compose([v2.RandomResizedCrop(24, antialias=True), v2.RandomHorizontalFlip()])
+    for seed in range(20):
+        torch.manual_seed(seed)
+        ours = train_transform(spec)(picture)
+        torch.manual_seed(seed)
+        assert torch.equal(ours, plain(picture))

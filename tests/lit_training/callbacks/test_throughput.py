@@ -1,0 +1,75 @@
+"""Samples per second: what is counted, and that validation is not."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from datamodules import RandomDataModule
+from lit_models import LitMLP
+from lit_training.callbacks import throughput
+from lit_training.callbacks.throughput import Throughput, samples_in
+
+
+@pytest.mark.parametrize(
+    ("batch", "count"),
+    [
+        ((torch.zeros(5, 3), torch.zeros(7)), 5),
+        ([torch.zeros(5, 3)], 5),
+        (torch.zeros(4, 2), 4),
+        ({"x": torch.zeros(6, 2)}, 6),
+        ((), 0),
+        (None, 0),
+        ("no tensor", 0),
+    ],
+    ids=["pair", "list", "tensor", "dictionary", "empty", "nothing", "text"],
+)
+def test_samples_in_a_batch(batch: Any, count: int) -> None:
+    assert samples_in(batch) == count
+
+
+class Clock:
+    """Stands still but where it is moved."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+class Pass(Callback):
+    """Lets 2 s pass in each training batch and 50 s in each validation."""
+
+    def __init__(self, clock: Clock) -> None:
+        self.clock = clock
+
+    def on_train_batch_start(self, *_: Any) -> None:
+        self.clock.now += 2
+
+    def on_validation_batch_start(self, *_: Any) -> None:
+        self.clock.now += 50
+
+
+class Read(Callback):
+    """What was logged of each epoch."""
+
+    def __init__(self) -> None:
+        self.speeds: list[float] = []
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.current_epoch:
+            self.speeds.append(float(trainer.callback_metrics["samples_per_second"]))
+
+
+@pytest.mark.parametrize("sanity_steps", [0, 1])
+def test_samples_over_the_time_of_training_alone(
+    sanity_steps: int, bare: Callable[..., Trainer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock, read = Clock(), Read()
+    monkeypatch.setattr(throughput, "time", clock)
+    trainer = bare(max_epochs=3, callbacks=[Throughput(), Pass(clock), read], num_sanity_val_steps=sanity_steps)
+    trainer.fit(LitMLP(8, (4,), 2), RandomDataModule(in_features=8, out_features=2, length=8, batch_size=4, steps=3))
+    assert read.speeds == [2.0, 2.0]  # 3 batches of 4 in 6 s

@@ -1,0 +1,147 @@
+"""Which epoch is the best: one rule, and one answer wherever it is asked for."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lit_training.callbacks.best import BestCheckpoint, StopEarly
+from lit_training.callbacks.console import EpochLines
+from lit_training.callbacks.dashboard import Dashboard
+from lit_training.cli.parser import FitCLI
+from lit_training.runs.best_epoch import MODES, BestSoFar, best_epoch, is_better
+from lit_training.trained.compare import read_run
+from tests.support.fits import fit
+from tests.support.told_accuracy import ToldAccuracy
+
+NAN = float("nan")
+INF = float("inf")
+
+
+@pytest.mark.parametrize(
+    ("value", "best", "mode", "better"),
+    [
+        (0.6, 0.5, "max", True),
+        (0.4, 0.5, "max", False),
+        (0.6, 0.5, "min", False),
+        (0.4, 0.5, "min", True),
+        (0.5, 0.5, "max", False),  # a tie: the earlier epoch stays
+        (0.5, 0.5, "min", False),
+        (NAN, 0.5, "max", False),
+        (NAN, 0.5, "min", False),
+        (0.5, None, "max", True),
+        (NAN, None, "max", False),
+        (NAN, None, "min", False),
+        (INF, 0.5, "max", True),
+        (INF, 0.5, "min", False),
+        (INF, None, "min", True),
+        (1.0, INF, "min", True),
+    ],
+)
+def test_one_epoch_against_the_best_before_it(value: float, best: float | None, mode: str, better: bool) -> None:
+    row = None if best is None else {"m": best}
+    assert is_better({"m": value}, row, "m", mode) == better
+    assert is_better({"m": torch.tensor(value), "other": 1.0}, row, "m", mode) == better
+
+
+@pytest.mark.parametrize("mode", ["max", "min"])
+def test_an_epoch_without_the_metric_is_not_better(mode: str) -> None:
+    assert not is_better({"other": 1.0}, None, "m", mode)
+    assert not is_better({}, {"m": 0.5}, "m", mode)
+
+
+@given(st.lists(st.floats(allow_infinity=False), max_size=20), st.sampled_from(["max", "min"]))
+def test_best_so_far(values: list[float], mode: str) -> None:
+    best = BestSoFar("m", mode)
+    known: list[float] = []
+    for value in values:
+        better = value == value and all(value > old if mode == "max" else value < old for old in known)
+        assert best.improved({"m": torch.tensor(value, dtype=torch.float64)}) == better
+        known += [value] if value == value else []
+    assert not best.improved({})
+    assert not BestSoFar(None, mode).improved({"m": torch.tensor(1.0)})
+
+
+def test_its_value_is_kept_as_a_plain_number() -> None:
+    best = BestSoFar("val_acc", "max")
+    assert best.value is None
+    best.improved({"val_acc": torch.tensor(0.5), "val_loss": torch.tensor(1.25), "lr": 0.1})
+    assert type(best.value) is float
+    assert best.row == {"val_acc": 0.5, "val_loss": 1.25}
+    restored = BestSoFar("val_acc", "max")
+    restored.value = best.value
+    assert not restored.improved({"val_acc": 0.5})
+    assert restored.improved({"val_acc": 0.75})
+    restored.value = None
+    assert restored.improved({"val_acc": 0.25})
+
+
+@given(st.lists(st.sampled_from([0.25, 0.5, 0.75, NAN, None]), max_size=9), st.sampled_from(["max", "min"]))
+def test_the_best_of_all_epochs_is_the_first_with_the_best_value(values: list[float | None], mode: str) -> None:
+    rows = {epoch: {} if value is None else {"m": value} for epoch, value in enumerate(values, 1)}
+    numbers = [value for value in values if value is not None and value == value]
+    expected = None
+    if numbers:
+        expected = 1 + values.index(max(numbers) if mode == "max" else min(numbers))
+    assert best_epoch(rows, "m", mode) == expected
+
+
+def test_the_metric_that_decides_comes_first() -> None:
+    assert list(MODES.items()) == [("val_acc", "max"), ("val_loss", "min"), ("train_loss", "min")]
+
+
+SMALL = "--data.train_size 8 --data.val_size 4 --accelerator cpu --max_epochs 5"
+TOLD = f"--model {ToldAccuracy.__module__}.ToldAccuracy --model.accuracy"
+
+
+def of_type(cli: FitCLI, kind: Any) -> Any:
+    [found] = [callback for callback in cli.trainer.callbacks if type(callback) is kind]  # type: ignore[attr-defined]
+    return found
+
+
+@pytest.mark.parametrize(
+    ("accuracy", "flags"),
+    [
+        ("[0.25,0.5,0.75,0.625,0.5]", "--early_stopping 3"),
+        ("[0.25,0.5,0.75,0.75,0.75]", "--early_stopping 3"),
+        ("[0.25,.nan,0.75,.nan,0.5]", ""),
+    ],
+    ids=["alone", "tied", "among NaN"],
+)
+def test_star_checkpoint_early_stopping_dashboard_and_comparison_agree(
+    accuracy: str, flags: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The third of five epochs is the best one."""
+    cli = fit(f"{TOLD} {accuracy} {SMALL} --enable_progress_bar true {flags}")
+    run = tmp_path / "lightning_logs" / "version_0"
+
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("epoch")]
+    assert len(lines) == 5
+    assert [line.split("  ")[0] for line in lines if line.endswith("*")][-1] == "epoch 3/5"
+    assert torch.load(run / "checkpoints" / "best.ckpt", weights_only=True)["epoch"] == 2
+    assert of_type(cli, BestCheckpoint).best.value == 0.75
+    assert of_type(cli, EpochLines).best.value == 0.75
+    assert of_type(cli, Dashboard).best.value == 0.75
+    compared = read_run(str(run))
+    assert compared.best["val_acc"] == 0.75
+    assert compared.best["val_loss"] == compared.curves["val_loss"][3]
+    if flags:
+        stopping = of_type(cli, StopEarly)
+        assert (stopping.best.value, stopping.waited) == (0.75, 2)
+
+
+@pytest.mark.parametrize(
+    ("accuracy", "ran"),
+    [
+        ("[0.25,0.5,0.75,0.75,0.75,0.75,0.75]", 5),  # epochs 4 and 5 are no better than 3
+        ("[0.25,0.5,.nan,0.75,0.75,0.75,0.75]", 3),
+        ("[0.25,0.5,0.25,0.75,0.75,0.5,0.75]", 6),
+    ],
+    ids=["tied", "NaN", "better again"],
+)
+def test_early_stopping_waits_for_a_better_epoch(accuracy: str, ran: int) -> None:
+    cli = fit(f"{TOLD} {accuracy} {SMALL} --max_epochs 7 --early_stopping 2 --dashboard false")
+    assert cli.trainer.current_epoch == ran

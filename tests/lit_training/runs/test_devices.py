@@ -1,0 +1,45 @@
+"""Which device is taken, and the mode that modules are left in."""
+
+import pytest
+import torch
+from torch import nn
+
+from lit_training.errors import UsageError
+from lit_training.runs.devices import evaluation_mode, find_device
+
+
+def test_the_device_that_was_asked_for() -> None:
+    assert find_device("cpu") == torch.device("cpu")
+    assert find_device("auto").type in ("cpu", "cuda", "mps")
+
+
+@pytest.mark.parametrize(
+    ("gpu", "mps", "chosen"), [(True, True, "cuda"), (True, False, "cuda"), (False, True, "mps"), (False, False, "cpu")]
+)
+def test_auto_takes_the_fastest_that_is_there(
+    gpu: bool, mps: bool, chosen: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
+    assert find_device("auto").type == chosen
+
+
+@pytest.mark.parametrize("name", ["gpu", "mps"])
+def test_a_device_that_is_not_there_is_said(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    with pytest.raises(UsageError, match=f"--accelerator {name}: no GPU is seen here; use --accelerator cpu, or auto"):
+        find_device(name)
+
+
+def test_each_module_gets_its_own_mode_back_even_after_an_error() -> None:
+    model = nn.Sequential(nn.Dropout(), nn.Sequential(nn.BatchNorm1d(2)))
+    model[1].eval()
+    modes = [module.training for module in model.modules()]
+    assert set(modes) == {True, False}
+    with evaluation_mode(model):
+        assert not any(module.training for module in model.modules())
+    assert [module.training for module in model.modules()] == modes
+    with pytest.raises(ZeroDivisionError), evaluation_mode(model):
+        _ = 1 / 0
+    assert [module.training for module in model.modules()] == modes

@@ -1,0 +1,153 @@
+"""Comparing runs: what differs, and whether the words "no difference" and "better" keep their promise."""
+
+import csv
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+from lit_training.errors import UsageError
+from lit_training.statistics import mcnemar
+from lit_training.trained.compare import (
+    ComparedRun,
+    compare,
+    describe_difference,
+    differences,
+    read_run,
+    summarize_seeds,
+)
+
+
+def make_run(folder: Path, lr: float, accuracy: list[float], right: list[int] | None = None) -> Path:
+    """A run's folder as fit.py and evaluate.py leave it."""
+    folder.mkdir(parents=True)
+    config = {"model": {"class_path": "lit_models.LitCNN", "init_args": {"lr": lr}}, "seed_everything": 0}
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    with (folder / "metrics.csv").open("w", newline="") as file:
+        rows = csv.writer(file)
+        rows.writerow(["epoch", "lr-SGD", "step", "train_loss", "val_acc", "val_loss"])
+        for epoch, value in enumerate(accuracy):
+            rows.writerow(["", lr, epoch, "", "", ""])
+            rows.writerow([epoch, "", epoch, "", value, 1 - value])
+            rows.writerow([epoch, "", epoch, 2 - value, "", ""])
+    if right is not None:
+        (folder / "evaluation").mkdir()
+        with (folder / "evaluation" / "predictions.csv").open("w", newline="") as file:
+            rows = csv.writer(file)
+            rows.writerow(["path", "label", "predicted", "probability", "right"])
+            rows.writerows([index, "a", "a" if hit else "b", 0.9, hit] for index, hit in enumerate(right))
+    return folder
+
+
+def run_of(name: str, right: list[bool]) -> ComparedRun:
+    answers = {str(index): ("a", hit) for index, hit in enumerate(right)}
+    return ComparedRun(name, Path(name), {}, {}, answers)
+
+
+def test_a_run_that_never_had_a_number_has_no_best_epoch() -> None:
+    assert ComparedRun("a", Path("a"), {}, {"val_loss": {1: float("nan"), 2: float("nan")}}, None).best == {}
+
+
+def test_a_real_difference_is_found() -> None:
+    random = np.random.default_rng(0)
+    one, other = random.random(1000) < 0.80, random.random(1000) < 0.88
+    said = describe_difference(run_of("A", one.tolist()), run_of("B", other.tolist()))
+    assert said.startswith(f"B is better by {(other.mean() - one.mean()) * 100:.1f} points")
+
+
+def test_verdicts() -> None:
+    right = [True] * 90 + [False] * 10
+    same = describe_difference(run_of("A", right), run_of("B", right))
+    assert same.startswith("no difference shown: B is +0.0 points from A")
+    assert "p = 1, the same 100 samples" in same
+    assert "not evaluated on the same samples" in describe_difference(run_of("A", right), run_of("B", right[:50]))
+    unknown = ComparedRun("B", Path("B"), {}, {}, None)
+    assert "python scripts/evaluate.py B" in describe_difference(run_of("A", right), unknown)
+
+
+def test_numbered_samples_of_unlike_data_are_not_the_same() -> None:
+    """Sample 7 of seed 0 is another picture than sample 7 of seed 1, also where both are discs."""
+    right = [True] * 90 + [False] * 10
+    one, other = run_of("A", right), run_of("B", right)
+    one.settings.update({"data.class_path": "datamodules.ShapesDataModule", "data.init_args.seed": 0})
+    other.settings.update({"data.class_path": "datamodules.ShapesDataModule", "data.init_args.seed": 1})
+    assert "not evaluated on the same samples" in describe_difference(one, other)
+    other.settings.update({"data.init_args.seed": 0, "data.init_args.batch_size": 8})
+    assert describe_difference(one, other).startswith("no difference shown")
+
+
+def test_regressions_are_not_sent_to_a_command_that_tests_nothing() -> None:
+    curves = {"val_loss": {1: 2e-6}, "train_loss": {1: 3e-6}}
+    said = describe_difference(
+        ComparedRun("A", Path("A"), {}, curves, None), ComparedRun("B", Path("B"), {}, curves, None)
+    )
+    assert said == "A is no classifier, so no accuracies are tested: see the losses"
+
+
+def test_tiny_losses_are_not_rounded_to_nothing() -> None:
+    runs = [
+        ComparedRun(name, Path(name), {}, {"val_loss": {1: loss}}, None) for name, loss in (("A", 2e-6), ("B", 4e-6))
+    ]
+    assert summarize_seeds(runs) == ["val_loss    3e-06 +- 1.414e-06  (n = 2 seeds)"]
+
+
+def test_only_what_differs_is_listed(tmp_path: Path) -> None:
+    runs = [read_run(str(make_run(tmp_path / f"version_{i}", lr, [0.5, 0.7]))) for i, lr in enumerate([1, 2])]
+    assert differences(runs) == {"model.lr": ["1", "2"]}
+
+
+def test_the_best_epoch_counts_and_nan_is_not_best(tmp_path: Path) -> None:
+    run = read_run(str(make_run(tmp_path / "version_0", 0.1, [0.5, 0.75, float("nan"), 0.625])))
+    assert run.best == {"val_acc": 0.75, "val_loss": 0.25, "train_loss": 1.25}
+    assert run.curves["val_acc"][4] == 0.625
+
+
+def test_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    one = make_run(tmp_path / "version_0", 0.1, [0.5, 0.75], [1] * 80 + [0] * 20)
+    other = make_run(tmp_path / "version_1", 0.01, [0.5, 0.875], [1] * 95 + [0] * 5)
+    compare([str(one), str(other)])
+    shown = capsys.readouterr().out
+    table = {line.split()[0]: line.split()[1:] for line in shown.splitlines() if line}
+    assert table["model.lr"] == ["0.1", "0.01"]
+    assert table["val_acc"] == ["0.7500", "0.8750"]
+    assert table["accuracy"][0] == "0.8000"
+    assert "(0.711 to 0.867, n = 100)" in shown
+    assert f"version_1 is better by 15.0 points (McNemar's exact test, p = {mcnemar(0, 15):.2g}" in shown
+    assert (tmp_path / "comparison.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_wrong_input_is_named(tmp_path: Path) -> None:
+    one = make_run(tmp_path / "version_0", 0.1, [0.5])
+    with pytest.raises(UsageError, match="twice"):
+        compare([str(one), str(one)])
+    other = make_run(tmp_path / "version_1", 0.1, [0.5])
+    with pytest.raises(UsageError, match="cannot write"):
+        compare([str(one), str(other)], str(tmp_path / "no" / "such.png"))
+    (other / "config.yaml").unlink()
+    with pytest.raises(UsageError, match=r"config\.yaml is missing"):
+        read_run(str(other))
+    (other / "config.yaml").write_text("a: [")
+    with pytest.raises(UsageError, match="cannot be read"):
+        read_run(str(other))
+
+
+def test_mean_and_sample_deviation_of_repeated_runs(tmp_path: Path) -> None:
+    runs = [read_run(str(make_run(tmp_path / f"version_{i}", 0.1, [value]))) for i, value in enumerate([0.5, 0.75])]
+    assert summarize_seeds(runs)[0] == f"val_acc     0.6250 +- {0.25 / 2**0.5:.4f}  (n = 2 seeds)"
+    assert summarize_seeds(runs[:1]) == []
+
+
+def test_latest_is_the_newest_run_that_logged_something(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for number, value in enumerate([0.5, 0.75]):
+        make_run(tmp_path / "lightning_logs" / f"version_{number}", 0.1, [value])
+    (tmp_path / "lightning_logs" / "version_2").mkdir()
+    assert read_run("latest").best["val_acc"] == 0.75
+    assert capsys.readouterr().err == "note: latest is version_1: version_2 has no metrics.csv\n"
+
+
+def test_runs_of_one_number_are_told_apart_by_their_folders(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for root in ("one", "other"):
+        make_run(tmp_path / root / "version_0", 0.1, [0.5])
+    compare(["one/version_0", "other/version_0"])
+    assert capsys.readouterr().out.split()[:2] == ["one/version_0", "other/version_0"]

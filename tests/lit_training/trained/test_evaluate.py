@@ -1,0 +1,186 @@
+"""Evaluation: the split that a network is judged by, matched by class name, and the figures of torchmetrics."""
+
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from lightning.pytorch import Trainer
+from PIL import Image
+from torchmetrics.functional.classification import (
+    multiclass_accuracy,
+    multiclass_confusion_matrix,
+    multiclass_f1_score,
+    multiclass_precision,
+    multiclass_recall,
+)
+
+from datamodules import DataError, ImageFolderDataModule, ShapesDataModule
+from lit_models import LitCNN
+from lit_training import load
+from lit_training.errors import CheckpointError, UsageError
+from lit_training.trained.evaluate import Scores
+from tests.support.answers import made_up
+from tests.support.commands import ENVIRONMENT
+from tests.support.training import Trained, train_and_save
+
+# --- the figures ------------------------------------------------------------------------------------------------------
+
+
+@given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), min_size=1, max_size=30))
+def test_figures_are_those_of_torchmetrics(pairs: list[tuple[int, int]]) -> None:
+    targets, predicted = (torch.tensor(column) for column in zip(*pairs, strict=True))
+    outputs = torch.nn.functional.one_hot(predicted, 4).float()
+    confusion = made_up(outputs.tolist(), targets.tolist(), tuple("abcd")).confusion()
+    assert torch.equal(confusion, multiclass_confusion_matrix(predicted, targets, 4))
+    scores = Scores.of(confusion)
+    for ours, theirs in (
+        (scores.precision, multiclass_precision),
+        (scores.recall, multiclass_recall),
+        (scores.f1, multiclass_f1_score),
+    ):
+        reference = theirs(predicted, targets, 4, average="none")
+        assert torch.allclose(ours.nan_to_num(0).float(), reference)
+    there = scores.support > 0
+    recalls = multiclass_accuracy(predicted, targets, 4, average="none")
+    assert scores.balanced_accuracy == pytest.approx(float(recalls[there].mean()))
+
+
+def test_worst_mistakes_come_first() -> None:
+    found = made_up([[3.0, 0.0], [0.0, 1.0], [0.0, 9.0], [5.0, 0.0]], [1, 0, 1, 1], ("a", "b"))
+    assert found.worst() == [3, 0, 1]
+    assert found.confusion().tolist() == [[0, 1], [2, 1]]
+
+
+# --- what is evaluated ------------------------------------------------------------------------------------------------
+
+
+def test_photos_without_test_are_judged_as_validation_did(photo_run: Trained) -> None:
+    path, validated = photo_run
+    found = load(path).evaluate()
+    assert found.split == "val"
+    assert found.loss == pytest.approx(validated["val_loss"], abs=1e-6)
+    assert int(found.confusion().trace()) / 8 == pytest.approx(validated["val_acc"])
+    assert found.paths is not None
+    assert list(found.paths) == [f"val/{name}/{number}.jpg" for name in ("ants", "bees") for number in range(4)]
+    assert found.class_names == ("ants", "bees")
+
+
+def test_a_folder_with_test_is_judged_by_it(photo_folder: Path) -> None:
+    shutil.copytree(photo_folder / "val" / "bees", photo_folder / "test" / "bees")
+    Image.new("RGB", (40, 40), "red").save(photo_folder / "test" / "bees" / "other.png")
+    data = ImageFolderDataModule(str(photo_folder), image_size=32, num_workers=0)
+    path, _ = train_and_save(Path("run"), LitCNN(num_classes=2), data)
+    found = load(path).evaluate()
+    assert (found.split, len(found.targets)) == ("test", 5)
+    assert found.targets.tolist() == [1] * 5  # ants are missing, and bees keep their number
+
+
+def test_a_folder_split_by_us_is_split_the_same_again(photo_folder: Path) -> None:
+    data = ImageFolderDataModule(str(photo_folder / "train"), image_size=32, num_workers=0, val_size=0.25)
+    path, validated = train_and_save(Path("run"), LitCNN(num_classes=2), data)
+    assert data.photos is not None
+    data.photos.write_split(path.parents[1] / "split.csv")
+    before = load(path).evaluate()
+    for name in ("ants", "bees"):  # more pictures would mean another split
+        for number in range(4):
+            shutil.copy(
+                photo_folder / "val" / name / f"{number}.jpg", photo_folder / "train" / name / f"new{number}.jpg"
+            )
+    after = load(path).evaluate()
+    assert list(after.paths or ()) == list(before.paths or ())
+    assert len(after.targets) == 4
+    assert after.loss == pytest.approx(validated["val_loss"], abs=1e-6)
+
+
+def test_other_photos_are_matched_by_class_name(
+    photo_run: Trained, photo_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    saved = load(photo_run.path)
+    all_of_them = saved.evaluate()
+    other = tmp_path / "other"
+    shutil.copytree(photo_folder / "val" / "bees", other / "bees")
+    (other / "bees" / "broken.jpg").write_bytes(b"\xff\xd8\xff")
+    bees = saved.evaluate(str(other))
+    assert bees.split == "photos"
+    assert torch.equal(bees.targets, all_of_them.targets[4:])
+    assert torch.allclose(bees.outputs, all_of_them.outputs[4:], atol=1e-6)
+    assert "bees/broken.jpg: truncated" in capsys.readouterr().err
+    (other / "bees").rename(other / "wasps")
+    with pytest.raises(DataError, match=r"wasps: rename it to one of ants, bees"):
+        saved.evaluate(str(other))
+    shutil.copytree(photo_folder / "train" / "ants", tmp_path / "both" / "train" / "ants")
+    shutil.copytree(photo_folder / "val", tmp_path / "both" / "val")
+    saved.evaluate(str(tmp_path / "both"))
+    assert "note: class bees is only in val: it cannot be learned, 4 pictures left out" in capsys.readouterr().err
+
+
+def test_generated_pictures_are_judged_by_test(shapes_run: Trained) -> None:
+    found = load(shapes_run.path).evaluate()
+    data = ShapesDataModule(train_size=20, val_size=30)
+    data.setup("test")
+    drawn: Any = data.sets["test"]
+    assert found.split == "test"
+    assert found.paths is None
+    assert torch.equal(found.targets, drawn.labels)
+
+
+def test_rows_are_not_judged_by_photos(rows_run: Trained, photo_folder: Path) -> None:
+    with pytest.raises(UsageError, match="leave --data out"):
+        load(rows_run.path).evaluate(str(photo_folder))
+
+
+def test_a_folder_of_photos_that_is_not_there_is_named(shapes_run: Trained) -> None:
+    with pytest.raises(DataError, match="nowhere"):
+        load(shapes_run.path).evaluate("nowhere")
+
+
+def test_a_network_trained_on_loaders_of_its_own_needs_photos_with_names(
+    bare: Callable[..., Trainer], photo_folder: Path
+) -> None:
+    trainer, model = bare(max_epochs=1), LitCNN()
+    data = ShapesDataModule(train_size=4, val_size=4)
+    data.setup("fit")
+    trainer.fit(model, data.train_dataloader(), data.val_dataloader())
+    trainer.save_checkpoint("own.ckpt")
+    with pytest.raises(CheckpointError, match="--data"):
+        load("own.ckpt").evaluate()
+    with pytest.raises(CheckpointError, match="classes are called"):
+        load("own.ckpt").evaluate(str(photo_folder))
+
+
+# --- several devices --------------------------------------------------------------------------------------------------
+
+TWO_PROCESSES = """
+import torch
+from lit_training import load
+from lit_training.errors import is_rank_zero
+
+torch.set_num_threads(1)
+found = load("model.ckpt").evaluate(None, "cpu", "2")
+if is_rank_zero():
+    torch.save((found.outputs, found.targets, found.loss, found.confusion()), "two.pt")
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_give_what_one_gives(bare: Callable[..., Trainer]) -> None:
+    trainer = bare(max_epochs=1)
+    trainer.fit(LitCNN(), ShapesDataModule(train_size=10, val_size=7))
+    trainer.save_checkpoint("model.ckpt")
+    Path("ask.py").write_text(TWO_PROCESSES)
+    subprocess.run([sys.executable, "ask.py"], check=True, env=ENVIRONMENT, timeout=300)
+    outputs, targets, loss, confusion = torch.load("two.pt", weights_only=True)
+    alone = load("model.ckpt").evaluate(accelerator="cpu")
+    assert outputs.shape == (7, 10)
+    assert torch.equal(outputs, alone.outputs)
+    assert torch.equal(targets, alone.targets)
+    assert loss == alone.loss
+    assert torch.equal(confusion, alone.confusion())
+    assert int(confusion.sum()) == 7

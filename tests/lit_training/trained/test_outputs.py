@@ -1,0 +1,179 @@
+"""What evaluate.py and predict.py print and write."""
+
+import csv
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from lit_training import figures, load
+from lit_training.errors import UsageError
+from lit_training.trained.outputs import (
+    check_output_path,
+    draw_worst,
+    prediction_table,
+    worst_inputs,
+    write_evaluation,
+    write_predictions,
+)
+from lit_training.trained.predict import Prediction
+from tests.support import by_hand, printed
+from tests.support.answers import made_up
+from tests.support.training import Trained
+
+# --- of evaluations ---------------------------------------------------------------------------------------------------
+
+
+def test_report_and_files(photo_run: Trained, capsys: pytest.CaptureFixture[str]) -> None:
+    path, validated = photo_run
+    found = load(path).evaluate()
+    write_evaluation(found)
+    said = capsys.readouterr().out
+    right = round(8 * validated["val_acc"])
+    assert printed.interval(said, "val_acc") == pytest.approx((right / 8, *by_hand.wilson(right, 8)), abs=6e-4)
+    assert f"{right} of 8 right)" in said
+    assert "checkpoint  run/checkpoints/best.ckpt" in said
+    assert "run/evaluation/: predictions.csv" in said
+    folder = path.parents[1] / "evaluation"
+    with (folder / "predictions.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert list(rows[0]) == ["path", "label", "predicted", "probability", "right"]
+    assert [row["label"] for row in rows] == ["ants"] * 4 + ["bees"] * 4
+    assert sum(int(row["right"]) for row in rows) == right
+    assert all((row["label"] == row["predicted"]) == (row["right"] == "1") for row in rows)
+    assert all(0.5 <= float(row["probability"]) <= 1 for row in rows)
+    with (folder / "confusion_matrix.csv").open(newline="") as file:
+        matrix = list(csv.reader(file))
+    assert matrix[0] == ["label", "ants", "bees"]
+    assert [[int(count) for count in row[1:]] for row in matrix[1:]] == found.confusion().tolist()
+    for name in ("confusion_matrix.png", "worst.png"):
+        Image.open(folder / name).load()
+
+
+def test_report_of_a_regression(rows_run: Trained, capsys: pytest.CaptureFixture[str]) -> None:
+    found = load(rows_run.path).evaluate()
+    write_evaluation(found)
+    said = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines() if line)
+    error = found.outputs - found.targets
+    spread = found.targets - found.targets.mean(0)
+    assert float(said["test_loss"]) == pytest.approx(float(error.square().sum()), rel=1e-3)
+    assert float(said["MAE"]) == pytest.approx(float(error.abs().mean()), rel=1e-3)
+    r2 = (1 - error.square().sum(0) / spread.square().sum(0)).mean()
+    assert float(said["R2"]) == pytest.approx(float(r2), abs=1e-3)
+
+
+def test_report_of_many_classes_names_the_weakest(capsys: pytest.CaptureFixture[str]) -> None:
+    classes = 40
+    outputs = torch.eye(classes)
+    outputs[7] = outputs[8]
+    write_evaluation(made_up(outputs.tolist(), list(range(classes)), tuple(f"class{k:02}" for k in range(classes))))
+    said = capsys.readouterr().out
+    assert "the 12 of 40 classes with the lowest F1" in said
+    assert said.index("class07") < said.index("class08") < said.index("class00")
+    assert "true class, columns" not in said
+
+
+def test_a_run_that_cannot_be_written(photo_run: Trained) -> None:
+    (photo_run.path.parents[1] / "evaluation").write_text("in the way")
+    with pytest.raises(UsageError, match="cannot be written"):
+        write_evaluation(load(photo_run.path).evaluate())
+
+
+def test_contact_sheet_shows_what_the_network_saw(photo_run: Trained, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = load(photo_run.path).evaluate()
+    wrong = found.worst()
+    assert wrong, "untrained for one epoch, it errs"
+    drawn: list[Any] = []
+    monkeypatch.setattr(figures, "sheet", lambda *given: drawn.append(given))
+    x = worst_inputs(found)
+    assert torch.equal(x[0], found.dataset[wrong[0]][0])
+    assert found.preprocessing is not None
+    draw_worst(found, figures.pixels(x, found.preprocessing))
+    pictures, titles, _ = drawn[0]
+    assert torch.allclose(pictures, x / 2 + 0.5)
+    assert len(titles) == len(wrong)
+    first = wrong[0]
+    taken_for, label = (found.class_names[numbers[first]] for numbers in (found.predicted, found.targets))
+    assert titles[0] == f"{taken_for} {found.probability[first]:.0%}\nis {label}\n{found.name(first)[-5:]}"
+
+
+def test_pictures_of_an_earlier_evaluation_do_not_stay(photo_run: Trained) -> None:
+    """Without mistakes there is no worst.png: not the one of a worse checkpoint either."""
+    found = load(photo_run.path).evaluate()
+    write_evaluation(found)
+    folder = photo_run.path.parents[1] / "evaluation"
+    assert (folder / "worst.png").is_file()
+    (folder / "explained.png").write_bytes(b"of the same time")
+    right = torch.nn.functional.one_hot(found.targets, 2).float()
+    write_evaluation(replace(found, outputs=right))
+    assert sorted(file.name for file in folder.iterdir()) == [
+        "confusion_matrix.csv",
+        "confusion_matrix.png",
+        "predictions.csv",
+    ]
+
+
+# --- of predictions ---------------------------------------------------------------------------------------------------
+
+ANSWERS = [
+    Prediction("a, b.jpg", probabilities={"bees": 0.75, "ants": 0.25}),
+    Prediction("é.jpg", error="no such file"),
+]
+
+
+def test_csv_and_json() -> None:
+    write_predictions(ANSWERS, "p.csv")
+    with Path("p.csv").open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert rows[0] == {
+        "path": "a, b.jpg",
+        "label": "bees",
+        "probability": "0.750000",
+        "label_2": "ants",
+        "probability_2": "0.250000",
+        "error": "",
+    }
+    assert (rows[1]["path"], rows[1]["label"], rows[1]["error"]) == ("é.jpg", "", "no such file")
+    write_predictions([*ANSWERS, Prediction("r.csv", 3, outputs=(0.5, 1.0))], "p.json")
+    ranked = [{"label": "bees", "probability": 0.75}, {"label": "ants", "probability": 0.25}]
+    assert json.loads(Path("p.json").read_text()) == [
+        {"path": "a, b.jpg", "label": "bees", "probability": 0.75, "top": ranked},
+        {"path": "é.jpg", "error": "no such file"},
+        {"path": "r.csv", "row": 3, "outputs": [0.5, 1.0]},
+    ]
+
+
+def test_a_table_has_columns_for_rows_and_outputs_where_there_are_any() -> None:
+    head, body = prediction_table([Prediction("r.csv", 1, outputs=(0.5, 1e-7)), Prediction("r.csv", 2, error="bad")])
+    assert head == ["path", "row", "output_1", "output_2", "error"]
+    assert body == [["r.csv", "1", "0.5", "1e-07", ""], ["r.csv", "2", "", "", "bad"]]
+
+
+@pytest.mark.parametrize("suffix", ["csv", "json"])
+def test_a_name_that_is_not_utf_8_is_written(suffix: str) -> None:
+    write_predictions([Prediction("\udcff.jpg", error="no such file")], f"p.{suffix}")
+    assert (b"\xff.jpg" if suffix == "csv" else b"\\udcff.jpg") in Path(f"p.{suffix}").read_bytes()
+
+
+@pytest.mark.parametrize("output", ["p.txt", "nowhere/p.csv", "folder.csv"])
+def test_output_that_cannot_be(output: str) -> None:
+    Path("folder.csv").mkdir()
+    with pytest.raises(UsageError, match=output):
+        check_output_path(output)
+
+
+def test_predictions_that_cannot_be_written_leave_the_old_file_and_say_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    write_predictions(ANSWERS, "p.csv")
+    old = Path("p.csv").read_bytes()
+
+    def full(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(UsageError, match=r"--output p\.csv cannot be written \(No space left on device\)"):
+        write_predictions(ANSWERS * 2, "p.csv")
+    assert Path("p.csv").read_bytes() == old

@@ -1,0 +1,100 @@
+"""scripts/benchmark.py measures what it says: ours over theirs, by a clock that a test moves."""
+
+import re
+import subprocess
+import time
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from datamodules.files import write_csv
+from lit_models import LitBase
+from tests.support.commands import run_well
+
+LINE = re.compile(r"^(.{52}) +([\d.]+) +([\d.]+) +([\d.]+) +(\S+) +(\S+)$", re.MULTILINE)
+EXTRA = (8.0, 2.0, 1.0, 6.0)
+"""Seconds that a step of ours takes more than the one second of theirs: in the pair that warms up, and after it."""
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """A clock that moves with the optimizer's steps, more with those of a LightningModule, and with programs."""
+    now = SimpleNamespace(seconds=0.0, pair=0, started=[])
+    step, train, epoch = torch.optim.SGD.step, LitBase.training_step, LitBase.on_train_epoch_end
+
+    def stepped(self: Any, *arguments: Any, **options: Any) -> Any:
+        now.seconds += 1.0
+        return step(self, *arguments, **options)
+
+    def trained(self: Any, *arguments: Any) -> Any:
+        now.seconds += EXTRA[now.pair % len(EXTRA)]
+        return train(self, *arguments)
+
+    def ended(self: Any) -> None:
+        now.pair += 1
+        epoch(self)
+
+    def program(command: list[str], **_: Any) -> Any:
+        now.started.append(command)
+        now.seconds += 5.0 if command[1].endswith("fit.py") else 2.0
+        if "--strategy" in command or "--devices" in command:
+            run = Path(command[command.index("--default_root_dir") + 1]) / "lightning_logs" / "version_0"
+            run.mkdir(parents=True)
+            speed = 300 if "--strategy" in command else 400
+            speeds = [("epoch", "samples_per_second"), (0, 9), (0, ""), (1, speed), (2, speed)]
+            write_csv(run / "metrics.csv", speeds)  # as fit.py does
+        return SimpleNamespace(stdout="added 30.0", stderr="", returncode=0)
+
+    trained.__signature__ = train.__signature__  # type: ignore[attr-defined]
+    monkeypatch.setattr(torch.optim.SGD, "step", stepped)
+    monkeypatch.setattr(LitBase, "training_step", trained)
+    monkeypatch.setattr(LitBase, "on_train_epoch_end", ended)
+    monkeypatch.setattr(subprocess, "run", program)
+    for name in ("perf_counter", "process_time"):
+        monkeypatch.setattr(time, name, lambda: now.seconds)
+    return now
+
+
+def measured(line: str) -> dict[str, list[float]]:
+    """Title -> median, min and max of the ratios, seconds of ours and of theirs, as benchmark.py prints them."""
+    out = run_well(f"benchmark.py --small --pairs 3 {line}")
+    return {title.strip(): [float(number) for number in rest] for title, *rest in LINE.findall(out)}
+
+
+def test_ratios_are_ours_over_theirs(clock: SimpleNamespace) -> None:
+    [figures] = measured("mlp").values()
+    assert figures == [3.0, 2.0, 7.0, 60.0, 20.0]
+    for row, steps in (("dynamic", 20), ("lenet128", 4)):
+        clock.pair = 0
+        [figures] = measured(f"{row} --pairs 1").values()
+        assert figures == [3.0, 3.0, 3.0, 3.0 * steps, 1.0 * steps]
+
+
+def test_ratios_of_programs_are_ours_over_theirs(clock: SimpleNamespace) -> None:
+    found = measured("help help-all error ddp memory")
+    starts = [figures for title, figures in found.items() if "fit.py" in title or "error" in title]
+    assert starts == [[2.5, 2.5, 2.5, 5.0, 2.0]] * 3
+    [ddp] = [figures for title, figures in found.items() if "processes" in title]
+    assert ddp == pytest.approx([400 / 300] * 3 + [1 / 300, 1 / 400], abs=1e-3)
+    [memory] = [figures for title, figures in found.items() if "MB" in title]
+    assert memory == pytest.approx([20.0] * 3 + [30.0, 1.5])
+    assert {"--help", "--help_all", "--bad", "--strategy"} <= {word for command in clock.started for word in command}
+
+
+def test_decoding_is_measured_by_the_pipeline_it_is_compared_with(
+    clock: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from torchvision import transforms
+
+    convert = transforms.ToTensor.__call__
+
+    def converted(self: Any, picture: Any) -> Any:  # a step of the tutorial's pipeline alone
+        clock.seconds += 1.0
+        return convert(self, picture)
+
+    monkeypatch.setattr(transforms.ToTensor, "__call__", converted)
+    [figures] = measured("decode").values()
+    assert figures == [0.0, 0.0, 0.0, 0.0, 12.0]

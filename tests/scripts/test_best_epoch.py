@@ -1,0 +1,216 @@
+"""Which epoch of a run is its best, and that every script and file tells the same of it.
+
+The runs are scripted (tests/support/scripted.py): after each epoch the network gives one answer to everything, so all
+figures are known. Accuracy is best after epoch 3, worst after epoch 4; the validation's loss is best after epoch 2,
+worst after epoch 5; the last epoch is neither.
+"""
+
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from datamodules import RandomDataModule
+from tests.support import by_hand, printed, scripted
+from tests.support.commands import run_well
+
+RUN = Path("lightning_logs/version_0")
+SCRIPTED = f"--callbacks {scripted.NAME}.Scripted --accelerator cpu --devices 1 --max_epochs 6 --log_every_n_steps 1"
+PHOTOS = f"fit.py --data photos --model LitCNN --data.image_size 32 {SCRIPTED}"
+ROWS = "fit.py --model LitMLP --data.in_features 3 --data.out_features 2 --data.length 10 --data.steps 0"
+ROWS = f"{ROWS} --data.target linear {SCRIPTED}"
+ACCURACY = [3 / 17, 5 / 17, 7 / 17, 2 / 17, 7 / 17, 5 / 17]
+
+
+def classifier_loss(epoch: int, split: str = "val") -> float:
+    targets = by_hand.labels(split)
+    return float(F.cross_entropy(scripted.answer(epoch, 4).expand(len(targets), 4), targets))
+
+
+def regression_loss(epoch: int, split: str = "val") -> float:
+    data = RandomDataModule(3, 2, length=10, steps=0, target="linear")
+    data.setup("fit")
+    targets = torch.stack([data.dataset(split)[row][1] for row in range(10)])
+    return float(((scripted.answer(epoch, 2) - targets) ** 2).sum())
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, dict[str, str]]]:
+    """A folder with both runs, and what fit.py printed of each."""
+    place = tmp_path_factory.mktemp("scripted")
+    by_hand.four_classes(place / "photos")
+    said = {}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(place)
+        patch.setenv("XDG_CACHE_HOME", str(place / "cache"))
+        said["photos"] = run_well(f"{PHOTOS} --seed 4 --model.lr 0.002")
+        said["rows"] = run_well(f"{ROWS} --default_root_dir rows")
+        yield place, said
+
+
+@pytest.fixture
+def said(trained: tuple[Path, dict[str, str]], tmp_path: Path) -> dict[str, str]:
+    """What was printed; the current folder is a copy of the one with the runs."""
+    shutil.copytree(trained[0], tmp_path, dirs_exist_ok=True)
+    return trained[1]
+
+
+def bias(run: Path) -> torch.Tensor:
+    """Of the last layer in best.ckpt: which epoch it is of."""
+    weights = torch.load(run / "checkpoints/best.ckpt", weights_only=True)["state_dict"]
+    return list(weights.values())[-1]
+
+
+def test_the_situation_tells_all_choices_apart() -> None:
+    losses = [classifier_loss(epoch) for epoch in range(1, 7)]
+    assert (losses.index(min(losses)), losses.index(max(losses))) == (1, 4)
+    assert (ACCURACY.index(max(ACCURACY)), ACCURACY.index(min(ACCURACY))) == (2, 3)
+    losses = [regression_loss(epoch) for epoch in range(1, 7)]
+    assert (losses.index(min(losses)), losses.index(max(losses))) == (2, 3)
+
+
+@pytest.mark.parametrize("kind", ["photos", "rows"])
+def test_epoch_lines_stars_and_tables_agree(kind: str, said: dict[str, str]) -> None:
+    run = RUN if kind == "photos" else "rows" / RUN
+    loss_of = classifier_loss if kind == "photos" else regression_loss
+    lines = printed.epochs(said[kind])
+    assert [(line.number, line.of) for line in lines] == [(number, 6) for number in range(1, 7)]
+    assert [line.star for line in lines] == [True, True, True, False, False, False]
+    rows, board = printed.read_csv(run / "metrics.csv"), printed.board(run)
+    batches = 3 if kind == "photos" else 1
+    steps = [batches * number - 1 for number in range(1, 7)]
+    expected = {"val_loss": [loss_of(number) for number in range(1, 7)]}
+    if kind == "photos":
+        expected["val_acc"] = ACCURACY
+    # The network that an epoch begins with is known but in the first one; this learning rate hardly moves it.
+    expected["train_loss"] = [loss_of(number, "train") for number in range(6)]
+    for name, values in expected.items():
+        about = 0.1 if name == "train_loss" else 1e-6
+        known = slice(1 if name == "train_loss" else 0, None)
+        written = printed.column(rows, name)
+        assert written[known] == pytest.approx(values[known], rel=about)
+        assert [line.figures[name] for line in lines] == pytest.approx(written, rel=1e-3)
+        assert [int(row["epoch"]) for row in rows if name in row] == list(range(6))
+        for tag, where in ((name, steps), (f"by_epoch/{name}", list(range(1, 7)))):
+            places, drawn = printed.scalars(board, tag)
+            assert (tag, places) == (tag, where)
+            assert drawn == pytest.approx(written, rel=1e-6)
+    assert [name for name in rows[-1] if name.startswith("val")] == []  # the evaluation at the end is no row
+    together = [printed.column(rows, "train_loss_step")[first * batches :][:batches] for first in range(6)]
+    assert printed.column(rows, "train_loss") == pytest.approx([sum(part) / batches for part in together])
+
+
+@pytest.mark.parametrize("kind", ["photos", "rows"])
+def test_the_best_epoch_is_kept_and_reported(kind: str, said: dict[str, str]) -> None:
+    run, outputs = (RUN, 4) if kind == "photos" else ("rows" / RUN, 2)
+    assert torch.equal(bias(run), scripted.answer(3, outputs))
+    told = printed.result(said[kind].partition("\n\n")[2])
+    lines = printed.epochs(said[kind])
+    assert float(told["train_loss"]) in {lines[epoch].figures["train_loss"] for epoch in (2, 5)}  # the best or the last
+    if kind == "photos":
+        assert printed.interval(said[kind], "val_acc") == pytest.approx((7 / 17, *by_hand.wilson(7, 17)), abs=6e-4)
+        assert ", n = 17)" in said[kind]
+        assert float(told["val_loss"]) == pytest.approx(classifier_loss(3), rel=1e-3)
+    else:
+        assert "val_acc" not in told
+        assert float(told["val_loss"]) == pytest.approx(regression_loss(3), rel=1e-3)
+    assert (told["run"], told["checkpoint"]) == (str(run), str(run / "checkpoints/best.ckpt"))
+
+
+def test_what_is_told_to_type_next_is_about_the_best_epoch_and_the_test_data(said: dict[str, str]) -> None:
+    for kind, right in (("photos", 3), ("rows", None)):
+        [line] = re.findall(r"python scripts/(evaluate\.py .*)", said[kind])
+        out = run_well(line)
+        told = printed.result(out)
+        if right is not None:
+            expected = (right / 11, *by_hand.wilson(right, 11))
+            assert printed.interval(out, "test_acc") == pytest.approx(expected, abs=6e-4)
+            assert float(told["test_loss"]) == pytest.approx(classifier_loss(3, "test"), rel=1e-3)
+            assert float(told["balanced"]) == 0.25
+        else:
+            assert float(told["test_loss"]) == pytest.approx(regression_loss(3, "test"), rel=1e-3)
+    [line] = re.findall(r"python scripts/(predict\.py .*) PICTURE", said["photos"])
+    rows = printed.table(run_well(f"{line} photos/test/rose/0.png --top_k 1"), "path", "label", "probability")
+    assert rows[0][1] == "sloe"
+
+
+def test_compare_takes_the_best_epoch_of_each_kind(said: dict[str, str]) -> None:
+    run_well(f"{PHOTOS} --max_epochs 2 --seed 4 --quiet --dashboard false")
+    out = run_well("compare.py lightning_logs/version_0 lightning_logs/version_1 --png two.png")
+    told = {row[0]: row[1:] for row in printed.table(out, "version_0", "version_1")}
+    assert told["trainer.max_epochs"] == ["6", "2"]
+    assert told["model.lr"] == ["0.002", "0.001"]
+    assert told["val_acc"] == [f"{7 / 17:.4f}", f"{5 / 17:.4f}"]
+    assert told["val_loss"] == [f"{classifier_loss(epoch):.4g}" for epoch in (3, 2)]
+    train = [f"{printed.column(printed.read_csv(RUN / 'metrics.csv'), 'train_loss')[2]:.4g}"]
+    assert told["train_loss"][:1] == train
+    assert Path("two.png").is_file()
+    assert not Path("lightning_logs/comparison.png").exists()
+
+    run_well(f"{ROWS} --default_root_dir rows --max_epochs 2 --quiet --dashboard false")
+    out = run_well("compare.py rows/lightning_logs/version_1 rows/lightning_logs/version_0")
+    told = {row[0]: row[1:] for row in printed.table(out, "version_1", "version_0")}
+    assert told["val_loss"] == [f"{regression_loss(epoch):.4g}" for epoch in (2, 3)]
+    assert "no classifier" in out
+    assert Path("rows/lightning_logs/comparison.png").is_file()
+
+
+@pytest.mark.parametrize(("kind", "metric"), [("photos", "val_acc"), ("rows", "val_loss")])
+def test_early_stopping_waits_as_long_as_it_is_told(kind: str, metric: str, said: dict[str, str]) -> None:
+    """After the best epoch, which is the third, and not on the way to it."""
+    command = f"{PHOTOS if kind == 'photos' else ROWS} --max_epochs 40 --dashboard false"
+    for patience in (1, 2):
+        out = run_well(f"{command} --early_stopping {patience} --default_root_dir early{patience}")
+        assert [line.number for line in printed.epochs(out)] == list(range(1, 4 + patience))
+        best = printed.epochs(out)[2].figures[metric]
+        assert float(printed.result(out.partition("\n\n")[2])[metric]) == pytest.approx(best, rel=1e-3)
+
+
+def in_two_parts(epochs: int) -> list[printed.Epoch]:
+    """The lines of a run of so many epochs and of what takes it further to six, in the folder ``parts``."""
+    first = run_well(f"{PHOTOS} --max_epochs {epochs} --default_root_dir parts --dashboard false")
+    then = run_well("fit.py --resume latest --default_root_dir parts --max_epochs 6")
+    assert printed.interval(then, "val_acc")[0] == pytest.approx(7 / 17, abs=6e-5)
+    return [*printed.epochs(first), *printed.epochs(then)]
+
+
+def test_the_best_epoch_survives_a_resume(said: dict[str, str]) -> None:
+    parts, whole = in_two_parts(4), printed.epochs(run_well(f"{PHOTOS} --default_root_dir whole --dashboard false"))
+    assert [line.star for line in parts] == [True, True, True, False, False, False]
+    assert torch.equal(bias("parts" / RUN), scripted.answer(3, 4))
+    for name in ("train_loss", "val_loss", "val_acc"):
+        one, other = (printed.column(printed.read_csv(root / RUN / "metrics.csv"), name) for root in ROOTS)
+        assert one == other
+        assert [line.figures[name] for line in parts] == [line.figures[name] for line in whole]
+
+
+def test_the_star_of_the_last_epoch_survives_a_resume(said: dict[str, str]) -> None:
+    assert [line.star for line in in_two_parts(3)] == [True, True, True, False, False, False]
+
+
+ROOTS = (Path("parts"), Path("whole"))
+
+
+def test_a_run_without_a_folder_of_its_own_keeps_the_best_epoch_too(said: dict[str, str]) -> None:
+    """There no resume point sees to it that best.ckpt is written."""
+    out = run_well(f"{PHOTOS} --logger false")
+    assert torch.equal(bias(Path()), scripted.answer(3, 4))
+    assert printed.interval(out, "val_acc")[0] == pytest.approx(7 / 17, abs=6e-5)
+
+
+def test_without_validation_the_training_loss_decides(said: dict[str, str]) -> None:
+    """Here it only falls, so that the last epoch has to be kept; the first would be, if more were better."""
+    out = run_well(
+        "fit.py --model LitMLP --data.in_features 6 --data.steps 3 --max_epochs 4 --limit_val_batches 0 "
+        "--dashboard false"
+    )
+    losses = [line.figures["train_loss"] for line in printed.epochs(out)]
+    assert losses == sorted(losses, reverse=True)
+    assert [line.star for line in printed.epochs(out)] == [True] * 4
+    newest = max(Path("lightning_logs").glob("version_*"), key=lambda path: path.stat().st_mtime)
+    assert torch.load(newest / "checkpoints/best.ckpt", weights_only=True)["epoch"] == 3
+    assert "val_loss" not in printed.result(out)

@@ -1,0 +1,387 @@
+"""Every figure that evaluate.py, predict.py, compare.py and ``fit.py --seeds`` print or write, worked out again.
+
+By hand means here: from the checkpoint, the data and plain loops. The classes of the shapes are not in the order of
+the alphabet, the network takes many classes for others, and the confusion matrix is not symmetrical.
+"""
+
+import csv
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any, NamedTuple
+from unittest import mock
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from lightning.pytorch import Trainer
+from matplotlib.figure import Figure
+from PIL import Image
+
+from datamodules import RandomDataModule, ShapesDataModule
+from lit_models import LitCNN, LitMLP
+from tests.support import by_hand, printed, seen
+from tests.support.commands import run_well
+
+LOGS = Path("lightning_logs")
+RUN = LOGS / "version_0"
+FIT = "fit.py --accelerator cpu --devices 1 --dashboard false --quiet --data.batch_size 16 --data.train_size 800"
+NAMES = ShapesDataModule.class_names
+SAMPLES = 97
+
+
+class Told(NamedTuple):
+    """What the scripts printed and drew."""
+
+    out: str
+    drawn: list[seen.Drawn]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, Told]]:
+    """Two evaluated runs, and what was said of the first one's evaluation."""
+    folder = tmp_path_factory.mktemp("figures")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        run_well(f"{FIT} --data.val_size {SAMPLES} --max_epochs 3 --model.lr 0.03")
+        run_well(f"{FIT} --data.val_size {SAMPLES} --max_epochs 2 --model.lr 0.02 --seed 1")
+        drawn = seen.watch(patch)
+        out = run_well("evaluate.py lightning_logs/version_0")
+        run_well("evaluate.py lightning_logs/version_1")
+        yield folder, Told(out, drawn)
+
+
+@pytest.fixture
+def told(place: tuple[Path, Told], tmp_path: Path) -> Told:
+    shutil.copytree(place[0], tmp_path, dirs_exist_ok=True)
+    return place[1]
+
+
+class Answers:
+    """What the network of a run answers to the test pictures, in plain lists."""
+
+    def __init__(self, run: Path, split: str = "test") -> None:
+        data = ShapesDataModule(train_size=800, val_size=SAMPLES, batch_size=16)
+        data.setup("fit" if split == "val" else "test")
+        pictures, labels = data.dataset(split).__getitems__(list(range(SAMPLES)))  # type: ignore[attr-defined]
+        model = by_hand.opened(run / "checkpoints/best.ckpt", LitCNN)
+        with torch.no_grad():
+            output = model(pictures)
+        self.loss = float(F.cross_entropy(output, labels))
+        self.labels, self.taken_for = labels.tolist(), output.argmax(1).tolist()
+        self.probabilities = output.softmax(1).tolist()
+        self.sure = [max(row) for row in self.probabilities]
+        self.right = [label == taken for label, taken in zip(self.labels, self.taken_for, strict=True)]
+        self.matrix = [[0] * 10 for _ in NAMES]
+        for label, taken in zip(self.labels, self.taken_for, strict=True):
+            self.matrix[label][taken] += 1
+        wrong = [place for place in range(SAMPLES) if not self.right[place]]
+        self.worst = sorted(wrong, key=lambda place: -self.sure[place])[:12]
+
+
+def test_the_situation_tells_mistakes_apart(told: Told) -> None:
+    one = Answers(RUN)
+    columns = [sum(row[k] for row in one.matrix) for k in range(10)]
+    assert list(NAMES) != sorted(NAMES)
+    assert one.matrix != [list(column) for column in zip(*one.matrix, strict=True)]
+    assert sum(sum(row) != column for row, column in zip(one.matrix, columns, strict=True)) > 5
+    assert len({sum(row) for row in one.matrix}) == 2
+    assert len(one.worst) == 12
+    assert Answers(RUN, "val").right != one.right
+
+
+def test_evaluation_in_words(told: Told) -> None:
+    one, figures = Answers(RUN), printed.result(told.out)
+    right = sum(one.right)
+    assert figures["checkpoint"] == "lightning_logs/version_0/checkpoints/best.ckpt"
+    assert f"ShapesDataModule, test: {SAMPLES} samples" in told.out
+    assert f", {right} of {SAMPLES} right)" in told.out
+    expected = (right / SAMPLES, *by_hand.wilson(right, SAMPLES))
+    assert printed.interval(told.out, "test_acc") == pytest.approx(expected, abs=6e-4)
+    assert float(figures["test_acc"]) == pytest.approx(right / SAMPLES, abs=6e-5)
+    assert float(figures["test_loss"]) == pytest.approx(one.loss, rel=1e-3)
+    recalls = [row[k] / sum(row) for k, row in enumerate(one.matrix)]
+    assert float(figures["balanced"]) == pytest.approx(mean(recalls), abs=6e-5)
+    assert abs(mean(recalls) - right / SAMPLES) > 1e-4
+
+    rows = printed.table(told.out, "class", "precision", "recall", "F1", "support")
+    assert [row[0] for row in rows] == list(NAMES)
+    for k, (_, *shares, support) in enumerate(rows):
+        hit, true, taken = one.matrix[k][k], sum(one.matrix[k]), sum(row[k] for row in one.matrix)
+        assert int(support) == true
+        for share, over in zip(shares, (taken, true, (true + taken) / 2), strict=True):
+            assert share == "-" if over == 0 else float(share) == pytest.approx(hit / over, abs=6e-5)
+
+    assert "rows: the true class, columns: what it was taken for" in told.out
+    rows = printed.table(told.out, *NAMES)
+    assert [row[0] for row in rows] == list(NAMES)
+    assert [[int(cell) for cell in row[1:]] for row in rows] == one.matrix
+
+    rows = printed.table(told.out, "path", "label", "predicted", "probability")
+    assert [row[:3] for row in rows] == [[str(i), NAMES[one.labels[i]], NAMES[one.taken_for[i]]] for i in one.worst]
+    assert [float(row[3]) for row in rows] == pytest.approx([one.sure[i] for i in one.worst], abs=2e-6)
+
+
+def test_evaluation_in_files_and_pictures(told: Told) -> None:
+    one, folder = Answers(RUN), RUN / "evaluation"
+    rows = printed.read_csv(folder / "predictions.csv")
+    assert list(rows[0]) == ["path", "label", "predicted", "probability", "right"]
+    assert [row["path"] for row in rows] == [str(number) for number in range(SAMPLES)]
+    assert [row["label"] for row in rows] == [NAMES[label] for label in one.labels]
+    assert [row["predicted"] for row in rows] == [NAMES[taken] for taken in one.taken_for]
+    assert [float(row["probability"]) for row in rows] == pytest.approx(one.sure, abs=2e-6)
+    assert [row["right"] for row in rows] == [str(int(right)) for right in one.right]
+    with (folder / "confusion_matrix.csv").open(newline="") as file:
+        head, *body = csv.reader(file)
+    assert head == ["label", *NAMES]
+    assert body == [[name, *map(str, row)] for name, row in zip(NAMES, one.matrix, strict=True)]
+
+    matrix, worst = told.drawn[:2]
+    files = [str(folder / name) for name in ("confusion_matrix.png", "worst.png")]
+    assert matrix.name.endswith(files[0])
+    assert worst.name.endswith(files[1])
+    assert matrix.counts() == {
+        (NAMES[true], NAMES[taken]): number
+        for true, row in enumerate(one.matrix)
+        for taken, number in enumerate(row)
+        if number
+    }
+    assert worst.titles() == [
+        f"{NAMES[one.taken_for[i]]} {one.sure[i]:.0%}\nis {NAMES[one.labels[i]]}" for i in one.worst
+    ]
+
+
+def test_regressions_are_judged_by_r2_and_mean_error() -> None:
+    sizes = "--data.in_features 6 --data.out_features 2 --data.length 40 --data.steps 0 --data.target linear"
+    run_well(f"fit.py --model LitMLP {sizes} --max_epochs 30 --model.lr 0.001 --quiet --dashboard false")
+    figures = printed.result(run_well("evaluate.py latest"))
+    data = RandomDataModule(6, 2, length=40, steps=0, target="linear")
+    data.setup("test")
+    output, target = by_hand.answers(by_hand.opened(RUN / "checkpoints/best.ckpt", LitMLP), data.test_dataloader())
+    rest = ((output - target) ** 2).sum(0) / ((target - target.mean(0)) ** 2).sum(0)
+    assert float(figures["R2"]) == pytest.approx(1 - float(rest.mean()), abs=6e-5)
+    assert float(figures["MAE"]) == pytest.approx(float((output - target).abs().mean()), rel=1e-3)
+    assert float(figures["test_loss"]) == pytest.approx(float(((output - target) ** 2).sum()), rel=1e-3)
+    assert 0.2 < float(figures["R2"]) < 0.999
+
+
+def test_predictions_name_the_likeliest_classes_in_order(told: Told) -> None:
+    one, picked = Answers(RUN), (40, 3, 17, 8)
+    data = ShapesDataModule(train_size=800, val_size=SAMPLES)
+    data.setup("test")
+    files = []
+    for name, number in zip("dbca", picked, strict=True):
+        pixels = (data.dataset("test")[number][0] * 127.5 + 127.5).round().to(torch.uint8)
+        files.append(f"pictures/{name}.png")
+        Path("pictures").mkdir(exist_ok=True)
+        Image.fromarray(pixels.permute(1, 2, 0).numpy()).save(files[-1])
+    ranked = {file: np.argsort([-p for p in one.probabilities[i]]) for file, i in zip(files, picked, strict=True)}
+    places = dict(zip(files, picked, strict=True))
+    assert len({NAMES[order[0]] for order in ranked.values()}) > 1
+    run = "lightning_logs/version_0"
+    for inputs, order in ((" ".join(files), files), ("pictures", sorted(files)), ("pictures/[ad].png", files[3::-3])):
+        out = run_well(f"predict.py {run} {inputs} --batch_size 3 --output out.csv")
+        head = ["path", "label", "probability", "label_2", "probability_2", "label_3", "probability_3"]
+        rows = printed.table(out, *head)
+        saved = printed.read_csv(Path("out.csv"))
+        assert [row[0] for row in rows] == order == [row["path"] for row in saved]
+        for row, cells in zip(rows, saved, strict=True):
+            assert row == [cells[name] for name in head]
+            best = ranked[row[0]][:3]
+            assert row[1::2] == [NAMES[k] for k in best]
+            expected = [one.probabilities[places[row[0]]][k] for k in best]
+            assert [float(cell) for cell in row[2::2]] == pytest.approx(expected, abs=2e-6)
+    run_well(f"predict.py {run} {files[0]} --top_k 2 --output out.json")
+    [document] = json.loads(Path("out.json").read_text())
+    best = ranked[files[0]][:2]
+    assert (document["path"], document["label"]) == (files[0], NAMES[best[0]])
+    assert [answer["label"] for answer in document["top"]] == [NAMES[k] for k in best]
+    assert [answer["probability"] for answer in document["top"]] == pytest.approx(
+        [one.probabilities[picked[0]][k] for k in best], abs=2e-6
+    )
+
+
+# --- comparisons ------------------------------------------------------------------------------------------------------
+
+VERDICT = re.compile(
+    r"(?:no difference shown: (\w+) is ([+-][\d.]+) points from (\w+)|(\w+) is better by ([\d.]+) points) "
+    r"\(McNemar's exact test, p = (\S+), the same (\d+) samples, (\d+) told apart\)"
+)
+
+
+def compared(first: str, second: str) -> tuple[Any, dict[str, list[str]], str]:
+    """The verdict on two runs, the table by its rows, and all that was printed."""
+    out = run_well(f"compare.py lightning_logs/{first} lightning_logs/{second}")
+    found = VERDICT.search(out)
+    assert found is not None, out
+    # A value such as ``0.4 (0.3 to 0.5, n = 9)`` has blanks in it, columns have two between them.
+    lines = [re.split(r"\s{2,}", line) for line in out.partition("\n\n")[0].splitlines()[1:]]
+    assert out.splitlines()[0].split() == [first, second]
+    return found, {line[0]: line[1:] for line in lines}, out
+
+
+def answered(run: str, right: list[bool]) -> None:
+    """Write a file of predictions that were right, or not."""
+    with (LOGS / run / "evaluation/predictions.csv").open("w", newline="") as file:
+        rows = csv.writer(file)
+        rows.writerow(["path", "label", "predicted", "probability", "right"])
+        rows.writerows([place, "a", "b", 0.5, int(hit)] for place, hit in enumerate(right))
+
+
+def check_verdict(first: str, second: str, ones: list[bool], others: list[bool]) -> Any:
+    """Compare what compare.py says of two runs with what is counted here."""
+    found, rows, _ = compared(first, second)
+    pairs = list(zip(ones, others, strict=True))
+    only_first, only_second = pairs.count((True, False)), pairs.count((False, True))
+    p, points = by_hand.mcnemar(only_first, only_second), 100 * (sum(others) - sum(ones)) / len(pairs)
+    assert (int(found[7]), int(found[8])) == (len(pairs), only_first + only_second)
+    assert float(found[6]) == pytest.approx(p, rel=0.06)
+    if p >= 0.05:
+        assert (found[1], found[3]) == (second, first)
+        assert float(found[2]) == pytest.approx(points, abs=0.06)
+    else:
+        assert found[4] == (second if points > 0 else first)
+        assert float(found[5]) == pytest.approx(abs(points), abs=0.06)
+    for cell, right in zip(rows["accuracy"], (ones, others), strict=True):
+        low, high = by_hand.wilson(sum(right), len(right))
+        share, *between = map(float, re.findall(r"\d+\.\d+", cell))
+        assert share == pytest.approx(sum(right) / len(right), abs=6e-5)
+        assert between == pytest.approx([low, high], abs=6e-4)
+        assert f"n = {len(right)})" in cell
+    return found
+
+
+def test_comparison_of_two_evaluations(told: Told, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn = seen.watch(monkeypatch)
+    ones, others = Answers(RUN).right, Answers(LOGS / "version_1").right
+    check_verdict("version_0", "version_1", ones, others)
+    check_verdict("version_1", "version_0", others, ones)
+    _, rows, _ = compared("version_0", "version_1")
+    tables = [printed.read_csv(LOGS / run / "metrics.csv") for run in ("version_0", "version_1")]
+    curves = {name: [printed.column(rows, name) for rows in tables] for name in ("val_acc", "val_loss", "train_loss")}
+    for place in range(2):
+        accuracy = curves["val_acc"][place]
+        best = accuracy.index(max(accuracy))
+        for name, digits in (("val_acc", ".4f"), ("val_loss", ".4g"), ("train_loss", ".4g")):
+            assert rows[name][place] == f"{curves[name][place][best]:{digits}}"
+    assert rows["model.lr"] == ["0.03", "0.02"]
+    assert rows["seed_everything"] == ["0", "1"]
+    assert rows["trainer.max_epochs"] == ["3", "2"]
+    assert "data.batch_size" not in rows
+    assert Path(drawn[-1].name) == LOGS / "comparison.png"
+    for name, (one, other) in curves.items():
+        assert drawn[-1].curves()[name] == {"version_0": ([1, 2, 3], one), "version_1": ([1, 2], other)}
+    run_well("compare.py lightning_logs/version_0 lightning_logs/version_1 --png elsewhere.png")
+    assert drawn[-1].name == "elsewhere.png"
+
+
+@pytest.mark.parametrize(
+    ("both", "only_first", "only_second", "neither", "verdict"),
+    [
+        (20, 30, 10, 7, "version_0 is better by"),
+        (20, 10, 30, 7, "version_1 is better by"),
+        (20, 9, 15, 7, "version_1 is +"),
+        (20, 15, 9, 7, "version_1 is -"),
+        (40, 6, 0, 9, "version_0 is better by"),  # p = 0.031
+        (40, 5, 0, 9, "version_1 is -"),  # p = 0.062, of which one side alone is 0.031
+    ],
+)
+def test_differences_are_told_from_chance(
+    both: int,
+    only_first: int,
+    only_second: int,
+    neither: int,
+    verdict: str,
+    told: Told,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(Figure, "savefig", lambda *_, **__: None)  # the curves are another test's
+    ones = [True] * (both + only_first) + [False] * (only_second + neither)
+    others = [True] * both + [False] * only_first + [True] * only_second + [False] * neither
+    for run, right in (("version_0", ones), ("version_1", others)):
+        answered(run, right)
+    found = check_verdict("version_0", "version_1", ones, others)
+    assert verdict in found[0]
+
+
+# --- several seeds ----------------------------------------------------------------------------------------------------
+
+
+def test_seeds_are_counted_up_and_their_spread_is_that_of_a_sample() -> None:
+    """The runs, which are processes of their own, are run in this process here."""
+    real, seeds = subprocess.Popen, []
+
+    class Here:
+        returncode = 0
+
+        def __init__(self, command: list[str], env: dict[str, str]) -> None:
+            line = " ".join(["fit.py", *command[2:]])
+            seeds.append(line.partition("--seed ")[2])
+            with mock.patch.dict(os.environ, env):
+                self.out = run_well(line)
+
+        def communicate(self) -> tuple[str, None]:
+            return self.out, None
+
+    def popen(command: Any, **options: Any) -> Any:
+        return Here(command, options["env"]) if command[0] == sys.executable else real(command, **options)
+
+    line = "--seeds 3 --seed 5 --max_epochs 2 --data.train_size 40 --data.val_size 31 --model.lr 0.02 --dashboard false"
+    with mock.patch("subprocess.Popen", popen):
+        out = run_well(f"fit.py {line}")
+    assert seeds == ["5", "6", "7"]
+    tables = [printed.read_csv(LOGS / f"version_{number}" / "metrics.csv") for number in range(3)]
+    best: dict[str, list[float]] = {"val_acc": [], "val_loss": [], "train_loss": []}
+    for rows in tables:
+        accuracy = printed.column(rows, "val_acc")
+        for name, values in best.items():
+            values.append(printed.column(rows, name)[accuracy.index(max(accuracy))])
+    assert len(set(best["val_acc"])) > 1
+    first, last = out.split("\n\n")
+    for number, line in enumerate(first.splitlines()):
+        shown = dict(re.findall(r"(\w+) (\d\S*)", line))
+        assert line.startswith(f"seed {5 + number}  ")
+        assert line.endswith(f"lightning_logs/version_{number}")
+        for name, values in best.items():
+            assert float(shown[name]) == pytest.approx(values[number], rel=1e-3)
+    spread = re.findall(r"^(\w+) +(\S+) \+- (\S+)  \(n = (\d) seeds\)$", last, re.MULTILINE)
+    assert [(name, n) for name, _, _, n in spread] == [(name, "3") for name in best]
+    for name, middle, deviation, _ in spread:
+        assert float(middle) == pytest.approx(mean(best[name]), rel=1e-3)
+        assert float(deviation) == pytest.approx(stdev(best[name]), rel=1e-3, abs=6e-5)
+
+
+# --- before the first step --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("flags", "lines"),
+    [
+        ("", ["1 x CPU, precision 32-true; global batch = 4 (4 x 1 device x 1 accumulated)"]),
+        (
+            "--data.batch_size 5 --devices 3 --strategy ddp --accumulate_grad_batches 7 --precision bf16-mixed",
+            ["3 x CPU, precision bf16-mixed; global batch = 105 (5 x 3 devices x 7 accumulated)"],
+        ),
+        (
+            "--model LitTransfer --data ShapesDataModule --model.weights none",
+            ["LitTransfer: 5,130 trainable of 11,181,642 parameters, weights None", "samples of 3 x 32 x 32, 10 cl"],
+        ),
+        (
+            "--data.channels 1",
+            ["LitCNN: 61,706 trainable of 61,706 parameters\n", "ShapesDataModule: samples of 1 x 32 x 32, 10 classes"],
+        ),
+        ("--model LitMLP --data.in_features 7", ["RandomDataModule: samples of 7, regression", "1,810 trainable of"]),
+    ],
+)
+def test_what_is_announced_before_the_first_step(flags: str, lines: list[str]) -> None:
+    with mock.patch.object(Trainer, "fit", side_effect=SystemExit(0)):
+        out = run_well(f"fit.py --accelerator cpu {flags if 'devices' in flags else flags + ' --devices 1'}")
+    for line in lines:
+        assert line in out

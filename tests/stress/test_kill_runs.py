@@ -1,0 +1,144 @@
+"""kill_runs.py takes two runs for equal only if they are, to the last bit."""
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.stress import kill_runs
+from tests.support import printed
+from tests.support.commands import run_well
+
+RUN = Path("lightning_logs/version_0")
+FIT = "fit.py --data.train_size 24 --data.val_size 10 --max_epochs 2 --accelerator cpu --devices 1 --dashboard false"
+
+
+@pytest.fixture(scope="module")
+def ended(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder as kill_runs.py leaves one: a run, and which samples its batches held."""
+    place = tmp_path_factory.mktemp("ended")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(place)
+        run_well(f"{FIT} --lr_scheduler StepLR --lr_scheduler.step_size 1 --log_every_n_steps 2")
+        batches = [[number, number // 6, [f"{number % 6} {place}" for place in range(4)]] for number in range(12)]
+        Path("used0.jsonl").write_text("".join(f"\n{json.dumps(batch)}" for batch in batches))
+        Path("output.txt").write_text("lightning_logs/version_0 is at its end: nothing to do")
+        yield place
+
+
+def changed(name: str, change: Callable[[dict[str, Any]], None]) -> None:
+    """Change something in a checkpoint."""
+    path = RUN / "checkpoints" / name
+    saved = torch.load(path, weights_only=True)
+    change(saved)
+    torch.save(saved, path)
+
+
+def next_float(weights: dict[str, torch.Tensor]) -> None:
+    """Change the last bit of one number."""
+    flat = list(weights.values())[-1].view(-1)
+    flat[0] = torch.nextafter(flat[0], torch.tensor(9.0))
+
+
+def cell(old: str, new: str, count: int = 1) -> None:
+    table = RUN / "metrics.csv"
+    text = table.read_text()
+    assert old in text
+    table.write_text(text.replace(old, new, count))
+
+
+def last_row_gone() -> None:
+    table = RUN / "metrics.csv"
+    table.write_text("".join(table.read_text().splitlines(keepends=True)[:-1]))
+
+
+def history(change: Callable[[str], str]) -> None:
+    """Change which samples the batches held."""
+    Path("used0.jsonl").write_text(change(Path("used0.jsonl").read_text()))
+
+
+def of_best(saved: dict[str, Any]) -> None:
+    [state] = [state for state in saved["callbacks"].values() if "best_model_score" in state]
+    state["best_model_score"] = torch.as_tensor(state["best_model_score"]) + 0.1
+
+
+DAMAGE: dict[str, tuple[str, Callable[[], None]]] = {
+    "one bit of the last weights": ("weights", lambda: changed("last.ckpt", lambda c: next_float(c["state_dict"]))),
+    "a kind of number": (
+        "weights",
+        lambda: changed(
+            "last.ckpt", lambda c: c["state_dict"].update({k: v.double() for k, v in c["state_dict"].items()})
+        ),
+    ),
+    "one bit of the best weights": (
+        "best weights",
+        lambda: changed("best.ckpt", lambda c: next_float(c["state_dict"])),
+    ),
+    "the optimizer's momentum": (
+        "optimizer",
+        lambda: changed("last.ckpt", lambda c: next_float(c["optimizer_states"][0]["state"][0])),
+    ),
+    "the optimizer's learning rate": (
+        "optimizer",
+        lambda: changed("last.ckpt", lambda c: c["optimizer_states"][0]["param_groups"][0].update(lr=0.5)),
+    ),
+    "the schedule": ("schedules", lambda: changed("last.ckpt", lambda c: c["lr_schedulers"][0].update(last_epoch=9))),
+    "the step": ("step", lambda: changed("last.ckpt", lambda c: c.update(global_step=11))),
+    "the epoch": ("step", lambda: changed("last.ckpt", lambda c: c.update(epoch=1 + c["epoch"]))),
+    "the best score": ("best score", lambda: changed("last.ckpt", of_best)),
+    "a number of the table": ("metrics.csv", lambda: cell("\n", "\n0", 2)),
+    "a row of the table": ("metrics.csv", last_row_gone),
+    "a sample": (
+        "samples",
+        lambda: history(lambda text: text.replace('"3 1"', '"3 0"', 1)),
+    ),
+    "a batch": (
+        "samples",
+        lambda: history(lambda text: text.rpartition("\n")[0]),
+    ),
+}
+
+
+def judged(peace: Path, code: int = 0) -> str:
+    """What a round says of the run in the current folder, whose programs end at once with a code."""
+
+    def start(*_: Any) -> int:
+        if not (child := os.fork()):
+            os._exit(code)
+        return child
+
+    one = kill_runs.Round("a case", Path.cwd(), 0, start, ("SIGKILL",))
+    try:
+        one.go(kill_runs.result(peace), 1.0, [], 0)
+    except AssertionError as error:
+        return str(error)
+    return f"{one.counts['runs equal to the uninterrupted one']} equal"
+
+
+def test_a_run_equals_only_itself(ended: Path, tmp_path: Path) -> None:
+    shutil.copytree(ended, "same")
+    os.chdir("same")
+    assert judged(ended) == "1 equal"
+    assert judged(ended, code=1) == "exit code 1 at the end"
+    speeds = {row["samples_per_second"] for row in printed.read_csv(RUN / "metrics.csv") if "samples_per_second" in row}
+    cell(speeds.pop(), "12.5")  # no two runs have it in common
+    assert judged(ended) == "1 equal"
+    Path("output.txt").write_text("epoch 1/2")
+    assert judged(ended) == ""  # the start after the end has trained once more
+    for name, (what, damage) in DAMAGE.items():
+        shutil.copytree(ended, tmp_path / name)
+        os.chdir(tmp_path / name)
+        damage()
+        assert (name, judged(ended)) == (name, f"not equal: {what}")
+
+
+def test_it_counts_what_an_epoch_used_twice(ended: Path) -> None:
+    history = kill_runs.used(ended)
+    assert kill_runs.repeated(history) == 0
+    history[0][8][1][:2] = ["1 0", "1 1"]  # of the batch with the number 8, in the second epoch
+    assert kill_runs.repeated(history) == 2

@@ -1,0 +1,83 @@
+"""Odd inputs are read or refused; and odd_inputs.py finds what it looks for."""
+
+import argparse
+import os
+import random
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from datamodules import DataError
+from tests.stress import odd_inputs
+
+
+def test_any_picture_is_read_or_refused() -> None:
+    """The first 2000 of the 100,000 that odd_inputs.py tries."""
+    counts, wrong = odd_inputs.attempts("pictures", 0, 2000)
+    assert wrong == []
+    assert sum(counts.values()) == 2000
+    assert min(counts[f"pictures tried: {kind}"] for kind in ("read", "damaged", "truncated", "not a picture")) > 100
+
+
+def test_it_reads_whole_pictures(tmp_path: Path) -> None:
+    files = odd_inputs.whole_pictures()
+    assert len(set(files)) == len(files) >= 24
+    assert {odd_inputs.try_picture(data, tmp_path / "picture.jpg") for data in files} == {"read"}
+
+
+@pytest.mark.parametrize(
+    ("name", "replacement", "said"),
+    [
+        ("read_pixels", KeyError("a bug"), "KeyError: 'a bug'"),
+        ("read_pixels", DataError("no name in it"), "does not name the file"),
+        ("read_picture", DataError("refused"), "look takes what read_picture refuses"),
+        ("look", RecursionError("deep"), "RecursionError: deep"),
+    ],
+)
+def test_it_finds_what_is_wrong(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, replacement: Exception, said: str
+) -> None:
+    def spoilt(*_: Any) -> None:
+        raise replacement
+
+    monkeypatch.setattr(odd_inputs, name, spoilt)
+    with pytest.raises(AssertionError, match=said):
+        odd_inputs.try_picture(odd_inputs.whole_pictures()[0], tmp_path / "picture.jpg")
+
+
+@pytest.mark.parametrize(
+    ("number", "said"), [(signal.SIGSEGV, "exit code -11"), (signal.SIGALRM, "a hang"), (signal.SIGPROF, "a hang")]
+)
+def test_a_crash_or_a_hang_costs_one_input(monkeypatch: pytest.MonkeyPatch, number: int, said: str) -> None:
+    def one(draw: random.Random) -> str:
+        if draw.getstate() == random.Random("stand-ins 2").getstate():
+            os.kill(os.getpid(), number)
+        return "read"
+
+    monkeypatch.setitem(odd_inputs.KINDS, "stand-ins", lambda folder: one)
+    counts, wrong = odd_inputs.attempts("stand-ins", 0, 5)
+    assert counts == {"stand-ins tried: read": 4, "stand-ins tried: wrong": 1}
+    assert wrong == [f"stand-ins 2: {said}"]
+
+
+def budgets(**options: Any) -> list[tuple[str, int, int]]:
+    usual = {"minutes": None, "pictures": 2500, "command_lines": 50, "first": 7}
+    return list(odd_inputs.budgets(argparse.Namespace(**{**usual, **options})))
+
+
+def test_a_number_of_inputs_is_tried_in_parts() -> None:
+    assert budgets() == [
+        *(("pictures", 7, 1000), ("pictures", 1007, 1000), ("pictures", 2007, 500)),
+        ("command lines", 7, 50),
+    ]
+
+
+def test_minutes_go_to_both_kinds_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter([0.0, 1.0, 2.0, 60.0, 61.0])
+    monkeypatch.setattr(odd_inputs.time, "monotonic", lambda: next(clock))
+    kinds, firsts, counts = zip(*budgets(minutes=1), strict=True)
+    assert kinds == ("pictures", "command lines", "pictures")
+    assert firsts == (firsts[0], firsts[0], firsts[0] + 1000)
+    assert counts == (1000, 100, 1000)

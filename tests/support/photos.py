@@ -1,0 +1,124 @@
+"""Folders of photos for tests: small pictures, whole and broken."""
+
+from __future__ import annotations
+
+import io
+import struct
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image, ImageFilter
+
+from datamodules.errors import DataError
+from datamodules.photos.folder import Photos, examine
+
+ORIENTATION = 0x0112
+"""The EXIF tag that says how a picture becomes upright."""
+
+
+def noise(seed: int, width: int = 40, height: int = 30) -> Image.Image:
+    """Return a picture that no other seed gives."""
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8))
+
+
+def scene(seed: int, size: tuple[int, int] = (160, 120)) -> Image.Image:
+    """Return smooth blots, which keep their perceptual hash when they are compressed or scaled."""
+    coarse = np.random.default_rng(seed).integers(0, 256, (6, 8, 3), np.uint8)
+    return Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC).filter(ImageFilter.GaussianBlur(2))
+
+
+def encoded(seed: int, form: str = "JPEG", **options: object) -> bytes:
+    """Return a file of :func:`noise` in a format of Pillow's."""
+    file = io.BytesIO()
+    noise(seed).save(file, form, **options)
+    return file.getvalue()
+
+
+def turned(orientation: int) -> Image.Exif:
+    """Return EXIF data that turn a picture."""
+    exif = Image.Exif()
+    exif[ORIENTATION] = orientation
+    return exif
+
+
+def put(path: Path, content: bytes) -> Path:
+    """Write a file; make its folder."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
+    return path
+
+
+def fill(root: Path, counts: dict[str, int], seed: int = 0) -> Path:
+    """Put so many pictures, all different, into each folder of ``root``."""
+    for folder, count in counts.items():
+        for i in range(count):
+            seed += 1
+            put(root / folder / f"{i}.jpg", encoded(seed))
+    return root
+
+
+def two(root: Path, count: int = 6) -> Path:
+    """Fill the classes cat and dog."""
+    return fill(root, {"cat": count, "dog": count})
+
+
+def look_at(root: Path, **options: Any) -> Photos:
+    """Examine a folder in this process, however many of its files are broken."""
+    return examine(root, **{"max_bad_fraction": 0.9, "num_workers": 0, **options})
+
+
+def refused(root: Path, **options: Any) -> str:
+    """Return the one line with which :func:`look_at` refuses ``root``, called DIR in it."""
+    with pytest.raises(DataError) as caught:
+        look_at(root, **options)
+    message = str(caught.value)
+    assert "\n" not in message
+    return message.replace(str(root), "DIR")
+
+
+def names(photos: Photos, split: int) -> set[str]:
+    """Return the files of one split."""
+    return set(photos.paths.take(photos.select(split)))
+
+
+def content(photos: Photos) -> tuple[Any, ...]:
+    """Return what a network learns from: files, labels, splits and classes."""
+    return list(photos.paths), photos.labels.tolist(), photos.splits.tolist(), photos.class_names
+
+
+# --- files that are no whole pictures ------------------------------------------------------------
+
+
+def _png(width: int, height: int, pixels: bytes) -> bytes:
+    """Return a PNG whose checksums are right, whatever its pixels are."""
+    head = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    chunks = ((b"IHDR", head), (b"IDAT", pixels), (b"IEND", b""))
+    body = (
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)) for kind, data in chunks
+    )
+    return b"\x89PNG\r\n\x1a\n" + b"".join(body)
+
+
+JPEG, PNG, WEBP = encoded(900), encoded(901, "PNG"), encoded(902, "WEBP")
+BOMB = _png(50_000, 50_000, zlib.compress(bytes(1000)))
+SPOILT = _png(40, 30, zlib.compress(noise(1).tobytes())[:99] + bytes(99))
+"""A PNG whose checksums are right and whose pixels cannot be unpacked."""
+BROKEN = {
+    "truncated.jpg": (JPEG[: len(JPEG) // 2], "truncated", "image file is truncated"),
+    "late.jpg": (JPEG[:-60], "truncated", "image file is truncated"),
+    "progressive.jpg": (encoded(903, progressive=True)[:-300], "truncated", "image file is truncated"),
+    "head.jpg": (JPEG[:4], "truncated", "breaks off in its header"),
+    "truncated.png": (PNG[: len(PNG) // 2], "truncated", "image file is truncated"),
+    "truncated.webp": (WEBP[:300], "truncated", f"300 of {len(WEBP)} bytes"),
+    "empty.jpg": (b"", "empty", "0 bytes"),
+    "text.jpg": (b"not a picture at all", "not a picture", "text inside"),
+    "page.jpg": (b"<!DOCTYPE html><p>404</p>", "not a picture", "a web page inside"),
+    "gif.jpg": (encoded(904, "GIF"), "not a picture", "a GIF inside"),
+    "postscript.jpg": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "not a picture", "text inside"),
+    "spoilt.png": (SPOILT, "damaged", "unrecognized data stream"),
+    "bomb.png": (BOMB, "too large", "more than 178,956,970 pixels"),
+}
+"""File name -> content, kind of fault, how the reason begins."""

@@ -1,0 +1,37 @@
+"""Tests that cannot run say so, and fail where they ought to run."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+ONE = "tests/test_browser.py::test_command_and_configuration"
+
+
+def ended(tmp_path: Path, **environment: str) -> tuple[int, str]:
+    """Exit code and output of a browser's test where no browser is on PATH."""
+    path = tmp_path / "bin"
+    path.mkdir(exist_ok=True)
+    environment = {**os.environ, "PATH": str(path), "PYTHONPATH": str(ROOT), **environment}
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "slow", ONE]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    return done.returncode, done.stdout
+
+
+@pytest.mark.slow
+def test_browser_tests_are_left_out_loudly_and_never_where_a_browser_is_required(tmp_path: Path) -> None:
+    code, out = ended(tmp_path, REQUIRE_BROWSER="0")
+    assert code == 0
+    assert "NO BROWSER: 1 tests of tests/test_browser.py were left out" in out
+    code, out = ended(tmp_path, REQUIRE_BROWSER="1")
+    assert code == 1
+    assert "there is no chromium and no chromedriver on PATH" in out
+    assert "NO BROWSER" not in out
+    (tmp_path / "bin" / "chromedriver").write_text("#!/bin/sh\n")
+    (tmp_path / "bin" / "chromedriver").chmod(0o755)
+    code, out = ended(tmp_path, REQUIRE_BROWSER="0")
+    assert code == 1
+    assert "there is no chromium on PATH" in out
