@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import StopEarly as LightningsStopEarly
+from lightning.pytorch.callbacks import EarlyStopping
 from torch.utils.data import DataLoader, TensorDataset
 
 from datamodules import RandomDataModule
@@ -162,7 +162,7 @@ def test_a_metric_that_is_not_logged_is_named(bare: Callable[..., Trainer]) -> N
 
 @pytest.mark.parametrize(("monitor", "mode"), [("val_loss", "min"), ("val_acc", "max")])
 def test_it_reads_the_resume_points_of_lightning_s_own(monitor: str, mode: str) -> None:
-    theirs, ours = LightningsStopEarly(monitor, mode=mode), StopEarly(monitor, mode, 3)
+    theirs, ours = EarlyStopping(monitor, mode=mode), StopEarly(monitor, mode, 3)
     assert ours.state_key == theirs.state_key
     ours.load_state_dict(theirs.state_dict())  # of a run without any look: its best score is infinite
     assert (ours.waited, ours.best.value) == (0, None)
