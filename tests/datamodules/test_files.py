@@ -58,7 +58,10 @@ def test_the_bytes_are_on_the_disk_before_the_rename_and_the_rename_afterwards(
     done: list[str] = []
     fsync, replace = os.fsync, Path.replace
 
+    sizes: list[int] = []
+
     def noted_fsync(number: int) -> None:
+        sizes.append(os.fstat(number).st_size)
         done.append(f"fsync {Path(f'/proc/self/fd/{number}').readlink().name}")
         fsync(number)
 
@@ -73,6 +76,7 @@ def test_the_bytes_are_on_the_disk_before_the_rename_and_the_rename_afterwards(
         file.write("whole")
     part = f".x.{os.getpid()}.part"
     assert done == [f"fsync {part}", f"rename {part} to x", f"fsync {tmp_path.name}"]
+    assert sizes[0] == len("whole")  # nothing waits in a buffer
     assert (tmp_path / "x").read_text() == "whole"
 
 

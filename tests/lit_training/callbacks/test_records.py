@@ -5,6 +5,7 @@ import json
 import os
 import platform
 import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -16,9 +17,11 @@ import torch
 from torch.utils.data import DataLoader, TensorDataset
 
 from datamodules import ShapesDataModule
+from datamodules.files import read_csv
+from datamodules.photos.find import SPLITS
 from lit_training.callbacks import records
 from lit_training.callbacks.records import fingerprint
-from tests.support.fits import SHAPES, fit, fit_run, parse
+from tests.support.fits import SHAPES, fit, fit_run, parse, run_of
 
 
 @pytest.mark.usefixtures("at_every_step")
@@ -122,3 +125,38 @@ def test_of_another_s_loader_only_the_length_counts() -> None:
         DataLoader(TensorDataset(torch.zeros(4)))
     )
     assert fingerprint(None) == fingerprint(object())
+
+
+# --- photos -----------------------------------------------------------------------------------------------------------
+
+PHOTOS = "--data photos --model LitCNN --data.image_size 32 --max_epochs 1 --dashboard false"
+
+
+def test_the_split_of_a_folder_is_written(photo_folder: Path) -> None:
+    (photo_folder / "train").rename("photos/all")
+    shutil.rmtree(photo_folder / "val")
+    cli = fit(PHOTOS.replace("photos", "photos/all", 1))
+    run, photos = run_of(cli), cli.datamodule.photos  # type: ignore[attr-defined]
+    rows = read_csv(run / "split.csv")
+    assert [row["path"] for row in rows] == list(photos.paths)
+    assert [row["label"] for row in rows] == [photos.class_names[label] for label in photos.labels]
+    assert [row["split"] for row in rows] == [SPLITS[split] for split in photos.splits]
+    assert {row["split"] for row in rows} == {"train", "val"}
+    assert not (run / "left_out.csv").exists()
+
+
+def test_what_was_left_out_is_written_with_its_reason(photo_folder: Path) -> None:
+    (photo_folder / "train" / "ants" / "empty.jpg").touch()
+    run = fit_run(PHOTOS)
+    assert read_csv(run / "left_out.csv") == [{"path": "train/ants/empty.jpg", "kind": "empty", "reason": "0 bytes"}]
+    assert "train/ants/empty.jpg" not in [row["path"] for row in read_csv(run / "split.csv")]
+
+
+def test_data_that_is_no_photos_has_no_such_files() -> None:
+    run = fit_run(f"{SHAPES} --max_epochs 1 --limit_train_batches 1 --limit_val_batches 0 --dashboard false")
+    assert not {"split.csv", "left_out.csv"} & {path.name for path in run.iterdir()}
+
+
+def test_a_run_that_is_written_nowhere_writes_no_records(photo_folder: Path, tmp_path: Path) -> None:
+    fit(f"{PHOTOS} --logger false --enable_checkpointing false")
+    assert list(tmp_path.rglob("split.csv")) == []

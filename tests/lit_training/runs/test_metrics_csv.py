@@ -1,5 +1,10 @@
 """metrics.csv holds each step once, however often the run was stopped."""
 
+import errno
+import itertools
+import os
+import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -84,3 +89,65 @@ def test_rows_wait_for_each_other(tmp_path: Path) -> None:
 def test_its_name_and_version_are_the_folder_s() -> None:
     logger = MetricsCSV(Start(Path("runs/lightning_logs/version_7")))
     assert (logger.name, logger.version) == ("lightning_logs", 7)
+
+
+def test_a_new_metric_of_a_resumed_run_gets_a_column_and_the_kept_rows_stay(tmp_path: Path) -> None:
+    first = MetricsCSV(Start(tmp_path))
+    for step in range(3):
+        first.log_metrics({"b": float(step)}, step)
+    first.finalize("failed")
+    again = MetricsCSV(Start(tmp_path, rows=2))
+    again.log_metrics({"a": 7.0}, 2)
+    again.save()
+    assert table(Start(tmp_path)) == ["a,b,step", ",0.0,0", ",1.0,1", "7.0,,2"]
+
+
+def test_a_new_column_that_cannot_be_written_leaves_the_old_table(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    logger = MetricsCSV(Start(tmp_path))
+    logger.log_metrics({"a": 1.0}, 0)
+    logger.save()
+    before = table(Start(tmp_path))
+
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    logger.log_metrics({"b": 1.0}, 1)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(OSError, match="No space left on device"):
+            logger.save()
+    assert table(Start(tmp_path)) == before
+    assert [path.name for path in tmp_path.iterdir()] == ["metrics.csv"]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_kills_at_any_moment_leave_every_row_that_was_brought_to_the_disk(tmp_path: Path) -> None:
+    """Each step logs a new metric, so that each rewrites the table."""
+    kept, kills = 0, 12
+    for kill in range(kills):
+        ours, theirs = os.pipe()
+        child = os.fork()
+        if not child:
+            logger = MetricsCSV(Start(tmp_path, rows=kept))
+            for step in itertools.count(kept):
+                logger.log_metrics({f"metric{step:03}": float(step)}, step)
+                logger.sync()
+                os.write(theirs, b".")
+        os.close(theirs)
+        done = len(os.read(ours, 1))
+        time.sleep(0.003 * kill)
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        while part := os.read(ours, 65536):
+            done += len(part)
+        os.close(ours)
+        kept += done
+        again = MetricsCSV(Start(tmp_path, rows=kept))
+        assert again.rows == kept
+        rows = read_csv(again.path)
+        assert [int(row["step"]) for row in rows] == list(range(kept))
+        assert [float(row[f"metric{step:03}"]) for step, row in enumerate(rows)] == list(range(kept))
+        assert list(rows[0]) == sorted(rows[0])
+    assert kept >= kills
