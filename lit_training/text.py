@@ -16,6 +16,8 @@ def print_table(head: Sequence[str], body: Sequence[Sequence[str | list[str]]]) 
         body: rows of cells; a list is a cell of several lines.
     """
     used = [place for place in range(len(head)) if any(row[place] for row in body)]
+    if not used:
+        return
     rows = [[_lines(row[place]) for place in used] for row in body]
     titles = [printable(head[place]) for place in used]
     right = [all(_is_number_or_empty(row[place][0]) for row in rows) for place in range(len(used))]
@@ -43,7 +45,9 @@ def _lines(cell: str | list[str]) -> list[str]:
 
 
 def _is_number_or_empty(cell: str) -> bool:
-    return not cell or cell == "-" or cell.replace(".", "", 1).replace("-", "", 2).replace("e", "", 1).isdecimal()
+    with contextlib.suppress(ValueError):
+        return cell in ("", "-") or bool(float(cell) or True)
+    return False
 
 
 @contextlib.contextmanager

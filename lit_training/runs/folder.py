@@ -119,7 +119,7 @@ def latest(root: str, can_serve: Callable[[Path], bool], what: str) -> Path:
     Args:
         root: the folder that holds ``lightning_logs``.
         can_serve: True for a run that has what is asked for.
-        what: what it has to have, as ``a checkpoint``.
+        what: what it has to have, as ``checkpoint``.
 
     Raises:
         CheckpointError: there is none.
@@ -129,7 +129,8 @@ def latest(root: str, can_serve: Callable[[Path], bool], what: str) -> Path:
         if can_serve(run):
             if newer and is_rank_zero():
                 passed = name_first([skipped.name for skipped in runs[:newer]], 3)
-                print(f"note: latest is {run.name}: {passed} has no {what}", file=sys.stderr)
+                verb = "has" if newer == 1 else "have"
+                print(f"note: latest is {run.name}: {passed} {verb} no {what}", file=sys.stderr)
             return run
     logs = Path(root) / LOGS
     if runs:
@@ -238,7 +239,7 @@ def _lock(file: IO[str]) -> None:
 def newest_resume_point(run: Path) -> Start | None:
     """Find the newest resume point that can be read, and lock the run. Broken ones are named and set aside."""
     start = lock_run(run)
-    for part in (run / "checkpoints").glob(".*.part"):  # what a killed process was writing
+    for part in run.rglob(".*.part"):  # what a killed process was writing
         part.unlink()
     for name in RESUME_POINTS:
         path = run / "checkpoints" / name

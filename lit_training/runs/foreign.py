@@ -39,6 +39,8 @@ class Promises:
         self.own = own
 
     def __getattr__(self, name: str) -> Any:
+        if name not in DEFAULTS:
+            raise AttributeError(f"{type(self.own).__name__} is not asked for {name}")
         value = getattr(self.own, name, DEFAULTS[name])
         if name == "preprocessing" and isinstance(value, dict):
             return Preprocessing.from_dict(value)

@@ -1,6 +1,5 @@
 """Open a trained network: ``load("latest").predict("bee.jpg")``."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,6 +13,8 @@ from lit_training.runs import checkpoints
 from lit_training.runs.devices import find_device
 from lit_training.runs.folder import find_checkpoint, run_folder
 from lit_training.trained.evaluate import Evaluation, evaluate
+from datamodules.photos.find import PICTURE_SUFFIXES
+from lit_training.trained.inputs import ROW_SUFFIXES, find_files
 from lit_training.trained.predict import Prediction, predict
 
 
@@ -51,23 +52,30 @@ class SavedRun:
         """Ask the network about pictures, or about the rows of files for networks that take rows.
 
         Args:
-            images: a path, a PIL image, or an array (H, W, 3) of uint8; or a list or tuple of these.
+            images: a path of a file or a folder, a PIL image, or an array (H, W, 3) of uint8; or a list of these.
             accelerator: ``auto``, ``cpu``, ``gpu`` or ``mps``.
 
         Returns:
-            One prediction, or a list of them for a list and for a file of rows.
+            One prediction; a list of them for a list, for a folder and for a file of rows.
 
         Raises:
-            UsageError: a single picture cannot be read. In a list it gets a prediction that says why.
+            UsageError: a single file cannot be read. In a list it gets a prediction that says why.
         """
-        several = isinstance(images, list | tuple)
-        inputs: Sequence[Any] = images if several else [images]
-        found = list(predict(self.model(), inputs, device=find_device(accelerator)))
-        if several or len(found) > 1:
-            return found
-        if found[0].error:
+        model, several = self.model(), isinstance(images, list | tuple)
+        takes_rows = model.sample_ndim == 1
+        inputs: list[Any] = []
+        for image in images if several else [images]:
+            if isinstance(image, str | Path):
+                inputs += find_files([str(image)], ROW_SUFFIXES if takes_rows else PICTURE_SUFFIXES)
+            elif takes_rows:
+                raise UsageError(f"{type(model).__name__} takes rows: give the path of a .csv or .npy file")
+            else:
+                inputs.append(image)
+        found = list(predict(model, inputs, device=find_device(accelerator)))
+        if not several and len(found) == 1 and found[0].error and found[0].row is None:
             raise UsageError(f"{found[0].path}: {found[0].error}")
-        return found[0]
+        is_folder = isinstance(images, str | Path) and inputs != [str(images)]
+        return found if several or takes_rows or is_folder else found[0]
 
     def evaluate(self, data: str | None = None, accelerator: str = "auto", devices: str = "1") -> Evaluation:
         """Measure the network on the test data of what it was trained on, else on its validation data.

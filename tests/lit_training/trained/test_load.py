@@ -61,7 +61,7 @@ def test_latest_names_all_newer_runs_that_it_passes_over(
 ) -> None:
     runs_of(shapes_run, True, False, False, False, False)
     load("latest")
-    said = "note: latest is version_0: version_4, version_3, version_2, ... has no checkpoint\n"
+    said = "note: latest is version_0: version_4, version_3, version_2, ... have no checkpoint\n"
     assert capsys.readouterr().err == said
 
 
