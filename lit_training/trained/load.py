@@ -7,13 +7,13 @@ from typing import Any
 
 from lightning.pytorch import LightningDataModule
 
+from datamodules.photos.find import PICTURE_SUFFIXES
 from lit_models import LitBase
 from lit_training.errors import UsageError
 from lit_training.runs import checkpoints
 from lit_training.runs.devices import find_device
 from lit_training.runs.folder import find_checkpoint, run_folder
 from lit_training.trained.evaluate import Evaluation, evaluate
-from datamodules.photos.find import PICTURE_SUFFIXES
 from lit_training.trained.inputs import ROW_SUFFIXES, find_files
 from lit_training.trained.predict import Prediction, predict
 

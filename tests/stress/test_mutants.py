@@ -1,0 +1,33 @@
+"""The list of bugs fits the tree; what mutants.py finds is told right."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.stress.mutants import Mutant, notices, read_mutants
+from tests.support.commands import ROOT
+
+MUTANTS = read_mutants()
+
+
+def test_there_are_enough() -> None:
+    assert len(MUTANTS) >= 120
+
+
+@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: f"{mutant.file}: {mutant.what}")
+def test_a_bug_can_be_planted_and_names_tests(mutant: Mutant) -> None:
+    source = (ROOT / mutant.file).read_text(encoding="utf-8")
+    assert source.count(mutant.old) == 1
+    assert mutant.old != mutant.new
+    assert mutant.tests
+    assert all((ROOT / name.partition("::")[0]).is_file() for name in mutant.tests)
+
+
+@pytest.mark.slow
+def test_a_failing_test_is_noticed_and_a_passing_one_is_not(tmp_path: Path) -> None:
+    (tmp_path / "test_one.py").write_text("def test_one():\n    assert False\n")
+    (tmp_path / "test_two.py").write_text("def test_two():\n    pass\n")
+    assert notices(tmp_path, ["test_one.py"], 60)
+    assert not notices(tmp_path, ["test_two.py"], 60)
+    (tmp_path / "test_three.py").write_text("import time\n\n\ndef test_three():\n    time.sleep(60)\n")
+    assert notices(tmp_path, ["test_three.py"], 3)  # hangs
