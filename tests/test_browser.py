@@ -6,6 +6,7 @@ where there is a chromedriver, whatever else is missing is a failure.
 
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -15,8 +16,8 @@ from typing import Any
 
 import pytest
 
-from lit_training.cli.parser import FitCLI
-from lit_training.trained.compare import read
+from lit_training.trained.compare import read_run
+from tests.support.fits import parse
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 DRIVER = shutil.which("chromedriver")
@@ -62,7 +63,7 @@ def logs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of each model: version_0 to version_3, in the order of RUNS."""
     root = tmp_path_factory.mktemp("runs")
     for arguments in RUNS.values():
-        cli = FitCLI([*arguments, "--quiet", f"--default_root_dir={root}"])
+        cli = parse(shlex.join([*arguments, "--quiet", f"--default_root_dir={root}"]))
         cli.trainer.fit(cli.model, cli.datamodule, weights_only=True)
     return root / "lightning_logs"
 
@@ -88,7 +89,7 @@ def show(address: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cal
     from selenium.webdriver.support.ui import WebDriverWait
 
     options = webdriver.ChromeOptions()
-    options.binary_location = CHROMIUM
+    options.binary_location = str(CHROMIUM)
     switches = "headless no-sandbox disable-gpu disable-quic no-first-run disable-background-networking disable-sync"
     for switch in [*switches.split(), "disable-component-update", "disable-dev-shm-usage", "window-size=1280,2400"]:
         options.add_argument(f"--{switch}")
@@ -150,7 +151,7 @@ def test_settings_with_what_they_reached(show: Callable[..., Any], logs: Path) -
     table = text.partition("Trial ID")[2].partition("Color by")[0]
     rows = re.split(r"version_\d", table)[1:]
     for place, name in enumerate(RUNS):
-        curves = read(str(logs / f"version_{place}")).curves
+        curves = read_run(str(logs / f"version_{place}")).curves
         metrics = ("val_acc", "val_loss", "train_loss") if name in CLASSIFIERS else ("val_loss", "train_loss")
         last = [list(curves[metric].values())[-1] for metric in metrics]
         shown = [float(number) for number in rows[place].split()[-len(last) :]]

@@ -1,8 +1,9 @@
-"""Several processes, on one machine and on what they take for two."""
+"""Several processes train and evaluate together, on one machine and on what they take for two."""
 
 import contextlib
 import json
 import os
+import shlex
 import signal
 import socket
 import subprocess
@@ -14,19 +15,20 @@ import numpy as np
 import pytest
 import torch
 
-from lit_training.cli.parser import FitCLI
 from lit_training.errors import UsageError
+from tests.support.commands import ENVIRONMENT, ROOT
+from tests.support.fits import SHAPES, SMALL_NET, assert_same_weights, last, parse
+from tests.support.slurm import JOB, stand_in_scontrol
 
-ROOT = Path(__file__).resolve().parents[1]
-TINY = ["--data.train_size", "24", "--data.val_size", "8", "--accelerator", "cpu", "--strategy", "ddp"]
+TINY = f"{SHAPES} --accelerator cpu --strategy ddp"
 LOOPBACK = ("0100007F", "00000000000000000000000001000000", "0000000000000000FFFF00000100007F")
 """127.0.0.1, ::1 and the former written as the latter, as /proc/net/tcp spells them."""
-ENDLESS = [*TINY, "--max_epochs", "100000"]
+ENDLESS = f"{TINY} --max_epochs 100000"
 
 
 def worlds(job: str, place: Path) -> dict[str, Any]:
     command = [sys.executable, str(ROOT / "tests" / "worlds"), job, str(place)]
-    ended = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    ended = subprocess.run(command, capture_output=True, text=True, check=False, env=ENVIRONMENT)
     assert ended.returncode == 0, ended.stderr[-3000:]
     return json.loads((place / "result.json").read_text())
 
@@ -101,7 +103,7 @@ def test_nan_on_one_rank_ends_all_with_its_step(tmp_path: Path) -> None:
 
 def test_fsdp_needs_a_gpu_and_says_so() -> None:
     with pytest.raises(UsageError, match=r"(?i)gpu"):
-        FitCLI([*TINY[:4], "--accelerator", "cpu", "--strategy", "fsdp", "--devices", "1"])
+        parse(f"{SHAPES} --accelerator cpu --strategy fsdp --devices 1")
 
 
 def test_fsdp_is_configured_where_there_is_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -110,7 +112,7 @@ def test_fsdp_is_configured_where_there_is_a_gpu(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     for module in ("fabric.accelerators.cuda", "pytorch.accelerators.cuda"):
         monkeypatch.setattr(f"lightning.{module}.num_cuda_devices", lambda: 2)
-    cli = FitCLI([*TINY[:4], "--accelerator", "gpu", "--strategy", "fsdp", "--devices", "2", "--logger", "false"])
+    cli = parse(f"{SHAPES} --accelerator gpu --strategy fsdp --devices 2 --logger false")
     assert type(cli.trainer.strategy).__name__ == "FSDPStrategy"
     assert cli.trainer.world_size == 2
 
@@ -118,20 +120,20 @@ def test_fsdp_is_configured_where_there_is_a_gpu(monkeypatch: pytest.MonkeyPatch
 # --- real programs ------------------------------------------------------------------------------------------------
 
 
-def start(*arguments: str, **environment: str) -> subprocess.Popen[str]:
+def start(command: str, **environment: str) -> subprocess.Popen[str]:
     """A program in a session of its own, so that what it leaves behind can be seen."""
     return subprocess.Popen(
-        [sys.executable, *arguments],
+        [sys.executable, *shlex.split(command)],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
         start_new_session=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+        env={**ENVIRONMENT, **environment},
     )
 
 
-def train(*arguments: str, **environment: str) -> subprocess.Popen[str]:
-    return start(str(ROOT / "scripts" / "fit.py"), *arguments, **environment)
+def train(line: str, **environment: str) -> subprocess.Popen[str]:
+    return start(f"{ROOT / 'scripts' / 'fit.py'} {line}", **environment)
 
 
 def until(process: subprocess.Popen[str], text: str) -> None:
@@ -179,7 +181,7 @@ def listening(processes: list[int]) -> list[str]:
     [(signal.SIGTERM, "all"), (signal.SIGTERM, "first"), (signal.SIGINT, "all"), (signal.SIGUSR1, "second")],
 )
 def test_a_signal_ends_two_processes_with_a_resume_point_and_its_code(signum: signal.Signals, whom: str) -> None:
-    process = train(*ENDLESS, "--devices", "2")
+    process = train(f"{ENDLESS} --devices 2")
     until(process, "epoch")
     everybody = members(process.pid)
     elsewhere = [address for address in listening(everybody) if address not in LOOPBACK]
@@ -188,7 +190,7 @@ def test_a_signal_ends_two_processes_with_a_resume_point_and_its_code(signum: si
         os.killpg(process.pid, signum)
     else:
         os.kill(process.pid if whom == "first" else next(pid for pid in everybody if pid != process.pid), signum)
-    output, _ = process.communicate(timeout=60)
+    output, _ = process.communicate(timeout=300)
     assert process.returncode == 128 + signum, output
     assert f"stopped by {signum.name} after step" in output
     assert "Traceback" not in output
@@ -199,17 +201,13 @@ def test_a_signal_ends_two_processes_with_a_resume_point_and_its_code(signum: si
 @pytest.mark.slow
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
 def test_a_signal_ends_one_process_with_a_resume_point_and_its_code(signum: signal.Signals, tmp_path: Path) -> None:
-    """Under SLURM, whose command is a stand-in that writes down what it was asked."""
-    asked, command = tmp_path / "asked", tmp_path / "bin" / "scontrol"
-    command.parent.mkdir()
-    command.write_text(f'#!/bin/sh\necho "$@" > {asked}\n')
-    command.chmod(0o755)
-    slurm = {"SLURM_JOB_ID": "17", "SLURM_NTASKS": "1", "SLURM_JOB_NAME": "train", "SLURM_PROCID": "0"}
-    slurm |= {"SLURM_LOCALID": "0", "SLURM_NODEID": "0", "PATH": f"{command.parent}:{os.environ['PATH']}"}
-    process = train(*TINY[:-2], "--max_epochs", "100000", "--devices", "1", **slurm)
+    """Under SLURM, with a stand-in for its command."""
+    asked, path = stand_in_scontrol(tmp_path)
+    slurm = {**JOB, "SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NODEID": "0", "PATH": path}
+    process = train(f"{SHAPES} --accelerator cpu --max_epochs 100000 --devices 1", **slurm)
     until(process, "epoch")
     os.kill(process.pid, signum)
-    output, _ = process.communicate(timeout=60)
+    output, _ = process.communicate(timeout=300)
     assert process.returncode == 128 + signum, output
     assert f"stopped by {signum.name} after step" in output
     assert "Traceback" not in output
@@ -221,11 +219,11 @@ def test_a_signal_ends_one_process_with_a_resume_point_and_its_code(signum: sign
 @pytest.mark.slow
 @pytest.mark.parametrize("what", ["hangs", "dies"])
 def test_a_rank_that_hangs_or_dies_ends_the_job(what: str) -> None:
-    process = train(*ENDLESS, "--devices", "2", "--timeout", "0.05")
+    process = train(f"{ENDLESS} --devices 2 --timeout 0.05")
     until(process, "epoch")
     child = next(pid for pid in members(process.pid) if pid != process.pid)
     os.kill(child, signal.SIGSTOP if what == "hangs" else signal.SIGKILL)
-    output, _ = process.communicate(timeout=60)
+    output, _ = process.communicate(timeout=300)
     assert process.returncode in (1, 2), output
     errors = [line for line in output.splitlines() if "error" in line]
     assert len(errors) == 1, output
@@ -238,7 +236,7 @@ TROUBLE = """
 import os
 from pathlib import Path
 from lightning.pytorch import Callback
-from lit_training.resume import ResumePoint
+from lit_training.callbacks.resume import ResumePoint
 
 ResumePoint.COST, ResumePoint.TALK = 1e9, 0.0  # a resume point between any two steps
 
@@ -267,27 +265,16 @@ def iter_of(sampler):
     again.set_epoch(sampler.epoch)
     return again
 """
-FINETUNING = "--model.backbone shufflenet_v2_x0_5 --model.weights none --model.freeze false --data.image_size 72"
+FINETUNING = f"{SMALL_NET} --model.freeze false --data.image_size 72 --accelerator cpu"
 
 
 def ends(process: subprocess.Popen[str], code: int) -> str:
     """What a program said that ends with ``code`` and leaves no process behind."""
-    output, _ = process.communicate(timeout=120)
+    output, _ = process.communicate(timeout=300)
     assert process.returncode == code, output
     assert "Traceback" not in output
     assert members(process.pid) == []
     return output
-
-
-def end_of(run: Path) -> tuple[int, dict[str, torch.Tensor]]:
-    point = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
-    return point["global_step"], point["state_dict"]
-
-
-def assert_same_weights(one: Path, other: Path) -> None:
-    (steps, weights), (their_steps, theirs) = end_of(one), end_of(other)
-    assert steps == their_steps
-    assert all(torch.equal(weight, theirs[name]) for name, weight in weights.items())
 
 
 @pytest.mark.slow
@@ -297,50 +284,47 @@ def test_a_full_disk_ends_all_in_one_line_and_the_run_goes_on(
 ) -> None:
     Path("own_trouble.py").write_text(TROUBLE)
     if what == "two processes":
-        command = [*TINY, "--devices", "2", "--max_epochs", "3"]  # 3 steps an epoch
-    else:
-        command = ["--data", str(photo_folder), *FINETUNING.split(), "--data.num_workers", "2", "--accelerator", "cpu"]
-        command += ["--devices", "1", "--max_epochs", "2"]  # 4 steps an epoch
-    command += ["--callbacks", "own_trouble.FullDisk"]
-    ends(train(*command), 0)
-    command += ["--default_root_dir", str(small_disk), "--resume", "auto"]
+        line = f"{TINY} --devices 2 --max_epochs 3"  # 3 steps an epoch
+    else:  # 4 steps an epoch
+        line = f"--data {photo_folder} {FINETUNING} --data.num_workers 2 --devices 1 --max_epochs 2"
+    line += " --callbacks own_trouble.FullDisk"
+    ends(train(line), 0)
+    line += f" --default_root_dir {small_disk} --resume auto"
     Path("trouble").touch()
-    output = ends(train(*command, TMPDIR=str(tmp_path)), 2)
+    output = ends(train(line, TMPDIR=str(tmp_path)), 2)
     [said] = [line for line in output.splitlines() if "error" in line]
     assert said.startswith("fit.py: error: cannot write ")
     assert "No space left on device" in said
     run = small_disk / "lightning_logs" / "version_0"
-    kept = {path.name: end_of(run)[0] for path in (run / "checkpoints").iterdir() if path.name == "last.ckpt"}
-    assert kept == {"last.ckpt": 5}
+    assert last(run)["global_step"] == 5
     (small_disk / "filler").unlink()
     Path("trouble").unlink()
-    ends(train(*command), 0)
+    ends(train(line), 0)
     assert_same_weights(Path("lightning_logs/version_0"), run)
 
 
 @pytest.mark.slow
 def test_a_photo_that_vanishes_from_one_of_two_processes_ends_both(photo_folder: Path) -> None:
     Path("own_trouble.py").write_text(TROUBLE)
-    command = ["--data", str(photo_folder), *FINETUNING.split(), "--data.batch_size", "2", "--max_epochs", "3"]
-    command += ["--accelerator", "cpu", "--strategy", "ddp", "--devices", "2", "--data.num_workers", "0"]
-    command += ["--callbacks", "own_trouble.LostPhoto"]
-    ends(train(*command), 0)  # 12 steps
-    command += ["--default_root_dir", "broken", "--resume", "auto"]
+    line = f"--data {photo_folder} {FINETUNING} --data.batch_size 2 --max_epochs 3 --strategy ddp --devices 2"
+    line += " --data.num_workers 0 --callbacks own_trouble.LostPhoto"
+    ends(train(line), 0)  # 12 steps
+    line += " --default_root_dir broken --resume auto"
     run = Path("broken/lightning_logs/version_1")
     (run.parent / "version_0").mkdir(parents=True)
     for rank, step in ((0, 5), (1, 8)):
         Path("trouble").write_text(f"rank {rank}, step {step}")
-        output = ends(train(*command), 2)
+        output = ends(train(line), 2)
         said = [line for line in output.splitlines() if "error" in line]
         photo = Path("lost").read_text()
         assert said == [
             f"fit.py: error: {photo}: unreadable (No such file or directory), though it was whole when the run began: "
             f"bring it back, then go on with --resume {run}"
         ]
-        assert step <= end_of(run)[0] <= step + 1
+        assert step <= last(run)["global_step"] <= step + 1
         Path("away.jpg").rename(photo)
         Path("trouble").unlink()
-    ends(train(*command), 0)
+    ends(train(line), 0)
     assert_same_weights(Path("lightning_logs/version_0"), run)
     starts = json.loads((run / "run.json").read_text())
     assert [start["machine"]["processes"] for start in starts] == [2, 2, 2]
@@ -355,18 +339,18 @@ def free_port() -> str:
 @pytest.mark.slow
 @pytest.mark.parametrize("launcher", ["torchrun", "variables"])
 def test_two_nodes_train_resume_and_stop_at_the_end(launcher: str) -> None:
-    command = [*TINY, "--devices", "1", "--num_nodes", "2", "--max_epochs", "1", "--resume", "auto"]
+    line = f"{TINY} --devices 1 --num_nodes 2 --max_epochs 1 --resume auto"
     for expected in ("val_acc", "nothing to do"):
         port = free_port()
         nodes = []
         for node in ("0", "1"):
             if launcher == "torchrun":
-                options = ["--nnodes", "2", "--nproc_per_node", "1", "--node_rank", node, "--master_port", port]
-                options += ["--master_addr", "127.0.0.1", str(ROOT / "scripts" / "fit.py")]
-                nodes.append(start("-m", "torch.distributed.run", *options, *command))
+                options = f"--nnodes 2 --nproc_per_node 1 --node_rank {node} --master_port {port}"
+                options += f" --master_addr 127.0.0.1 {ROOT / 'scripts' / 'fit.py'}"
+                nodes.append(start(f"-m torch.distributed.run {options} {line}"))
             else:
-                nodes.append(train(*command, NODE_RANK=node, MASTER_ADDR="127.0.0.1", MASTER_PORT=port))
-        outputs = [process.communicate(timeout=120)[0] for process in nodes]
+                nodes.append(train(line, NODE_RANK=node, MASTER_ADDR="127.0.0.1", MASTER_PORT=port))
+        outputs = [process.communicate(timeout=300)[0] for process in nodes]
         assert [process.returncode for process in nodes] == [0, 0], outputs
         assert expected in outputs[0]
         assert "lightning_logs" not in outputs[1]  # one of them speaks

@@ -1,4 +1,4 @@
-"""Files that were made to do harm: nothing in them is executed, and each ends in one line."""
+"""Files made to do harm: nothing in them is executed, and each ends in one line."""
 
 import os
 import pickle
@@ -15,9 +15,10 @@ import torch
 
 from datamodules import CIFAR10DataModule, DataError
 from lit_models import LitCNN, LitTransfer, ModelError
-from lit_training.cli.parser import FitCLI
 from lit_training.errors import CheckpointError, one_line_errors
 from lit_training.runs import checkpoints
+from lit_training.runs.folder import find_checkpoint
+from tests.support.fits import parse
 
 CANARY = Path("canary")
 COMMAND = f"touch {CANARY}"
@@ -101,7 +102,7 @@ PLACES: dict[str, Callable[[], Any]] = {
 def test_a_pickle_in_a_checkpoint(place: str, write: Callable[[Path, Any], None]) -> None:
     write(Path("bad.ckpt"), PLACES[place]())
     with pytest.raises(CheckpointError, match=r"bad\.ckpt is no checkpoint that can be read safely") as error:
-        checkpoints.read(checkpoints.find("bad.ckpt"))
+        checkpoints.read(find_checkpoint("bad.ckpt"))
     assert "\n" not in str(error.value)
 
 
@@ -112,7 +113,7 @@ def test_a_pickle_to_resume_from(write: Callable[[Path, Any], None], capfd: pyte
     write(folder / "last.ckpt", PLACES["beside honest content"]())
     for run in ("run/checkpoints/last.ckpt", "run"):
         with pytest.raises(SystemExit, match="2"), one_line_errors("fit.py"):
-            FitCLI(["--resume", run])
+            parse(f"--resume {run}")
         assert capfd.readouterr().err.splitlines()[-1].startswith("fit.py: error: ")
 
 
@@ -246,12 +247,12 @@ def test_a_truncated_checkpoint(cut: int) -> None:
 @pytest.mark.parametrize("where", ["http://127.0.0.1:9/x.ckpt", "https://example.com/x.ckpt", "s3://bucket/x.ckpt"])
 def test_addresses_are_no_checkpoints(where: str, capfd: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(CheckpointError, match="is not there"):
-        checkpoints.find(where)
+        find_checkpoint(where)
     with pytest.raises(ModelError, match="no weights file"):
         LitTransfer(weights=where).load_pretrained()
     for flag in ("--config", "--resume", "--data", "--model"):
         with pytest.raises(SystemExit, match="2"), one_line_errors("fit.py"):
-            FitCLI([flag, where])
+            parse(f"{flag} {where}")
         assert capfd.readouterr().err.count("\n") == 1
 
 
@@ -260,7 +261,7 @@ def test_what_is_no_checkpoint(name: str) -> None:
     Path("empty").mkdir()
     Path("notes.txt").write_text("hello")
     with pytest.raises(CheckpointError):
-        checkpoints.read(checkpoints.find(name))
+        checkpoints.read(find_checkpoint(name))
 
 
 CONFIGS = {
@@ -288,7 +289,7 @@ CONFIGS = {
 def test_a_configuration(name: str, capfd: pytest.CaptureFixture[str]) -> None:
     Path("bad.yaml").write_text(CONFIGS[name])
     with pytest.raises(SystemExit, match="2"), one_line_errors("fit.py"):
-        FitCLI(["--config", "bad.yaml"])
+        parse("--config bad.yaml")
     err = capfd.readouterr().err
     assert err.startswith("fit.py: error: ")
     assert err.count("\n") == 1

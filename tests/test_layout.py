@@ -1,6 +1,7 @@
 """How the code is laid out: imports run one way, a network runs outside of its file, files stay readable."""
 
 import ast
+import subprocess
 import sys
 import types
 from pathlib import Path
@@ -8,15 +9,39 @@ from pathlib import Path
 import pytest
 import torch
 
-ROOT = Path(__file__).resolve().parents[1]
-OWN = ("lit_models", "datamodules", "lit_training", "scripts", "tests")
-MAY_IMPORT = {
+from tests.support.commands import ENVIRONMENT, ROOT
+from tests.support.imports import OWN, Import, circle, file_of, imports, name_of
+
+BELOW = {"datamodules", "lit_models"}
+BASE = {"errors", "text", "statistics", "figures"}
+"""Files of lit_training outside of any folder."""
+ROOMS: dict[str, set[str]] = {
+    "scripts": {"lit_training", "cli", "callbacks", "trained", "runs", "base", *BELOW},
+    "lit_training": {"trained"},  # its __init__.py alone: what notebooks ask for
+    "cli": {"cli", "callbacks", "trained", "runs", "base", *BELOW},
+    "callbacks": {"callbacks", "runs", "base", *BELOW},
+    "trained": {"trained", "runs", "base", *BELOW},
+    "runs": {"runs", "base", *BELOW},
+    "base": {"base", *BELOW},
     "lit_models": {"lit_models"},
     "datamodules": {"datamodules"},
-    "lit_training": {"lit_training", "lit_models", "datamodules"},
-    "scripts": {"lit_training", "lit_models", "datamodules"},
 }
-FILES = sorted(path for package in MAY_IMPORT for path in (ROOT / package).rglob("*.py"))
+"""Room -> the rooms whose files its own may import."""
+PACKAGES = {
+    "lit_models",
+    "datamodules",
+    "datamodules.loading",
+    "datamodules.photos",
+    "lit_training",
+    "lit_training.cli",
+    "lit_training.callbacks",
+    "lit_training.runs",
+    "lit_training.trained",
+}
+TORCHLESS = ("find", "decode", "scan", "split", "folder", "check")
+"""Files of datamodules/photos that judge a folder of photos before torch is imported."""
+HEAVY = {"torch", "torchvision", "lightning", "torchmetrics"}
+FILES = sorted(path for folder in ("scripts", *BELOW, "lit_training") for path in (ROOT / folder).rglob("*.py"))
 MODEL_FILES = ("cnn", "mlp", "dynamic", "transfer")
 CLASSES = {  # network classes and functions, the file of each, and the shapes of an input and its output
     "LeNet": ("cnn", (2, 3, 32, 32), (2, 10)),
@@ -24,30 +49,173 @@ CLASSES = {  # network classes and functions, the file of each, and the shapes o
     "DynamicNet": ("dynamic", (2, 1000), (2, 10)),
 }
 
+by_name = pytest.mark.parametrize("path", FILES, ids=name_of)
 
-def imports(tree: ast.AST) -> set[str]:
-    """The first part of every module name imported anywhere in ``tree``."""
-    found = set()
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            found |= {alias.name.partition(".")[0] for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, "relative import"
-            found.add(str(node.module).partition(".")[0])
+
+def room_of(path: Path) -> str:
+    """The room that a file stands in."""
+    folder, *rest = path.relative_to(ROOT).parts
+    if folder != "lit_training":
+        return folder
+    if len(rest) > 1:
+        return rest[0]
+    return "lit_training" if rest == ["__init__.py"] else "base"
+
+
+# --- which file may import which ------------------------------------------------------------------------------------
+
+
+def broken_rules(path: Path, source: str) -> list[str]:
+    """What a file imports against the rules, in words."""
+    room, found = room_of(path), []
+    for module, line in imports(source):
+        if module.partition(".")[0] not in OWN:
+            continue
+        imported = file_of(module)
+        target = "no file" if imported is None else room_of(imported)
+        if target not in ROOMS[room]:
+            allowed = ", ".join(sorted(ROOMS[room] - {room})) or "no other"
+            found.append(
+                f"{name_of(path)}, line {line}, imports {module} ({target}): a file in {room} may import from {allowed}"
+            )
     return found
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+@by_name
 def test_imports_run_one_way(path: Path) -> None:
-    package = path.relative_to(ROOT).parts[0]
-    assert imports(ast.parse(path.read_text())) & set(OWN) <= MAY_IMPORT[package]
+    """scripts -> cli -> {callbacks, trained} -> runs -> {errors, text, statistics, figures} -> {datamodules,
+    lit_models}; callbacks and trained do not know each other, nor do datamodules and lit_models."""
+    broken = broken_rules(path, path.read_text())
+    assert not broken, "\n".join(broken)
 
 
-def test_the_import_rule_finds_what_it_forbids() -> None:
-    assert imports(ast.parse("def f():\n    from lit_training.cli import FitCLI\nimport torch.nn")) == {
-        "lit_training",
-        "torch",
-    }
+@pytest.mark.parametrize(
+    ("file", "line", "room"),
+    [
+        ("lit_training/callbacks/new.py", "from lit_training.trained.load import load", "trained"),
+        ("lit_training/trained/new.py", "from lit_training.callbacks import dashboard", "callbacks"),
+        ("lit_training/runs/new.py", "import lit_training.cli.flags", "cli"),
+        ("lit_training/runs/new.py", "from lit_training import load", "lit_training"),
+        ("lit_training/errors.py", "def f():\n    from lit_training.runs import folder", "runs"),
+        ("lit_models/new.py", "if TYPE_CHECKING:\n    from datamodules import Preprocessing", "datamodules"),
+        ("lit_models/new.py", "from lit_training.errors import UsageError", "base"),
+        ("datamodules/photos/new.py", "import lit_models", "lit_models"),
+        ("datamodules/photos/new.py", "from lit_training.text import suggest", "base"),
+        ("lit_training/cli/new.py", "from tests.support import commands", "tests"),
+        ("scripts/new.py", "from scripts import fit", "scripts"),
+        ("lit_training/cli/new.py", "import lit_training.listing", "no file"),
+    ],
+)
+def test_the_import_rule_finds_what_it_forbids(file: str, line: str, room: str) -> None:
+    [said] = broken_rules(ROOT / file, line)
+    assert said.startswith(f"{file}, line {1 + line.count(chr(10))}, imports ")
+    assert f"({room})" in said
+
+
+def test_imports_are_found_wherever_they_stand() -> None:
+    source = (
+        "import torch.nn\ndef f():\n    from lit_training.cli import flags\n    from lit_training.errors import fail"
+    )
+    assert imports(source) == [
+        Import("torch.nn", 1),
+        Import("lit_training.cli.flags", 3),
+        Import("lit_training.errors", 4),
+    ]
+
+
+def graph() -> dict[Path, set[Path]]:
+    """File -> the files of ours that it imports."""
+    return {path: {found.file for found in imports(path.read_text()) if found.file is not None} for path in FILES}
+
+
+def test_no_files_import_each_other_in_a_circle() -> None:
+    """Imports inside functions and under TYPE_CHECKING count."""
+    found = [name_of(path) for path in circle(graph())]
+    assert not found, f"files import each other in a circle: {' -> '.join([*found, *found[:1]])}"
+
+
+def test_a_circle_is_found() -> None:
+    a, b, c, d = map(Path, "abcd")
+    assert circle({a: {b, d}, b: {c}, c: {b}, d: set()}) == [b, c]
+    assert circle({a: {a}}) == [a]
+    assert circle({a: {b, c}, b: {c}, c: {d}}) == []
+
+
+@pytest.mark.parametrize("name", TORCHLESS)
+def test_what_judges_a_folder_of_photos_does_without_torch(name: str) -> None:
+    """Neither the file itself nor any file of ours that it imports, on however many ways."""
+    start, files = ROOT / "datamodules" / "photos" / f"{name}.py", graph()
+    ways: dict[Path, list[Path]] = {start: [start]}
+    queue = [start]
+    for path in queue:
+        heavy = sorted({found.package for found in imports(path.read_text())} & HEAVY)
+        way = " -> ".join(map(name_of, ways[path]))
+        assert not heavy, f"datamodules/photos/{name}.py has to do without {heavy[0]}, which comes with {way}"
+        for following in sorted(files[path] - ways.keys()):
+            ways[following] = [*ways[path], following]
+            queue.append(following)
+
+
+LOADED = """
+import runpy, sys
+script, *arguments = sys.argv[1:]
+sys.argv = [script, *arguments]
+code = 0
+try:
+    runpy.run_path(script, run_name="__main__")
+except SystemExit as stopped:
+    code = stopped.code or 0
+print("loaded", code, *sorted(sys.modules))
+"""
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("fit.py --help", "usage: python scripts/fit.py"),
+        ("check.py PHOTOS", "24 pictures in 2 classes"),
+        ("check.py --help", "usage: check.py"),
+    ],
+)
+def test_torch_is_not_imported_where_nothing_is_computed(line: str, said: str, photo_folder: Path) -> None:
+    name, argument = line.replace("PHOTOS", str(photo_folder)).split()
+    command = [sys.executable, "-c", LOADED, str(ROOT / "scripts" / name), argument]
+    ended = subprocess.run(command, capture_output=True, text=True, check=True, env=ENVIRONMENT)
+    out, _, loaded = ended.stdout.rpartition("loaded ")
+    assert said in out
+    found = sorted(HEAVY & set(loaded.split()))
+    assert not found, f"{line} has to answer before torch is imported, but imports {', '.join(found)}"
+
+
+# --- what there is --------------------------------------------------------------------------------------------------
+
+
+def test_only_the_packages_that_the_map_names() -> None:
+    found = {path.parent.name for path in ROOT.glob("*/*.py")} - {".venv"}
+    assert found <= {*OWN, "notebooks"}, f"folders of code that no map names: {found - {*OWN, 'notebooks'}}"
+    rooms = {".".join(path.parent.relative_to(ROOT).parts) for path in FILES} - {"scripts"}
+    assert rooms == PACKAGES, f"these packages are not those of the map: {', '.join(sorted(rooms ^ PACKAGES))}"
+    for package in PACKAGES:
+        init = file_of(package)
+        assert init is not None, f"{package} has no __init__.py"
+        assert ast.get_docstring(ast.parse(init.read_text())), f"{package}/__init__.py does not say what stands there"
+
+
+def test_files_of_lit_training_stand_in_a_room() -> None:
+    loose = {path.stem for path in (ROOT / "lit_training").glob("*.py")} - {"__init__"}
+    assert loose == BASE, f"lit_training has other files outside of its folders: {', '.join(sorted(loose ^ BASE))}"
+
+
+@by_name
+def test_files_have_a_subject(path: Path) -> None:
+    source = path.read_text()
+    assert path.stem not in {"utils", "util", "helpers", "common", "misc", "registry", "factory"}
+    assert path.name != "test.py", "pytest would collect it"
+    assert ast.get_docstring(ast.parse(source)), "a module says what it is about"
+    assert len(source.splitlines()) <= 500
+
+
+# --- networks -------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", CLASSES)
@@ -60,7 +228,8 @@ def test_a_network_runs_outside_of_its_file(name: str) -> None:
     for node in tree.body:
         constant = isinstance(node, ast.Assign) and isinstance(node.value, ast.Constant)
         network = isinstance(node, ast.ClassDef | ast.FunctionDef) and node.name == name
-        fits = isinstance(node, ast.Import | ast.ImportFrom) and imports(node) <= allowed
+        used = {found.package for found in imports(ast.unparse(node))}
+        fits = isinstance(node, ast.Import | ast.ImportFrom) and used <= allowed
         if constant or network or fits:
             kept.append(node)
     module = types.ModuleType("copied")
@@ -75,17 +244,3 @@ def test_a_model_file_is_read_at_one_sitting(name: str) -> None:
     assert len(source.splitlines()) <= 175
     [lit] = [node for node in ast.parse(source).body if isinstance(node, ast.ClassDef) and node.name.startswith("Lit")]
     assert [ast.unparse(base) for base in lit.bases] == ["LitBase"]  # no tower
-
-
-@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_files_have_a_subject(path: Path) -> None:
-    source = path.read_text()
-    assert path.stem not in {"utils", "util", "helpers", "common", "misc", "registry", "factory"}
-    assert path.name != "test.py", "pytest would collect it"
-    assert ast.get_docstring(ast.parse(source)), "a module says what it is about"
-    assert len(source.splitlines()) <= 500
-
-
-def test_only_the_packages_that_the_map_names() -> None:
-    found = {path.parent.name for path in ROOT.glob("*/*.py")} - {".venv"}
-    assert found <= {*OWN, "notebooks"}

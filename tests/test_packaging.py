@@ -27,7 +27,7 @@ def test_fit_runs_from_the_wheel_in_another_folder(tmp_path: Path) -> None:
     target = ["--no-deps", "--no-index", "--target", str(packages), str(wheel)]
     subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", *target], check=True)
     (packages / "libraries.pth").write_text(sysconfig.get_path("purelib"))
-    script = shutil.copy2(ROOT / "scripts" / "fit.py", tmp_path)
+    script = str(shutil.copy2(ROOT / "scripts" / "fit.py", tmp_path))
     environment = {name: value for name, value in ENVIRONMENT.items() if name != "PYTHONPATH"}
 
     def python(*arguments: str) -> str:

@@ -1,13 +1,14 @@
 """fit.py where the system has neither fcntl nor SIGUSR1, SIGKILL or folders that can be opened, as on Windows."""
 
-import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-SCRIPT = Path(__file__).parents[2] / "scripts" / "fit.py"
+from tests.support.commands import ENVIRONMENT, ROOT
+
+SCRIPT = ROOT / "scripts" / "fit.py"
 # The stand-in for msvcrt locks as the real one does: a byte of a file, for one handle alone.
 ELSEWHERE = """
 import fcntl, multiprocessing, os, runpy, signal, subprocess, sys, types
@@ -37,10 +38,9 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 @pytest.mark.slow
 def test_training_needs_nothing_that_windows_lacks() -> None:
     line = "--data.train_size 16 --data.val_size 8 --max_epochs 1 --accelerator cpu --devices 1 --resume auto"
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     for said in ("val_acc", "nothing to do"):
         command = [sys.executable, "-c", ELSEWHERE, str(SCRIPT), *line.split()]
-        done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+        done = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, check=False)
         assert done.returncode == 0, done.stderr
         assert "locked" in done.stdout
         assert said in done.stdout

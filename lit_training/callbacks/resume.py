@@ -211,7 +211,9 @@ class ResumePoint(Callback):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         count_epoch_as_whole(trainer)
 
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_fit_end(
+        self, trainer: Trainer, pl_module: LightningModule
+    ) -> None:  # all callbacks have ended their training
         self.save(trainer, finished=True)
         self.watch.stepping = False
         self._next_talk = 0

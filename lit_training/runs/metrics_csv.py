@@ -61,9 +61,9 @@ class MetricsCSV(Logger):
     @rank_zero_only
     def save(self) -> None:
         """Write what is waiting."""
-        names, waiting = self._columns(), self._waiting
-        if not waiting:
+        if not self._waiting:
             return
+        names, waiting = self._columns(), self._waiting
         if new := set().union(*waiting) - set(names):
             self._names = names = sorted([*names, *new])
             old = self._read() if self.path.is_file() else []

@@ -83,7 +83,7 @@ def predicts(number: int) -> None:
 
 def inspects(number: int) -> None:
     parameters = number * (6 + 1) + 2 * (number + 1)
-    assert f"LitMLP: {parameters} trainable of {parameters} parameters" in run_well("inspect.py latest")
+    assert f"LitMLP: {parameters} trainable of {parameters} parameters" in run_well("describe.py latest")
 
 
 def compares(number: int) -> None:

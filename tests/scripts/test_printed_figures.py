@@ -6,6 +6,7 @@ the alphabet, the network takes many classes for others, and the confusion matri
 
 import csv
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -320,16 +321,17 @@ def test_seeds_are_counted_up_and_their_spread_is_that_of_a_sample() -> None:
     class Here:
         returncode = 0
 
-        def __init__(self, command: list[str]) -> None:
+        def __init__(self, command: list[str], env: dict[str, str]) -> None:
             line = " ".join(["fit.py", *command[2:]])
             seeds.append(line.partition("--seed ")[2])
-            self.out = run_well(line)
+            with mock.patch.dict(os.environ, env):
+                self.out = run_well(line)
 
         def communicate(self) -> tuple[str, None]:
             return self.out, None
 
     def popen(command: Any, **options: Any) -> Any:
-        return Here(command) if command[0] == sys.executable else real(command, **options)
+        return Here(command, options["env"]) if command[0] == sys.executable else real(command, **options)
 
     line = "--seeds 3 --seed 5 --max_epochs 2 --data.train_size 40 --data.val_size 31 --model.lr 0.02 --dashboard false"
     with mock.patch("subprocess.Popen", popen):

@@ -2,7 +2,7 @@
 
 The job's result is FOLDER/result.json.
 
-The processes are forks of this one, told by torchrun's variables who they are, so that torch is imported once.
+The processes are forks of this one, so that torch is imported once; torchrun's variables tell them who they are.
 """
 
 import json
@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lit_training.prediction import predict_in_order
 
+from datamodules.loading.order import in_input_order
 from lit_models import DynamicNet
 from lit_training.cli.parser import FitCLI
 
@@ -71,7 +71,8 @@ def evaluation() -> dict[str, Any]:
         target, predicted = torch.cat(rows, 1)
         known = target >= 0
         confusion = torch.bincount(target[known] * 10 + predicted[known], minlength=100)
-        predictions = predict_in_order(cli.trainer, cli.model, cli.datamodule)
+        answered = cli.trainer.predict(cli.model, cli.datamodule, weights_only=True)
+        predictions = in_input_order(cli.trainer, torch.cat(answered), cli.trainer.predict_dataloaders)  # type: ignore[arg-type]
         seen = {**metrics, "counted": cli.model.samples_evaluated, "mine": int(known.sum())}
         return seen, confusion, predictions.tolist()
 

@@ -1,36 +1,45 @@
-"""The best epoch, kept in memory and written seldom."""
+"""The best epoch is kept, and written seldom; without a better one training stops early."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import EarlyStopping
+from torch.utils.data import DataLoader, TensorDataset
 
 from datamodules import RandomDataModule
 from lit_models import LitMLP
-from lit_training.callbacks import best
-from lit_training.callbacks.best import BestCheckpoint
-from lit_training.runs.checkpoints import AtomicCheckpointIO
+from lit_training.callbacks.best import BestCheckpoint, StopEarly
+from lit_training.errors import UsageError
+from lit_training.runs import checkpoints
+from lit_training.runs.checkpoints import FitCheckpointIO
 
 
-class Writes(AtomicCheckpointIO):
-    def __init__(self) -> None:
-        self.paths: list[str] = []
+@pytest.fixture
+def written(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Names of the files that are written, in that order."""
+    names: list[str] = []
+    write = checkpoints.atomic_write
 
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        self.paths.append(Path(path).name)
-        super().save_checkpoint(checkpoint, path, storage_options)
+    def note(path: Path, *arguments: Any) -> Any:
+        names.append(path.name)
+        return write(path, *arguments)
+
+    monkeypatch.setattr(checkpoints, "atomic_write", note)
+    return names
 
 
-def fit(folder: Path, epochs: int, *callbacks: Callback) -> tuple[Writes, BestCheckpoint, LitMLP]:
+def fit(folder: Path, epochs: int, *callbacks: Callback) -> tuple[BestCheckpoint, LitMLP]:
     torch.manual_seed(0)
-    writes, kept = Writes(), BestCheckpoint("val_loss", "min")
+    kept = BestCheckpoint("val_loss", "min")
     trainer = Trainer(
         max_epochs=epochs,
         logger=False,
         default_root_dir=folder,
-        plugins=[writes],
+        plugins=[FitCheckpointIO()],
         callbacks=[kept, *callbacks],
         enable_progress_bar=False,
         enable_model_summary=False,
@@ -38,12 +47,12 @@ def fit(folder: Path, epochs: int, *callbacks: Callback) -> tuple[Writes, BestCh
     )
     model = LitMLP(20, (5,), 2)
     trainer.fit(model, RandomDataModule(20, 2, length=8, batch_size=8, steps=3))
-    return writes, kept, model
+    return kept, model
 
 
-def test_many_improvements_are_few_writes_and_the_last_one_is_on_disk(tmp_path: Path) -> None:
-    writes, kept, model = fit(tmp_path, 8)
-    assert writes.paths == ["best.ckpt", "best.ckpt"]  # the first at once, the last at the end
+def test_many_improvements_are_few_writes_and_the_last_one_is_on_disk(tmp_path: Path, written: list[str]) -> None:
+    kept, model = fit(tmp_path, 8)
+    assert written == ["best.ckpt", "best.ckpt"]  # the first at once, the last at the end
     saved = torch.load(kept.best_model_path, weights_only=True)
     assert saved["epoch"] == 7
     for name, tensor in model.state_dict().items():
@@ -58,7 +67,7 @@ def test_what_is_pending_is_a_copy(tmp_path: Path) -> None:
             if trainer.current_epoch == 1:
                 trainer.optimizers[0].param_groups[0]["lr"] = 1.0  # diverges: epoch 1 stays the best
 
-    _, kept, model = fit(tmp_path, 3, Spoil())
+    kept, model = fit(tmp_path, 3, Spoil())
     saved = torch.load(kept.best_model_path, weights_only=True)
     assert saved["epoch"] == 1
     assert not torch.equal(saved["state_dict"]["net.0.weight"], model.state_dict()["net.0.weight"])
@@ -76,8 +85,10 @@ def test_an_exception_does_not_lose_the_best_epoch(tmp_path: Path) -> None:
     assert torch.load(tmp_path / "checkpoints" / "best.ckpt", weights_only=True)["epoch"] == 2
 
 
-def test_another_checkpoint_finds_the_best_one_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(best, "SECONDS_BETWEEN_WRITES", 1e9)
+def test_another_checkpoint_finds_the_best_one_written(
+    tmp_path: Path, written: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checkpoints, "SECONDS_BETWEEN_WRITES", 1e9)
 
     class Save(Callback):
         def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -85,5 +96,79 @@ def test_another_checkpoint_finds_the_best_one_written(tmp_path: Path, monkeypat
                 trainer.save_checkpoint(tmp_path / "other.ckpt")
                 assert torch.load(tmp_path / "checkpoints" / "best.ckpt", weights_only=True)["epoch"] == 2
 
-    writes, _, _ = fit(tmp_path, 4, Save())
-    assert writes.paths == ["best.ckpt", "best.ckpt", "other.ckpt", "best.ckpt"]
+    fit(tmp_path, 4, Save())
+    assert written == ["best.ckpt", "best.ckpt", "other.ckpt", "best.ckpt"]
+
+
+class Losses(LightningModule):
+    """Logs these validation losses, one an epoch, and learns nothing."""
+
+    def __init__(self, losses: list[float], name: str = "val_loss") -> None:
+        super().__init__()
+        self.net, self.losses, self.metric = torch.nn.Linear(1, 1), losses, name
+
+    def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
+        return self.net(batch[0]).sum()
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        self.log(self.metric, torch.tensor(self.losses[self.current_epoch], dtype=torch.float64))
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), 0.0)
+
+
+def epochs_of(
+    trainer: Callable[..., Trainer], losses: list[float], patience: int, mode: str = "min", **arguments: Any
+) -> int:
+    """How many epochs are trained where the validations give these losses."""
+    stop = StopEarly("val_loss", mode, patience)
+    ends = trainer(max_epochs=len(losses), callbacks=[stop], **arguments)
+    data = DataLoader(TensorDataset(torch.ones(2, 1)))
+    ends.fit(Losses(losses), data, data)
+    return ends.current_epoch
+
+
+@pytest.mark.parametrize(
+    ("losses", "patience", "mode", "epochs"),
+    [
+        ([3.0, 2.0, 1.0, 0.0], 1, "min", 4),
+        ([3.0, 2.0, 2.0, 1.0], 1, "min", 3),  # an equal one is not better
+        ([3.0, 2.0, 2.0, 1.0, 1.0, 1.0], 2, "min", 6),
+        ([1.0, 2.0, 1.5, 1.7, 3.0], 2, "max", 4),
+        ([3.0, float("nan"), 1.0, 0.0], 9, "min", 2),  # it does not come back from there
+        ([3.0, float("inf"), 1.0, 0.0], 9, "min", 2),
+        ([float("-inf"), 1.0], 9, "min", 1),
+    ],
+)
+def test_training_stops_after_so_many_looks_without_a_better_epoch(
+    losses: list[float], patience: int, mode: str, epochs: int, bare: Callable[..., Trainer]
+) -> None:
+    assert epochs_of(bare, losses, patience, mode) == epochs
+
+
+def test_it_looks_where_there_was_a_validation(bare: Callable[..., Trainer]) -> None:
+    losses = [3.0, 2.0, 9.0, 2.0, 9.0, 2.0, 9.0, 2.0]
+    assert epochs_of(bare, losses, 2, check_val_every_n_epoch=2) == 6
+    assert epochs_of(bare, [2.0, 2.0, 2.0], 3, val_check_interval=0.5) == 2  # two validations an epoch
+    assert epochs_of(bare, [2.0, 2.0, 2.0], 1, fast_dev_run=True) == 1
+
+
+def test_a_metric_that_is_not_logged_is_named(bare: Callable[..., Trainer]) -> None:
+    data = DataLoader(TensorDataset(torch.ones(2, 1)))
+    trainer = bare(max_epochs=2, callbacks=[StopEarly("val_acc", "max", 1)])
+    with pytest.raises(UsageError, match="waits for val_acc, the model logs val_loss: leave it out"):
+        trainer.fit(Losses([1.0, 1.0]), data, data)
+
+
+@pytest.mark.parametrize(("monitor", "mode"), [("val_loss", "min"), ("val_acc", "max")])
+def test_it_reads_the_resume_points_of_lightning_s_own(monitor: str, mode: str) -> None:
+    theirs, ours = EarlyStopping(monitor, mode=mode), StopEarly(monitor, mode, 3)
+    assert ours.state_key == theirs.state_key
+    ours.load_state_dict(theirs.state_dict())  # of a run without any look: its best score is infinite
+    assert (ours.waited, ours.best.value) == (0, None)
+    theirs.load_state_dict({**theirs.state_dict(), "wait_count": 2, "best_score": torch.tensor(0.5)})
+    ours.load_state_dict(theirs.state_dict())
+    assert (ours.waited, ours.best.value) == (2, 0.5)
+    again = StopEarly(monitor, mode, 3)
+    again.load_state_dict(ours.state_dict())
+    assert (again.waited, again.best.value) == (2, 0.5)

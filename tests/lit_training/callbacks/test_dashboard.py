@@ -4,7 +4,7 @@ import io
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import pytest
@@ -23,7 +23,8 @@ from lit_training.callbacks import dashboard
 from lit_training.callbacks.dashboard import Dashboard
 from lit_training.callbacks.features import FeatureCache
 from lit_training.callbacks.throughput import Throughput
-from lit_training.cli.parser import FitCLI
+from tests.support.fits import parse
+from tests.support.training import bare_trainer
 
 
 def small_rows(**options: Any) -> RandomDataModule:
@@ -77,9 +78,24 @@ def graph_of(board: Any) -> Any:
     return GraphDef.FromString(board._graph)
 
 
-def test_settings_name_the_metrics_that_the_run_logs(bare: Callable[..., Trainer], tmp_path: Path) -> None:
+class Watched(NamedTuple):
+    """What was trained for an epoch, and what TensorBoard found of it."""
+
+    model: LitCNN
+    data: Any
+    board: Any
+
+
+@pytest.fixture(scope="module")
+def watched(tmp_path_factory: pytest.TempPathFactory) -> Watched:
+    torch.manual_seed(0)
     model, data = LitCNN(lr=0.01), shapes()
-    board = fit(bare, tmp_path, model, data, max_epochs=1)
+    board = fit(bare_trainer, tmp_path_factory.mktemp("watched"), model, data, max_epochs=1)
+    return Watched(model.eval(), data, board)
+
+
+def test_settings_name_the_metrics_that_the_run_logs(watched: Watched) -> None:
+    model, data, board = watched
     content = board.summary_metadata
     start = HParamsPluginData.FromString(content["_hparams_/session_start_info"].plugin_data.content)
     settings = start.session_start_info.hparams
@@ -90,8 +106,8 @@ def test_settings_name_the_metrics_that_the_run_logs(bare: Callable[..., Trainer
     tags = [info.name.tag for info in experiment.metric_infos]
     assert tags == ["val_acc", "val_loss", "train_loss"]
     assert set(tags) <= set(board.Tags()["scalars"])  # where TensorBoard takes the values from
-    x, y = data.sets["val"].__getitems__(list(range(30)))  # type: ignore[attr-defined]
-    right = float((model.eval()(x).argmax(1) == y).float().mean())
+    x, y = data.sets["val"].__getitems__(list(range(30)))
+    right = float((model(x).argmax(1) == y).float().mean())
     assert [event.value for event in board.Scalars("val_acc")] == pytest.approx([right])
 
 
@@ -159,18 +175,15 @@ def test_without_time_the_first_and_the_last_best_are_drawn(
         assert [event.step for event in board.Images(tag)] == [10, 30]
 
 
-def test_mistakes_are_the_pictures_that_the_network_got_wrong(bare: Callable[..., Trainer], tmp_path: Path) -> None:
+def test_mistakes_are_the_pictures_that_the_network_got_wrong(watched: Watched) -> None:
     """Tile by tile, the most confident first, and not their neighbours in the data."""
-    data, model = shapes(), LitCNN()
-    fit(bare, tmp_path, model, data, max_epochs=1)
+    model, data, board = watched
     validation: Any = data.sets["val"]
     x, y = validation.__getitems__(list(range(30)))
-    confidence, predicted = model.eval()(x).softmax(-1).max(-1)
+    confidence, predicted = model(x).softmax(-1).max(-1)
     worst = confidence.masked_fill(predicted == y, 0).argsort(descending=True)[:12]
     assert (predicted != y)[worst].all()
     expected = figures.sheet(figures.pixels(x[worst], data.preprocessing), ["\n"] * 12)
-    board = EventAccumulator(str(tmp_path / "logs/version_0"))
-    board.Reload()
     picture = Image.open(io.BytesIO(board.Images("validation/most_confident_mistakes")[-1].encoded_image_string))
     shown, wanted = np.asarray(picture.convert("RGB"), float), as_array(expected)
     assert shown.shape == wanted.shape
@@ -302,5 +315,5 @@ def test_padding_is_no_row_of_the_matrix(sampler: Any, monkeypatch: pytest.Monke
 
 @pytest.mark.parametrize(("flag", "shown"), [("true", True), ("false", False)])
 def test_the_flag_turns_it_off(flag: str, shown: bool) -> None:
-    cli = FitCLI([f"--dashboard={flag}"])
+    cli = parse(f"--dashboard={flag}")
     assert any(isinstance(callback, Dashboard) for callback in cli.trainer.callbacks) == shown  # type: ignore[attr-defined]

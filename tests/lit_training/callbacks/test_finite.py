@@ -1,3 +1,5 @@
+"""A run whose loss or weights are no numbers stops, and its last good checkpoint is kept."""
+
 from pathlib import Path
 from typing import Any
 
@@ -5,11 +7,11 @@ import pytest
 import torch
 
 from lit_training.cli.parser import FitCLI
-from lit_training.cli.trouble import one_line_failures
-from lit_training.errors import CheckpointError, TrainingError
+from lit_training.errors import TrainingError
+from tests.support.fits import QUIET, SMALL_NET, parse
+from tests.support.fits import SHAPES as SIX_BATCHES
 
-SHAPES = ["--data.train_size", "24", "--data.val_size", "8", "--max_epochs", "3"]  # 6 batches an epoch
-QUIET = ["--accelerator", "cpu", "--enable_progress_bar", "false", "--log_every_n_steps", "4"]
+SHAPES = f"{SIX_BATCHES} --max_epochs 3 {QUIET} --log_every_n_steps 4"
 
 
 def spoil(cli: FitCLI, at: int, value: float) -> None:
@@ -25,7 +27,7 @@ def spoil(cli: FitCLI, at: int, value: float) -> None:
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
 def test_a_loss_that_is_no_number_stops_with_step_batch_and_rate(value: float) -> None:
-    cli = FitCLI([*SHAPES, "--model.lr", "0.02", *QUIET])
+    cli = parse(f"{SHAPES} --model.lr 0.02")
     spoil(cli, 8, value)
     batches: dict[int, list[float]] = {}
     cli.model.on_train_batch_start = lambda batch, batch_idx: batches.update(
@@ -43,7 +45,7 @@ def test_a_loss_that_is_no_number_stops_with_step_batch_and_rate(value: float) -
 
 
 def test_the_best_checkpoint_before_it_is_kept() -> None:
-    cli = FitCLI([*SHAPES, *QUIET])
+    cli = parse(SHAPES)
     spoil(cli, 17, torch.nan)
     with pytest.raises(TrainingError, match="step 18"):
         cli.trainer.fit(cli.model, cli.datamodule)
@@ -53,7 +55,7 @@ def test_the_best_checkpoint_before_it_is_kept() -> None:
 
 
 def test_weights_that_overflow_under_a_finite_loss_stop_the_run() -> None:
-    cli = FitCLI([*SHAPES, *QUIET])
+    cli = parse(SHAPES)
 
     def overflow(*_: Any) -> None:
         if cli.trainer.fit_loop.total_batch_idx == 5:
@@ -65,9 +67,8 @@ def test_weights_that_overflow_under_a_finite_loss_stop_the_run() -> None:
 
 
 def test_files_of_a_spoilt_batch_are_named(photo_folder: Path) -> None:
-    command = ["--data", str(photo_folder), "--model.backbone", "shufflenet_v2_x0_5", "--model.weights", "none"]
-    command += ["--data.image_size", "72", "--model.freeze", "false", "--data.num_workers", "0", "--max_epochs", "1"]
-    cli = FitCLI([*command, *QUIET])
+    line = f"--data {photo_folder} {SMALL_NET} --model.freeze false --data.image_size 72 --data.num_workers 0"
+    cli = parse(f"{QUIET} {line} --max_epochs 1")
     spoil(cli, 1, torch.nan)
     with pytest.raises(TrainingError) as error:
         cli.trainer.fit(cli.model, cli.datamodule)
@@ -78,7 +79,7 @@ def test_files_of_a_spoilt_batch_are_named(photo_folder: Path) -> None:
 
 def test_losses_are_not_waited_for_at_each_step(monkeypatch: pytest.MonkeyPatch) -> None:
     """A GPU waits for ``item()``; the guard has one look every 4 steps, one at each epoch's end and checkpoint."""
-    cli = FitCLI([*SHAPES[:4], "--max_epochs", "1", "--logger", "false", "--enable_checkpointing", "false", *QUIET])
+    cli = parse(f"{SHAPES} --max_epochs 1 --logger false --enable_checkpointing false")
     looks = 0
     item = torch.Tensor.item
 
@@ -90,40 +91,3 @@ def test_losses_are_not_waited_for_at_each_step(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(torch.Tensor, "item", counting)
     cli.trainer.fit(cli.model, cli.datamodule)
     assert looks == 2
-
-
-def test_out_of_memory_names_the_batch_size_and_the_flag_to_try() -> None:
-    cli = FitCLI(["--data.batch_size", "64", *SHAPES, *QUIET])
-    for error in (
-        torch.OutOfMemoryError("CUDA out of memory."),
-        RuntimeError("DefaultCPUAllocator: can't allocate memory"),
-    ):
-        said = "64 samples per step and device: --data.batch_size 32 --accumulate_grad_batches 2 gives the same"
-        with pytest.raises(TrainingError, match=said), one_line_failures(cli):
-            raise error
-
-
-def test_out_of_memory_with_one_sample_is_no_plural() -> None:
-    cli = FitCLI(["--data.batch_size", "1", *SHAPES, *QUIET])
-    with (
-        pytest.raises(TrainingError, match="with 1 sample per step and device: one sample a step"),
-        one_line_failures(cli),
-    ):
-        raise torch.OutOfMemoryError("CUDA out of memory.")
-
-
-def test_a_full_disk_is_said_in_a_line_and_other_errors_are_left_alone() -> None:
-    cli = FitCLI([*SHAPES, *QUIET])
-    with pytest.raises(CheckpointError, match=r"cannot write metrics.csv \(No space left"), one_line_failures(cli):
-        raise OSError(28, "No space left on device", "metrics.csv")
-    for error in (FileNotFoundError(2, "no such file"), RuntimeError("mat1 and mat2 shapes cannot be multiplied")):
-        with pytest.raises(type(error)), one_line_failures(cli):
-            raise error
-
-
-def test_a_last_batch_of_one_that_batchnorm_cannot_take_says_what_to_do() -> None:
-    with (
-        pytest.raises(TrainingError, match=r"one picture .* --data.batch_size"),
-        one_line_failures(FitCLI([*SHAPES, *QUIET])),
-    ):
-        torch.nn.BatchNorm1d(2)(torch.zeros(1, 2))

@@ -13,10 +13,20 @@ from lit_training.runs.lightning_internals import NullProfiler
 from lit_training.runs.metrics_csv import MetricsCSV
 from tests.support.fits import parse
 
-ALL = (
-    "ResumePoint StepSeed FiniteGuard Throughput EpochLines FeatureCache PhotoRecords LearningRateMonitor "
-    "SaveConfigCallback Dashboard BestCheckpoint Provenance"
-).split()
+ALL = [
+    "ResumePoint",
+    "StepSeed",
+    "FiniteGuard",
+    "Throughput",
+    "EpochLines",
+    "FeatureCache",
+    "PhotoRecords",
+    "LearningRateMonitor",
+    "SaveConfigCallback",
+    "Dashboard",
+    "BestCheckpoint",
+    "Provenance",
+]
 
 
 def callbacks(line: str) -> list[str]:

@@ -8,12 +8,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lit_training.callbacks.best import BestCheckpoint, EarlyStopping
+from lit_training.callbacks.best import BestCheckpoint, StopEarly
 from lit_training.callbacks.console import EpochLines
 from lit_training.callbacks.dashboard import Dashboard
 from lit_training.cli.parser import FitCLI
 from lit_training.runs.best_epoch import MODES, BestSoFar, best_epoch, is_better
 from lit_training.trained.compare import read_run
+from tests.support.fits import fit
 from tests.support.told_accuracy import ToldAccuracy
 
 NAN = float("nan")
@@ -92,7 +93,8 @@ def test_the_metric_that_decides_comes_first() -> None:
     assert list(MODES.items()) == [("val_acc", "max"), ("val_loss", "min"), ("train_loss", "min")]
 
 
-SMALL = ["--data.train_size=8", "--data.val_size=4", "--accelerator=cpu", "--max_epochs=5"]
+SMALL = "--data.train_size 8 --data.val_size 4 --accelerator cpu --max_epochs 5"
+TOLD = f"--model {ToldAccuracy.__module__}.ToldAccuracy --model.accuracy"
 
 
 def of_type(cli: FitCLI, kind: Any) -> Any:
@@ -103,18 +105,17 @@ def of_type(cli: FitCLI, kind: Any) -> Any:
 @pytest.mark.parametrize(
     ("accuracy", "flags"),
     [
-        ("[0.25,0.5,0.75,0.625,0.5]", ["--early_stopping=3"]),
-        ("[0.25,0.5,0.75,0.75,0.75]", ["--early_stopping=3"]),
-        ("[0.25,.nan,0.75,.nan,0.5]", []),
+        ("[0.25,0.5,0.75,0.625,0.5]", "--early_stopping 3"),
+        ("[0.25,0.5,0.75,0.75,0.75]", "--early_stopping 3"),
+        ("[0.25,.nan,0.75,.nan,0.5]", ""),
     ],
     ids=["alone", "tied", "among NaN"],
 )
 def test_star_checkpoint_early_stopping_dashboard_and_comparison_agree(
-    accuracy: str, flags: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    accuracy: str, flags: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The third of five epochs is the best one."""
-    cli = FitCLI([f"--model={ToldAccuracy.__module__}.ToldAccuracy", f"--model.accuracy={accuracy}", *SMALL, *flags])
-    cli.trainer.fit(cli.model, cli.datamodule, weights_only=True)
+    cli = fit(f"{TOLD} {accuracy} {SMALL} --enable_progress_bar true {flags}")
     run = tmp_path / "lightning_logs" / "version_0"
 
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("epoch")]
@@ -128,7 +129,7 @@ def test_star_checkpoint_early_stopping_dashboard_and_comparison_agree(
     assert compared.best["val_acc"] == 0.75
     assert compared.best["val_loss"] == compared.curves["val_loss"][3]
     if flags:
-        stopping = of_type(cli, EarlyStopping)
+        stopping = of_type(cli, StopEarly)
         assert (stopping.best.value, stopping.waited) == (0.75, 2)
 
 
@@ -142,7 +143,5 @@ def test_star_checkpoint_early_stopping_dashboard_and_comparison_agree(
     ids=["tied", "NaN", "better again"],
 )
 def test_early_stopping_waits_for_a_better_epoch(accuracy: str, ran: int) -> None:
-    arguments = [f"--model.accuracy={accuracy}", *SMALL, "--max_epochs=7", "--early_stopping=2", "--dashboard=false"]
-    cli = FitCLI([f"--model={ToldAccuracy.__module__}.ToldAccuracy", *arguments])
-    cli.trainer.fit(cli.model, cli.datamodule, weights_only=True)
+    cli = fit(f"{TOLD} {accuracy} {SMALL} --max_epochs 7 --early_stopping 2 --dashboard false")
     assert cli.trainer.current_epoch == ran

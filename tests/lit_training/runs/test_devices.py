@@ -37,7 +37,9 @@ def test_each_module_gets_its_own_mode_back_even_after_an_error() -> None:
     model[1].eval()
     modes = [module.training for module in model.modules()]
     assert set(modes) == {True, False}
-    with pytest.raises(ValueError, match="stop"), evaluation_mode(model):
+    with evaluation_mode(model):
         assert not any(module.training for module in model.modules())
-        raise ValueError("stop")
+    assert [module.training for module in model.modules()] == modes
+    with pytest.raises(ZeroDivisionError), evaluation_mode(model):
+        _ = 1 / 0
     assert [module.training for module in model.modules()] == modes

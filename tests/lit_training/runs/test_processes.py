@@ -1,3 +1,5 @@
+"""Signals, hanging processes and SLURM: a training ends in time, with a code and a line."""
+
 import os
 import signal
 import subprocess
@@ -7,21 +9,18 @@ from types import SimpleNamespace
 
 import pytest
 
-from lit_training.runs import processes as signals
-
-ROOT = Path(__file__).resolve().parents[2]
-SLURM = {"SLURM_JOB_ID": "17", "SLURM_NTASKS": "1", "SLURM_JOB_NAME": "train"}
+from lit_training.runs import processes
+from lit_training.runs.processes import Watch, requeue_slurm_job
+from tests.support.commands import ENVIRONMENT
+from tests.support.fits import parse
+from tests.support.slurm import JOB, stand_in_scontrol
 
 
 @pytest.fixture
 def scontrol(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A stand-in for SLURM's command that writes down what it was asked."""
-    asked = tmp_path / "asked"
-    command = tmp_path / "bin" / "scontrol"
-    command.parent.mkdir()
-    command.write_text(f'#!/bin/sh\necho "$@" > {asked}\n')
-    command.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{command.parent}:{os.environ['PATH']}")
+    """The file into which a stand-in for SLURM's command writes what it was asked."""
+    asked, path = stand_in_scontrol(tmp_path)
+    monkeypatch.setenv("PATH", path)
     return asked
 
 
@@ -32,35 +31,35 @@ def scontrol(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_a_slurm_job_whose_time_is_up_is_requeued(
     scontrol: Path, monkeypatch: pytest.MonkeyPatch, extra: dict[str, str], job: str
 ) -> None:
-    for name, value in {**SLURM, **extra}.items():
+    for name, value in {**JOB, **extra}.items():
         monkeypatch.setenv(name, value)
-    signals.requeue_slurm_job(signal.SIGUSR1)
+    requeue_slurm_job(signal.SIGUSR1)
     assert scontrol.read_text() == f"requeue {job}\n"
 
 
 @pytest.mark.parametrize(
     ("signum", "environment"),
     [
-        (signal.SIGTERM, SLURM),
+        (signal.SIGTERM, JOB),
         (signal.SIGUSR1, {}),
-        (signal.SIGUSR1, {**SLURM, "SLURM_JOB_NAME": "bash"}),
-        (signal.SIGUSR1, {**SLURM, "SLURM_JOB_ID": "17; rm -r x"}),
+        (signal.SIGUSR1, {**JOB, "SLURM_JOB_NAME": "bash"}),
+        (signal.SIGUSR1, {**JOB, "SLURM_JOB_ID": "17; rm -r x"}),
     ],
 )
 def test_nothing_else_is_requeued(
     scontrol: Path, monkeypatch: pytest.MonkeyPatch, signum: int, environment: dict[str, str]
 ) -> None:
-    for name in SLURM:
+    for name in JOB:
         monkeypatch.delenv(name, raising=False)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    signals.requeue_slurm_job(signum)
+    requeue_slurm_job(signum)
     assert not scontrol.exists()
 
 
 WATCHED = """
 import os, signal, sys
-from lit_training.signals import Watch
+from lit_training.runs.processes import Watch
 watch = Watch({timeout})
 watch.start()
 watch.stepping = {stepping}
@@ -72,8 +71,7 @@ while True:
 
 def watched(code: str, stepping: bool = False, timeout: float = 5) -> subprocess.Popen[str]:
     program = WATCHED.format(code=code, stepping=stepping, timeout=timeout)
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    return subprocess.Popen([sys.executable, "-c", program], stderr=subprocess.PIPE, text=True, env=environment)
+    return subprocess.Popen([sys.executable, "-c", program], stderr=subprocess.PIPE, text=True, env=ENVIRONMENT)
 
 
 @pytest.mark.slow
@@ -88,34 +86,34 @@ def test_the_watch_ends_what_the_main_thread_cannot() -> None:
             stepping=True,
         ),
         # No step for the timeout, counted from the first one.
-        1: watched("watch.alive()", stepping=True, timeout=0.001),
+        1: watched("watch.note_progress()", stepping=True, timeout=0.001),
     }
-    ends = {code: (process.communicate(timeout=60)[1], process.returncode) for code, process in started.items()}
+    ends = {code: (process.communicate(timeout=300)[1], process.returncode) for code, process in started.items()}
     assert [code for _, code in ends.values()] == list(started)
     assert "no step for 0.001 minutes (--timeout)" in ends[1][0]
     assert "Traceback" not in "".join(text for text, _ in ends.values())
 
 
 @pytest.mark.parametrize(
-    ("codes", "first", "said"), [((), 0, False), ((0,), 0, False), ((1,), 1, False), ((1, 2), 2, True)]
+    ("codes", "first", "reported"), [((), 0, False), ((0,), 0, False), ((1,), 1, False), ((1, 2), 2, True)]
 )
-def test_a_launched_process_that_ends_with_2_has_said_why(
-    codes: tuple[int, ...], first: int, said: bool, monkeypatch: pytest.MonkeyPatch
+def test_a_launched_process_that_ends_with_2_has_reported_why(
+    codes: tuple[int, ...], first: int, reported: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(signals, "GRACE", 0.2)
-    processes = [subprocess.Popen([sys.executable, "-c", f"raise SystemExit({code})"]) for code in codes]
-    for process in processes:
+    monkeypatch.setattr(processes, "GRACE", 0.2)
+    launched = [subprocess.Popen([sys.executable, "-c", f"raise SystemExit({code})"]) for code in codes]
+    for process in launched:
         process.wait()
-    watch = signals.Watch(5.0)
-    watch.trainer = SimpleNamespace(strategy=SimpleNamespace(launcher=SimpleNamespace(procs=processes)))  # type: ignore[assignment]
+    watch = Watch(5.0)
+    watch.trainer = SimpleNamespace(strategy=SimpleNamespace(launcher=SimpleNamespace(procs=launched)))  # type: ignore[assignment]
     assert watch._failed_child() == first
-    assert watch.is_reported() == said
+    assert watch.is_reported() == reported
 
 
 def test_a_signal_at_the_very_end_of_training_is_not_lost(monkeypatch: pytest.MonkeyPatch) -> None:
     """Training ends, having seen no signal, between the arrival of one and the look at whether there is training."""
 
-    class Ending(signals.Watch):
+    class Ending(Watch):
         @property
         def stepping(self) -> bool:
             return not self.signum
@@ -127,3 +125,16 @@ def test_a_signal_at_the_very_end_of_training_is_not_lost(monkeypatch: pytest.Mo
     monkeypatch.setattr(watch, "_end", lambda code, _: codes.append(code))
     watch._handle_signal(signal.SIGTERM)
     assert codes == [128 + signal.SIGTERM]
+
+
+@pytest.mark.parametrize(("nodes", "named", "used"), [(1, None, "lo"), (2, None, None), (1, "eth7", "eth7")])
+def test_processes_of_one_machine_talk_over_its_loopback(
+    nodes: int, named: str | None, used: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "platform", "linux")
+    for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
+        monkeypatch.setenv(name, named or "")
+        if named is None:
+            monkeypatch.delenv(name)
+    parse(f"--accelerator cpu --devices 2 --strategy ddp --num_nodes {nodes}")
+    assert {os.environ.get(name) for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")} == {used}

@@ -44,8 +44,8 @@ def rows_run_of_session(place: Path) -> Trained:
 
 
 @pytest.fixture
-def copy_run(tmp_path: Path) -> Callable[[Trained], Trained]:
-    """``copy_run(trained)``: the same in the test's own folder, as ``run``."""
+def copy_trained(tmp_path: Path) -> Callable[[Trained], Trained]:
+    """``copy_trained(trained)``: the same in the test's own folder, as ``run``."""
 
     def copy(trained: Trained) -> Trained:
         shutil.copytree(trained.path.parents[1], tmp_path / "run")
@@ -55,18 +55,18 @@ def copy_run(tmp_path: Path) -> Callable[[Trained], Trained]:
 
 
 @pytest.fixture
-def photo_run(photo_run_of_session: Trained, copy_run: Callable[[Trained], Trained]) -> Trained:
+def photo_run(photo_run_of_session: Trained, copy_trained: Callable[[Trained], Trained]) -> Trained:
     """LitCNN after an epoch of the pictures of ``photo_folder``, which lie elsewhere."""
-    return copy_run(photo_run_of_session)
+    return copy_trained(photo_run_of_session)
 
 
 @pytest.fixture
-def shapes_run(shapes_run_of_session: Trained, copy_run: Callable[[Trained], Trained]) -> Trained:
+def shapes_run(shapes_run_of_session: Trained, copy_trained: Callable[[Trained], Trained]) -> Trained:
     """LitCNN after an epoch of 20 shapes; it is judged by 30."""
-    return copy_run(shapes_run_of_session)
+    return copy_trained(shapes_run_of_session)
 
 
 @pytest.fixture
-def rows_run(rows_run_of_session: Trained, copy_run: Callable[[Trained], Trained]) -> Trained:
+def rows_run(rows_run_of_session: Trained, copy_trained: Callable[[Trained], Trained]) -> Trained:
     """LitMLP, one linear layer from 5 to 2, after two steps."""
-    return copy_run(rows_run_of_session)
+    return copy_trained(rows_run_of_session)

@@ -9,7 +9,14 @@ import yaml
 
 from lit_training.errors import UsageError
 from lit_training.statistics import mcnemar
-from lit_training.trained.compare import ComparedRun, compare, describe_difference, differences, read_run, summarize_seeds
+from lit_training.trained.compare import (
+    ComparedRun,
+    compare,
+    describe_difference,
+    differences,
+    read_run,
+    summarize_seeds,
+)
 
 
 def make_run(folder: Path, lr: float, accuracy: list[float], right: list[int] | None = None) -> Path:
@@ -72,12 +79,16 @@ def test_numbered_samples_of_unlike_data_are_not_the_same() -> None:
 
 def test_regressions_are_not_sent_to_a_command_that_tests_nothing() -> None:
     curves = {"val_loss": {1: 2e-6}, "train_loss": {1: 3e-6}}
-    said = describe_difference(ComparedRun("A", Path("A"), {}, curves, None), ComparedRun("B", Path("B"), {}, curves, None))
+    said = describe_difference(
+        ComparedRun("A", Path("A"), {}, curves, None), ComparedRun("B", Path("B"), {}, curves, None)
+    )
     assert said == "A is no classifier, so no accuracies are tested: see the losses"
 
 
 def test_tiny_losses_are_not_rounded_to_nothing() -> None:
-    runs = [ComparedRun(name, Path(name), {}, {"val_loss": {1: loss}}, None) for name, loss in (("A", 2e-6), ("B", 4e-6))]
+    runs = [
+        ComparedRun(name, Path(name), {}, {"val_loss": {1: loss}}, None) for name, loss in (("A", 2e-6), ("B", 4e-6))
+    ]
     assert summarize_seeds(runs) == ["val_loss    3e-06 +- 1.414e-06  (n = 2 seeds)"]
 
 
@@ -122,9 +133,7 @@ def test_wrong_input_is_named(tmp_path: Path) -> None:
 
 
 def test_mean_and_sample_deviation_of_repeated_runs(tmp_path: Path) -> None:
-    runs = [
-        read_run(str(make_run(tmp_path / f"version_{i}", 0.1, [value]))) for i, value in enumerate([0.5, 0.75])
-    ]
+    runs = [read_run(str(make_run(tmp_path / f"version_{i}", 0.1, [value]))) for i, value in enumerate([0.5, 0.75])]
     assert summarize_seeds(runs)[0] == f"val_acc     0.6250 +- {0.25 / 2**0.5:.4f}  (n = 2 seeds)"
     assert summarize_seeds(runs[:1]) == []
 

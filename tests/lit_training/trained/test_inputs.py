@@ -121,7 +121,17 @@ def test_every_file_that_is_no_picture_says_why(photo_folder: Path, tmp_path: Pa
     os.mkfifo(tmp_path / "pipe.jpg")
     (tmp_path / "loop.jpg").symlink_to("loop.jpg")
     (tmp_path / "dangling.jpg").symlink_to("nowhere.jpg")
-    names = ["empty.jpg", "text.jpg", "cut.jpg", "nothing", "pipe.jpg", "loop.jpg", "dangling.jpg", "gone.jpg", "g*.bmp"]
+    names = [
+        "empty.jpg",
+        "text.jpg",
+        "cut.jpg",
+        "nothing",
+        "pipe.jpg",
+        "loop.jpg",
+        "dangling.jpg",
+        "gone.jpg",
+        "g*.bmp",
+    ]
     samples = list(read_pictures([good, *names, good], SPEC, 4))
     assert [sample.path for sample in samples] == [good, *names, good]
     assert [sample.error for sample in samples] == [

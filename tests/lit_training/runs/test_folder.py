@@ -1,0 +1,237 @@
+"""A run's folder: made for one start, locked against others, found again by the same command."""
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lit_training.errors import CheckpointError, UsageError
+from lit_training.runs import folder
+from lit_training.runs.folder import (
+    Start,
+    choose_start,
+    extends,
+    find_checkpoint,
+    find_target,
+    lock_run,
+    newest_first,
+    relative_path,
+    resume_hint,
+    run_folder,
+)
+from tests.support.fits import QUIET, SHAPES, parse
+
+CopyRun = Callable[..., Path]
+ONE_EPOCH, THREE_EPOCHS = f"{SHAPES} --max_epochs 1", f"{SHAPES} --max_epochs 3"
+
+
+def start_of(line: str) -> Start:
+    """What a command line writes into and goes on from."""
+    start = parse(f"{QUIET} {line}").run.start
+    assert start is not None
+    return start
+
+
+def make_run(number: int, *checkpoints: str) -> Path:
+    """Make the folder of a run that holds empty files as checkpoints."""
+    run = Path("lightning_logs", f"version_{number}")
+    (run / "checkpoints").mkdir(parents=True)
+    for name in checkpoints:
+        (run / "checkpoints" / name).touch()
+    return run
+
+
+# --- which folder, which resume point -------------------------------------------------------------------------------
+
+
+def test_auto_begins_where_no_run_has_the_same_settings(copy_run: CopyRun) -> None:
+    copy_run(ONE_EPOCH, kill_at=3)
+    assert start_of(f"{ONE_EPOCH} --resume auto --seed 1").run.name == "version_1"
+    same = start_of(f"{ONE_EPOCH} --resume auto")
+    assert (same.run.name, same.step) == ("version_0", 3)
+    never = start_of(ONE_EPOCH)
+    assert (never.run.name, never.checkpoint) == ("version_2", None)
+
+
+def test_settings_of_a_run_cannot_be_changed_on_the_way(copy_run: CopyRun) -> None:
+    copy_run(ONE_EPOCH, kill_at=3)
+    with pytest.raises(UsageError, match="begun with another --model: leave it out to go on"):
+        start_of("--resume latest --model.lr 0.5")
+    with pytest.raises(UsageError, match="begun with another --seed: leave it out to go on"):
+        start_of("--resume latest --seed 5")
+
+
+@pytest.mark.parametrize(
+    ("resume", "message"),
+    [
+        ("nowhere", "there is no such run"),
+        ("latest", "no run under"),
+        ("lightning_logs/version_0/checkpoints/best.ckpt", "is no resume point"),
+        ("lightning_logs/version_0", "holds no resume point"),
+    ],
+)
+def test_what_cannot_be_resumed_is_named(resume: str, message: str, copy_run: CopyRun) -> None:
+    if "version_0" in resume:
+        for path in (copy_run(ONE_EPOCH) / "checkpoints").glob("*"):
+            if "best" not in resume or path.name != "best.ckpt":
+                path.unlink()
+    with pytest.raises(CheckpointError, match=message):
+        start_of(f"{ONE_EPOCH} --resume {resume}")
+
+
+@pytest.mark.parametrize("flag", ["--default_root_dir=runs", "--trainer.default_root_dir runs"])
+def test_latest_is_the_newest_run_of_the_root_however_that_is_typed(flag: str, copy_run: CopyRun) -> None:
+    copy_run(f"{ONE_EPOCH} --model.lr 0.5", root="runs")
+    cli = parse(f"{QUIET} --resume=latest {flag} --max_epochs 2")
+    assert cli.run.start is not None
+    assert cli.run.start.step == 6
+    assert cli.model.hparams["lr"] == 0.5
+
+
+@pytest.mark.parametrize(
+    ("trainer", "more"),
+    [
+        ({"max_epochs": 3}, False),
+        ({"max_epochs": 4}, True),
+        ({"max_epochs": None}, False),
+        ({"max_epochs": 4, "max_steps": 100}, False),
+    ],
+)
+def test_a_finished_run_goes_on_with_more_epochs_alone(trainer: dict[str, Any], more: bool, copy_run: CopyRun) -> None:
+    run = copy_run(THREE_EPOCHS)
+    assert extends(trainer, Start(run, run / "checkpoints" / "last.ckpt")) == more
+
+
+# --- latest ---------------------------------------------------------------------------------------------------------
+
+
+def test_latest_is_the_newest_run_that_has_what_is_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
+    make_run(2, "last.ckpt")
+    make_run(10, "best.ckpt")
+    make_run(11)
+    assert [run.name for run in newest_first(".")] == ["version_11", "version_10", "version_2"]
+    assert find_checkpoint("latest") == Path("lightning_logs/version_10/checkpoints/best.ckpt")
+    assert capsys.readouterr().err == "note: latest is version_10: version_11 has no checkpoint\n"
+    assert find_target("latest", ".") == Path("lightning_logs/version_2")
+    assert capsys.readouterr().err == "note: latest is version_2: version_11, version_10 has no resume point\n"
+
+
+def test_latest_of_the_newest_run_needs_no_note(capsys: pytest.CaptureFixture[str]) -> None:
+    make_run(0, "last.ckpt")
+    make_run(1, "previous.ckpt")
+    assert find_target("latest", ".") == Path("lightning_logs/version_1")
+    assert capsys.readouterr().err == ""
+
+
+def test_there_is_no_latest_where_no_run_can_serve() -> None:
+    with pytest.raises(CheckpointError, match=r"no run under lightning_logs yet: python scripts/fit\.py"):
+        find_checkpoint("latest")
+    make_run(0)
+    with pytest.raises(CheckpointError, match=r"no run under lightning_logs has a checkpoint: python scripts/fit\.py"):
+        find_checkpoint("latest")
+    with pytest.raises(CheckpointError, match="no run under lightning_logs has a resume point"):
+        find_target("latest", ".")
+
+
+# --- a checkpoint by name -------------------------------------------------------------------------------------------
+
+
+def test_a_checkpoint_is_found_by_its_run_by_file_and_as_latest(tmp_path: Path) -> None:
+    run = make_run(0, "last.ckpt").absolute()
+    last, best = run / "checkpoints" / "last.ckpt", run / "checkpoints" / "best.ckpt"
+    assert find_checkpoint(str(run)) == find_checkpoint(str(run / "checkpoints")) == last
+    best.touch()
+    assert find_checkpoint("latest", str(tmp_path)) == find_checkpoint(str(run)) == best
+    assert find_checkpoint(str(last)) == last
+
+
+def test_what_holds_no_checkpoint_is_named() -> None:
+    with pytest.raises(CheckpointError, match=r"nothing is not there: give a run's folder, a \.ckpt file, or latest"):
+        find_checkpoint("nothing")
+    Path("empty").mkdir()
+    with pytest.raises(CheckpointError, match="empty holds no checkpoint"):
+        find_checkpoint("empty")
+
+
+def test_the_run_of_a_checkpoint_is_known(tmp_path: Path) -> None:
+    run = make_run(0, "last.ckpt")
+    assert run_folder(run / "checkpoints" / "last.ckpt") == tmp_path / run
+    assert run_folder(Path("copy.ckpt")) == tmp_path
+    assert resume_hint(run) == "go on with --resume lightning_logs/version_0"
+    assert resume_hint(Path("elsewhere")) == ""
+    assert relative_path(tmp_path / run) == run
+    assert relative_path(Path("/elsewhere")) == Path("/elsewhere")
+
+
+# --- locks ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_run_in_training_is_left_alone(copy_run: CopyRun) -> None:
+    run = copy_run(ONE_EPOCH, kill_at=3)
+    code = "import fcntl, sys; f = open(sys.argv[1], 'w'); fcntl.lockf(f, fcntl.LOCK_EX); print(); sys.stdin.read()"
+    command = [sys.executable, "-c", code, str(run / ".lock")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None
+        other.stdout.readline()
+        with pytest.raises(UsageError, match="version_0 is being trained by another process"):
+            start_of(f"{ONE_EPOCH} --resume auto")
+        other.communicate()
+    assert start_of(f"{ONE_EPOCH} --resume auto").run.name == "version_0"
+
+
+def test_a_run_is_locked_until_its_process_ends_or_undoes_it() -> None:
+    code = "import fcntl, sys; fcntl.lockf(open(sys.argv[1], 'w'), fcntl.LOCK_EX | fcntl.LOCK_NB)"
+
+    def is_free(run: Path) -> bool:
+        command = [sys.executable, "-c", code, str(run / ".lock")]
+        return subprocess.run(command, capture_output=True, check=False).returncode == 0
+
+    start = choose_start("never", ".", "{}")
+    assert not is_free(start.run)
+    lock_run(start.run)  # again: a second handle would free the lock when it is closed
+    assert not is_free(start.run)
+    start.undo()
+    assert not Path("lightning_logs").exists()
+    again = choose_start("never", ".", "{}")
+    assert again.run == start.run
+    assert not is_free(again.run)
+
+
+def test_two_starts_at_once_get_two_folders(monkeypatch: pytest.MonkeyPatch) -> None:
+    make = Path.mkdir
+
+    def other_is_first(self: Path, *args: Any, **kwargs: Any) -> None:
+        if self.name == "version_0":
+            make(self)
+        make(self, *args, **kwargs)
+
+    monkeypatch.setattr(Path, "mkdir", other_is_first)
+    assert choose_start("never", ".", "{}").run == Path("lightning_logs/version_1")
+
+
+def test_undo_leaves_a_run_that_was_there_before() -> None:
+    run = make_run(0, "last.ckpt")
+    Start(run).undo()
+    assert run.exists()
+    Start(run, made=True).undo()
+    assert not Path("lightning_logs").exists()
+
+
+def test_a_place_that_cannot_be_written_is_named() -> None:
+    Path("file").touch()
+    with pytest.raises(CheckpointError, match="choose another place with --default_root_dir"):
+        choose_start("never", "file", "{}")
+
+
+def test_a_run_that_cannot_be_started_leaves_no_folder() -> None:
+    with pytest.raises(UsageError):
+        parse(f"{SHAPES} {QUIET} --devices 0")
+    assert not Path(folder.LOGS).exists()
+
+
+def test_the_version_is_what_loggers_call_the_folder() -> None:
+    assert Start(Path("lightning_logs/version_12")).version == 12
+    assert Start(Path("lightning_logs/my_run")).version == "my_run"

@@ -1,0 +1,133 @@
+"""Models and data modules of a user's own: what they say counts, what they do not say has a default."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import LightningDataModule, LightningModule
+
+from datamodules import CIFAR10DataModule, ImageFolderDataModule, Preprocessing, RandomDataModule, ShapesDataModule
+from lit_models import LitCNN, LitDynamic, LitMLP, LitTransfer
+from lit_training.runs.foreign import DEFAULTS, data_of, promises
+
+OF_MODELS = ("default_epochs", "skips_layers", "draws_per_batch", "epoch_losses", "samples_evaluated")
+OF_DATA = ("class_names", "sample_shape", "photos", "follow", "report")
+
+
+class OwnModel(LightningModule):
+    """Says nothing."""
+
+
+class OwnData(LightningDataModule):
+    """Says nothing."""
+
+
+class TalkingModel(LightningModule):
+    """Says some of it."""
+
+    task = "classification"
+    default_epochs = 7
+    draws_per_batch = True
+
+    def __init__(self, width: int = 3) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+
+
+class TalkingData(LightningDataModule):
+    """Says some of it."""
+
+    class_names = ("yes", "no")
+    sample_shape = (3, 8, 8)
+    preprocessing = {"image_size": 8, "mean": [0.1, 0.2, 0.3], "made_with": "care"}  # noqa: RUF012
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.followed: list[Any] = []
+
+    def follow(self, model: Any) -> None:
+        self.followed.append(model)
+
+    def report(self) -> str:
+        return "much data"
+
+
+@pytest.mark.parametrize("own", [OwnModel, OwnData, lambda: None], ids=["model", "data", "nothing"])
+def test_what_is_not_said_has_a_default(own: Any) -> None:
+    about = promises(own())
+    assert about.default_epochs == 1
+    assert (about.skips_layers, about.draws_per_batch) == (False, False)
+    assert (about.epoch_losses, about.samples_evaluated) == (None, None)
+    assert about.class_names == ()
+    assert (about.sample_shape, about.photos, about.task, about.preprocessing) == (None, None, None, None)
+    assert about.report() == ""
+    assert about.follow(OwnModel()) is None
+    assert about.hparams == {}
+
+
+def test_what_is_said_counts() -> None:
+    about = promises(TalkingModel())
+    assert (about.task, about.default_epochs, about.draws_per_batch) == ("classification", 7, True)
+    assert about.hparams == {"width": 3}
+    assert about.skips_layers is False
+    data = TalkingData()
+    about = promises(data)
+    about.follow(None)
+    assert data.followed == [None]
+    assert (about.class_names, about.sample_shape, about.report()) == (("yes", "no"), (3, 8, 8), "much data")
+
+
+def test_preprocessing_is_one_however_it_is_said() -> None:
+    data: Any = TalkingData()
+    assert promises(data).preprocessing == Preprocessing(image_size=8, mean=[0.1, 0.2, 0.3])
+    data.preprocessing = Preprocessing(32, 32)
+    assert promises(data).preprocessing is data.preprocessing
+    data.preprocessing = None
+    assert promises(data).preprocessing is None
+
+
+@pytest.mark.parametrize("make", [LitCNN, lambda: LitMLP(3, (), 2), lambda: LitDynamic(3, 2, 2)])
+def test_models_of_this_project_are_asked_themselves(make: Any) -> None:
+    model = make()
+    assert promises(model) is model
+    for name in (*OF_MODELS, "task", "preprocessing", "hparams"):
+        getattr(model, name)
+
+
+@pytest.mark.parametrize("data_class", [CIFAR10DataModule, RandomDataModule, ShapesDataModule])
+def test_data_modules_of_this_project_are_asked_themselves(data_class: Any) -> None:
+    data = data_class()
+    assert promises(data) is data
+    for name in (*OF_DATA, "task", "preprocessing", "hparams"):
+        getattr(data, name)
+
+
+def test_every_promise_is_kept_by_one_of_the_bases() -> None:
+    assert {*OF_MODELS, *OF_DATA, "task", "preprocessing", "hparams"} == DEFAULTS.keys()
+    for name in OF_MODELS:
+        assert hasattr(LitTransfer, name)
+    for name in OF_DATA:
+        assert hasattr(ImageFolderDataModule, name)
+
+
+def test_what_nobody_promised_is_no_silent_default() -> None:
+    with pytest.raises((AttributeError, KeyError), match="colour"):
+        _ = promises(OwnModel()).colour
+
+
+def test_the_data_of_a_trainer() -> None:
+    shapes, own = ShapesDataModule(), OwnData()
+    trainer: Any = SimpleNamespace(datamodule=shapes)
+    assert data_of(trainer) is shapes
+    trainer.datamodule = own
+    assert data_of(trainer).own is own
+    trainer.datamodule = None  # loaders alone
+    assert data_of(trainer).class_names == ()
+    assert data_of(SimpleNamespace()).photos is None  # type: ignore[arg-type]
+
+
+def test_asking_does_not_make_a_module_of_the_model_s_parameters() -> None:
+    model = torch.nn.Linear(2, 1)
+    assert promises(model).task is None
+    assert list(model.state_dict()) == ["weight", "bias"]

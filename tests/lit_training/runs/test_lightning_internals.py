@@ -1,0 +1,401 @@
+"""The private names of libraries that this project uses: each still exists, and does what we rely on.
+
+A test that fails here after an update of a library names what changed. Where Lightning needs our help no longer, a test
+says so too.
+"""
+
+import inspect
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.cli import LightningArgumentParser
+from lightning.pytorch.loggers.logger import Logger
+from lightning.pytorch.strategies.launchers import subprocess_script
+from lightning.pytorch.trainer import call
+from torch.utils.data import DataLoader
+
+from lit_training.runs import lightning_internals
+from lit_training.runs.lightning_internals import (
+    STEP_HOOKS,
+    ConnectedTrainer,
+    NullProfiler,
+    actions_of,
+    count_epoch_as_whole,
+    drop_empty_hooks,
+    forget_loaders,
+    logged_steps,
+    restore_loaders,
+    set_logged_steps,
+    start_resumed_epoch,
+    stop_process_observer,
+)
+from tests.support.commands import ROOT
+from tests.support.fits import SHAPES, assert_same_end, fit, fit_run, parse
+from tests.support.private_names import private_names, private_names_in
+
+HOME = "lit_training/runs/lightning_internals.py"
+MOST = 10
+"""Private names of libraries in the whole project."""
+
+BareTrainer = Callable[..., Trainer]
+QUIET: dict[str, Any] = {
+    "accelerator": "cpu",
+    "devices": 1,
+    "logger": False,
+    "enable_checkpointing": False,
+    "enable_progress_bar": False,
+    "enable_model_summary": False,
+}
+
+
+class Steps(Logger):
+    """Keeps what it is told and at which step."""
+
+    name, version = "steps", 0
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.told: list[tuple[str, int | None]] = []
+
+    def log_hyperparams(self, *args: Any, **kwargs: Any) -> None: ...
+
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        self.told += [(name, step) for name in metrics if name != "epoch"]
+
+
+class Model(LightningModule):
+    """Six steps an epoch; logs its loss at each, and how often an epoch has started."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = torch.nn.Linear(2, 1)
+        self.starts = 0
+        self.resumed_from: Any = None
+
+    def setup(self, stage: str) -> None:
+        self.resumed_from = self.trainer.ckpt_path
+
+    def on_train_epoch_start(self) -> None:
+        self.starts += 1
+        self.log("starts", float(self.starts))
+
+    def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
+        loss = self.net(batch).square().mean()
+        self.log("loss", loss, on_step=True, on_epoch=False)
+        return loss
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None: ...
+
+    def train_dataloader(self) -> DataLoader:
+        return DataLoader(torch.ones(6, 2))  # type: ignore[arg-type]
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), 0.1)
+
+
+class At(Callback):
+    """Does something before the batch of this number."""
+
+    def __init__(self, batch: int, action: Callable[[Trainer, Any], None]) -> None:
+        self.batch, self.action = batch, action
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        if batch_idx == self.batch:
+            self.action(trainer, pl_module)
+
+
+# --- Trainer._run ---------------------------------------------------------------------------------------------------
+
+
+def test_run_takes_the_checkpoint_and_how_to_read_it() -> None:
+    assert list(inspect.signature(Trainer._run).parameters) == ["self", "model", "ckpt_path", "weights_only"]
+
+
+def test_run_is_what_fit_goes_through_and_its_checkpoint_is_gone_on_from(tmp_path: Path, bare: BareTrainer) -> None:
+    point = tmp_path / "point.ckpt"
+    first = bare(max_steps=4)
+    first.fit(Model())
+    first.save_checkpoint(point)
+    asked: list[bool] = []
+
+    class Chosen(ConnectedTrainer):
+        def choose_checkpoint(self) -> Path:
+            asked.append(self.strategy.root_device is not None)
+            return point
+
+    model = Model()
+    trainer = Chosen(max_steps=5, **QUIET)
+    trainer.fit(model, weights_only=True)
+    assert asked == [True]  # once
+    assert model.resumed_from == point  # known before setup(), which reads no pretrained weights then
+    assert trainer.global_step == 5
+    trainer.validate(model, DataLoader(torch.ones(2, 2)), verbose=False)  # type: ignore[arg-type]
+    assert asked == [True]  # a fit alone goes on from something
+
+
+# --- the loops ------------------------------------------------------------------------------------------------------
+
+
+def test_the_steps_that_loggers_are_told_can_be_read_and_set(bare: BareTrainer) -> None:
+    logger, seen = Steps(), []
+
+    def look(trainer: Trainer, model: Any) -> None:
+        seen.append(logged_steps(trainer))
+        set_logged_steps(trainer, 100)
+
+    trainer = bare(max_epochs=1, logger=logger, log_every_n_steps=1, callbacks=[At(3, look)])
+    trainer.fit(Model())
+    assert seen == [3]
+    assert [step for name, step in logger.told if name == "loss"] == [0, 1, 2, 100, 101, 102]
+    assert logged_steps(trainer) == 103
+
+
+class Stateful(DataLoader):
+    """A loader whose state is a number."""
+
+    state = 0
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"number": 7}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.state = state_dict["number"]
+
+
+class Impatient(Model):
+    """Asks for the run's length when the optimizer is made, as OneCycleLR does."""
+
+    def train_dataloader(self) -> DataLoader:
+        self.loader = Stateful(torch.ones(6, 2))  # type: ignore[arg-type]
+        return self.loader
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        assert self.trainer.estimated_stepping_batches > 0
+        return super().configure_optimizers()
+
+
+@pytest.mark.parametrize(("ours", "state"), [(True, 7), (False, 0)])
+def test_loaders_that_were_made_too_early_get_their_state(
+    ours: bool, state: int, tmp_path: Path, bare: BareTrainer
+) -> None:
+    point = tmp_path / "point.ckpt"
+    first = bare(max_epochs=1, callbacks=[At(3, lambda trainer, _: trainer.save_checkpoint(point))])
+    first.fit(Impatient())
+
+    class Restore(Callback):
+        def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+            if ours:
+                restore_loaders(trainer)
+
+    model = Impatient()
+    bare(max_epochs=1, callbacks=[Restore()]).fit(model, ckpt_path=point, weights_only=False)
+    assert model.loader.state == state, "Lightning restores the loaders itself: restore_loaders can go"
+
+
+@pytest.mark.parametrize("forget", [True, False])
+def test_loaders_are_made_again_where_they_are_forgotten(forget: bool, bare: BareTrainer) -> None:
+    made: list[int] = []
+
+    class Counting(Impatient):
+        def train_dataloader(self) -> DataLoader:
+            made.append(1)
+            return super().train_dataloader()
+
+    class Forget(Callback):
+        def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+            assert trainer.train_dataloader is not None  # a schedule had it made
+            if forget:
+                forget_loaders(trainer)
+
+    trainer = bare(max_epochs=2, callbacks=[Forget()])
+    trainer.fit(Counting())
+    assert len(made) == 1 + forget
+    assert trainer.global_step == 12
+
+
+def test_an_epoch_is_counted_as_whole(bare: BareTrainer) -> None:
+    trainer = bare(max_epochs=1)
+    trainer.fit_loop.restarting = True
+    trainer.fit_loop._restarting = True
+    assert trainer.fit_loop.restarting
+    count_epoch_as_whole(trainer)
+    assert not trainer.fit_loop.restarting
+
+
+@pytest.mark.usefixtures("at_every_step")
+@pytest.mark.parametrize("helper", ["count_epoch_as_whole", "set_logged_steps"])
+def test_a_resumed_run_needs_our_help(helper: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """callbacks/test_resume.py shows that with all of it a resumed run ends as the uninterrupted one."""
+    plateau = "--lr_scheduler ReduceLROnPlateau --lr_scheduler.patience 0 --lr_scheduler.threshold 0.9"
+    line = f"{SHAPES} --max_epochs 3 {plateau}"
+    whole = fit_run(f"{line} --default_root_dir whole")
+    line += " --default_root_dir killed --resume auto"
+    monkeypatch.setattr(f"lit_training.callbacks.resume.{helper}", lambda *_: None)
+    for step in (6, 13):
+        fit(line, kill_at=step)
+    run = fit_run(line)
+    with pytest.raises(AssertionError):  # else Lightning resumes right without this helper, and it can go
+        assert_same_end(whole, run)
+
+
+# --- hooks ----------------------------------------------------------------------------------------------------------
+
+
+def test_the_hooks_of_an_epoch_s_start_are_called_without_loggers(bare: BareTrainer) -> None:
+    logger, order = Steps(), []
+
+    class Starts(Callback):
+        def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+            order.append(pl_module.starts)
+
+    def again(trainer: Trainer, model: Any) -> None:
+        before = len(logger.told)
+        start_resumed_epoch(trainer, model)
+        assert trainer.loggers == [logger]
+        assert len(logger.told) == before
+
+    model = Model()
+    trainer = bare(max_epochs=1, logger=logger, log_every_n_steps=1, callbacks=[Starts(), At(3, again)])
+    trainer.fit(model)
+    assert order == [0, 1]  # each time before the model's
+    assert model.starts == 2
+    assert float(trainer.callback_metrics["starts"]) in (1.5, 2.0)  # the model may log there, and did twice
+
+
+@pytest.mark.parametrize("name", ["_call_callback_hooks", "_call_lightning_module_hook"])
+def test_a_hook_is_called_by_trainer_and_name(name: str) -> None:
+    parameters = list(inspect.signature(getattr(call, name)).parameters)
+    assert parameters[:2] == ["trainer", "hook_name"]
+
+
+def test_lightning_leaves_out_the_hooks_of_a_resumed_epoch_s_start(tmp_path: Path, bare: BareTrainer) -> None:
+    point = tmp_path / "point.ckpt"
+    first = bare(max_epochs=1, callbacks=[At(3, lambda trainer, _: trainer.save_checkpoint(point))])
+    first.fit(Model())
+    model = Model()
+    bare(max_epochs=1).fit(model, ckpt_path=point, weights_only=False)
+    assert model.starts == 0, "Lightning calls these hooks itself: start_resumed_epoch can go"
+
+
+def test_empty_hooks_are_dropped_and_others_are_called(bare: BareTrainer) -> None:
+    class Busy(Callback):
+        steps = 0
+
+        def on_train_batch_end(self, *args: Any) -> None:
+            self.steps += 1
+
+    for hook in STEP_HOOKS:
+        assert callable(getattr(Callback, hook)), f"Lightning has no hook {hook} any more"
+    busy = Busy()
+    drop_empty_hooks([busy])
+    assert busy.on_train_batch_start is None
+    trainer = bare(max_epochs=1, callbacks=[busy])
+    trainer.fit(Model())
+    assert busy.steps == trainer.global_step == 6
+
+
+def test_one_empty_context_serves_for_all_that_is_profiled(bare: BareTrainer) -> None:
+    profiler = NullProfiler()
+    assert profiler.profile("a") is profiler.profile("b")
+    trainer: Any = bare(max_epochs=1, profiler=profiler)
+    trainer.fit(Model())
+    assert trainer.profiler is profiler
+    assert trainer.global_step == 6
+
+
+# --- processes ------------------------------------------------------------------------------------------------------
+
+
+def test_the_observer_of_launched_processes_is_not_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    launched: list[Any] = []
+    observed: list[Any] = []
+    kind = subprocess_script._SubprocessScriptLauncher
+    monkeypatch.setattr(kind, "_call_children_scripts", lambda self: launched.append(self))
+    monkeypatch.setattr(subprocess_script, "_launch_process_observer", observed.append)
+    environment: Any = SimpleNamespace(creates_processes_externally=False, validate_settings=lambda **_: None)
+    launcher = kind(environment, num_processes=1, num_nodes=1)
+    assert launcher.launch(lambda: 5) == 5
+    assert observed == [launcher.procs], "a launcher does not look for its observer under this name"
+    threads = threading.active_count()
+    stop_process_observer()
+    assert launcher.launch(lambda: 5) == 5
+    assert len(launched) == 2
+    assert len(observed) == 1
+    assert threading.active_count() == threads
+
+
+# --- jsonargparse ---------------------------------------------------------------------------------------------------
+
+
+def test_the_actions_of_a_parser_are_its_flags_which_can_get_another_spelling() -> None:
+    parser = LightningArgumentParser()
+    parser.add_argument("--outer.inner", type=int)
+    [action] = [action for action in actions_of(parser) if action.dest == "outer.inner"]
+    assert list(action.option_strings) == ["--outer.inner"]
+    action.option_strings = [*action.option_strings, "--short"]
+    assert "--short" in parser.format_help()
+    flags = {option for action in actions_of(parse("--logger false").parser) for option in action.option_strings}
+    assert {"--model", "--data", "--seeds", "--trainer.max_epochs", "--max_epochs"} <= flags
+
+
+# --- no others ------------------------------------------------------------------------------------------------------
+
+
+def test_private_names_of_libraries_stand_in_one_file_and_are_few() -> None:
+    folders = ("scripts", "datamodules", "lit_models", "lit_training")
+    found = [name for folder in folders for path in (ROOT / folder).rglob("*.py") for name in private_names(path)]
+    elsewhere = sorted(str(name) for name in found if name.file != HOME)
+    assert not elsewhere, f"private names of libraries belong into {HOME}:\n" + "\n".join(elsewhere)
+    names = sorted({name.name for name in found})
+    assert len(names) <= MOST, f"{len(names)} private names of libraries, more than {MOST}: {', '.join(names)}"
+
+
+def test_each_private_name_has_a_test_here() -> None:
+    source = Path(__file__).read_text()
+    helpers = {name for name, value in vars(lightning_internals).items() if inspect.isfunction(value)}
+    assert [name for name in sorted(helpers) if f"{name}(" not in source] == []
+
+
+@pytest.mark.parametrize(
+    ("source", "found"),
+    [
+        ("import torch._dynamo", ["_dynamo"]),
+        ("def f():\n    from lightning.pytorch.trainer.call import _call_teardown_hook", ["_call_teardown_hook"]),
+        ("trainer._active_loop", ["_active_loop"]),
+        ("trainer.fit_loop._restarting = False", ["_restarting"]),
+        ("getattr(trainer, '_loggers', None)", ["_loggers"]),
+        ("class Mine:\n    def f(self):\n        self._own = 1\n        return other._own", []),
+        ("from __future__ import annotations\nimport os\nos._exit(1)", []),
+        ("from collections import namedtuple\nrow._replace(a=1)", []),
+        ("_cache = {}\nfolder._cache", []),
+        ("_, x = pair", []),
+    ],
+)
+def test_the_rule_finds_what_it_forbids(source: str, found: list[str]) -> None:
+    assert [name for name, _, _ in private_names_in(source)] == found
+
+
+def test_the_rule_finds_what_a_class_defines_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Mine(Trainer):
+        def _run_stage(self) -> None:
+            self._callback_connector: Any = None
+            self._mine = self._data_connector
+
+    module: Any = SimpleNamespace(Mine=Mine)
+    source = (
+        "class Mine(Trainer):\n"
+        "    def _run_stage(self):\n"
+        "        self._callback_connector = None\n"
+        "        self._mine = self._data_connector\n"
+    )
+    assert [(name, how) for name, _, how in private_names_in(source, module)] == [
+        ("_callback_connector", "Mine defines what Trainer has already"),
+        ("_data_connector", "read from self"),
+        ("_run_stage", "Mine defines what Trainer has already"),
+    ]

@@ -1,0 +1,153 @@
+"""metrics.csv holds each step once, however often the run was stopped."""
+
+import errno
+import itertools
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from datamodules.files import read_csv
+from lit_training.runs.folder import Start
+from lit_training.runs.metrics_csv import ROWS_BETWEEN_WRITES, MetricsCSV
+from tests.support.fits import SHAPES, fit, rows
+
+
+@pytest.mark.usefixtures("at_every_step")
+def test_tensorboard_and_csv_show_each_step_once(copy_run: Callable[..., Path]) -> None:
+    line = f"{SHAPES} --max_epochs 3"
+    run = copy_run(line, kill_at=4)
+    for step in (9, None):
+        fit(f"{line} --resume auto", kill_at=step)
+    board = EventAccumulator(str(run)).Reload()
+    assert [event.step for event in board.Scalars("train_loss_step")] == [1, 3, 5, 7, 9, 11, 13, 15, 17]
+    assert [event.step for event in board.Scalars("val_loss")] == [5, 11, 17]
+    table = rows(run)
+    assert [int(row["step"]) for row in table if "train_loss_step" in row] == [1, 3, 5, 7, 9, 11, 13, 15, 17]
+    assert [int(row["step"]) for row in table if "val_loss" in row] == [5, 11, 17]
+
+
+def table(start: Start) -> list[str]:
+    return (start.run / "metrics.csv").read_text().splitlines()
+
+
+def test_columns_are_sorted_and_a_new_metric_gets_one(tmp_path: Path) -> None:
+    start = Start(tmp_path)
+    logger = MetricsCSV(start)
+    logger.log_metrics({"b": 1.0, "a": torch.tensor(2.0)}, 0)  # type: ignore[dict-item]  # Lightning passes both
+    logger.save()
+    assert table(start) == ["a,b,step", "2.0,1.0,0"]
+    logger.log_metrics({"Z": 3.0}, 1)
+    assert logger.rows == 2
+    logger.sync()
+    assert table(start) == ["Z,a,b,step", ",2.0,1.0,0", "3.0,,,1"]
+
+
+@pytest.mark.parametrize("kept", [0, 1, 2, 3])
+def test_a_resumed_run_keeps_the_rows_of_the_steps_it_goes_on_from(kept: int, tmp_path: Path) -> None:
+    first = MetricsCSV(Start(tmp_path))
+    for step in range(3):
+        first.log_metrics({"a": float(step)}, step)
+    first.finalize("success")
+    again = MetricsCSV(Start(tmp_path, rows=kept))
+    assert again.rows == kept
+    again.log_metrics({"a": 9.0}, 9)
+    assert again.rows == kept + 1
+    again.save()
+    assert [row["step"] for row in read_csv(tmp_path / "metrics.csv")] == [*map(str, range(kept)), "9"]
+
+
+def test_a_logger_that_was_told_nothing_touches_nothing(tmp_path: Path) -> None:
+    """A finished run is opened and closed again."""
+    first = MetricsCSV(Start(tmp_path))
+    first.log_metrics({"a": 1.0}, 0)
+    first.save()
+    before = (tmp_path / "metrics.csv").stat()
+    again = MetricsCSV(Start(tmp_path, rows=1, finished=True))
+    again.save()
+    again.finalize("failed")
+    after = (tmp_path / "metrics.csv").stat()
+    assert (after.st_ino, after.st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+    Path("file").touch()
+    MetricsCSV(Start(Path("file"))).finalize("failed")
+
+
+def test_rows_wait_for_each_other(tmp_path: Path) -> None:
+    start = Start(tmp_path)
+    logger = MetricsCSV(start)
+    logger.log_metrics({"a": 0.0}, 0)
+    assert not (tmp_path / "metrics.csv").exists()
+    logger.log_metrics({"a": 1.0}, ROWS_BETWEEN_WRITES - 1)
+    assert len(table(start)) == 3
+
+
+def test_its_name_and_version_are_the_folder_s() -> None:
+    logger = MetricsCSV(Start(Path("runs/lightning_logs/version_7")))
+    assert (logger.name, logger.version) == ("lightning_logs", 7)
+
+
+def test_a_new_metric_of_a_resumed_run_gets_a_column_and_the_kept_rows_stay(tmp_path: Path) -> None:
+    first = MetricsCSV(Start(tmp_path))
+    for step in range(3):
+        first.log_metrics({"b": float(step)}, step)
+    first.finalize("failed")
+    again = MetricsCSV(Start(tmp_path, rows=2))
+    again.log_metrics({"a": 7.0}, 2)
+    again.save()
+    assert table(Start(tmp_path)) == ["a,b,step", ",0.0,0", ",1.0,1", "7.0,,2"]
+
+
+def test_a_new_column_that_cannot_be_written_leaves_the_old_table(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    logger = MetricsCSV(Start(tmp_path))
+    logger.log_metrics({"a": 1.0}, 0)
+    logger.save()
+    before = table(Start(tmp_path))
+
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    logger.log_metrics({"b": 1.0}, 1)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(OSError, match="No space left on device"):
+            logger.save()
+    assert table(Start(tmp_path)) == before
+    assert [path.name for path in tmp_path.iterdir()] == ["metrics.csv"]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_kills_at_any_moment_leave_every_row_that_was_brought_to_the_disk(tmp_path: Path) -> None:
+    """Each step logs a new metric, so that each rewrites the table."""
+    kept, kills = 0, 12
+    for kill in range(kills):
+        ours, theirs = os.pipe()
+        child = os.fork()
+        if not child:
+            logger = MetricsCSV(Start(tmp_path, rows=kept))
+            for step in itertools.count(kept):
+                logger.log_metrics({f"metric{step:03}": float(step)}, step)
+                logger.sync()
+                os.write(theirs, b".")
+        os.close(theirs)
+        done = len(os.read(ours, 1))
+        time.sleep(0.003 * kill)
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        while part := os.read(ours, 65536):
+            done += len(part)
+        os.close(ours)
+        kept += done
+        again = MetricsCSV(Start(tmp_path, rows=kept))
+        assert again.rows == kept
+        rows = read_csv(again.path)
+        assert [int(row["step"]) for row in rows] == list(range(kept))
+        assert [float(row[f"metric{step:03}"]) for step, row in enumerate(rows)] == list(range(kept))
+        assert list(rows[0]) == sorted(rows[0])
+    assert kept >= kills

@@ -1,0 +1,126 @@
+"""What a terminal shows: tables, bars and the names nearest to mistyped ones."""
+
+import sys
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lit_training.text import nearest, print_table, progress_bar, suggest
+
+# --- tables -----------------------------------------------------------------------------------------------------------
+
+
+def printed(capsys: pytest.CaptureFixture[str], head: list[str], body: list[list[Any]]) -> list[str]:
+    print_table(head, body)
+    return capsys.readouterr().out.splitlines()
+
+
+def test_columns_are_as_wide_as_their_cells_and_numbers_stand_to_the_right(capsys: pytest.CaptureFixture[str]) -> None:
+    assert printed(capsys, ["name", "n", "loss"], [["a", "5", "1e-05"], ["a long one", "1000", "-"]]) == [
+        "name           n   loss",
+        "a              5  1e-05",
+        "a long one  1000      -",
+    ]
+
+
+def test_a_column_without_any_cell_is_left_out(capsys: pytest.CaptureFixture[str]) -> None:
+    assert printed(capsys, ["path", "label", "error"], [["a", "", ""], ["b", "bee", ""]]) == [
+        "path  label",
+        "a",
+        "b     bee",
+    ]
+
+
+def test_a_cell_may_have_several_lines(capsys: pytest.CaptureFixture[str]) -> None:
+    assert printed(
+        capsys, ["kind", "first", "what"], [["odd", ["a.jpg", "b.jpg"], "mend"], ["far", ["c"], "leave"]]
+    ) == [
+        "kind  first  what",
+        "odd   a.jpg  mend",
+        "      b.jpg",
+        "far   c      leave",
+    ]
+
+
+def test_names_that_a_terminal_would_obey_are_escaped(capsys: pytest.CaptureFixture[str]) -> None:
+    assert printed(capsys, ["a\tb"], [["\x1b[31mred"], ["\udcff"]]) == ["a\\tb", "\\x1b[31mred", "\\udcff"]
+
+
+CELL = st.text(max_size=6)
+
+
+@given(st.lists(st.tuples(st.text(min_size=1, max_size=6), CELL, CELL), min_size=1, max_size=5))
+def test_a_row_is_a_line_whatever_its_cells_hold(body: list[tuple[str, str, str]]) -> None:
+    lines: list[str] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("builtins.print", lambda text: lines.append(text))
+        print_table(["one", "two", "three"], body)
+    assert len(lines[0].split("\n")) == len(body) + 1
+
+
+def test_in_a_terminal_the_table_is_ruled(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "60")
+    print_table(["name", "none", "n"], [["[bold]odd[/bold]", "", "5"], ["b", "", "10"]])
+    shown = capsys.readouterr().out
+    assert "[bold]odd[/bold]" in shown  # no markup
+    assert "none" not in shown
+    assert "│" in shown
+    assert "│  5 │" in shown.replace("\x1b[0m", "")
+
+
+# --- bars -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("terminal", "show", "shown"), [(True, True, True), (True, False, False), (False, True, False)]
+)
+def test_a_bar_is_shown_where_a_person_sees_it(
+    terminal: bool, show: bool, shown: bool, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal)
+    monkeypatch.setenv("TERM", "xterm")
+    with progress_bar("counting sheep", show) as update:
+        update(1, None)
+        update(2, 4)
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert ("counting sheep" in captured.err) == shown
+    assert bool(captured.err) == shown
+
+
+# --- names ------------------------------------------------------------------------------------------------------------
+
+MODELS = ["LitCNN", "LitMLP", "LitDynamic", "LitTransfer"]
+
+
+@pytest.mark.parametrize(
+    ("word", "near"),
+    [
+        ("LitCNN", "LitCNN"),
+        ("litcnn", "LitCNN"),
+        ("LitCN", "LitCNN"),
+        ("transfer", "LitTransfer"),
+        ("xyz", None),
+        ("", None),
+    ],
+)
+def test_the_nearest_name_whatever_its_case(word: str, near: str | None) -> None:
+    assert nearest(word, MODELS) == near
+
+
+def test_the_cutoff_says_how_alike_names_have_to_be() -> None:
+    assert nearest("LitC", MODELS, cutoff=0.5) == "LitCNN"
+    assert nearest("LitC", MODELS, cutoff=0.99) is None
+    assert nearest("LitC", []) is None
+
+
+def test_a_suggestion_is_a_question_or_the_whole_choice() -> None:
+    assert suggest("LitCN", MODELS) == "did you mean LitCNN?"
+    assert suggest("xyz", MODELS) == "choose one of LitCNN, LitMLP, LitDynamic, LitTransfer"
+    assert suggest("xyz", (name for name in MODELS)) == suggest("xyz", MODELS)
+    many = [f"{number:02}" for number in range(20)]
+    assert suggest("xyz", many) == f"choose one of {', '.join(many[:12])}, ..."
+    assert not suggest("xyz", many[:12]).endswith("...")

@@ -1,0 +1,212 @@
+"""What fit.py makes of a pretrained backbone: what is read, what is trained, when, and on which inputs.
+
+The weights file has a head of as many classes as the photos: it must not be taken for the run's.
+"""
+
+import csv
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors.torch import save_file
+from torch import Tensor
+
+from tests.support.batches import Seen, at, fit, together
+from tests.support.commands import run
+from tests.support.networks import best, build, features, run_of, weights_of, write_weights
+from tests.support.pipeline import IMAGENET, Recipe, as_input, detailed, fill
+
+BACKBONE, HEAD = "timm/test_efficientnet", "net.classifier"
+RECIPE = Recipe(76, 72, *IMAGENET, "bicubic")  # 72 * 168 / 160 = 75.6
+COUNTS = {"train/a": 5, "train/b": 4, "val/a": 3, "val/b": 3}
+TRAIN, VAL = 9, 6
+LINE = f"--data photos --data.image_size 72 --model.backbone {BACKBONE} --model.weights w.pth --model.lr 0.01"
+TUNED = f"{LINE} --model.freeze false"
+
+
+def picture(number: int) -> Any:
+    return detailed(number, 96 + number, 81)
+
+
+class Place(NamedTuple):
+    """What lies in the folder: the weights file's tensors, and the inputs of all photos, by hand."""
+
+    folder: Path
+    weights: dict[str, Tensor]
+    inputs: np.ndarray
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
+    """The folder to work in, with photos and weights."""
+    with at(tmp_path_factory.mktemp("backbones")) as here:
+        fill(here / "photos", COUNTS, picture)
+        inputs = np.stack([as_input(picture(number), RECIPE) for number in range(TRAIN + VAL)])
+        weights = write_weights(here / "w.pth", BACKBONE, torch.from_numpy(inputs), classes=2)
+        yield Place(here, {f"net.{name}": tensor for name, tensor in weights.items()}, inputs)
+
+
+@pytest.fixture(autouse=True)
+def there(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(place.folder)
+
+
+@pytest.fixture(scope="module")
+def frozen(place: Place) -> Seen:
+    return fit(f"{LINE} --max_epochs 3")
+
+
+@pytest.fixture(scope="module")
+def tuned(place: Place) -> Seen:
+    """All layers trained, without random crops; the learning rates fall after two epochs."""
+    flags = "--data.augment false --model.backbone_lr_factor 0.1 --model.step_size 2 --model.gamma 0.5"
+    return fit(f"{TUNED} --max_epochs 3 {flags}")
+
+
+@pytest.fixture(scope="module")
+def thawed(place: Place) -> Seen:
+    """The head alone for two epochs, then all layers."""
+    return fit(f"{TUNED} --model.unfreeze_epoch 2 --max_epochs 4 --data.augment false")
+
+
+def is_head(name: str) -> bool:
+    return name.startswith(f"{HEAD}.")
+
+
+def moved(before: dict[str, Tensor], after: dict[str, Tensor]) -> set[str]:
+    """The tensors that a training changed; the batches that a norm has seen are no weights."""
+    names = [name for name in before if not name.endswith("num_batches_tracked")]
+    return {name for name in names if not torch.equal(before[name], after[name])}
+
+
+def others(weights: dict[str, Tensor]) -> set[str]:
+    return {name for name in weights if not is_head(name)}
+
+
+def test_the_weights_are_read_into_all_but_the_head(place: Place, frozen: Seen, tuned: Seen, thawed: Seen) -> None:
+    for seen in (frozen, tuned, thawed):
+        assert moved(place.weights, seen.weights[0]) == {f"{HEAD}.weight", f"{HEAD}.bias"}
+        assert torch.equal(seen.weights[0][f"{HEAD}.weight"], frozen.weights[0][f"{HEAD}.weight"])  # the seed's
+
+
+@pytest.mark.parametrize("form", ["safetensors", "nested"])
+def test_other_files_of_the_same_weights_make_the_same_run(place: Place, frozen: Seen, form: str) -> None:
+    plain = torch.load("w.pth", weights_only=True)
+    if form == "safetensors":
+        save_file(plain, "w.safetensors")
+    else:
+        torch.save({"state_dict": plain}, "nested.pth")
+    file = "w.safetensors" if form == "safetensors" else "nested.pth"
+    assert not moved(fit(f"{LINE} --model.weights {file} --max_epochs 1").weights[1], frozen.weights[1])
+
+
+def test_without_weights_the_seed_decides(place: Place) -> None:
+    line = f"{LINE} --model.weights none --max_epochs 1"
+    zero, again, one = (fit(f"{line} --seed {seed}").weights[0] for seed in (0, 0, 1))
+    assert not moved(zero, again)
+    assert {HEAD + ".weight", "net.conv_stem.weight"} <= moved(zero, one)
+    assert "net.conv_stem.weight" in moved(zero, place.weights)
+
+
+def test_a_frozen_backbone_stays_what_it_was_and_the_head_learns(place: Place, frozen: Seen) -> None:
+    for before, after in zip(frozen.weights, frozen.weights[1:], strict=False):
+        assert moved(before, after) == {f"{HEAD}.weight", f"{HEAD}.bias"}
+    assert frozen.in_training == [set()] * 3
+    assert frozen.learning == [{f"{HEAD}.weight", f"{HEAD}.bias"}] * 3
+    saved = {f"net.{name}": tensor for name, tensor in weights_of(frozen.run / "checkpoints/best.ckpt").items()}
+    assert saved.keys() == place.weights.keys()
+    assert all(is_head(name) for name in moved(saved, place.weights))
+
+
+def test_the_head_learns_from_the_features_of_the_plain_pictures(place: Place, frozen: Seen) -> None:
+    """They are computed once, in evaluation mode: the same in each epoch, and those of the weights file."""
+    network = build(BACKBONE, 2)
+    network.load_state_dict({name.removeprefix("net."): tensor for name, tensor in place.weights.items()})
+    wanted = features(network, torch.from_numpy(place.inputs)).numpy()
+    unlike = np.abs(wanted[:, None] - wanted[None]).max(2) + 9 * np.eye(len(wanted))
+    for epoch in frozen.train:
+        inputs, labels = together(epoch)
+        assert inputs.shape == (TRAIN, wanted.shape[1])
+        apart = np.abs(inputs[:, None] - wanted[None, :TRAIN]).max(2)
+        numbers = apart.argmin(1)
+        assert sorted(numbers) == list(range(TRAIN))
+        assert apart.min(1).max() < 0.1 * unlike.min()
+        assert labels.tolist() == [int(number >= COUNTS["train/a"]) for number in numbers]
+    inputs, labels = together(frozen.val[0])
+    assert labels.tolist() == [0, 0, 0, 1, 1, 1]
+    if inputs.ndim == 2:  # else it sees the pictures themselves
+        assert np.abs(inputs - wanted[TRAIN:]).max() < 0.1 * unlike.min()
+
+
+def test_features_are_kept_only_where_every_epoch_has_the_same(place: Place, tuned: Seen, thawed: Seen) -> None:
+    cropped = fit(f"{LINE} --data.augment true --max_epochs 2")
+    for seen in (cropped, tuned, thawed):
+        assert all(x.shape[1:] == (3, 72, 72) for epoch in seen.train for x, _ in epoch)
+    assert cropped.in_training == [set()] * 2
+    assert moved(cropped.weights[0], cropped.weights[2]) == {f"{HEAD}.weight", f"{HEAD}.bias"}
+
+
+def test_fine_tuning_trains_all_layers_on_random_crops(place: Place, tuned: Seen) -> None:
+    assert others(place.weights) - moved(tuned.weights[0], tuned.weights[1]) <= {
+        name for name in place.weights if name.endswith("num_batches_tracked")
+    }
+    assert all(norms > {"net.bn1"} for norms in tuned.in_training)
+    unlike = np.abs(place.inputs[:TRAIN, None] - place.inputs[None, :TRAIN]).mean((2, 3, 4)) + 9 * np.eye(TRAIN)
+    cropped = fit(f"{TUNED} --max_epochs 1")
+    for seen, plain in ((tuned, True), (cropped, False)):
+        x = together(seen.train[0])[0]
+        apart = np.abs(x[:, None] - place.inputs[None, :TRAIN]).mean((2, 3, 4)).min(1)
+        assert (apart < 0.05 * unlike.min()).all() == plain
+        assert (apart > 0.3 * unlike.min()).sum() >= (0 if plain else TRAIN - 2)
+        assert np.abs(together(seen.final)[0] - place.inputs[TRAIN:]).mean() < 0.01
+
+
+def test_the_backbone_is_frozen_until_its_epoch(place: Place, thawed: Seen) -> None:
+    for epoch, (before, after) in enumerate(zip(thawed.weights, thawed.weights[1:], strict=False)):
+        changed = moved(before, after)
+        assert {f"{HEAD}.weight", f"{HEAD}.bias"} <= changed
+        if epoch < 2:
+            assert len(changed) == 2
+            assert not thawed.in_training[epoch]
+            assert thawed.learning[epoch] == {f"{HEAD}.weight", f"{HEAD}.bias"}
+        else:
+            assert {"net.conv_stem.weight", "net.bn1.weight", "net.bn1.running_mean"} <= changed
+            assert "net.bn1" in thawed.in_training[epoch]
+            assert thawed.learning[epoch] == {name for name in place.weights if name.endswith(("weight", "bias"))}
+
+
+def test_the_backbone_learns_at_a_share_of_the_heads_rate(place: Place, tuned: Seen) -> None:
+    assert tuned.rates == [pytest.approx({"head": rate, "backbone": rate / 10}) for rate in (0.01, 0.01, 0.005)]
+    line = f"{TUNED} --data.augment false --max_epochs 1 --limit_train_batches 1"
+    steps = [fit(f"{line} --model.backbone_lr_factor {factor}").weights for factor in (1.0, 0.1)]
+    (whole, tenth) = ({name: after[name] - before[name] for name in before} for before, after in steps)
+    assert torch.equal(whole[f"{HEAD}.weight"], tenth[f"{HEAD}.weight"])
+    for name in ("net.conv_stem.weight", "net.bn1.bias"):
+        assert whole[name].abs().max() > 1e-4
+        torch.testing.assert_close(tenth[name], whole[name] / 10, rtol=0.01, atol=1e-6)
+
+
+@pytest.mark.parametrize("flags", ["", "--model.freeze false --data.augment false"])
+def test_validation_judges_the_network_as_it_will_be_used(place: Place, flags: str) -> None:
+    """In evaluation mode: the losses are those of the network in the checkpoint."""
+    fit(f"{LINE} --max_epochs 1 {flags}")
+    network = build(BACKBONE, 2)
+    network.load_state_dict(weights_of(best()))
+    with torch.no_grad():
+        answers = network.eval()(torch.from_numpy(place.inputs[TRAIN:]))
+        wanted = float(F.cross_entropy(answers, torch.tensor([0, 0, 0, 1, 1, 1])))
+        other = network.train()(torch.from_numpy(place.inputs[TRAIN:]))
+        assert abs(float(F.cross_entropy(other, torch.tensor([0, 0, 0, 1, 1, 1]))) - wanted) > 0.003
+    with (run_of() / "metrics.csv").open(newline="") as file:
+        [loss] = [float(row["val_loss"]) for row in csv.DictReader(file) if row["val_loss"]]
+    assert loss == pytest.approx(wanted, abs=1e-3)
+
+
+def test_weights_of_another_network_are_refused(place: Place) -> None:
+    ended = run(f"fit.py {LINE} --model.backbone timm/test_resnet --max_epochs 1")
+    assert ended.code == 2
+    assert "w.pth does not hold weights of timm/test_resnet" in ended.err

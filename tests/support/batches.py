@@ -1,0 +1,98 @@
+"""A run of fit.py that is looked on: which batches the network gets, and what becomes of its weights."""
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import pytest
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor, nn
+
+from tests.support.commands import run_well
+from tests.support.networks import run_of
+
+Batch = tuple[Tensor, Tensor]
+
+
+class Seen(Callback):
+    """Keeps the batches of each epoch, the weights before and after it, its learning rates, and which layers it
+    trained."""
+
+    runs: ClassVar[list["Seen"]] = []
+
+    def __init__(self) -> None:
+        self.train: list[list[Batch]] = []
+        self.val: list[list[Batch]] = []
+        self.final: list[Batch] = []
+        """Of the validation after the training."""
+        self.weights: list[dict[str, Tensor]] = []
+        """Before the first epoch, and after each."""
+        self.rates: list[dict[str, float]] = []
+        self.in_training: list[set[str]] = []
+        """The norms and dropouts that are in training mode, in each epoch."""
+        self.learning: list[set[str]] = []
+        """The parameters that get a gradient, in each epoch."""
+        self.said = ""
+        self.run = Path()
+        Seen.runs.append(self)
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.train.append([])
+        if not self.weights:
+            self.weights.append(_copied(pl_module))
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        self.train[-1].append((batch[0].clone(), batch[1].clone()))
+        if batch_idx == 0:
+            groups = trainer.optimizers[0].param_groups
+            self.rates.append({group.get("name", str(number)): group["lr"] for number, group in enumerate(groups)})
+            kinds = (nn.BatchNorm2d, nn.Dropout)
+            modules = pl_module.named_modules()
+            self.in_training.append({name for name, m in modules if isinstance(m, kinds) and m.training})
+            self.learning.append({name for name, p in pl_module.named_parameters() if p.requires_grad})
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.weights.append(_copied(pl_module))
+
+    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.state.fn == "fit":
+            self.val.append([])
+
+    def on_validation_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        kept = self.val[-1] if trainer.state.fn == "fit" else self.final
+        kept.append((batch[0].clone(), batch[1].clone()))
+
+
+def _copied(model: LightningModule) -> dict[str, Tensor]:
+    return {name: tensor.clone() for name, tensor in model.state_dict().items() if name.startswith("net.")}
+
+
+def fit(line: str) -> Seen:
+    """Run fit.py, which has to end well, and tell what was seen of it."""
+    flags = "--accelerator cpu --devices 1 --dashboard false --callbacks+ tests.support.batches.Seen"
+    said = run_well(f"fit.py {line} {flags}")
+    seen = Seen.runs.pop()
+    Seen.runs.clear()
+    seen.said, seen.run = said, run_of().absolute()
+    return seen
+
+
+def together(batches: list[Batch]) -> tuple[np.ndarray, np.ndarray]:
+    """All inputs and all labels of some batches."""
+    inputs, labels = zip(*batches, strict=True)
+    return torch.cat(inputs).numpy(), torch.cat(labels).numpy()
+
+
+@contextlib.contextmanager
+def at(folder: Path) -> Iterator[Path]:
+    """Work in ``folder``, with caches of its own: for runs that several tests share."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
+        patch.setenv("TORCH_HOME", str(folder / "torch_home"))
+        yield folder

@@ -1,0 +1,103 @@
+"""Backbones as torchvision and timm make them, with weights that tell pictures apart, and what a run made of them."""
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import timm
+import torch
+from torch import Tensor, nn
+from torchvision import models
+
+GOOGLE = {"googlenet": {"aux_logits": False, "transform_input": True, "init_weights": False}}
+
+
+def build(backbone: str, classes: int) -> Any:
+    """The network that ``--model.backbone`` names, made without this project."""
+    if backbone.startswith("timm/"):
+        return timm.create_model(backbone.removeprefix("timm/"), num_classes=classes)
+    return models.get_model(backbone, num_classes=classes, **GOOGLE.get(backbone, {}))
+
+
+def write_weights(file: Path, backbone: str, inputs: Tensor, classes: int = 1000) -> dict[str, Tensor]:
+    """Write the weights of a network whose layers answer to these inputs: random ones, and the statistics of the
+    inputs in each norm. Without them the features of all pictures would be nearly equal."""
+    torch.manual_seed(99)  # no run's
+    network = build(backbone, classes)
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = 1.0
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+    with torch.no_grad():
+        network.train()(inputs)
+    torch.save(network.state_dict(), file)
+    return network.state_dict()
+
+
+def weights_of(checkpoint: Path) -> dict[str, Tensor]:
+    """The network in a checkpoint, under the names of its own architecture."""
+    state = torch.load(checkpoint, weights_only=True)["state_dict"]
+    return {name.removeprefix("net."): tensor for name, tensor in state.items() if name.startswith("net.")}
+
+
+def sharpen(checkpoint: Path, network: nn.Module, head: str, inputs: np.ndarray) -> None:
+    """Rescale the last layer of ``network``, and of the checkpoint it is of, so that its answers to these inputs lie
+    far apart: a hardly trained network says nearly the same of all pictures."""
+    network.load_state_dict(weights_of(checkpoint))
+    layer = network.get_submodule(head)
+    assert isinstance(layer, nn.Linear)
+    with torch.no_grad():
+        answers = network.eval()(torch.from_numpy(inputs))
+        layer.bias.sub_(answers.mean(0)).div_(answers.std(0))
+        layer.weight.div_(answers.std(0)[:, None])
+    content = torch.load(checkpoint, weights_only=True)
+    content["state_dict"] |= {f"net.{name}": tensor for name, tensor in network.state_dict().items()}
+    torch.save(content, checkpoint)
+
+
+def run_of(folder: Path = Path()) -> Path:
+    """The newest run below a folder."""
+    runs = (folder / "lightning_logs").glob("version_*")
+    return max(runs, key=lambda run: int(run.name.removeprefix("version_")))
+
+
+def best(folder: Path = Path()) -> Path:
+    """The checkpoint of the newest run's best epoch."""
+    return run_of(folder) / "checkpoints" / "best.ckpt"
+
+
+def features(network: nn.Module, inputs: Tensor) -> Tensor:
+    """What the last linear layer of a network in evaluation mode is given."""
+    seen: list[Tensor] = []
+    head = [module for module in network.modules() if isinstance(module, nn.Linear)][-1]
+    hook = head.register_forward_hook(lambda _, given, answer: seen.append(given[0]))
+    with torch.no_grad():
+        network.eval()(inputs)
+    hook.remove()
+    return seen[0]
+
+
+def probabilities(network: nn.Module, inputs: np.ndarray) -> np.ndarray:
+    """What the network says in evaluation mode: (N, K)."""
+    with torch.no_grad():
+        return network.eval()(torch.from_numpy(inputs)).softmax(1).numpy()
+
+
+def predicted(file: Path, names: tuple[str, ...]) -> dict[str, list[float]]:
+    """What predict.py wrote as JSON: the probability of each class, by picture."""
+    found = {}
+    for answer in json.loads(file.read_text()):
+        top = {entry["label"]: entry["probability"] for entry in answer["top"]}
+        assert list(top.values()) == sorted(top.values(), reverse=True)
+        assert (answer["label"], answer["probability"]) == next(iter(top.items()))
+        found[answer["path"]] = [top[name] for name in names]
+    return found
+
+
+def evaluated(folder: Path) -> dict[str, dict[str, str]]:
+    """What evaluate.py wrote of each sample."""
+    with (folder / "predictions.csv").open(newline="") as file:
+        return {row["path"]: row for row in csv.DictReader(file)}

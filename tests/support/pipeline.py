@@ -1,0 +1,92 @@
+"""Photos, and what a network has to see of them, worked out with PIL and numpy alone."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+
+IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+KINDS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+
+
+class Recipe(NamedTuple):
+    """How a picture becomes an input: shorter side to ``resize``, a centre of ``size``, less mean, over std."""
+
+    resize: int
+    size: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    kind: str = "bilinear"
+
+
+def resized(picture: Image.Image, recipe: Recipe) -> np.ndarray:
+    """The centre crop of the resized picture: (S, S, 3) uint8."""
+    width, height = picture.size
+    short = min(width, height)
+    wide, high = (int(recipe.resize * side / short) for side in (width, height))
+    picture = picture.convert("RGB").resize((wide, high), KINDS[recipe.kind])
+    left, top = (round((side - recipe.size) / 2) for side in (wide, high))  # a half goes to the even number
+    return np.asarray(picture)[top : top + recipe.size, left : left + recipe.size]
+
+
+def as_input(picture: Image.Image, recipe: Recipe) -> np.ndarray:
+    """What the network has to see: (3, S, S) float32."""
+    values = (resized(picture, recipe) / 255 - np.array(recipe.mean)) / np.array(recipe.std)
+    return values.transpose(2, 0, 1).astype(np.float32)
+
+
+def levels(inputs: np.ndarray, recipe: Recipe) -> np.ndarray:
+    """The way back: inputs (..., 3, S, S) as levels from 0 to 255, (..., S, S, 3) float."""
+    values = np.moveaxis(np.asarray(inputs, dtype=float), -3, -1)
+    return (values * np.array(recipe.std) + np.array(recipe.mean)) * 255
+
+
+def assert_same_levels(inputs: np.ndarray, recipe: Recipe, picture: Image.Image) -> None:
+    """The inputs are the picture's. Torch rounds some values to the level beside that of PIL, and no more."""
+    apart = np.abs(levels(inputs, recipe) - resized(picture, recipe))
+    assert apart.max() < 1.02
+    assert (apart > 0.02).mean() < 0.02
+
+
+def coordinates(number: int, width: int = 120, height: int = 90) -> Image.Image:
+    """A picture that tells of each pixel where it was: red rises with its column, green with its row. Blue is
+    ``number``."""
+    step = 250 // max(width, height)
+    rows, columns = np.mgrid[:height, :width]
+    pixels = np.stack([step * columns, step * rows, np.full_like(rows, number)], 2)
+    return Image.fromarray(pixels.astype(np.uint8))
+
+
+def detailed(seed: int, width: int, height: int) -> Image.Image:
+    """A picture of single pixels and small blocks. Its channels differ in mean and spread, its border is another
+    colour than its middle."""
+    random = np.random.default_rng(seed)
+    blocks = random.integers(0, 2, (-(-height // 3), -(-width // 3), 3)).repeat(3, 0).repeat(3, 1)[:height, :width]
+    pixels = random.uniform(0, 1, (height, width, 3)) * 0.5 + blocks * 0.5
+    pixels = pixels * (160, 90, 60) + (90, 60, 10)
+    edge = max(3, min(width, height) // 10)
+    pixels[:edge] += (0, 90, 40)
+    pixels[:, -edge:] += (-60, 0, 150)
+    return Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
+
+
+def save_all(root: Path, pictures: Mapping[str, Image.Image]) -> Path:
+    """Save pictures under their names below ``root``."""
+    for name, picture in pictures.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        picture.save(root / name)
+    return root
+
+
+def fill(
+    root: Path, counts: Mapping[str, int], draw: Callable[[int], Image.Image] = coordinates, suffix: str = "png"
+) -> Path:
+    """Pictures 0, 1, 2, ... by ``draw``, so many in each folder of ``root``."""
+    number = 0
+    for folder, count in counts.items():
+        save_all(root / folder, {f"{number + n:03d}.{suffix}": draw(number + n) for n in range(count)})
+        number += count
+    return root

@@ -1,0 +1,87 @@
+"""Runs that the code before its packages had rooms has left: they open, and give the numbers that they gave then."""
+
+import csv
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from lit_models import LitBase, LitCNN, LitDynamic, LitMLP
+from lit_training import load
+from lit_training.trained.compare import read_run
+from tests.support.commands import ROOT, run_well
+
+OLD = ROOT / "tests" / "fixtures" / "old_runs"
+NUMBERS: dict[str, dict[str, Any]] = json.loads((OLD / "numbers.json").read_text())
+MODELS: dict[str, type[LitBase]] = {"cnn": LitCNN, "mlp": LitMLP, "dynamic": LitDynamic}
+pytestmark = pytest.mark.parametrize("name", MODELS)
+
+
+@pytest.fixture
+def run(name: str) -> Path:
+    """A copy of the run's folder: an evaluation writes into it."""
+    return shutil.copytree(OLD / name, Path("runs") / name)
+
+
+def inputs(name: str) -> list[str]:
+    return [str(OLD / f"{number}.png") for number in range(3)] if name == "cnn" else [str(OLD / "rows.csv")]
+
+
+def close(values: Any) -> Any:
+    """To 5 digits: another processor may round the last ones in another way."""
+    return pytest.approx(values, rel=1e-5, abs=1e-6)
+
+
+def test_it_is_evaluated_as_before(name: str, run: Path) -> None:
+    saved, then = load(run), NUMBERS[name]
+    assert type(saved.model()) is MODELS[name]
+    found = saved.evaluate(accelerator="cpu")
+    assert (found.split, len(found.targets)) == (then["split"], then["samples"])
+    assert found.loss == close(then["loss"])
+    for now, before in zip(found.outputs, then["outputs"], strict=False):
+        assert now.tolist() == close(before)
+    if name == "cnn":
+        assert list(found.class_names) == then["class_names"]
+        assert int(found.confusion().trace()) == then["right"]
+        assert len(then["outputs"]) == 4
+
+
+def test_it_predicts_as_before(name: str, run: Path) -> None:
+    answers: Any = load(run).predict(inputs(name), "cpu")
+    then = NUMBERS[name]["predictions"]
+    assert len(answers) == len(then) == 3
+    for answer, before in zip(answers, then, strict=True):
+        if name == "cnn":
+            assert answer.probabilities == close(before)
+            assert list(answer.probabilities)[:3] == list(before)[:3]
+        else:
+            assert list(answer.outputs) == close(before)
+
+
+def test_the_scripts_take_it(name: str, run: Path) -> None:
+    then = NUMBERS[name]
+    assert f"{then['loss']:.4g}" in run_well(f"evaluate.py {run} --accelerator cpu")
+    run_well(f"predict.py {run} {' '.join(inputs(name))} --output p.csv --accelerator cpu")
+    with Path("p.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    column = "probability" if name == "cnn" else "output_1"
+    firsts = [next(iter(before.values())) if name == "cnn" else before[0] for before in then["predictions"]]
+    assert [float(row[column]) for row in rows] == pytest.approx(firsts, rel=1e-4)
+    assert read_run(str(run)).best["val_loss"] == min(read_run(str(run)).curves["val_loss"].values())
+
+
+def test_it_goes_on_where_it_has_a_resume_point(name: str, run: Path) -> None:
+    """More epochs than it had: what it logged before stays, and what comes after is what that code went on to."""
+    if name == "cnn":
+        assert not (run / "checkpoints" / "last.ckpt").exists()
+        return
+    before = (run / "metrics.csv").read_text().splitlines()
+    out = run_well(f"fit.py --resume {run} --max_epochs 5 --accelerator cpu")
+    assert "epoch 5/5" in out
+    assert (run / "metrics.csv").read_text().splitlines()[: len(before)] == before
+    assert list(read_run(str(run)).curves["val_loss"].values()) == close(NUMBERS[name]["to_five_epochs"])
+    last = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
+    assert (last["epoch"], last["global_step"]) == (5, 25)
