@@ -2,32 +2,18 @@
 
 import re
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from lit_training.cli.parser import FitCLI
 from tests.support import by_hand, printed
+from tests.support.commands import ROOT, run_well
 
-ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 COMMANDS = sorted(set(re.findall(r"python scripts/(\w+\.py[^`\n#]*)", README)))
 FIT = [command for command in COMMANDS if command.startswith("fit.py") and "..." not in command]
 FLAGS = sorted(set(re.findall(r"(?<=`)--(?:model|data)\.[^`]+(?=`)", README)))
-
-
-def run(*words: str) -> str:
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "scripts" / words[0]), *words[1:]],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=300,
-    )
-    assert done.returncode in ((0, 1) if words[0] == "check.py" else (0,)), done.stderr
-    return done.stdout
 
 
 def test_there_is_something_to_test() -> None:
@@ -51,7 +37,7 @@ def test_scripts_of_the_table_exist_and_all_are_in_it() -> None:
     told = set(re.findall(r"`scripts/(\w+\.py)", README))
     assert told == {path.name for path in (ROOT / "scripts").glob("*.py")}
     for name in told:
-        assert "usage:" in run(name, "--help")
+        assert "usage:" in run_well(f"{name} --help")
 
 
 def test_links_folders_and_make_targets_are_there() -> None:
@@ -65,16 +51,14 @@ def test_links_folders_and_make_targets_are_there() -> None:
 
 
 @pytest.mark.slow
-def test_from_a_folder_to_a_prediction(photo_folder: Path, tmp_path: Path) -> None:
-    small = ["--model.weights", "none", "--data.image_size", "64", "--max_epochs", "1", "--accelerator", "cpu"]
-    said = run("fit.py", "--data", str(photo_folder), *small)
+def test_from_a_folder_to_a_prediction(photo_folder: Path) -> None:
+    said = run_well("fit.py --data photos --model.weights none --data.image_size 64 --max_epochs 1 --accelerator cpu")
     assert "24 pictures in 2 classes" in said
     accuracy = printed.interval(said, "val_acc")
     assert accuracy == pytest.approx((accuracy[0], *by_hand.wilson(round(8 * accuracy[0]), 8)), abs=6e-4)
     assert ", n = 8)" in said
-    picture = photo_folder / "val" / "ants" / "0.jpg"
-    predicted = run("predict.py", "latest", str(picture), str(photo_folder / "val"), "--output", "predictions.csv")
+    predicted = run_well("predict.py latest photos/val/ants/0.jpg photos/val --output predictions.csv")
     assert predicted.count(".jpg") >= 9
-    assert len((tmp_path / "predictions.csv").read_text().splitlines()) == 1 + 9
-    assert printed.interval(run("evaluate.py", "latest"), "val_acc") == accuracy
-    assert "24 pictures" in run("check.py", str(photo_folder)).replace("24 files", "24 pictures")
+    assert len(Path("predictions.csv").read_text().splitlines()) == 1 + 9
+    assert printed.interval(run_well("evaluate.py latest"), "val_acc") == accuracy
+    assert "24 pictures" in run_well("check.py photos")

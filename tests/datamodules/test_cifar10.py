@@ -139,7 +139,7 @@ def test_without_network_one_message_says_what_to_do(tmp_path: Path) -> None:
     assert [path.name for path in root.iterdir()] == [CIFAR10.filename]  # nothing new that a later run could take
 
 
-def test_a_root_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+def test_the_error_names_a_root_that_cannot_be_written(tmp_path: Path) -> None:
     root = tmp_path / "data"
     root.touch()
     with pytest.raises(DataError, match=r"data cannot be written \(File exists\).* --data\.root"):

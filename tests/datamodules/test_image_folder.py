@@ -81,7 +81,7 @@ def test_every_argument_changes_something(to_split: Path, argument: str) -> None
         assert before != everything(**{**usual, argument: others[argument]})
 
 
-def test_split_file_decides_who_is_validated_on(to_split: Path) -> None:
+def test_a_split_file_decides_the_split(to_split: Path) -> None:
     data = ImageFolderDataModule(str(to_split), max_bad_fraction=0.5, num_workers=0)
     data.setup("fit")
     assert data.photos is not None

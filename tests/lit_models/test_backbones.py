@@ -202,7 +202,7 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
         assert "\n" not in str(refusal.value)
 
 
-def test_published_files_with_names_of_old() -> None:
+def test_published_files_with_older_names() -> None:
     """densenet's and vit's files, those from before num_batches_tracked, and mnasnet's, which carry a version."""
     dense = models.DenseNet(4, (2, 1), 8, num_classes=3)
     vit = models.VisionTransformer(32, 16, 2, 1, 8, 8, num_classes=3)
@@ -253,7 +253,7 @@ def broken_cache(url: str, dst: str, hash_prefix: str | None = None, progress: b
 
 
 @pytest.mark.parametrize("download", [no_network, wrong_file, broken_cache])
-def test_default_weights_that_cannot_be_had_are_told_in_one_message(monkeypatch: Any, download: Any) -> None:
+def test_one_message_says_what_to_do_without_the_default_weights(monkeypatch: Any, download: Any) -> None:
     monkeypatch.setattr(torch.hub, "download_url_to_file", download)
     with pytest.raises(ModelError) as refusal:
         backbones.fetch(SMALL)

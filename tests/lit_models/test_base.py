@@ -262,7 +262,7 @@ def test_a_chosen_schedule_replaces_the_models() -> None:
         ),
     ],
 )
-def test_data_that_do_not_fit_are_refused_in_a_line_that_names_both(
+def test_one_line_refuses_data_that_do_not_fit_and_names_both(
     bare: Bare, model: Callable[[], LitBase], data: Callable[[], LightningDataModule], words: list[str]
 ) -> None:
     with pytest.raises(ModelError) as refusal:
@@ -272,7 +272,7 @@ def test_data_that_do_not_fit_are_refused_in_a_line_that_names_both(
     assert "\n" not in str(refusal.value)
 
 
-def test_data_that_say_nothing_are_taken() -> None:
+def test_data_that_say_nothing_are_accepted() -> None:
     Tiny().check_data(None)
     Tiny().check_data(LightningDataModule())
     LitCNN().check_data(ShapesDataModule())

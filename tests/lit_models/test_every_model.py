@@ -172,7 +172,7 @@ def test_an_untrained_regression_explains_nothing() -> None:
         ("LitTransfer", {"lr": 0.01, "step_size": 100}, 30, 0.05),
     ],
 )
-def test_one_batch_can_be_learned_by_heart(
+def test_every_model_learns_one_batch_by_heart(
     bare: Bare, name: str, arguments: dict[str, Any], steps: int, below: float
 ) -> None:
     model = MODELS[name](**{**SMALL[name], **arguments})

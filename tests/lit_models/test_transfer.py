@@ -164,7 +164,7 @@ def test_impossible_arguments_are_refused() -> None:
         LitTransfer("resnet19")
 
 
-def test_random_frozen_features_are_warned_of() -> None:
+def test_random_frozen_features_get_a_warning() -> None:
     with pytest.warns(UserWarning, match="the frozen features are random"):
         LitTransfer(SMALL, 3, weights="none")
 

@@ -126,7 +126,7 @@ def test_a_folder_that_cannot_be_learned_from_leaves_nothing(photo_folder: Path)
 
 
 @pytest.mark.parametrize(("weights", "said"), [("nowhere.pth", "no weights file nowhere.pth"), ("DEFAULT", "fetch ")])
-def test_missing_weights_are_said_before_a_photo_is_opened(
+def test_missing_weights_stop_a_run_before_it_opens_a_photo(
     weights: str, said: str, photo_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ImageFolderDataModule, "examine", lambda self: pytest.fail("photos were opened"))

@@ -29,7 +29,8 @@ def imported(line: str) -> tuple[subprocess.CompletedProcess[str], set[str]]:
     code = (
         "import atexit, runpy, sys\n"
         f"sys.argv = [{name!r}, *{arguments!r}]\n"
-        "heavy = {'torch', 'lightning', 'jsonargparse', 'numpy', 'yaml', 'rich'}\n"
+        "heavy = {'torch', 'torchvision', 'lightning', 'torchmetrics', 'jsonargparse'}\n"
+        "heavy |= {'numpy', 'scipy', 'matplotlib', 'yaml', 'rich'}\n"
         "atexit.register(lambda: open('heavy', 'w').write(' '.join(heavy & set(sys.modules))))\n"
         f"runpy.run_path({str(ROOT / 'scripts' / name)!r}, run_name='__main__')\n"
     )

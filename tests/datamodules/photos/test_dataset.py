@@ -36,7 +36,7 @@ def test_jpegs_are_turned_as_pillow_turns_them(tmp_path: Path, orientation: int)
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_photo_that_is_gone_is_named_by_the_loader(photo_folder: Path, workers: int) -> None:
+def test_the_loader_names_a_photo_that_is_gone(photo_folder: Path, workers: int) -> None:
     data = ImageFolderDataModule(str(photo_folder), num_workers=workers)
     data.setup("fit")
     (photo_folder / "val" / "bees" / "1.jpg").unlink()

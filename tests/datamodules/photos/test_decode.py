@@ -20,7 +20,7 @@ from tests.support.photos import BOMB, BROKEN, JPEG, look_at, put, scene, turned
 
 
 @pytest.mark.parametrize("name", BROKEN)
-def test_broken_file_is_left_out_and_named(tmp_path: Path, name: str) -> None:
+def test_a_broken_file_is_left_out_with_its_reason(tmp_path: Path, name: str) -> None:
     content, kind, reason = BROKEN[name]
     put(two(tmp_path) / "cat" / name, content)
     (left,) = look_at(tmp_path).left_out
@@ -30,7 +30,7 @@ def test_broken_file_is_left_out_and_named(tmp_path: Path, name: str) -> None:
         read_picture(tmp_path / "cat" / name)
 
 
-def test_bomb_is_refused_by_our_own_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_our_own_limit_refuses_a_bomb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)  # as programs do
     with pytest.raises(DataError, match="too large"):
         read_picture(put(tmp_path / "bomb.png", BOMB))
@@ -127,7 +127,7 @@ def test_first_picture_of_an_animation(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "tif"])
-def test_exif_rotation_is_honoured_once(tmp_path: Path, suffix: str) -> None:
+def test_an_exif_tag_turns_a_picture_once(tmp_path: Path, suffix: str) -> None:
     path = two(tmp_path) / "cat" / f"phone.{suffix}"
     picture = Image.new("RGB", (40, 30), "red")
     picture.paste("blue", (0, 0, 20, 30))  # left, so on top when turned a quarter clockwise

@@ -20,7 +20,7 @@ from tests.support.photos import JPEG, fill, look_at, names, put, refused, two
 
 
 @pytest.mark.parametrize("suffix", ["gif", "svg", "heic", "GIF"])
-def test_other_formats_are_named_and_not_called_broken(tmp_path: Path, suffix: str) -> None:
+def test_other_formats_do_not_count_as_broken(tmp_path: Path, suffix: str) -> None:
     put(two(tmp_path) / "cat" / f"x.{suffix}", b"placeholder")
     photos = look_at(tmp_path, max_bad_fraction=0.0)
     assert photos.left_out == [
@@ -28,7 +28,7 @@ def test_other_formats_are_named_and_not_called_broken(tmp_path: Path, suffix: s
     ]
 
 
-def test_text_files_and_loose_pictures_are_named(tmp_path: Path) -> None:
+def test_text_files_and_loose_pictures_are_left_out(tmp_path: Path) -> None:
     put(two(tmp_path) / "cat" / "labels.txt", b"x")
     put(tmp_path / "loose.jpg", JPEG)
     assert look_at(tmp_path).left_out == [
@@ -79,7 +79,7 @@ def test_file_that_is_gone_or_no_file(tmp_path: Path, monkeypatch: pytest.Monkey
     ]
 
 
-def test_hidden_and_system_files_are_passed_over(tmp_path: Path) -> None:
+def test_it_ignores_hidden_and_system_files(tmp_path: Path) -> None:
     two(tmp_path)
     for path in (".x/0.jpg", ".ipynb_checkpoints/0.jpg", "__MACOSX/0.jpg", "cat/.ipynb_checkpoints/0.jpg"):
         put(tmp_path / path, JPEG)
@@ -132,7 +132,7 @@ def test_a_class_called_train(tmp_path: Path) -> None:
     assert look_at(tmp_path).class_names == ("plane", "train")
 
 
-def test_links_are_followed_once_and_loops_end(tmp_path: Path) -> None:
+def test_it_follows_a_link_once_and_leaves_loops(tmp_path: Path) -> None:
     root = two(tmp_path / "root", 2)
     fill(tmp_path, {"elsewhere": 3}, seed=50)
     fill(root, {"cat/sub": 1}, seed=60)

@@ -17,7 +17,7 @@ from tests.support.photos import JPEG, PNG, content, encoded, fill, look_at, nam
 # --- the same picture twice ------------------------------------------------------------
 
 
-def test_same_picture_under_two_classes_is_left_out_and_named(tmp_path: Path) -> None:
+def test_it_leaves_out_a_picture_that_stands_in_two_classes(tmp_path: Path) -> None:
     two(tmp_path)
     for path in ("cat/a.jpg", "cat/b.jpg", "dog/c.jpg"):
         put(tmp_path / path, JPEG)
@@ -28,7 +28,7 @@ def test_same_picture_under_two_classes_is_left_out_and_named(tmp_path: Path) ->
     ]
 
 
-def test_copies_across_given_splits_are_kept_and_noted(tmp_path: Path) -> None:
+def test_it_keeps_copies_across_given_splits_and_notes_them(tmp_path: Path) -> None:
     fill(tmp_path, {"train/a": 3, "train/b": 3, "val/a": 3, "val/b": 3})
     put(tmp_path / "train/a/x.jpg", JPEG)
     put(tmp_path / "val/a/y.jpg", JPEG)
@@ -54,7 +54,7 @@ def test_copies_stay_on_one_side(tmp_path: Path) -> None:
 # --- the split ------------------------------------------------------------
 
 
-def test_train_without_val_is_cut(tmp_path: Path) -> None:
+def test_a_folder_without_val_gets_one(tmp_path: Path) -> None:
     fill(tmp_path, {"train/a": 10, "train/b": 5, "test/a": 2, "test/b": 2})
     photos = look_at(tmp_path)
     assert photos.counts().tolist() == [[8, 4], [2, 1], [2, 2]]
@@ -76,7 +76,7 @@ def test_three_pictures_of_a_class_are_on_both_sides(tmp_path: Path) -> None:
     assert look_at(fill(tmp_path, {"a": 3, "b": 3})).counts().tolist() == [[2, 2], [1, 1], [0, 0]]
 
 
-def test_one_picture_of_a_class_is_trained_on(tmp_path: Path) -> None:
+def test_a_class_of_one_picture_has_it_in_train(tmp_path: Path) -> None:
     fill(tmp_path, {"a": 1, "b": 3})
     photos = look_at(tmp_path)
     assert photos.counts().tolist() == [[1, 2], [0, 1], [0, 0]]
@@ -124,7 +124,7 @@ def test_too_many_broken(tmp_path: Path) -> None:
     assert len(look_at(tmp_path, max_bad_fraction=0.1).paths) == 18
 
 
-def test_of_many_broken_the_first_ten_are_named(tmp_path: Path) -> None:
+def test_it_names_the_first_ten_of_many_broken(tmp_path: Path) -> None:
     for number in range(11):
         put(two(tmp_path) / "cat" / f"bad{number:02}.jpg", b"")
     said = refused(tmp_path, max_bad_fraction=0.05)
@@ -217,7 +217,7 @@ def test_report_of_many_classes_is_short(tmp_path: Path) -> None:
     assert "  ... 1 class between these ..." in look_at(tmp_path / "other").report()
 
 
-def test_left_out_is_written(tmp_path: Path) -> None:
+def test_it_writes_what_it_left_out(tmp_path: Path) -> None:
     put(two(tmp_path / "root") / "cat" / "x.jpg", b"")
     look_at(tmp_path / "root").write_left_out(tmp_path / "left_out.csv")
     assert (tmp_path / "left_out.csv").read_text().split() == ["path,kind,reason", "cat/x.jpg,empty,0", "bytes"]
@@ -242,6 +242,6 @@ def test_odd_names_survive(tmp_path: Path) -> None:
     assert "cat/na\\udcefve.jpg.gif" in report
 
 
-def test_no_torch() -> None:
+def test_examining_needs_no_torch() -> None:
     code = "import sys, datamodules.photos.folder; sys.exit('torch' in sys.modules or 'lightning' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

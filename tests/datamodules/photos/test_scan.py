@@ -80,12 +80,12 @@ def test_second_scan_opens_only_what_changed(tmp_path: Path, own_cache: Path, mo
     assert look_at(tmp_path).class_names == first.class_names
 
 
-def test_unwritable_cache_is_done_without(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_scan_needs_no_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(put(tmp_path / "a file", b"")))
     assert len(look_at(two(tmp_path / "root")).paths) == 12
 
 
-def test_an_interrupted_scan_is_remembered(tmp_path: Path, own_cache: Path) -> None:
+def test_an_interrupted_scan_remembers_what_it_saw(tmp_path: Path, own_cache: Path) -> None:
     def stop(done: int, total: int) -> None:
         raise KeyboardInterrupt
 

@@ -50,7 +50,7 @@ def test_a_cache_that_cannot_be_written_says_which_and_how_to_name_another(
         PictureStore.write(path, 7, picture)
 
 
-def test_a_picture_that_is_gone_is_named(tmp_path: Path) -> None:
+def test_the_error_names_a_picture_that_is_gone(tmp_path: Path) -> None:
     with pytest.raises(BadPicture, match=r"gone\.jpg: unreadable \(No such file"):
         store_path(tmp_path, Paths.from_iterable(["gone.jpg"]), {})
 
