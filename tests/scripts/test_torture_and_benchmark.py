@@ -154,6 +154,27 @@ def test_torture_counts_what_an_epoch_used_twice(torture: SimpleNamespace, ended
     assert torture.repeated(history) == 2
 
 
+@pytest.mark.parametrize("kind", ["SIGKILL", "SIGTERM"])
+def test_torture_ends_the_program_that_it_says_it_ends(torture: SimpleNamespace, kind: str) -> None:
+    children = []
+
+    def start(*_: Any) -> int:
+        children.append(os.fork())
+        if not children[-1]:
+            os.setsid()
+            time.sleep(20)
+            Path("finished").touch()
+            os._exit(0)
+        return children[-1]
+
+    one = torture.Round("a case", Path.cwd(), 0, start, (kind,))
+    assert one.interrupt([], 2.0, kind) is False
+    assert not Path("finished").exists()
+    with pytest.raises(ChildProcessError):  # it is gone, and waited for
+        os.waitpid(children[0], os.WNOHANG)
+    assert len(one.waits) == (kind == "SIGTERM")
+
+
 # --- benchmark.py -----------------------------------------------------------------------------------------------------
 
 LINE = re.compile(r"^(.{52}) +([\d.]+) +([\d.]+) +([\d.]+) +(\S+) +(\S+)$", re.MULTILINE)

@@ -34,7 +34,7 @@ def run(line: str) -> Ended:
     code: Any = 0
     with (
         mock.patch.object(sys, "argv", [script, *arguments]),
-        mock.patch(WATCH, lambda self: None),
+        mock.patch(WATCH, return_value=None),
         contextlib.redirect_stdout(out),
         contextlib.redirect_stderr(err),
     ):
