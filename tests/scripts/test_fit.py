@@ -1,7 +1,6 @@
 """scripts/fit.py from what is typed to what is printed, written and returned."""
 
 import csv
-import os
 import runpy
 import shutil
 import subprocess
@@ -22,10 +21,10 @@ from lit_training.help import FIT_HELP
 from lit_training.resume import ResumePoint, StepSeed
 from lit_training.signals import Watch
 from tests.support import scripted
+from tests.support.commands import ENVIRONMENT, start
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "fit.py"
 SMALL = "--data.train_size 12 --data.val_size 10 --max_epochs 1 --accelerator cpu --devices 1"
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
 @pytest.fixture
@@ -44,12 +43,6 @@ def fit(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], int]:
         return code
 
     return run
-
-
-def script(line: str) -> subprocess.Popen[str]:
-    command = [sys.executable, str(SCRIPT), *line.split()]
-    pipe = subprocess.PIPE
-    return subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env=ENVIRONMENT)
 
 
 # --- help -----------------------------------------------------------------------------------------------------------
@@ -383,7 +376,7 @@ def test_as_a_program_it_says_one_line() -> None:
         "--config evil.yaml": "remove the tag",
         f"{SMALL} --val_check_interval 500": "`val_check_interval` (500)",
     }
-    programs = {line: script(line) for line in lines}
+    programs = {line: start(f"fit.py {line}") for line in lines}
     for line, program in programs.items():
         _, err = program.communicate(timeout=120)
         assert program.returncode == 2, err
@@ -397,7 +390,7 @@ def test_as_a_program_it_says_one_line() -> None:
 def test_under_ddp_one_rank_says_it() -> None:
     """Lightning would kill the first rank as soon as another has ended, and nothing would be said."""
     line = f"{SMALL.replace('--devices 1', '--devices 2')} --strategy ddp --val_check_interval 500"
-    program = script(line)
+    program = start(f"fit.py {line}")
     _, err = program.communicate(timeout=180)
     assert program.returncode == 2, err
     assert err.count("\n") == 1, err
