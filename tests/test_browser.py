@@ -88,7 +88,7 @@ def show(address: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cal
     from selenium.webdriver.support.ui import WebDriverWait
 
     options = webdriver.ChromeOptions()
-    options.binary_location = CHROMIUM
+    options.binary_location = str(CHROMIUM)
     switches = "headless no-sandbox disable-gpu disable-quic no-first-run disable-background-networking disable-sync"
     for switch in [*switches.split(), "disable-component-update", "disable-dev-shm-usage", "window-size=1280,2400"]:
         options.add_argument(f"--{switch}")

@@ -89,10 +89,10 @@ def test_epoch_lines_stars_and_tables_agree(kind: str, said: dict[str, str]) -> 
     # The network that an epoch begins with is known but in the first one; this learning rate hardly moves it.
     expected["train_loss"] = [loss_of(number, "train") for number in range(6)]
     for name, values in expected.items():
-        about = {"rel": 0.1} if name == "train_loss" else {"rel": 1e-6}
+        about = 0.1 if name == "train_loss" else 1e-6
         known = slice(1 if name == "train_loss" else 0, None)
         written = printed.column(rows, name)
-        assert written[known] == pytest.approx(values[known], **about)
+        assert written[known] == pytest.approx(values[known], rel=about)
         assert [line.figures[name] for line in lines] == pytest.approx(written, rel=1e-3)
         assert [int(row["epoch"]) for row in rows if name in row] == list(range(6))
         for tag, where in ((name, steps), (f"by_epoch/{name}", list(range(1, 7)))):

@@ -77,7 +77,7 @@ def of_best(saved: dict[str, Any]) -> None:
     state["best_model_score"] = torch.as_tensor(state["best_model_score"]) + 0.1
 
 
-DAMAGE: dict[str, tuple[str, Callable[[], None]]] = {
+DAMAGE: dict[str, tuple[str, Callable[[], Any]]] = {
     "one bit of the last weights": ("weights", lambda: changed("last.ckpt", lambda c: next_float(c["state_dict"]))),
     "a kind of number": (
         "weights",
@@ -105,11 +105,11 @@ DAMAGE: dict[str, tuple[str, Callable[[], None]]] = {
     "a row of the table": ("metrics.csv", last_row_gone),
     "a sample": (
         "samples",
-        lambda: Path("used0.jsonl").write_text(Path("used0.jsonl").read_text().replace('"3 1"', '"3 0"', 1)) and None,
+        lambda: Path("used0.jsonl").write_text(Path("used0.jsonl").read_text().replace('"3 1"', '"3 0"', 1)),
     ),
     "a batch": (
         "samples",
-        lambda: Path("used0.jsonl").write_text(Path("used0.jsonl").read_text().rpartition("\n")[0]) and None,
+        lambda: Path("used0.jsonl").write_text(Path("used0.jsonl").read_text().rpartition("\n")[0]),
     ),
 }
 
