@@ -96,7 +96,9 @@ def compares(number: int) -> None:
 
 
 def goes_on(number: int) -> None:
-    assert f"lightning_logs/version_{number} is at its end: nothing to do" in run_well("fit.py --resume latest")
+    for further in ("", "--max_epochs 1", "--max_epochs 2 --log_every_n_steps 7"):  # it has had two
+        out = run_well(f"fit.py --resume latest {further}")
+        assert f"lightning_logs/version_{number} is at its end: nothing to do" in out
     out = run_well("fit.py --resume latest --max_epochs 3")
     assert f"resume  lightning_logs/version_{number}/checkpoints/last.ckpt, after step 8" in out
     starts = json.loads((LOGS / f"version_{number}" / "run.json").read_text())
