@@ -195,6 +195,14 @@ def test_the_star_of_the_last_epoch_survives_a_resume(said: dict[str, str]) -> N
 ROOTS = (Path("parts"), Path("whole"))
 
 
+def test_a_plateau_is_one_of_the_validations_loss(said: dict[str, str]) -> None:
+    """That loss is best after epoch 2: from epoch 4 on the rate is halved each time. The training's is best after 1."""
+    plateau = "--lr_scheduler ReduceLROnPlateau --lr_scheduler.patience 0 --lr_scheduler.factor 0.5"
+    lines = printed.epochs(run_well(f"{PHOTOS} {plateau} --model.lr 0.0016 --dashboard false"))
+    assert [line.figures["lr"] for line in lines] == [0.0016, 0.0016, 0.0016, 0.0008, 0.0004, 0.0002]
+    assert lines[0].figures["train_loss"] < lines[1].figures["train_loss"]
+
+
 def test_a_run_without_a_folder_of_its_own_keeps_the_best_epoch_too(said: dict[str, str]) -> None:
     """There no resume point sees to it that best.ckpt is written."""
     out = run_well(f"{PHOTOS} --logger false")

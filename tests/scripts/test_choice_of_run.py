@@ -96,7 +96,9 @@ def compares(number: int) -> None:
 
 
 def goes_on(number: int) -> None:
-    assert f"lightning_logs/version_{number} is at its end: nothing to do" in run_well("fit.py --resume latest")
+    for further in ("", "--max_epochs 1", "--max_epochs 2 --log_every_n_steps 7"):  # it has had two
+        out = run_well(f"fit.py --resume latest {further}")
+        assert f"lightning_logs/version_{number} is at its end: nothing to do" in out
     out = run_well("fit.py --resume latest --max_epochs 3")
     assert f"resume  lightning_logs/version_{number}/checkpoints/last.ckpt, after step 8" in out
     starts = json.loads((LOGS / f"version_{number}" / "run.json").read_text())
@@ -132,6 +134,7 @@ def test_a_new_run_gets_the_number_after_the_highest(several: None) -> None:
 
 SAME = f"{FIT} --data.length 4 --max_epochs 2 --callbacks+ {scripted.NAME}.Kill --callbacks+ {scripted.NAME}.Slow"
 """Four steps, with a resume point between any two."""
+WHOLE = Path("whole/lightning_logs/version_0")
 KILLED = {2: 1, 9: 2, 10: 3}
 """For each run the step in which it is killed."""
 
@@ -146,7 +149,7 @@ def killed(line: str, step: int) -> None:
 def test_auto_goes_on_with_the_newest_run_of_the_same_command(monkeypatch: pytest.MonkeyPatch) -> None:
     scripted.put_clock_back(monkeypatch)
     run_well(f"{SAME} --default_root_dir whole")
-    whole = torch.load("whole/lightning_logs/version_0/checkpoints/last.ckpt", weights_only=True)
+    whole = torch.load(WHOLE / "checkpoints/last.ckpt", weights_only=True)
     in_folders(NUMBERS, lambda number: killed(SAME, KILLED[number]))
     killed(f"{SAME} --seed 1", 2)  # version_11: another command
     (LOGS / "version_12").mkdir()
@@ -157,6 +160,9 @@ def test_auto_goes_on_with_the_newest_run_of_the_same_command(monkeypatch: pytes
         end = torch.load(LOGS / f"version_{number}/checkpoints/last.ckpt", weights_only=True)
         assert end["global_step"] == whole["global_step"] == 4
         assert all(torch.equal(tensor, end["state_dict"][name]) for name, tensor in whole["state_dict"].items())
+        for name in ("train_loss", "val_loss"):
+            tables = [printed.read_csv(Path(run, "metrics.csv")) for run in (f"{LOGS}/version_{number}", WHOLE)]
+            assert printed.column(tables[0], name) == printed.column(tables[1], name)
         again = run_well(f"{SAME} --resume auto")
         assert f"lightning_logs/version_{number} is at its end" in again
     out = run_well(f"{SAME} --resume auto")

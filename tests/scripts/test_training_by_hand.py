@@ -70,16 +70,16 @@ CASES = {
     ),
     "plateau": Case(
         f"{SHAPES} --model.lr 0.01 --lr_scheduler ReduceLROnPlateau --lr_scheduler.patience 1 --max_epochs 6 "
-        "--lr_scheduler.threshold 0.5 --lr_scheduler.factor 0.5 --data.augment true",
+        "--lr_scheduler.threshold 0.5 --lr_scheduler.factor 0.5 --data.augment true --gradient_clip_val 0.1",
         *(0, shapes(augment=True), LitCNN, partial(SGD, lr=0.01, momentum=0.9)),
-        *(partial(ReduceLROnPlateau, patience=1, threshold=0.5, factor=0.5), 6),
+        *(partial(ReduceLROnPlateau, patience=1, threshold=0.5, factor=0.5), 6, "epoch", {"clip": 0.1}),
     ),
     "rows": Case(f"--model LitMLP {ROWS}", 0, rows, lambda: LitMLP(6, (100,), 2), partial(SGD, lr=1e-4), None, 1),
     "rows, cosine": Case(
         f"--model LitMLP {ROWS} --model.hidden [7] --model.lr 0.002 --accumulate_grad_batches 3 --max_epochs 4 "
-        "--lr_scheduler CosineAnnealingLR --gradient_clip_val 0.5 --seed 1",
+        "--lr_scheduler CosineAnnealingLR --seed 1",
         *(1, rows, lambda: LitMLP(6, (7,), 2), partial(SGD, lr=0.002)),
-        *(partial(CosineAnnealingLR, T_max=4), 4, "epoch", {"accumulate": 3, "clip": 0.5}),
+        *(partial(CosineAnnealingLR, T_max=4), 4, "epoch", {"accumulate": 3}),
     ),
     "random depth": Case(
         f"--model LitDynamic {ROWS} --model.hidden 9 --max_epochs 3 --callbacks {scripted.NAME}.Depths",
