@@ -15,10 +15,10 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor
 
-from tests.support.batches import Seen, at, fit, together
-from tests.support.commands import run
-from tests.support.networks import best, build, features, run_of, weights_of, write_weights
 from tests.support.pipeline import IMAGENET, Recipe, as_input, detailed, fill
+from tests.support.commands import run, run_well
+from tests.support.networks import build, evaluated, features, predicted, weights_of, write_weights
+from tests.support.batches import Seen, at, fit, together
 
 BACKBONE, HEAD = "timm/test_efficientnet", "net.classifier"
 RECIPE = Recipe(76, 72, *IMAGENET, "bicubic")  # 72 * 168 / 160 = 75.6
@@ -191,19 +191,25 @@ def test_the_backbone_learns_at_a_share_of_the_heads_rate(place: Place, tuned: S
 
 
 @pytest.mark.parametrize("flags", ["", "--model.freeze false --data.augment false"])
-def test_validation_judges_the_network_as_it_will_be_used(place: Place, flags: str) -> None:
-    """In evaluation mode: the losses are those of the network in the checkpoint."""
-    fit(f"{LINE} --max_epochs 1 {flags}")
+def test_all_that_judges_is_in_evaluation_mode(place: Place, flags: str) -> None:
+    """Validation, evaluate.py and predict.py say what the network in the checkpoint says, and not in training mode."""
+    seen = fit(f"{LINE} --max_epochs 1 {flags}")
     network = build(BACKBONE, 2)
-    network.load_state_dict(weights_of(best()))
+    network.load_state_dict(weights_of(seen.run / "checkpoints/best.ckpt"))
+    inputs, labels = torch.from_numpy(place.inputs[TRAIN:]), torch.tensor([0, 0, 0, 1, 1, 1])
     with torch.no_grad():
-        answers = network.eval()(torch.from_numpy(place.inputs[TRAIN:]))
-        wanted = float(F.cross_entropy(answers, torch.tensor([0, 0, 0, 1, 1, 1])))
-        other = network.train()(torch.from_numpy(place.inputs[TRAIN:]))
-        assert abs(float(F.cross_entropy(other, torch.tensor([0, 0, 0, 1, 1, 1]))) - wanted) > 0.003
-    with (run_of() / "metrics.csv").open(newline="") as file:
+        wanted, other = network.eval()(inputs), network.train()(inputs)
+    assert (other.softmax(1) - wanted.softmax(1)).abs().max() > 0.01
+    with (seen.run / "metrics.csv").open(newline="") as file:
         [loss] = [float(row["val_loss"]) for row in csv.DictReader(file) if row["val_loss"]]
-    assert loss == pytest.approx(wanted, abs=1e-3)
+    assert loss == pytest.approx(float(F.cross_entropy(wanted, labels)), abs=1e-3)
+    assert abs(loss - float(F.cross_entropy(other, labels))) > 0.003
+    run_well(f"predict.py {seen.run} photos/val --output answers.json")
+    answers = [*predicted(Path("answers.json"), ("a", "b")).values()]
+    assert np.abs(answers - wanted.softmax(1).numpy()).max() < 0.003
+    run_well(f"evaluate.py {seen.run}")
+    sure = [float(row["probability"]) for row in evaluated(seen.run / "evaluation").values()]
+    assert np.abs(sure - wanted.softmax(1).amax(1).numpy()).max() < 0.003
 
 
 def test_weights_of_another_network_are_refused(place: Place) -> None:

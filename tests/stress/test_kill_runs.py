@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -142,3 +143,24 @@ def test_it_counts_what_an_epoch_used_twice(ended: Path) -> None:
     assert kill_runs.repeated(history) == 0
     history[0][8][1][:2] = ["1 0", "1 1"]  # of the batch with the number 8, in the second epoch
     assert kill_runs.repeated(history) == 2
+
+
+@pytest.mark.parametrize("kind", ["SIGKILL", "SIGTERM"])
+def test_it_ends_the_program_that_it_says_it_ends(kind: str) -> None:
+    children = []
+
+    def start(*_: Any) -> int:
+        children.append(os.fork())
+        if not children[-1]:
+            os.setsid()
+            time.sleep(20)
+            Path("finished").touch()
+            os._exit(0)
+        return children[-1]
+
+    one: Any = kill_runs.Round("a case", Path.cwd(), 0, start, (kind,))  # type: ignore[arg-type]
+    assert one.interrupt([], 2.0, kind) is False
+    assert not Path("finished").exists()
+    with pytest.raises(ChildProcessError):  # it is gone, and waited for
+        os.waitpid(children[0], os.WNOHANG)
+    assert len(one.waits) == (kind == "SIGTERM")
