@@ -23,6 +23,7 @@ def main(arguments: list[str] | None = None) -> None:
     from lit_training.cli.limits import check_devices
     from lit_training.cli.parser import silence_libraries
     from lit_training.errors import is_rank_zero, one_line_errors
+    from lit_training.runs.processes import disconnect
     from lit_training.trained.explain import check_explainable, explain_mistakes
     from lit_training.trained.outputs import write_evaluation
 
@@ -33,6 +34,7 @@ def main(arguments: list[str] | None = None) -> None:
         if chosen.explain:
             check_explainable(saved.model())
         found = saved.evaluate(chosen.data, chosen.accelerator, chosen.devices)
+        disconnect()
         if not is_rank_zero():
             return
         write_evaluation(found)

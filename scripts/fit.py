@@ -23,6 +23,7 @@ def main() -> None:
     from lit_training.cli.fit import load_weights, print_result, print_start, remove_unstarted_run
     from lit_training.cli.parser import FitCLI
     from lit_training.cli.trouble import one_line_failures
+    from lit_training.runs.processes import disconnect
 
     with one_line_errors("fit.py"):
         run = FitCLI().run
@@ -32,6 +33,7 @@ def main() -> None:
             print_start(run)
             run.trainer.fit(run.model, run.data, weights_only=True)
         print_result(run)
+        disconnect()
 
 
 if __name__ == "__main__":

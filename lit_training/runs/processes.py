@@ -11,6 +11,7 @@ import threading
 import time
 from typing import Any
 
+import torch
 from lightning.fabric.plugins.environments import LightningEnvironment, SLURMEnvironment
 from lightning.pytorch import Trainer
 
@@ -148,6 +149,12 @@ def end_children(trainer: Trainer | None) -> None:
     """Kill the training processes that this one launched; a hanging one does not hear a gentler signal."""
     for process in _children(trainer):
         process.kill()
+
+
+def disconnect() -> None:
+    """Close the connection between the processes: with gloo torch may abort while the interpreter ends."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 def bind_to_loopback(trainer: Trainer) -> None:

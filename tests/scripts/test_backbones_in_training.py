@@ -15,10 +15,10 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor
 
-from tests.support.pipeline import IMAGENET, Recipe, as_input, detailed, fill
+from tests.support.batches import Seen, at, fit, together
 from tests.support.commands import run, run_well
 from tests.support.networks import build, evaluated, features, predicted, weights_of, write_weights
-from tests.support.batches import Seen, at, fit, together
+from tests.support.pipeline import IMAGENET, Recipe, as_input, detailed, fill
 
 BACKBONE, HEAD = "timm/test_efficientnet", "net.classifier"
 RECIPE = Recipe(76, 72, *IMAGENET, "bicubic")  # 72 * 168 / 160 = 75.6

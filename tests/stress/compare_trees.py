@@ -194,8 +194,8 @@ def compare(old: tuple[Tree, Ended], new: tuple[Tree, Ended], resumed: bool = Fa
     elif a.code:
         yield from differences(a.last, b.last, "stderr")
     # of a resumed run the result alone
-    outs = (re.sub(r"(?s).*?\n\n(?=val_|train_)", "", ended.out) if resumed else ended.out for ended in (a, b))
-    yield from differences(*(out.splitlines() for out in outs), "stdout")
+    mine, theirs = (re.sub(r"(?s).*?\n\n(?=val_|train_)", "", e.out) if resumed else e.out for e in (a, b))
+    yield from differences(mine.splitlines(), theirs.splitlines(), "stdout")
     names, others = ({name for name in ended.files if not re.search(TABLE["unsure"], name)} for ended in (a, b))
     for name in sorted(names ^ others):
         yield f"{name}: written only by {'OLD' if name in names else 'NEW'}"
@@ -224,7 +224,7 @@ def judge(trees: list[Tree], group: str, case: str) -> tuple[list[str], int]:
     pair = both(trees, line, place, whole=bool(kill))
     if pair[0][1].code != int(code or 0):
         found.append(f"exit code of OLD: {pair[0][1].code}, not {code or 0} ({pair[0][1].last})")
-    found += compare(*pair, resumed=bool(kill))
+    found += compare(pair[0], pair[1], resumed=bool(kill))
     if kill:
         found += [f"did not resume: {ended.out[:60]!r}" for _, ended in pair if "resume  " not in ended.out]
         whole = trees[0], run(trees[0], line, trees[0].work / f"{place} undisturbed")

@@ -158,7 +158,7 @@ def test_it_ends_the_program_that_it_says_it_ends(kind: str) -> None:
             os._exit(0)
         return children[-1]
 
-    one: Any = kill_runs.Round("a case", Path.cwd(), 0, start, (kind,))  # type: ignore[arg-type]
+    one: Any = kill_runs.Round("a case", Path.cwd(), 0, start, (kind,))
     assert one.interrupt([], 2.0, kind) is False
     assert not Path("finished").exists()
     with pytest.raises(ChildProcessError):  # it is gone, and waited for

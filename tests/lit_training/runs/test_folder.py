@@ -116,7 +116,7 @@ def test_latest_is_the_newest_run_that_has_what_is_asked_for(capsys: pytest.Capt
     assert find_checkpoint("latest") == Path("lightning_logs/version_10/checkpoints/best.ckpt")
     assert capsys.readouterr().err == "note: latest is version_10: version_11 has no checkpoint\n"
     assert find_target("latest", ".") == Path("lightning_logs/version_2")
-    assert capsys.readouterr().err == "note: latest is version_2: version_11, version_10 has no resume point\n"
+    assert capsys.readouterr().err == "note: latest is version_2: version_11, version_10 have no resume point\n"
 
 
 def test_latest_of_the_newest_run_needs_no_note(capsys: pytest.CaptureFixture[str]) -> None:
