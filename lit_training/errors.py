@@ -14,7 +14,7 @@ from typing import NoReturn
 from datamodules.errors import DataError
 from datamodules.text import printable
 
-RANK_ZERO_GRACE = 5
+RANK_ZERO_GRACE = 15
 """Seconds that another rank leaves to rank 0, which has the same error, to say it and to end them all."""
 
 
