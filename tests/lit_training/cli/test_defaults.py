@@ -46,7 +46,7 @@ def test_the_resume_point_comes_first() -> None:
         ("--quiet", {"EpochLines"}, set()),
         ("--enable_progress_bar false", {"EpochLines"}, set()),
         ("--dashboard false", {"Dashboard"}, set()),
-        ("--early_stopping 3", set(), {"EarlyStopping"}),
+        ("--early_stopping 3", set(), {"StopEarly"}),
         ("--callbacks DeviceStatsMonitor", set(), {"DeviceStatsMonitor"}),
         ("--enable_checkpointing false", {"ResumePoint", "BestCheckpoint", "Provenance"}, set()),
         (
