@@ -221,7 +221,6 @@ def test_loaders_are_made_again_where_they_are_forgotten(forget: bool, bare: Bar
 
 def test_an_epoch_is_counted_as_whole(bare: BareTrainer) -> None:
     trainer = bare(max_epochs=1)
-    trainer.fit_loop.restarting = True
     trainer.fit_loop._restarting = True
     assert trainer.fit_loop.restarting
     count_epoch_as_whole(trainer)
@@ -263,8 +262,7 @@ def test_the_hooks_of_an_epoch_s_start_are_called_without_loggers(bare: BareTrai
     model = Model()
     trainer = bare(max_epochs=1, logger=logger, log_every_n_steps=1, callbacks=[Starts(), At(3, again)])
     trainer.fit(model)
-    assert order == [0, 1]  # each time before the model's
-    assert model.starts == 2
+    assert (order, model.starts) == ([0, 1], 2)  # each time before the model's
     assert float(trainer.callback_metrics["starts"]) in (1.5, 2.0)  # the model may log there, and did twice
 
 
@@ -381,7 +379,7 @@ def test_the_rule_finds_what_it_forbids(source: str, found: list[str]) -> None:
     assert [name for name, _, _ in private_names_in(source)] == found
 
 
-def test_the_rule_finds_what_a_class_defines_again(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_rule_finds_what_a_class_defines_again() -> None:
     class Mine(Trainer):
         def _run_stage(self) -> None:
             self._callback_connector: Any = None
