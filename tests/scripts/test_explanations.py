@@ -110,7 +110,7 @@ def check(shown: tuple[np.ndarray, np.ndarray], name: str) -> None:
     inside[top - 2 : top + 11, left - 2 : left + 11] = True
     assert np.mean(heat[inside] > 0.5) > 0.25
     assert np.mean(heat[~inside] > 0.2) < 0.03
-    assert np.abs(heat - wanted).mean() < 0.03
+    assert np.abs(heat - wanted).mean() < 0.006  # that of the layer before is further away
     assert heat.max() > 0.95  # each map has its own scale
 
 
