@@ -15,8 +15,13 @@ from matplotlib import colormaps
 from PIL import Image
 
 from lit_models import LitCNN
+<<<<<<< HEAD
 from tests.support.batches import at, fit
 from tests.support.commands import run_well
+=======
+from tests.support.by_hand import HALF, Recipe, as_input, save_all
+from tests.support.commands import run, run_well
+>>>>>>> net2
 from tests.support.networks import evaluated
 from tests.support.pipeline import HALF, Recipe, as_input, save_all
 
@@ -37,7 +42,7 @@ def squares(**places: tuple[str, int]) -> Image.Image:
 
 
 PICTURES = {  # the brightest colour is the answer
-    "blue/0.png": squares(blue=("lower left", 180), green=("upper right", 240), red=("upper left", 150)),
+    "blue/0.png": squares(blue=("lower left", 160), green=("upper right", 185), red=("upper left", 140)),
     "blue/1.png": squares(blue=("upper left", 250), green=("upper right", 150), red=("lower right", 160)),
     "green/2.png": squares(blue=("upper left", 150), green=("lower right", 210), red=("lower left", 250)),
     "red/3.png": squares(blue=("upper right", 255), green=("lower left", 160), red=("lower right", 155)),
@@ -110,7 +115,8 @@ def check(shown: tuple[np.ndarray, np.ndarray], name: str) -> None:
     inside[top - 2 : top + 11, left - 2 : left + 11] = True
     assert np.mean(heat[inside] > 0.5) > 0.25
     assert np.mean(heat[~inside] > 0.2) < 0.03
-    assert np.abs(heat - wanted).mean() < 0.03
+    assert np.abs(heat - wanted).mean() < 0.006  # that of the layer before is further away
+    assert heat.max() > 0.95  # each map has its own scale
 
 
 @pytest.fixture(scope="module")
@@ -132,16 +138,14 @@ def there(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_predictions_show_where_their_class_is(place: Path) -> None:
-    """The files are numbered as the inputs stand; one of them cannot be read."""
+    """The files are numbered as the inputs stand, of which the first cannot be read."""
     names = ["red/3.png", "blue/1.png", "green/2.png", "blue/0.png"]
-    run_well("predict.py latest " + " ".join(f"photos/val/{name}" for name in names) + " --explain --top_k 1")
-    assert sorted(file.name for file in (place / "explanations").iterdir()) == [
-        "1_3.png",
-        "2_1.png",
-        "3_2.png",
-        "4_0.png",
-    ]
-    for number, name in enumerate(names, start=1):
+    (place / "broken.png").write_bytes(b"no picture")
+    ended = run("predict.py latest broken.png " + " ".join(f"photos/val/{name}" for name in names) + " --explain")
+    assert ended.code == 1
+    drawings = sorted(file.name for file in (place / "explanations").iterdir())
+    assert drawings == ["2_3.png", "3_1.png", "4_2.png", "5_0.png"]
+    for number, name in enumerate(names, start=2):
         [shown] = drawn(place / "explanations" / f"{number}_{Path(name).name}")
         check(shown, name)
 
