@@ -15,13 +15,8 @@ from matplotlib import colormaps
 from PIL import Image
 
 from lit_models import LitCNN
-<<<<<<< HEAD
 from tests.support.batches import at, fit
-from tests.support.commands import run_well
-=======
-from tests.support.by_hand import HALF, Recipe, as_input, save_all
 from tests.support.commands import run, run_well
->>>>>>> net2
 from tests.support.networks import evaluated
 from tests.support.pipeline import HALF, Recipe, as_input, save_all
 
