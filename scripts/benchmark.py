@@ -37,6 +37,7 @@ from datamodules.preprocessing import Preprocessing
 from datamodules.shapes import draw
 from lit_models import DynamicNet, LeNet, mlp
 from lit_training.cli.parser import FitCLI
+from lit_training.runs.layout import LOGS, METRICS
 
 Sample = dict[str, float]
 IMAGENET = Preprocessing()
@@ -267,7 +268,7 @@ def two_processes(pictures: int) -> Callable[[], Sample]:
             strategy = ["--strategy", "ddp"] if devices > 1 else []
             flags = [*sizes, *where, *strategy, "--max_epochs", "3", "--limit_val_batches", "0"]
             script("fit.py", *flags, threads=2 // devices)
-            rows = read_csv(Path(root) / "lightning_logs" / "version_0" / "metrics.csv")
+            rows = read_csv(Path(root) / LOGS / "version_0" / METRICS)
         speeds = [float(row["samples_per_second"]) for row in rows if row["samples_per_second"]][1:]
         return 1 / statistics.median(speeds)  # after the first epoch, which warms up
 

@@ -3,6 +3,7 @@
 import os
 
 from lit_training.cli.arguments import Parser
+from lit_training.runs.layout import EXPLAINED
 
 DESCRIPTION = (
     "How good a trained network is: on the test data of what it was trained on, else on its validation data. Prints "
@@ -39,7 +40,7 @@ def main(arguments: list[str] | None = None) -> None:
             return
         write_evaluation(found)
         if chosen.explain:
-            file = found.folder / "explained.png"
+            file = found.folder / EXPLAINED
             if explain_mistakes(saved.model(), found, file):
                 print(f"drawn       {os.path.relpath(file)}: the worst, with heat maps")
             else:

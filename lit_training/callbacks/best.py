@@ -10,6 +10,7 @@ from torch import Tensor
 from lit_training.errors import UsageError
 from lit_training.runs.best_epoch import BestSoFar
 from lit_training.runs.checkpoints import FitCheckpointIO
+from lit_training.runs.layout import BEST
 
 
 class BestCheckpoint(ModelCheckpoint):
@@ -39,7 +40,7 @@ class BestCheckpoint(ModelCheckpoint):
         super().on_train_end(trainer, pl_module)
         if isinstance(writer := trainer.strategy.checkpoint_io, FitCheckpointIO):
             writer.flush()
-        trainer.strategy.barrier("best.ckpt")  # no rank may open it before it is written
+        trainer.strategy.barrier(BEST)  # no rank may open it before it is written
 
 
 class StopEarly(Callback):

@@ -26,6 +26,7 @@ from lit_training import figures
 from lit_training.runs.best_epoch import BestSoFar
 from lit_training.runs.devices import evaluation_mode
 from lit_training.runs.foreign import data_of
+from lit_training.runs.layout import CONFIG
 
 SAMPLES, MISTAKES = 16, 12
 DRAWING = 0.02
@@ -258,7 +259,7 @@ def _add_charts(logger: TensorBoardLogger, model: LightningModule) -> None:
 
 def _add_text(logger: TensorBoardLogger) -> None:
     logger.experiment.add_text("command", f"    {shlex.join(['python', *sys.argv])}")
-    config = Path(logger.log_dir) / "config.yaml"
+    config = Path(logger.log_dir) / CONFIG
     if config.is_file():
         indented = "\n".join(f"    {line}" for line in config.read_text(encoding="utf-8").splitlines())
         logger.experiment.add_text("config", indented)

@@ -20,6 +20,7 @@ from torch import Tensor
 from datamodules.files import atomic_write
 from datamodules.loading.order import TrainSampler
 from lit_training.runs.foreign import data_of
+from lit_training.runs.layout import LEFT_OUT, RECORD, SPLIT
 
 PACKAGES = ("torch", "torchvision", "lightning", "torchmetrics", "numpy", "pillow", "jsonargparse")
 
@@ -49,7 +50,7 @@ class Provenance(Callback):
     """
 
     def __init__(self, run: Path) -> None:
-        self.path = run / "run.json"
+        self.path = run / RECORD
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not trainer.is_global_zero:
@@ -106,6 +107,6 @@ class PhotoRecords(Callback):
         folder = trainer.log_dir  # asks all ranks
         photos = data_of(trainer).photos
         if trainer.is_global_zero and folder is not None and photos is not None:
-            photos.write_split(Path(folder) / "split.csv")
+            photos.write_split(Path(folder) / SPLIT)
             if photos.left_out:
-                photos.write_left_out(Path(folder) / "left_out.csv")
+                photos.write_left_out(Path(folder) / LEFT_OUT)

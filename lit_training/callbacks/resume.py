@@ -21,6 +21,7 @@ from lit_training.callbacks.records import fingerprint
 from lit_training.errors import CheckpointError
 from lit_training.runs.folder import resume_hint
 from lit_training.runs.foreign import data_of, promises
+from lit_training.runs.layout import CHECKPOINTS, LAST
 from lit_training.runs.lightning_internals import (
     count_epoch_as_whole,
     logged_steps,
@@ -95,7 +96,7 @@ class ResumePoint(Callback):
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """ModelCheckpoint forgets its best score where the run's folder is spelled in another way, or was moved."""
-        folder = str(_run_of(trainer) / "checkpoints")
+        folder = str(_run_of(trainer) / CHECKPOINTS)
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             state = checkpoint["callbacks"].get(callback.state_key)
             if isinstance(callback, ModelCheckpoint) and state is not None:
@@ -134,7 +135,7 @@ class ResumePoint(Callback):
         progress.total.ready -= ready
         progress.is_last_batch = is_last and finished
         try:
-            trainer.save_checkpoint(_run_of(trainer) / "checkpoints" / "last.ckpt")
+            trainer.save_checkpoint(_run_of(trainer) / CHECKPOINTS / LAST)
         finally:
             progress.current.ready += ready
             progress.total.ready += ready

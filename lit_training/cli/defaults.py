@@ -19,7 +19,8 @@ from lit_training.callbacks.resume import ResumePoint, StepSeed
 from lit_training.callbacks.throughput import Throughput
 from lit_training.errors import UsageError, is_rank_zero
 from lit_training.runs.checkpoints import FitCheckpointIO
-from lit_training.runs.folder import LOGS, Start, choose_start
+from lit_training.runs.folder import Start, choose_start
+from lit_training.runs.layout import LOGS
 from lit_training.runs.lightning_internals import NullProfiler, drop_empty_hooks
 from lit_training.runs.metrics_csv import MetricsCSV
 from lit_training.runs.run import Run

@@ -14,8 +14,9 @@ from datamodules.machine import available_cores
 from datamodules.text import plural
 from lit_models import LitBase
 from lit_training.errors import is_rank_zero
-from lit_training.runs.folder import LOGS, relative_path
+from lit_training.runs.folder import relative_path
 from lit_training.runs.foreign import promises
+from lit_training.runs.layout import LOGS
 from lit_training.runs.run import Run
 from lit_training.statistics import wilson
 

@@ -14,6 +14,7 @@ import lit_models
 from lit_training.cli.schedules import SCHEDULES
 from lit_training.errors import UsageError
 from lit_training.runs.folder import find_target
+from lit_training.runs.layout import CONFIG
 from lit_training.text import nearest, suggest
 
 MODELS = {name: getattr(lit_models, name) for name in ("LitCNN", "LitMLP", "LitDynamic", "LitTransfer")}
@@ -189,7 +190,7 @@ def with_run_config(arguments: list[str]) -> list[str]:
     if resume in (None, "never", "auto"):
         return arguments
     path = find_target(resume, _last_value(arguments, "--default_root_dir", "--trainer.default_root_dir") or ".")
-    config = (path if path.is_dir() else path.parent.parent) / "config.yaml"
+    config = (path if path.is_dir() else path.parent.parent) / CONFIG
     return [*(["--config", str(config)] if config.is_file() else []), *arguments, f"--resume={path}"]
 
 

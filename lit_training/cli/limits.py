@@ -14,6 +14,7 @@ from datamodules.machine import available_cores
 from datamodules.text import plural
 from lit_training.cli.flags import TRAINER_FLAGS
 from lit_training.errors import UsageError
+from lit_training.runs.devices import no_such_device
 from lit_training.text import suggest
 
 # What the Trainer takes as any text or number and refuses late, in many lines, or not at all.
@@ -115,7 +116,6 @@ def trainer_error(error: Exception, config: dict[str, Any]) -> str:
     if accelerator in ("gpu", "cuda", "mps", "tpu") and re.search(
         r"No supported gpu backend found|can not run on your system|torch_xla|CUDA|not available", text
     ):
-        what = "GPU" if accelerator in ("gpu", "cuda", "mps") else accelerator.upper()
-        return f"--accelerator {accelerator}: no {what} is seen here; use --accelerator cpu, or auto"
+        return no_such_device(accelerator)
     named = re.search(rf"\b({'|'.join(TRAINER_FLAGS)})\b", text)
     return f"--{named[1]} {config[named[1]]}: {text}" if named else text

@@ -20,10 +20,11 @@ from datamodules import DataError, Preprocessing
 from datamodules.files import atomic_write
 from lit_models import LitBase
 from lit_training.errors import CheckpointError
+from lit_training.runs.layout import BEST, LAST, PREVIOUS
 
-KEPT = {"last.ckpt": "previous.ckpt"}
+KEPT = {LAST: PREVIOUS}
 """Files whose older version is kept, and under which name."""
-LAZY = "best.ckpt"
+LAZY = BEST
 SECONDS_BETWEEN_WRITES = 5.0
 
 

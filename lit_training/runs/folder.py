@@ -15,6 +15,7 @@ from datamodules.files import atomic_write
 from datamodules.text import name_first
 from lit_training.errors import CheckpointError, UsageError, is_rank_zero
 from lit_training.runs import checkpoints
+from lit_training.runs.layout import BEST, CHECKPOINTS, CONFIG, LAST, LOGS, PREVIOUS
 
 fcntl: Any
 msvcrt: Any
@@ -26,8 +27,7 @@ except ImportError:  # Windows
     fcntl = None
 
 
-LOGS = "lightning_logs"
-RESUME_POINTS = ("last.ckpt", "previous.ckpt")
+RESUME_POINTS = (LAST, PREVIOUS)
 RESUME = "resume point"
 _locks: dict[Path, IO[str]] = {}
 """Open files by run folder. The system frees the locks when this process dies; forked processes do not hold them."""
@@ -87,7 +87,7 @@ def choose_start(resume: str, root: str, config: str) -> Start:
                 return newest_resume_point(run) or lock_run(run)  # without a point it begins again in its own folder
         return _make_folder(root, config)
     path = find_target(resume, root).resolve()
-    if path.is_file() and path.parent.name != "checkpoints":
+    if path.is_file() and path.parent.name != CHECKPOINTS:
         copied = Start(path, checkpoint=path, **_read_resume_point(path))
         if copied.finished and not extends(wanted["trainer"], copied):
             return copied  # no folder is needed for nothing
@@ -145,7 +145,7 @@ def find_target(resume: str, root: str) -> Path:
         CheckpointError: it is not there.
     """
     if resume == "latest":
-        return latest(root, lambda run: any((run / "checkpoints" / name).is_file() for name in RESUME_POINTS), RESUME)
+        return latest(root, lambda run: any((run / CHECKPOINTS / name).is_file() for name in RESUME_POINTS), RESUME)
     path = Path(resume).expanduser()
     if not path.exists():
         raise CheckpointError(f"--resume {resume}: there is no such run; give never, auto, latest or a run's folder")
@@ -169,7 +169,7 @@ def find_checkpoint(run: str, root: str = ".") -> Path:
 
 
 def _checkpoint_in(folder: Path) -> Path | None:
-    names = ("checkpoints/best.ckpt", "checkpoints/last.ckpt", "best.ckpt", "last.ckpt")
+    names = (f"{CHECKPOINTS}/{BEST}", f"{CHECKPOINTS}/{LAST}", BEST, LAST)
     return next((folder / name for name in names if (folder / name).is_file()), None)
 
 
@@ -180,7 +180,7 @@ def _number(run: Path) -> int:
 
 def _config_of(run: Path) -> dict[str, Any] | None:
     try:
-        return yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
+        return yaml.safe_load((run / CONFIG).read_text(encoding="utf-8"))
     except (OSError, yaml.YAMLError, UnicodeDecodeError):
         return None
 
@@ -199,7 +199,7 @@ def _make_folder(root: str, config: str) -> Start:
             except FileExistsError:
                 continue
             start = replace(lock_run(logs / f"version_{number}"), made=True)
-            with atomic_write(start.run / "config.yaml", "w") as file:
+            with atomic_write(start.run / CONFIG, "w") as file:
                 file.write(config)
             return start
     except OSError as error:
@@ -242,7 +242,7 @@ def newest_resume_point(run: Path) -> Start | None:
     for part in run.rglob(".*.part"):  # what a killed process was writing
         part.unlink()
     for name in RESUME_POINTS:
-        path = run / "checkpoints" / name
+        path = run / CHECKPOINTS / name
         if not path.exists():
             continue
         try:
@@ -280,12 +280,12 @@ def extends(trainer: dict[str, Any], start: Start) -> bool:
 def run_folder(checkpoint_file: Path) -> Path:
     """The folder of the run that a checkpoint belongs to."""
     folder = checkpoint_file.absolute().parent
-    return folder.parent if folder.name == "checkpoints" else folder
+    return folder.parent if folder.name == CHECKPOINTS else folder
 
 
 def resume_hint(run: Path) -> str:
     """What to type to go on with a run that was stopped; "" where it has no resume point."""
-    return f"go on with --resume {run}" if (run / "checkpoints" / "last.ckpt").is_file() else ""
+    return f"go on with --resume {run}" if (run / CHECKPOINTS / LAST).is_file() else ""
 
 
 def relative_path(path: Path) -> Path:

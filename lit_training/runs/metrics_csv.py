@@ -12,6 +12,7 @@ from torch import Tensor
 
 from datamodules.files import TEXT, atomic_write
 from lit_training.runs.folder import Start
+from lit_training.runs.layout import METRICS
 
 ROWS_BETWEEN_WRITES = 100
 
@@ -27,7 +28,7 @@ class MetricsCSV(Logger):
 
     def __init__(self, start: Start) -> None:
         super().__init__()
-        self.path, self._start = start.run / "metrics.csv", start
+        self.path, self._start = start.run / METRICS, start
         self._names: list[str] | None = None
         self._written = 0
         self._waiting: list[dict[str, Any]] = []

@@ -15,6 +15,7 @@ from lit_training import figures
 from lit_training.errors import UsageError
 from lit_training.runs.best_epoch import MODES, best_epoch
 from lit_training.runs.folder import find_checkpoint, latest, run_folder
+from lit_training.runs.layout import CONFIG, EVALUATION, METRICS, PREDICTIONS
 from lit_training.statistics import mcnemar, wilson
 from lit_training.text import print_table
 
@@ -66,14 +67,14 @@ def read_run(run: str) -> ComparedRun:
         UsageError: the folder holds no run, or one that cannot be read.
     """
     if run == "latest":
-        folder = latest(".", lambda folder: (folder / "metrics.csv").is_file(), "metrics.csv")
-    elif not ((folder := Path(run).expanduser()) / "metrics.csv").is_file():
+        folder = latest(".", lambda folder: (folder / METRICS).is_file(), METRICS)
+    elif not ((folder := Path(run).expanduser()) / METRICS).is_file():
         folder = run_folder(find_checkpoint(run))
     try:
-        settings = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
-        rows = read_csv(folder / "metrics.csv")
+        settings = yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8"))
+        rows = read_csv(folder / METRICS)
         curves = {name: _curve(rows, name) for name in MODES}
-        predictions = folder / "evaluation" / "predictions.csv"
+        predictions = folder / EVALUATION / PREDICTIONS
         answers = None
         if predictions.is_file():
             answers = {row["path"]: (row["label"], row["right"] == "1") for row in read_csv(predictions)}

@@ -30,6 +30,7 @@ from lit_training.errors import CheckpointError, UsageError, is_rank_zero
 from lit_training.runs import checkpoints
 from lit_training.runs.devices import find_device
 from lit_training.runs.folder import run_folder
+from lit_training.runs.layout import EVALUATION, SPLIT
 from lit_training.runs.processes import bind_to_loopback
 from lit_training.text import progress_bar
 
@@ -68,7 +69,7 @@ class Evaluation:
     @property
     def folder(self) -> Path:
         """Where its files go: evaluation/ in the run's folder; a folder below it for photos that were named."""
-        folder = run_folder(self.checkpoint) / "evaluation"
+        folder = run_folder(self.checkpoint) / EVALUATION
         return folder / Path(self.data).resolve().name if self.split == "photos" else folder
 
     def confusion(self) -> Tensor:
@@ -214,7 +215,7 @@ def _choose_data(
         except CheckpointError as error:
             raise CheckpointError(f"{error}: name a folder of photos with --data") from error
     arguments = dict(checkpoint["datamodule_hyper_parameters"])
-    split_file = run_folder(path) / "split.csv"
+    split_file = run_folder(path) / SPLIT
     if split_file.is_file():  # pictures may have been added since
         arguments["split_file"] = str(split_file)
     data = checkpoints.load_data({**checkpoint, "datamodule_hyper_parameters": arguments})

@@ -15,6 +15,7 @@ from datamodules.files import atomic_write, write_csv
 from datamodules.text import plural, printable
 from lit_training import figures
 from lit_training.errors import UsageError
+from lit_training.runs.layout import EXPLAINED, PREDICTIONS
 from lit_training.statistics import wilson
 from lit_training.text import print_table
 from lit_training.trained.evaluate import PRINTED, Evaluation, Scores
@@ -55,10 +56,10 @@ def write_evaluation(evaluation: Evaluation) -> None:
         print("\nmost confident mistakes")
         print_table(list(PREDICTION[:4]), [predictions[index][:4] for index in worst])
     folder = evaluation.folder
-    files = ["predictions.csv", "confusion_matrix.csv", "confusion_matrix.png"]
+    files = [PREDICTIONS, "confusion_matrix.csv", "confusion_matrix.png"]
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for earlier in ("worst.png", "explained.png"):  # of another checkpoint, perhaps
+        for earlier in ("worst.png", EXPLAINED):  # of another checkpoint, perhaps
             (folder / earlier).unlink(missing_ok=True)
         write_csv(folder / files[0], [list(PREDICTION), *predictions])
         write_csv(folder / files[1], [["label", *evaluation.class_names], *matrix])
