@@ -136,6 +136,8 @@ def test_what_is_told_to_type_next_is_about_the_best_epoch_and_the_test_data(sai
     [line] = re.findall(r"python scripts/(predict\.py .*) PICTURE", said["photos"])
     rows = printed.table(run_well(f"{line} photos/test/rose/0.png --top_k 1"), "path", "label", "probability")
     assert rows[0][1] == "sloe"
+    last = printed.result(run_well(f"evaluate.py {RUN}/checkpoints/last.ckpt"))  # a file that is named is taken
+    assert float(last["test_loss"]) == pytest.approx(classifier_loss(6, "test"), rel=1e-3)
 
 
 def test_compare_takes_the_best_epoch_of_each_kind(said: dict[str, str]) -> None:
