@@ -40,11 +40,12 @@ def atomic_write(path: str | Path, mode: str = "wb") -> Iterator[IO[Any]]:
         with contextlib.suppress(OSError):  # it was renamed, or the folder cannot be written at all
             part.unlink()
     if hasattr(os, "O_DIRECTORY"):  # Windows cannot open a folder
-        folder = os.open(target.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        with contextlib.suppress(OSError):  # the file is there; not every file system can sync a folder
+            folder = os.open(target.parent, os.O_RDONLY)
+            try:
+                os.fsync(folder)
+            finally:
+                os.close(folder)
 
 
 def write_csv(path: str | Path, rows: Iterable[Iterable[Any]]) -> None:

@@ -44,8 +44,8 @@ def one_line_errors(program: str) -> Iterator[None]:
     except Exception as error:
         if not is_rank_zero() and re.search(r"(closed|reset) by peer", str(error)):
             sys.exit(2)  # another rank has failed, and says why
-        late = isinstance(error, ValueError | TypeError | RuntimeError) and refused_by_library(error)
-        if not (late or is_user_error(error)):
+        late = isinstance(error, ValueError | TypeError | RuntimeError)
+        if not (is_user_error(error) or (late and refused_by_library(error))):
             raise
         fail(program, str(error))
 

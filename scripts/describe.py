@@ -15,6 +15,7 @@ def main(arguments: list[str] | None = None) -> None:
     chosen, rest = parser.parse_known_args(arguments)
 
     import warnings  # here: --help need not wait for torch
+    from pathlib import Path
 
     from lit_models import LitBase
     from lit_training import load
@@ -32,7 +33,7 @@ def main(arguments: list[str] | None = None) -> None:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # advice to who trains
                 model = MODELS[chosen.model](**settings.init_args)
-        elif near := nearest(chosen.model, MODELS):
+        elif not Path(chosen.model).exists() and (near := nearest(chosen.model, MODELS)):
             raise UsageError(f"there is no model {chosen.model}: did you mean {near}?")
         elif rest:
             raise UsageError(f"{rest[0]}: a trained network is what it is; arguments go with a class name")

@@ -1,4 +1,7 @@
-"""In which order samples are loaded, on any number of devices, and back to the order of the data."""
+"""In which order samples are loaded, on any number of devices, and back to the order of the data.
+
+A training sampler hands out *keys*, ``epoch * len(dataset) + index``; order and augmentation are functions of them.
+"""
 
 from collections.abc import Iterator
 from typing import Any
@@ -65,7 +68,7 @@ class EvalSampler(DistributedSampler):
 
 
 def in_input_order(trainer: Any, rows: Tensor, loader: Any) -> Tensor:
-    """Put together what the ranks made of the batches that an :class:`~datamodules.loading.EvalSampler` dealt out.
+    """Put together what the ranks made of the batches that an :class:`EvalSampler` dealt out.
 
     Args:
         rows: (n, ...), this rank's, of one batch after the other, padding included.

@@ -3,8 +3,8 @@
 import math
 from typing import Any
 
-from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from torch import Tensor
 
 from lit_training.errors import UsageError
@@ -38,12 +38,20 @@ class BestCheckpoint(ModelCheckpoint):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_train_end(trainer, pl_module)
-        if isinstance(writer := trainer.strategy.checkpoint_io, FitCheckpointIO):
-            writer.flush()
+        _flush(trainer)
         trainer.strategy.barrier(BEST)  # no rank may open it before it is written
 
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        super().on_exception(trainer, pl_module, exception)
+        _flush(trainer)
 
-class StopEarly(Callback):
+
+def _flush(trainer: Trainer) -> None:
+    if isinstance(writer := trainer.strategy.checkpoint_io, FitCheckpointIO):
+        writer.flush()
+
+
+class StopEarly(EarlyStopping):
     """Stops after ``patience`` looks in a row without a better epoch, or when the metric is not finite.
 
     It looks after each epoch, or after each validation where these are not one and the same, as Lightning's own does,
@@ -56,7 +64,8 @@ class StopEarly(Callback):
     """
 
     def __init__(self, monitor: str, mode: str, patience: int) -> None:
-        self.best, self.patience, self.waited = BestSoFar(monitor, mode), patience, 0
+        super().__init__(monitor, mode=mode, patience=patience)  # Lightning calls it after the model has logged
+        self.best, self.waited = BestSoFar(monitor, mode), 0
 
     @property
     def state_key(self) -> str:

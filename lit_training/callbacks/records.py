@@ -19,6 +19,7 @@ from torch import Tensor
 
 from datamodules.files import atomic_write
 from datamodules.loading.order import TrainSampler
+from datamodules.photos.folder import Photos
 from lit_training.runs.foreign import data_of
 from lit_training.runs.layout import LEFT_OUT, RECORD, SPLIT
 
@@ -106,7 +107,7 @@ class PhotoRecords(Callback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         folder = trainer.log_dir  # asks all ranks
         photos = data_of(trainer).photos
-        if trainer.is_global_zero and folder is not None and photos is not None:
+        if trainer.is_global_zero and folder is not None and isinstance(photos, Photos):
             photos.write_split(Path(folder) / SPLIT)
             if photos.left_out:
                 photos.write_left_out(Path(folder) / LEFT_OUT)

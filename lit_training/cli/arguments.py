@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 from typing import NoReturn
 
+from datamodules.text import printable
 from lit_training.text import nearest
 
 
@@ -21,10 +22,10 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         unknown = re.match(r"unrecognized arguments: (\S+)", message)
         if unknown:
-            near = nearest(unknown[1].partition("=")[0], re.findall(r"--[a-z_]+", self.format_help()))
+            near = nearest(unknown[1].partition("=")[0], re.findall(r"--[a-z_]+", self.format_usage()))
             hint = f"did you mean {near}?" if near else f"see python scripts/{self.prog} --help"
             message = f"there is no {unknown[1]}: {hint}"
-        self.exit(2, f"{self.prog}: error: {message}\n")
+        self.exit(2, printable(f"{self.prog}: error: {message}") + "\n")
 
 
 def at_least(least: int) -> Callable[[str], int]:

@@ -88,6 +88,7 @@ def print_result(run: Run) -> None:
     metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
     skipped = trainer.barebones or trainer.fast_dev_run
     if isinstance(model, LitBase) and run.validates and not skipped:
+        trainer.ckpt_path = None  # of the fit: else a validation without a path would read it
         with _without_loggers(trainer):  # the evaluation is no point of the curves
             # Without a checkpoint it is the weights as they are now.
             options: dict[str, Any] = {"ckpt_path": best, "weights_only": True} if best else {}

@@ -43,10 +43,12 @@ class Facts:
         self.kinds = [kind for kind in KINDS if re.search(rf"<class '{kind}'>|Not of type {kind}:", expected)]
         if self.keys == ["seed_everything"] or "float" in self.kinds:
             self.kinds = self.kinds[-1:]
-        literals = re.findall(r"Literal(\[[^]]*\])", message)
-        self.choices = [*dict.fromkeys(str(name) for text in literals for name in ast.literal_eval(text))]
-        if self.choices and "bool" in self.kinds:
-            self.choices += ["true", "false"]
+
+    @property
+    def choices(self) -> list[str]:
+        literals = re.findall(r"Literal(\[[^]]*\])", self.message)
+        names = [*dict.fromkeys(str(name) for text in literals for name in ast.literal_eval(text))]
+        return names + ["true", "false"] * (bool(names) and "bool" in self.kinds)
 
     def class_hint(self) -> str:
         return suggest(self.value, _class_names(self.keys[-1], self.message))
@@ -99,7 +101,7 @@ SENTENCES: list[tuple[str, Callable[[re.Match[str], Facts], Any]]] = [
         ),
     ),
     (
-        r"Parser key.*(No module named .*|does not correspond to a subclass of \w+)",
+        r"Parser key.*?(No module named [^\n]*|does not correspond to a subclass of \w+)",
         lambda m, f: f"{f.flag} {f.value} cannot be used ({m[1]}): {f.class_hint()}",
     ),
     (

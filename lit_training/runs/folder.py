@@ -239,8 +239,9 @@ def _lock(file: IO[str]) -> None:
 def newest_resume_point(run: Path) -> Start | None:
     """Find the newest resume point that can be read, and lock the run. Broken ones are named and set aside."""
     start = lock_run(run)
-    for part in run.rglob(".*.part"):  # what a killed process was writing
-        part.unlink()
+    for part in (*run.glob(".*.part"), *(run / CHECKPOINTS).glob(".*.part")):  # what a killed process was writing
+        with contextlib.suppress(OSError):
+            part.unlink()
     for name in RESUME_POINTS:
         path = run / CHECKPOINTS / name
         if not path.exists():

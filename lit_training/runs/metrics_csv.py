@@ -65,7 +65,8 @@ class MetricsCSV(Logger):
         if not self._waiting:
             return
         names, waiting = self._columns(), self._waiting
-        if new := set().union(*waiting) - set(names):
+        new = set().union(*waiting) - set(names)
+        if new or not self.path.is_file():
             self._names = names = sorted([*names, *new])
             old = self._read() if self.path.is_file() else []
             self._replace(names, old)

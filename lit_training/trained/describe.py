@@ -113,12 +113,13 @@ def _name(node: Any, names: Mapping[nn.Parameter, str]) -> str:
 def describe(model: LitBase) -> str:
     """Layers, cost, loss chain and first bias gradient of a model, as text. The model is left as it was."""
     gradients = [(parameter, parameter.grad) for parameter in model.parameters()]
-    with evaluation_mode(model):  # BatchNorm takes a batch of one, and nothing is drawn
-        x = sample_input(model)
-        text = _describe_dynamic(model, x) if isinstance(model, LitDynamic) else _describe_usual(model, x)
-    for parameter, gradient in gradients:
-        parameter.grad = gradient
-    return text
+    try:
+        with evaluation_mode(model):  # BatchNorm takes a batch of one, and nothing is drawn
+            x = sample_input(model)
+            return _describe_dynamic(model, x) if isinstance(model, LitDynamic) else _describe_usual(model, x)
+    finally:
+        for parameter, gradient in gradients:
+            parameter.grad = gradient
 
 
 def _describe_usual(model: LitBase, x: Tensor) -> str:

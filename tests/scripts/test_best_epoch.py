@@ -224,3 +224,8 @@ def test_without_validation_the_training_loss_decides(said: dict[str, str]) -> N
     newest = max(Path("lightning_logs").glob("version_*"), key=lambda path: path.stat().st_mtime)
     assert torch.load(newest / "checkpoints/best.ckpt", weights_only=True)["epoch"] == 3
     assert "val_loss" not in printed.result(out)
+
+
+def test_early_stopping_without_validation_waits_for_the_training_loss(tmp_path: Path) -> None:
+    out = run_well("fit.py --model LitMLP --max_epochs 6 --model.lr 0 --limit_val_batches 0 --early_stopping 2")
+    assert len(printed.epochs(out)) == 3  # the first, and two that are no better
