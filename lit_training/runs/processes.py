@@ -36,7 +36,8 @@ class Watch:
     """Knows whether a signal came, and ends the process where the main thread no longer can.
 
     Before the first step and after the last one a signal ends the program at once: there is nothing to save. In
-    between the first one is noted for the callback ResumePoint; a second one does not wait. A thread does this: the main one may be inside a collective operation that never returns, where Python runs no handler.
+    between the first one is noted for the callback ResumePoint; a second one does not wait. A thread does this: the
+    main one may be inside a collective operation that never returns, where Python runs no handler.
 
     Args:
         timeout: minutes without any step, counted from the first one, after which the job ends with an error.
