@@ -49,6 +49,12 @@ def test_a_run_that_never_had_a_number_has_no_best_epoch() -> None:
     assert ComparedRun("a", Path("a"), {}, {"val_loss": {1: float("nan"), 2: float("nan")}}, None).best == {}
 
 
+@pytest.mark.parametrize("decides", ["val_loss", "train_loss"])
+def test_the_best_epoch_of_a_regression_has_the_lowest_loss(decides: str) -> None:
+    curves = {decides: {1: 3.0, 2: 1.0, 3: 2.0}}
+    assert ComparedRun("a", Path("a"), {}, curves, None).best == {decides: 1.0}
+
+
 def test_a_real_difference_is_found() -> None:
     random = np.random.default_rng(0)
     one, other = random.random(1000) < 0.80, random.random(1000) < 0.88
