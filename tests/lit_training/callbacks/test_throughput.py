@@ -1,6 +1,7 @@
 """Samples per second: what is counted, and that validation is not."""
 
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -73,3 +74,15 @@ def test_samples_over_the_time_of_training_alone(
     trainer = bare(max_epochs=3, callbacks=[Throughput(), Pass(clock), read], num_sanity_val_steps=sanity_steps)
     trainer.fit(LitMLP(8, (4,), 2), RandomDataModule(in_features=8, out_features=2, length=8, batch_size=4, steps=3))
     assert read.speeds == [2.0, 2.0]  # 3 batches of 4 in 6 s
+
+
+def test_the_samples_of_all_processes_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, logged, speed = Clock(), {}, Throughput()
+    monkeypatch.setattr(throughput, "time", clock)
+    trainer: Any = SimpleNamespace(world_size=3)
+    model: Any = SimpleNamespace(log=lambda name, value, **_: logged.update({name: value}))
+    speed.on_train_epoch_start(trainer, model)
+    speed.on_train_batch_end(trainer, model, None, torch.zeros(8, 2), 0)
+    clock.now += 4
+    speed.on_train_epoch_end(trainer, model)
+    assert logged == {"samples_per_second": 3 * 8 / 4}

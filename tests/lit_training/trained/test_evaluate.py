@@ -121,6 +121,17 @@ def test_other_photos_are_matched_by_class_name(
     assert "note: class bees is only in val: it cannot be learned, 4 pictures left out" in capsys.readouterr().err
 
 
+def test_a_folder_that_is_named_is_judged_by_its_own_split(photo_run: Trained, photo_folder: Path) -> None:
+    """Its test pictures, else its validation pictures; those for training only where there are no others."""
+    for folder, count in (("test", 2), ("val", 8), ("train", 16)):
+        if folder == "test":
+            for name in ("ants", "bees"):
+                (photo_folder / "test" / name).mkdir(parents=True)
+                Image.new("RGB", (40, 40), (9 * len(name), 80, 90)).save(photo_folder / "test" / name / "1.png")
+        assert len(load(photo_run.path).evaluate(str(photo_folder)).targets) == count
+        shutil.rmtree(photo_folder / folder)
+
+
 def test_generated_pictures_are_judged_by_test(shapes_run: Trained) -> None:
     found = load(shapes_run.path).evaluate()
     data = ShapesDataModule(train_size=20, val_size=30)
