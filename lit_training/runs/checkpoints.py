@@ -76,9 +76,9 @@ def _write(target: Path, save: Callable[[IO[bytes]], Any]) -> None:
     try:
         with atomic_write(target) as file:
             save(file)
-            file.flush()
-            os.fsync(file.fileno())
-            if target.name in KEPT and target.exists():  # the new one is on the disk already
+            if target.name in KEPT and target.exists():
+                file.flush()
+                os.fsync(file.fileno())  # the new one is on the disk before the old one moves
                 target.replace(target.with_name(KEPT[target.name]))
     except (OSError, RuntimeError) as error:  # torch makes the latter of a full disk
         cause = error if isinstance(error, OSError) else error.__context__
@@ -143,7 +143,7 @@ def validate_metadata(model: LitBase) -> None:
     """Look at what else a checkpoint says: a name for each output, which may have none, and the preprocessing.
 
     Raises:
-        ValueError, TypeError, KeyError: it is not what a network and its inputs need.
+        ValueError, TypeError: it is not what a network and its inputs need.
     """
     outputs, names = model.hparams.get("num_classes", 0), model.class_names
     if names is not None:

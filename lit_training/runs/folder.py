@@ -28,7 +28,6 @@ except ImportError:  # Windows
 
 
 RESUME_POINTS = (LAST, PREVIOUS)
-RESUME = "resume point"
 _locks: dict[Path, IO[str]] = {}
 """Open files by run folder. The system frees the locks when this process dies; forked processes do not hold them."""
 
@@ -145,7 +144,11 @@ def find_target(resume: str, root: str) -> Path:
         CheckpointError: it is not there.
     """
     if resume == "latest":
-        return latest(root, lambda run: any((run / CHECKPOINTS / name).is_file() for name in RESUME_POINTS), RESUME)
+
+        def has_point(run: Path) -> bool:
+            return any((run / CHECKPOINTS / name).is_file() for name in RESUME_POINTS)
+
+        return latest(root, has_point, "resume point")
     path = Path(resume).expanduser()
     if not path.exists():
         raise CheckpointError(f"--resume {resume}: there is no such run; give never, auto, latest or a run's folder")

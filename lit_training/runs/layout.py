@@ -1,4 +1,4 @@
-"""The names of a run's files; issue trackers and scripts of users know them, so a change is a breaking one."""
+"""The names of a run's files. Scripts of users read them: renaming one is a breaking change."""
 
 LOGS = "lightning_logs"
 """Below the default root; holds a folder ``version_N`` for each run."""
