@@ -3,6 +3,9 @@
 A test writes :data:`SOURCE` into its folder; every one of its classes knows Lightning alone.
 """
 
+import contextlib
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 SOURCE = '''
@@ -45,3 +48,15 @@ class PictureModel(LightningModule):
 def write_own_classes() -> None:
     """Write ``own_classes.py`` into the current folder."""
     Path("own_classes.py").write_text(SOURCE)
+
+
+@contextlib.contextmanager
+def remember_imports() -> Iterator[None]:
+    """Forget, at the end, the modules and folders that were imported from inside."""
+    modules, path = set(sys.modules), [*sys.path]
+    try:
+        yield
+    finally:
+        sys.path[:] = path
+        for name in {"mine", "own_classes"} & (set(sys.modules) - modules):
+            del sys.modules[name]
