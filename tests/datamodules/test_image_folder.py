@@ -75,7 +75,7 @@ def test_every_argument_changes_something(to_split: Path, argument: str) -> None
     before = everything(**usual)
     assert before == everything(**usual)
     if argument == "max_bad_fraction":
-        with pytest.raises(DataError, match="broken: 1 of 13 pictures, more than 1%"):
+        with pytest.raises(DataError, match="1 of 13 pictures are broken, more than 1%"):
             everything(root=str(to_split), max_bad_fraction=others[argument])
     else:
         assert before != everything(**{**usual, argument: others[argument]})

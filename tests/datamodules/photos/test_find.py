@@ -38,11 +38,11 @@ def test_text_files_and_loose_pictures_are_left_out(tmp_path: Path) -> None:
 
 
 def test_permission() -> None:
-    """Root may read everything, so the examination runs as nobody."""
+    """Root can read every file, so this test runs as the user nobody."""
     code = (
         "import os, sys; from datamodules.photos.folder import examine\n"
         "if os.getuid() == 0: os.setgid(65534); os.setuid(65534)\n"
-        "photos = examine(sys.argv[1], num_workers=0, max_bad_fraction=0.9, cache=False)\n"
+        "photos = examine(sys.argv[1], max_bad_fraction=0.9)\n"
         "print([tuple(file) for file in photos.left_out])\n"
     )
     with tempfile.TemporaryDirectory() as folder:  # pytest's own folders are closed to nobody
@@ -111,7 +111,7 @@ def test_class_only_in_val_and_class_missing_from_val(tmp_path: Path) -> None:
     assert {file[1:] for file in photos.left_out} == {("class not in train", "class aa is only in val and test")}
     assert photos.notes == [
         "class aa is only in val and test: it cannot be learned, 3 pictures left out",
-        "no picture in val, so accuracy is not measured, for 1 class: b",
+        "accuracy is not measured for 1 class without pictures in val: b",
     ]
 
 
