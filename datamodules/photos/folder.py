@@ -18,7 +18,6 @@ from datamodules.photos.find import (
     VAL,
     LeftOut,
     Listing,
-    class_counts,
     find_class_names,
     find_photos,
 )
@@ -38,10 +37,6 @@ IMBALANCE = 10  # the largest class has at least this many times the training pi
 
 class Photos(Listing):
     """The pictures that are used, with their classes and their splits."""
-
-    def counts(self) -> np.ndarray:
-        """Return the number of pictures per split and class: int64 array (3, classes)."""
-        return class_counts(self.labels, self.splits, len(self.class_names))
 
     def select(self, split: int) -> np.ndarray:
         """Return the indices of the pictures of `split`, ascending."""
@@ -160,8 +155,7 @@ def _name_twins(listing: Listing, copies: np.ndarray, across: np.ndarray) -> Ite
 
 
 def _refuse_empty_classes(listing: Listing, left_out: list[LeftOut]) -> None:
-    usable = class_counts(listing.labels, listing.splits, len(listing.class_names))[TRAIN]
-    for label in np.flatnonzero(usable == 0).tolist():
+    for label in np.flatnonzero(listing.counts()[TRAIN] == 0).tolist():
         name = listing.class_names[label]
         why = [f"{file.path} ({file.kind})" for file in left_out if f"/{name}/" in f"/{file.path}/"]
         raise DataError(

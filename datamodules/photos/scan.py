@@ -55,25 +55,20 @@ def scan_photos(
         num_workers: maximum number of processes, 0 for none, None for one per core. The result does not depend on it.
         progress: called with (files done, number of files) after each chunk.
     """
-    n, base = len(listing.paths), listing.root.absolute()  # absolute: workers have another current folder
+    n = len(listing.paths)
     _, same_size, copies = np.unique(listing.sizes, return_inverse=True, return_counts=True)
     with_content = copies[same_size] > 1
     known = np.zeros(n, _CACHE_ROW)
     known["key"], known["size"], known["mtime"] = listing.paths.hashes(), listing.sizes, listing.mtimes
-    cache_file = _cache_file(base)
+    cache_file = _cache_file(listing.root)
     done = _read_cache(cache_file, known) if cache_file else np.zeros(n, bool)
     verdicts = known["verdict"]
     done &= (verdicts["content"] != 0) | ~with_content
     todo = np.flatnonzero(~done)
     bad: list[LeftOut] = []
-
-    def request(rows: np.ndarray) -> list[tuple[str, bool]]:
-        return [(f"{base}/{listing.paths[row]}", bool(with_content[row])) for row in rows]
-
-    chunks = [todo[start : start + _CHUNK] for start in range(0, len(todo), _CHUNK)]
-    finished, size = n - len(todo), int(listing.sizes[todo].sum())
+    finished = n - len(todo)
     try:
-        for rows, looks in zip(chunks, _look_in_processes(chunks, request, size, num_workers), strict=True):
+        for rows, looks in _look_at_files(listing, todo, with_content, num_workers):
             for row, seen in zip(rows.tolist(), looks, strict=True):
                 if seen.kind:
                     bad.append(LeftOut(listing.paths[row], seen.kind, seen.reason))
@@ -96,27 +91,22 @@ def content_groups(content: np.ndarray) -> np.ndarray:
     return np.where(content == 0, np.arange(len(content)), first[group])
 
 
-def _look_in_processes(
-    chunks: list[np.ndarray],
-    request: Callable[[np.ndarray], list[tuple[str, bool]]],
-    size: int,
-    num_workers: int | None,
-) -> Iterator[list[Look]]:
-    """Yield the results of each chunk of rows, in order.
+def _look_at_files(
+    listing: Listing, todo: np.ndarray, with_content: np.ndarray, num_workers: int | None
+) -> Iterator[tuple[np.ndarray, list[Look]]]:
+    """Yield chunks of the indices `todo` with the results for their files, in order."""
+    root = listing.root.absolute()  # workers have another current folder
+    chunks = [todo[start : start + _CHUNK] for start in range(0, len(todo), _CHUNK)]
 
-    Args:
-        chunks: rows of the listing.
-        request: returns (path, whether to hash the content) for each row of a chunk. It is called late, because a
-            million paths need too much memory at once.
-        size: of all files, in bytes.
-        num_workers: as for :func:`scan_photos`.
-    """
+    def request(rows: np.ndarray) -> list[tuple[str, bool]]:  # for one chunk: a million names need much memory
+        return [(f"{root}/{listing.paths[row]}", bool(with_content[row])) for row in rows]
+
     if num_workers is None:
         num_workers = available_cores()
-    num_workers = min(num_workers, size // _BYTES_PER_PROCESS)
+    num_workers = min(num_workers, int(listing.sizes[todo].sum()) // _BYTES_PER_PROCESS)
     if num_workers < 2:
-        for chunk in chunks:
-            yield [look(Path(name), with_content) for name, with_content in request(chunk)]
+        for rows in chunks:
+            yield rows, [look(Path(name), hash_it) for name, hash_it in request(rows)]
         return
     # Not multiprocessing: its "spawn" imports the caller's main module again, with torch, and fails if a script has
     # no __main__ guard.
@@ -145,7 +135,7 @@ def _look_in_processes(
 
     threads = ThreadPoolExecutor(num_workers)
     try:
-        yield from threads.map(ask, chunks)
+        yield from zip(chunks, threads.map(ask, chunks), strict=True)
     finally:
         threads.shutdown(cancel_futures=True)
         for worker in workers:

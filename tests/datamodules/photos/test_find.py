@@ -1,4 +1,4 @@
-"""A folder's layout decides classes and splits; every file that is not used gets a name."""
+"""The layout of a folder gives classes and splits. Every file that is not used is listed."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_text_files_and_loose_pictures_are_left_out(tmp_path: Path) -> None:
     put(tmp_path / "loose.jpg", JPEG)
     assert look_at(tmp_path).left_out == [
         LeftOut("cat/labels.txt", "not a picture by its name", "ends in .txt"),
-        LeftOut("loose.jpg", "in no class folder", "lies beside the class folders, not in one"),
+        LeftOut("loose.jpg", "in no class folder", "is next to the class folders, not in one"),
     ]
 
 
@@ -61,14 +61,14 @@ def test_permission() -> None:
     ), done.stderr
 
 
-def test_file_that_is_gone_or_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_and_special_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     two(tmp_path)
     (tmp_path / "cat" / "dangling.jpg").symlink_to(tmp_path / "nowhere")
     os.mkfifo(tmp_path / "cat" / "pipe.jpg")
     (tmp_path / "cat" / "null.jpg").symlink_to("/dev/null")
     (tmp_path / "cat" / "self.jpg").symlink_to(tmp_path / "cat" / "self.jpg")
     with socket.socket(socket.AF_UNIX) as listener:
-        monkeypatch.chdir(tmp_path / "cat")  # a socket's address is short
+        monkeypatch.chdir(tmp_path / "cat")  # the path of a socket must be short
         listener.bind("socket.jpg")
     assert look_at(tmp_path).left_out == [
         LeftOut("cat/dangling.jpg", "unreadable", "No such file or directory"),
@@ -79,7 +79,7 @@ def test_file_that_is_gone_or_no_file(tmp_path: Path, monkeypatch: pytest.Monkey
     ]
 
 
-def test_it_ignores_hidden_and_system_files(tmp_path: Path) -> None:
+def test_hidden_and_system_files_are_ignored(tmp_path: Path) -> None:
     two(tmp_path)
     for path in (".x/0.jpg", ".ipynb_checkpoints/0.jpg", "__MACOSX/0.jpg", "cat/.ipynb_checkpoints/0.jpg"):
         put(tmp_path / path, JPEG)
@@ -119,7 +119,7 @@ def test_empty_class_folder_is_a_note(tmp_path: Path) -> None:
     (two(tmp_path) / "empty").mkdir()
     photos = look_at(tmp_path)
     assert photos.class_names == class_names(tmp_path) == ("cat", "dog")
-    assert "empty/ holds no pictures: passed over" in photos.notes
+    assert "empty/ contains no pictures: ignored" in photos.notes
 
 
 def test_nested_folders_belong_to_the_class(tmp_path: Path) -> None:
@@ -132,7 +132,7 @@ def test_a_class_called_train(tmp_path: Path) -> None:
     assert look_at(tmp_path).class_names == ("plane", "train")
 
 
-def test_it_follows_a_link_once_and_leaves_loops(tmp_path: Path) -> None:
+def test_links_are_followed_once_and_loops_ignored(tmp_path: Path) -> None:
     root = two(tmp_path / "root", 2)
     fill(tmp_path, {"elsewhere": 3}, seed=50)
     fill(root, {"cat/sub": 1}, seed=60)
@@ -165,9 +165,9 @@ def test_linked_class_folder(tmp_path: Path) -> None:
 
 
 def test_refused_folders(tmp_path: Path) -> None:
-    assert refused(tmp_path / "x") == "DIR does not exist: name the folder that holds your class folders"
+    assert refused(tmp_path / "x") == "DIR does not exist: give the folder that contains your class folders"
     put(tmp_path / "file", b"")
-    assert refused(tmp_path / "file") == "DIR is no folder: name the folder that holds your class folders"
+    assert refused(tmp_path / "file") == "DIR is not a folder: give the folder that contains your class folders"
     (tmp_path / "no").mkdir()
     no_folders = "DIR has no class folders: make one for each class, DIR/<class>/<picture>.jpg"
     assert refused(tmp_path / "no") == no_folders

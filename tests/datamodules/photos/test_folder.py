@@ -178,7 +178,7 @@ def test_notes_use_singular_and_plural(tmp_path: Path) -> None:
     put(tmp_path / "val/a/y1.jpg", encoded(702))
     (tmp_path / "val/c/0.jpg").unlink()
     assert look_at(tmp_path).notes == [
-        "val/c/ holds no pictures: passed over",
+        "val/c/ contains no pictures: ignored",
         "class aa is only in test: it cannot be learned, 2 pictures left out",
         "2 pictures rotated by an EXIF tag, as phones do: used upright",
         "2 pictures whose suffix does not match the format: still used (train/a/png0.jpg, train/a/png1.jpg)",
