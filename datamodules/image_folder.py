@@ -12,10 +12,10 @@ from datamodules.loading.loader import workers_for_decoding
 from datamodules.loading.memory import Pictures
 from datamodules.loading.module import SplitDataModule
 from datamodules.photos.dataset import PhotoFiles, read_pixels
-from datamodules.photos.find import SPLITS, TEST, TRAIN
+from datamodules.photos.find import SPLITS, TEST, TRAIN, find_class_names
 from datamodules.photos.folder import Photos, examine
-from datamodules.photos.folder import class_names as find_classes
 from datamodules.photos.paths import Paths
+from datamodules.photos.split import read_split_file
 from datamodules.photos.store import PictureStore, store_path
 from datamodules.photos.transforms import eval_transform
 from datamodules.preprocessing import Preprocessing
@@ -83,7 +83,13 @@ class ImageFolderDataModule(SplitDataModule):
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        return self.photos.class_names if self.photos else find_classes(self.root, self.hparams["split_file"])
+        """The classes that have training pictures, sorted. Opens no picture."""
+        if self.photos:
+            return self.photos.class_names
+        split_file = self.hparams["split_file"]
+        if split_file is None:
+            return find_class_names(self.root)
+        return tuple(sorted({label for _, label, split in read_split_file(split_file) if split == TRAIN}))
 
     @property
     def num_classes(self) -> int:

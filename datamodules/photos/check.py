@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -41,8 +41,7 @@ ADVICE = {
 }
 
 
-@dataclass(frozen=True)
-class Finding:
+class Finding(NamedTuple):
     """A possible problem: `kind` is a key of ADVICE, each of `items` contains file names (or texts) that belong
     together."""
 
@@ -124,7 +123,7 @@ def near_groups(hashes: np.ndarray, copies: np.ndarray) -> np.ndarray:
     # Pictures of one color or an even gradient have almost only 0 bits or 1 bits, so all of them would look alike.
     bits = _count_bits(hashes)
     usable = np.flatnonzero((copies == np.arange(len(copies))) & (bits > DISTANCE) & (bits < 64 - DISTANCE))
-    one, other = (usable[side] for side in _near_pairs(hashes[usable]))
+    one, other = usable[_near_pairs(hashes[usable])]
     group = np.arange(len(hashes))
     while True:  # each round passes the lowest index on to the neighbors
         lower = group.copy()
@@ -136,13 +135,13 @@ def near_groups(hashes: np.ndarray, copies: np.ndarray) -> np.ndarray:
         group = lower
 
 
-def _near_pairs(hashes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the indices of all pairs of hashes that differ in at most DISTANCE bits.
+def _near_pairs(hashes: np.ndarray) -> np.ndarray:
+    """Return the indices, shape (2, pairs), of all pairs of hashes that differ in at most DISTANCE bits.
 
     Such a pair agrees in at least one of DISTANCE + 1 bands of bits, so only hashes that share a band are compared.
     """
     width = 64 // (DISTANCE + 1)
-    ones, others = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
+    pairs = [np.empty((2, 0), np.int64)]
     for band in range(DISTANCE + 1):
         values = hashes >> np.uint64(width * band) & np.uint64((1 << width) - 1)
         order = np.argsort(values, kind="stable")
@@ -150,12 +149,10 @@ def _near_pairs(hashes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         left, step = np.arange(len(order)), 1
         while len(left := left[left + step < len(order)]):
             left = left[values[left] == values[left + step]]
-            one, other = order[left], order[left + step]
-            near = _count_bits(hashes[one] ^ hashes[other]) <= DISTANCE
-            ones.append(one[near])
-            others.append(other[near])
+            pair = order[np.stack([left, left + step])]
+            pairs.append(pair[:, _count_bits(hashes[pair[0]] ^ hashes[pair[1]]) <= DISTANCE])
             step += 1
-    return np.concatenate(ones), np.concatenate(others)
+    return np.concatenate(pairs, axis=1)
 
 
 def _count_bits(values: np.ndarray) -> np.ndarray:

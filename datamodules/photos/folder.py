@@ -18,7 +18,6 @@ from datamodules.photos.find import (
     VAL,
     LeftOut,
     Listing,
-    find_class_names,
     find_photos,
 )
 from datamodules.photos.scan import content_groups, scan_photos
@@ -27,7 +26,6 @@ from datamodules.photos.split import (
     NAMED,
     apply_split_file,
     copies_across,
-    read_split_file,
     stratified_split,
 )
 from datamodules.text import align_columns, name_first, plural, printable
@@ -67,17 +65,6 @@ class Photos(Listing):
             lines += [f"    and {count - NAMED:,} more"] * (count > NAMED)
         lines += [f"note: {note}" for note in self.notes]
         return "\n".join(lines)
-
-
-def class_names(root: str | Path, split_file: str | None = None) -> tuple[str, ...]:
-    """Return the classes that have training pictures, sorted, as :func:`examine` does. Opens no picture.
-
-    Raises:
-        DataError: as :func:`find_photos`, or `split_file` cannot be read.
-    """
-    if split_file is not None:
-        return tuple(sorted({label for _, label, split in read_split_file(split_file) if split == TRAIN}))
-    return find_class_names(root)
 
 
 def examine(
@@ -140,7 +127,7 @@ def examine(
         splits[train[stratified_split(listing.labels[train], groups[train], order[train], val_size)]] = VAL
         notes.append(f"no folder val/: {val_size:.0%} of each class became val (seed {seed})")
     photos = Photos(**{**vars(listing), "splits": splits, "left_out": left_out, "notes": notes})
-    notes += _write_notes(photos, verdicts["flags"], groups)
+    notes += _make_notes(photos, verdicts["flags"], groups)
     return photos
 
 
@@ -164,7 +151,7 @@ def _refuse_empty_classes(listing: Listing, left_out: list[LeftOut]) -> None:
         )
 
 
-def _write_notes(photos: Photos, flags: np.ndarray, groups: np.ndarray) -> list[str]:
+def _make_notes(photos: Photos, flags: np.ndarray, groups: np.ndarray) -> list[str]:
     notes = []
     if turned := int(np.count_nonzero(flags & ROTATED)):
         notes.append(f"{plural(turned, 'picture')} rotated by an EXIF tag, as phones do: used upright")

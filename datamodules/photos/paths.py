@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import operator
 from array import array
 from collections.abc import Iterable, Iterator
 from typing import SupportsIndex
@@ -26,41 +25,37 @@ class Paths:
 
     @classmethod
     def from_iterable(cls, paths: Iterable[str]) -> Paths:
-        return cls._joined(path.encode("utf-8", "surrogateescape") for path in paths)
+        return cls._join(path.encode("utf-8", "surrogateescape") for path in paths)
 
     @classmethod
-    def _joined(cls, names: Iterable[bytes | memoryview]) -> Paths:
+    def _join(cls, paths: Iterable[bytes]) -> Paths:
         data, offsets = bytearray(), array("q", [0])
-        for name in names:
-            data += name
+        for path in paths:
+            data += path
             offsets.append(len(data))
         return cls(np.frombuffer(data, np.uint8), np.frombuffer(offsets, np.int64))
 
-    def _raw(self, indices: Iterable[int]) -> Iterator[memoryview]:
-        data, offsets = memoryview(self._data.data), self._offsets
-        return (data[offsets[i] : offsets[i + 1]] for i in indices)
+    def _bytes(self, index: int) -> bytes:
+        return self._data[self._offsets[index] : self._offsets[index + 1]].tobytes()
 
     def __len__(self) -> int:
         return len(self._offsets) - 1
 
     def __getitem__(self, index: SupportsIndex) -> str:
-        index = operator.index(index)
-        if not -len(self) <= index < len(self):
-            raise IndexError(f"path {index} of {len(self)}")
-        return bytes(next(self._raw([index % len(self)]))).decode("utf-8", "surrogateescape")
+        return self._bytes(range(len(self))[index]).decode("utf-8", "surrogateescape")
 
     def __iter__(self) -> Iterator[str]:
-        return (bytes(raw).decode("utf-8", "surrogateescape") for raw in self._raw(range(len(self))))
+        return (self[index] for index in range(len(self)))
 
     def take(self, indices: np.ndarray) -> Paths:
         """Return the paths at `indices` (ints >= 0), in this order."""
-        return self._joined(self._raw(indices))
+        return self._join(map(self._bytes, indices))
 
     def hashes(self, salt: str = "") -> np.ndarray:
         """Return a BLAKE2b hash of 64 bits for each path: uint64 array (n,). `salt` (up to 64 bytes) changes them."""
         digests, key = bytearray(), salt.encode()
-        for raw in self._raw(range(len(self))):
-            digests += hashlib.blake2b(raw, digest_size=8, key=key).digest()
+        for index in range(len(self)):
+            digests += hashlib.blake2b(self._bytes(index), digest_size=8, key=key).digest()
         return np.frombuffer(digests, "<u8")
 
     def update(self, digest: hashlib._Hash) -> None:

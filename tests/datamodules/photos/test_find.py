@@ -13,7 +13,6 @@ import pytest
 
 from datamodules.errors import DataError
 from datamodules.photos.find import TEST, TRAIN, VAL, LeftOut, find_class_names, find_photos
-from datamodules.photos.folder import class_names
 from tests.support.photos import JPEG, fill, look_at, names, put, refused, two
 
 # --- files that are left out ------------------------------------------------------------
@@ -96,7 +95,7 @@ def test_hidden_and_system_files_are_ignored(tmp_path: Path) -> None:
 def test_given_splits(tmp_path: Path, val: str) -> None:
     fill(tmp_path, {"train/a": 3, "train/b": 2, f"{val}/a": 1, f"{val}/b": 1, "test/a": 1, "test/b": 2})
     photos = look_at(tmp_path)
-    assert photos.class_names == class_names(tmp_path) == ("a", "b")
+    assert photos.class_names == find_class_names(tmp_path) == ("a", "b")
     assert photos.counts().tolist() == [[3, 2], [1, 1], [1, 2]]
     assert photos.notes == []
     assert all(path.startswith(val) for path in names(photos, VAL))
@@ -105,7 +104,7 @@ def test_given_splits(tmp_path: Path, val: str) -> None:
 def test_class_only_in_val_and_class_missing_from_val(tmp_path: Path) -> None:
     fill(tmp_path, {"train/a": 3, "train/b": 3, "train/c": 3, "val/a": 1, "val/aa": 2, "val/c": 1, "test/aa": 1})
     photos = look_at(tmp_path)
-    assert photos.class_names == class_names(tmp_path) == find_class_names(tmp_path) == ("a", "b", "c")
+    assert photos.class_names == find_class_names(tmp_path) == ("a", "b", "c")
     assert photos.counts()[VAL].tolist() == [1, 0, 1]
     assert [file.path for file in photos.left_out] == ["test/aa/0.jpg", "val/aa/0.jpg", "val/aa/1.jpg"]
     assert {file[1:] for file in photos.left_out} == {("class not in train", "class aa is only in val and test")}
@@ -118,7 +117,7 @@ def test_class_only_in_val_and_class_missing_from_val(tmp_path: Path) -> None:
 def test_empty_class_folder_is_a_note(tmp_path: Path) -> None:
     (two(tmp_path) / "empty").mkdir()
     photos = look_at(tmp_path)
-    assert photos.class_names == class_names(tmp_path) == ("cat", "dog")
+    assert photos.class_names == find_class_names(tmp_path) == ("cat", "dog")
     assert "empty/ contains no pictures: ignored" in photos.notes
 
 
@@ -176,7 +175,7 @@ def test_refused_folders(tmp_path: Path) -> None:
     (tmp_path / "bare" / "cat").mkdir(parents=True)
     assert refused(tmp_path / "bare") == "no pictures to train on in DIR: put some in DIR/cat/"
     with pytest.raises(DataError, match="no pictures to train on"):
-        class_names(tmp_path / "bare")
+        find_class_names(tmp_path / "bare")
     fill(tmp_path / "val", {"val/a": 1})
     assert refused(tmp_path / "val") == "DIR has val but no train: make DIR/train/<class>/<picture>.jpg"
     fill(tmp_path / "twice", {"train/a": 1, "val/a": 1, "valid/a": 1})

@@ -10,8 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from datamodules.photos.find import VAL, LeftOut
-from datamodules.photos.folder import class_names
+from datamodules.photos.find import VAL, LeftOut, find_class_names
 from tests.support.photos import JPEG, PNG, content, encoded, fill, look_at, names, noise, put, refused, turned, two
 
 # --- copies of a picture ------------------------------------------------------------
@@ -107,7 +106,7 @@ def test_one_class_only(tmp_path: Path) -> None:
 def test_class_without_a_usable_picture(tmp_path: Path) -> None:
     put(two(tmp_path) / "bird" / "a.jpg", b"")
     put(tmp_path / "bird" / "b.gif", b"")
-    assert class_names(tmp_path) == ("bird", "cat", "dog")
+    assert find_class_names(tmp_path) == ("bird", "cat", "dog")
     assert refused(tmp_path) == (
         "class bird has no usable training picture (bird/b.gif (not a format we read), bird/a.jpg (empty)): add "
         "pictures to its folder or delete the folder"
