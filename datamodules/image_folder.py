@@ -78,7 +78,6 @@ class ImageFolderDataModule(SplitDataModule):
             raise DataError(f"balance must be none or loss, but is {balance}: --data.balance loss")
         self.save_hyperparameters()
         self.root = Path(root).expanduser()
-        self.sets: dict[str, Dataset] = {}
         self.follow(None)
 
     @property
@@ -108,10 +107,13 @@ class ImageFolderDataModule(SplitDataModule):
         return self.examine().report()
 
     def follow(self, model: Any) -> None:
+        before = self.preprocessing, self.augment
         spec = Preprocessing.from_dict(getattr(model, "preprocessing", None))
         self.preprocessing = spec.at_size(self.hparams["image_size"])
         augment = self.hparams["augment"]
         self.augment = getattr(model, "wants_augmentation", True) if augment is None else augment
+        if (self.preprocessing, self.augment) != before:
+            self.sets = {}  # the old ones were prepared for another model
 
     def prepare_data(self) -> None:
         self.examine()  # one process per machine decodes the pictures and remembers the results for the others
@@ -120,11 +122,8 @@ class ImageFolderDataModule(SplitDataModule):
                 self.dataset(split)
 
     def setup(self, stage: str) -> None:
-        before = (self.preprocessing, self.augment)
         if self.trainer is not None:
             self.follow(self.trainer.lightning_module)
-        if (self.preprocessing, self.augment) != before:
-            self.sets = {}  # they were prepared for another model
         self.examine()
 
     def examine(self) -> Photos:

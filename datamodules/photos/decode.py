@@ -8,7 +8,7 @@ import hashlib
 import os
 import re
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -184,12 +184,12 @@ def orientation(image: Image.Image) -> int:
 def to_upright_rgb(image: Image.Image) -> Image.Image:
     """Decode `image` and convert it as :func:`read_picture` describes."""
     image.load()
-    if image.mode == "I" or image.mode.startswith("I;16"):
-        rgb = _in_strips(image, _from_sixteen_bits)
-    elif image.mode == "F":
-        rgb = _in_strips(image, _from_floats)
-    elif image.has_transparency_data:
-        rgb = _in_strips(image, _on_white)
+    if image.mode[0] in "IF" or image.has_transparency_data:
+        rgb = Image.new("RGB", image.size)
+        rows = max(1, _STRIP // image.width)  # all at once would need many times the picture's memory
+        for top in range(0, image.height, rows):
+            box = (0, top, image.width, min(top + rows, image.height))
+            rgb.paste(_convert_strip(image.crop(box)).convert("RGB"), box)
     else:
         rgb = image.convert("RGB")
     rgb.info.clear()  # or code that applies the EXIF tag would rotate the picture a second time
@@ -199,27 +199,12 @@ def to_upright_rgb(image: Image.Image) -> Image.Image:
     return rgb
 
 
-def _in_strips(image: Image.Image, convert: Callable[[Image.Image], Image.Image]) -> Image.Image:
-    """Convert a picture to RGB in strips: all at once needs many times the picture's memory."""
-    rgb = Image.new("RGB", image.size)
-    rows = max(1, _STRIP // image.width)
-    for top in range(0, image.height, rows):
-        box = (0, top, image.width, min(top + rows, image.height))
-        rgb.paste(convert(image.crop(box)).convert("RGB"), box)
-    return rgb
-
-
-def _from_sixteen_bits(image: Image.Image) -> Image.Image:
-    values = np.asarray(image).clip(0, 65535)  # Pillow's conversion clips at 255
-    return Image.fromarray((values / 257 + 0.5).astype(np.uint8))
-
-
-def _from_floats(image: Image.Image) -> Image.Image:
-    """Convert a TIFF whose values are in [0, 1] by convention."""
-    return Image.fromarray((np.nan_to_num(np.asarray(image)).clip(0, 1) * 255 + 0.5).astype(np.uint8))
-
-
-def _on_white(image: Image.Image) -> Image.Image:
+def _convert_strip(image: Image.Image) -> Image.Image:
+    """Convert a picture with more than 8 bits to 8 bits, and lay a transparent one on white."""
+    if image.mode.startswith("I"):  # 16 bits; Pillow's conversion clips at 255
+        return Image.fromarray((np.asarray(image).clip(0, 65535) / 257 + 0.5).astype(np.uint8))
+    if image.mode == "F":  # a TIFF, whose values are in [0, 1] by convention
+        return Image.fromarray((np.nan_to_num(np.asarray(image)).clip(0, 1) * 255 + 0.5).astype(np.uint8))
     layer = image.convert("RGBA")
     return Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer)
 

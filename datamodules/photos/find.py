@@ -101,11 +101,7 @@ class Listing:
 
 
 def find_class_names(root: str | Path) -> tuple[str, ...]:
-    """Return the `class_names` of :func:`find_photos`, but faster: read each folder only up to its first picture.
-
-    Raises:
-        DataError: as :func:`find_photos`.
-    """
+    """Return the `class_names` of :func:`find_photos`, but faster: read each folder only up to its first picture."""
     root = Path(root).expanduser()
     folders, _ = _read_layout(root)
     outside = _folders_outside(root, folders)
@@ -117,8 +113,8 @@ def find_class_names(root: str | Path) -> tuple[str, ...]:
 def find_photos(root: str | Path) -> Listing:
     """Find the pictures of a folder with the layout `train/<class>/`, `val/<class>/` or `<class>/`. Opens no file.
 
-    Files are sorted by name. Hidden files are ignored. A linked folder is read once per class. A link to a folder
-    inside `root` or above it is not followed.
+    Files are sorted by name. Hidden files are ignored. A linked folder is read once per class. A link to another
+    class folder, to `root` or to a folder above it is not followed.
 
     Raises:
         DataError: `root` is not a directory, has no class folders or has no pictures to train on.

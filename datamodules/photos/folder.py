@@ -77,13 +77,8 @@ def examine(
 ) -> Photos:
     """Decode every picture of a folder, leave out what cannot be used and split the rest.
 
-    Args:
-        root: the folder, see :func:`find_photos`.
-        val_size: fraction of the training pictures of each class that becomes val if there is no folder for val, in
-            (0, 1).
-        seed: of this split. The same seed and the same pictures give the same split.
-        split_file: a CSV file from :meth:`Photos.write_split`. It sets the split instead of the folders.
-        max_bad_fraction: largest accepted fraction of broken files, in [0, 1].
+    The arguments are those of :class:`~datamodules.image_folder.ImageFolderDataModule`. The same seed and the same
+    pictures give the same split.
 
     Raises:
         DataError: an argument is out of range, the folder has fewer than two classes, a class has no usable training

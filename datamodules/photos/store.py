@@ -30,11 +30,8 @@ class PictureStore:
     def __init__(self, path: Path) -> None:
         self.path = path
         size = path.stat().st_size
-        with path.open("rb") as file:
-            file.seek(size - 8)
-            count = int(np.frombuffer(file.read(8), np.int64)[0])
-            file.seek(size - 8 - 16 * count)
-            self.sizes = np.frombuffer(file.read(16 * count), np.int64).reshape(count, 2)  # height, width
+        count = int(np.fromfile(path, np.int64, offset=size - 8)[0])
+        self.sizes = np.fromfile(path, np.int64, 2 * count, offset=size - 8 - 16 * count).reshape(count, 2)
         self.starts = np.concatenate([[0], (3 * self.sizes.prod(1)).cumsum()])
         # A private mapping: nothing is written to it, and all processes share its pages.
         self._bytes = torch.from_file(str(path), shared=False, size=int(self.starts[-1]), dtype=torch.uint8)
@@ -58,6 +55,8 @@ class PictureStore:
     def write(path: Path, count: int, read: Callable[[int], Tensor]) -> None:
         """Decode `count` pictures with one thread per core and write them, atomically.
 
+        The file contains the pixels of all pictures, then int64: height and width of each one, and `count`.
+
         Raises:
             DataError: the file cannot be written.
         """
@@ -69,8 +68,7 @@ class PictureStore:
                     for index, picture in zip(indices, threads.map(read, indices), strict=True):
                         sizes[index] = picture.shape[1:]
                         file.write(picture.contiguous().numpy().data)
-                file.write(sizes.tobytes())
-                file.write(np.int64(count).tobytes())
+                file.write(np.append(sizes, count).tobytes())
         except OSError as error:
             raise DataError(
                 f"decoded pictures cannot be written to {path.parent} ({error.strerror}): free some space, or set the "
