@@ -1,5 +1,6 @@
 """The photos of one split as a torch Dataset."""
 
+import contextlib
 import io
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -106,7 +107,8 @@ def read_pixels(source: str | Path | Image.Image | np.ndarray) -> Tensor:
         source = Image.fromarray(source)
     if isinstance(source, Image.Image):
         return v2.functional.pil_to_tensor(to_upright_rgb(source))
-    try:
+    # Decoders raise any error if the file is not a JPEG, broken or too large. read_picture then says which.
+    with contextlib.suppress(Exception):
         data = Path(source).read_bytes()
         with Image.open(io.BytesIO(data), formats=("JPEG",)) as header:
             plain = header.mode in ("RGB", "L") and header.width * header.height < FAST_PIXELS
@@ -119,6 +121,4 @@ def read_pixels(source: str | Path | Image.Image | np.ndarray) -> Tensor:
             transpose, left_right, top_bottom = turn
             pixels = pixels.transpose(1, 2) if transpose else pixels
             return pixels.flip([axis for axis, needed in ((2, left_right), (1, top_bottom)) if needed]).contiguous()
-    except Exception:  # not a JPEG, or broken, or too large (decoders raise any error): read_picture says which
-        pass
     return v2.functional.pil_to_tensor(read_picture(source))

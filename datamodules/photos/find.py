@@ -104,9 +104,9 @@ def find_class_names(root: str | Path) -> tuple[str, ...]:
     """Return the `class_names` of :func:`find_photos`, but faster: read each folder only up to its first picture."""
     root = Path(root).expanduser()
     folders, _ = _read_layout(root)
-    outside = _folders_outside(root, folders)
+    excluded = _excluded_targets(root, folders)
     train = [folder for folder in folders if folder.split == TRAIN]
-    filled = {folder for folder in train if any(_is_candidate(name) for _, name in _walk(root, folder.path, outside))}
+    filled = {folder for folder in train if any(_is_candidate(name) for _, name in _walk(root, folder.path, excluded))}
     return tuple(sorted(_learned_classes(root, folders, filled)))
 
 
@@ -121,7 +121,7 @@ def find_photos(root: str | Path) -> Listing:
     """
     root = Path(root).expanduser()
     folders, notes = _read_layout(root)
-    outside = _folders_outside(root, folders)
+    excluded = _excluded_targets(root, folders)
     left_out = []
     data, offsets = bytearray(), array("q", [0])
     labels, splits, sizes, mtimes = array("i"), array("b"), array("q"), array("q")
@@ -129,7 +129,7 @@ def find_photos(root: str | Path) -> Listing:
     label_of = {name: label for label, name in enumerate(names)}
     filled = set[ClassFolder]()
     for folder in folders:
-        for path, name in _walk(root, folder.path, outside):
+        for path, name in _walk(root, folder.path, excluded):
             if _is_candidate(name):
                 filled.add(folder)
             status = _status(root, path, name)
@@ -217,10 +217,10 @@ def _parents(folders: list[ClassFolder]) -> list[str]:
     return sorted({"", *(folder.path.rpartition("/")[0] for folder in folders)})
 
 
-def _folders_outside(root: Path, folders: list[ClassFolder]) -> set[tuple[int, int]]:
-    """Return the identities of all folders that no link inside a class folder may lead to."""
-    inside = [*_parents(folders), *(folder.path for folder in folders)]
-    return {_identity(folder) for folder in [*root.absolute().parents, *(root / path for path in inside)]}
+def _excluded_targets(root: Path, folders: list[ClassFolder]) -> set[tuple[int, int]]:
+    """Return the identities of the folders that are not read if a link inside a class folder leads to them."""
+    own = [*_parents(folders), *(folder.path for folder in folders)]
+    return {_identity(folder) for folder in [*root.absolute().parents, *(root / path for path in own)]}
 
 
 def _identity(folder: Path) -> tuple[int, int]:
@@ -229,8 +229,7 @@ def _identity(folder: Path) -> tuple[int, int]:
 
 
 def _list_folder(folder: Path) -> tuple[list[str], list[str], list[str]]:
-    """Return the names of the files, the folders and the links to folders in `folder`, each sorted, without hidden
-    ones."""
+    """Return the names of the files, folders and links to folders in `folder`, each sorted, without hidden ones."""
     files, folders, links = list[str](), list[str](), list[str]()
     with os.scandir(folder) as entries:
         for entry in entries:
@@ -240,8 +239,8 @@ def _list_folder(folder: Path) -> tuple[list[str], list[str], list[str]]:
                 is_folder = entry.is_dir()
             except OSError:  # a link to itself
                 is_folder = False
-            kind = files if not is_folder else links if entry.is_symlink() else folders
-            kind.append(entry.name)
+            names = files if not is_folder else links if entry.is_symlink() else folders
+            names.append(entry.name)
     return sorted(files), sorted(folders), sorted(links)
 
 
@@ -259,9 +258,9 @@ def _is_candidate(name: str) -> bool:
     return _suffix(name) in PICTURE_SUFFIXES or not name  # no name: see _walk
 
 
-def _walk(root: Path, folder: str, outside: set[tuple[int, int]]) -> Iterator[tuple[str, str]]:
+def _walk(root: Path, folder: str, excluded: set[tuple[int, int]]) -> Iterator[tuple[str, str]]:
     """Yield (path, name) of all files below `folder` of `root`, and (path, "") of a folder that cannot be read."""
-    seen = set(outside)
+    seen = set(excluded)
     todo, links = [folder], list[str]()
     while todo or links:
         # Links come last, so that a link to a folder that is also below `folder` is the one that is ignored.

@@ -109,7 +109,7 @@ def examine(
             f"or use --data.max_bad_fraction {min(1, np.ceil(len(bad) / n * 100) / 100):g}"
         )
     across = copies_across(scan.listing.labels, scan.copies)
-    left_out = [*listing.left_out, *bad, *_name_twins(scan.listing, scan.copies, across)]
+    left_out = [*listing.left_out, *bad, *_find_twins(scan.listing, scan.copies, across)]
     rows = np.flatnonzero(~across)
     listing, verdicts = scan.listing.rows(rows), scan.verdicts[rows]
     _refuse_empty_classes(listing, left_out)
@@ -126,7 +126,7 @@ def examine(
     return photos
 
 
-def _name_twins(listing: Listing, copies: np.ndarray, across: np.ndarray) -> Iterator[LeftOut]:
+def _find_twins(listing: Listing, copies: np.ndarray, across: np.ndarray) -> Iterator[LeftOut]:
     """Yield the pictures that are in two classes, each with a copy in another class."""
     other = np.flatnonzero(across & (listing.labels != listing.labels[copies]))  # not in the class of their first copy
     twins = dict(zip(copies[other][::-1].tolist(), other[::-1].tolist(), strict=True))

@@ -79,7 +79,7 @@ def scan_photos(
             if progress:
                 progress(finished, n)
     finally:  # the next scan of the folder continues where this one was interrupted
-        if cache_file and len(todo):
+        if cache_file and done[todo].any():
             with contextlib.suppress(OSError), atomic_write(cache_file) as file:  # the cache only saves time
                 np.save(file, known[done][np.argsort(known["key"][done])])
     return Scan(listing.rows(np.flatnonzero(done)), verdicts[done], content_groups(verdicts["content"][done]), bad)

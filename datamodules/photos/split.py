@@ -89,9 +89,7 @@ def apply_split_file(listing: Listing, split_file: str) -> Listing:
             )
     if wanted:
         many, names = plural(len(wanted), "picture"), name_first(list(wanted), NAMED)
-        raise DataError(
-            f"{many} of {csv_name} missing from {here} ({names}): put them back, or leave --data.split_file out"
-        )
+        raise DataError(f"{here} lacks {many} of {csv_name} ({names}): restore them, or leave out --data.split_file")
     if not learned:
         raise DataError(f"{csv_name} has no line with split train: give a run's split.csv")
     rows = np.flatnonzero(splits >= 0)

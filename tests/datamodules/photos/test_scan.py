@@ -107,3 +107,12 @@ def test_an_interrupted_scan_keeps_its_results(tmp_path: Path, own_cache: Path) 
         scan_photos(listing, progress=stop)
     (file,) = (own_cache / "lit-classics").iterdir()
     assert len(np.load(file)) == 64
+
+
+def test_a_scan_of_some_files_keeps_the_results_of_the_others(tmp_path: Path, own_cache: Path) -> None:
+    put(two(tmp_path) / "cat" / "broken.jpg", b"")
+    listing = find_photos(tmp_path)
+    scan_photos(listing)
+    assert [file.path for file in scan_photos(listing.rows(np.arange(7))).bad] == ["cat/broken.jpg"]
+    (file,) = (own_cache / "lit-classics").iterdir()
+    assert len(np.load(file)) == 12

@@ -88,7 +88,7 @@ def test_wrong_split_files_are_refused(tmp_path: Path) -> None:
         "CSV, line 2: must be path,label,split with split train, val or test"
     )
     assert message(head + "cat/gone.jpg,cat,val\n") == (
-        "1 picture of CSV missing from DIR (cat/gone.jpg): put them back, or leave --data.split_file out"
+        "DIR lacks 1 picture of CSV (cat/gone.jpg): restore them, or leave out --data.split_file"
     )
     assert message(head + "cat/0.jpg,dog,train\n") == (
         "CSV says cat/0.jpg is dog, its folder says cat: move the file or correct the line"
