@@ -1,4 +1,4 @@
-"""Find what is wrong with a folder of photos before a network learns from it."""
+"""Find problems in a folder of photos before training."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ ADVICE = {
     "one class only": "add a folder for a second class",
     "turned by EXIF": "nothing, if other programs show them upright, as training does",
     "unusual size": "check that they belong here",
-    "uneven classes": "add to the small ones, or --data.balance loss",
+    "uneven classes": "add pictures to the small ones, or use --data.balance loss",
 }
 
 

@@ -58,13 +58,11 @@ class BadPicture(DataError):
     """
 
     def __init__(self, name: str, kind: str, reason: str) -> None:
-        super().__init__(f"{printable(name)}: {kind} ({reason}): replace the file or leave it out")
-        self.name = name
-        self.kind = kind
-        self.reason = reason
+        super().__init__(name, kind, reason)
+        self.name, self.kind, self.reason = name, kind, reason
 
-    def __reduce__(self) -> tuple[type[BadPicture], tuple[str, str, str]]:
-        return BadPicture, (self.name, self.kind, self.reason)
+    def __str__(self) -> str:
+        return f"{printable(self.name)}: {self.kind} ({self.reason}): replace the file or leave it out"
 
 
 class Look(NamedTuple):
