@@ -1,4 +1,4 @@
-"""A folder of photos, one subfolder a class."""
+"""A folder of photos with one subfolder per class."""
 
 from pathlib import Path
 from typing import Any, Literal
@@ -12,43 +12,43 @@ from datamodules.loading.loader import workers_for_decoding
 from datamodules.loading.memory import Pictures
 from datamodules.loading.module import SplitDataModule
 from datamodules.photos.dataset import PhotoFiles, read_pixels
-from datamodules.photos.find import SPLITS, TEST, TRAIN
+from datamodules.photos.find import SPLITS, TEST, TRAIN, find_class_names
 from datamodules.photos.folder import Photos, examine
-from datamodules.photos.folder import class_names as find_classes
 from datamodules.photos.paths import Paths
+from datamodules.photos.split import read_split_file
 from datamodules.photos.store import PictureStore, store_path
 from datamodules.photos.transforms import eval_transform
 from datamodules.preprocessing import Preprocessing
 
 SMALL = 64
-"""Side in pixels up to which all pictures are kept in memory."""
+"""Largest image_size, in pixels, for which all pictures are kept in memory."""
 
 
 class ImageFolderDataModule(SplitDataModule):
-    """Photos in ``root/train/<class>/...`` and ``root/val/<class>/...``, or in ``root/<class>/...`` to be split.
+    """Photos in ``root/train/<class>/...`` and ``root/val/<class>/...``, or in ``root/<class>/...``.
 
-    Size, mean, std and interpolation follow the model's ``preprocessing``; without one they are those of the PyTorch
-    tutorial "Transfer Learning for Computer Vision" (224 pixels, ImageNet's mean and std). Pictures up to
-    64 pixels a side are decoded once and kept in memory as uint8.
+    Size, mean, std and interpolation are those of the model's ``preprocessing``. The default is that of the PyTorch
+    tutorial "Transfer Learning for Computer Vision" (224 pixels, ImageNet's mean and std). If ``image_size`` is at
+    most 64, all pictures are decoded once and kept in memory as uint8.
 
     Args:
-        root: the folder. ``train/``, ``val/`` (``valid/``, ``validation/``) and ``test/``, or the classes themselves.
+        root: the folder. It contains ``train/``, ``val/`` (``valid/``, ``validation/``) and ``test/``, or the classes.
         batch_size: pictures per step and device.
-        image_size: side in pixels of what the network sees; the model's when not given.
-        augment: random crops and flips (small pictures: flip, shift, cutout); as the model's source when not given.
-        val_size: share of the training pictures cut off for validation where the folder has no ``val/``.
-        split_file: a ``split.csv`` of an earlier run, to split as it did.
+        image_size: height and width of the network's input in pixels; if not given, the model's.
+        augment: use random crops and flips (small pictures: flip, shift, cutout); if not given, the model decides.
+        val_size: fraction of the training pictures that becomes the validation set if the folder has no ``val/``.
+        split_file: a ``split.csv`` of an earlier run, to use the same split.
         balance: ``loss`` weights each class by the inverse of its frequency in the training loss.
-        max_bad_fraction: share of broken files up to which the run goes on without them.
-        cache: keep the decoded pictures, resized to ``resize_size``, in a file that all processes map: epochs after the
-            first decode nothing. Random crops are then cut from the resized picture, so small ones are less sharp.
-        num_workers: processes that read pictures; chosen from the cores when not given.
+        max_bad_fraction: largest fraction of broken files that is accepted; they are left out.
+        cache: keep the decoded pictures, resized to ``resize_size``, in a memory-mapped file, so that only the first
+            epoch decodes. Random crops are then taken from the resized picture, so small crops are less sharp.
+        num_workers: processes that load pictures; if not given, it depends on the number of cores.
         seed: of the split, the order and the augmentation.
 
     Batches: (B, 3, S, S) float32 and (B,) int64.
 
     Raises:
-        DataError: an argument out of its range, or a folder that cannot be learned from.
+        DataError: an argument is out of range, or the folder cannot be used for training.
     """
 
     task = "classification"
@@ -73,19 +73,22 @@ class ImageFolderDataModule(SplitDataModule):
     ) -> None:
         super().__init__()
         if batch_size < 1 or (image_size is not None and image_size < 1):
-            raise DataError("batch_size and image_size start at 1: --data.batch_size 4 --data.image_size 224")
+            raise DataError("batch_size and image_size must be at least 1: --data.batch_size 4 --data.image_size 224")
         if balance not in ("none", "loss"):
-            raise DataError(f"balance is none or loss, not {balance}: --data.balance loss")
+            raise DataError(f"balance must be none or loss, but is {balance}: --data.balance loss")
         self.save_hyperparameters()
         self.root = Path(root).expanduser()
-        self.augment = False
-        self.photos: Photos | None = None
-        self.sets: dict[str, Dataset] = {}
         self.follow(None)
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        return self.photos.class_names if self.photos else find_classes(self.root, self.hparams["split_file"])
+        """The classes that have training pictures, sorted. Opens no picture."""
+        if self.photos:
+            return self.photos.class_names
+        split_file = self.hparams["split_file"]
+        if split_file is None:
+            return find_class_names(self.root)
+        return tuple(sorted({label for _, label, split in read_split_file(split_file) if split == TRAIN}))
 
     @property
     def num_classes(self) -> int:
@@ -97,36 +100,34 @@ class ImageFolderDataModule(SplitDataModule):
 
     @property
     def has_test(self) -> bool:
-        """Whether the folder has pictures of its own for testing; known after ``setup``."""
+        """True if the folder has test pictures. Call ``setup`` first."""
         return self.photos is not None and bool((self.photos.splits == TEST).any())
 
     def report(self) -> str:
-        """What was found in the folder, for its owner to read; opens every picture the first time."""
         return self.examine().report()
 
     def follow(self, model: Any) -> None:
-        """Take over the model's preprocessing and, where ``augment`` is not given, what its source does."""
+        before = self.preprocessing, self.augment
         spec = Preprocessing.from_dict(getattr(model, "preprocessing", None))
         self.preprocessing = spec.at_size(self.hparams["image_size"])
         augment = self.hparams["augment"]
         self.augment = getattr(model, "wants_augmentation", True) if augment is None else augment
+        if (self.preprocessing, self.augment) != before:
+            self.sets = {}  # the old ones were prepared for another model
 
     def prepare_data(self) -> None:
-        self.examine()  # one process of a machine opens the pictures, the others find what it remembered
+        self.examine()  # one process per machine decodes the pictures and remembers the results for the others
         if self.preprocessing.image_size <= SMALL or self.hparams["cache"]:
             for split in ("train", "val"):
                 self.dataset(split)
 
     def setup(self, stage: str) -> None:
-        before = (self.preprocessing, self.augment)
         if self.trainer is not None:
             self.follow(self.trainer.lightning_module)
-        if (self.preprocessing, self.augment) != before:
-            self.sets = {}  # they were another model's pictures
         self.examine()
 
     def examine(self) -> Photos:
-        """Open every picture, leave out what is broken, split; once."""
+        """Decode every picture, leave out the broken ones and split the others, the first time it is called."""
         if self.photos is None:
             settings = {name: self.hparams[name] for name in ("val_size", "seed", "split_file", "max_bad_fraction")}
             self.photos = examine(self.root, **settings)
@@ -136,11 +137,10 @@ class ImageFolderDataModule(SplitDataModule):
         return self.photos
 
     def dataset(self, split: str) -> Dataset:
-        """The pictures of ``train``, ``val`` or ``test``; known after ``setup``."""
         if split not in self.sets:
-            assert self.photos is not None, "call setup() first"
-            chosen = self.photos.select(SPLITS.index(split))
-            paths, labels = self.photos.paths.take(chosen), torch.from_numpy(self.photos.labels[chosen]).long()
+            photos = self.examine()
+            chosen = photos.select(SPLITS.index(split))
+            paths, labels = photos.paths.take(chosen), torch.from_numpy(photos.labels[chosen]).long()
             augment, seed, spec = self.augment and split == "train", self.hparams["seed"], self.preprocessing
             small = spec.image_size <= SMALL
             store = self._store(paths, small) if len(paths) and (small or self.hparams["cache"]) else None
@@ -151,7 +151,7 @@ class ImageFolderDataModule(SplitDataModule):
         return self.sets[split]
 
     def _store(self, paths: Paths, whole: bool) -> PictureStore:
-        """These pictures decoded: ready for the network, or (``whole`` false) resized but not cropped."""
+        """Return these pictures decoded and resized, and also cropped if ``whole``."""
         spec = self.preprocessing
         sizes = {key: getattr(spec, key) for key in ("image_size", "resize_size", "interpolation")}
         path = store_path(self.root, paths, {**sizes, "whole": whole})
@@ -161,7 +161,6 @@ class ImageFolderDataModule(SplitDataModule):
         return PictureStore(path)
 
     def num_workers(self, dataset: Dataset) -> int:
-        """Processes that load ``dataset``: none for what is in memory."""
         if not isinstance(dataset, PhotoFiles):
             return 0
         chosen = self.hparams["num_workers"]

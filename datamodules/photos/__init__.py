@@ -1,1 +1,1 @@
-"""Photos: find -> decode -> scan -> split -> folder, and what serves them to a network. Up to folder without torch."""
+"""Photos, in this order: find, decode, scan, split and folder (none of them imports torch), then the datasets."""

@@ -1,5 +1,6 @@
 """The photos of one split as a torch Dataset."""
 
+import contextlib
 import io
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -24,22 +25,22 @@ from datamodules.photos.transforms import eval_transform, train_transform
 from datamodules.preprocessing import Preprocessing
 
 FAST_PIXELS = 50_000_000
-"""Size up to which a picture is decoded without further questions; larger ones are read_picture's to judge."""
+"""Larger pictures are decoded by read_picture, which has size limits."""
 
 
 class PhotoFiles(Dataset):
-    """Pictures that are read from their files, or from a :class:`PictureStore`, when a batch asks for them.
+    """Pictures that are decoded from files, or taken from a :class:`PictureStore`, for each batch.
 
     Args:
-        root: what ``paths`` are relative to.
+        root: folder that ``paths`` are relative to.
         paths: of N files.
         labels: (N,) int64.
-        preprocessing: what the network wants.
-        augment: RandomResizedCrop and flip, else Resize and CenterCrop.
-        seed: of the augmentation, which is a function of (seed, run's seed, epoch, index).
+        preprocessing: sizes, mean and std of the network's input.
+        augment: use RandomResizedCrop and flip instead of Resize and CenterCrop.
+        seed: of the augmentation, which depends only on (seed, seed of the run, epoch, index).
         store: the same pictures, decoded.
 
-    ``__getitems__(keys)`` gives (B, 3, S, S) float32 and (B,) int64, -1 where the key is padding.
+    ``__getitems__(keys)`` returns (B, 3, S, S) float32 and (B,) int64, -1 for padding keys.
     """
 
     def __init__(
@@ -68,12 +69,12 @@ class PhotoFiles(Dataset):
     def __getitems__(self, keys: list[int]) -> tuple[Tensor, Tensor]:
         wanted = torch.tensor(keys)
         labels = self.labels[wanted % len(self)].masked_fill(wanted == PADDING, PADDING)
-        with ThreadPoolExecutor(torch.get_num_threads()) as threads:  # one in a worker, which is a core's own already
+        with ThreadPoolExecutor(torch.get_num_threads()) as threads:  # one thread in a worker process
             pictures = threads.map(self._pixels, [key % len(self) for key in keys])
-            state = torch.get_rng_state()  # without workers the transforms draw from the network's own generator
+            state = torch.get_rng_state()  # without workers, the network uses the same generator
             transformed = [self.transform_pixels(pixels, key) for key, pixels in zip(keys, pictures, strict=True)]
             torch.set_rng_state(state)
-        # (B, S, S, C): the layout that decoders give, which is stacked without a walk through each pixel
+        # (B, S, S, C) is the layout in which decoders return pictures, so stacking copies whole blocks.
         images = torch.stack([picture.permute(1, 2, 0) for picture in transformed])
         return normalize(images.permute(0, 3, 1, 2), self.mean, self.std), labels
 
@@ -81,7 +82,7 @@ class PhotoFiles(Dataset):
         return self.store[index] if self.store else read_pixels(self.root / self.paths[index])
 
     def transform_pixels(self, pixels: Tensor, key: int = 0) -> Tensor:
-        """(3, H, W) uint8 -> (C, S, S) uint8, grey where the network's mean is of one channel."""
+        """Transform (3, H, W) uint8 to (C, S, S) uint8, gray if the network's mean has one channel."""
         if self.augment:
             torch.default_generator.manual_seed(mix(self.seed, key))
         pixels = self.transform(pixels)
@@ -89,28 +90,29 @@ class PhotoFiles(Dataset):
 
 
 def read_pixels(source: str | Path | Image.Image | np.ndarray) -> Tensor:
-    """One picture as the network's preprocessing gets it: (3, H, W) uint8, upright, RGB.
+    """Decode one picture to (3, H, W) uint8, upright, RGB.
+
+    JPEGs are decoded by torchvision, which gives the same pixels as Pillow in two thirds of the time. For all other
+    files :func:`~datamodules.photos.decode.read_picture` is used.
 
     Args:
-        source: a file, a PIL image, or an array (H, W, 3) or (H, W) of uint8.
-
-    JPEGs go through torchvision's decoder, which gives Pillow's pixels a third faster; what it does not take goes
-    through :func:`~datamodules.photos.decode.read_picture`.
+        source: a file, a PIL image, or a uint8 array (H, W, 3) or (H, W).
 
     Raises:
-        DataError: the file cannot be read; names it and says why. Or an array of another shape or dtype.
+        DataError: the file cannot be decoded, or the array has another shape or dtype.
     """
     if isinstance(source, np.ndarray):
         if source.dtype != np.uint8 or not (source.ndim == 2 or (source.ndim == 3 and source.shape[2] == 3)):
-            raise DataError(f"an array {source.shape} of {source.dtype} is no picture: give (H, W, 3) of uint8")
+            raise DataError(f"an array {source.shape} of {source.dtype} is not a picture: give (H, W, 3) of uint8")
         source = Image.fromarray(source)
     if isinstance(source, Image.Image):
         return v2.functional.pil_to_tensor(to_upright_rgb(source))
-    try:
+    # Decoders raise any error if the file is not a JPEG, broken or too large. read_picture then says which.
+    with contextlib.suppress(Exception):
         data = Path(source).read_bytes()
         with Image.open(io.BytesIO(data), formats=("JPEG",)) as header:
             plain = header.mode in ("RGB", "L") and header.width * header.height < FAST_PIXELS
-            turn = UPRIGHT.get(orientation(header))  # torchvision reads damaged tags in another way
+            turn = UPRIGHT.get(orientation(header))  # torchvision handles damaged tags differently
         if plain:
             encoded = torch.frombuffer(bytearray(data), dtype=torch.uint8)
             pixels = decode_image(encoded, ImageReadMode.RGB)
@@ -119,6 +121,4 @@ def read_pixels(source: str | Path | Image.Image | np.ndarray) -> Tensor:
             transpose, left_right, top_bottom = turn
             pixels = pixels.transpose(1, 2) if transpose else pixels
             return pixels.flip([axis for axis, needed in ((2, left_right), (1, top_bottom)) if needed]).contiguous()
-    except Exception:  # no JPEG, a broken one, an enormous one (decoders raise anything): read_picture says what it is
-        pass
     return v2.functional.pil_to_tensor(read_picture(source))

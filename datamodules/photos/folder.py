@@ -1,12 +1,9 @@
-"""A folder of photos becomes data to learn from: broken files are left out and named, the others are split.
-
-:func:`examine` does both and returns :class:`Photos`. Needs no torch, so it starts fast.
-"""
+"""Prepare a folder of photos for training: list the broken files and split the others. Imports no torch."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -21,8 +18,6 @@ from datamodules.photos.find import (
     VAL,
     LeftOut,
     Listing,
-    class_counts,
-    find_class_names,
     find_photos,
 )
 from datamodules.photos.scan import content_groups, scan_photos
@@ -31,27 +26,22 @@ from datamodules.photos.split import (
     NAMED,
     apply_split_file,
     copies_across,
-    read_split_file,
     stratified_split,
 )
 from datamodules.text import align_columns, name_first, plural, printable
 
-IMBALANCE = 10  # times as many pictures in the largest class as in the smallest
+IMBALANCE = 10  # the largest class has at least this many times the training pictures of the smallest
 
 
 class Photos(Listing):
-    """The pictures that are used, their classes and their split. `notes` are warnings of one line each."""
-
-    def counts(self) -> np.ndarray:
-        """Pictures per split and class: int64 array (3, classes)."""
-        return class_counts(self.labels, self.splits, len(self.class_names))
+    """The pictures that are used, with their classes and their splits."""
 
     def select(self, split: int) -> np.ndarray:
-        """Indices of the pictures of `split`, ascending."""
+        """Return the indices of the pictures of `split`, ascending."""
         return np.flatnonzero(self.splits == split)
 
     def write_split(self, csv_path: str | Path) -> None:
-        """Write `path,label,split` for each picture; :func:`examine` takes the file as `split_file`."""
+        """Write `path,label,split` for each picture, a file that :func:`examine` accepts as `split_file`."""
         rows = zip(self.paths, self.labels, self.splits, strict=True)
         write_csv(csv_path, [COLUMNS, *((path, self.class_names[label], SPLITS[split]) for path, label, split in rows)])
 
@@ -60,7 +50,7 @@ class Photos(Listing):
         write_csv(csv_path, [LeftOut._fields, *self.left_out])
 
     def report(self) -> str:
-        """What the owner of the pictures is told first: counts, what was left out and why, notes."""
+        """Return a text for the user: the counts, the files that were left out and why, and the notes."""
         lines = [
             f"{plural(len(self.paths), 'picture')} in {plural(len(self.class_names), 'class', 'classes')}: "
             f"{printable(str(self.root))}",
@@ -77,17 +67,6 @@ class Photos(Listing):
         return "\n".join(lines)
 
 
-def class_names(root: str | Path, split_file: str | None = None) -> tuple[str, ...]:
-    """The classes that :func:`examine` will find, sorted: those with training pictures. Opens no picture.
-
-    Raises:
-        DataError: as :func:`find_photos`; or `split_file` cannot be read.
-    """
-    if split_file is not None:
-        return tuple(sorted({label for _, label, split in read_split_file(split_file) if split == TRAIN}))
-    return find_class_names(root)
-
-
 def examine(
     root: str | Path,
     *,
@@ -95,31 +74,21 @@ def examine(
     seed: int = 0,
     split_file: str | None = None,
     max_bad_fraction: float = 0.05,
-    num_workers: int | None = None,
-    progress: Callable[[int, int], None] | None = None,
-    cache: bool = True,
 ) -> Photos:
-    """Open every picture of a folder, leave out what cannot be used, split what is left.
+    """Decode every picture of a folder, leave out what cannot be used and split the rest.
 
-    Args:
-        root: the folder, see :func:`find_photos`.
-        val_size: share of each class's training pictures that becomes val if folders do not say; in (0, 1).
-        seed: of that split, which is a function of it and of the pictures.
-        split_file: a CSV of :meth:`Photos.write_split` that says who is trained and validated on instead.
-        max_bad_fraction: share of broken files up to which the rest is used, in [0, 1].
-        num_workers: processes that open files; 0 for none; None for one a core. Does not change the result.
-        progress: called with (files done, files in all) now and then.
-        cache: remember what was found whole, by path, size and mtime.
+    The arguments are those of :class:`~datamodules.image_folder.ImageFolderDataModule`. The same seed and the same
+    pictures give the same split.
 
     Raises:
-        DataError: an argument out of its range; no, one, or an emptied class; too many broken files; a
-            `split_file` that does not fit the folder.
+        DataError: an argument is out of range, the folder has fewer than two classes, a class has no usable training
+            picture, too many files are broken, or `split_file` does not match the folder.
     """
     if not 0 < val_size < 1:
-        raise DataError(f"val_size lies between 0 and 1, not at {val_size}: --data.val_size 0.2")
+        raise DataError(f"val_size must be between 0 and 1, but is {val_size}: --data.val_size 0.2")
     if not 0 <= max_bad_fraction <= 1:
         raise DataError(
-            f"max_bad_fraction lies between 0 and 1, not at {max_bad_fraction}: --data.max_bad_fraction 0.05"
+            f"max_bad_fraction must be between 0 and 1, but is {max_bad_fraction}: --data.max_bad_fraction 0.05"
         )
     listing = find_photos(root)
     if split_file is not None:
@@ -127,27 +96,24 @@ def examine(
     if len(listing.class_names) == 1:
         only, here = printable(listing.class_names[0]), printable(str(listing.root))
         raise DataError(
-            f"{here} has one class only, {only}, and a classifier needs two: add a second class folder, or, "
-            f"if the classes are inside it, --data {here}/{only}"
+            f"{here} has only one class, {only}, but a classifier needs two: add a second class folder, or, "
+            f"if the classes are inside {only}, --data {here}/{only}"
         )
-    scan = scan_photos(listing, num_workers=num_workers, progress=progress, cache=cache)
+    scan = scan_photos(listing)
     bad, n = scan.bad, len(listing.paths)
     if len(bad) > max_bad_fraction * n:
-        named = ", ".join(f"{printable(file.path)} ({file.kind})" for file in bad[:NAMED])
+        names = name_first([f"{file.path} ({file.kind})" for file in bad], NAMED)
+        names += "; all of them: python scripts/check.py DIR --json" * (len(bad) > NAMED)
         raise DataError(
-            f"broken: {len(bad)} of {n} pictures, more than {max_bad_fraction:.0%} ({named}"
-            f"{', ...; all of them: python scripts/check.py DIR --json' if len(bad) > NAMED else ''}): "
-            "mend or delete them, or --data.max_bad_fraction "
-            f"{min(1, np.ceil(len(bad) / n * 100) / 100):g}"
+            f"{len(bad)} of {n} pictures are broken, more than {max_bad_fraction:.0%} ({names}): repair or delete them "
+            f"or use --data.max_bad_fraction {min(1, np.ceil(len(bad) / n * 100) / 100):g}"
         )
-    listing = scan.listing
-    across = copies_across(listing.labels, scan.copies)
-    left_out = [*listing.left_out, *bad, *_name_twins(listing, scan.copies, across)]
-    _refuse_empty_classes(listing, ~across, left_out)
+    across = copies_across(scan.listing.labels, scan.copies)
+    left_out = [*listing.left_out, *bad, *_find_twins(scan.listing, scan.copies, across)]
     rows = np.flatnonzero(~across)
-    verdicts = scan.verdicts[rows]
+    listing, verdicts = scan.listing.rows(rows), scan.verdicts[rows]
+    _refuse_empty_classes(listing, left_out)
     groups = content_groups(verdicts["content"])
-    listing = listing.rows(rows)
     notes = [*listing.notes]
     splits = listing.splits.copy()
     if split_file is None and not (splits == VAL).any():
@@ -156,13 +122,13 @@ def examine(
         splits[train[stratified_split(listing.labels[train], groups[train], order[train], val_size)]] = VAL
         notes.append(f"no folder val/: {val_size:.0%} of each class became val (seed {seed})")
     photos = Photos(**{**vars(listing), "splits": splits, "left_out": left_out, "notes": notes})
-    notes += _write_notes(photos, verdicts["flags"], groups)
+    notes += _make_notes(photos, verdicts["flags"], groups)
     return photos
 
 
-def _name_twins(listing: Listing, copies: np.ndarray, across: np.ndarray) -> Iterator[LeftOut]:
-    """Name the pictures that stand in two classes, each with a copy of it in the other class."""
-    other = np.flatnonzero(across & (listing.labels != listing.labels[copies]))  # labelled unlike their first copy
+def _find_twins(listing: Listing, copies: np.ndarray, across: np.ndarray) -> Iterator[LeftOut]:
+    """Yield the pictures that are in two classes, each with a copy in another class."""
+    other = np.flatnonzero(across & (listing.labels != listing.labels[copies]))  # not in the class of their first copy
     twins = dict(zip(copies[other][::-1].tolist(), other[::-1].tolist(), strict=True))
     for row in np.flatnonzero(across).tolist():
         first = int(copies[row])
@@ -170,46 +136,45 @@ def _name_twins(listing: Listing, copies: np.ndarray, across: np.ndarray) -> Ite
         yield LeftOut(listing.paths[row], "same picture under two classes", f"also {listing.paths[twin]}")
 
 
-def _refuse_empty_classes(listing: Listing, kept: np.ndarray, left_out: list[LeftOut]) -> None:
-    usable = np.bincount(listing.labels[kept & (listing.splits == TRAIN)], minlength=len(listing.class_names))
-    for label in np.flatnonzero(usable == 0).tolist():
+def _refuse_empty_classes(listing: Listing, left_out: list[LeftOut]) -> None:
+    for label in np.flatnonzero(listing.counts()[TRAIN] == 0).tolist():
         name = listing.class_names[label]
-        why = [f"{printable(f.path)} ({f.kind})" for f in left_out if f"/{name}/" in f"/{f.path}/"]
+        why = [f"{file.path} ({file.kind})" for file in left_out if f"/{name}/" in f"/{file.path}/"]
         raise DataError(
-            f"class {printable(name)} would be empty, nothing in it can be trained on ({name_first(why, NAMED)}): "
+            f"class {printable(name)} has no usable training picture ({name_first(why, NAMED)}): "
             "add pictures to its folder or delete the folder"
         )
 
 
-def _write_notes(photos: Photos, flags: np.ndarray, groups: np.ndarray) -> list[str]:
+def _make_notes(photos: Photos, flags: np.ndarray, groups: np.ndarray) -> list[str]:
     notes = []
     if turned := int(np.count_nonzero(flags & ROTATED)):
-        notes.append(f"{plural(turned, 'picture')} turned by an EXIF tag, as phones do: used upright")
+        notes.append(f"{plural(turned, 'picture')} rotated by an EXIF tag, as phones do: used upright")
     if len(misnamed := np.flatnonzero(flags & MISNAMED)):
         notes.append(
-            f"{plural(len(misnamed), 'picture')} of another format than the name says: used all the same "
+            f"{plural(len(misnamed), 'picture')} whose suffix does not match the format: still used "
             f"({name_first(list(photos.paths.take(misnamed)), 3)})"
         )
     if len(rows := np.flatnonzero(copies_across(photos.splits, groups) & (photos.splits != TRAIN))):
         notes.append(
-            f"{plural(len(rows), 'picture')} of val or test with a copy in another split "
+            f"{plural(len(rows), 'picture')} in val or test with a copy in another split "
             f"({name_first(list(photos.paths.take(rows)), 3)}): the score will be too good"
         )
     counts = photos.counts()
     if len(unseen := np.flatnonzero(counts[VAL] == 0)):
         names = name_first([photos.class_names[label] for label in unseen], NAMED)
         many = plural(len(unseen), "class", "classes")
-        notes.append(f"no picture in val, so accuracy is not measured, for {many}: {names}")
+        notes.append(f"accuracy is not measured for {many} without pictures in val: {names}")
     if counts[TRAIN].max() >= IMBALANCE * counts[TRAIN].min():
         notes.append(
             f"classes are uneven: {counts[TRAIN].min()} to {counts[TRAIN].max()} training pictures; "
-            "--data.balance loss weighs them alike"
+            "--data.balance loss gives them equal weight"
         )
     return notes
 
 
 def _table(names: tuple[str, ...], counts: np.ndarray, most: int = 12) -> list[str]:
-    """Lines of counts per class and split; of many classes the largest and the smallest."""
+    """Return a table of counts per class and split. If there are many classes, only the largest and the smallest."""
     splits = [split for split in (TRAIN, VAL, TEST) if split == TRAIN or counts[split].any()]
     order = list(range(len(names)))
     if len(names) > most:

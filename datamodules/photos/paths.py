@@ -1,9 +1,8 @@
-"""Millions of paths in one array."""
+"""Store millions of paths in one array."""
 
 from __future__ import annotations
 
 import hashlib
-import operator
 from array import array
 from collections.abc import Iterable, Iterator
 from typing import SupportsIndex
@@ -12,64 +11,54 @@ import numpy as np
 
 
 class Paths:
-    """An immutable sequence of relative paths with `/`, in one array of UTF-8 bytes.
+    """A sequence of relative paths with `/`, in one array of UTF-8 bytes.
 
-    Bytes that are not UTF-8 survive (as lone surrogates, see :func:`os.fsdecode`). Pickles as two arrays.
+    Bytes that are not UTF-8 are kept as lone surrogates, see :func:`os.fsdecode`.
 
     Args:
-        data: uint8 array, all paths one behind the other.
-        offsets: int64 array (n + 1,), where each begins, and the end.
+        data: uint8 array, the joined paths.
+        offsets: int64 array (n + 1,), the start of each path and the end of the last one.
     """
 
-    __slots__ = ("_data", "_offsets")
-
     def __init__(self, data: np.ndarray, offsets: np.ndarray) -> None:
-        self._data, self._offsets = data.view(), offsets.view()
-        self._data.flags.writeable = self._offsets.flags.writeable = False
+        self._data, self._offsets = data, offsets
 
     @classmethod
     def from_iterable(cls, paths: Iterable[str]) -> Paths:
-        return cls._joined(path.encode("utf-8", "surrogateescape") for path in paths)
+        return cls._join(path.encode("utf-8", "surrogateescape") for path in paths)
 
     @classmethod
-    def _joined(cls, names: Iterable[bytes | memoryview]) -> Paths:
+    def _join(cls, paths: Iterable[bytes]) -> Paths:
         data, offsets = bytearray(), array("q", [0])
-        for name in names:
-            data += name
+        for path in paths:
+            data += path
             offsets.append(len(data))
         return cls(np.frombuffer(data, np.uint8), np.frombuffer(offsets, np.int64))
 
-    def _raw(self, indices: Iterable[int]) -> Iterator[memoryview]:
-        data, offsets = memoryview(self._data.data), self._offsets
-        return (data[offsets[i] : offsets[i + 1]] for i in indices)
+    def _bytes(self, index: int) -> bytes:
+        return self._data[self._offsets[index] : self._offsets[index + 1]].tobytes()
 
     def __len__(self) -> int:
         return len(self._offsets) - 1
 
     def __getitem__(self, index: SupportsIndex) -> str:
-        index = operator.index(index)
-        if not -len(self) <= index < len(self):
-            raise IndexError(f"path {index} of {len(self)}")
-        return bytes(next(self._raw([index % len(self)]))).decode("utf-8", "surrogateescape")
+        return self._bytes(range(len(self))[index]).decode("utf-8", "surrogateescape")
 
     def __iter__(self) -> Iterator[str]:
-        return (bytes(raw).decode("utf-8", "surrogateescape") for raw in self._raw(range(len(self))))
-
-    def __reduce__(self) -> tuple[type[Paths], tuple[np.ndarray, np.ndarray]]:
-        return Paths, (self._data, self._offsets)
+        return (self[index] for index in range(len(self)))
 
     def take(self, indices: np.ndarray) -> Paths:
-        """The paths at `indices` (ints >= 0), in that order."""
-        return self._joined(self._raw(indices))
+        """Return the paths at `indices` (ints >= 0), in this order."""
+        return self._join(map(self._bytes, indices))
 
     def hashes(self, salt: str = "") -> np.ndarray:
-        """64 bits of each path's BLAKE2b as a uint64 array; other ones for each `salt` (up to 64 bytes)."""
+        """Return a BLAKE2b hash of 64 bits for each path: uint64 array (n,). `salt` (up to 64 bytes) changes them."""
         digests, key = bytearray(), salt.encode()
-        for raw in self._raw(range(len(self))):
-            digests += hashlib.blake2b(raw, digest_size=8, key=key).digest()
+        for index in range(len(self)):
+            digests += hashlib.blake2b(self._bytes(index), digest_size=8, key=key).digest()
         return np.frombuffer(digests, "<u8")
 
     def update(self, digest: hashlib._Hash) -> None:
-        """Feed all paths to `digest`."""
+        """Add all paths to the hash `digest`."""
         digest.update(self._offsets.astype("<i8").tobytes())
         digest.update(self._data.tobytes())

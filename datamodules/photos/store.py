@@ -1,4 +1,4 @@
-"""Decoded pictures in a file that every process maps: decoded once, by any rank and any run."""
+"""Keep decoded pictures in a file that all processes and all runs share by memory mapping."""
 
 import hashlib
 import json
@@ -17,30 +17,27 @@ from datamodules.machine import available_cores, cache_folder
 from datamodules.photos.decode import BadPicture
 from datamodules.photos.paths import Paths
 
-AHEAD = 256  # pictures that wait to be written, at most
+AHEAD = 256  # maximum number of decoded pictures that wait to be written
 
 
 class PictureStore:
-    """N pictures, (3, H, W) uint8 each, sizes as they come, mapped from one file.
+    """N pictures of any size, (3, H, W) uint8 each, memory-mapped from one file.
 
     Args:
-        path: written by :meth:`write`.
+        path: a file from :meth:`write`.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         size = path.stat().st_size
-        with path.open("rb") as file:
-            file.seek(size - 8)
-            count = int(np.frombuffer(file.read(8), np.int64)[0])
-            file.seek(size - 8 - 16 * count)
-            self.sizes = np.frombuffer(file.read(16 * count), np.int64).reshape(count, 2)  # height, width
+        count = int(np.fromfile(path, np.int64, offset=size - 8)[0])
+        self.sizes = np.fromfile(path, np.int64, 2 * count, offset=size - 8 - 16 * count).reshape(count, 2)
         self.starts = np.concatenate([[0], (3 * self.sizes.prod(1)).cumsum()])
-        self._map()
+        # A private mapping: nothing is written to it, and all processes share its pages.
+        self._bytes = torch.from_file(str(path), shared=False, size=int(self.starts[-1]), dtype=torch.uint8)
 
-    def _map(self) -> None:
-        # Private mapping: nothing is ever written, and the pages are those of every other process.
-        self._bytes = torch.from_file(str(self.path), shared=False, size=int(self.starts[-1]), dtype=torch.uint8)
+    def __reduce__(self) -> tuple[type["PictureStore"], tuple[Path]]:  # a spawned worker maps the file itself
+        return PictureStore, (self.path,)
 
     def __len__(self) -> int:
         return len(self.sizes)
@@ -50,23 +47,18 @@ class PictureStore:
         return self._bytes[self.starts[index] : self.starts[index + 1]].view(3, int(height), int(width))
 
     def stacked(self) -> Tensor:
-        """All of them as (N, 3, H, W) without a copy; they have to be of one size."""
+        """Return all pictures as (N, 3, H, W) without a copy. They must have the same size."""
         height, width = self.sizes[0]
         return self._bytes.view(len(self), 3, int(height), int(width))
 
-    def __getstate__(self) -> dict[str, Any]:  # a spawned worker maps the file itself
-        return {name: value for name, value in self.__dict__.items() if name != "_bytes"}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        self._map()
-
     @staticmethod
     def write(path: Path, count: int, read: Callable[[int], Tensor]) -> None:
-        """Decode with a thread a core and write; whoever reads sees the whole file or none.
+        """Decode `count` pictures with one thread per core and write them, atomically.
+
+        The file contains the pixels of all pictures, then int64: height and width of each one, and `count`.
 
         Raises:
-            DataError: it cannot be written.
+            DataError: the file cannot be written.
         """
         sizes = np.empty((count, 2), np.int64)
         try:
@@ -76,20 +68,19 @@ class PictureStore:
                     for index, picture in zip(indices, threads.map(read, indices), strict=True):
                         sizes[index] = picture.shape[1:]
                         file.write(picture.contiguous().numpy().data)
-                file.write(sizes.tobytes())
-                file.write(np.int64(count).tobytes())
+                file.write(np.append(sizes, count).tobytes())
         except OSError as error:
             raise DataError(
-                f"decoded pictures cannot be kept in {path.parent} ({error.strerror}): make room there, or name "
-                "another place in the environment variable XDG_CACHE_HOME"
+                f"decoded pictures cannot be written to {path.parent} ({error.strerror}): free some space, or set the "
+                "environment variable XDG_CACHE_HOME to another folder"
             ) from error
 
 
 def store_path(root: Path, paths: Paths, settings: dict[str, Any]) -> Path:
-    """Where these pictures, decoded with these settings, lie: another size, time or setting is another file.
+    """Return the file for these pictures. It depends on their paths, sizes and times and on `settings`.
 
     Raises:
-        DataError: one of them is gone, or there is no place.
+        DataError: a picture does not exist, or there is no cache folder.
     """
     digest = hashlib.sha256(json.dumps([str(root.resolve()), settings], sort_keys=True).encode())
     paths.update(digest)

@@ -1,4 +1,4 @@
-"""How a picture becomes what the network sees: resize and crop, with and without augmentation."""
+"""Resize and crop pictures for the network, with and without augmentation."""
 
 from typing import Any
 
@@ -9,14 +9,14 @@ from datamodules.preprocessing import Preprocessing
 
 
 def train_transform(preprocessing: Preprocessing) -> v2.Transform:
-    """RandomResizedCrop and flip, as in the tutorial "Transfer Learning for Computer Vision", of uint8 tensors."""
+    """Return RandomResizedCrop and flip for uint8, as in the tutorial "Transfer Learning for Computer Vision"."""
     interpolation = InterpolationMode(preprocessing.interpolation)
     crop = _CropThenResize(preprocessing.image_size, interpolation=interpolation, antialias=True)
     return v2.Compose([crop, v2.RandomHorizontalFlip()])
 
 
 class _CropThenResize(v2.RandomResizedCrop):
-    """The same pictures, but the crop's pixels are brought together first: torch resizes them twice as fast then."""
+    """Give the same result, but copy the crop to channels-last memory first: torch then resizes it twice as fast."""
 
     def transform(self, inpt: Tensor, params: dict[str, Any]) -> Tensor:
         crop = v2.functional.crop_image(inpt, **params).permute(1, 2, 0).contiguous().permute(2, 0, 1)
@@ -24,14 +24,14 @@ class _CropThenResize(v2.RandomResizedCrop):
 
 
 def eval_transform(preprocessing: Preprocessing) -> v2.Transform:
-    """Resize the shorter side, cut the centre out: (3, H, W) uint8 -> (3, S, S) uint8."""
+    """Return a transform that resizes the shorter side and crops the center: (3, H, W) uint8 -> (3, S, S) uint8."""
     interpolation = InterpolationMode(preprocessing.interpolation)
     resize = v2.Resize(preprocessing.resize_size, interpolation=interpolation, antialias=True)
     return v2.Compose([v2.Lambda(_cut_strip), resize, v2.CenterCrop(preprocessing.image_size)])
 
 
 def _cut_strip(picture: Tensor) -> Tensor:
-    """Cut off what the centre crop throws away, with a wide margin: a strip of 3000 x 2 would grow to 384,000 x 256."""
+    """Cut off most of what the center crop removes anyway: resizing would enlarge 3000 x 2 pixels to 384,000 x 256."""
     height, width = picture.shape[-2:]
     most = 4 * min(height, width)
     return v2.functional.center_crop(picture, [min(height, most), min(width, most)])

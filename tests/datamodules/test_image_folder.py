@@ -1,4 +1,4 @@
-"""A folder of photos as batches."""
+"""ImageFolderDataModule: batches, arguments and cache."""
 
 import inspect
 from collections.abc import Callable
@@ -16,7 +16,7 @@ from tests.support.photos import content
 
 
 def everything(**arguments: Any) -> str:
-    """What the folder's owner is told and two epochs of batches, as one text."""
+    """Return the report and two epochs of batches as one text."""
     data: Any = ImageFolderDataModule(**{"num_workers": 0, "image_size": 72, **arguments})
     data.prepare_data()
     data.setup("fit")
@@ -44,7 +44,7 @@ def test_classes_and_shapes(photo_folder: Path) -> None:
 
 @pytest.fixture
 def to_split(photo_folder: Path) -> Path:
-    """A folder without val/, with more bees than ants, and a broken file among 13."""
+    """A folder of 13 files without val/, with more bees than ants and one broken file."""
     root = photo_folder / "train"
     for number in range(4, 8):
         (root / "ants" / f"{number}.jpg").unlink()
@@ -75,13 +75,13 @@ def test_every_argument_changes_something(to_split: Path, argument: str) -> None
     before = everything(**usual)
     assert before == everything(**usual)
     if argument == "max_bad_fraction":
-        with pytest.raises(DataError, match="broken: 1 of 13 pictures, more than 1%"):
+        with pytest.raises(DataError, match="1 of 13 pictures are broken, more than 1%"):
             everything(root=str(to_split), max_bad_fraction=others[argument])
     else:
         assert before != everything(**{**usual, argument: others[argument]})
 
 
-def test_a_split_file_decides_the_split(to_split: Path) -> None:
+def test_a_split_file_sets_the_split(to_split: Path) -> None:
     data = ImageFolderDataModule(str(to_split), max_bad_fraction=0.5, num_workers=0)
     data.setup("fit")
     assert data.photos is not None
@@ -89,12 +89,13 @@ def test_a_split_file_decides_the_split(to_split: Path) -> None:
     again = ImageFolderDataModule(
         str(to_split), split_file=str(to_split.parent / "split.csv"), max_bad_fraction=0.5, seed=7, num_workers=0
     )
+    assert again.class_names == ("ants", "bees")
     again.setup("fit")
     assert again.photos is not None
     assert content(again.photos) == content(data.photos)
 
 
-def test_balance_weighs_each_class_alike(to_split: Path) -> None:
+def test_balance_gives_each_class_the_same_weight(to_split: Path) -> None:
     data = ImageFolderDataModule(str(to_split), max_bad_fraction=0.5, balance="loss", num_workers=0)
     data.setup("fit")
     assert data.photos is not None
@@ -116,20 +117,20 @@ def test_cache_decodes_each_picture_once(to_split: Path, monkeypatch: pytest.Mon
         monkeypatch.setattr(module, "read_pixels", watched)
     everything(root=str(to_split), max_bad_fraction=0.5, cache=True)
     assert len(read) == 12
-    everything(root=str(to_split), max_bad_fraction=0.5, cache=True)  # of another process, as it were
+    everything(root=str(to_split), max_bad_fraction=0.5, cache=True)  # like another process
     assert len(read) == 12
     everything(root=str(to_split), max_bad_fraction=0.5)
     assert len(read) == 12 + 2 * 9 + 3
 
 
-def test_a_fit_follows_the_models_preprocessing(photo_folder: Path, bare: Callable[..., Trainer]) -> None:
+def test_fit_uses_the_preprocessing_of_the_model(photo_folder: Path, bare: Callable[..., Trainer]) -> None:
     data = ImageFolderDataModule(str(photo_folder), num_workers=0)
     bare(max_epochs=1).fit(LitCNN(num_classes=2), data)
     assert data.sample_shape == (3, 32, 32)
     assert data.preprocessing.mean == [0.5, 0.5, 0.5]
 
 
-def test_impossible_arguments_are_refused(photo_folder: Path) -> None:
+def test_invalid_arguments_are_refused(photo_folder: Path) -> None:
     for arguments in ({"batch_size": 0}, {"image_size": 0}, {"balance": "often"}):
         with pytest.raises(DataError, match=r"--data\."):
             ImageFolderDataModule(str(photo_folder), **arguments)

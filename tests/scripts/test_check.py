@@ -40,7 +40,7 @@ def test_the_table_shows_names_as_they_are(photo_folder: Path) -> None:
     assert lines[0] == "24 pictures in 2 classes"
     assert lines[1].split("  ")[0] == "finding"
     assert lines[2].split()[:3] == ["empty", "4", "val/ants/[red]a.jpg"]
-    assert lines[2].endswith("fetch them again or delete them")
+    assert lines[2].endswith("copy them again or delete them")
     assert [line.strip() for line in lines[3:]] == ["val/ants/b\\x1b[31m.jpg", "val/ants/c.jpg", "..."]
 
 
@@ -64,7 +64,7 @@ def test_table_and_document_count_the_same(photo_folder: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("nowhere", "nowhere does not exist: name the folder that holds your class folders"),
+        ("nowhere", "nowhere does not exist: give the folder that contains your class folders"),
         ("x --jsn", "there is no --jsn: did you mean --json?"),
         ("x --worker=2", "there is no --worker=2: did you mean --workers?"),
         ("x --workers -1", "argument --workers: -1 must be an integer of at least 0"),

@@ -149,7 +149,7 @@ def try_picture(data: bytes, path: Path) -> str:
     try:
         judged = look(path, True)
         with contextlib.suppress(DataError):
-            size = read_picture(io.BytesIO(data)).size[::-1]
+            size = read_picture(path).size[::-1]
         try:
             pixels = read_pixels(path)
         except DataError as error:

@@ -66,8 +66,8 @@ def two(root: Path, count: int = 6) -> Path:
 
 
 def look_at(root: Path, **options: Any) -> Photos:
-    """Examine a folder in this process, however many of its files are broken."""
-    return examine(root, **{"max_bad_fraction": 0.9, "num_workers": 0, **options})
+    """Examine a folder that may have many broken files."""
+    return examine(root, **{"max_bad_fraction": 0.9, **options})
 
 
 def refused(root: Path, **options: Any) -> str:

@@ -1,4 +1,4 @@
-"""What the tests of photos share."""
+"""Fixtures for the tests of photos."""
 
 from pathlib import Path
 
@@ -7,7 +7,7 @@ import pytest
 
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Keep the test's cache out of ``tmp_path``, which many of these tests examine."""
+    """Put the cache outside of ``tmp_path``, because many of these tests examine ``tmp_path``."""
     folder = tmp_path_factory.mktemp("cache")
     monkeypatch.setenv("XDG_CACHE_HOME", str(folder))
     return folder

@@ -1,4 +1,4 @@
-"""What is wrong with a folder of photos: every kind of finding, and how look-alikes are found."""
+"""Every kind of finding about a folder of photos, and the search for near duplicates."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def save(picture: Image.Image, path: Path, **options: Any) -> None:
 
 @pytest.fixture
 def clean(tmp_path: Path) -> Path:
-    """A folder with nothing to find."""
+    """A folder without problems."""
     folders = ("train/cat", "train/dog", "val/cat", "val/dog")
     for number, folder in enumerate(f for f in folders for _ in range(4)):
         save(scene(number), tmp_path / "photos" / folder / f"{number}.jpg", quality=90)
@@ -68,7 +68,7 @@ def test_bad_files(clean: Path) -> None:
         "not a format we read": [["train/dog/moving.gif"]],
         "not a picture by its name": [["train/dog/notes.txt"]],
         "in no class folder": [["train/loose.jpg"]],
-        "folder passed over": [["train/hollow/ holds no pictures: passed over"]],
+        "folder passed over": [["train/hollow/ contains no pictures: ignored"]],
     }
 
 
@@ -98,7 +98,7 @@ def test_duplicates(clean: Path) -> None:
     }
 
 
-def test_plain_pictures_are_not_alike(clean: Path) -> None:
+def test_pictures_of_one_color_are_not_near_duplicates(clean: Path) -> None:
     for colour in ("red", "blue", "white"):
         save(Image.new("RGB", (160, 120), colour), clean / f"val/cat/{colour}.jpg")
     assert found(clean) == {}
@@ -119,14 +119,14 @@ def test_one_class(tmp_path: Path) -> None:
     assert found(tmp_path) == {"one class only": [["cat"]]}
 
 
-def test_nothing_but_broken_files(tmp_path: Path) -> None:
+def test_all_files_are_broken(tmp_path: Path) -> None:
     for name in ("cat", "dog"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "x.jpg").write_bytes(b"")
     assert found(tmp_path)["empty"] == [["cat/x.jpg"], ["dog/x.jpg"]]
 
 
-def test_it_counts_pictures_as_training_does(clean: Path) -> None:
+def test_it_counts_the_pictures_that_training_uses(clean: Path) -> None:
     (clean / "train/cat/empty.jpg").write_bytes(b"")
     os.mkfifo(clean / "train/cat/pipe.jpg")
     (clean / "train/dog/twin.jpg").write_bytes((clean / "train/cat/0.jpg").read_bytes())
@@ -142,8 +142,8 @@ def test_it_counts_pictures_as_training_does(clean: Path) -> None:
 
 @given(st.lists(st.integers(0, 2**64 - 1), max_size=12), st.data())
 @settings(deadline=None)
-def test_near_pairs_are_all_pairs_that_are_near(hashes: list[int], data: st.DataObject) -> None:
-    for value in list(hashes):  # else two random hashes are never near
+def test_near_pairs_finds_all_near_pairs(hashes: list[int], data: st.DataObject) -> None:
+    for value in list(hashes):  # because two random hashes are never near
         bits = data.draw(st.sets(st.integers(0, 63), max_size=5))
         hashes.append(value ^ sum(1 << bit for bit in bits))
     one, other = check._near_pairs(np.array(hashes, np.uint64))
@@ -156,7 +156,7 @@ def test_near_pairs_are_all_pairs_that_are_near(hashes: list[int], data: st.Data
     }
 
 
-def test_near_pairs_are_found_without_comparing_each_with_each(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_near_pairs_compares_few_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
     compared = 0
     count_bits = check._count_bits
 
@@ -169,5 +169,5 @@ def test_near_pairs_are_found_without_comparing_each_with_each(monkeypatch: pyte
     hashes = np.random.default_rng(0).integers(0, 2**64, 100_000, np.uint64)
     hashes[-1] = hashes[0] ^ np.uint64(0b101)
     one, other = check._near_pairs(hashes)
-    assert compared < 1_000_000  # each with each are 5,000,000,000
+    assert compared < 1_000_000  # all pairs are 5,000,000,000
     assert (one.tolist(), other.tolist()) in (([0] * 3, [99_999] * 3), ([99_999] * 3, [0] * 3))

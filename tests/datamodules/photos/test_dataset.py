@@ -1,4 +1,4 @@
-"""Photos are read from their files as read_picture reads them, only faster."""
+"""read_pixels gives the same pixels as read_picture, but faster."""
 
 import struct
 from pathlib import Path
@@ -16,7 +16,7 @@ from datamodules.photos.decode import BadPicture, read_picture
 from tests.support.photos import turned
 
 
-def test_a_jpeg_that_claims_to_be_enormous_is_refused(tmp_path: Path) -> None:
+def test_a_jpeg_with_enormous_size_in_its_header_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "bomb.jpg"
     Image.new("RGB", (16, 16)).save(path)
     data = path.read_bytes()
@@ -27,7 +27,7 @@ def test_a_jpeg_that_claims_to_be_enormous_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("orientation", range(10))
-def test_jpegs_are_turned_as_pillow_turns_them(tmp_path: Path, orientation: int) -> None:
+def test_jpegs_are_rotated_as_by_pillow(tmp_path: Path, orientation: int) -> None:
     pixels = torch.randint(0, 256, (24, 40, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     Image.fromarray(pixels.numpy()).save(tmp_path / "photo.jpg", exif=turned(orientation))
     want = v2.functional.pil_to_tensor(read_picture(tmp_path / "photo.jpg"))
@@ -36,7 +36,7 @@ def test_jpegs_are_turned_as_pillow_turns_them(tmp_path: Path, orientation: int)
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_the_loader_names_a_photo_that_is_gone(photo_folder: Path, workers: int) -> None:
+def test_the_loader_names_a_missing_photo(photo_folder: Path, workers: int) -> None:
     data = ImageFolderDataModule(str(photo_folder), num_workers=workers)
     data.setup("fit")
     (photo_folder / "val" / "bees" / "1.jpg").unlink()
@@ -50,7 +50,7 @@ def test_the_loader_names_a_photo_that_is_gone(photo_folder: Path, workers: int)
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["spawn", "forkserver"])
-def test_workers_started_in_any_way_give_the_batches_of_none(photo_folder: Path, method: str) -> None:
+def test_workers_give_the_same_batches_for_each_start_method(photo_folder: Path, method: str) -> None:
     for cache in (False, True):
 
         def batches(workers: int, cache: bool = cache) -> list[tuple[torch.Tensor, torch.Tensor]]:
@@ -72,7 +72,7 @@ def test_workers_started_in_any_way_give_the_batches_of_none(photo_folder: Path,
             assert torch.equal(y, y2)
 
 
-def test_pictures_in_memory_are_read_as_their_files_are(tmp_path: Path) -> None:
+def test_pictures_in_memory_give_the_same_pixels_as_their_files(tmp_path: Path) -> None:
     array = np.random.default_rng(0).integers(0, 256, (24, 40, 3), np.uint8)
     Image.fromarray(array).save(tmp_path / "photo.png", exif=turned(6))
     want = read_pixels(tmp_path / "photo.png")
@@ -86,6 +86,6 @@ def test_pictures_in_memory_are_read_as_their_files_are(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "array", [np.zeros((3, 4, 4), np.uint8), np.zeros((4, 4, 3), np.float32), np.zeros(4, np.uint8)]
 )
-def test_an_array_of_another_kind_is_no_picture(array: np.ndarray) -> None:
-    with pytest.raises(DataError, match=r"is no picture: give \(H, W, 3\) of uint8"):
+def test_an_array_of_another_shape_or_dtype_is_refused(array: np.ndarray) -> None:
+    with pytest.raises(DataError, match=r"is not a picture: give \(H, W, 3\) of uint8"):
         read_pixels(array)

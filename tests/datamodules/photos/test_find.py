@@ -1,4 +1,4 @@
-"""A folder's layout decides classes and splits; every file that is not used gets a name."""
+"""The layout of a folder gives classes and splits. Every file that is not used is listed."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ import pytest
 
 from datamodules.errors import DataError
 from datamodules.photos.find import TEST, TRAIN, VAL, LeftOut, find_class_names, find_photos
-from datamodules.photos.folder import class_names
 from tests.support.photos import JPEG, fill, look_at, names, put, refused, two
 
 # --- files that are left out ------------------------------------------------------------
@@ -33,16 +32,16 @@ def test_text_files_and_loose_pictures_are_left_out(tmp_path: Path) -> None:
     put(tmp_path / "loose.jpg", JPEG)
     assert look_at(tmp_path).left_out == [
         LeftOut("cat/labels.txt", "not a picture by its name", "ends in .txt"),
-        LeftOut("loose.jpg", "in no class folder", "lies beside the class folders, not in one"),
+        LeftOut("loose.jpg", "in no class folder", "is next to the class folders, not in one"),
     ]
 
 
 def test_permission() -> None:
-    """Root may read everything, so the examination runs as nobody."""
+    """Root can read every file, so this test runs as the user nobody."""
     code = (
         "import os, sys; from datamodules.photos.folder import examine\n"
         "if os.getuid() == 0: os.setgid(65534); os.setuid(65534)\n"
-        "photos = examine(sys.argv[1], num_workers=0, max_bad_fraction=0.9, cache=False)\n"
+        "photos = examine(sys.argv[1], max_bad_fraction=0.9)\n"
         "print([tuple(file) for file in photos.left_out])\n"
     )
     with tempfile.TemporaryDirectory() as folder:  # pytest's own folders are closed to nobody
@@ -61,14 +60,14 @@ def test_permission() -> None:
     ), done.stderr
 
 
-def test_file_that_is_gone_or_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_and_special_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     two(tmp_path)
     (tmp_path / "cat" / "dangling.jpg").symlink_to(tmp_path / "nowhere")
     os.mkfifo(tmp_path / "cat" / "pipe.jpg")
     (tmp_path / "cat" / "null.jpg").symlink_to("/dev/null")
     (tmp_path / "cat" / "self.jpg").symlink_to(tmp_path / "cat" / "self.jpg")
     with socket.socket(socket.AF_UNIX) as listener:
-        monkeypatch.chdir(tmp_path / "cat")  # a socket's address is short
+        monkeypatch.chdir(tmp_path / "cat")  # the path of a socket must be short
         listener.bind("socket.jpg")
     assert look_at(tmp_path).left_out == [
         LeftOut("cat/dangling.jpg", "unreadable", "No such file or directory"),
@@ -79,7 +78,7 @@ def test_file_that_is_gone_or_no_file(tmp_path: Path, monkeypatch: pytest.Monkey
     ]
 
 
-def test_it_ignores_hidden_and_system_files(tmp_path: Path) -> None:
+def test_hidden_and_system_files_are_ignored(tmp_path: Path) -> None:
     two(tmp_path)
     for path in (".x/0.jpg", ".ipynb_checkpoints/0.jpg", "__MACOSX/0.jpg", "cat/.ipynb_checkpoints/0.jpg"):
         put(tmp_path / path, JPEG)
@@ -96,7 +95,7 @@ def test_it_ignores_hidden_and_system_files(tmp_path: Path) -> None:
 def test_given_splits(tmp_path: Path, val: str) -> None:
     fill(tmp_path, {"train/a": 3, "train/b": 2, f"{val}/a": 1, f"{val}/b": 1, "test/a": 1, "test/b": 2})
     photos = look_at(tmp_path)
-    assert photos.class_names == class_names(tmp_path) == ("a", "b")
+    assert photos.class_names == find_class_names(tmp_path) == ("a", "b")
     assert photos.counts().tolist() == [[3, 2], [1, 1], [1, 2]]
     assert photos.notes == []
     assert all(path.startswith(val) for path in names(photos, VAL))
@@ -105,21 +104,21 @@ def test_given_splits(tmp_path: Path, val: str) -> None:
 def test_class_only_in_val_and_class_missing_from_val(tmp_path: Path) -> None:
     fill(tmp_path, {"train/a": 3, "train/b": 3, "train/c": 3, "val/a": 1, "val/aa": 2, "val/c": 1, "test/aa": 1})
     photos = look_at(tmp_path)
-    assert photos.class_names == class_names(tmp_path) == find_class_names(tmp_path) == ("a", "b", "c")
+    assert photos.class_names == find_class_names(tmp_path) == ("a", "b", "c")
     assert photos.counts()[VAL].tolist() == [1, 0, 1]
     assert [file.path for file in photos.left_out] == ["test/aa/0.jpg", "val/aa/0.jpg", "val/aa/1.jpg"]
     assert {file[1:] for file in photos.left_out} == {("class not in train", "class aa is only in val and test")}
     assert photos.notes == [
         "class aa is only in val and test: it cannot be learned, 3 pictures left out",
-        "no picture in val, so accuracy is not measured, for 1 class: b",
+        "accuracy is not measured for 1 class without pictures in val: b",
     ]
 
 
 def test_empty_class_folder_is_a_note(tmp_path: Path) -> None:
     (two(tmp_path) / "empty").mkdir()
     photos = look_at(tmp_path)
-    assert photos.class_names == class_names(tmp_path) == ("cat", "dog")
-    assert "empty/ holds no pictures: passed over" in photos.notes
+    assert photos.class_names == find_class_names(tmp_path) == ("cat", "dog")
+    assert "empty/ contains no pictures: ignored" in photos.notes
 
 
 def test_nested_folders_belong_to_the_class(tmp_path: Path) -> None:
@@ -132,7 +131,7 @@ def test_a_class_called_train(tmp_path: Path) -> None:
     assert look_at(tmp_path).class_names == ("plane", "train")
 
 
-def test_it_follows_a_link_once_and_leaves_loops(tmp_path: Path) -> None:
+def test_links_are_followed_once_and_loops_ignored(tmp_path: Path) -> None:
     root = two(tmp_path / "root", 2)
     fill(tmp_path, {"elsewhere": 3}, seed=50)
     fill(root, {"cat/sub": 1}, seed=60)
@@ -165,9 +164,9 @@ def test_linked_class_folder(tmp_path: Path) -> None:
 
 
 def test_refused_folders(tmp_path: Path) -> None:
-    assert refused(tmp_path / "x") == "DIR does not exist: name the folder that holds your class folders"
+    assert refused(tmp_path / "x") == "DIR does not exist: give the folder that contains your class folders"
     put(tmp_path / "file", b"")
-    assert refused(tmp_path / "file") == "DIR is no folder: name the folder that holds your class folders"
+    assert refused(tmp_path / "file") == "DIR is not a folder: give the folder that contains your class folders"
     (tmp_path / "no").mkdir()
     no_folders = "DIR has no class folders: make one for each class, DIR/<class>/<picture>.jpg"
     assert refused(tmp_path / "no") == no_folders
@@ -176,7 +175,7 @@ def test_refused_folders(tmp_path: Path) -> None:
     (tmp_path / "bare" / "cat").mkdir(parents=True)
     assert refused(tmp_path / "bare") == "no pictures to train on in DIR: put some in DIR/cat/"
     with pytest.raises(DataError, match="no pictures to train on"):
-        class_names(tmp_path / "bare")
+        find_class_names(tmp_path / "bare")
     fill(tmp_path / "val", {"val/a": 1})
     assert refused(tmp_path / "val") == "DIR has val but no train: make DIR/train/<class>/<picture>.jpg"
     fill(tmp_path / "twice", {"train/a": 1, "val/a": 1, "valid/a": 1})

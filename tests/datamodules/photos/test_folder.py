@@ -1,4 +1,4 @@
-"""What a folder of photos becomes: copies, the split, refusals, notes and the report."""
+"""examine: copies, the split, refusals, notes and the report."""
 
 from __future__ import annotations
 
@@ -10,14 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from datamodules.photos.find import VAL, LeftOut
-from datamodules.photos.folder import class_names
+from datamodules.photos.find import VAL, LeftOut, find_class_names
 from tests.support.photos import JPEG, PNG, content, encoded, fill, look_at, names, noise, put, refused, turned, two
 
-# --- the same picture twice ------------------------------------------------------------
+# --- copies of a picture ------------------------------------------------------------
 
 
-def test_it_leaves_out_a_picture_that_stands_in_two_classes(tmp_path: Path) -> None:
+def test_a_picture_in_two_classes_is_left_out(tmp_path: Path) -> None:
     two(tmp_path)
     for path in ("cat/a.jpg", "cat/b.jpg", "dog/c.jpg"):
         put(tmp_path / path, JPEG)
@@ -28,18 +27,18 @@ def test_it_leaves_out_a_picture_that_stands_in_two_classes(tmp_path: Path) -> N
     ]
 
 
-def test_it_keeps_copies_across_given_splits_and_notes_them(tmp_path: Path) -> None:
+def test_copies_in_different_split_folders_are_kept_and_noted(tmp_path: Path) -> None:
     fill(tmp_path, {"train/a": 3, "train/b": 3, "val/a": 3, "val/b": 3})
     put(tmp_path / "train/a/x.jpg", JPEG)
     put(tmp_path / "val/a/y.jpg", JPEG)
     photos = look_at(tmp_path)
     assert photos.counts().tolist() == [[4, 3], [4, 3], [0, 0]]
     assert photos.notes == [
-        "1 picture of val or test with a copy in another split (val/a/y.jpg): the score will be too good"
+        "1 picture in val or test with a copy in another split (val/a/y.jpg): the score will be too good"
     ]
 
 
-def test_copies_stay_on_one_side(tmp_path: Path) -> None:
+def test_copies_are_in_the_same_split(tmp_path: Path) -> None:
     for i in range(24):
         put(tmp_path / ("cat" if i % 2 else "dog") / f"{i}.jpg", encoded(i // 6 * 2 + i % 2))
     for seed in range(5):
@@ -54,14 +53,14 @@ def test_copies_stay_on_one_side(tmp_path: Path) -> None:
 # --- the split ------------------------------------------------------------
 
 
-def test_a_folder_without_val_gets_one(tmp_path: Path) -> None:
+def test_a_folder_without_val_is_split(tmp_path: Path) -> None:
     fill(tmp_path, {"train/a": 10, "train/b": 5, "test/a": 2, "test/b": 2})
     photos = look_at(tmp_path)
     assert photos.counts().tolist() == [[8, 4], [2, 1], [2, 2]]
     assert photos.notes == ["no folder val/: 20% of each class became val (seed 0)"]
 
 
-def test_split_is_a_function_of_seed_and_pictures(tmp_path: Path) -> None:
+def test_split_depends_only_on_seed_and_pictures(tmp_path: Path) -> None:
     first, second = tmp_path / "first", tmp_path / "second"
     for root, order in ((first, range(20)), (second, reversed(range(20)))):
         for i in order:
@@ -72,15 +71,15 @@ def test_split_is_a_function_of_seed_and_pictures(tmp_path: Path) -> None:
     assert len({frozenset(names(look_at(first, seed=seed), VAL)) for seed in range(4)}) > 1
 
 
-def test_three_pictures_of_a_class_are_on_both_sides(tmp_path: Path) -> None:
+def test_a_class_of_three_pictures_is_in_train_and_val(tmp_path: Path) -> None:
     assert look_at(fill(tmp_path, {"a": 3, "b": 3})).counts().tolist() == [[2, 2], [1, 1], [0, 0]]
 
 
-def test_a_class_of_one_picture_has_it_in_train(tmp_path: Path) -> None:
+def test_a_class_of_one_picture_is_in_train(tmp_path: Path) -> None:
     fill(tmp_path, {"a": 1, "b": 3})
     photos = look_at(tmp_path)
     assert photos.counts().tolist() == [[1, 2], [0, 1], [0, 0]]
-    assert photos.notes[-1] == "no picture in val, so accuracy is not measured, for 1 class: a"
+    assert photos.notes[-1] == "accuracy is not measured for 1 class without pictures in val: a"
 
 
 def test_a_thousand_classes(tmp_path: Path) -> None:
@@ -88,29 +87,29 @@ def test_a_thousand_classes(tmp_path: Path) -> None:
         pixels = np.random.default_rng(number).integers(0, 256, (4, 4, 3), np.uint8)
         head = b"P6 4 4 255\n"
         put(tmp_path / f"class{number % 1000:03}" / f"{number}.ppm", head + pixels.tobytes())
-    photos = look_at(tmp_path, cache=False)
+    photos = look_at(tmp_path)
     assert photos.counts().tolist() == [[2] * 1000, [1] * 1000, [0] * 1000]
     assert photos.report().startswith(f"3,000 pictures in 1,000 classes: {tmp_path}")
 
 
-# --- refusals: one line that ends with what to type ------------------------------------------------------------
+# --- refusals: one line that says what to do ------------------------------------------------------------
 
 
 def test_one_class_only(tmp_path: Path) -> None:
     fill(tmp_path, {"photos": 3})
     assert refused(tmp_path) == (
-        "DIR has one class only, photos, and a classifier needs two: add a second class folder, or, if the classes "
-        "are inside it, --data DIR/photos"
+        "DIR has only one class, photos, but a classifier needs two: add a second class folder, or, if the classes "
+        "are inside photos, --data DIR/photos"
     )
 
 
-def test_class_that_would_be_empty(tmp_path: Path) -> None:
+def test_class_without_a_usable_picture(tmp_path: Path) -> None:
     put(two(tmp_path) / "bird" / "a.jpg", b"")
     put(tmp_path / "bird" / "b.gif", b"")
-    assert class_names(tmp_path) == ("bird", "cat", "dog")
+    assert find_class_names(tmp_path) == ("bird", "cat", "dog")
     assert refused(tmp_path) == (
-        "class bird would be empty, nothing in it can be trained on (bird/b.gif (not a format we read), bird/a.jpg "
-        "(empty)): add pictures to its folder or delete the folder"
+        "class bird has no usable training picture (bird/b.gif (not a format we read), bird/a.jpg (empty)): add "
+        "pictures to its folder or delete the folder"
     )
 
 
@@ -118,45 +117,44 @@ def test_too_many_broken(tmp_path: Path) -> None:
     put(two(tmp_path, 9) / "cat" / "a.jpg", b"")
     put(tmp_path / "dog" / "b.jpg", b"text")
     assert refused(tmp_path, max_bad_fraction=0.05) == (
-        "broken: 2 of 20 pictures, more than 5% (cat/a.jpg (empty), dog/b.jpg (not a picture)): mend or delete "
-        "them, or --data.max_bad_fraction 0.1"
+        "2 of 20 pictures are broken, more than 5% (cat/a.jpg (empty), dog/b.jpg (not a picture)): repair or delete "
+        "them or use --data.max_bad_fraction 0.1"
     )
     assert len(look_at(tmp_path, max_bad_fraction=0.1).paths) == 18
 
 
-def test_it_names_the_first_ten_of_many_broken(tmp_path: Path) -> None:
+def test_the_error_names_ten_of_many_broken_files(tmp_path: Path) -> None:
     for number in range(11):
         put(two(tmp_path) / "cat" / f"bad{number:02}.jpg", b"")
     said = refused(tmp_path, max_bad_fraction=0.05)
     assert said.count("(empty)") == 10
-    assert "cat/bad09.jpg (empty), ...; all of them: python scripts/check.py DIR --json): mend" in said
+    assert "cat/bad09.jpg (empty), ...; all of them: python scripts/check.py DIR --json): repair" in said
 
 
 @pytest.mark.parametrize("options", [{"val_size": 0.0}, {"val_size": 1.0}, {"max_bad_fraction": 1.5}])
 def test_arguments_out_of_range(tmp_path: Path, options: dict[str, float]) -> None:
     name, value = next(iter(options.items()))
-    assert refused(tmp_path, **options).startswith(f"{name} lies between 0 and 1, not at {value}: --data.{name} ")
+    assert refused(tmp_path, **options).startswith(f"{name} must be between 0 and 1, but is {value}: --data.{name} ")
 
 
-# --- what is kept and told ------------------------------------------------------------
+# --- notes, report and files ------------------------------------------------------------
 
 
 def test_wrong_suffix_is_a_note(tmp_path: Path) -> None:
     put(two(tmp_path) / "cat" / "really_png.jpg", PNG)
     photos = look_at(tmp_path)
     assert len(photos.paths) == 13
-    assert "1 picture of another format than the name says: used all the same (cat/really_png.jpg)" in photos.notes
+    assert "1 picture whose suffix does not match the format: still used (cat/really_png.jpg)" in photos.notes
 
 
 def test_uneven_classes_are_a_note(tmp_path: Path) -> None:
     fill(tmp_path, {"train/a": 20, "train/b": 2, "val/a": 1, "val/b": 1})
     assert look_at(tmp_path).notes == [
-        "classes are uneven: 2 to 20 training pictures; --data.balance loss weighs them alike"
+        "classes are uneven: 2 to 20 training pictures; --data.balance loss gives them equal weight"
     ]
 
 
-def test_one_is_no_plural(tmp_path: Path) -> None:
-    """Each note of one and of two."""
+def test_notes_use_singular_and_plural(tmp_path: Path) -> None:
     fill(tmp_path, {"train/a": 60, "train/b": 3, "train/c": 1, "val/a": 2, "test/aa": 1})
     noise(700).save(tmp_path / "train/a/turned0.jpg", exif=turned(3))
     put(tmp_path / "train/a/png0.jpg", encoded(701, "PNG"))
@@ -167,11 +165,11 @@ def test_one_is_no_plural(tmp_path: Path) -> None:
     one = look_at(tmp_path).notes
     assert one == [
         "class aa is only in test: it cannot be learned, 1 picture left out",
-        "1 picture turned by an EXIF tag, as phones do: used upright",
-        "1 picture of another format than the name says: used all the same (train/a/png0.jpg)",
-        "1 picture of val or test with a copy in another split (val/a/y0.jpg): the score will be too good",
-        "no picture in val, so accuracy is not measured, for 1 class: b",
-        "classes are uneven: 1 to 63 training pictures; --data.balance loss weighs them alike",
+        "1 picture rotated by an EXIF tag, as phones do: used upright",
+        "1 picture whose suffix does not match the format: still used (train/a/png0.jpg)",
+        "1 picture in val or test with a copy in another split (val/a/y0.jpg): the score will be too good",
+        "accuracy is not measured for 1 class without pictures in val: b",
+        "classes are uneven: 1 to 63 training pictures; --data.balance loss gives them equal weight",
     ]
     fill(tmp_path, {"test/aa": 2}, seed=800)
     noise(710).save(tmp_path / "train/a/turned1.jpg", exif=turned(3))
@@ -179,14 +177,14 @@ def test_one_is_no_plural(tmp_path: Path) -> None:
     put(tmp_path / "val/a/y1.jpg", encoded(702))
     (tmp_path / "val/c/0.jpg").unlink()
     assert look_at(tmp_path).notes == [
-        "val/c/ holds no pictures: passed over",
+        "val/c/ contains no pictures: ignored",
         "class aa is only in test: it cannot be learned, 2 pictures left out",
-        "2 pictures turned by an EXIF tag, as phones do: used upright",
-        "2 pictures of another format than the name says: used all the same (train/a/png0.jpg, train/a/png1.jpg)",
-        "2 pictures of val or test with a copy in another split (val/a/y0.jpg, val/a/y1.jpg): the score will be too "
+        "2 pictures rotated by an EXIF tag, as phones do: used upright",
+        "2 pictures whose suffix does not match the format: still used (train/a/png0.jpg, train/a/png1.jpg)",
+        "2 pictures in val or test with a copy in another split (val/a/y0.jpg, val/a/y1.jpg): the score will be too "
         "good",
-        "no picture in val, so accuracy is not measured, for 2 classes: b, c",
-        "classes are uneven: 1 to 65 training pictures; --data.balance loss weighs them alike",
+        "accuracy is not measured for 2 classes without pictures in val: b, c",
+        "classes are uneven: 1 to 65 training pictures; --data.balance loss gives them equal weight",
     ]
 
 
@@ -217,13 +215,13 @@ def test_report_of_many_classes_is_short(tmp_path: Path) -> None:
     assert "  ... 1 class between these ..." in look_at(tmp_path / "other").report()
 
 
-def test_it_writes_what_it_left_out(tmp_path: Path) -> None:
+def test_write_left_out(tmp_path: Path) -> None:
     put(two(tmp_path / "root") / "cat" / "x.jpg", b"")
     look_at(tmp_path / "root").write_left_out(tmp_path / "left_out.csv")
     assert (tmp_path / "left_out.csv").read_text().split() == ["path,kind,reason", "cat/x.jpg,empty,0", "bytes"]
 
 
-def test_odd_names_survive(tmp_path: Path) -> None:
+def test_unusual_file_names_are_kept(tmp_path: Path) -> None:
     bad = os.fsdecode(b"na\xefve.jpg")
     odd = ["with space.jpg", 'comma, quote".jpg', "größe.jpg", "猫.jpg", "new\nline.jpg", "[red]x.jpg", bad]
     for i, name in enumerate(odd):

@@ -1,4 +1,4 @@
-"""Paths in one array are a sequence of strings, and small."""
+"""Paths is a sequence of strings that needs little memory."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The scan gives the same with any number of processes, survives a crash, and remembers what is whole."""
+"""The scan gives the same result with any number of processes, survives a crash and remembers good pictures."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ import pytest
 
 from datamodules.photos import scan
 from datamodules.photos.decode import Look
-from datamodules.photos.find import LeftOut
-from datamodules.photos.scan import content_groups
-from tests.support.photos import BROKEN, JPEG, content, encoded, look_at, put, two
+from datamodules.photos.find import LeftOut, find_photos
+from datamodules.photos.scan import content_groups, scan_photos
+from tests.support.photos import BROKEN, JPEG, encoded, look_at, put, two
 
 
 def test_content_groups() -> None:
@@ -21,21 +21,25 @@ def test_content_groups() -> None:
     assert content_groups(hashes).tolist() == [0, 1, 2, 0, 4, 2, 0]
 
 
-def test_result_does_not_depend_on_workers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    root = two(tmp_path, 80)
+def test_result_does_not_depend_on_workers(tmp_path: Path, own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    two(tmp_path, 80)
     for name, (data, _, _) in BROKEN.items():
-        put(root / "cat" / name, data)
-    monkeypatch.setattr(scan, "_WORTH_A_PROCESS", 1)
+        put(tmp_path / "cat" / name, data)
+    listing = find_photos(tmp_path)
+    monkeypatch.setattr(scan, "_BYTES_PER_PROCESS", 1)
     calls: list[tuple[int, int]] = []
-    alone = look_at(root, num_workers=0, cache=False)
-    many = look_at(root, num_workers=3, cache=False, progress=lambda *numbers: calls.append(numbers))
-    assert content(many) == content(alone)
-    assert many.left_out == alone.left_out
-    assert many.report() == alone.report()
+    alone = scan_photos(listing, num_workers=0)
+    (own_cache / "lit-classics").rename(own_cache / "away")
+    many = scan_photos(listing, num_workers=3, progress=lambda *numbers: calls.append(numbers))
+    assert list(many.listing.paths) == list(alone.listing.paths)
+    assert np.array_equal(many.verdicts, alone.verdicts)
+    assert np.array_equal(many.copies, alone.copies)
+    assert many.bad == alone.bad
+    assert len(many.bad) == len(BROKEN)
     assert calls == [(64, 173), (128, 173), (173, 173)]
 
 
-def test_a_crashing_decoder_costs_one_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_decoder_that_crashes_loses_only_its_own_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = two(tmp_path / "root", 40)
     put(root / "dog" / "crash.jpg", JPEG)
     fake = tmp_path / "worker.py"
@@ -48,10 +52,20 @@ def test_a_crashing_decoder_costs_one_picture(tmp_path: Path, monkeypatch: pytes
     )
     start = subprocess.Popen
     monkeypatch.setattr(scan.subprocess, "Popen", lambda command, **rest: start([sys.executable, str(fake)], **rest))
-    monkeypatch.setattr(scan, "_WORTH_A_PROCESS", 1)
-    photos = look_at(root, num_workers=2, cache=False)
-    assert photos.left_out == [LeftOut("dog/crash.jpg", "damaged", "its decoder crashed")]
-    assert len(photos.paths) == 80
+    monkeypatch.setattr(scan, "_BYTES_PER_PROCESS", 1)
+    found = scan_photos(find_photos(root), num_workers=2)
+    assert found.bad == [LeftOut("dog/crash.jpg", "damaged", "its decoder crashed")]
+    assert len(found.listing.paths) == 80
+
+
+def test_an_exception_in_a_worker_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    start = subprocess.Popen
+    monkeypatch.setattr(
+        scan.subprocess, "Popen", lambda command, **rest: start([sys.executable, "-c", "input(); 1 / 0"], **rest)
+    )
+    monkeypatch.setattr(scan, "_BYTES_PER_PROCESS", 1)
+    with pytest.raises(RuntimeError, match="a process that examines pictures failed"):
+        scan_photos(find_photos(two(tmp_path)), num_workers=2)
 
 
 def test_second_scan_opens_only_what_changed(tmp_path: Path, own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -72,25 +86,33 @@ def test_second_scan_opens_only_what_changed(tmp_path: Path, own_cache: Path, mo
     opened.clear()
     look_at(tmp_path)
     assert sorted(opened) == ["3.jpg", "broken.jpg"]
-    opened.clear()
-    look_at(tmp_path, cache=False)
-    assert len(opened) == 13
     (file,) = (own_cache / "lit-classics").iterdir()
-    file.write_bytes(file.read_bytes()[:-100])  # a damaged cache is no cache
+    file.write_bytes(file.read_bytes()[:-100])  # damaged, so it is ignored
+    opened.clear()
     assert look_at(tmp_path).class_names == first.class_names
+    assert len(opened) == 13
 
 
-def test_the_scan_needs_no_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_scan_works_without_a_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(put(tmp_path / "a file", b"")))
     assert len(look_at(two(tmp_path / "root")).paths) == 12
 
 
-def test_an_interrupted_scan_remembers_what_it_saw(tmp_path: Path, own_cache: Path) -> None:
+def test_an_interrupted_scan_keeps_its_results(tmp_path: Path, own_cache: Path) -> None:
     def stop(done: int, total: int) -> None:
         raise KeyboardInterrupt
 
-    two(tmp_path, 40)
+    listing = find_photos(two(tmp_path, 40))
     with pytest.raises(KeyboardInterrupt):
-        look_at(tmp_path, progress=stop)
+        scan_photos(listing, progress=stop)
     (file,) = (own_cache / "lit-classics").iterdir()
     assert len(np.load(file)) == 64
+
+
+def test_a_scan_of_some_files_keeps_the_results_of_the_others(tmp_path: Path, own_cache: Path) -> None:
+    put(two(tmp_path) / "cat" / "broken.jpg", b"")
+    listing = find_photos(tmp_path)
+    scan_photos(listing)
+    assert [file.path for file in scan_photos(listing.rows(np.arange(7))).bad] == ["cat/broken.jpg"]
+    (file,) = (own_cache / "lit-classics").iterdir()
+    assert len(np.load(file)) == 12

@@ -1,4 +1,4 @@
-"""Which photo is validated on: a stratified draw, or what split.csv says."""
+"""Splits: stratified, or from a split.csv."""
 
 from __future__ import annotations
 
@@ -12,14 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from datamodules.photos.find import LeftOut
-from datamodules.photos.folder import class_names
 from datamodules.photos.split import stratified_split
 from tests.support.photos import JPEG, content, look_at, put, refused, two
 
 
 @st.composite
 def folders(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Labels, content groups and ranks of a made-up folder, in any order."""
+    """Draw labels, content groups and ranks of pictures in any order."""
     sizes = draw(st.lists(st.lists(st.integers(1, 4), min_size=1, max_size=12), min_size=1, max_size=5))
     rows = [(label, (label, i)) for label, groups in enumerate(sizes) for i, n in enumerate(groups) for _ in range(n)]
     rows = draw(st.permutations(rows))
@@ -69,7 +68,6 @@ def test_split_file_gives_the_same_split(tmp_path: Path) -> None:
     assert Counter(row[2] for row in rows[1:]) == {"train": 10, "val": 2}
     split_file = str(tmp_path / "split.csv")
     assert content(look_at(root, split_file=split_file)) == content(photos)
-    assert class_names(root, split_file) == ("cat", "dog")
     put(root / "cat" / "new.jpg", JPEG)
     again = look_at(root, split_file=split_file)
     assert content(again) == content(photos)
@@ -77,7 +75,7 @@ def test_split_file_gives_the_same_split(tmp_path: Path) -> None:
     assert again.left_out == [LeftOut("cat/new.jpg", "not in the split file", split_file)]
 
 
-def test_split_file_that_does_not_fit(tmp_path: Path) -> None:
+def test_wrong_split_files_are_refused(tmp_path: Path) -> None:
     root, split_file = two(tmp_path / "root"), tmp_path / "s.csv"
 
     def message(text: str) -> str:
@@ -87,17 +85,17 @@ def test_split_file_that_does_not_fit(tmp_path: Path) -> None:
     head = "path,label,split\n"
     assert message("a,b\n") == "CSV does not begin with path,label,split: give a run's split.csv"
     assert message(head + "cat/0.jpg,cat,trian\n") == (
-        "CSV, line 2, is not understood: its lines are path,label,split with split train, val or test"
+        "CSV, line 2: must be path,label,split with split train, val or test"
     )
     assert message(head + "cat/gone.jpg,cat,val\n") == (
-        "1 picture of CSV missing from DIR (cat/gone.jpg): put back what is missing, or leave --data.split_file out"
+        "DIR lacks 1 picture of CSV (cat/gone.jpg): restore them, or leave out --data.split_file"
     )
     assert message(head + "cat/0.jpg,dog,train\n") == (
-        "CSV says cat/0.jpg is dog, its folder says cat: move the file or mend the line"
+        "CSV says cat/0.jpg is dog, its folder says cat: move the file or correct the line"
     )
     assert message(head) == "CSV has no line with split train: give a run's split.csv"
     assert message(head + "cat/0.jpg,cat,train\ncat/1.jpg,cat,val\ncat/0.jpg,cat,val\n") == (
-        "CSV names 1 picture more than once (cat/0.jpg): keep one line for each"
+        "CSV names cat/0.jpg more than once: keep one line for it"
     )
     assert message(head + "x" * 200_000 + ",cat,train\n") == (
         "CSV cannot be read (field larger than field limit (131072)): give a run's split.csv"

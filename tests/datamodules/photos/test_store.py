@@ -1,4 +1,4 @@
-"""Decoded pictures in a mapped file."""
+"""Decoded pictures in a memory-mapped file."""
 
 import os
 import pickle
@@ -29,7 +29,7 @@ def test_pictures_come_back_as_they_were_written(tmp_path: Path) -> None:
         assert torch.equal(store[index], picture(index))
 
 
-def test_a_copy_for_another_process_maps_the_file_itself(tmp_path: Path) -> None:
+def test_a_pickled_store_maps_the_file_again(tmp_path: Path) -> None:
     PictureStore.write(
         tmp_path / "x.pictures", 300, lambda index: torch.full((3, 8, 8), index % 256, dtype=torch.uint8)
     )
@@ -39,14 +39,16 @@ def test_a_copy_for_another_process_maps_the_file_itself(tmp_path: Path) -> None
     assert torch.equal(pickle.loads(pickled).stacked()[:, 0, 0, 0], torch.arange(300).to(torch.uint8))
 
 
-def test_a_cache_that_cannot_be_written_says_which_and_how_to_name_another(
+def test_the_error_for_a_cache_that_cannot_be_written_names_folder_and_variable(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "a.jpg").touch()
     (tmp_path / "file").touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     path = store_path(tmp_path, Paths.from_iterable(["a.jpg"]), {})
-    with pytest.raises(DataError, match=r"cannot be kept in .*file/lit-classics/pictures \(Not a dir.*XDG_CACHE_HOME"):
+    with pytest.raises(
+        DataError, match=r"cannot be written to .*file/lit-classics/pictures \(Not a dir.*XDG_CACHE_HOME"
+    ):
         PictureStore.write(path, 7, picture)
 
 
@@ -66,7 +68,7 @@ def test_a_picture_that_cannot_be_read_leaves_no_file(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_another_file_time_or_setting_is_another_store(tmp_path: Path) -> None:
+def test_another_size_time_or_setting_has_another_file(tmp_path: Path) -> None:
     (tmp_path / "a.jpg").write_bytes(b"12345")
     paths = Paths.from_iterable(["a.jpg"])
     first = store_path(tmp_path, paths, {"size": 32})

@@ -1,4 +1,4 @@
-"""Crops are torchvision's, and faster ways to them change nothing."""
+"""The faster transforms give the same result as torchvision's."""
 
 import torch
 from torchvision.transforms import v2
@@ -7,7 +7,7 @@ from datamodules import Preprocessing
 from datamodules.photos.transforms import eval_transform, train_transform
 
 
-def test_a_strip_is_cut_before_it_is_enlarged_and_nothing_else_changes() -> None:
+def test_cutting_a_strip_before_resizing_does_not_change_the_result() -> None:
     spec = Preprocessing(interpolation="bicubic")
     strip = torch.randint(0, 256, (3, 2, 30_000), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     assert eval_transform(spec)(strip).shape == (3, 224, 224)
@@ -16,7 +16,7 @@ def test_a_strip_is_cut_before_it_is_enlarged_and_nothing_else_changes() -> None
     assert (eval_transform(spec)(wide).int() - plain(wide).int()).abs().max() <= 1
 
 
-def test_random_crops_are_those_of_torchvision() -> None:
+def test_random_crops_equal_those_of_torchvision() -> None:
     spec = Preprocessing(image_size=24)
     picture = torch.randint(0, 256, (3, 60, 80), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     plain = v2.Compose([v2.RandomResizedCrop(24, antialias=True), v2.RandomHorizontalFlip()])

@@ -106,7 +106,7 @@ def test_a_grey_array_is_a_picture_in_three_equal_channels() -> None:
     ids=["float", "four channels", "channels first", "a row"],
 )
 def test_an_array_that_is_no_picture_is_refused_in_a_line(array: np.ndarray) -> None:
-    with pytest.raises(DataError, match=r"is no picture: give \(H, W, 3\) of uint8") as refused:
+    with pytest.raises(DataError, match=r"is not a picture: give \(H, W, 3\) of uint8") as refused:
         list(read_pictures([array], SPEC, 1))
     assert "\n" not in str(refused.value)
     assert f"an array {array.shape} of {array.dtype}" in str(refused.value)

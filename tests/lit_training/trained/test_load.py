@@ -188,7 +188,7 @@ def test_a_float_array_is_refused_in_a_line(several: bool, saved: SavedRun, pict
     pixels = np.zeros((32, 32, 3), dtype=np.float32)
     with pytest.raises(DataError) as refused:
         saved.predict([picture, pixels] if several else pixels)
-    assert str(refused.value) == "an array (32, 32, 3) of float32 is no picture: give (H, W, 3) of uint8"
+    assert str(refused.value) == "an array (32, 32, 3) of float32 is not a picture: give (H, W, 3) of uint8"
 
 
 def test_rows_of_a_file_get_a_list(rows_run: Trained) -> None:
