@@ -41,9 +41,8 @@ def code_cells(notebook: Any) -> list[Any]:
 
 
 def texts(outputs: list[Any]) -> str:
-    """Return the text of outputs: what was printed, and the text of displayed values."""
-    parts = [output.get("text", "") + output.get("data", {}).get("text/plain", "") for output in outputs]
-    return "".join(parts)
+    """Return what was printed, and the text of displayed values."""
+    return "".join(output.get("text", "") + output.get("data", {}).get("text/plain", "") for output in outputs)
 
 
 def images(outputs: list[Any]) -> list[Image.Image]:
@@ -53,8 +52,7 @@ def images(outputs: list[Any]) -> list[Image.Image]:
 
 def kinds(cell: Any) -> list[str]:
     """Return the kind of each output of a cell, as ``stdout`` or ``image/png``."""
-    found = [output.get("name") or next(iter(sorted(output.get("data", {}))), "error") for output in cell.outputs]
-    return [kind for number, kind in enumerate(found) if found[number - 1 : number] != [kind]]
+    return [output.get("name") or next(iter(sorted(output.get("data", {}))), "error") for output in cell.outputs]
 
 
 # --- rules for a notebook, each a function that returns what is wrong -------------------------------------------------
@@ -63,6 +61,7 @@ def kinds(cell: Any) -> list[str]:
 def private_imports(source: str) -> list[str]:
     """Return the imports of this project that are not public names of its packages."""
     wrong = []
+    names: list[tuple[str, str | None]]
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
             names = [(alias.name, None) for alias in node.names]
