@@ -1,6 +1,6 @@
-"""The data: one LightningDataModule a file.
+"""The data modules, one LightningDataModule per file.
 
-Names are imported when first used, so that what checks a folder of photos, which needs no torch, starts fast.
+Each name is imported on first use, so that ``scripts/check.py`` starts fast: it needs no torch.
 """
 
 from importlib import import_module
