@@ -41,7 +41,6 @@ class CIFAR10DataModule(SplitDataModule):
     """
 
     task = "classification"
-    default_model = "LitCNN"
     class_names = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
     num_classes = 10
     in_channels = 3
@@ -63,33 +62,35 @@ class CIFAR10DataModule(SplitDataModule):
         if not 0 <= val_size < TRAIN:
             raise DataError(f"val_size must be between 0 and {TRAIN - 1}, but is {val_size}: --data.val_size 5000")
         self.save_hyperparameters()
+        self.root = Path(root).expanduser()
+        self.files = {"train": self.root / "cifar10-train.uint8", "test": self.root / "cifar10-test.uint8"}
         self.sets = {}
 
     def prepare_data(self) -> None:
-        root = Path(self.hparams["root"]).expanduser()
-        if all(_bytes_file(root, train).is_file() for train in (True, False)):
+        if all(file.is_file() for file in self.files.values()):
             return
         try:
-            root.mkdir(parents=True, exist_ok=True)
-            for train in (True, False):
-                _write_bytes(_download(root, train), _bytes_file(root, train))
+            self.root.mkdir(parents=True, exist_ok=True)
+            for split, file in self.files.items():
+                _write_bytes(_download(self.root, train=split == "train"), file)
         except OSError as error:
             raise DataError(
-                f"{root} cannot be written ({error.strerror}): make room there, or name another folder with --data.root"
+                f"{self.root} cannot be written ({error.strerror}): make room there, or name another folder with "
+                "--data.root"
             ) from error
 
     def setup(self, stage: str) -> None:
-        root, seed = Path(self.hparams["root"]).expanduser(), self.hparams["seed"]
+        augment, seed = self.hparams["augment"], self.hparams["seed"]
         if stage in ("fit", "validate") and "train" not in self.sets:
-            images, labels = _read_bytes(_bytes_file(root, True), TRAIN)
+            images, labels = _read_bytes(self.files["train"], TRAIN)
             val = stratified(labels, self.hparams["val_size"], seed)
             kept = torch.ones(TRAIN, dtype=torch.bool)
             kept[val] = False
-            augment, train = self.hparams["augment"], kept.nonzero().flatten()
+            train = kept.nonzero().flatten()
             self.sets["train"] = Pictures(images, labels, self.preprocessing, augment, seed, train)
             self.sets["val"] = Pictures(images, labels, self.preprocessing, indices=val)
         if stage in ("test", "predict") and "test" not in self.sets:
-            self.sets["test"] = Pictures(*_read_bytes(_bytes_file(root, False), TEST), self.preprocessing)
+            self.sets["test"] = Pictures(*_read_bytes(self.files["test"], TEST), self.preprocessing)
 
 
 def stratified(labels: Tensor, count: int, seed: int) -> Tensor:
@@ -114,10 +115,6 @@ def _download(root: Path, train: bool) -> CIFAR10:
             f"CIFAR10 is not under {root} and {CIFAR10.url} cannot be read ({error}): put {CIFAR10.filename} (md5 "
             f"{CIFAR10.tgz_md5}) into {root}, name its folder with --data.root, or run --data ShapesDataModule"
         ) from error
-
-
-def _bytes_file(root: Path, train: bool) -> Path:
-    return root / f"cifar10-{'train' if train else 'test'}.uint8"
 
 
 def _write_bytes(official: CIFAR10, path: Path) -> None:

@@ -11,10 +11,5 @@ class DataError(ValueError):
 
 def special_file_kind(mode: int) -> str:
     """Return what a special file is, from its ``mode`` (:func:`os.stat`), or "" for a regular file."""
-    kinds = {
-        stat.S_IFIFO: "a named pipe",
-        stat.S_IFSOCK: "a socket",
-        stat.S_IFCHR: "a device",
-        stat.S_IFBLK: "a device",
-    }
-    return "" if stat.S_ISREG(mode) else kinds.get(stat.S_IFMT(mode), "not a regular file")
+    kinds = {"-": "", "p": "a named pipe", "s": "a socket", "c": "a device", "b": "a device"}
+    return kinds.get(stat.filemode(mode)[0], "not a regular file")

@@ -58,7 +58,6 @@ class ShapesDataModule(SplitDataModule):
     """
 
     task = "classification"
-    default_model = "LitCNN"
     class_names = CLASS_NAMES
     num_classes = len(CLASS_NAMES)
 

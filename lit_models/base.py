@@ -96,16 +96,14 @@ class LitBase(LightningModule):
     """Called with the optimizer; returns Lightning's ``lr_scheduler`` dictionary (``--lr_scheduler``)."""
 
     class_weights: Tensor | None
-    val_loss: EvaluationLoss
-    test_loss: EvaluationLoss
 
     def _make_metrics(self, num_classes: int | None = None) -> None:
         """Create the metrics; call it at the end of ``__init__``. Classifiers pass ``num_classes``."""
-        for stage in ("val", "test"):
-            setattr(self, f"{stage}_loss", EvaluationLoss(self.reduction))
-            if num_classes is not None:
-                share = MulticlassAccuracy(num_classes, average="micro", ignore_index=PADDING, validate_args=False)
-                setattr(self, f"{stage}_acc", share)
+        self.val_loss = EvaluationLoss(self.reduction)
+        self.test_loss = EvaluationLoss(self.reduction)
+        if num_classes is not None:
+            self.val_acc = MulticlassAccuracy(num_classes, average="micro", ignore_index=PADDING, validate_args=False)
+            self.test_acc = self.val_acc.clone()
         self.register_buffer("class_weights", None, persistent=False)  # (K,) float32, for imbalanced data
         self._train_loss_sum: Tensor | float = 0.0
         self._train_batches = 0
@@ -161,8 +159,8 @@ class LitBase(LightningModule):
         if every and (self.global_step + 1) % every == 0:
             self.log("train_loss_step", loss.detach(), on_step=True, on_epoch=False)
         # DDP and gradient accumulation average the gradients; this factor makes the average a sum again.
-        averaged = self.trainer.world_size * self.trainer.accumulate_grad_batches if self.reduction == "sum" else 1
-        return loss if averaged == 1 else loss * averaged
+        factor = self.trainer.world_size * self.trainer.accumulate_grad_batches if self.reduction == "sum" else 1
+        return loss if factor == 1 else loss * factor
 
     # Lightning reads the signature in each step; inspecting the function each time takes 30 us.
     training_step.__signature__ = inspect.signature(training_step)  # type: ignore[attr-defined]
@@ -195,9 +193,9 @@ class LitBase(LightningModule):
         output = self(x)
         rows = self.loss_rows(output, y)
         counted = y != PADDING if self.task == "classification" else ~y.flatten(1).isnan().any(1)  # (B,)
-        mean_or_sum = getattr(self, f"{stage}_loss")
-        mean_or_sum.update(rows[counted])
-        self.log(f"{stage}_loss", mean_or_sum, on_step=False, on_epoch=True)
+        loss = getattr(self, f"{stage}_loss")
+        loss.update(rows[counted])
+        self.log(f"{stage}_loss", loss, on_step=False, on_epoch=True)
         if self.task == "classification":
             accuracy = getattr(self, f"{stage}_acc")
             accuracy.update(output, y)

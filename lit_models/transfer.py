@@ -1,6 +1,7 @@
 """A pretrained backbone with a new head. The training steps are in base.py, the backbones in backbones.py."""
 
 from functools import partial
+from typing import Any
 
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
@@ -144,12 +145,11 @@ class LitTransfer(LitBase):
         return f"backbones take color pictures (3, H, W), not {shape} (--data.channels 3, or --model LitCNN)"
 
     def configure_optimizers(self):
-        head = list(self.head.parameters())
-        groups = [{"params": head, "name": "head"}]
+        groups: list[dict[str, Any]] = [{"params": list(self.head.parameters()), "name": "head"}]
         if not self.hparams["freeze"]:
-            in_head = {id(parameter) for parameter in head}
-            rest = [parameter for parameter in self.net.parameters() if id(parameter) not in in_head]
-            groups.append({"params": rest, "name": "backbone", "lr_factor": self.hparams["backbone_lr_factor"]})
+            head = f"{self.head_name}."
+            backbone = [parameter for name, parameter in self.net.named_parameters() if not name.startswith(head)]
+            groups.append({"params": backbone, "name": "backbone", "lr_factor": self.hparams["backbone_lr_factor"]})
         sgd = partial(SGD, lr=self.hparams["lr"], momentum=self.hparams["momentum"])
         step = partial(StepLR, step_size=self.hparams["step_size"], gamma=self.hparams["gamma"])
         return self.with_choice(sgd, groups, step)

@@ -63,7 +63,7 @@ def keep_batch(batch: Any) -> Any:
 def return_data_errors(fetch: Callable[..., Any]) -> Callable[..., Any]:
     """Decorate a dataset's ``__getitems__``: a worker returns a DataError, and :class:`ResumableLoader` raises it.
 
-    If a worker raised it, torch would turn it into a RuntimeError with a traceback.
+    If a worker raised it, torch would put a traceback into its message.
     """
 
     @wraps(fetch)
