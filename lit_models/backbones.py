@@ -167,5 +167,7 @@ def _read(path: Path) -> dict[str, Tensor]:
     if isinstance(state, dict):
         state = state.get("state_dict", state)
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise ModelError(f"{path} is no state dict (names -> tensors): save one with torch.save(net.state_dict(), ...)")
+        raise ModelError(
+            f"{path} is not a state dict (names -> tensors): save one with torch.save(net.state_dict(), ...)"
+        )
     return state

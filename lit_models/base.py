@@ -264,7 +264,7 @@ class LitBase(LightningModule):
         """Check that the data module has the model's task and sample shape, if it defines them.
 
         Raises:
-            ModelError: they do not fit.
+            ModelError: the data do not fit the model.
         """
         model_name, data_name = type(self).__name__, type(data).__name__
         task = getattr(data, "task", self.task)
@@ -277,8 +277,16 @@ class LitBase(LightningModule):
         if shape is not None and (reason := self.refuse_shape(tuple(shape))):
             raise ModelError(f"{model_name} cannot use the samples of {data_name}: {reason}")
 
+    @property
+    def is_attached(self) -> bool:
+        """True if the model has a Trainer; otherwise ``self.trainer`` raises an error."""
+        try:
+            return self.trainer is not None
+        except RuntimeError:
+            return False
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        data = getattr(self.trainer, "datamodule", None)
+        data = getattr(self.trainer, "datamodule", None) if self.is_attached else None
         spec: Any = getattr(data, "preprocessing", None)
         plain = spec.to_dict() if hasattr(spec, "to_dict") else spec  # a user's data module may have a plain dict
         class_names = getattr(data, "class_names", self.class_names)

@@ -1,6 +1,6 @@
-"""Samplers for any number of devices, and the way back to the order of the data.
+"""Samplers for any number of devices; gathering results in the order of the data.
 
-The samplers yield *keys*, ``epoch * len(dataset) + index``. The augmentation of a sample depends on its key.
+TrainSampler yields *keys*, ``epoch * len(dataset) + index``. The augmentation of a sample depends on its key.
 """
 
 from collections.abc import Iterator
@@ -79,8 +79,8 @@ def in_input_order(trainer: Any, rows: Tensor, loader: Any) -> Tensor:
     if trainer.world_size > 1:
         size = loader.batch_sampler.batch_size  # for predictions Lightning removes loader.batch_size
         batches = -(-len(rows) // size)
-        whole = rows.new_zeros(batches * size, *rows.shape[1:])  # only the last batch can be shorter
-        whole[: len(rows)] = rows
-        shares = trainer.strategy.all_gather(whole.to(trainer.strategy.root_device))  # (ranks, batches * size, ...)
-        rows = shares.unflatten(1, (batches, size)).transpose(0, 1).flatten(0, 2)
+        fill = rows.new_zeros(batches * size - len(rows), *rows.shape[1:])  # the last batch can be shorter
+        rows = torch.cat([rows, fill]).to(trainer.strategy.root_device)
+        gathered = trainer.strategy.all_gather(rows)  # (ranks, batches * size, ...)
+        rows = gathered.unflatten(1, (batches, size)).transpose(0, 1).flatten(0, 2)
     return rows[: len(loader.dataset)]

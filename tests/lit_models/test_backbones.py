@@ -202,7 +202,7 @@ def test_unreadable_weights_files_are_refused(tmp_path: Path) -> None:
         "nowhere.pth": "no weights file nowhere.pth",
         "broken.pth": "read safely",
         "broken.safetensors": "read safely",
-        "list.pth": "is no state dict",
+        "list.pth": r"is not a state dict \(names",
         "objects.pth": "read safely",
     }.items():
         with pytest.raises(ModelError, match=words) as refusal:

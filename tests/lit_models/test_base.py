@@ -278,6 +278,13 @@ def test_data_without_task_and_shape_are_accepted() -> None:
     LitCNN().check_data(ShapesDataModule())
 
 
+def test_is_attached(bare: Bare) -> None:
+    model = Tiny()
+    assert not model.is_attached
+    bare(max_epochs=1).fit(model, rows(4, 4))
+    assert model.is_attached
+
+
 def test_only_a_frozen_backbone_has_fixed_features() -> None:
     for model in (Tiny(), LitCNN(), LitTransfer(weights=None, freeze=False)):
         assert not model.fixed_features
