@@ -17,7 +17,6 @@ from datamodules.preprocessing import Preprocessing
 
 PIXELS = 3 * 32 * 32
 TRAIN, TEST = 50_000, 10_000
-HALF = [0.5, 0.5, 0.5]
 
 
 class CIFAR10DataModule(SplitDataModule):
@@ -45,7 +44,7 @@ class CIFAR10DataModule(SplitDataModule):
     num_classes = 10
     in_channels = 3
     sample_shape = (3, 32, 32)
-    preprocessing = Preprocessing(32, 32, HALF, HALF)  # pixels in [-1, 1], as in the tutorial
+    preprocessing = Preprocessing(32, 32, [0.5] * 3, [0.5] * 3)  # pixels in [-1, 1], as in the tutorial
     eval_batch_size = 500
 
     def __init__(

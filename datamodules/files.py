@@ -38,13 +38,12 @@ def atomic_write(path: str | Path, mode: str = "wb") -> Iterator[IO[Any]]:
     finally:
         with contextlib.suppress(OSError):  # after the rename it does not exist
             part.unlink()
-    if hasattr(os, "O_DIRECTORY"):  # Windows cannot open a folder
-        with contextlib.suppress(OSError):  # some file systems cannot sync a folder
-            folder = os.open(target.parent, os.O_RDONLY)
-            try:
-                os.fsync(folder)
-            finally:
-                os.close(folder)
+    with contextlib.suppress(OSError):  # Windows and some file systems cannot sync a folder
+        folder = os.open(target.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
 
 
 def write_csv(path: str | Path, rows: Iterable[Iterable[Any]]) -> None:
