@@ -25,7 +25,7 @@ class LitTransfer(LitBase):
 
     Args:
         backbone: a torchvision classification network by name, or ``timm/NAME``.
-        num_classes: K.
+        num_classes: number of classes K.
         weights: ``DEFAULT`` (the published weights, downloaded), ``none``, or a ``.pth``/``.safetensors`` state dict.
         freeze: train only the head; false fine-tunes all layers.
         lr: learning rate of the head.
