@@ -1,16 +1,17 @@
-"""The data: one LightningDataModule a file.
+"""The data modules, one LightningDataModule per file.
 
-Names are imported when first used, so that what checks a folder of photos, which needs no torch, starts fast.
+The data modules are imported on first use, so that ``scripts/check.py`` starts fast: it needs no torch.
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from datamodules.errors import DataError
+from datamodules.preprocessing import Preprocessing
+
 if TYPE_CHECKING:
     from datamodules.cifar10 import CIFAR10DataModule
-    from datamodules.errors import DataError
     from datamodules.image_folder import ImageFolderDataModule
-    from datamodules.preprocessing import Preprocessing
     from datamodules.random_data import RandomDataModule
     from datamodules.shapes import ShapesDataModule
 
@@ -25,9 +26,7 @@ __all__ = [
 
 _HOMES = {
     "CIFAR10DataModule": "cifar10",
-    "DataError": "errors",
     "ImageFolderDataModule": "image_folder",
-    "Preprocessing": "preprocessing",
     "RandomDataModule": "random_data",
     "ShapesDataModule": "shapes",
 }

@@ -1,4 +1,4 @@
-"""Errors about the user's data."""
+"""The error class for the user's data."""
 
 from __future__ import annotations
 
@@ -6,15 +6,10 @@ import stat
 
 
 class DataError(ValueError):
-    """What is wrong with the user's data, in one line that ends with what to do about it."""
+    """The user's data cannot be used. The message is one line that ends with what to do."""
 
 
 def special_file_kind(mode: int) -> str:
-    """Name what is not an ordinary file by its `mode` (of :func:`os.stat`), else "". A pipe may be waited for."""
-    kinds = {
-        stat.S_IFIFO: "a named pipe",
-        stat.S_IFSOCK: "a socket",
-        stat.S_IFCHR: "a device",
-        stat.S_IFBLK: "a device",
-    }
-    return "" if stat.S_ISREG(mode) else kinds.get(stat.S_IFMT(mode), "something else than a file")
+    """Return what a special file is, from its ``mode`` (:func:`os.stat`), or "" for a regular file."""
+    kinds = {"-": "", "p": "a named pipe", "s": "a socket", "c": "a device", "b": "a device"}
+    return kinds.get(stat.filemode(mode)[0], "not a regular file")

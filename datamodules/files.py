@@ -1,4 +1,4 @@
-"""Write files that are never half there, and CSV files whose texts survive."""
+"""Atomic writes, and CSV files that keep any text."""
 
 from __future__ import annotations
 
@@ -10,18 +10,17 @@ from pathlib import Path
 from typing import IO, Any
 
 TEXT: dict[str, Any] = {"newline": "", "encoding": "utf-8", "errors": "surrogateescape"}
-"""How text files are opened: bytes of file names that are not UTF-8 survive."""
+"""Arguments of ``open`` for text files; ``surrogateescape`` keeps file names that are not valid UTF-8."""
 
 
 @contextlib.contextmanager
 def atomic_write(path: str | Path, mode: str = "wb") -> Iterator[IO[Any]]:
-    """Open a new file for writing and move it to ``path`` at the end: readers see the old file or the new one, whole.
+    """Open a temporary file and rename it to ``path`` at the end, so that ``path`` is never incomplete.
 
-    It lies beside the target, so that the move is a rename. Its bytes are on the disk before it is renamed, the rename
-    is on the disk afterwards. If the body raises, ``path`` stays as it was.
+    The file is synced to disk before the rename, and its folder afterwards. If the body raises, ``path`` is unchanged.
 
     Args:
-        path: the target; its folder is made if it is missing.
+        path: the target; its folder is created if it does not exist.
         mode: ``wb`` or ``w``.
 
     Raises:
@@ -37,28 +36,27 @@ def atomic_write(path: str | Path, mode: str = "wb") -> Iterator[IO[Any]]:
             os.fsync(file.fileno())
         part.replace(target)
     finally:
-        with contextlib.suppress(OSError):  # it was renamed, or the folder cannot be written at all
+        with contextlib.suppress(OSError):  # after the rename it does not exist
             part.unlink()
-    if hasattr(os, "O_DIRECTORY"):  # Windows cannot open a folder
-        with contextlib.suppress(OSError):  # the file is there; not every file system can sync a folder
-            folder = os.open(target.parent, os.O_RDONLY)
-            try:
-                os.fsync(folder)
-            finally:
-                os.close(folder)
+    with contextlib.suppress(OSError):  # Windows and some file systems cannot sync a folder
+        folder = os.open(target.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
 
 
 def write_csv(path: str | Path, rows: Iterable[Iterable[Any]]) -> None:
-    """Write rows of cells, the first of them the column names, as a CSV file in UTF-8."""
+    """Write a CSV file in UTF-8. The first row holds the column names."""
     with atomic_write(path, "w") as file:
         csv.writer(file).writerows(rows)
 
 
 def read_csv(path: str | Path) -> list[dict[str, str]]:
-    """Read the rows of a CSV file, each as column name -> cell.
+    """Read a CSV file; return each row as a dict from column name to cell.
 
     Raises:
-        OSError, csv.Error: it cannot be read.
+        OSError, csv.Error: the file cannot be read.
     """
     with Path(path).open(**TEXT) as file:
         return list(csv.DictReader(file))

@@ -1,4 +1,4 @@
-"""What this machine offers: cores, signals, a folder for caches."""
+"""CPU cores, signals and the cache folder of this machine."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from datamodules.errors import DataError
 
 
 def available_cores() -> int:
-    """Cores that this process may use: its affinity, or the container's quota where that is less."""
+    """Return the number of cores that this process may use, from its CPU affinity and the container's quota."""
     affinity = getattr(os, "sched_getaffinity", None)  # Linux only
     cores = len(affinity(0)) if affinity else os.cpu_count() or 1
     with contextlib.suppress(OSError, ValueError):  # no cgroup v2, or "max": no quota
@@ -21,19 +21,19 @@ def available_cores() -> int:
 
 
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1") if hasattr(signal, name))
-"""What asks a training to stop; Windows has no SIGUSR1."""
+"""Signals that stop a training; Windows has no SIGUSR1."""
 
 
 def cache_folder() -> Path:
-    """``lit-classics`` in the user's cache; whatever lies in it may be deleted at any time.
+    """Return ``lit-classics`` in the user's cache folder. Its files may be deleted at any time.
 
     Raises:
-        DataError: there is no home.
+        DataError: the user has no home folder.
     """
     try:
         return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lit-classics"
     except RuntimeError as error:
         raise DataError(
-            "there is no home folder to keep decoded pictures in: name a place in the environment variable "
-            "XDG_CACHE_HOME"
+            "there is no home folder for the cache of decoded pictures: set the environment variable XDG_CACHE_HOME "
+            "to a folder"
         ) from error

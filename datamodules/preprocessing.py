@@ -1,4 +1,4 @@
-"""How a picture becomes a network's input."""
+"""The preprocessing that turns a picture into a network's input."""
 
 from __future__ import annotations
 
@@ -9,23 +9,24 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """Sizes in pixels; ``mean`` and ``std`` per channel, of pixels in [0, 1].
+    """Resize, center crop and normalization of a picture. Sizes are in pixels.
 
-    The defaults are those of the PyTorch tutorial "Transfer Learning for Computer Vision" (ImageNet's). A checkpoint
-    holds the same values as a plain dict, see :meth:`from_dict` and :meth:`to_dict`.
+    The defaults are those of ImageNet, as in the PyTorch tutorial "Transfer Learning for Computer Vision". A checkpoint
+    holds the same values as a plain dict.
     """
 
     image_size: int = 224
-    """Side of the square that the network sees."""
+    """Side of the square input of the network."""
     resize_size: int = 256
-    """Length that the shorter side is resized to before the centre is cut out."""
+    """Length of the shorter side after resizing, before the center crop."""
     mean: list[float] = field(default_factory=lambda: [0.485, 0.456, 0.406])
+    """Per channel, for pixels in [0, 1]."""
     std: list[float] = field(default_factory=lambda: [0.229, 0.224, 0.225])
     interpolation: str = "bilinear"
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any] | None) -> Preprocessing:
-        """Build it from what a model or a checkpoint says; missing keys get their defaults, others are ignored."""
+        """Build it from a plain dict; missing keys get their defaults, unknown keys are ignored."""
         known = {field.name for field in fields(cls)}
         return cls(**{key: value for key, value in (values or {}).items() if key in known})
 
@@ -33,7 +34,7 @@ class Preprocessing:
         return asdict(self)
 
     def at_size(self, image_size: int | None) -> Preprocessing:
-        """The same for pictures of another size: what is resized grows with it. None changes nothing."""
+        """Return a copy for another ``image_size``, with ``resize_size`` in proportion; itself if None."""
         if not image_size:
             return self
         resize_size = round(image_size * self.resize_size / self.image_size)

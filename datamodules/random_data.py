@@ -1,5 +1,6 @@
-"""Random rows: the data of the tutorials that are about the network, not about data."""
+"""Random inputs and targets, for the tutorials that need no real data."""
 
+import math
 from collections.abc import Sequence
 from typing import Literal
 
@@ -12,13 +13,13 @@ from datamodules.loading.module import SplitDataModule
 from datamodules.loading.order import PADDING
 from datamodules.loading.seeds import mix
 
-NOISE = 0.1  # standard deviation of what the linear map does not explain
+NOISE = 0.1  # standard deviation of the noise that is added to linear targets
 
 
 class Rows(Dataset):
-    """(N, ...) float32 inputs and (N, K) float32 targets, gone round until ``draws`` rows make an epoch."""
+    """(N, ...) float32 inputs and (N, K) float32 targets, repeated until an epoch has ``draws`` rows."""
 
-    samples_at_once = 0  # a batch: it may be the fixed one
+    samples_at_once = 0  # load batch by batch, because the fixed batch is not copied
 
     def __init__(self, inputs: Tensor, targets: Tensor, draws: int) -> None:
         self.inputs, self.targets, self.draws = inputs, targets, draws
@@ -27,14 +28,15 @@ class Rows(Dataset):
         return self.draws
 
     def __getitem__(self, key: int) -> tuple[Tensor, Tensor]:
-        row = key % self.draws % len(self.inputs)  # each epoch begins with the first row
+        row = key % self.draws % len(self.inputs)  # each epoch starts with the first row
         return self.inputs[row], self.targets[row]
 
     def __getitems__(self, keys: list[int]) -> tuple[Tensor, Tensor]:
         first, size = keys[0], len(self.inputs)
-        whole = first % self.draws % size == 0 and first % self.draws + size <= self.draws
-        if whole and first != PADDING and keys == list(range(first, first + size)):
-            return self.inputs, self.targets  # the fixed batch: nothing to copy
+        start = first % self.draws
+        in_epoch = start % size == 0 and start + size <= self.draws
+        if in_epoch and first != PADDING and keys == list(range(first, first + size)):
+            return self.inputs, self.targets  # the fixed batch, without a copy
         wanted = torch.tensor(keys)
         rows = wanted % self.draws % size
         targets = self.targets.index_select(0, rows)
@@ -46,25 +48,26 @@ class Rows(Dataset):
 class RandomDataModule(SplitDataModule):
     """Standard normal inputs with float targets, drawn once from a seed.
 
-    The defaults are the fixed batch of the PyTorch tutorial "Learning PyTorch with Examples": 64 x 1000 -> 64 x 10,
-    repeated ``steps`` times an epoch; the source holds nothing back, so validation is on that same batch. With
-    ``steps=0`` an epoch goes once through ``length`` shuffled rows, as in the tutorial "Data Parallelism"
-    (``in_features=5, out_features=2, length=100, batch_size=30``); its rows have no targets, so ``target="linear"``
-    gives them a fixed linear map plus noise, and validation and test are fresh draws of the same map.
+    The defaults are the fixed batch of the PyTorch tutorial "Learning PyTorch with Examples", 64 x 1000 -> 64 x 10. It
+    is repeated ``steps`` times per epoch and is used for validation and test too.
+
+    With ``steps=0`` an epoch has ``length`` shuffled rows, as in the tutorial "Data Parallelism" (``in_features=5,
+    out_features=2, length=100, batch_size=30``). The tutorial has no targets; ``target="linear"`` computes them with a
+    fixed linear map plus noise, and draws other rows for validation and test.
 
     Args:
-        in_features: size of a row, or the shape of a picture such as ``[1, 32, 32]``.
-        out_features: size of a target.
+        in_features: size of an input row, or the shape of a picture such as ``[1, 32, 32]``.
+        out_features: size of a target row.
         length: number of rows.
         batch_size: rows per step and device.
-        steps: batches an epoch, all from the start of the rows in order; 0 for shuffled epochs.
+        steps: number of batches per epoch, in fixed order; 0 for one shuffled pass over the rows.
         target: ``random`` (standard normal), ``linear`` or ``count`` (1, 2, ... as in "Neural Networks").
-        seed: of the rows, the map and the order.
+        seed: seed of the rows, the linear map and the order.
 
     Batches: (B, in_features) float32 and (B, out_features) float32.
 
     Raises:
-        DataError: an argument out of its range.
+        DataError: an argument is out of range.
     """
 
     task = "regression"
@@ -85,32 +88,18 @@ class RandomDataModule(SplitDataModule):
         self.sample_shape = (in_features,) if isinstance(in_features, int) else tuple(in_features)
         if min(*self.sample_shape, out_features, length, batch_size) < 1 or steps < 0:
             raise DataError(
-                "sizes start at 1 and steps at 0: --data.in_features 1000 --data.length 64 --data.steps 500"
+                "all sizes must be at least 1 and steps at least 0: --data.in_features 1000 --data.length 64 "
+                "--data.steps 500"
             )
         if target not in ("random", "linear", "count"):
-            raise DataError(f"target is random, linear or count, not {target}: --data.target random")
+            raise DataError(f"target must be random, linear or count, but is {target}: --data.target random")
         self.save_hyperparameters()
+        self.in_features = math.prod(self.sample_shape)
+        self.out_features = self.num_classes = out_features  # num_classes: for LitCNN with squared error
+        if len(self.sample_shape) == 3:
+            self.in_channels = self.sample_shape[0]
         self.shuffle = not steps
         self.sets: dict[str, Dataset] = {}
-
-    @property
-    def in_features(self) -> int:
-        return torch.Size(self.sample_shape).numel()
-
-    @property
-    def out_features(self) -> int:
-        return self.hparams["out_features"]
-
-    @property
-    def num_classes(self) -> int:
-        """For classifiers trained on float targets: as many outputs as targets."""
-        return self.out_features
-
-    @property
-    def in_channels(self) -> int:
-        if len(self.sample_shape) != 3:
-            raise AttributeError("rows have no channels")
-        return self.sample_shape[0]
 
     def setup(self, stage: str) -> None:
         if self.sets:

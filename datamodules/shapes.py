@@ -1,4 +1,4 @@
-"""Pictures drawn from a seed: the data that everything here runs on without a download."""
+"""Generated pictures of shapes, which need no download."""
 
 import math
 from collections.abc import Callable
@@ -36,29 +36,28 @@ INSIDE: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "star": lambda x, y: _radius(x, y) < 0.6 + 0.35 * (5 * (torch.atan2(y, x) + math.pi / 2)).cos(),
     "crescent": lambda x, y: (_radius(x, y) < 0.95) & (_radius(x - 0.4, y) > 0.75),
 }
-"""Class -> which pixels belong to its shape, of their coordinates: (n, H, W) float32 -> bool."""
+"""Class name -> function from pixel coordinates, (n, H, W) float32, to a mask of the shape, (n, H, W) bool."""
 CLASS_NAMES = tuple(INSIDE)
 
 
 class ShapesDataModule(SplitDataModule):
-    """Ten shapes of random place, size, turn and colours under noise, in the form of CIFAR10.
+    """Pictures of ten shapes with random position, size, rotation, colors and noise, in the format of CIFAR10.
 
     Args:
         train_size: number of training pictures.
-        val_size: number of validation pictures, and of test pictures.
+        val_size: number of validation pictures; the number of test pictures is the same.
         batch_size: pictures per step and device.
-        channels: 3 (colour) or 1 (grey).
+        channels: 3 (color) or 1 (gray).
         augment: flip, shift and cut out the training pictures.
-        seed: of the drawing, the order and the augmentation.
+        seed: seed of the pictures, the order and the augmentation.
 
     Batches: (B, channels, 32, 32) float32 in [-1, 1] and (B,) int64.
 
     Raises:
-        DataError: an argument out of its range.
+        DataError: an argument is out of range.
     """
 
     task = "classification"
-    default_model = "LitCNN"
     class_names = CLASS_NAMES
     num_classes = len(CLASS_NAMES)
 
@@ -73,24 +72,14 @@ class ShapesDataModule(SplitDataModule):
     ) -> None:
         super().__init__()
         if min(train_size, val_size, batch_size) < 1:
-            raise DataError("train_size, val_size and batch_size start at 1: --data.batch_size 4")
+            raise DataError("train_size, val_size and batch_size must be at least 1: --data.batch_size 4")
         if channels not in (1, 3):
-            raise DataError(f"ShapesDataModule draws 1 or 3 channels, not {channels}: --data.channels 3")
+            raise DataError(f"channels must be 1 or 3, but is {channels}: --data.channels 3")
         self.save_hyperparameters()
+        self.in_channels = channels
+        self.sample_shape = (channels, SIZE, SIZE)
+        self.preprocessing = Preprocessing(SIZE, SIZE, [0.5] * channels, [0.5] * channels)
         self.sets: dict[str, Dataset] = {}
-
-    @property
-    def in_channels(self) -> int:
-        return self.hparams["channels"]
-
-    @property
-    def sample_shape(self) -> tuple[int, int, int]:
-        return (self.in_channels, SIZE, SIZE)
-
-    @property
-    def preprocessing(self) -> Preprocessing:
-        half = [0.5] * self.in_channels
-        return Preprocessing(SIZE, SIZE, half, half)
 
     def setup(self, stage: str) -> None:
         splits = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",), "predict": ("test",)}[stage]
@@ -106,17 +95,17 @@ class ShapesDataModule(SplitDataModule):
 
 
 def draw(count: int, seed: int, channels: int) -> tuple[Tensor, Tensor]:
-    """Draw pictures, the same ones for the same arguments.
+    """Draw pictures that depend on the arguments only.
 
     Returns:
-        (count, channels, 32, 32) uint8 and (count,) int64 labels, the classes in equal shares.
+        Pictures (count, channels, 32, 32) uint8 and labels (count,) int64, with the same number of each class.
     """
     generator = torch.Generator().manual_seed(seed)
     labels = torch.arange(count) % len(CLASS_NAMES)
     labels = labels[torch.randperm(count, generator=generator)]
     images = torch.empty(count, channels, SIZE, SIZE, dtype=torch.uint8)
-    for part, place in zip(labels.split(1000), images.split(1000), strict=True):  # never twice in memory
-        place.copy_(_draw_chunk(part, channels, generator))
+    for chunk, target in zip(labels.split(1000), images.split(1000), strict=True):  # in chunks, to save memory
+        target.copy_(_draw_chunk(chunk, channels, generator))
     return images, labels
 
 
@@ -128,10 +117,10 @@ def _draw_chunk(labels: Tensor, channels: int, generator: torch.Generator) -> Te
 
     axis = torch.arange(SIZE) + 0.5 - SIZE / 2
     radius = uniform(7.0, 12.0, 1, 1)
-    turn = uniform(-0.35, 0.35, 1, 1)  # radians: small enough that no shape turns into another
+    turn = uniform(-0.35, 0.35, 1, 1)  # radians; larger rotations could make two shapes look the same
     x0 = axis.view(1, 1, SIZE) - uniform(-4.0, 4.0, 1, 1)
     y0 = axis.view(1, SIZE, 1) - uniform(-4.0, 4.0, 1, 1)
-    x = (x0 * turn.cos() + y0 * turn.sin()) / radius  # (n, H, W), the shape lies in [-1, 1]
+    x = (x0 * turn.cos() + y0 * turn.sin()) / radius  # (n, H, W); the shape fills [-1, 1]
     y = (y0 * turn.cos() - x0 * turn.sin()) / radius
     inside = torch.empty(n, 1, SIZE, SIZE, dtype=torch.bool)
     for index, shape in enumerate(INSIDE.values()):
@@ -139,7 +128,7 @@ def _draw_chunk(labels: Tensor, channels: int, generator: torch.Generator) -> Te
         inside[chosen, 0] = shape(x[chosen], y[chosen])
     ground = uniform(0.15, 0.85, channels, 1, 1)
     contrast = uniform(0.25, 0.45, 1, 1, 1) * torch.where(uniform(-1, 1, 1, 1, 1) < 0, -1.0, 1.0)
-    colour = ground + contrast * uniform(0.6, 1.0, channels, 1, 1)
-    picture = torch.where(inside, colour, ground)
+    color = ground + contrast * uniform(0.6, 1.0, channels, 1, 1)
+    picture = torch.where(inside, color, ground)
     picture += torch.randn(n, channels, SIZE, SIZE, generator=generator).mul_(0.08)
     return picture.clamp_(0, 1).mul_(255).round_().to(torch.uint8)

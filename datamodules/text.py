@@ -1,4 +1,4 @@
-"""Words of messages: names that any terminal can show, numbers with their noun, aligned columns."""
+"""Text for messages: printable names, plurals, aligned columns."""
 
 from __future__ import annotations
 
@@ -6,28 +6,28 @@ from collections.abc import Sequence
 
 
 def printable(name: str) -> str:
-    """`name` fit for one line of any terminal or log: what cannot be printed is escaped."""
-    if name.isprintable():  # lone surrogates, which stand for bytes that are not UTF-8, are not printable
+    """Return ``name`` with all characters escaped that cannot be printed on one line."""
+    if name.isprintable():  # surrogates (bytes that are not UTF-8) are not printable
         return name
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in name)
 
 
 def plural(number: int, one: str, many: str = "") -> str:
-    """``1 picture`` or ``2,000 pictures``; `many` where an s does not make it."""
+    """Return ``1 picture`` or ``2,000 pictures``; ``many`` is the plural if it does not just add an s."""
     return f"{number:,} {one if number == 1 else many or one + 's'}"
 
 
 def name_first(names: Sequence[str], limit: int) -> str:
-    """``a, b, ...``: the first `limit` names, printable, and three dots where there are more."""
+    """Return the first ``limit`` names, printable, as ``a, b, ...``."""
     return ", ".join(map(printable, names[:limit])) + ", ..." * (len(names) > limit)
 
 
 def align_columns(rows: Sequence[Sequence[str]], right: Sequence[bool] = ()) -> list[str]:
-    """Lines of a table whose columns are as wide as their widest cell, two blanks apart.
+    """Return the lines of a table with two spaces between its columns.
 
     Args:
-        rows: of equally many cells each.
-        right: for each column whether its cells are aligned to the right; all to the left when empty.
+        rows: rows with the same number of cells.
+        right: True for each column that is right-aligned; by default all are left-aligned.
     """
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     sides = ["<>"[side] for side in right] or ["<"] * len(widths)

@@ -1,4 +1,4 @@
-"""The models: one file each, a plain ``nn.Module`` above and its LightningModule below."""
+"""The models, one per file: first the ``nn.Module``, then its LightningModule."""
 
 from lit_models.base import LitBase, ModelError
 from lit_models.cnn import LeNet, LitCNN

@@ -1,7 +1,6 @@
-"""What every model here shares: the steps, the metrics and what a checkpoint says about itself.
+"""The base class of all models: training and evaluation steps, metrics, checkpoint contents.
 
-Letters in shape comments, here and in the model files: B batch, C channels, H height, W width, F features,
-K classes or outputs.
+Shapes, here and in the model files: B batch, C channels, H height, W width, F features, K classes or outputs.
 """
 
 import inspect
@@ -19,24 +18,20 @@ from torchmetrics.classification import MulticlassAccuracy
 from torchmetrics.utilities import dim_zero_cat
 
 PLAIN = (str, int, float, Tensor)
-"""Types of values that need none of torch's bookkeeping, once an attribute is known to be plain."""
+"""Types of attribute values that ``nn.Module`` does not have to register."""
 PADDING = -1
-"""Target of a row that only fills up a device's last batch; it counts for nothing (NaN in float targets)."""
+"""Class index of a padding row, which is ignored by loss and metrics; float targets are padded with NaN."""
 
 
 class ModelError(ValueError):
-    """A model that cannot be built, or cannot take the data given: one line that ends with what to type."""
+    """The model cannot be built or does not fit the data. The message is one line that ends with what to type."""
 
 
 class EvaluationLoss(Metric):
-    """Mean or sum of the losses of all rows, the same to the last bit however the batches are spread over devices.
+    """Mean or sum of the losses of all samples, bit-identical on any number of devices.
 
-    A batch is summed by itself, and the sums of the batches are added without rounding (``math.fsum``), whatever order
-    the devices hand them over in. On data modules whose batches do not depend on the number of devices, as those
-    here, nothing else can differ between processes of one machine with as many threads each.
-
-    Args:
-        reduction: ``mean`` or ``sum``.
+    Each batch is summed on its own; :func:`math.fsum` then adds the batch sums without rounding, in any order. This
+    needs batches that do not depend on the number of devices, such as those of this project's data modules.
     """
 
     full_state_update = False
@@ -50,73 +45,71 @@ class EvaluationLoss(Metric):
         self.add_state("rows", torch.tensor(0.0), dist_reduce_fx="sum")
 
     def update(self, losses: Tensor) -> None:
-        """``losses`` (n,) float; n may be 0."""
+        """Add the losses of one batch, (n,) float; n may be 0."""
         assert isinstance(self.sums, list)
         self.sums.append(losses.sum(dtype=self.dtype).view(1))
         self.rows += len(losses)
 
     def compute(self) -> Tensor:
-        """A scalar of the metric's dtype; NaN where there is no row and a mean is asked for, or where a loss is."""
+        """Return a scalar. It is NaN if a loss is NaN, or for the mean of no samples."""
         total = math.fsum(dim_zero_cat(self.sums).tolist())
         value = torch.tensor(total, dtype=self.dtype, device=self.device)
         return value / self.rows if self.reduction == "mean" else value
 
 
 class LitBase(LightningModule):
-    """The training, validation, test and prediction steps of a classifier or a regression network.
+    """Training, validation, test and prediction steps of a classifier or a regression network.
 
-    A leaf sets ``task`` and ``reduction``, and defines ``__init__``, ``forward`` and ``configure_optimizers``.
+    A subclass sets ``task`` and ``reduction``, and defines ``__init__``, ``forward`` and ``configure_optimizers``.
 
     Logged: ``train_loss`` (mean of the epoch's batch losses), ``train_loss_step`` (one batch, every
-    ``log_every_n_steps``), ``val_loss``, ``test_loss`` and, for classifiers, ``val_acc`` and ``test_acc`` (share of
-    right answers, 0 to 1). With ``reduction = "sum"`` a loss is the sum over what was evaluated, as in the source.
+    ``log_every_n_steps``), ``val_loss``, ``test_loss`` and, for classifiers, ``val_acc`` and ``test_acc`` (accuracy,
+    0 to 1). With ``reduction = "sum"`` a loss is the sum over all samples instead of their mean.
     """
 
     task: Literal["classification", "regression"] = "classification"
     reduction: Literal["mean", "sum"] = "mean"
     samples_evaluated: int | None = None
-    """Rows that the last validation counted, over all devices; classifiers only."""
+    """Number of samples in the last validation, over all devices; classifiers only."""
     default_data = "ShapesDataModule"
-    """Name of the data module that ``scripts/fit.py`` takes when none is named."""
+    """Data module that ``scripts/fit.py`` uses without ``--data``."""
     default_epochs = 5
-    """Epochs of ``scripts/fit.py`` when neither epochs nor steps nor time are given."""
+    """Epochs of ``scripts/fit.py`` without ``--max_epochs``, ``--max_steps`` and ``--max_time``."""
     sample_ndim = 3
-    """Dimensions of one sample: 3 for a picture (C, H, W), 1 for a row of features."""
+    """Number of dimensions of one sample: 3 for a picture (C, H, W), 1 for a row of features (F,)."""
     skips_layers = False
-    """True where a step may leave layers unused, so that DDP has to look for them."""
+    """True if a step may leave layers unused, so that DDP needs ``find_unused_parameters``."""
     draws_per_batch = False
-    """True where what a training step draws (a depth) holds for its whole batch: all devices then draw the same."""
+    """True if a training step draws random numbers per batch, not per sample: all devices then draw the same ones."""
     preprocessing: dict[str, Any] | None = None
-    """How a picture becomes an input; plain values, kept in the checkpoint: ``image_size``, ``resize_size``
-    (pixels), ``mean``, ``std`` (per channel, of pixels in [0, 1]), ``interpolation``."""
+    """How a picture becomes an input, saved in the checkpoint: ``image_size``, ``resize_size`` (pixels), ``mean``,
+    ``std`` (per channel, for pixels in [0, 1]), ``interpolation``."""
     class_names: tuple[str, ...] | None = None
     fixed_features = False
-    """True where ``features`` gives the same for a picture in each epoch, so that they can be computed once."""
+    """True if ``features`` of a picture are the same in each epoch, so that they can be computed once."""
     wants_augmentation = False
-    """Whether photos are augmented when the data module is not told: as the model's source does it."""
+    """True if photos are augmented when ``--data.augment`` is not given."""
 
-    chosen_optimizer: Callable[[list[dict[str, Any]]], Optimizer] | None = None
-    """Takes the parameter groups; replaces the source's optimizer (``--optimizer``)."""
+    chosen_optimizer: Callable[..., Optimizer] | None = None
+    """Called with the parameters or parameter groups; replaces the model's optimizer (``--optimizer``)."""
     chosen_schedule: Callable[[Optimizer], dict[str, Any]] | None = None
-    """Takes the optimizer, gives Lightning's ``lr_scheduler`` dictionary (``--lr_scheduler``)."""
+    """Called with the optimizer; returns Lightning's ``lr_scheduler`` dictionary (``--lr_scheduler``)."""
 
     class_weights: Tensor | None
-    val_loss: EvaluationLoss
-    test_loss: EvaluationLoss
 
     def _make_metrics(self, num_classes: int | None = None) -> None:
-        """Metrics of the two evaluations; classifiers pass ``num_classes``. Called at the end of ``__init__``."""
-        for stage in ("val", "test"):
-            setattr(self, f"{stage}_loss", EvaluationLoss(self.reduction))
-            if num_classes is not None:
-                share = MulticlassAccuracy(num_classes, average="micro", ignore_index=PADDING, validate_args=False)
-                setattr(self, f"{stage}_acc", share)
+        """Create the metrics; call it at the end of ``__init__``. Classifiers pass ``num_classes``."""
+        self.val_loss = EvaluationLoss(self.reduction)
+        self.test_loss = EvaluationLoss(self.reduction)
+        if num_classes is not None:
+            self.val_acc = MulticlassAccuracy(num_classes, average="micro", ignore_index=PADDING, validate_args=False)
+            self.test_acc = self.val_acc.clone()
         self.register_buffer("class_weights", None, persistent=False)  # (K,) float32, for imbalanced data
         self._train_loss_sum: Tensor | float = 0.0
         self._train_batches = 0
 
     def __setattr__(self, name: str, value: Any) -> None:
-        # torch's own __setattr__ takes 8 us, and Lightning sets 45 plain attributes a step.
+        # torch's __setattr__ takes 8 us, and Lightning sets 45 plain attributes in each step.
         if name in self.__dict__ and (value is None or type(value) in PLAIN):
             self.__dict__[name] = value
         else:
@@ -125,7 +118,7 @@ class LitBase(LightningModule):
     # --- the loss -------------------------------------------------------------------------------------------------
 
     def loss(self, output: Tensor, target: Tensor) -> Tensor:
-        """The training loss, a scalar: cross-entropy for classification, squared error for regression.
+        """Return the training loss, a scalar: cross-entropy for classification, squared error for regression.
 
         Args:
             output: (B, K) float.
@@ -136,7 +129,7 @@ class LitBase(LightningModule):
         return F.mse_loss(output, target, reduction=self.reduction)
 
     def loss_rows(self, output: Tensor, target: Tensor) -> Tensor:
-        """The loss of each row, (B,), unweighted; a padded row has 0."""
+        """Return the unweighted loss of each row, (B,); padding rows have loss 0."""
         if self.task == "classification":
             return F.cross_entropy(output, target, reduction="none", ignore_index=PADDING)
         rows = F.mse_loss(output, target, reduction="none").masked_fill(target.isnan(), 0).flatten(1)  # (B, K)
@@ -149,11 +142,11 @@ class LitBase(LightningModule):
         self.check_data(data)
         if (weights := getattr(data, "class_weights", None)) is not None:
             self.class_weights = weights.to(self.device)
-        if self.trainer.strategy.root_device.type != "mps":  # which has no float64; self.device is still the CPU
+        if self.trainer.strategy.root_device.type != "mps":  # MPS has no float64; self.device is still the CPU
             self.val_loss.set_dtype(torch.float64)
             self.test_loss.set_dtype(torch.float64)
         for metric in self.children():
-            if isinstance(metric, Metric):  # a validation before this fit left inference tensors in it
+            if isinstance(metric, Metric):  # it holds inference tensors after an earlier validation
                 metric.reset()
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
@@ -161,26 +154,26 @@ class LitBase(LightningModule):
         loss = self.loss(self(x), y)
         self._train_loss_sum = self._train_loss_sum + loss.detach()
         self._train_batches += 1
-        # self.log costs more than a small network's step, so it is called on written steps alone.
-        every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]  # 0 (barebones): never
+        # self.log takes longer than a step of a small network, so it is only called when the value is written.
+        every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]  # 0 if barebones
         if every and (self.global_step + 1) % every == 0:
             self.log("train_loss_step", loss.detach(), on_step=True, on_epoch=False)
-        # DDP averages gradients over devices, accumulation over batches; a sum has to stay a sum.
-        averaged = self.trainer.world_size * self.trainer.accumulate_grad_batches if self.reduction == "sum" else 1
-        return loss if averaged == 1 else loss * averaged
+        # DDP and gradient accumulation average the gradients; this factor makes the average a sum again.
+        factor = self.trainer.world_size * self.trainer.accumulate_grad_batches if self.reduction == "sum" else 1
+        return loss if factor == 1 else loss * factor
 
-    # Lightning reads the signature at each step; worked out anew it takes 30 us.
+    # Lightning reads the signature in each step; inspecting the function each time takes 30 us.
     training_step.__signature__ = inspect.signature(training_step)  # type: ignore[attr-defined]
 
     def configure_gradient_clipping(
         self, optimizer: Optimizer, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
     ) -> None:
-        if gradient_clip_val is not None:  # else Lightning takes 20 us to find that out
+        if gradient_clip_val is not None:  # Lightning's own check takes 20 us
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
     @property
     def epoch_losses(self) -> tuple[float, int]:
-        """Sum of this epoch's batch losses so far and their number, on this rank; an epoch that goes on has it set."""
+        """Sum and number of this epoch's batch losses so far, on this rank; a resumed run sets it."""
         return float(self._train_loss_sum), self._train_batches
 
     @epoch_losses.setter
@@ -195,14 +188,14 @@ class LitBase(LightningModule):
         self._train_loss_sum, self._train_batches = 0.0, 0
 
     def _evaluate(self, batch: tuple[Tensor, Tensor], stage: str) -> dict[str, Tensor]:
-        """Update the metrics; return what callbacks look at: ``output`` (B, K), ``target``, ``loss`` (B,)."""
+        """Update the metrics and return ``output`` (B, K), ``target`` and ``loss`` (B,) for callbacks."""
         x, y = batch
         output = self(x)
         rows = self.loss_rows(output, y)
         counted = y != PADDING if self.task == "classification" else ~y.flatten(1).isnan().any(1)  # (B,)
-        mean_or_sum = getattr(self, f"{stage}_loss")
-        mean_or_sum.update(rows[counted])
-        self.log(f"{stage}_loss", mean_or_sum, on_step=False, on_epoch=True)
+        loss = getattr(self, f"{stage}_loss")
+        loss.update(rows[counted])
+        self.log(f"{stage}_loss", loss, on_step=False, on_epoch=True)
         if self.task == "classification":
             accuracy = getattr(self, f"{stage}_acc")
             accuracy.update(output, y)
@@ -221,10 +214,10 @@ class LitBase(LightningModule):
         return self._evaluate(batch, "test")
 
     def predict_step(self, batch: Any, batch_idx: int = 0) -> Tensor:
-        """Class probabilities (B, K) summing to 1, or the regression's outputs (B, K).
+        """Return class probabilities (B, K), or the outputs (B, K) of a regression.
 
         Args:
-            batch: inputs, or a tuple that starts with them. One sample without a batch dimension is a batch of one.
+            batch: inputs, or a tuple whose first element is the inputs. A single sample needs no batch dimension.
         """
         x = batch[0] if isinstance(batch, (tuple, list)) else batch
         output = self(x.unsqueeze(0) if x.ndim == self.sample_ndim else x)
@@ -238,58 +231,55 @@ class LitBase(LightningModule):
         parameters: Iterable[nn.Parameter] | list[dict[str, Any]],
         schedule: Callable[[Optimizer], Any] | None = None,
     ) -> dict[str, Any]:
-        """What ``configure_optimizers`` returns: the source's optimizer and schedule, unless the user chose others.
+        """Return the value of ``configure_optimizers``; the user's choice replaces this optimizer and schedule.
 
-        A parameter group may carry ``lr_factor``: its learning rate as a multiple of the optimizer's.
+        A parameter group may have an ``lr_factor``, by which its learning rate is multiplied.
         """
-        listed: list[Any] = list(parameters)
-        groups = listed if isinstance(listed[0], dict) else [{"params": listed}]
-        chosen = (self.chosen_optimizer or optimizer)(groups)
+        chosen = (self.chosen_optimizer or optimizer)(parameters)
         for group in chosen.param_groups:
             group["lr"] = group["lr"] * group.get("lr_factor", 1.0)
         configured: dict[str, Any] = {"optimizer": chosen}
-        if self.chosen_schedule is not None:
-            configured["lr_scheduler"] = self.chosen_schedule(chosen)
-        elif schedule is not None:
+        schedule = self.chosen_schedule or schedule
+        if schedule is not None:
             configured["lr_scheduler"] = schedule(chosen)
         return configured
 
-    # --- what a backbone has, and other networks have not -------------------------------------------------------------
+    # --- pretrained networks override these -----------------------------------------------------------------------
 
     def load_pretrained(self) -> None:
-        """Read pretrained weights, where there are any."""
+        """Read the pretrained weights, if the model has any."""
 
     def features(self, x: Tensor) -> Tensor | None:
-        """What the last layer sees of a batch of pictures, (B, F); None where that is not known."""
+        """Return the inputs of the last layer for a batch of pictures, (B, F), or None if they are not available."""
         return None
 
     # --- data and checkpoint --------------------------------------------------------------------------------------
 
     def refuse_shape(self, shape: tuple[int, ...]) -> str | None:
-        """Why a sample of this shape cannot be taken, or None. ``shape`` has no batch dimension."""
-        if self.sample_ndim != 1 or shape == (want := (self.hparams["in_features"],)):
-            return None
-        return f"it takes rows of {want}, these are {shape} (--model.in_features)"
+        """Return why the model cannot use samples of this shape (without batch dimension), or None if it can."""
+        expected = (self.hparams["in_features"],) if self.sample_ndim == 1 else shape
+        return None if shape == expected else f"it takes rows of {expected}, not {shape} (--model.in_features)"
 
     def check_data(self, data: Any) -> None:
-        """Refuse a data module that does not fit.
+        """Check that the data module has the model's task and sample shape, if it defines them.
 
         Raises:
-            ModelError: naming model and data. Data modules that do not say what they give are taken as they are.
+            ModelError: the data do not fit the model.
         """
-        mine, theirs = type(self).__name__, type(data).__name__
+        model_name, data_name = type(self).__name__, type(data).__name__
         task = getattr(data, "task", self.task)
         if task != self.task:
             raise ModelError(
-                f"{mine} is a {self.task} network, {theirs} holds {task} data: choose another --model or --data"
+                f"{model_name} is a {self.task} network, but {data_name} has {task} data: "
+                "choose another --model or --data"
             )
         shape = getattr(data, "sample_shape", None)
         if shape is not None and (reason := self.refuse_shape(tuple(shape))):
-            raise ModelError(f"{mine} cannot take the samples of {theirs}: {reason}")
+            raise ModelError(f"{model_name} cannot use the samples of {data_name}: {reason}")
 
     @property
     def is_attached(self) -> bool:
-        """Whether a Trainer has it now; ``self.trainer`` raises where none has."""
+        """True if the model has a Trainer; otherwise ``self.trainer`` raises an error."""
         try:
             return self.trainer is not None
         except RuntimeError:
@@ -298,12 +288,13 @@ class LitBase(LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         data = getattr(self.trainer, "datamodule", None) if self.is_attached else None
         spec: Any = getattr(data, "preprocessing", None)
-        plain = spec.to_dict() if hasattr(spec, "to_dict") else spec  # of a data module, or its owner's own dict
+        plain = spec.to_dict() if hasattr(spec, "to_dict") else spec  # a user's data module may have a plain dict
+        class_names = getattr(data, "class_names", self.class_names)
         checkpoint["lit"] = {
             "model_class": type(self).__name__,
             "data_class": type(data).__name__ if data is not None else None,
             "task": self.task,
-            "class_names": list(names) if (names := getattr(data, "class_names", self.class_names)) else None,
+            "class_names": list(class_names) if class_names else None,
             "preprocessing": plain or self.preprocessing,
         }
 

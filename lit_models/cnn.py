@@ -1,4 +1,4 @@
-"""LeNet, the first convolutional network of the PyTorch tutorials. Steps and metrics: base.py."""
+"""LeNet, the first convolutional network of the PyTorch tutorials. The training steps are in base.py."""
 
 from functools import partial
 from typing import Literal
@@ -17,8 +17,8 @@ class LeNet(nn.Module):
     tutorials "Neural Networks" (one channel) and "Training a Classifier" (three channels).
 
     Args:
-        in_channels: 1 (grey) or 3 (colour).
-        num_classes: K, number of outputs.
+        in_channels: 1 (gray) or 3 (color).
+        num_classes: number of outputs K.
 
     Input: (B, C, 32, 32) float32, pixels in [-1, 1]. Output: (B, K) float32, logits.
     Parameters: 62,006 at the defaults, 61,706 with one channel.
@@ -42,18 +42,18 @@ class LeNet(nn.Module):
 
 
 class LitCNN(LitBase):
-    """:class:`LeNet`, trained as in "Training a Classifier": cross-entropy, SGD with momentum.
+    """:class:`LeNet` with the training of "Training a Classifier": cross-entropy loss, SGD with momentum.
 
     Args:
-        in_channels: 1 or 3.
-        num_classes: K.
+        in_channels: 1 (gray) or 3 (color).
+        num_classes: number of classes K.
         lr: learning rate.
-        momentum: of SGD.
+        momentum: momentum of SGD.
         loss: ``cross_entropy`` on class indices, or ``squared_error`` on float targets (B, K), as in the tutorial
             "Neural Networks".
 
     Raises:
-        ModelError: an argument out of its range.
+        ModelError: an argument is out of range.
     """
 
     def __init__(
@@ -66,11 +66,11 @@ class LitCNN(LitBase):
     ) -> None:
         super().__init__()
         if in_channels not in (1, 3):
-            raise ModelError(f"LitCNN takes 1 or 3 channels, not {in_channels}: --model.in_channels 3")
+            raise ModelError(f"in_channels must be 1 or 3, but is {in_channels}: --model.in_channels 3")
         if num_classes < 1:
-            raise ModelError(f"LitCNN needs at least one output, not {num_classes}: --model.num_classes 10")
+            raise ModelError(f"num_classes must be at least 1, but is {num_classes}: --model.num_classes 10")
         if loss not in ("cross_entropy", "squared_error"):
-            raise ModelError(f"loss is cross_entropy or squared_error, not {loss}: --model.loss cross_entropy")
+            raise ModelError(f"loss must be cross_entropy or squared_error, but is {loss}: --model.loss cross_entropy")
         self.save_hyperparameters()
         self.task = "classification" if loss == "cross_entropy" else "regression"
         self.preprocessing = {
@@ -87,10 +87,10 @@ class LitCNN(LitBase):
         return self.net(x)
 
     def refuse_shape(self, shape: tuple[int, ...]) -> str | None:
-        want = (self.hparams["in_channels"], 32, 32)
-        if shape == want:
+        expected = (self.hparams["in_channels"], 32, 32)
+        if shape == expected:
             return None
-        return f"LeNet takes pictures of {want}, these are {shape} (--data.image_size 32, --model.in_channels)"
+        return f"LeNet takes pictures of shape {expected}, not {shape} (--data.image_size 32, --model.in_channels)"
 
     def configure_optimizers(self):
         sgd = partial(SGD, lr=self.hparams["lr"], momentum=self.hparams["momentum"])

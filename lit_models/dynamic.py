@@ -1,4 +1,4 @@
-"""The network whose graph changes at every forward pass. Steps and metrics: base.py."""
+"""The network whose graph changes at every forward pass. The training steps are in base.py."""
 
 from functools import partial
 
@@ -12,12 +12,12 @@ MAX_DEPTH = 3
 
 
 class DynamicNet(nn.Module):
-    """One middle layer, used 0 to 3 times, drawn anew at every forward pass in training.
+    """Three linear layers, of which the middle one is applied 0 to 3 times.
 
     Source: PyTorch tutorial "Learning PyTorch with Examples" (control flow + weight sharing), 2017.
 
-    The draw comes from torch's CPU generator, so ``torch.manual_seed`` fixes it. In evaluation mode nothing is drawn:
-    the output is the mean of the outputs at the four depths, which is the expectation of the training draw.
+    In training mode each forward pass draws the number of repetitions (the depth) from torch's CPU generator. In
+    evaluation mode nothing is drawn: the output is the mean over the four depths.
 
     Input: (B, F) float32. Output: (B, K) float32. Parameters: 111,210 at the defaults.
     """
@@ -29,7 +29,7 @@ class DynamicNet(nn.Module):
         self.output_linear = nn.Linear(hidden, out_features)
 
     def forward(self, x: Tensor, depth: int | None = None) -> Tensor:
-        """``depth`` (0 to 3) fixes how often the middle layer is used."""
+        """Apply the network; ``depth`` (0 to 3) sets how often the middle layer is applied."""
         h = self.input_linear(x).clamp(min=0)  # (B, hidden)
         if depth is None and not self.training:
             total = self.output_linear(h)  # (B, K)
@@ -45,17 +45,17 @@ class DynamicNet(nn.Module):
 
 
 class LitDynamic(LitBase):
-    """:class:`DynamicNet`, trained as in its source: squared error summed, SGD with momentum.
+    """:class:`DynamicNet` with the training of its tutorial: summed squared error, SGD with momentum.
 
     Args:
-        in_features: F.
-        hidden: width of the shared middle layer.
-        out_features: K.
+        in_features: number of inputs F.
+        hidden: width of the middle layer.
+        out_features: number of outputs K.
         lr: learning rate.
-        momentum: of SGD.
+        momentum: momentum of SGD.
 
     Raises:
-        ModelError: a width below 1.
+        ModelError: a width is below 1.
     """
 
     task = "regression"
@@ -63,8 +63,8 @@ class LitDynamic(LitBase):
     default_data = "RandomDataModule"
     default_epochs = 1
     sample_ndim = 1
-    skips_layers = True  # a depth of 0 leaves the middle layer without gradient
-    draws_per_batch = True  # one depth for the union of the devices' batches, as one process would use it
+    skips_layers = True  # with depth 0 the middle layer gets no gradient
+    draws_per_batch = True  # all devices use the same depth, as a single process would
 
     def __init__(
         self,
@@ -77,7 +77,7 @@ class LitDynamic(LitBase):
         super().__init__()
         if min(in_features, hidden, out_features) < 1:
             raise ModelError(
-                f"LitDynamic needs widths of 1 or more, not {in_features} -> {hidden} -> {out_features}: "
+                f"all widths must be at least 1, but are {in_features} -> {hidden} -> {out_features}: "
                 "--model.in_features 1000 --model.hidden 100 --model.out_features 10"
             )
         self.save_hyperparameters()

@@ -1,4 +1,4 @@
-"""The nn.Sequential network of the PyTorch tutorials, and the linear net. Steps and metrics: base.py."""
+"""Fully connected networks of the PyTorch tutorials. The training steps are in base.py."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -11,10 +11,10 @@ from lit_models.base import LitBase, ModelError
 
 
 def mlp(in_features: int = 1000, hidden: Sequence[int] = (100,), out_features: int = 10) -> nn.Sequential:
-    """Linear layers with ReLU between them.
+    """Build a network of linear layers with ReLU between them.
 
-    Source: PyTorch tutorial "Learning PyTorch with Examples" (nn module), 1000 -> 100 -> 10. With ``hidden=()`` one
-    linear layer, the model of the tutorial "Data Parallelism" (5 -> 2).
+    Source: PyTorch tutorial "Learning PyTorch with Examples" (nn module), 1000 -> 100 -> 10. With ``hidden=()`` it is
+    a single linear layer, as in the tutorial "Data Parallelism" (5 -> 2).
 
     Input: (B, F) float32. Output: (B, K) float32. Parameters: 101,110 at the defaults.
     """
@@ -25,16 +25,16 @@ def mlp(in_features: int = 1000, hidden: Sequence[int] = (100,), out_features: i
 
 
 class LitMLP(LitBase):
-    """:func:`mlp`, trained as in its source: squared error summed, plain SGD.
+    """:func:`mlp` with the training of its tutorial: summed squared error, SGD without momentum.
 
     Args:
-        in_features: F.
-        hidden: width of each hidden layer; empty for the linear net.
-        out_features: K.
+        in_features: number of inputs F.
+        hidden: width of each hidden layer; empty for a single linear layer.
+        out_features: number of outputs K.
         lr: learning rate.
 
     Raises:
-        ModelError: a width below 1.
+        ModelError: a width is below 1.
     """
 
     task = "regression"
@@ -54,7 +54,7 @@ class LitMLP(LitBase):
         hidden = tuple(hidden)
         if min(in_features, *hidden, out_features) < 1:
             raise ModelError(
-                f"LitMLP needs widths of 1 or more, not {in_features} -> {list(hidden)} -> {out_features}: "
+                f"all widths must be at least 1, but are {in_features} -> {list(hidden)} -> {out_features}: "
                 "--model.in_features 1000 --model.hidden '[100]' --model.out_features 10"
             )
         self.save_hyperparameters()

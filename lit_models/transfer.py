@@ -1,6 +1,7 @@
-"""A pretrained backbone with a new head. Steps and metrics: base.py; what backbones are: backbones.py."""
+"""A pretrained backbone with a new head. The training steps are in base.py, the backbones in backbones.py."""
 
 from functools import partial
+from typing import Any
 
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
@@ -13,32 +14,33 @@ from lit_models.base import LitBase, ModelError
 
 
 class LitTransfer(LitBase):
-    """A pretrained network whose last layer is replaced and trained, alone (``freeze``) or with all the rest.
+    """A pretrained network with a new last layer. Either only this layer is trained (``freeze``), or all layers are.
 
     Source: PyTorch tutorial "Transfer Learning for Computer Vision" (Chilamkurthy 2017): SGD with momentum, the
     learning rate divided by ten every seven epochs.
 
-    A frozen backbone gets no gradient and stays in evaluation mode: BatchNorm uses its stored statistics and keeps
-    them, dropout is off. Pretrained weights are read once, when a fit starts that does not resume; building the model
-    or opening its checkpoint needs neither network nor weights file.
+    A frozen backbone gets no gradient and stays in evaluation mode: BatchNorm does not update its statistics, and
+    dropout is off. The pretrained weights are read when a new fit starts. Building the model, opening its checkpoint
+    and resuming a fit need neither network nor weights file.
 
     Args:
         backbone: a torchvision classification network by name, or ``timm/NAME``.
-        num_classes: K.
-        weights: ``DEFAULT`` (the published ones, downloaded), ``none``, or a ``.pth``/``.safetensors`` state dict.
-        freeze: train the head alone; false fine-tunes all of it.
+        num_classes: number of classes K.
+        weights: ``DEFAULT`` (the published weights, downloaded), ``none``, or a ``.pth``/``.safetensors`` state dict.
+        freeze: train only the head; false fine-tunes all layers.
         lr: learning rate of the head.
-        momentum: of SGD.
-        step_size: epochs after which the learning rate is multiplied by ``gamma``.
-        gamma: see ``step_size``.
-        unfreeze_epoch: with ``freeze`` false, the epoch (from 0) before which the head trains alone.
+        momentum: momentum of SGD.
+        step_size: number of epochs after which the learning rate is multiplied by ``gamma``.
+        gamma: factor of the learning rate after ``step_size`` epochs.
+        unfreeze_epoch: with ``freeze`` false, the first epoch (from 0) in which the backbone is trained too.
         backbone_lr_factor: learning rate of the backbone as a multiple of the head's.
 
-    Input: (B, 3, H, W) float32, normalised as ``preprocessing`` says; (B, F) is taken as features of the backbone, for
-    the head alone. Output: (B, K) float32, logits. Parameters: 11,181,642 at the defaults, 5,130 of them in the head.
+    Input: (B, 3, H, W) float32, normalized as in ``preprocessing``; or (B, F) float32, features of the backbone, which
+    go to the head only. Output: (B, K) float32, logits.
+    Parameters: 11,181,642 at the defaults, 5,130 of them in the head.
 
     Raises:
-        ModelError: an unknown backbone, or an argument out of its range.
+        ModelError: the backbone is unknown, or an argument is out of range.
     """
 
     default_data = "ImageFolderDataModule"
@@ -59,13 +61,14 @@ class LitTransfer(LitBase):
     ) -> None:
         super().__init__()
         if num_classes < 1:
-            raise ModelError(f"LitTransfer needs at least one output, not {num_classes}: --model.num_classes 10")
+            raise ModelError(f"num_classes must be at least 1, but is {num_classes}: --model.num_classes 10")
         if freeze and (unfreeze_epoch or backbone_lr_factor != 1.0):
             raise ModelError("unfreeze_epoch and backbone_lr_factor are for fine-tuning: add --model.freeze false")
         weights = None if weights is None or weights.lower() == "none" else weights
         self.save_hyperparameters()
         self.net, self.head_name = backbones.build(backbone, num_classes)
         self.preprocessing = backbones.preprocessing(backbone, self.net)
+        self.fixed_features = freeze
         self.wants_augmentation = not freeze
         self.skips_layers = unfreeze_epoch > 0
         self.weights_ready = weights is None
@@ -77,22 +80,17 @@ class LitTransfer(LitBase):
         if freeze:
             self.net.requires_grad_(False)
             self.head.requires_grad_(True)
-            self.net.eval()  # a Trainer leaves the modes as it finds them
+            self.net.eval()
 
     @property
     def head(self) -> nn.Module:
-        """The layer that is trained even when all else is frozen."""
+        """The last layer, which is always trained."""
         return self.net.get_submodule(self.head_name)
 
     @property
-    def fixed_features(self) -> bool:  # type: ignore[override]
-        return self.hparams["freeze"]
-
-    @property
     def backbone_frozen(self) -> bool:
-        """Whether the backbone is frozen now: a function of the arguments and the epoch, so a resume needs no state."""
-        epoch = self.current_epoch if self.is_attached else 0
-        return self.hparams["freeze"] or epoch < self.hparams["unfreeze_epoch"]
+        """True if the backbone is frozen in the current epoch."""
+        return self.hparams["freeze"] or self.current_epoch < self.hparams["unfreeze_epoch"]
 
     def train(self, mode: bool = True) -> "LitTransfer":
         super().train(mode)
@@ -104,26 +102,25 @@ class LitTransfer(LitBase):
         return self.head(x) if x.ndim == 2 else self.net(x)
 
     def features(self, x: Tensor) -> Tensor | None:
-        """What the head sees: (B, F), without gradient; None where the head is not the last layer (squeezenet)."""
+        """Return the inputs of the head, (B, F), without gradient.
+
+        Return None if the head is not the last operation of the network (squeezenet).
+        """
         seen: list[Tensor] = []
         hook = self.head.register_forward_hook(lambda _, inputs, output: seen.extend((inputs[0], output)))
-        try:
-            with torch.no_grad():
-                output = self.net(x)
-        finally:
-            hook.remove()
+        with torch.no_grad():
+            output = self.net(x)
+        hook.remove()
         return seen[0] if output is seen[1] and seen[0].ndim == 2 else None
 
-    def on_fit_start(self) -> None:  # not setup(), which comes before a resumed fit has read its checkpoint
-        if self.local_rank == 0:  # one process of a node downloads, the others find it in the cache
+    def on_fit_start(self) -> None:  # not setup(), which runs before a resumed fit reads its checkpoint
+        if self.local_rank == 0:  # one process per node downloads, the others read the cache
             self.load_pretrained()
         self.trainer.strategy.barrier()
         self.load_pretrained()
 
     def load_pretrained(self) -> None:
-        """Read the pretrained weights, unless they, or those of a checkpoint, have been read.
-
-        A fit does so by itself.
+        """Read the pretrained weights, unless these or the weights of a checkpoint were already read.
 
         Raises:
             ModelError: see :func:`lit_models.backbones.load`.
@@ -145,15 +142,14 @@ class LitTransfer(LitBase):
     def refuse_shape(self, shape: tuple[int, ...]) -> str | None:
         if len(shape) == 3 and shape[0] == 3:
             return None
-        return f"backbones take colour pictures (3, H, W), these are {shape} (--data.channels 3, or --model LitCNN)"
+        return f"backbones take color pictures (3, H, W), not {shape} (--data.channels 3, or --model LitCNN)"
 
     def configure_optimizers(self):
-        head = list(self.head.parameters())
-        groups = [{"params": head, "name": "head"}]
+        groups: list[dict[str, Any]] = [{"params": list(self.head.parameters()), "name": "head"}]
         if not self.hparams["freeze"]:
-            in_head = {id(parameter) for parameter in head}
-            rest = [parameter for parameter in self.net.parameters() if id(parameter) not in in_head]
-            groups.append({"params": rest, "name": "backbone", "lr_factor": self.hparams["backbone_lr_factor"]})
+            head = f"{self.head_name}."
+            backbone = [parameter for name, parameter in self.net.named_parameters() if not name.startswith(head)]
+            groups.append({"params": backbone, "name": "backbone", "lr_factor": self.hparams["backbone_lr_factor"]})
         sgd = partial(SGD, lr=self.hparams["lr"], momentum=self.hparams["momentum"])
         step = partial(StepLR, step_size=self.hparams["step_size"], gamma=self.hparams["gamma"])
         return self.with_choice(sgd, groups, step)

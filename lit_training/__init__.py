@@ -1,4 +1,4 @@
-"""What happens around a run. ``load`` opens a trained network; nothing is imported before it is asked for."""
+"""Training runs and trained networks. ``load`` opens a trained network; names are imported on first use."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any

@@ -15,26 +15,26 @@ from datamodules.errors import DataError
 from datamodules.text import printable
 
 RANK_ZERO_GRACE = 15
-"""Seconds that another rank leaves to rank 0, which has the same error, to say it and to end them all."""
+"""Seconds that another rank waits, so that rank 0 can print the same error and end all ranks."""
 
 
 class UsageError(ValueError):
-    """What was typed cannot be done: one line that says what is wrong and what to type."""
+    """The command line is wrong. The message is one line that says what is wrong and what to type."""
 
 
 class CheckpointError(ValueError):
-    """A checkpoint that cannot be found, read or written: one line that ends with what to type."""
+    """A checkpoint cannot be found, read or written. The message is one line that ends with what to type."""
 
 
 class TrainingError(UsageError):
-    """A run that cannot go on."""
+    """The run cannot continue."""
 
 
 @contextmanager
 def one_line_errors(program: str) -> Iterator[None]:
-    """End the program with one line where a user's error is raised, one of ours or one that a library refuses.
+    """End the program with one line if the body raises an error that the user can fix.
 
-    All others are bugs, and keep their traceback.
+    Other errors are bugs and keep their traceback.
     """
     try:
         yield
@@ -43,7 +43,7 @@ def one_line_errors(program: str) -> Iterator[None]:
         sys.exit(128 + signal.SIGINT)
     except Exception as error:
         if not is_rank_zero() and re.search(r"(closed|reset) by peer", str(error)):
-            sys.exit(2)  # another rank has failed, and says why
+            sys.exit(2)  # another rank failed and prints why
         late = isinstance(error, ValueError | TypeError | RuntimeError)
         if not (is_user_error(error) or (late and refused_by_library(error))):
             raise
@@ -51,10 +51,10 @@ def one_line_errors(program: str) -> Iterator[None]:
 
 
 def is_user_error(error: Exception) -> bool:
-    """True for the errors of this project, and Lightning's own, that say what the user can do."""
+    """True for the errors of this project and of Lightning that tell the user what to do."""
     if isinstance(error, UsageError | CheckpointError | DataError):
         return True
-    from lightning.pytorch.utilities.exceptions import MisconfigurationException  # here: check.py needs no torch
+    from lightning.pytorch.utilities.exceptions import MisconfigurationException  # slow; check.py needs no torch
 
     from lit_models import ModelError
 
@@ -62,7 +62,7 @@ def is_user_error(error: Exception) -> bool:
 
 
 def refused_by_library(error: Exception) -> bool:
-    """True if Lightning or a torch optimizer itself raised it: a value found impossible once a run has begun."""
+    """True if Lightning or a torch optimizer raised it: a bad value that is only found in a run."""
     import lightning
     import torch
 
@@ -72,19 +72,18 @@ def refused_by_library(error: Exception) -> bool:
 
 
 def is_rank_zero() -> bool:
-    """True in the process that prints and writes; known before the processes are connected."""
-    counted_over_all = {"RANK", "SLURM_PROCID"} & set(os.environ)  # LOCAL_RANK begins anew on each machine
+    """True on rank 0. Works before the processes are connected."""
+    has_global_rank = {"RANK", "SLURM_PROCID"} & set(os.environ)  # LOCAL_RANK starts at 0 on each machine
     first_node = os.environ.get("NODE_RANK", os.environ.get("GROUP_RANK", "0")) == "0"
-    ranks = sys.modules.get("lightning.fabric.utilities.rank_zero")  # it knows once Lightning has been imported
+    ranks = sys.modules.get("lightning.fabric.utilities.rank_zero")  # set once Lightning is imported
     rank = getattr(ranks.rank_zero_only, "rank", 0) if ranks else 0
-    return rank == 0 and (bool(counted_over_all) or first_node)
+    return rank == 0 and (bool(has_global_rank) or first_node)
 
 
 def fail(program: str, message: str) -> NoReturn:
-    line = printable(f"{program}: error: {' '.join(message.split())}")  # names of files may hold what terminals obey
-    if is_rank_zero():
-        print(line, file=sys.stderr)
-    else:  # Lightning kills rank 0 as soon as another rank has ended
+    """Print the message in one line and exit with code 2."""
+    line = printable(f"{program}: error: {' '.join(message.split())}")  # file names can contain control characters
+    if not is_rank_zero():  # Lightning kills rank 0 as soon as another rank exits
         time.sleep(RANK_ZERO_GRACE)
-        print(line, file=sys.stderr)  # still here: it is this rank's alone
+    print(line, file=sys.stderr)
     sys.exit(2)

@@ -1,4 +1,4 @@
-"""Pictures of a run, drawn with matplotlib's ``Figure`` alone: no window, no global state."""
+"""Figures of a run, drawn with matplotlib's ``Figure``: no window, no global state."""
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
@@ -9,27 +9,27 @@ from torch import Tensor
 from datamodules import Preprocessing
 from datamodules.text import printable
 
-if TYPE_CHECKING:  # matplotlib takes a second to import: only who draws waits for it
+if TYPE_CHECKING:  # importing matplotlib takes a second, so functions import it
     from matplotlib.figure import Figure
 
 INCH = 1.6
-"""Width of a picture on a sheet."""
+"""Width of a picture on a sheet in inches."""
 LARGEST_CELL, LARGEST_MATRIX, LARGEST_NAME = 0.45, 12.0, 2.0
-"""Inches: of a confusion matrix with few classes, of one with many, of a class's name beside it."""
+"""Largest size in inches of a cell, of all cells and of a class name in a confusion matrix."""
 
 
 def pixels(inputs: Tensor, preprocessing: Preprocessing) -> Tensor:
-    """What a network is fed, as colours again: (B, C, H, W) normalised -> (B, 3, H, W) float32 in [0, 1]."""
+    """Undo the normalization: (B, C, H, W) network inputs -> (B, 3, H, W) float32 in [0, 1]."""
     mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (preprocessing.mean, preprocessing.std))
     return (inputs.detach().cpu().float() * std + mean).clamp(0, 1).expand(-1, 3, -1, -1)
 
 
 def sheet(pictures: Tensor, titles: Sequence[str], columns: int = 4) -> "Figure":
-    """Pictures in rows, each under its title; lines of a title that are wider than the picture are cut.
+    """Draw pictures in a grid, with a title above each; title lines wider than the picture are shortened.
 
     Args:
         pictures: (B, 3, H, W) float32 in [0, 1].
-        titles: B of them, of one or more lines.
+        titles: B titles of one or more lines.
     """
     from matplotlib.figure import Figure
 
@@ -37,21 +37,21 @@ def sheet(pictures: Tensor, titles: Sequence[str], columns: int = 4) -> "Figure"
     columns = min(columns, count)
     rows = -(-count // columns)
     lines = max(title.count("\n") + 1 for title in titles)
-    # One axes for all, in units of a picture's width: an axes for each picture would take four times as long.
-    tall, gap, text = height / width, 0.1, 0.1 * lines
-    across, down = columns * (1 + gap) + gap, rows * (tall + text + gap) + gap
-    figure = Figure(figsize=(INCH * across, INCH * down))
-    axes = figure.add_axes((0, 0, 1, 1), xlim=(0, across), ylim=(down, 0))
+    # One axes for all pictures, in units of a picture's width: one axes per picture takes four times as long.
+    ratio, gap, text = height / width, 0.1, 0.1 * lines
+    sheet_width, sheet_height = columns * (1 + gap) + gap, rows * (ratio + text + gap) + gap
+    figure = Figure(figsize=(INCH * sheet_width, INCH * sheet_height))
+    axes = figure.add_axes((0, 0, 1, 1))
     axes.set_axis_off()
-    for place, (picture, title) in enumerate(zip(pictures, titles, strict=True)):
-        left = gap + place % columns * (1 + gap)
-        top = text + gap + place // columns * (tall + text + gap)
-        axes.imshow(picture.permute(1, 2, 0).numpy(), extent=(left, left + 1, top + tall, top), aspect="auto")
-        cut = "\n".join(_cut(line, INCH, 9) for line in title.split("\n"))
-        # parse_math: a file name may hold dollar signs
-        axes.text(left, top - 0.03, cut, fontsize=9, verticalalignment="bottom", parse_math=False)
-    axes.set_xlim(0, across)
-    axes.set_ylim(down, 0)
+    for index, (picture, title) in enumerate(zip(pictures, titles, strict=True)):
+        left = gap + index % columns * (1 + gap)
+        top = text + gap + index // columns * (ratio + text + gap)
+        axes.imshow(picture.permute(1, 2, 0).numpy(), extent=(left, left + 1, top + ratio, top), aspect="auto")
+        short = "\n".join(_shorten(line, INCH, 9) for line in title.split("\n"))
+        # parse_math=False: file names can contain dollar signs
+        axes.text(left, top - 0.03, short, fontsize=9, verticalalignment="bottom", parse_math=False)
+    axes.set_xlim(0, sheet_width)
+    axes.set_ylim(sheet_height, 0)
     return figure
 
 
@@ -64,41 +64,39 @@ def mistakes(
     files: Sequence[str] | None,
     columns: int = 4,
 ) -> "Figure":
-    """A sheet of wrong answers: over each picture what it was taken for, how surely, what it is, and its file.
+    """Draw wrong predictions, each with predicted class, probability, true class and file name.
 
     Args:
         pictures: (B, 3, H, W) float32 in [0, 1].
-        names: of the K classes.
-        labels: B numbers of classes.
-        predicted: B numbers of classes.
-        probability: B of them, of the predicted classes.
-        files: B paths, or None where the pictures are no files.
+        names: K class names.
+        labels: B true class indices.
+        predicted: B predicted class indices.
+        probability: B probabilities of the predicted classes.
+        files: B paths, or None if the pictures are not from files.
     """
     answers = zip(labels, predicted, probability, strict=True)
-    titles = [f"{names[taken_for]} {surely:.0%}\nis {names[label]}" for label, taken_for, surely in answers]
+    titles = [f"{names[wrong]} {share:.0%}\nis {names[label]}" for label, wrong, share in answers]
     if files is not None:
         titles = [f"{title}\n{printable(file).rpartition('/')[2]}" for title, file in zip(titles, files, strict=True)]
     return sheet(pictures, titles, columns)
 
 
 def confusion(matrix: Tensor, names: Sequence[str]) -> "Figure":
-    """A confusion matrix: each row a true class, shaded by the share of its samples; the numbers are counts.
+    """Draw a confusion matrix. The numbers are counts, the colors are shares of the true class (the row).
 
-    Names are left out where a row is too low for them (beyond 115 classes), counts where a cell is too small
-    (beyond 40).
+    There are no class names for more than 115 classes, and no counts for more than 40.
 
     Args:
         matrix: (K, K) int64, ``matrix[true, predicted]``.
-        names: of the K classes.
+        names: K class names.
     """
     from matplotlib.figure import Figure
 
     count = len(names)
     cells = min(max(3.0, LARGEST_CELL * count), LARGEST_MATRIX)
     cell = cells / count
-    size = min(10, 0.8 * 72 * cell)  # of the letters, in points
-    named = size >= 6
-    short = [_cut(name, LARGEST_NAME, size) for name in names] if named else []
+    size = min(10, 0.8 * 72 * cell)  # font size in points
+    short = [_shorten(name, LARGEST_NAME, size) for name in names] if size >= 6 else []
     margin = 0.6 + max((_width(name, size) for name in short), default=0)
     side = margin + cells + 0.1
     figure = Figure(figsize=(side, side))
@@ -107,27 +105,27 @@ def confusion(matrix: Tensor, names: Sequence[str]) -> "Figure":
     axes.imshow(share.numpy(), cmap="Blues", vmin=0, vmax=1, interpolation="nearest")
     axes.set_xlabel("predicted")
     axes.set_ylabel("true")
-    if named:
+    if short:
         axes.set_xticks(range(count), short, rotation=90, parse_math=False, fontsize=size)
         axes.set_yticks(range(count), short, parse_math=False, fontsize=size)
     if count <= 40:
         for true, predicted in matrix.nonzero().tolist():
-            colour = "white" if share[true, predicted] > 0.5 else "black"
+            color = "white" if share[true, predicted] > 0.5 else "black"
             number = str(int(matrix[true, predicted]))
-            axes.text(predicted, true, number, ha="center", va="center", color=colour, fontsize=8)
+            axes.text(predicted, true, number, ha="center", va="center", color=color, fontsize=8)
     return figure
 
 
 def _width(text: str, size: float) -> float:
-    """Inches that a line of letters of ``size`` points takes."""
+    """Return the width in inches of a line of text in a font of ``size`` points."""
     from matplotlib.font_manager import FontProperties
     from matplotlib.textpath import text_to_path
 
     return text_to_path.get_text_width_height_descent(text, FontProperties(size=size), ismath=False)[0] / 72
 
 
-def _cut(text: str, inches: float, size: float) -> str:
-    """``text`` as far as there is room for it; what cannot be shown of a file's name is escaped."""
+def _shorten(text: str, inches: float, size: float) -> str:
+    """Shorten ``text`` to a width; unprintable characters are escaped."""
     text = printable(text)
     if _width(text, size) <= inches:
         return text
@@ -137,7 +135,7 @@ def _cut(text: str, inches: float, size: float) -> str:
 
 
 def curves(charts: Mapping[str, Mapping[str, tuple[Sequence[float], Sequence[float]]]]) -> "Figure":
-    """Curves over one another: for each chart, for each name of a curve, its epochs and its values."""
+    """Draw charts side by side. ``charts[title][name]`` is a curve: its epochs and its values."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(5 * len(charts), 4), layout="constrained")

@@ -1,42 +1,42 @@
-"""What a terminal shows: tables on stdout, progress bars on stderr; and the name nearest to a mistyped one."""
+"""Tables on stdout, progress bars on stderr, and suggestions for mistyped names."""
 
 import contextlib
 import difflib
+import itertools
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
-from datamodules.text import align_columns, printable
+from datamodules.text import align_columns, name_first, printable
 
 
 def print_table(head: Sequence[str], body: Sequence[Sequence[str | list[str]]]) -> None:
-    """Print a table: ruled in a terminal, elsewhere columns of blanks. Columns without any cell are left out.
+    """Print a table: with borders in a terminal, otherwise with spaces. Empty columns are left out.
 
     Args:
-        head: names of the columns.
-        body: rows of cells; a list is a cell of several lines.
+        head: column names.
+        body: rows of cells; a list is a cell with several lines.
     """
-    used = [place for place in range(len(head)) if any(row[place] for row in body)]
+    used = [column for column in range(len(head)) if any(row[column] for row in body)]
     if not used:
         return
-    rows = [[_lines(row[place]) for place in used] for row in body]
-    titles = [printable(head[place]) for place in used]
-    right = [all(_is_number_or_empty(row[place][0]) for row in rows) for place in range(len(used))]
+    rows = [[_lines(row[column]) for column in used] for row in body]
+    titles = [printable(head[column]) for column in used]
+    right = [all(_is_number_or_empty(cell[0]) for cell in cells) for cells in zip(*rows, strict=True)]
     if sys.stdout.isatty():
-        from rich.console import Console  # here: not everyone prints one
+        from rich.console import Console  # imported here because it is slow
         from rich.table import Table
         from rich.text import Text
 
         table = Table()
-        for title, on_the_right in zip(titles, right, strict=True):
-            table.add_column(Text(title), justify="right" if on_the_right else "left", overflow="fold")
+        for title, is_right in zip(titles, right, strict=True):
+            table.add_column(Text(title), justify="right" if is_right else "left", overflow="fold")
         for row in rows:
-            table.add_row(*(Text("\n".join(cell)) for cell in row))  # Text: names may hold what rich takes for markup
+            table.add_row(*(Text("\n".join(cell)) for cell in row))  # Text: names can contain rich markup
         Console().print(table)
         return
     flat = [titles]
     for row in rows:
-        height = max(map(len, row))
-        flat += [list(line) for line in zip(*([*cell, *[""] * (height - len(cell))] for cell in row), strict=True)]
+        flat += map(list, itertools.zip_longest(*row, fillvalue=""))
     print("\n".join(align_columns(flat, right)))
 
 
@@ -45,14 +45,16 @@ def _lines(cell: str | list[str]) -> list[str]:
 
 
 def _is_number_or_empty(cell: str) -> bool:
-    with contextlib.suppress(ValueError):
-        return cell in ("", "-") or bool(float(cell) or True)
-    return False
+    try:
+        float(cell or 0)
+    except ValueError:
+        return cell == "-"
+    return True
 
 
 @contextlib.contextmanager
 def progress_bar(title: str, show: bool = True) -> Iterator[Callable[[int, int | None], None]]:
-    """Show a progress bar on stderr while the body runs, where a person sees it; yields ``update(done, total)``."""
+    """Show a progress bar while the body runs, if stderr is a terminal; yield ``update(done, total)``."""
     if not (show and sys.stderr.isatty()):
         yield lambda done, total: None
         return
@@ -65,10 +67,10 @@ def progress_bar(title: str, show: bool = True) -> Iterator[Callable[[int, int |
 
 
 def nearest(word: str, known: Iterable[str], cutoff: float = 0.6) -> str | None:
-    """The known name that is most like ``word``, whatever its case; None where none is like it.
+    """Return the known name that is closest to ``word``, ignoring case, or None.
 
     Args:
-        cutoff: how alike they have to be, 0 to 1 (see :func:`difflib.get_close_matches`).
+        cutoff: minimum similarity, 0 to 1 (see :func:`difflib.get_close_matches`).
     """
     names = {name.lower(): name for name in known}
     found = difflib.get_close_matches(word.lower(), names, n=1, cutoff=cutoff)
@@ -76,8 +78,8 @@ def nearest(word: str, known: Iterable[str], cutoff: float = 0.6) -> str | None:
 
 
 def suggest(word: str, known: Iterable[str]) -> str:
-    """The known name nearest to ``word`` as a question, or all of them to choose from."""
+    """Return ``did you mean NAME?`` with the closest known name, or a list of the known names."""
     names = list(known)
     if near := nearest(word, names, cutoff=0.5):
         return f"did you mean {near}?"
-    return f"choose one of {', '.join([*names[:12], *['...'] * (len(names) > 12)])}"
+    return f"choose one of {name_first(names, 12)}"

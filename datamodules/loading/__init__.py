@@ -1,1 +1,1 @@
-"""How every data module loads: what a batch holds is a function of seed, epoch and position alone."""
+"""Data loading. The contents of a batch depend only on the seed, the epoch and the batch's position."""

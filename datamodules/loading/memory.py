@@ -1,4 +1,4 @@
-"""Pictures in memory: uint8, indexed, augmented and normalised a whole batch at a time."""
+"""Pictures in memory as uint8. Whole batches are indexed, augmented and normalized at once."""
 
 import functools
 from collections.abc import Sequence
@@ -14,27 +14,26 @@ from datamodules.loading.seeds import run_seed, uniforms
 from datamodules.preprocessing import Preprocessing
 
 SHIFT = 4
-"""Pixels by which an augmented 32x32 picture moves at most, as in He et al. 2015 (ResNet on CIFAR-10)."""
+"""Largest shift of an augmented 32x32 picture in pixels, as in He et al. 2015 (ResNet on CIFAR-10)."""
 CUTOUT = 8
-"""Side in pixels of the square that an augmented 32x32 picture loses (DeVries and Taylor 2017, halved)."""
+"""Side in pixels of the square that is cut out of an augmented 32x32 picture (half of DeVries and Taylor 2017)."""
 
 
 class Pictures(Dataset):
-    """A set of small pictures in memory.
+    """A dataset of small pictures in memory.
 
     Args:
         images: (N, C, H, W) uint8.
         labels: (N,) int64.
-        preprocessing: its mean and std are used; the pictures have their size already.
-        augment: flip, shift and cut out each picture anew in each epoch.
-        seed: of the augmentation, which is a function of (seed, run's seed, epoch, index).
-        indices: (M,) int64, the pictures that belong to this set; all when not given. Nothing is copied.
+        preprocessing: only its mean and std are used; the pictures already have the right size.
+        augment: flip, shift and cut out each picture, differently in each epoch.
+        seed: seed of the augmentation, which depends on this seed, the run's seed, the epoch and the index.
+        indices: (M,) int64, the pictures of this dataset (all by default). The pictures are not copied.
 
-    ``dataset[key]`` is one picture (C, H, W) float32 and its label; ``__getitems__(keys)`` a batch: (B, C, H, W)
-    float32 and (B,) int64, -1 where the key is padding.
+    ``__getitems__(keys)`` returns a batch: (B, C, H, W) float32 and labels (B,) int64, -1 for padding.
     """
 
-    samples_at_once = 128  # a call for four pictures takes longer than copying them
+    samples_at_once = 128  # for a batch of four, a call takes longer than copying its pictures
 
     def __init__(
         self,
@@ -62,7 +61,7 @@ class Pictures(Dataset):
         indices = wanted % len(self)
         if self.indices is not None:
             indices = self.indices.index_select(0, indices)
-        # index_select: ten times as fast as images[indices]
+        # index_select is ten times as fast as images[indices]
         images, labels = self.images.index_select(0, indices), self.labels.index_select(0, indices)
         if self.augment:
             images = flip_shift_cutout(images, uniforms(self.seed, wanted, 5))
@@ -72,29 +71,29 @@ class Pictures(Dataset):
 
 
 def normalize(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """(..., C, H, W) uint8 -> float32: pixels in [0, 1], less ``mean``, over ``std``, per channel."""
+    """Scale (..., C, H, W) uint8 pixels to [0, 1] float32, subtract ``mean`` and divide by ``std`` per channel."""
     factor, offset = _factor_and_offset(tuple(mean), tuple(std))
     return images.to(torch.float32, memory_format=torch.contiguous_format).mul_(factor).sub_(offset)
 
 
 @functools.cache
 def _factor_and_offset(mean: tuple[float, ...], std: tuple[float, ...]) -> tuple[Any, Any]:
-    if len(set(mean)) == 1 and len(set(std)) == 1:  # one scalar: three times as fast
+    if len(set(mean)) == 1 and len(set(std)) == 1:  # scalars are three times as fast
         return 1 / (255 * std[0]), mean[0] / std[0]
-    centre, spread = torch.tensor(mean).view(-1, 1, 1), torch.tensor(std).view(-1, 1, 1)
-    return 1 / (255 * spread), centre / spread
+    mean_tensor, std_tensor = torch.tensor(mean).view(-1, 1, 1), torch.tensor(std).view(-1, 1, 1)
+    return 1 / (255 * std_tensor), mean_tensor / std_tensor
 
 
 def flip_shift_cutout(images: Tensor, numbers: Tensor) -> Tensor:
-    """Mirror each picture or not, move it by up to :data:`SHIFT` pixels (edges filled with 0), cut a square out.
+    """Flip each picture with probability 1/2, shift it by up to :data:`SHIFT` pixels (filled with 0), cut out a square.
 
     Args:
         images: (B, C, H, W) uint8.
-        numbers: (B, 5) float32 in [0, 1): flip, shift down, shift right, the square's row and column.
+        numbers: (B, 5) random float32 in [0, 1): flip, shift down, shift right, row and column of the square.
     """
     batch, channels, height, width = images.shape
     down, right = ((numbers[:, i] * (2 * SHIFT + 1)).long() for i in (1, 2))  # (B,) in 0 .. 2 * SHIFT
-    rows = torch.arange(height) + down[:, None]  # (B, H) into the padded picture
+    rows = torch.arange(height) + down[:, None]  # (B, H), row indices in the padded picture
     columns = torch.arange(width)[None].expand(batch, -1)
     columns = torch.where(numbers[:, :1] < 0.5, columns.flip(1), columns) + right[:, None]  # (B, W)
     padded = F.pad(images, [SHIFT] * 4)

@@ -1,4 +1,4 @@
-"""What the data modules share: their loaders."""
+"""The base class of the data modules."""
 
 from typing import Any, Literal
 
@@ -10,46 +10,45 @@ from datamodules.loading.loader import make_loader
 
 
 class SplitDataModule(LightningDataModule):
-    """The four loaders of a data module that has ``batch_size`` and ``seed`` and its splits in ``sets``.
+    """A data module with the arguments ``batch_size`` and ``seed`` and with one dataset per split in ``sets``.
 
-    A run also asks for what stands here with a default: ``task``, ``class_names`` and so on. A data module of your own
-    need not have them (lit_training/runs/foreign.py).
+    The attributes below have defaults, and your own data modules do not need them (lit_training/runs/foreign.py).
     """
 
     task: Literal["classification", "regression"] | None = None
     default_model = "LitCNN"
-    """Name of the model that ``scripts/fit.py`` takes when none is named."""
+    """Model that ``scripts/fit.py`` uses without ``--model``."""
     class_names: Any = ()
-    """Names of the classes, in the order of their numbers; empty for regression."""
+    """Class names in the order of the labels; empty for regression."""
     sample_shape: Any = None
-    """Shape of one sample, (C, H, W) or (F,), without a batch dimension."""
+    """Shape of one sample, (C, H, W) or (F,)."""
     preprocessing: Any = None
-    """The :class:`~datamodules.preprocessing.Preprocessing` of its pictures; None where samples are no pictures."""
+    """The :class:`~datamodules.preprocessing.Preprocessing` of the pictures; None for other samples."""
     class_weights: Tensor | None = None
-    """(K,) float32, weights of the classes in the training loss."""
+    """(K,) float32, class weights of the training loss."""
     photos: Any = None
-    """The :class:`~datamodules.photos.folder.Photos` that were found; None for other data."""
+    """The :class:`~datamodules.photos.folder.Photos` of a folder; None for other data."""
     augment = False
-    """Whether a training sample looks different in each epoch."""
+    """True if training samples are augmented."""
     eval_batch_size = 100
-    """Rows of an evaluation's batch, where ``batch_size`` is not more."""
+    """Batch size of evaluation, unless ``batch_size`` is larger."""
     predict_split = "test"
     shuffle = True
     sets: dict[str, Dataset]
 
     def follow(self, model: Any) -> None:
-        """Take over what the model asks of its data; called when both have been built."""
+        """Adopt the model's settings for its data; called after both are built."""
 
     def report(self) -> str:
-        """Lines about the data that are printed before training."""
+        """Return text about the data that is printed before training."""
         return ""
 
     def dataset(self, split: str) -> Dataset:
-        """The samples of ``train``, ``val`` or ``test``; known after ``setup``."""
+        """Return the dataset of ``train``, ``val`` or ``test``; call ``setup`` first."""
         return self.sets[split]
 
     def num_workers(self, dataset: Dataset) -> int:
-        """Processes that load ``dataset``: none for what is in memory."""
+        """Return the number of loader processes for ``dataset``: 0 for data in memory."""
         return 0
 
     def train_dataloader(self) -> DataLoader:

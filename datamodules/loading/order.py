@@ -1,6 +1,6 @@
-"""In which order samples are loaded, on any number of devices, and back to the order of the data.
+"""Samplers for any number of devices; gathering results in the order of the data.
 
-A training sampler hands out *keys*, ``epoch * len(dataset) + index``; order and augmentation are functions of them.
+TrainSampler yields *keys*, ``epoch * len(dataset) + index``. The augmentation of a sample depends on its key.
 """
 
 from collections.abc import Iterator
@@ -13,21 +13,21 @@ from torch.utils.data import DistributedSampler
 from datamodules.loading.seeds import mix
 
 PADDING = -1
-"""Key of a row that only fills up a device's last evaluation batch; its target becomes -1, or NaN for floats."""
+"""Key of a padding row in evaluation; its target is -1, or NaN for float targets."""
 
 
 class TrainSampler(DistributedSampler):
-    """A new order each epoch, a function of (seed, epoch); this rank's share of it, as keys.
+    """This rank's training keys, shuffled in each epoch by (seed, epoch).
 
-    The batches of all ranks at one step are together the batch that a single process with their summed batch size
-    draws. The last few draws are repeated where the ranks do not divide the data (at most ranks - 1 of them).
+    The batches of all ranks in one step make up the batch of a single process with the global batch size. If the number
+    of samples is not a multiple of the number of ranks, the first samples (at most ranks - 1) are repeated at the end.
     """
 
     def __init__(self, length: int, ranks: int, rank: int, seed: int, shuffle: bool = True) -> None:
         super().__init__(range(length), ranks, rank, shuffle=shuffle, seed=seed)  # type: ignore[arg-type]
         self.length = length
         self.start = 0
-        """How many of the rank's draws the next pass leaves out: a resumed epoch goes on where it was."""
+        """Number of keys to skip in the next epoch, to resume in its middle."""
 
     def __iter__(self) -> Iterator[int]:
         start, self.start = self.start, 0
@@ -42,11 +42,11 @@ class TrainSampler(DistributedSampler):
 
 
 class EvalSampler(DistributedSampler):
-    """Every sample exactly once over all ranks, in batches that do not depend on the number of ranks.
+    """Each sample exactly once over all ranks, in batches that do not depend on the number of ranks.
 
-    A sample's result may differ in its last bits by what stands beside it in its batch, so batches are dealt out
-    whole: rank r has batch r, r + ranks, ... Where that is one batch less than other ranks have, a batch of a single
-    :data:`PADDING` follows.
+    The last bits of a sample's result can depend on the other samples in its batch. So each rank gets whole batches:
+    rank r gets the batches r, r + ranks, and so on. A rank with one batch less than the others gets a last batch of one
+    :data:`PADDING` key.
     """
 
     def __init__(self, length: int, ranks: int, rank: int, batch_size: int) -> None:
@@ -63,25 +63,24 @@ class EvalSampler(DistributedSampler):
             yield PADDING
 
     def __len__(self) -> int:
-        short = max(0, self.starts[-1] + self.batch_size - self.length) if self.starts else 0  # of the last batch
-        return len(self.starts) * self.batch_size - short + self.padded
+        return sum(min(self.batch_size, self.length - start) for start in self.starts) + self.padded
 
 
 def in_input_order(trainer: Any, rows: Tensor, loader: Any) -> Tensor:
-    """Put together what the ranks made of the batches that an :class:`EvalSampler` dealt out.
+    """Gather the results of all ranks in the order of the dataset.
 
     Args:
-        rows: (n, ...), this rank's, of one batch after the other, padding included.
-        loader: that gave the batches; all ranks have gone through as many of them.
+        rows: (n, ...), the results of this rank's batches, with padding.
+        loader: the loader of these batches, with an :class:`EvalSampler`. All ranks must have used the same number.
 
     Returns:
-        (N, ...) for the N inputs of those batches, the same on every rank.
+        (N, ...), the results of all ranks without padding, the same on every rank.
     """
     if trainer.world_size > 1:
-        size = loader.batch_sampler.batch_size  # Lightning takes batch_size off a loader for predictions
+        size = loader.batch_sampler.batch_size  # for predictions Lightning removes loader.batch_size
         batches = -(-len(rows) // size)
-        whole = rows.new_zeros(batches * size, *rows.shape[1:])  # only the last batch may be short
-        whole[: len(rows)] = rows
-        shares = trainer.strategy.all_gather(whole.to(trainer.strategy.root_device))  # (ranks, batches * size, ...)
-        rows = shares.unflatten(1, (batches, size)).transpose(0, 1).flatten(0, 2)
+        fill = rows.new_zeros(batches * size - len(rows), *rows.shape[1:])  # the last batch can be shorter
+        rows = torch.cat([rows, fill]).to(trainer.strategy.root_device)
+        gathered = trainer.strategy.all_gather(rows)  # (ranks, batches * size, ...)
+        rows = gathered.unflatten(1, (batches, size)).transpose(0, 1).flatten(0, 2)
     return rows[: len(loader.dataset)]

@@ -1,4 +1,4 @@
-"""Random numbers as a function of seeds and keys, whatever was drawn before."""
+"""Random numbers that depend only on seeds and keys, not on earlier draws."""
 
 import os
 
@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 def mix(*numbers: int) -> int:
-    """One well-mixed seed in [0, 2**63) out of several integers (splitmix64, Steele et al. 2014)."""
+    """Hash several integers to one seed in [0, 2**63) (splitmix64, Steele et al. 2014)."""
     state = np.zeros(1, dtype=np.uint64)
     for number in numbers:
         state = _splitmix(state ^ np.uint64(number % 2**64))
@@ -16,7 +16,7 @@ def mix(*numbers: int) -> int:
 
 
 def uniforms(seed: int, keys: Tensor, count: int) -> Tensor:
-    """``count`` random numbers for each key, a function of ``seed`` and the key alone.
+    """Return ``count`` random numbers for each key. They depend only on ``seed`` and the key.
 
     Args:
         keys: (B,) int64.
@@ -38,8 +38,8 @@ def _splitmix(x: np.ndarray) -> np.ndarray:
 
 
 def run_seed(seed: int) -> int:
-    """The data's own seed joined with the run's (``seed_everything``): it governs order and augmentation.
+    """Combine the seed of the data with the seed of the run (``seed_everything``), for order and augmentation.
 
-    What is split or drawn depends on the data's seed alone, so that runs with different seeds stay comparable.
+    Splits and generated data depend on the seed of the data only, so that runs with different seeds use the same data.
     """
     return mix(seed, int(os.environ.get("PL_GLOBAL_SEED", 0)))

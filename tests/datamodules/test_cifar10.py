@@ -1,4 +1,4 @@
-"""CIFAR10 from files in the official layout, with contents and md5 of our own."""
+"""CIFAR10, with files in the official layout but with other contents and md5."""
 
 import hashlib
 import inspect
@@ -23,7 +23,7 @@ NAMES = [name for name, _ in [*CIFAR10.train_list, *CIFAR10.test_list]]
 
 @pytest.fixture(scope="module")
 def official(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A root with the five training files, the test file and the names, and torchvision told of their md5."""
+    """A root folder with all files of CIFAR10; torchvision's list of md5 is patched."""
     root = tmp_path_factory.mktemp("cifar10")
     folder = root / CIFAR10.base_folder
     folder.mkdir()
@@ -31,7 +31,7 @@ def official(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     files: dict[str, Any] = {"batches.meta": {"label_names": list(CIFAR10DataModule.class_names)}}
     for number, name in enumerate(NAMES):
         pixels = np.full((10_000, 3072), 40 * number, np.uint8)
-        pixels[:, :8] = random.integers(0, 256, (10_000, 8), dtype=np.uint8)  # tells pictures apart
+        pixels[:, :8] = random.integers(0, 256, (10_000, 8), dtype=np.uint8)  # makes each picture different
         pixels[:, 1024:1030] = np.arange(6)
         files[name] = {"data": pixels, "labels": random.permutation(np.arange(10_000) % 10).tolist()}
     md5 = {}
@@ -58,7 +58,7 @@ def ready(root: Path, **arguments: Any) -> Any:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("train", [True, False])
-def test_pixels_and_labels_are_torchvisions(official: Path, train: bool) -> None:
+def test_pixels_and_labels_equal_those_of_torchvision(official: Path, train: bool) -> None:
     want = CIFAR10(str(official), train=train)
     data = ready(official)
     split = data.sets["train" if train else "test"]
@@ -69,7 +69,7 @@ def test_pixels_and_labels_are_torchvisions(official: Path, train: bool) -> None
 
 
 @pytest.mark.slow
-def test_validation_is_a_disjoint_stratified_part_of_training(official: Path) -> None:
+def test_validation_split_is_disjoint_and_stratified(official: Path) -> None:
     data = ready(official)
     train, val = data.sets["train"], data.sets["val"]
     assert (len(train), len(val), len(data.sets["test"])) == (45_000, 5000, 10_000)
@@ -84,7 +84,7 @@ def test_validation_is_a_disjoint_stratified_part_of_training(official: Path) ->
 
 
 @pytest.mark.slow
-def test_val_size_0_trains_on_all(official: Path) -> None:
+def test_val_size_0_trains_on_all_pictures(official: Path) -> None:
     data = ready(official, val_size=0)
     assert len(data.sets["train"]) == 50_000
     assert data.val_dataloader() == []
@@ -95,7 +95,7 @@ OTHERS = {"batch_size": 8, "val_size": 100, "augment": True, "seed": 1}
 
 @pytest.mark.slow
 @pytest.mark.parametrize("argument", inspect.signature(CIFAR10DataModule).parameters)
-def test_every_argument_changes_something(official: Path, tmp_path: Path, argument: str) -> None:
+def test_every_argument_has_an_effect(official: Path, tmp_path: Path, argument: str) -> None:
     if argument == "root":
         with pytest.raises(DataError, match=str(tmp_path)):
             CIFAR10DataModule(str(tmp_path)).prepare_data()
@@ -111,13 +111,13 @@ def test_every_argument_changes_something(official: Path, tmp_path: Path, argume
 
 
 class Trap:
-    """Leaves a file behind when it is unpickled."""
+    """Creates a file when it is unpickled."""
 
     def __reduce__(self) -> Any:
         return Path.touch, (Path("opened"),)
 
 
-def test_a_file_with_another_md5_is_never_opened(tmp_path: Path) -> None:
+def test_file_with_wrong_md5_is_never_opened(tmp_path: Path) -> None:
     folder = tmp_path / CIFAR10.base_folder
     folder.mkdir()
     for name in [*NAMES, "batches.meta"]:
@@ -127,7 +127,7 @@ def test_a_file_with_another_md5_is_never_opened(tmp_path: Path) -> None:
     assert not Path("opened").exists()
 
 
-def test_without_network_one_message_says_what_to_do(tmp_path: Path) -> None:
+def test_failed_download_gives_one_message_that_says_what_to_do(tmp_path: Path) -> None:
     root = tmp_path / "data"
     root.mkdir()
     (root / CIFAR10.filename).write_bytes(b"half a download")
@@ -136,17 +136,17 @@ def test_without_network_one_message_says_what_to_do(tmp_path: Path) -> None:
     message = str(refusal.value)
     wanted = (CIFAR10.url, CIFAR10.filename, CIFAR10.tgz_md5, str(root), "--data.root", "--data ShapesDataModule")
     assert [word for word in wanted if word not in message] == []
-    assert [path.name for path in root.iterdir()] == [CIFAR10.filename]  # nothing new that a later run could take
+    assert [path.name for path in root.iterdir()] == [CIFAR10.filename]  # no new file that a later run could use
 
 
-def test_the_error_names_a_root_that_cannot_be_written(tmp_path: Path) -> None:
+def test_message_names_a_root_that_cannot_be_written(tmp_path: Path) -> None:
     root = tmp_path / "data"
     root.touch()
     with pytest.raises(DataError, match=r"data cannot be written \(File exists\).* --data\.root"):
         CIFAR10DataModule(str(root)).prepare_data()
 
 
-def test_a_full_disk_leaves_no_half_of_the_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_full_disk_leaves_no_incomplete_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class Official:
         data, targets = np.zeros((2, 32, 32, 3), np.uint8), [0, 1]
 
@@ -160,17 +160,17 @@ def test_a_full_disk_leaves_no_half_of_the_bytes(tmp_path: Path, monkeypatch: py
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_bytes_file_that_is_not_whole_is_refused(tmp_path: Path) -> None:
+def test_incomplete_file_is_refused(tmp_path: Path) -> None:
     for split in ("train", "test"):
         (tmp_path / f"cifar10-{split}.uint8").write_bytes(b"half")
     data = CIFAR10DataModule(str(tmp_path))
     data.prepare_data()
-    with pytest.raises(DataError, match="is not whole: delete it"):
+    with pytest.raises(DataError, match="is incomplete: delete it"):
         data.setup("fit")
 
 
 @given(st.lists(st.integers(0, 3), min_size=1, max_size=60), st.integers(0, 60), st.integers(0, 9))
-def test_stratified_takes_each_class_by_its_share(labels: list[int], count: int, seed: int) -> None:
+def test_stratified_keeps_the_share_of_each_class(labels: list[int], count: int, seed: int) -> None:
     count = min(count, len(labels))
     every = torch.tensor(labels)
     chosen = stratified(every, count, seed)
@@ -182,6 +182,6 @@ def test_stratified_takes_each_class_by_its_share(labels: list[int], count: int,
 
 
 @pytest.mark.parametrize("arguments", [{"batch_size": 0}, {"val_size": -1}, {"val_size": 50_000}])
-def test_impossible_arguments_are_refused(arguments: dict) -> None:
+def test_invalid_arguments_are_refused(arguments: dict) -> None:
     with pytest.raises(DataError, match=r"--data\."):
         CIFAR10DataModule(**arguments)

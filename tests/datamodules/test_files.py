@@ -1,4 +1,4 @@
-"""Files are whole or not there, and texts survive in CSV files."""
+"""Atomic writes and CSV files."""
 
 import errno
 import os
@@ -10,7 +10,7 @@ import pytest
 from datamodules.files import atomic_write, read_csv, write_csv
 
 
-def test_a_file_appears_when_it_is_whole(tmp_path: Path) -> None:
+def test_file_appears_when_it_is_complete(tmp_path: Path) -> None:
     target = tmp_path / "new" / "x"
     with atomic_write(target) as file:
         file.write(b"whole")
@@ -26,7 +26,7 @@ def fail_halfway(target: Path, mode: str) -> None:
 
 
 @pytest.mark.parametrize("mode", ["wb", "w"])
-def test_a_failure_keeps_the_old_file(tmp_path: Path, mode: str) -> None:
+def test_exception_keeps_the_old_file(tmp_path: Path, mode: str) -> None:
     target = tmp_path / "x"
     target.write_text("old")
     with pytest.raises(ZeroDivisionError):
@@ -36,9 +36,7 @@ def test_a_failure_keeps_the_old_file(tmp_path: Path, mode: str) -> None:
 
 
 @pytest.mark.parametrize("call", ["os.fsync", "pathlib.Path.replace"])
-def test_a_disk_that_fails_at_any_point_keeps_the_old_file(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
-) -> None:
+def test_disk_error_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str) -> None:
     target = tmp_path / "x"
     write_csv(target, [["old"]])
 
@@ -52,7 +50,7 @@ def test_a_disk_that_fails_at_any_point_keeps_the_old_file(
     assert list(tmp_path.iterdir()) == [target]
 
 
-def test_the_bytes_are_on_the_disk_before_the_rename_and_the_rename_afterwards(
+def test_file_is_synced_before_the_rename_and_its_folder_afterwards(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     done: list[str] = []
@@ -67,7 +65,7 @@ def test_the_bytes_are_on_the_disk_before_the_rename_and_the_rename_afterwards(
 
     def noted_replace(self: Path, target: Path) -> Path:
         done.append(f"rename {self.name} to {target.name}")
-        assert self.parent == target.parent  # else it might be a copy
+        assert self.parent == target.parent  # otherwise it could be a copy
         return replace(self, target)
 
     monkeypatch.setattr(os, "fsync", noted_fsync)
@@ -76,35 +74,35 @@ def test_the_bytes_are_on_the_disk_before_the_rename_and_the_rename_afterwards(
         file.write("whole")
     part = f".x.{os.getpid()}.part"
     assert done == [f"fsync {part}", f"rename {part} to x", f"fsync {tmp_path.name}"]
-    assert sizes[0] == len("whole")  # nothing waits in a buffer
+    assert sizes[0] == len("whole")  # the buffer was flushed
     assert (tmp_path / "x").read_text() == "whole"
 
 
-def test_a_folder_that_cannot_be_made_is_an_error(tmp_path: Path) -> None:
+def test_folder_that_cannot_be_created_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(OSError, match="file"), atomic_write(tmp_path / "file" / "x") as file:
         file.write(b"")
 
 
-def test_text_is_utf_8_and_its_lines_end_as_they_were_written(tmp_path: Path) -> None:
+def test_text_is_utf_8_and_keeps_its_line_ends(tmp_path: Path) -> None:
     with atomic_write(tmp_path / "x", "w") as file:
         file.write("ü\r\n\udcff\n")
     assert (tmp_path / "x").read_bytes() == b"\xc3\xbc\r\n\xff\n"
 
 
-def test_any_name_survives_in_a_csv_file(tmp_path: Path) -> None:
+def test_csv_file_keeps_any_name(tmp_path: Path) -> None:
     names = ["plain", 'comma, quote"', "new\nline", "größe", os.fsdecode(b"na\xefve")]
     write_csv(tmp_path / "x.csv", [("name", "number"), *((name, number) for number, name in enumerate(names))])
     assert read_csv(tmp_path / "x.csv") == [{"name": name, "number": str(number)} for number, name in enumerate(names)]
     assert b"na\xefve,4" in (tmp_path / "x.csv").read_bytes()
 
 
-def test_cells_that_are_no_text_are_written_as_one(tmp_path: Path) -> None:
+def test_numbers_and_none_are_written_as_text(tmp_path: Path) -> None:
     write_csv(tmp_path / "x.csv", [["a", "b", "c"], [1, 0.5, None]])
     assert read_csv(tmp_path / "x.csv") == [{"a": "1", "b": "0.5", "c": ""}]
 
 
-def test_a_file_without_rows_has_none_and_a_missing_one_is_an_error(tmp_path: Path) -> None:
+def test_csv_file_without_rows_and_missing_file(tmp_path: Path) -> None:
     write_csv(tmp_path / "x.csv", [["a", "b"]])
     assert read_csv(tmp_path / "x.csv") == []
     with pytest.raises(FileNotFoundError):

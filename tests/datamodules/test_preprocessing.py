@@ -1,11 +1,11 @@
-"""How a picture becomes an input, as a value and as the plain dict of a checkpoint."""
+"""Preprocessing, and its plain dict in checkpoints."""
 
 import pytest
 
 from datamodules import Preprocessing
 
 
-def test_the_defaults_are_the_tutorials() -> None:
+def test_defaults_are_those_of_the_tutorial() -> None:
     assert Preprocessing().to_dict() == {
         "image_size": 224,
         "resize_size": 256,
@@ -15,7 +15,7 @@ def test_the_defaults_are_the_tutorials() -> None:
     }
 
 
-def test_a_dict_gives_it_back() -> None:
+def test_from_dict_restores_to_dict() -> None:
     spec = Preprocessing(32, 40, [0.5], [0.25], "bicubic")
     assert Preprocessing.from_dict(spec.to_dict()) == spec
     assert Preprocessing.from_dict(None) == Preprocessing()
@@ -23,7 +23,7 @@ def test_a_dict_gives_it_back() -> None:
 
 
 @pytest.mark.parametrize(("size", "resize"), [(112, 128), (448, 512), (72, 82)])
-def test_the_size_before_the_crop_grows_with_the_size(size: int, resize: int) -> None:
+def test_resize_size_is_proportional_to_image_size(size: int, resize: int) -> None:
     spec = Preprocessing(interpolation="bicubic")
     assert spec.at_size(size) == Preprocessing(size, resize, interpolation="bicubic")
     assert spec.at_size(None) is spec

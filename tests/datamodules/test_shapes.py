@@ -1,4 +1,4 @@
-"""The generated pictures."""
+"""The generated pictures of shapes."""
 
 import inspect
 from collections.abc import Callable
@@ -21,7 +21,7 @@ def ready(**arguments: Any) -> Any:
 
 
 def everything(data: ShapesDataModule) -> str:
-    """Two epochs of training batches and the two evaluations, as one text."""
+    """Return a text that identifies two epochs of training batches and all evaluation batches."""
     loader: Any = data.train_dataloader()
     found = []
     for epoch in (0, 1):
@@ -36,13 +36,13 @@ OTHERS = {"train_size": 50, "val_size": 30, "batch_size": 8, "channels": 1, "aug
 
 
 @pytest.mark.parametrize("argument", inspect.signature(ShapesDataModule).parameters)
-def test_every_argument_changes_something(argument: str) -> None:
+def test_every_argument_has_an_effect(argument: str) -> None:
     assert everything(ready()) == everything(ready())
     assert everything(ready()) != everything(ready(**{argument: OTHERS[argument]}))
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_batches_have_the_form_of_cifar10(channels: int) -> None:
+def test_batches_have_the_format_of_cifar10(channels: int) -> None:
     data = ready(channels=channels)
     x, y = next(iter(data.train_dataloader()))
     assert (x.shape, x.dtype, y.dtype) == ((4, channels, 32, 32), torch.float32, torch.int64)
@@ -52,7 +52,7 @@ def test_batches_have_the_form_of_cifar10(channels: int) -> None:
     assert (data.sample_shape, data.in_channels, data.num_classes) == ((channels, 32, 32), channels, 10)
 
 
-def test_a_seed_draws_the_same_balanced_pictures_and_the_splits_share_none() -> None:
+def test_pictures_are_fixed_by_the_seed_balanced_and_different_in_each_split() -> None:
     images, labels = draw(1200, 3, 3)
     again, _ = draw(1200, 3, 3)
     assert torch.equal(images, again)
@@ -65,7 +65,7 @@ def test_a_seed_draws_the_same_balanced_pictures_and_the_splits_share_none() -> 
     assert len(set.union(*pictures.values())) == 300
 
 
-def test_a_linear_rule_on_the_mean_colour_does_not_tell_the_classes() -> None:
+def test_mean_color_does_not_reveal_the_class() -> None:
     images, labels = draw(4000, 0, 3)
     means = torch.stack([images[labels == k].float().mean() for k in range(10)])
     assert (means.max() - means.min()) / 255 < 0.05
@@ -85,6 +85,6 @@ def test_overfit_batches_repeats_the_same_batches(bare: Callable[..., Trainer]) 
 
 
 @pytest.mark.parametrize("arguments", [{"train_size": 0}, {"val_size": 0}, {"batch_size": 0}, {"channels": 2}])
-def test_impossible_arguments_are_refused(arguments: dict) -> None:
+def test_invalid_arguments_are_refused(arguments: dict) -> None:
     with pytest.raises(DataError, match=r"--data\."):
         ShapesDataModule(**arguments)

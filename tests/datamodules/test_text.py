@@ -1,4 +1,4 @@
-"""Words of messages."""
+"""Text for messages."""
 
 import pytest
 
@@ -9,18 +9,18 @@ from datamodules.text import align_columns, name_first, plural, printable
     ("name", "shown"),
     [("größe 猫", "größe 猫"), ("a\x1b[31m", "a\\x1b[31m"), ("new\nline", "new\\nline"), ("na\udcefve", "na\\udcefve")],
 )
-def test_what_no_terminal_shows_is_escaped(name: str, shown: str) -> None:
+def test_unprintable_characters_are_escaped(name: str, shown: str) -> None:
     assert printable(name) == shown
     assert shown.isprintable()
 
 
-def test_numbers_agree_with_their_noun() -> None:
+def test_plural() -> None:
     assert plural(1, "picture") == "1 picture"
     assert plural(0, "picture") == "0 pictures"
     assert plural(2000, "class", "classes") == "2,000 classes"
 
 
-def test_dots_stand_for_names_that_are_left_out() -> None:
+def test_omitted_names_become_dots() -> None:
     assert name_first(["a", "b\n"], 2) == "a, b\\n"
     assert name_first(["a", "b", "c"], 2) == "a, b, ..."
 

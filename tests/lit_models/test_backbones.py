@@ -1,4 +1,4 @@
-"""Every backbone: its head, its features, its preprocessing, its weights."""
+"""Backbones: head, features, preprocessing and weights."""
 
 import hashlib
 import io
@@ -19,7 +19,7 @@ from lit_models import LitTransfer, ModelError, backbones
 pytestmark = pytest.mark.filterwarnings("ignore:weights=None")
 
 NAMES = models.list_models(module=models)
-SMALLEST = {  # one member of every family, and a side in pixels that it takes
+SMALLEST = {  # one network per family, with a picture size in pixels that it accepts
     "alexnet": 64,
     "convnext_tiny": 32,
     "densenet121": 32,
@@ -46,14 +46,14 @@ SMALLEST = {  # one member of every family, and a side in pixels that it takes
 
 
 class EmptyOnMeta(TorchFunctionMode):
-    """Weights without memory or values. (torch.device("meta") would also take regnet's arithmetic away.)"""
+    """Create weights without memory or values. (torch.device("meta") also breaks the arithmetic of regnet.)"""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         options = dict(kwargs or {})
         return func(*args, **{**options, "device": "meta"} if func is torch.empty else options)
 
 
-def test_torchvision_has_no_family_without_a_test() -> None:
+def test_every_torchvision_family_is_tested() -> None:
     def family(name: str) -> str:
         return re.match(r"wide_resnet|resnext|mobilenet_v\d|efficientnet_v2|swin_v2|regnet_.|[a-z]+", name)[0]  # type: ignore[index]
 
@@ -62,17 +62,19 @@ def test_torchvision_has_no_family_without_a_test() -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_every_architecture_gets_a_head(name: str) -> None:
+def test_every_network_gets_a_new_head(name: str) -> None:
     with EmptyOnMeta():
         network, head_name = backbones.build(name, 7)
     head = network.get_submodule(head_name)
     assert isinstance(head, nn.Linear | nn.Conv2d)
     fan_out, fan_in = head.weight.shape[:2]
     assert fan_out == 7
-    # Nothing else has changed: with 1000 outputs it is the published network, but for the heads of training.
+    # Nothing else has changed: with 1000 outputs it is the published network without auxiliary heads.
     own = sum(parameter.numel() for parameter in network.parameters())
     published = models.get_model_weights(name).DEFAULT.meta["num_params"]
-    auxiliary = 3_326_696 if name == "inception_v3" else 0  # torchvision counts its auxiliary head, not googlenet's
+    auxiliary = (
+        3_326_696 if name == "inception_v3" else 0
+    )  # torchvision counts the auxiliary head of inception_v3, but not those of googlenet
     assert own + (1000 - 7) * (fan_in + (head.bias is not None)) == published - auxiliary
 
 
@@ -90,20 +92,20 @@ def test_every_family_runs(name: str, side: int) -> None:
         output, features = model(x), model.features(x)
         assert output.shape == (2, 7)
         assert output.isfinite().all()
-        if name.startswith("squeezenet"):  # pooled after its head
+        if name.startswith("squeezenet"):  # its pooling comes after the head
             assert features is None
         else:
             assert features is not None
             assert features.ndim == 2
             assert torch.equal(model.head(features), output)
             assert torch.equal(model(features), output)
-        # A fit finds the model in this mode, or puts it there with train(): the features are the same.
+        # The features are the same in training mode and in evaluation mode.
         assert torch.equal(model.train()(x), output)
         assert torch.equal(model.eval()(x), output)
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_preprocessing_is_that_of_the_published_weights(name: str) -> None:
+def test_preprocessing_matches_the_published_weights(name: str) -> None:
     transform = models.get_model_weights(name).DEFAULT.transforms()
     spec = backbones.preprocessing(name, nn.Identity())
     picture = torch.randint(256, (3, spec["resize_size"] + 9, spec["resize_size"] + 30), dtype=torch.uint8)
@@ -116,9 +118,14 @@ def test_preprocessing_is_that_of_the_published_weights(name: str) -> None:
 
 @pytest.mark.parametrize(
     ("name", "words"),
-    [("resnet81", "resnet18"), ("fasterrcnn_resnet50_fpn", "torchvision"), ("timm/resnet81", "timm/resnet18")],
+    [
+        ("resnet81", "did you mean resnet18"),
+        ("fasterrcnn_resnet50_fpn", "torchvision"),
+        ("timm/resnet81", "did you mean timm/resnet18"),
+        ("timm/resnet18.no_such_tag", "did you mean timm/resnet18"),
+    ],
 )
-def test_an_unknown_name_gets_the_nearest(name: str, words: str) -> None:
+def test_unknown_name_suggests_the_closest_one(name: str, words: str) -> None:
     if name.startswith("timm/"):
         pytest.importorskip("timm")
     with pytest.raises(ModelError, match=words):
@@ -143,6 +150,7 @@ SMALL = "shufflenet_v2_x0_5"
 
 
 def other_values(network: nn.Module) -> dict[str, Tensor]:
+    """Return a state dict of the network with other values."""
     return {
         name: torch.randn_like(tensor) if tensor.is_floating_point() else tensor + 3
         for name, tensor in network.state_dict().items()
@@ -151,7 +159,7 @@ def other_values(network: nn.Module) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize("kind", ["pth", "safetensors", "nested"])
 @pytest.mark.parametrize("classes", [5, 1000])
-def test_a_file_gives_all_but_the_head(kind: str, classes: int) -> None:
+def test_weights_file_is_loaded_except_for_the_head(kind: str, classes: int) -> None:
     network, head_name = backbones.build(SMALL, 5)
     state = other_values(backbones.build(SMALL, classes)[0])
     path = f"weights.{kind}"
@@ -165,7 +173,7 @@ def test_a_file_gives_all_but_the_head(kind: str, classes: int) -> None:
         assert torch.equal(tensor, before[name] if name.startswith("fc.") else state[name]), name
 
 
-def test_a_mismatch_names_what_is_missing_unexpected_and_misshapen() -> None:
+def test_mismatch_message_lists_missing_unexpected_and_wrong_shapes() -> None:
     network, head_name = backbones.build(SMALL, 5)
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     state = other_values(network)
@@ -176,7 +184,7 @@ def test_a_mismatch_names_what_is_missing_unexpected_and_misshapen() -> None:
         backbones.load(network, head_name, SMALL, "weights.pth")
     assert str(refusal.value) == (
         "weights.pth does not hold weights of shufflenet_v2_x0_5: missing conv5.0.weight; unexpected conv9.0.weight; "
-        "of another shape conv1.0.weight (choose the --model.backbone they are of)"
+        "wrong shape conv1.0.weight (choose the matching --model.backbone)"
     )
     assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
     torch.save(backbones.build("mnasnet0_5", 5)[0].state_dict(), "weights.pth")
@@ -184,17 +192,17 @@ def test_a_mismatch_names_what_is_missing_unexpected_and_misshapen() -> None:
         backbones.load(network, head_name, SMALL, "weights.pth")
 
 
-def test_files_that_cannot_be_read(tmp_path: Path) -> None:
+def test_unreadable_weights_files_are_refused(tmp_path: Path) -> None:
     network, head_name = backbones.build(SMALL, 5)
     Path("broken.pth").write_bytes(b"not a zip file")
     Path("broken.safetensors").write_bytes(b"\x00" * 20)
     torch.save([1, 2], "list.pth")
-    torch.save({"model": nn.Linear(1, 1)}, "objects.pth")  # unpickling would run code
+    torch.save({"model": nn.Linear(1, 1)}, "objects.pth")  # unpickling it would execute code
     for path, words in {
         "nowhere.pth": "no weights file nowhere.pth",
         "broken.pth": "read safely",
         "broken.safetensors": "read safely",
-        "list.pth": "no state dict",
+        "list.pth": r"is not a state dict \(names",
         "objects.pth": "read safely",
     }.items():
         with pytest.raises(ModelError, match=words) as refusal:
@@ -202,8 +210,8 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
         assert "\n" not in str(refusal.value)
 
 
-def test_published_files_with_older_names() -> None:
-    """densenet's and vit's files, those from before num_batches_tracked, and mnasnet's, which carry a version."""
+def test_published_files_in_older_formats_are_loaded() -> None:
+    """Older tensor names (densenet, vit), no num_batches_tracked, no version number (mnasnet)."""
     dense = models.DenseNet(4, (2, 1), 8, num_classes=3)
     vit = models.VisionTransformer(32, 16, 2, 1, 8, 8, num_classes=3)
     for network, head_name, new, old in (
@@ -253,7 +261,7 @@ def broken_cache(url: str, dst: str, hash_prefix: str | None = None, progress: b
 
 
 @pytest.mark.parametrize("download", [no_network, wrong_file, broken_cache])
-def test_one_message_says_what_to_do_without_the_default_weights(monkeypatch: Any, download: Any) -> None:
+def test_failed_download_gives_one_message_that_says_what_to_do(monkeypatch: Any, download: Any) -> None:
     monkeypatch.setattr(torch.hub, "download_url_to_file", download)
     with pytest.raises(ModelError) as refusal:
         backbones.fetch(SMALL)

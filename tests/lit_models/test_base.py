@@ -1,4 +1,4 @@
-"""What all models share: steps, metrics, optimizers, refusals, checkpoints."""
+"""LitBase: steps, metrics, optimizers, data checks, checkpoints."""
 
 import math
 from collections.abc import Callable
@@ -51,7 +51,7 @@ class TinyRegression(Tiny):
 
 
 def rows(n: int, batch_size: int, target: Tensor | None = None) -> DataLoader:
-    """``n`` rows of 4 with a class of 3 each; the same at every call."""
+    """Return the same ``n`` rows of 4 features with labels of 3 classes at every call."""
     generator = torch.Generator().manual_seed(1)
     x = torch.randn(n, 4, generator=generator)
     y = torch.randint(3, (n,), generator=generator) if target is None else target
@@ -67,8 +67,8 @@ def tensors(loader: DataLoader) -> tuple[Tensor, ...]:
 
 
 @pytest.mark.parametrize(("device", "dtype"), [("cpu", "float64"), ("cuda", "float64"), ("mps", "float32")])
-def test_losses_are_summed_in_what_the_device_has(device: str, dtype: str) -> None:
-    """MPS has no float64. At ``setup`` the network is still on the CPU: the strategy knows where it will go."""
+def test_losses_are_summed_in_float64_except_on_mps(device: str, dtype: str) -> None:
+    """MPS has no float64. In ``setup`` the model is still on the CPU, only the strategy has the device."""
     model = Tiny()
     strategy = SimpleNamespace(root_device=torch.device(device))
     trainer: Any = SimpleNamespace(strategy=strategy, datamodule=None)
@@ -78,8 +78,8 @@ def test_losses_are_summed_in_what_the_device_has(device: str, dtype: str) -> No
 
 
 @pytest.mark.parametrize("stage", ["val", "test"])
-def test_metrics_of_uneven_batches_equal_the_hand_count(bare: Bare, stage: str) -> None:
-    model, loader = Tiny(), rows(10, 8)  # 8 + 2: a mean of batch means would be another number
+def test_metrics_of_uneven_batches_are_per_sample(bare: Bare, stage: str) -> None:
+    model, loader = Tiny(), rows(10, 8)  # 8 + 2: a mean of batch means would be different
     x, y = tensors(loader)
     with torch.no_grad():
         output = model(x).double()
@@ -95,8 +95,8 @@ def test_metrics_of_uneven_batches_equal_the_hand_count(bare: Bare, stage: str) 
 
 
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
-def test_the_loss_does_not_depend_on_who_had_which_batch(reduction: str) -> None:
-    """Sizes from 1e-8 to 1e8, whose sum in float64 depends on the order."""
+def test_evaluation_loss_does_not_depend_on_how_batches_are_distributed(reduction: str) -> None:
+    """Losses from 1e-8 to 1e8; their sum in float64 depends on the order."""
     batches = [10 ** (8 - 16 * torch.rand(7)) for _ in range(60)]
 
     def of(*shares: list[Tensor]) -> Tensor:
@@ -119,10 +119,10 @@ def test_the_loss_does_not_depend_on_who_had_which_batch(reduction: str) -> None
     for shares in ([batches[0::2], batches[1::2]], [batches[0::3], batches[1::3], batches[2::3]], [nothing, batches]):
         assert torch.equal(of(*shares), alone)
     orders = [torch.stack([b.double().sum() for b in share]).cumsum(0)[-1] for share in (batches, batches[::-1])]
-    assert orders[0] != orders[1]  # else it would not have been tried
+    assert orders[0] != orders[1]  # a plain sum does depend on the order
 
 
-def test_padded_rows_count_for_nothing(bare: Bare) -> None:
+def test_padding_rows_are_ignored(bare: Bare) -> None:
     whole, padded = rows(10, 4), rows(12, 4)
     _, y = tensors(padded)
     y[[10, 11]] = -1
@@ -136,7 +136,7 @@ def test_padded_rows_count_for_nothing(bare: Bare) -> None:
 
 
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
-def test_regression_loss_and_its_padding(bare: Bare, reduction: str) -> None:
+def test_regression_loss_ignores_padding_rows(bare: Bare, reduction: str) -> None:
     target = torch.randn(10, 3)
     model, whole = TinyRegression(reduction), rows(10, 8, target)
     x, _ = tensors(whole)
@@ -150,7 +150,7 @@ def test_regression_loss_and_its_padding(bare: Bare, reduction: str) -> None:
 
 
 @pytest.mark.parametrize("build", [Tiny, TinyRegression, lambda: TinyRegression("sum")])
-def test_nan_is_not_hidden(bare: Bare, build: Callable[[], Tiny]) -> None:
+def test_nan_loss_is_reported(bare: Bare, build: Callable[[], Tiny]) -> None:
     model = build()
     loader = rows(10, 4, None if model.task == "classification" else torch.randn(10, 3))
     tensors(loader)[0][3] = torch.nan  # one row of ten
@@ -158,10 +158,10 @@ def test_nan_is_not_hidden(bare: Bare, build: Callable[[], Tiny]) -> None:
     assert math.isnan(result["val_loss"])
 
 
-def test_train_loss_is_the_mean_of_the_epochs_batches(bare: Bare) -> None:
+def test_train_loss_is_the_mean_of_the_batch_losses(bare: Bare) -> None:
     loader = rows(12, 4)
     trainer = bare(max_epochs=2)
-    model = Tiny(lr=0.0)  # so that every batch meets the same weights
+    model = Tiny(lr=0.0)  # so that the weights do not change
     trainer.fit(model, loader)
     losses = [F.cross_entropy(model(x), y).item() for x, y in loader]
     assert float(trainer.callback_metrics["train_loss"]) == pytest.approx(sum(losses) / 3, rel=1e-6)
@@ -175,7 +175,7 @@ def test_train_loss_step_is_written_every_n_steps(bare: Bare, tmp_path: Path) ->
     assert [int(line.split(",")[step]) for line in lines[1:] if line.split(",")[value]] == [1, 3, 5]
 
 
-def test_runs_where_nothing_is_logged() -> None:
+def test_training_works_without_logging() -> None:
     trainer = Trainer(barebones=True, accelerator="cpu", max_epochs=2)
     model = Tiny()
     before = model.net.weight.clone()
@@ -194,7 +194,7 @@ class Weighted(LightningDataModule):
         return rows(6, 6)
 
 
-def test_class_weights_of_the_data_weigh_the_training_loss_alone(bare: Bare) -> None:
+def test_class_weights_apply_to_the_training_loss_only(bare: Bare) -> None:
     model, trainer = Tiny(lr=0.0), bare(max_epochs=1)
     trainer.fit(model, Weighted())
     x, y = tensors(rows(6, 6))
@@ -206,7 +206,7 @@ def test_class_weights_of_the_data_weigh_the_training_loss_alone(bare: Bare) -> 
     assert "class_weights" not in model.state_dict()
 
 
-def test_prediction_gives_probabilities_and_takes_a_single_sample() -> None:
+def test_predict_step_returns_probabilities_and_accepts_a_single_sample() -> None:
     model, x = Tiny(), torch.randn(5, 4)
     torch.testing.assert_close(model.predict_step((x, torch.zeros(5))), model(x).softmax(1))
     torch.testing.assert_close(model.predict_step(x[0]), model(x[:1]).softmax(1))
@@ -216,7 +216,7 @@ def test_prediction_gives_probabilities_and_takes_a_single_sample() -> None:
 # --- the optimizer ------------------------------------------------------------------------------------------------
 
 
-def test_a_chosen_optimizer_keeps_groups_factors_and_schedule() -> None:
+def test_chosen_optimizer_keeps_groups_factors_and_schedule() -> None:
     model = LitTransfer(weights=None, freeze=False, backbone_lr_factor=0.1, step_size=3, gamma=0.5)
     model.chosen_optimizer = lambda groups: Adam(groups, lr=0.02)
     configured: Any = model.configure_optimizers()
@@ -231,7 +231,7 @@ def test_a_chosen_optimizer_keeps_groups_factors_and_schedule() -> None:
     assert schedule.base_lrs == pytest.approx([0.02, 0.002])
 
 
-def test_a_chosen_schedule_replaces_the_models() -> None:
+def test_chosen_schedule_replaces_the_default() -> None:
     model = LitTransfer(weights=None, freeze=False)
     seen = []
     model.chosen_schedule = lambda optimizer: seen.append(optimizer) or {"scheduler": "mine"}  # type: ignore[func-returns-value]
@@ -262,7 +262,7 @@ def test_a_chosen_schedule_replaces_the_models() -> None:
         ),
     ],
 )
-def test_one_line_refuses_data_that_do_not_fit_and_names_both(
+def test_data_that_do_not_fit_are_refused_in_one_line_that_names_both(
     bare: Bare, model: Callable[[], LitBase], data: Callable[[], LightningDataModule], words: list[str]
 ) -> None:
     with pytest.raises(ModelError) as refusal:
@@ -272,13 +272,13 @@ def test_one_line_refuses_data_that_do_not_fit_and_names_both(
     assert "\n" not in str(refusal.value)
 
 
-def test_data_that_say_nothing_are_accepted() -> None:
+def test_data_without_task_and_shape_are_accepted() -> None:
     Tiny().check_data(None)
     Tiny().check_data(LightningDataModule())
     LitCNN().check_data(ShapesDataModule())
 
 
-def test_a_model_knows_whether_a_trainer_has_it(bare: Bare) -> None:
+def test_is_attached(bare: Bare) -> None:
     model = Tiny()
     assert not model.is_attached
     bare(max_epochs=1).fit(model, rows(4, 4))
@@ -291,13 +291,13 @@ def test_only_a_frozen_backbone_has_fixed_features() -> None:
     assert LitTransfer(weights=None).fixed_features
     tiny = Tiny()
     assert tiny.features(torch.zeros(1, 4)) is None
-    tiny.load_pretrained()  # there is nothing to read
+    tiny.load_pretrained()  # does nothing
 
 
 # --- checkpoints --------------------------------------------------------------------------------------------------
 
 
-def test_a_checkpoint_says_what_it_holds(bare: Bare, tmp_path: Path) -> None:
+def test_checkpoint_describes_model_and_data(bare: Bare, tmp_path: Path) -> None:
     trainer = bare(max_steps=1)
     trainer.fit(LitCNN(in_channels=1), ShapesDataModule(train_size=8, val_size=10, channels=1))
     trainer.save_checkpoint(tmp_path / "a.ckpt")
@@ -322,7 +322,7 @@ def test_a_checkpoint_says_what_it_holds(bare: Bare, tmp_path: Path) -> None:
     assert again.preprocessing == checkpoint["lit"]["preprocessing"]
 
 
-def test_a_model_trained_on_plain_loaders_says_so_and_keeps_its_names(bare: Bare, tmp_path: Path) -> None:
+def test_checkpoint_of_a_fit_on_plain_loaders_keeps_the_class_names(bare: Bare, tmp_path: Path) -> None:
     model, trainer = Tiny(), bare(max_steps=1)
     model.class_names = ("a", "b", "c")
     trainer.fit(model, rows(4, 4))

@@ -8,7 +8,7 @@ from lit_models import LeNet, LitCNN, ModelError
 
 
 @pytest.mark.parametrize(("channels", "count"), [(1, 61_706), (3, 62_006)])
-def test_parameters_are_the_tutorials(channels: int, count: int) -> None:
+def test_parameter_shapes_are_those_of_the_tutorial(channels: int, count: int) -> None:
     parameters = list(LeNet(channels).parameters())
     assert len(parameters) == 10
     assert parameters[0].shape == (6, channels, 5, 5)
@@ -45,7 +45,7 @@ def test_a_single_picture_is_predicted_as_a_batch_of_one() -> None:
         torch.testing.assert_close(model.predict_step(x).sum(), torch.tensor(1.0))
 
 
-def test_the_loss_decides_what_it_is() -> None:
+def test_loss_argument_sets_the_task() -> None:
     output, target = torch.randn(4, 10), torch.randn(4, 10)
     regression = LitCNN(loss="squared_error")
     assert (regression.task, LitCNN().task) == ("regression", "classification")
@@ -57,7 +57,7 @@ def test_the_loss_decides_what_it_is() -> None:
     ("arguments", "word"),
     [({"in_channels": 2}, "in_channels"), ({"num_classes": 0}, "num_classes"), ({"loss": "mse"}, "loss")],
 )
-def test_impossible_arguments_are_refused(arguments: dict, word: str) -> None:
+def test_invalid_arguments_are_refused(arguments: dict, word: str) -> None:
     with pytest.raises(ModelError, match=f"--model.{word}"):
         LitCNN(**arguments)
 

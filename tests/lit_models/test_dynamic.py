@@ -20,7 +20,7 @@ def functional(net: DynamicNet, x: Tensor, depth: int) -> Tensor:
     return h @ p["output_linear.weight"].T + p["output_linear.bias"]
 
 
-def test_the_default_is_the_tutorials() -> None:
+def test_default_sizes_are_those_of_the_tutorial() -> None:
     assert sum(parameter.numel() for parameter in DynamicNet().parameters()) == 111_210
     assert "111,210 at the defaults" in str(DynamicNet.__doc__)
     assert MAX_DEPTH == 3
@@ -32,7 +32,7 @@ def test_forward_at_each_depth_equals_a_functional_computation(depth: int) -> No
     torch.testing.assert_close(net(x, depth), functional(net, x, depth), rtol=0, atol=1e-6)
 
 
-def test_evaluation_is_the_mean_over_depths_and_repeats_itself() -> None:
+def test_evaluation_is_deterministic_and_the_mean_over_depths() -> None:
     net, x = DynamicNet(7, 5, 3).eval(), torch.randn(4, 7)
     mean = torch.stack([functional(net, x, depth) for depth in range(4)]).mean(0)
     state = torch.get_rng_state()
@@ -42,11 +42,12 @@ def test_evaluation_is_the_mean_over_depths_and_repeats_itself() -> None:
 
 
 def depths(net: DynamicNet, x: Tensor, n: int) -> list[int]:
+    """Return the depths of ``n`` forward passes."""
     outputs = [functional(net, x, depth) for depth in range(4)]
     return [next(d for d, one in enumerate(outputs) if torch.allclose(y, one)) for y in (net(x) for _ in range(n))]
 
 
-def test_a_seed_fixes_the_depths_which_are_equally_likely() -> None:
+def test_depths_are_equally_likely_and_fixed_by_the_seed() -> None:
     net, x = DynamicNet(7, 20, 3), torch.randn(4, 7)
     torch.manual_seed(5)
     first = depths(net, x, 400)
@@ -56,7 +57,7 @@ def test_a_seed_fixes_the_depths_which_are_equally_likely() -> None:
 
 
 class Watch(Callback):
-    """Whether the middle layer had a gradient, and its weights before and after each step."""
+    """Record whether the middle layer had a gradient, and its weights after each step."""
 
     def __init__(self) -> None:
         self.used: list[bool] = []
@@ -69,13 +70,13 @@ class Watch(Callback):
         self.weights.append(pl_module.net.middle_linear.weight.detach().clone())
 
 
-def test_an_unused_layer_keeps_no_gradient_and_is_left_out_of_the_step(bare: Callable[..., Trainer]) -> None:
+def test_unused_layer_has_no_gradient_and_is_not_updated(bare: Callable[..., Trainer]) -> None:
     watch = Watch()
     torch.manual_seed(2)
     bare(max_epochs=1, callbacks=[watch]).fit(LitDynamic(), RandomDataModule(steps=12))
     moved = [not torch.equal(a, b) for a, b in zip(watch.weights, watch.weights[1:], strict=False)]
     assert moved == watch.used[1:]
-    assert False in moved[moved.index(True) :]  # momentum was there, and did not move it
+    assert False in moved[moved.index(True) :]  # not even by its momentum
 
 
 def test_validation_is_repeatable(bare: Callable[..., Trainer]) -> None:
@@ -85,6 +86,6 @@ def test_validation_is_repeatable(bare: Callable[..., Trainer]) -> None:
 
 
 @pytest.mark.parametrize("arguments", [{"in_features": 0}, {"hidden": 0}, {"out_features": -1}])
-def test_impossible_widths_are_refused(arguments: dict) -> None:
+def test_invalid_widths_are_refused(arguments: dict) -> None:
     with pytest.raises(ModelError, match=r"--model.in_features .* --model.hidden .* --model.out_features"):
         LitDynamic(**arguments)

@@ -1,4 +1,4 @@
-"""What every model lives up to: its arguments count, it learns, its checkpoint gives the same outputs again."""
+"""All models: every argument has an effect, training works, checkpoints restore the same outputs."""
 
 import inspect
 import math
@@ -27,7 +27,7 @@ MODELS: dict[str, type[LitBase]] = {
     "LitDynamic": LitDynamic,
     "LitTransfer": LitTransfer,
 }
-SMALL: dict[str, dict[str, Any]] = {  # arguments that make each one quick
+SMALL: dict[str, dict[str, Any]] = {  # arguments for fast tests
     "LitCNN": {},
     "LitMLP": {"in_features": 6, "hidden": (5,), "out_features": 4},
     "LitDynamic": {"in_features": 6, "hidden": 5, "out_features": 4},
@@ -57,7 +57,7 @@ def test_an_optimizer_can_be_chosen_for_every_model(name: str) -> None:
 
 
 def short_run(model: LitBase, bare: Bare) -> str:
-    """Three epochs of one batch; all weights there have been, as one text."""
+    """Train on one batch for three epochs and return a text that identifies all weights."""
     x, y = batch_for(type(model).__name__)
     if model.sample_ndim == 1:
         hparams = model.hparams
@@ -72,7 +72,7 @@ def short_run(model: LitBase, bare: Bare) -> str:
 
 
 OTHERS: dict[tuple[str, str], tuple[dict[str, Any], Any]] = {
-    # (model, argument): (what else has to be given, the other value)
+    # (model, argument): (other required arguments, another value of the argument)
     ("LitCNN", "in_channels"): ({}, 1),
     ("LitCNN", "num_classes"): ({}, 11),
     ("LitCNN", "lr"): ({}, 0.01),
@@ -107,12 +107,12 @@ def every_argument() -> Iterator[tuple[str, str]]:
 
 @pytest.fixture(scope="module")
 def outcomes() -> dict[tuple[str, ...], str]:
-    """What short runs have ended with, by the model's name and the arguments given to it."""
+    """Results of short runs by model name and arguments."""
     return {}
 
 
 @pytest.mark.parametrize(("name", "argument"), list(every_argument()))
-def test_every_argument_changes_something(
+def test_every_argument_has_an_effect(
     bare: Bare, outcomes: dict[tuple[str, ...], str], name: str, argument: str
 ) -> None:
     given, other = OTHERS[name, argument]
@@ -137,8 +137,8 @@ def test_every_argument_changes_something(
 def test_training_reaches_every_parameter(name: str) -> None:
     model: Any = MODELS[name](**SMALL[name])
     x, y = batch_for(name)
-    output = model.net(x, depth=3) if name == "LitDynamic" else model(x)  # an unused layer gets no gradient
-    assert output.grad_fn.name() == "AddmmBackward0"  # a linear layer, with no activation after it
+    output = model.net(x, depth=3) if name == "LitDynamic" else model(x)  # depth 3 uses all layers
+    assert output.grad_fn.name() == "AddmmBackward0"  # the last layer is linear, without activation
     model.loss(output, y).backward()
     for parameter_name, parameter in model.named_parameters():
         assert parameter.grad is not None, parameter_name
@@ -147,15 +147,15 @@ def test_training_reaches_every_parameter(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["LitCNN", "LitTransfer"])
-def test_an_untrained_classifier_knows_nothing(name: str) -> None:
-    """Its loss is that of ten equally likely classes."""
+def test_untrained_classifier_has_the_loss_of_guessing(name: str) -> None:
+    """That is log(10) for ten classes."""
     model = MODELS[name](**SMALL[name])
     x, y = batch_for(name, 50)
     assert float(model.loss(model(x), y)) == pytest.approx(math.log(10), abs=0.1 if name == "LitCNN" else 0.5)
 
 
-def test_an_untrained_regression_explains_nothing() -> None:
-    """Targets of variance 1, outputs of variance 1/3 of 1/3 at most (torch's uniform initialisation)."""
+def test_untrained_regression_has_the_loss_of_guessing() -> None:
+    """The targets have variance 1, the outputs at most 1/9 (torch's uniform initialization)."""
     data = RandomDataModule()
     data.setup("fit")
     x, y = next(iter(data.train_dataloader()))
@@ -172,7 +172,7 @@ def test_an_untrained_regression_explains_nothing() -> None:
         ("LitTransfer", {"lr": 0.01, "step_size": 100}, 30, 0.05),
     ],
 )
-def test_every_model_learns_one_batch_by_heart(
+def test_every_model_overfits_one_batch(
     bare: Bare, name: str, arguments: dict[str, Any], steps: int, below: float
 ) -> None:
     model = MODELS[name](**{**SMALL[name], **arguments})
@@ -198,7 +198,7 @@ def trained_checkpoint(name: str, bare: Bare, path: Path) -> tuple[LitBase, Tens
 
 
 @pytest.mark.slow
-def test_checkpoints_give_the_same_outputs_again(bare: Bare, tmp_path: Path) -> None:
+def test_checkpoints_restore_the_same_outputs(bare: Bare, tmp_path: Path) -> None:
     for name in MODELS:
         path = tmp_path / f"{name}.ckpt"
         model, output = trained_checkpoint(name, bare, path)

@@ -13,7 +13,7 @@ from lit_models import LitMLP, ModelError, mlp
 widths = st.integers(1, 9)
 
 
-def test_the_default_is_the_tutorials() -> None:
+def test_default_sizes_are_those_of_the_tutorial() -> None:
     net = mlp()
     assert [type(layer) for layer in net] == [nn.Linear, nn.ReLU, nn.Linear]
     assert sum(parameter.numel() for parameter in net.parameters()) == 101_110
@@ -34,7 +34,7 @@ def test_forward_equals_a_functional_computation(first: int, hidden: Sequence[in
     torch.testing.assert_close(net(x), h, rtol=0, atol=1e-5)
 
 
-def test_without_hidden_layers_it_is_the_linear_net() -> None:
+def test_without_hidden_layers_it_is_one_linear_layer() -> None:
     model = LitMLP(5, (), 2)
     [(weight, bias)] = [(layer.weight, layer.bias) for layer in model.net]
     assert (weight.shape, bias.shape) == ((2, 5), (2,))
@@ -48,6 +48,6 @@ def test_the_loss_is_summed_squared_error() -> None:
 
 
 @pytest.mark.parametrize("arguments", [{"in_features": 0}, {"hidden": (3, 0)}, {"out_features": -1}])
-def test_impossible_widths_are_refused(arguments: dict) -> None:
+def test_invalid_widths_are_refused(arguments: dict) -> None:
     with pytest.raises(ModelError, match=r"--model.in_features .* --model.hidden .* --model.out_features"):
         LitMLP(**arguments)

@@ -1,4 +1,4 @@
-"""LitTransfer: what is frozen stays, what is fine-tuned moves, and weights are read when and only when a fit starts."""
+"""LitTransfer: freezing, fine-tuning, and pretrained weights, which are only read when a fit starts."""
 
 import math
 from collections.abc import Callable
@@ -27,11 +27,12 @@ def pictures(n: int = 8) -> DataLoader:
 
 
 def values(model: LitTransfer) -> dict[str, Tensor]:
-    """Copies of parameters and buffers of the network."""
+    """Return copies of the network's parameters and buffers."""
     return {name: tensor.clone() for name, tensor in model.net.state_dict().items()}
 
 
 def moved(model: LitTransfer, before: dict[str, Tensor]) -> set[str]:
+    """Return the names of the parameters and buffers that have changed."""
     return {name for name, tensor in model.net.state_dict().items() if not torch.equal(tensor, before[name])}
 
 
@@ -51,11 +52,11 @@ def test_the_defaults_have_the_documented_sizes() -> None:
 
 
 @pytest.mark.parametrize("backbone", [SMALL, "resnet18", "efficientnet_b0"])
-def test_frozen_is_bit_equal_after_a_fit(bare: Bare, backbone: str) -> None:
+def test_frozen_backbone_does_not_change_in_a_fit(bare: Bare, backbone: str) -> None:
     model = LitTransfer(backbone, 3, weights=None, lr=0.1)
     before = values(model)
     trainer = bare(max_epochs=2)
-    trainer.fit(model, pictures(), pictures())  # validation switches modes to and fro
+    trainer.fit(model, pictures(), pictures())  # validation switches between the modes
     head = model.head_name
     assert {f"{head}.bias"} <= moved(model, before) <= {f"{head}.weight", f"{head}.bias"}
     [group] = trainer.optimizers[0].param_groups
@@ -63,7 +64,7 @@ def test_frozen_is_bit_equal_after_a_fit(bare: Bare, backbone: str) -> None:
     assert all(p.grad is None for name, p in model.net.named_parameters() if not name.startswith(head))
 
 
-def test_a_new_frozen_model_keeps_its_statistics() -> None:
+def test_frozen_batchnorm_keeps_its_statistics() -> None:
     model = LitTransfer(SMALL, 3, weights=None)
     before = values(model)
     model(torch.randn(4, 3, 32, 32))
@@ -71,7 +72,7 @@ def test_a_new_frozen_model_keeps_its_statistics() -> None:
     assert moved(model, before) == set()
 
 
-def test_fine_tuning_moves_every_layer(bare: Bare) -> None:
+def test_fine_tuning_changes_every_layer(bare: Bare) -> None:
     model = LitTransfer(SMALL, 3, weights=None, freeze=False)
     before = values(model)
     bare(max_epochs=1).fit(model, pictures(), pictures())
@@ -79,7 +80,7 @@ def test_fine_tuning_moves_every_layer(bare: Bare) -> None:
 
 
 class EachEpoch(Callback):
-    """Learning rates and mode of the network in each epoch, copies of it at the end."""
+    """Record learning rates, mode and final weights of each epoch."""
 
     def __init__(self) -> None:
         self.networks: list[dict[str, Tensor]] = []
@@ -102,7 +103,7 @@ def late(**more: Any) -> LitTransfer:
     )
 
 
-def test_unfreeze_epoch_is_frozen_before_and_moves_after(bare: Bare) -> None:
+def test_backbone_is_frozen_until_unfreeze_epoch(bare: Bare) -> None:
     model, seen = late(), EachEpoch()
     before = values(model)
     bare(max_epochs=4, callbacks=[seen]).fit(model, pictures(), pictures())
@@ -127,7 +128,7 @@ def test_a_resumed_fit_unfreezes_at_the_same_epoch(bare: Bare, tmp_path: Path) -
     assert moved(resumed, values(whole)) == set()
 
 
-def test_the_features_of_a_fit_are_those_of_evaluation(bare: Bare) -> None:
+def test_features_are_the_same_in_a_fit_and_in_evaluation(bare: Bare) -> None:
     model = LitTransfer(SMALL, 3, weights=None)
     x = torch.randn(4, 3, 32, 32)
     want = model.eval().features(x)
@@ -145,7 +146,7 @@ def test_the_features_of_a_fit_are_those_of_evaluation(bare: Bare) -> None:
     assert all(one is not None and torch.equal(one, want) for one in seen)
 
 
-def test_the_chosen_optimizer_gets_the_head_alone_when_frozen() -> None:
+def test_chosen_optimizer_gets_only_the_head_when_frozen() -> None:
     model = LitTransfer(SMALL, 3, weights=None)
     model.chosen_optimizer = lambda groups: SGD(groups, lr=0.5)
     configured: Any = model.configure_optimizers()
@@ -154,7 +155,7 @@ def test_the_chosen_optimizer_gets_the_head_alone_when_frozen() -> None:
     assert configured["lr_scheduler"].step_size == 7
 
 
-def test_impossible_arguments_are_refused() -> None:
+def test_invalid_arguments_are_refused() -> None:
     with pytest.raises(ModelError, match=r"--model\.num_classes"):
         LitTransfer(num_classes=0)
     for arguments in ({"unfreeze_epoch": 1}, {"backbone_lr_factor": 0.5}):
@@ -164,7 +165,7 @@ def test_impossible_arguments_are_refused() -> None:
         LitTransfer("resnet19")
 
 
-def test_random_frozen_features_get_a_warning() -> None:
+def test_frozen_random_backbone_gets_a_warning() -> None:
     with pytest.warns(UserWarning, match="the frozen features are random"):
         LitTransfer(SMALL, 3, weights="none")
 
@@ -174,7 +175,7 @@ def test_random_frozen_features_get_a_warning() -> None:
 
 @pytest.fixture
 def weights_file(tmp_path: Path) -> Path:
-    """A state dict with the published 1000 classes."""
+    """A state dict with 1000 classes, as published."""
     torch.manual_seed(8)
     torch.save(models.get_model(SMALL).state_dict(), tmp_path / "weights.pth")
     return tmp_path / "weights.pth"
@@ -182,7 +183,7 @@ def weights_file(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """One entry for each time that pretrained weights are read."""
+    """One entry for each call that reads pretrained weights."""
     seen: list[str] = []
     load = backbones.load
 
@@ -211,7 +212,7 @@ def values_of_head(model: LitTransfer) -> dict[str, Tensor]:
     return {name: tensor for name, tensor in values(model).items() if name.startswith(model.head_name)}
 
 
-def test_neither_opening_nor_resuming_a_checkpoint_needs_the_file(
+def test_opening_and_resuming_a_checkpoint_need_no_weights_file(
     bare: Bare, weights_file: Path, reads: list[str], tmp_path: Path
 ) -> None:
     model, trainer = LitTransfer(SMALL, 3, weights=str(weights_file), freeze=False), bare(max_epochs=1)
@@ -221,7 +222,7 @@ def test_neither_opening_nor_resuming_a_checkpoint_needs_the_file(
     reads.clear()
     opened = LitTransfer.load_from_checkpoint(tmp_path / "a.ckpt", weights_only=True)
     bare().test(opened, pictures(), verbose=False)
-    opened.load_pretrained()  # must not put the published weights over the trained ones
+    opened.load_pretrained()  # must not overwrite the trained weights
     assert moved(opened, values(model)) == set()
     resumed = LitTransfer(SMALL, 3, weights=str(weights_file), freeze=False)
     bare(max_epochs=2).fit(resumed, pictures(), ckpt_path=str(tmp_path / "a.ckpt"), weights_only=True)
@@ -229,7 +230,7 @@ def test_neither_opening_nor_resuming_a_checkpoint_needs_the_file(
     assert math.isfinite(float(resumed.net.state_dict()["fc.weight"].sum()))
 
 
-def test_a_fit_without_the_weights_stops_before_its_first_step(bare: Bare) -> None:
+def test_missing_weights_stop_a_fit_before_its_first_step(bare: Bare) -> None:
     model = LitTransfer(SMALL, 3, weights="nowhere.pth")
     with pytest.raises(ModelError, match=r"no weights file nowhere\.pth"):
         bare(max_epochs=1).fit(model, pictures())
@@ -237,7 +238,7 @@ def test_a_fit_without_the_weights_stops_before_its_first_step(bare: Bare) -> No
         bare(max_epochs=1).fit(LitTransfer(SMALL, 3), pictures())
 
 
-def test_a_feature_row_goes_to_the_head_alone() -> None:
+def test_feature_rows_go_to_the_head_only() -> None:
     model = LitTransfer(SMALL, 3, weights=None)
     rows = torch.randn(5, 1024)
     assert torch.equal(model(rows), F.linear(rows, *model.head.parameters()))

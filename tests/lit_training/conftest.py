@@ -1,4 +1,4 @@
-"""Runs that several tests go on from: each is trained once and copied."""
+"""Training runs that several tests use: each is trained once and copied."""
 
 import contextlib
 import os
@@ -17,13 +17,13 @@ CopyRun = Callable[..., Path]
 
 @pytest.fixture
 def at_every_step(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A resume point is due before every step."""
+    """Write a resume point before every step."""
     monkeypatch.setattr(ResumePoint, "COST", 1e9)
 
 
 @pytest.fixture(scope="session")
 def trained_runs(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, int | None], Path]:
-    """Folders of what was trained in this session, by command line and the step at which it was killed."""
+    """Return a function that trains a run once per session, by command line and step of the kill."""
     kept: dict[tuple[str, int | None], Path] = {}
 
     def train(line: str, kill_at: int | None) -> Path:
@@ -39,7 +39,7 @@ def trained_runs(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, int
 
 @pytest.fixture
 def copy_run(trained_runs: Callable[[str, int | None], Path]) -> CopyRun:
-    """``copy_run(line, kill_at, root)``: the folder ROOT/lightning_logs/version_0 of a run of that command line."""
+    """``copy_run(line, kill_at, root)`` returns ROOT/lightning_logs/version_0 with a run of that command line."""
 
     def copy(line: str, kill_at: int | None = None, root: str = ".") -> Path:
         shutil.copytree(trained_runs(line, kill_at), root, dirs_exist_ok=True)

@@ -1,4 +1,4 @@
-"""Errors that the user can fix are one line; all others keep their traceback."""
+"""Errors that the user can fix become one line; other errors keep their traceback."""
 
 import pytest
 from lightning.fabric.utilities.rank_zero import rank_zero_only
@@ -12,25 +12,25 @@ from lit_training.errors import CheckpointError, TrainingError, UsageError, is_r
 @pytest.mark.parametrize(
     "kind", [UsageError, CheckpointError, TrainingError, DataError, ModelError, MisconfigurationException]
 )
-def test_an_error_of_the_user_is_one_line(kind: type[Exception], capfd: pytest.CaptureFixture[str]) -> None:
+def test_error_that_the_user_can_fix_is_one_line(kind: type[Exception], capfd: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="2"), one_line_errors("predict.py"):
-        raise kind("wrong:\n  mend it")
-    assert capfd.readouterr().err == "predict.py: error: wrong: mend it\n"
+        raise kind("wrong:\n  fix it")
+    assert capfd.readouterr().err == "predict.py: error: wrong: fix it\n"
 
 
 @pytest.mark.parametrize("kind", [KeyError, ValueError, RuntimeError, OSError])
-def test_a_bug_keeps_its_traceback(kind: type[Exception]) -> None:
+def test_bug_keeps_its_traceback(kind: type[Exception]) -> None:
     with pytest.raises(kind), one_line_errors("predict.py"):
         raise kind("a bug")
 
 
-def test_what_a_terminal_would_obey_is_escaped(capfd: pytest.CaptureFixture[str]) -> None:
+def test_control_characters_are_escaped(capfd: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="2"), one_line_errors("predict.py"):
         raise UsageError("no file \x1b[31mé\x07")
     assert capfd.readouterr().err == "predict.py: error: no file \\x1b[31mé\\x07\n"
 
 
-def test_ctrl_c_is_no_traceback(capfd: pytest.CaptureFixture[str]) -> None:
+def test_ctrl_c_prints_no_traceback(capfd: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="130"), one_line_errors("predict.py"):
         raise KeyboardInterrupt
     assert capfd.readouterr().err == "predict.py: stopped\n"
@@ -41,15 +41,17 @@ def test_ctrl_c_is_no_traceback(capfd: pytest.CaptureFixture[str]) -> None:
     [
         ({}, 0, True),
         ({"NODE_RANK": "1"}, 0, False),
-        ({"NODE_RANK": "1", "LOCAL_RANK": "0"}, 0, False),  # one process a GPU, each started by hand
+        ({"NODE_RANK": "1", "LOCAL_RANK": "0"}, 0, False),  # one process per GPU, each started by hand
         ({"NODE_RANK": "0", "LOCAL_RANK": "0"}, 0, True),
         ({"LOCAL_RANK": "1"}, 1, False),
         ({"RANK": "0", "LOCAL_RANK": "0", "GROUP_RANK": "0"}, 0, True),  # torchrun
         ({"RANK": "2", "LOCAL_RANK": "0", "GROUP_RANK": "1"}, 2, False),
-        ({"SLURM_PROCID": "0", "NODE_RANK": "1"}, 0, True),  # which Lightning does not read there
+        ({"SLURM_PROCID": "0", "NODE_RANK": "1"}, 0, True),  # Lightning ignores SLURM_PROCID here
     ],
 )
-def test_one_process_speaks(variables: dict[str, str], rank: int, first: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_is_rank_zero_is_true_in_one_process(
+    variables: dict[str, str], rank: int, first: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for name in ("RANK", "LOCAL_RANK", "GROUP_RANK", "NODE_RANK", "SLURM_PROCID"):
         monkeypatch.delenv(name, raising=False)
     for name, value in variables.items():

@@ -1,4 +1,4 @@
-"""Figures: that they show what they are given, and that their text stays in its place."""
+"""Figures show their data, and their texts do not overlap."""
 
 import io
 from typing import Any
@@ -13,14 +13,14 @@ from lit_training import figures
 
 
 def as_array(figure: Any) -> np.ndarray:
-    """(height, width, 3) uint8."""
+    """Draw the figure: (height, width, 3) uint8."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=100)
     return np.asarray(Image.open(buffer).convert("RGB"))
 
 
 def boxes(figure: Any, texts: Any) -> list[Any]:
-    """Where texts lie once they are drawn, in pixels."""
+    """Return the bounding boxes of the drawn texts in pixels."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     renderer = FigureCanvasAgg(figure).get_renderer()
@@ -28,7 +28,7 @@ def boxes(figure: Any, texts: Any) -> list[Any]:
     return [text.get_window_extent(renderer) for text in texts]
 
 
-def test_pixels_undo_the_normalisation() -> None:
+def test_pixels_undoes_the_normalization() -> None:
     colours = torch.rand(2, 3, 4, 4)
     mean, std = [0.4, 0.5, 0.6], [0.2, 0.3, 0.4]
     scaled = (colours - torch.tensor(mean).view(-1, 1, 1)) / torch.tensor(std).view(-1, 1, 1)
@@ -36,7 +36,7 @@ def test_pixels_undo_the_normalisation() -> None:
     assert figures.pixels(torch.zeros(1, 1, 4, 4), Preprocessing(mean=[0.5], std=[0.5])).shape == (1, 3, 4, 4)
 
 
-def test_a_sheet_shows_its_pictures_in_order() -> None:
+def test_sheet_shows_pictures_in_order() -> None:
     colours = torch.eye(3).view(3, 3, 1, 1).expand(3, 3, 8, 8)  # red, green, blue
     drawn: Any = as_array(figures.sheet(colours, ["a", "b", "c"], columns=2)).astype(int)
     height, width, _ = drawn.shape
@@ -47,7 +47,7 @@ def test_a_sheet_shows_its_pictures_in_order() -> None:
 
 
 @pytest.mark.parametrize("count", [1, 4, 9])
-def test_titles_stay_over_their_own_picture(count: int) -> None:
+def test_titles_fit_above_their_pictures(count: int) -> None:
     title = f"{'a_very_long_name_of_a_class_' * 3} 90%\nis {'W' * 60}\n$x^2$ and {'i' * 80}"
     figure: Any = figures.sheet(torch.rand(count, 3, 8, 8), [title] * count)
     texts = figure.axes[0].texts
@@ -57,12 +57,12 @@ def test_titles_stay_over_their_own_picture(count: int) -> None:
     for box in found:
         assert box.y0 >= 0
         assert box.y1 <= figure.bbox.height
-    if count > 4:  # the title of the second row stays below the picture above it
+    if count > 4:  # titles of the second row are below the pictures of the first row
         tile = figures.INCH * inch
         assert found[4].y1 < found[0].y0 - tile
 
 
-def test_mistakes_say_what_was_taken_for_what(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_mistakes_titles(monkeypatch: pytest.MonkeyPatch) -> None:
     sheets: list[Any] = []
     monkeypatch.setattr(figures, "sheet", lambda *given: sheets.append(given))
     pictures = torch.rand(2, 3, 8, 8)
@@ -72,10 +72,10 @@ def test_mistakes_say_what_was_taken_for_what(monkeypatch: pytest.MonkeyPatch) -
     assert sheets[1][1] == ["bee 91%\nis ant", "ant 50%\nis bee"]
 
 
-def test_a_confusion_matrix_is_dark_where_the_counts_are() -> None:
+def test_confusion_matrix_is_dark_for_large_shares() -> None:
     figure: Any = figures.confusion(torch.tensor([[4, 0], [0, 0]]), ("yes", "no"))
     image = figure.axes[0].images[0]
-    assert image.get_array().tolist() == [[1, 0], [0, 0]]  # true class down, a row without samples is empty
+    assert image.get_array().tolist() == [[1, 0], [0, 0]]  # rows are true classes; a row without samples is 0
     assert image.norm(1.0) > image.norm(0.0)
     assert [text.get_text() for text in figure.axes[0].texts] == ["4"]
     assert figure.axes[0].texts[0].get_position() == (0, 0)
@@ -90,7 +90,7 @@ def test_a_confusion_matrix_is_dark_where_the_counts_are() -> None:
         (1000, "n01440764", False, False),
     ],
 )
-def test_names_and_counts_where_there_is_room(classes: int, name: str, names: bool, counts: bool) -> None:
+def test_names_and_counts_are_shown_if_they_fit(classes: int, name: str, names: bool, counts: bool) -> None:
     figure: Any = figures.confusion(torch.eye(classes, dtype=torch.int64), [f"{name}{k}" for k in range(classes)])
     axes = figure.axes[0]
     labels = [label for label in axes.get_yticklabels() if label.get_text()] if names else []
@@ -100,19 +100,19 @@ def test_names_and_counts_where_there_is_room(classes: int, name: str, names: bo
     for box in boxes(figure, [*labels, axes.yaxis.label, axes.xaxis.label]):
         assert box.x0 >= 0
         assert box.y0 >= 0
-    if len(labels) > 1:  # rows do not run into one another
+    if len(labels) > 1:  # the names of two rows do not overlap
         first, second = boxes(figure, labels[:2])
         assert second.y1 <= first.y0 + 1
 
 
-def test_names_that_are_no_text_are_drawn() -> None:
-    """Folder names of bytes that are not UTF-8, with dollars, with line feeds."""
+def test_unusual_names_are_drawn() -> None:
+    """Names that are not UTF-8, with dollar signs, with line feeds."""
     names = ["\udcff\udc80", "$\\frac{", "a\nb"]
     as_array(figures.confusion(torch.eye(3, dtype=torch.int64), names))
     as_array(figures.sheet(torch.rand(3, 3, 4, 4), names))
 
 
-def test_epochs_are_whole() -> None:
+def test_epoch_ticks_are_integers() -> None:
     figure: Any = figures.curves({"val_acc": {"a": ([1, 2, 3], [0.1, 0.4, 0.5]), "b": ([1], [0.2])}})
     as_array(figure)
     assert all(tick == int(tick) for tick in figure.axes[0].get_xticks())

@@ -1,4 +1,4 @@
-"""Intervals and tests of accuracies: held against published values, SciPy and simulations."""
+"""Intervals and tests of accuracies, compared with published values, SciPy and simulations."""
 
 from itertools import product
 from math import comb
@@ -26,12 +26,12 @@ def test_published_values(right: int, total: int, low: float, high: float) -> No
     assert wilson(right, total) == pytest.approx((low, high), abs=5e-5)
 
 
-def test_nothing_measured_is_nothing_known() -> None:
+def test_interval_without_samples_is_0_to_1() -> None:
     assert wilson(0, 0) == (0.0, 1.0)
 
 
 @given(st.integers(1, 10_000), st.data())
-def test_holds_the_share_and_is_symmetric(total: int, data: st.DataObject) -> None:
+def test_interval_contains_the_share_and_is_symmetric(total: int, data: st.DataObject) -> None:
     right = data.draw(st.integers(0, total))
     low, high = wilson(right, total)
     assert 0 <= low <= right / total <= high <= 1
@@ -40,15 +40,15 @@ def test_holds_the_share_and_is_symmetric(total: int, data: st.DataObject) -> No
 
 
 @pytest.mark.parametrize(("share", "n"), [*product([0.02, 0.5, 0.83, 0.99], [50, 1000])])
-def test_the_intervals_coverage_by_simulation(share: float, n: int) -> None:
+def test_coverage_of_the_interval_by_simulation(share: float, n: int) -> None:
     random = np.random.default_rng(0)
     hits = [low <= share <= high for low, high in (wilson(int(k), n) for k in random.binomial(n, share, 4000))]
-    # Near 0 and 1 it moves in steps around 95 %: never below 0.91 for these (Brown, Cai and DasGupta 2001).
+    # Near 0 and 1 the coverage varies around 95 %, but is at least 0.91 here (Brown, Cai and DasGupta 2001).
     assert 0.91 < np.mean(hits) < 0.99
 
 
 @given(st.integers(0, 60), st.integers(0, 60))
-def test_mcnemar_is_the_binomial_test(one: int, other: int) -> None:
+def test_mcnemar_equals_the_binomial_test(one: int, other: int) -> None:
     expected = binomtest(one, one + other).pvalue if one + other else 1.0
     assert mcnemar(one, other) == pytest.approx(expected)
     assert mcnemar(one, other) == mcnemar(other, one)
@@ -59,14 +59,14 @@ def test_mcnemar_of_many_samples() -> None:
 
 
 @pytest.mark.parametrize("apart", [5, 20, 60, 200])
-def test_false_positives_are_rarer_than_promised(apart: int) -> None:
-    """Summed over every way in which two equally good networks can be told apart on so many samples."""
+def test_false_positive_rate_is_at_most_the_level(apart: int) -> None:
+    """Sum over all outcomes of two equally good networks that differ on ``apart`` samples."""
     share = sum(comb(apart, k) for k in range(apart + 1) if mcnemar(k, apart - k) < LEVEL) / 2**apart
     assert share <= LEVEL
 
 
 def test_false_positives_by_simulation() -> None:
-    """2,000 pairs of networks that are right with the same probability on 300 samples of unlike difficulty."""
+    """2,000 pairs of equally good networks on 300 samples of different difficulty."""
     random = np.random.default_rng(0)
     found = 0
     for _ in range(2000):

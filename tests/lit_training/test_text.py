@@ -1,4 +1,4 @@
-"""What a terminal shows: tables, bars and the names nearest to mistyped ones."""
+"""Tables, progress bars and suggestions for mistyped names."""
 
 import sys
 from typing import Any
@@ -17,7 +17,7 @@ def printed(capsys: pytest.CaptureFixture[str], head: list[str], body: list[list
     return capsys.readouterr().out.splitlines()
 
 
-def test_columns_are_as_wide_as_their_cells_and_numbers_stand_to_the_right(capsys: pytest.CaptureFixture[str]) -> None:
+def test_columns_fit_their_cells_and_numbers_are_right_aligned(capsys: pytest.CaptureFixture[str]) -> None:
     assert printed(capsys, ["name", "n", "loss"], [["a", "5", "1e-05"], ["a long one", "1000", "-"]]) == [
         "name           n   loss",
         "a              5  1e-05",
@@ -25,7 +25,7 @@ def test_columns_are_as_wide_as_their_cells_and_numbers_stand_to_the_right(capsy
     ]
 
 
-def test_a_column_without_any_cell_is_left_out(capsys: pytest.CaptureFixture[str]) -> None:
+def test_empty_column_is_left_out(capsys: pytest.CaptureFixture[str]) -> None:
     assert printed(capsys, ["path", "label", "error"], [["a", "", ""], ["b", "bee", ""]]) == [
         "path  label",
         "a",
@@ -33,18 +33,16 @@ def test_a_column_without_any_cell_is_left_out(capsys: pytest.CaptureFixture[str
     ]
 
 
-def test_a_cell_may_have_several_lines(capsys: pytest.CaptureFixture[str]) -> None:
-    assert printed(
-        capsys, ["kind", "first", "what"], [["odd", ["a.jpg", "b.jpg"], "mend"], ["far", ["c"], "leave"]]
-    ) == [
+def test_cell_with_several_lines(capsys: pytest.CaptureFixture[str]) -> None:
+    assert printed(capsys, ["kind", "first", "what"], [["odd", ["a.jpg", "b.jpg"], "fix"], ["far", ["c"], "keep"]]) == [
         "kind  first  what",
-        "odd   a.jpg  mend",
+        "odd   a.jpg  fix",
         "      b.jpg",
-        "far   c      leave",
+        "far   c      keep",
     ]
 
 
-def test_names_that_a_terminal_would_obey_are_escaped(capsys: pytest.CaptureFixture[str]) -> None:
+def test_control_characters_in_names_are_escaped(capsys: pytest.CaptureFixture[str]) -> None:
     assert printed(capsys, ["a\tb"], [["\x1b[31mred"], ["\udcff"]]) == ["a\\tb", "\\x1b[31mred", "\\udcff"]
 
 
@@ -52,7 +50,7 @@ CELL = st.text(max_size=6)
 
 
 @given(st.lists(st.tuples(st.text(min_size=1, max_size=6), CELL, CELL), min_size=1, max_size=5))
-def test_a_row_is_a_line_whatever_its_cells_hold(body: list[tuple[str, str, str]]) -> None:
+def test_each_row_is_one_line_for_any_text(body: list[tuple[str, str, str]]) -> None:
     lines: list[str] = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("builtins.print", lambda text: lines.append(text))
@@ -60,12 +58,12 @@ def test_a_row_is_a_line_whatever_its_cells_hold(body: list[tuple[str, str, str]
     assert len(lines[0].split("\n")) == len(body) + 1
 
 
-def test_in_a_terminal_the_table_is_ruled(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_table_has_borders_in_a_terminal(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
     monkeypatch.setenv("COLUMNS", "60")
     print_table(["name", "none", "n"], [["[bold]odd[/bold]", "", "5"], ["b", "", "10"]])
     shown = capsys.readouterr().out
-    assert "[bold]odd[/bold]" in shown  # no markup
+    assert "[bold]odd[/bold]" in shown  # not interpreted as markup
     assert "none" not in shown
     assert "│" in shown
     assert "│  5 │" in shown.replace("\x1b[0m", "")
@@ -77,7 +75,7 @@ def test_in_a_terminal_the_table_is_ruled(capsys: pytest.CaptureFixture[str], mo
 @pytest.mark.parametrize(
     ("terminal", "show", "shown"), [(True, True, True), (True, False, False), (False, True, False)]
 )
-def test_a_bar_is_shown_where_a_person_sees_it(
+def test_progress_bar_is_only_shown_in_a_terminal(
     terminal: bool, show: bool, shown: bool, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal)
@@ -107,17 +105,17 @@ MODELS = ["LitCNN", "LitMLP", "LitDynamic", "LitTransfer"]
         ("", None),
     ],
 )
-def test_the_nearest_name_whatever_its_case(word: str, near: str | None) -> None:
+def test_nearest_name_ignores_case(word: str, near: str | None) -> None:
     assert nearest(word, MODELS) == near
 
 
-def test_the_cutoff_says_how_alike_names_have_to_be() -> None:
+def test_cutoff_is_the_minimum_similarity() -> None:
     assert nearest("LitC", MODELS, cutoff=0.5) == "LitCNN"
     assert nearest("LitC", MODELS, cutoff=0.99) is None
     assert nearest("LitC", []) is None
 
 
-def test_a_suggestion_is_a_question_or_the_whole_choice() -> None:
+def test_suggest_names_the_closest_or_lists_all() -> None:
     assert suggest("LitCN", MODELS) == "did you mean LitCNN?"
     assert suggest("xyz", MODELS) == "choose one of LitCNN, LitMLP, LitDynamic, LitTransfer"
     assert suggest("xyz", (name for name in MODELS)) == suggest("xyz", MODELS)

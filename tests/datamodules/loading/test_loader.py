@@ -1,4 +1,4 @@
-"""A loader goes on in the middle of an epoch, reads memory in few calls, and starts no more workers than cores."""
+"""The DataLoader: resume in the middle of an epoch, data in memory, number of workers."""
 
 import subprocess
 import sys
@@ -19,7 +19,7 @@ from tests.support.loaders import Keys, epoch_of, loader_of, rank_of
 
 
 @given(st.integers(1, 40), st.integers(1, 3), st.integers(1, 7), st.data())
-def test_a_loader_goes_on_in_the_middle_of_an_epoch(length: int, ranks: int, batch_size: int, data: Any) -> None:
+def test_loader_resumes_in_the_middle_of_an_epoch(length: int, ranks: int, batch_size: int, data: Any) -> None:
     trainer = rank_of(ranks - 1, ranks)
     whole = loader_of(length, batch_size, trainer)
     epochs = [epoch_of(whole, epoch) for epoch in (4, 5)]
@@ -27,7 +27,7 @@ def test_a_loader_goes_on_in_the_middle_of_an_epoch(length: int, ranks: int, bat
     first = loader_of(length, batch_size, trainer)
     first.sampler.set_epoch(4)  # type: ignore[attr-defined]
     batches = iter(first)
-    # A batch counts as used when the next one is asked for.
+    # A batch counts as used when the next one is requested.
     assert [next(batches).tolist() for _ in range(used + 1)] == epochs[0][: used + 1]
     assert first.state_dict() == {"batches": used}
     second = loader_of(length, batch_size, trainer)
@@ -38,16 +38,16 @@ def test_a_loader_goes_on_in_the_middle_of_an_epoch(length: int, ranks: int, bat
 
 @pytest.mark.slow
 @pytest.mark.parametrize("num_workers", [0, 2])
-def test_a_loader_with_workers_goes_on_too(num_workers: int) -> None:
+def test_loader_with_workers_resumes_too(num_workers: int) -> None:
     first, second = (loader_of(23, 4, num_workers=num_workers) for _ in range(2))
     want = epoch_of(loader_of(23, 4), 2)
     first.sampler.set_epoch(2)  # type: ignore[attr-defined]
     batches = iter(first)
     assert [next(batches).tolist() for _ in range(3)] == want[:3]
-    assert first.state_dict() == {"batches": 2}  # workers are further ahead: what counts is what was used
+    assert first.state_dict() == {"batches": 2}  # only used batches count, although the workers have loaded more
     second.load_state_dict(first.state_dict())
     second.sampler.set_epoch(0)  # type: ignore[attr-defined]
-    resumed = iter(second)  # Lightning takes the iterator before it sets the epoch
+    resumed = iter(second)  # Lightning calls iter() before it sets the epoch
     second.sampler.set_epoch(2)  # type: ignore[attr-defined]
     assert [batch.tolist() for batch in resumed] == want[2:]
     assert epoch_of(second, 3) == epoch_of(loader_of(23, 4), 3)
@@ -58,7 +58,7 @@ def test_a_loader_with_workers_goes_on_too(num_workers: int) -> None:
 
 
 class KeysInMemory(Keys):
-    """The keys, with what was asked for at once."""
+    """A dataset of its keys, which records the number of keys per call."""
 
     def __init__(self, length: int, samples_at_once: int) -> None:
         super().__init__(length)
@@ -92,7 +92,7 @@ def test_data_in_memory_gives_the_same_batches_in_fewer_calls(
     ("cores", "ranks", "beside_a_gpu", "on_the_cpu"),
     [(1, 1, 0, 0), (2, 1, 2, 0), (2, 2, 0, 0), (8, 2, 4, 1), (16, 1, 8, 4), (64, 1, 8, 8)],
 )
-def test_no_more_workers_than_cores(
+def test_number_of_workers(
     cores: int, ranks: int, beside_a_gpu: int, on_the_cpu: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("datamodules.loading.loader.available_cores", lambda: cores)
@@ -100,14 +100,14 @@ def test_no_more_workers_than_cores(
     assert workers_for_decoding(rank_of(0, ranks)) == on_the_cpu
 
 
-def test_workers_outside_of_a_trainer(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_number_of_workers_without_a_trainer(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("datamodules.loading.loader.available_cores", lambda: 64)
     assert workers_for_decoding(None) == 8
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("ending", ["raise ValueError('mine')", "pass"])
-def test_a_program_ends_with_workers_in_the_middle_of_an_epoch(tmp_path: Path, ending: str) -> None:
+def test_program_exits_with_workers_in_the_middle_of_an_epoch(tmp_path: Path, ending: str) -> None:
     script = tmp_path / "half.py"
     script.write_text(
         "import torch\n"

@@ -1,4 +1,4 @@
-"""Pictures in memory: scaled exactly, augmented by (seed, epoch, index) alone."""
+"""Pictures in memory: normalization, and augmentation that depends only on (seed, epoch, index)."""
 
 import pytest
 import torch
@@ -30,7 +30,7 @@ def pictures(
 
 
 @pytest.mark.parametrize(("mean", "std"), [(MEAN, STD), ([0.5] * 3, [0.5] * 3)])
-def test_values_are_those_of_the_formula(mean: list[float], std: list[float]) -> None:
+def test_normalize_equals_its_formula(mean: list[float], std: list[float]) -> None:
     every = torch.arange(256, dtype=torch.uint8).expand(3, 1, 256)
     m, s = (torch.tensor(numbers, dtype=torch.float64).view(3, 1, 1) for numbers in (mean, std))
     got = normalize(every, mean, std)
@@ -38,9 +38,9 @@ def test_values_are_those_of_the_formula(mean: list[float], std: list[float]) ->
     torch.testing.assert_close(got.double(), (every.double() / 255 - m) / s, rtol=0, atol=1e-6)
 
 
-def test_a_batch_is_its_pictures_and_padding_has_no_label() -> None:
+def test_batch_has_the_requested_pictures_and_padding_has_label_minus_1() -> None:
     data = pictures(mean=MEAN, std=STD)
-    images, labels = data.__getitems__([3, PADDING, 15])  # 15 is the second epoch's 3
+    images, labels = data.__getitems__([3, PADDING, 15])  # 15 is picture 3 in the second epoch
     assert (images.dtype, labels.dtype) == (torch.float32, torch.int64)
     assert labels.tolist() == [3, -1, 3]
     assert torch.equal(images[0], images[2])
@@ -48,7 +48,7 @@ def test_a_batch_is_its_pictures_and_padding_has_no_label() -> None:
     assert int(data[3][1]) == 3
 
 
-def test_a_subset_copies_nothing() -> None:
+def test_subset_does_not_copy_pictures() -> None:
     whole = pictures()
     part = Pictures(whole.images, whole.labels, Preprocessing(), indices=torch.tensor([7, 2]))
     assert len(part) == 2
@@ -57,14 +57,14 @@ def test_a_subset_copies_nothing() -> None:
 
 
 def slow(image: Tensor, numbers: list[float]) -> Tensor:
-    """Pixel by pixel: move, flip, cut out."""
+    """Shift, flip and cut out pixel by pixel."""
     _, height, width = image.shape
     flip, down, right = numbers[0] < 0.5, int(numbers[1] * (2 * SHIFT + 1)), int(numbers[2] * (2 * SHIFT + 1))
     top, left = int(numbers[3] * height) - CUTOUT // 2, int(numbers[4] * width) - CUTOUT // 2
     result = torch.zeros_like(image)
     for row in range(height):
         for column in range(width):
-            # a window of the padded picture, mirrored then
+            # a window of the padded picture, then flipped
             r, c = row + down - SHIFT, (width - 1 - column if flip else column) + right - SHIFT
             hole = top <= row < top + CUTOUT and left <= column < left + CUTOUT
             if 0 <= r < height and 0 <= c < width and not hole:
@@ -73,10 +73,12 @@ def slow(image: Tensor, numbers: list[float]) -> Tensor:
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_augmentation_equals_a_picture_by_picture_reference(channels: int) -> None:
+def test_augmentation_equals_a_slow_reference(channels: int) -> None:
     data = pictures(8, channels)
     numbers = uniforms(3, torch.arange(8), 5)
-    numbers[0] = torch.tensor([0.0, 0.0, 0.0, 0.0, 0.0])  # the corners of what can be drawn
+    numbers[0] = torch.tensor(
+        [0.0, 0.0, 0.0, 0.0, 0.0]
+    )  # the smallest numbers that can be drawn, and below the largest ones
     numbers[1] = torch.tensor([0.9999, 0.9999, 0.9999, 0.9999, 0.9999])
     got = flip_shift_cutout(data.images, numbers)
     for image, row, one in zip(data.images, numbers.tolist(), got, strict=True):
@@ -85,7 +87,7 @@ def test_augmentation_equals_a_picture_by_picture_reference(channels: int) -> No
 
 
 @given(st.lists(st.integers(0, 59), min_size=1, max_size=8), st.integers(0, 3))
-def test_augmentation_depends_on_seed_epoch_and_index_alone(keys: list[int], seed: int) -> None:
+def test_augmentation_depends_only_on_seed_epoch_and_index(keys: list[int], seed: int) -> None:
     data = pictures(augment=True, seed=seed)
     images, _ = data.__getitems__(keys)
     for image, key in zip(images, keys, strict=True):

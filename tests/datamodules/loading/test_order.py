@@ -1,4 +1,4 @@
-"""What a batch holds is a function of seed, epoch and position: order, shares of ranks, padding."""
+"""Samplers: order, distribution over ranks, padding."""
 
 import itertools
 from collections.abc import Iterable
@@ -20,7 +20,7 @@ def flat(lists: Iterable[list[int]]) -> list[int]:
 
 
 @given(st.integers(1, 60), st.integers(0, 5), SEEDS)
-def test_an_epoch_draws_every_index_once_in_an_order_of_seed_and_epoch(length: int, epoch: int, seed: int) -> None:
+def test_epoch_has_every_index_once_in_an_order_fixed_by_seed_and_epoch(length: int, epoch: int, seed: int) -> None:
     def order(seed: int) -> list[int]:
         sampler = TrainSampler(length, 1, 0, seed)
         sampler.set_epoch(epoch)
@@ -31,7 +31,7 @@ def test_an_epoch_draws_every_index_once_in_an_order_of_seed_and_epoch(length: i
     assert order(seed) == keys
 
 
-def test_seeds_and_epochs_differ() -> None:
+def test_orders_differ_between_seeds_and_epochs() -> None:
     orders = set()
     for seed in range(10):
         for epoch in range(10):
@@ -42,14 +42,14 @@ def test_seeds_and_epochs_differ() -> None:
 
 
 @given(st.integers(1, 60), st.integers(1, 5), st.integers(1, 7), st.integers(0, 3), st.booleans())
-def test_the_ranks_together_draw_what_one_process_draws(
+def test_batches_of_all_ranks_make_up_those_of_one_process(
     length: int, ranks: int, batch_size: int, epoch: int, shuffle: bool
 ) -> None:
     shares = [
         epoch_of(loader_of(length, batch_size, rank_of(rank, ranks), shuffle=shuffle), epoch) for rank in range(ranks)
     ]
     alone = flat(epoch_of(loader_of(length, batch_size * ranks, shuffle=shuffle), epoch))
-    assert len({len(share) for share in shares}) == 1  # else a rank would wait for ever
+    assert len({len(share) for share in shares}) == 1  # otherwise a rank would wait forever
     together = [sorted(flat(batches)) for batches in zip(*shares, strict=True)]
     padded = [alone[place % length] for place in range(-(-length // ranks) * ranks)]
     step = batch_size * ranks
@@ -58,18 +58,18 @@ def test_the_ranks_together_draw_what_one_process_draws(
 
 
 @given(st.integers(1, 60), st.integers(1, 5), st.integers(1, 7))
-def test_evaluation_covers_everything_once_and_pads(length: int, ranks: int, batch_size: int) -> None:
+def test_evaluation_has_every_sample_once_and_padding(length: int, ranks: int, batch_size: int) -> None:
     loaders = [loader_of(length, batch_size, rank_of(rank, ranks), train=False) for rank in range(ranks)]
     shares = [epoch_of(loader, 3) for loader in loaders]
     alone = epoch_of(loader_of(length, batch_size, train=False), 3)
     assert flat(alone) == list(range(length))
     assert {len(share) for share in shares} == {len(loader) for loader in loaders} == {-(-len(alone) // ranks)}
     dealt = [batch for batches in zip(*shares, strict=True) for batch in batches]
-    assert dealt == alone + [[PADDING]] * (len(dealt) - len(alone))  # the very batches of one process
+    assert dealt == alone + [[PADDING]] * (len(dealt) - len(alone))  # exactly the batches of one process
     assert all(len(loader.sampler) == len(flat(share)) for loader, share in zip(loaders, shares, strict=True))  # type: ignore[arg-type]
 
 
-def test_the_runs_seed_governs_the_order(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_order_depends_on_the_seed_of_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
     orders = []
     for run in (None, "0", "1"):
         if run is not None:
@@ -83,7 +83,7 @@ def test_overfitting_repeats_the_same_batches_in_order() -> None:
     assert [[key % 6 for key in flat(epoch_of(loader, epoch))] for epoch in (0, 1)] == [list(range(6))] * 2
 
 
-def test_a_pass_leaves_the_global_generator_alone() -> None:
+def test_loading_does_not_change_the_global_generator() -> None:
     state = torch.get_rng_state()
     list(loader_of(10))
     list(loader_of(10, train=False))
@@ -91,8 +91,8 @@ def test_a_pass_leaves_the_global_generator_alone() -> None:
 
 
 @given(st.integers(1, 40), st.integers(1, 5), st.integers(1, 7), st.integers(1, 40))
-def test_rows_of_all_ranks_come_in_input_order(length: int, ranks: int, batch_size: int, limit: int) -> None:
-    """Also where the ranks have gone through some of their batches alone."""
+def test_results_of_all_ranks_are_in_input_order(length: int, ranks: int, batch_size: int, limit: int) -> None:
+    """Also if the ranks used only some of their batches."""
     shares = [
         torch.tensor(list(EvalSampler(length, ranks, rank, batch_size)))[: limit * batch_size, None]
         for rank in range(ranks)

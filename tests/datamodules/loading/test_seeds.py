@@ -1,4 +1,4 @@
-"""Random numbers are a function of seed and key, uniform and independent."""
+"""Random numbers depend only on seed and key, and are uniform and independent."""
 
 import numpy as np
 import torch
@@ -11,12 +11,12 @@ SEEDS = st.integers(-(2**63), 2**64)
 
 
 @given(SEEDS, st.lists(st.integers(-1, 2**62), min_size=1, max_size=20), st.integers(1, 6))
-def test_uniforms_are_a_function_of_seed_and_key(seed: int, keys: list[int], count: int) -> None:
+def test_uniforms_depend_only_on_seed_and_key(seed: int, keys: list[int], count: int) -> None:
     numbers = uniforms(seed, torch.tensor(keys), count)
     assert numbers.shape == (len(keys), count)
     assert numbers.dtype == torch.float32
     assert ((numbers >= 0) & (numbers < 1)).all()
-    for row, key in zip(numbers, keys, strict=True):  # whatever the batch it is in
+    for row, key in zip(numbers, keys, strict=True):  # not on the other keys
         assert torch.equal(row, uniforms(seed, torch.tensor([key]), count)[0])
 
 
@@ -39,13 +39,13 @@ def test_uniforms_are_uniform_and_independent() -> None:
 
 
 @given(st.lists(SEEDS, min_size=1, max_size=4))
-def test_mix_gives_seeds_that_torch_takes(numbers: list[int]) -> None:
+def test_mix_returns_seeds_that_torch_accepts(numbers: list[int]) -> None:
     seed = mix(*numbers)
     assert 0 <= seed < 2**63
     assert mix(*numbers) == seed
     torch.Generator().manual_seed(seed)
 
 
-def test_mix_tells_its_arguments_apart() -> None:
+def test_mix_differs_for_different_arguments() -> None:
     seeds = {mix(a, b) for a in range(100) for b in range(100)} | {mix(a) for a in range(100)}
     assert len(seeds) == 10_100

@@ -41,7 +41,7 @@ def test_the_run_holds_what_was_built() -> None:
 
 
 def test_constructor_errors_keep_their_kind() -> None:
-    with pytest.raises(ModelError, match="widths of 1 or more"):
+    with pytest.raises(ModelError, match="widths must be at least 1"):
         parse("--model LitMLP --model.hidden [0]")
 
 
