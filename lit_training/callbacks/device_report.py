@@ -1,4 +1,4 @@
-"""Print what each device gets and gives in the first step."""
+"""Print the shapes of each device's input and output in the first step."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 
 class DeviceReport(Callback):
-    """Prints, in the first training step, what each device got and gave, and what they did together.
+    """Print, in the first training step, the input and output shapes of each device and of all devices together.
 
     Source: PyTorch tutorial "Data Parallelism", whose network prints "In Model" and whose loop prints "Outside".
     """
@@ -22,7 +22,7 @@ class DeviceReport(Callback):
             self.hook = pl_module.register_forward_hook(self._note)
 
     def _note(self, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        if self.shapes is None:  # DDP calls the module around the step too, but the network's own call ends first
+        if self.shapes is None:  # DDP also calls the module around the step, but this inner call ends first
             self.shapes = inputs[0].shape, output.shape
 
     def on_train_batch_end(
