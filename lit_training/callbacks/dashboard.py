@@ -150,14 +150,14 @@ class Dashboard(Callback):
         Args:
             mistakes: three lists, one entry per sample: class, predicted class, and the probability of the latter.
         """
-        begun, self.draw_pending = time.monotonic(), None
+        began, self.draw_pending = time.monotonic(), None
         with isolate_rng():  # reading a sample may draw random numbers
             sheet = self._sheet(trainer, names, worst, mistakes)
         for logger in _tensorboards(trainer):
             logger.experiment.add_figure("validation/confusion_matrix", figures.confusion(matrix, names), step)
             if sheet is not None:
                 logger.experiment.add_figure("validation/most_confident_mistakes", sheet, step)
-        self.drawing += time.monotonic() - begun
+        self.drawing += time.monotonic() - began
 
     @staticmethod
     def _sheet(trainer: Trainer, names: list[str], worst: list[int], mistakes: list[Any]) -> Any:
@@ -166,8 +166,9 @@ class Dashboard(Callback):
         pictures = _network_view(trainer, data, worst) if _in_order(loader) else None
         if pictures is None:
             return None
-        files = getattr(data, "paths", None)
-        return figures.mistakes(pictures, names, *mistakes, None if files is None else [str(files[i]) for i in worst])
+        paths = getattr(data, "paths", None)
+        files = None if paths is None else [str(paths[index]) for index in worst]
+        return figures.mistakes(pictures, names, *mistakes, files=files)
 
     @staticmethod
     def _classifies(trainer: Trainer, pl_module: LightningModule) -> bool:
@@ -265,9 +266,7 @@ def _add_settings(logger: TensorBoardLogger, trainer: Trainer, model: LightningM
     plain = {
         name: value if isinstance(value, (bool, int, float, str)) else str(value) for name, value in settings.items()
     }
-    metrics = ["val_loss", "train_loss"]
-    if _is_classifier(model):
-        metrics.insert(0, "val_acc")
+    metrics = ["val_acc", "val_loss", "train_loss"] if _is_classifier(model) else ["val_loss", "train_loss"]
     for summary in hparams(plain, dict.fromkeys(metrics, 0.0)):
         logger.experiment.file_writer.add_summary(summary)
 

@@ -222,7 +222,7 @@ class ResumePoint(Callback):
         return self._first and trainer.global_step > 0 and data_of(trainer).photos is not None
 
     def _failed_while_fetching(self, trainer: Trainer) -> bool:
-        """Return True if fetching the next batch failed after a complete step. Other ranks cannot save then."""
+        """Return True if fetching the next batch failed after a complete step, in a run without other ranks."""
         progress = trainer.fit_loop.epoch_loop.batch_progress
         return (
             self.watch.stepping

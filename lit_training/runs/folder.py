@@ -264,7 +264,7 @@ def _refuse_other_settings(wanted: dict[str, Any], saved: dict[str, Any], run: P
     for key in ("seed_everything", "model", "data", "optimizer", "lr_scheduler"):
         if wanted.get(key) != saved.get(key):
             flag = "seed" if key == "seed_everything" else key
-            raise UsageError(f"{run} was begun with another --{flag}: leave it out to go on, or use --resume never")
+            raise UsageError(f"{run} was started with another --{flag}: leave the flag out, or use --resume never")
 
 
 def extends(trainer: dict[str, Any], start: Start) -> bool:
