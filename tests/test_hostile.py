@@ -240,7 +240,7 @@ def test_the_honest_one_opens() -> None:
 def test_a_truncated_checkpoint(cut: int) -> None:
     torch.save(honest(), "whole.ckpt")
     Path("cut.ckpt").write_bytes(Path("whole.ckpt").read_bytes()[:cut])
-    with pytest.raises(CheckpointError, match=r"cut\.ckpt is no checkpoint"):
+    with pytest.raises(CheckpointError, match=r"cut\.ckpt is not a checkpoint"):
         checkpoints.read(Path("cut.ckpt"))
 
 
