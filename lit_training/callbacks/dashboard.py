@@ -168,7 +168,8 @@ class Dashboard(Callback):
             return None
         paths = getattr(data, "paths", None)
         files = None if paths is None else [str(paths[index]) for index in worst]
-        return figures.mistakes(pictures, names, *mistakes, files=files)
+        labels, predicted, probability = mistakes
+        return figures.mistakes(pictures, names, labels, predicted, probability, files)
 
     @staticmethod
     def _classifies(trainer: Trainer, pl_module: LightningModule) -> bool:

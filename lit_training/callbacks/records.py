@@ -44,11 +44,7 @@ def fingerprint(loader: Any) -> str:
 
 
 class Provenance(Callback):
-    """Write ``run.json``: for each start of the run its command, versions, machine, git state and data fingerprint.
-
-    Args:
-        run: the run's folder.
-    """
+    """Write ``run.json``: for each start of the run its command, versions, machine, git state and data fingerprint."""
 
     def __init__(self, run: Path) -> None:
         self.path = run / RECORD

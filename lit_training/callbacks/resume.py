@@ -59,9 +59,6 @@ class ResumePoint(Callback):
     The interval adapts to how long one takes to write, so that they cost the share :attr:`COST` of the run. With
     several processes the clock of rank 0 decides. All ranks share their signals and that decision in one reduction
     about every :attr:`TALK` seconds.
-
-    Args:
-        watch: receives the signals.
     """
 
     COST = 0.01

@@ -29,11 +29,7 @@ DEFAULTS: dict[str, Any] = {
 
 
 class Promises:
-    """Adapter that returns the attributes of ``own``, or the defaults for those that it lacks.
-
-    Args:
-        own: a LightningModule, a LightningDataModule, or None.
-    """
+    """Adapter for a LightningModule, a LightningDataModule or None: its own attributes, and defaults for the others."""
 
     def __init__(self, own: Any) -> None:
         self.own = own
