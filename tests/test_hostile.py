@@ -101,7 +101,7 @@ PLACES: dict[str, Callable[[], Any]] = {
 @pytest.mark.parametrize("place", PLACES)
 def test_a_pickle_in_a_checkpoint(place: str, write: Callable[[Path, Any], None]) -> None:
     write(Path("bad.ckpt"), PLACES[place]())
-    with pytest.raises(CheckpointError, match=r"bad\.ckpt is no checkpoint that can be read safely") as error:
+    with pytest.raises(CheckpointError, match=r"bad\.ckpt is not a checkpoint that can be read safely") as error:
         checkpoints.read(find_checkpoint("bad.ckpt"))
     assert "\n" not in str(error.value)
 
@@ -240,7 +240,7 @@ def test_the_honest_one_opens() -> None:
 def test_a_truncated_checkpoint(cut: int) -> None:
     torch.save(honest(), "whole.ckpt")
     Path("cut.ckpt").write_bytes(Path("whole.ckpt").read_bytes()[:cut])
-    with pytest.raises(CheckpointError, match=r"cut\.ckpt is no checkpoint"):
+    with pytest.raises(CheckpointError, match=r"cut\.ckpt is not a checkpoint"):
         checkpoints.read(Path("cut.ckpt"))
 
 

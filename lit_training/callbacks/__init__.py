@@ -1,1 +1,1 @@
-"""What happens while a run trains."""
+"""Callbacks of a training run."""

@@ -1,11 +1,10 @@
-"""What follows from the best epoch: ``best.ckpt`` and early stopping."""
+"""Save the best epoch as ``best.ckpt``, and stop early when no epoch is better."""
 
 import math
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
-from torch import Tensor
 
 from lit_training.errors import UsageError
 from lit_training.runs.best_epoch import BestSoFar
@@ -14,32 +13,20 @@ from lit_training.runs.layout import BEST
 
 
 class BestCheckpoint(ModelCheckpoint):
-    """Saves the best epoch; :class:`FitCheckpointIO` writes it seldom enough to cost nothing.
+    """Save the best epoch. :class:`FitCheckpointIO` limits how often the file is written.
 
-    Args:
-        monitor: the metric's name; None saves each epoch, so that the last one counts as the best.
-        mode: ``max`` or ``min``.
+    ModelCheckpoint applies the rule of :class:`BestSoFar`, except that it also saves a first epoch whose metric is NaN.
+    If ``monitor`` is None, every epoch is saved, so the last one counts as the best.
     """
 
     def __init__(self, monitor: str | None, mode: str) -> None:
         super().__init__(filename="best", monitor=monitor, mode=mode, enable_version_counter=False)
-        self.best = BestSoFar(monitor, mode)
-        self.on_train_batch_end = None  # type: ignore[assignment]  # only epochs count; Lightning calls what is callable
-
-    def check_monitor_top_k(self, trainer: Trainer, current: Tensor | None = None) -> bool:
-        if current is None:
-            return False
-        first = not self.best_k_models  # it is saved whatever it is
-        return trainer.strategy.reduce_boolean_decision(self.best.improved(trainer.callback_metrics) or first)
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        super().load_state_dict(state_dict)
-        self.best.value = None if self.best_model_score is None else float(self.best_model_score)
+        self.on_train_batch_end = None  # type: ignore[assignment]  # saves time: Lightning skips a hook that is None
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_train_end(trainer, pl_module)
         _flush(trainer)
-        trainer.strategy.barrier(BEST)  # no rank may open it before it is written
+        trainer.strategy.barrier(BEST)  # no rank may open the file before it is written
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         super().on_exception(trainer, pl_module, exception)
@@ -52,15 +39,10 @@ def _flush(trainer: Trainer) -> None:
 
 
 class StopEarly(EarlyStopping):
-    """Stops after ``patience`` looks in a row without a better epoch, or when the metric is not finite.
+    """Stop after ``patience`` checks in a row without a better epoch, or when the metric is not finite.
 
-    It looks after each epoch, or after each validation where these are not one and the same, as Lightning's own does,
-    whose resume points it reads.
-
-    Args:
-        monitor: the metric's name.
-        mode: ``max`` or ``min``.
-        patience: looks without improvement.
+    :class:`BestSoFar` decides which epoch is better. As Lightning's EarlyStopping, it checks after each epoch, or after
+    each validation if these differ. It can load the state of Lightning's EarlyStopping.
     """
 
     def __init__(self, monitor: str, mode: str, patience: int) -> None:
@@ -69,7 +51,7 @@ class StopEarly(EarlyStopping):
 
     @property
     def state_key(self) -> str:
-        return f"EarlyStopping{ {'monitor': self.best.monitor, 'mode': self.best.mode}!r}"
+        return f"EarlyStopping{ {'monitor': self.monitor, 'mode': self.mode}!r}"
 
     def state_dict(self) -> dict[str, Any]:
         return {"wait_count": self.waited, "best_score": self.best.value}
@@ -84,14 +66,14 @@ class StopEarly(EarlyStopping):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.each_epoch:
-            self.look(trainer)
+            self.check(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not self.each_epoch and trainer.state.fn == "fit" and not trainer.sanity_checking:
-            self.look(trainer)
+            self.check(trainer)
 
-    def look(self, trainer: Trainer) -> None:
-        """Compare the newest metrics with the best; all ranks stop together.
+    def check(self, trainer: Trainer) -> None:
+        """Compare the newest metrics with the best. All ranks stop together.
 
         Raises:
             UsageError: the metric is not logged.
@@ -99,9 +81,9 @@ class StopEarly(EarlyStopping):
         metrics = trainer.callback_metrics
         if trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
-        if self.best.monitor not in metrics:
+        if self.monitor not in metrics:
             logged = ", ".join(metrics) or "nothing"
-            raise UsageError(f"--early_stopping waits for {self.best.monitor}, the model logs {logged}: leave it out")
+            raise UsageError(f"--early_stopping needs {self.monitor}, but the model logs {logged}: leave the flag out")
         self.waited = 0 if self.best.improved(metrics) else self.waited + 1
-        stop = self.waited >= self.patience or not math.isfinite(metrics[self.best.monitor])
+        stop = self.waited >= self.patience or not math.isfinite(metrics[self.monitor])
         trainer.should_stop |= trainer.strategy.reduce_boolean_decision(stop, all=False)

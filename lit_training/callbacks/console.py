@@ -1,4 +1,4 @@
-"""What a run prints while it trains: a live bar in a terminal, one line per epoch everywhere."""
+"""Print the progress of a run: one line per epoch, and a progress bar in a terminal."""
 
 import sys
 import time
@@ -16,11 +16,9 @@ REFRESH_SECONDS = 0.2
 
 
 class EpochLines(ProgressBar):
-    """One line per epoch on stdout; in a terminal also a bar with the remaining time and samples per second.
+    """Print one line per epoch on stdout. In a terminal also show a bar with remaining time and samples per second.
 
-    Args:
-        monitor: the metric whose best epoch gets a star, if any.
-        mode: ``max`` or ``min``.
+    An epoch gets a star if :class:`BestSoFar` finds it better than all before.
     """
 
     def __init__(self, monitor: str | None, mode: str) -> None:
@@ -42,22 +40,18 @@ class EpochLines(ProgressBar):
         self.best.value = state_dict["best"]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.line_due: int | None = None
+        self.unprinted: int | None = None
         if self.enabled and sys.stderr.isatty():
-            columns = (
+            self.bar = Progress(
                 TextColumn("{task.description}"),
                 BarColumn(),
                 MofNCompleteColumn(),
                 TimeRemainingColumn(),
-            )
-            speed = TextColumn("{task.fields[speed]}")
-            self.bar = Progress(
-                *columns,
-                speed,
+                TextColumn("{task.fields[speed]}"),
                 console=Console(stderr=True),
                 transient=True,
                 auto_refresh=False,
-                redirect_stdout=sys.stdout.isatty(),  # lines that go to a file stay out of the terminal
+                redirect_stdout=sys.stdout.isatty(),  # lines for a file must not appear in the terminal
             )
             self.bar.start()
             total = trainer.estimated_stepping_batches * trainer.accumulate_grad_batches
@@ -65,7 +59,7 @@ class EpochLines(ProgressBar):
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._print_line(trainer)
-        self.line_due = trainer.current_epoch
+        self.unprinted = trainer.current_epoch
         self.started = self.shown = time.monotonic()
         self.samples = 0
         self.rates = [optimizer.param_groups[0]["lr"] for optimizer in trainer.optimizers]  # before schedules step
@@ -82,14 +76,15 @@ class EpochLines(ProgressBar):
             self.bar.update(
                 self.task,
                 completed=trainer.fit_loop.total_batch_idx + 1,
-                description=f"epoch {_of_all(trainer.current_epoch, trainer)}",
+                description=f"epoch {_epoch_of_all(trainer.current_epoch, trainer)}",
                 speed=f"{speed:,.0f} samples/s",
             )
             self.bar.refresh()
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.bar is not None:
-            self.bar.update(self.task, description=f"epoch {_of_all(trainer.current_epoch, trainer)} validation")
+            epoch = _epoch_of_all(trainer.current_epoch, trainer)
+            self.bar.update(self.task, description=f"epoch {epoch} validation")
             self.bar.refresh()
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -97,21 +92,21 @@ class EpochLines(ProgressBar):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._print_line(trainer)
-        self._stop()
+        self._stop_bar()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        self._stop()
+        self._stop_bar()
 
-    def _stop(self) -> None:
+    def _stop_bar(self) -> None:
         if self.bar is not None:
             self.bar.stop()
             self.bar = None
 
     def _print_line(self, trainer: Trainer) -> None:
-        """The line of the epoch that has ended; its mean training loss is known only after the epoch's last hook."""
-        if self.line_due is None or not self.enabled:
+        """Print the line of the epoch before. Its training loss is known only after the epoch's last hook."""
+        if self.unprinted is None or not self.enabled:
             return
-        epoch, self.line_due = self.line_due, None
+        epoch, self.unprinted = self.unprinted, None
         metrics = trainer.callback_metrics
         shown = [f"{name} {float(metrics[name]):.4g}" for name in ("train_loss", "val_loss") if name in metrics]
         shown += [f"val_acc {float(metrics['val_acc']):.4f}"] if "val_acc" in metrics else []
@@ -120,10 +115,10 @@ class EpochLines(ProgressBar):
         if "samples_per_second" in metrics:
             shown += [f"{float(metrics['samples_per_second']):,.0f} samples/s"]
         star = "  *" if self.best.improved(metrics) else ""
-        print(f"epoch {_of_all(epoch, trainer)}  {'  '.join(shown)}{star}", flush=True)
+        print(f"epoch {_epoch_of_all(epoch, trainer)}  {'  '.join(shown)}{star}", flush=True)
 
 
-def _of_all(epoch: int, trainer: Trainer) -> str:
-    """``3/20``, or ``3`` where steps or time end the run."""
+def _epoch_of_all(epoch: int, trainer: Trainer) -> str:
+    """Return ``3/20``, or ``3`` if the number of epochs is not known."""
     last = trainer.max_epochs
     return f"{epoch + 1:>{len(str(last))}}/{last}" if last is not None and last > 0 else str(epoch + 1)

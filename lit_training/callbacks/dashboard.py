@@ -1,13 +1,15 @@
-"""What TensorBoard shows of a run beyond the scalars that the model logs."""
+"""Write pictures, figures, text and settings to TensorBoard."""
 
 import contextlib
 import io
 import os
 import shlex
 import sys
+import textwrap
 import time
 import warnings
-from dataclasses import dataclass
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,45 +32,28 @@ from lit_training.runs.layout import CONFIG
 
 SAMPLES, MISTAKES = 16, 12
 DRAWING = 0.02
-"""Share of a run's time that its figures of the best epoch may take; what is over it waits until there is time, or
-for the end, and only the newest is then drawn."""
+"""Largest share of the run's time for the figures of the best epoch. Above it, figures wait; only the newest are kept,
+and they are drawn at the end at the latest."""
 BY_EPOCH = ("train_loss", "val_loss", "val_acc", "samples_per_second")
 
 
-@dataclass(frozen=True)
-class BestAnswers:
-    """What the best epoch up to now answered: a confusion matrix (K, K) int64, and its most confident mistakes, as
-    numbers of samples with their class, the class that they were taken for and its probability, (B,) each."""
-
-    step: int
-    names: list[str]
-    matrix: Tensor
-    worst: list[int]
-    labels: list[int]
-    predicted: list[int]
-    probability: list[float]
-
-
 class Dashboard(Callback):
-    """Fills TensorBoard's tabs.
+    """Write to TensorBoard's tabs.
 
-    At the start: the model's graph, training pictures as the network sees them, settings for the tab HPARAMS, the
-    command and the configuration as text, charts that join training and validation. After each epoch: its scalars
-    against the epoch. When the best epoch improves: the confusion matrix and the most confident mistakes, not more
-    often than :data:`DRAWING` allows; those of the best epoch are there at the end.
+    - At the start: the model's graph, training pictures as the network sees them, settings for the tab HPARAMS, the
+      command and the configuration as text, charts that combine training and validation.
+    - After each epoch: its scalars against the epoch.
+    - When the best epoch (see :class:`BestSoFar`) improves: the confusion matrix and the most confident mistakes, at
+      most as often as :data:`DRAWING` allows. At the end those of the best epoch are always drawn.
 
-    It looks on: random states and the modes of all modules are afterwards what they were before.
-
-    Args:
-        monitor: the metric that decides which epoch is best, if any.
-        mode: ``max`` or ``min``.
+    The callback does not change the run: random states and the modes of all modules are restored.
     """
 
     def __init__(self, monitor: str | None, mode: str) -> None:
         self.best = BestSoFar(monitor, mode)
         self.rows: list[Tensor] = []
-        self.epoch_due: int | None = None
-        self.undrawn: BestAnswers | None = None
+        self.unwritten_epoch: int | None = None
+        self.draw_pending: Callable[[], None] | None = None
 
     def state_dict(self) -> dict[str, Any]:
         return {"best": self.best.value}
@@ -79,38 +64,39 @@ class Dashboard(Callback):
     # --- at the start ---------------------------------------------------------------------------------------------
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.epoch_due = self.undrawn = None
+        self.unwritten_epoch = self.draw_pending = None
         self.started, self.drawing = time.monotonic(), 0.0
         if not trainer.is_global_zero:
             return
-        for logger in _tensorboards(trainer):
-            _add_charts(logger, pl_module)
-            _add_text(logger)
-            _add_settings(logger, trainer, pl_module)
-            if isinstance(trainer.strategy, (SingleDeviceStrategy, DDPStrategy)):  # others split the network up
-                _add_graph(logger, trainer, pl_module)
-            _add_samples(logger, trainer)
+        with isolate_rng():
+            for logger in _tensorboards(trainer):
+                _add_charts(logger, pl_module)
+                _add_text(logger)
+                _add_settings(logger, trainer, pl_module)
+                if isinstance(trainer.strategy, (SingleDeviceStrategy, DDPStrategy)):  # others split the network
+                    _add_graph(logger, trainer, pl_module)
+                _add_samples(logger, trainer)
 
     # --- each epoch -----------------------------------------------------------------------------------------------
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._add_epoch(trainer)
-        self.epoch_due = trainer.current_epoch
+        self.unwritten_epoch = trainer.current_epoch
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._add_epoch(trainer)
-        if self.undrawn is not None:
-            self._draw(trainer, self.undrawn)
+        if self.draw_pending is not None:
+            self.draw_pending()
 
     def _add_epoch(self, trainer: Trainer) -> None:
-        """The scalars of the epoch that has ended; its training loss is known only after the epoch's last hook."""
-        if self.epoch_due is not None and trainer.is_global_zero:
+        """Write the scalars of the epoch before. Its training loss is known only after the epoch's last hook."""
+        if self.unwritten_epoch is not None and trainer.is_global_zero:
             for logger in _tensorboards(trainer):
                 for name in BY_EPOCH:
                     if name in trainer.callback_metrics:
                         value = trainer.callback_metrics[name]
-                        logger.experiment.add_scalar(f"by_epoch/{name}", value, self.epoch_due + 1)
-        self.epoch_due = None
+                        logger.experiment.add_scalar(f"by_epoch/{name}", value, self.unwritten_epoch + 1)
+        self.unwritten_epoch = None
 
     # --- validation -----------------------------------------------------------------------------------------------
 
@@ -135,7 +121,7 @@ class Dashboard(Callback):
         if not (self.rows and self._classifies(trainer, pl_module) and self.best.improved(trainer.callback_metrics)):
             return
         rows, self.rows = torch.cat(self.rows), []
-        # Every rank comes here, for the metric is the same on all.
+        # The metric is the same on all ranks, so all of them reach the collective operations below.
         loader = _val_loader(trainer)
         if _in_order(loader):
             rows = in_input_order(trainer, rows, loader)  # (N, 3)
@@ -146,39 +132,44 @@ class Dashboard(Callback):
         target, predicted, confidence = rows.cpu().T  # (N,) each
         target, predicted = target.long(), predicted.long()
         names = _class_names(trainer, self.num_classes)
-        known = target >= 0  # negative ones count for nothing
+        known = target >= 0  # padding is negative
         matrix = multiclass_confusion_matrix(predicted[known], target[known], len(names))
         confidence = confidence.masked_fill((target == predicted) | ~known, 0)
         worst = confidence.argsort(descending=True)[:MISTAKES]
         worst = worst[confidence[worst] > 0]
-        answers = [column[worst].tolist() for column in (target, predicted, confidence)]
-        self.undrawn = BestAnswers(trainer.global_step, names, matrix, worst.tolist(), *answers)
+        mistakes = [column[worst].tolist() for column in (target, predicted, confidence)]
+        self.draw_pending = partial(self._draw, trainer, names, matrix, worst.tolist(), mistakes, trainer.global_step)
         if self.drawing <= DRAWING * (time.monotonic() - self.started):
-            self._draw(trainer, self.undrawn)
+            self.draw_pending()
 
-    def _draw(self, trainer: Trainer, best: BestAnswers) -> None:
-        begun, self.undrawn = time.monotonic(), None
-        mistakes = self._mistakes(trainer, best)
+    def _draw(
+        self, trainer: Trainer, names: list[str], matrix: Tensor, worst: list[int], mistakes: list[Any], step: int
+    ) -> None:
+        """Draw the confusion matrix (K, K) and the samples with indices ``worst``.
+
+        Args:
+            mistakes: three lists, one entry per sample: class, predicted class, and the probability of the latter.
+        """
+        began, self.draw_pending = time.monotonic(), None
+        with isolate_rng():  # reading a sample may draw random numbers
+            sheet = self._sheet(trainer, names, worst, mistakes)
         for logger in _tensorboards(trainer):
-            logger.experiment.add_figure(
-                "validation/confusion_matrix", figures.confusion(best.matrix, best.names), best.step
-            )
-            if mistakes is not None:
-                logger.experiment.add_figure("validation/most_confident_mistakes", mistakes, best.step)
-        self.drawing += time.monotonic() - begun
+            logger.experiment.add_figure("validation/confusion_matrix", figures.confusion(matrix, names), step)
+            if sheet is not None:
+                logger.experiment.add_figure("validation/most_confident_mistakes", sheet, step)
+        self.drawing += time.monotonic() - began
 
     @staticmethod
-    def _mistakes(trainer: Trainer, best: BestAnswers) -> Any:
+    def _sheet(trainer: Trainer, names: list[str], worst: list[int], mistakes: list[Any]) -> Any:
         loader = _val_loader(trainer)
-        if not _in_order(loader):
-            return None
         data = _pictures_of(loader)
-        pictures = _network_view(trainer, data, best.worst)
+        pictures = _network_view(trainer, data, worst) if _in_order(loader) else None
         if pictures is None:
             return None
-        files = getattr(data, "paths", None)
-        named = None if files is None else [str(files[index]) for index in best.worst]
-        return figures.mistakes(pictures, best.names, best.labels, best.predicted, best.probability, named)
+        paths = getattr(data, "paths", None)
+        files = None if paths is None else [str(paths[index]) for index in worst]
+        labels, predicted, probability = mistakes
+        return figures.mistakes(pictures, names, labels, predicted, probability, files)
 
     @staticmethod
     def _classifies(trainer: Trainer, pl_module: LightningModule) -> bool:
@@ -196,7 +187,7 @@ def _val_loader(trainer: Trainer) -> Any:
 
 
 def _in_order(loader: Any) -> bool:
-    """Whether it is known which row is which sample."""
+    """Return True if the order of the rows is known."""
     return isinstance(getattr(loader, "sampler", None), EvalSampler)
 
 
@@ -210,23 +201,22 @@ def _class_names(trainer: Trainer, count: int) -> list[str]:
 
 
 def _pictures_of(loader: Any) -> Any:
-    """The data set of a loader; where it holds a backbone's features, the pictures that they were computed from."""
+    """Return a loader's dataset; for cached features, the pictures that they were computed from."""
     dataset = getattr(loader, "dataset", None)
     return getattr(dataset, "pictures", dataset)
 
 
 def _network_view(trainer: Trainer, dataset: Any, indices: list[int]) -> Tensor | None:
-    """Pictures of a data set as the network sees them, (B, 3, H, W) in [0, 1]; None where there are none."""
+    """Return samples as the network sees them, (B, 3, H, W) in [0, 1], or None if they are not pictures."""
     preprocessing = data_of(trainer).preprocessing
     if not (indices and preprocessing):
         return None
-    with isolate_rng():  # reading may draw
-        inputs = [dataset[index][0] for index in indices]
+    inputs = [dataset[index][0] for index in indices]
     return figures.pixels(torch.stack(inputs), preprocessing) if inputs[0].ndim == 3 else None
 
 
 def _add_samples(logger: TensorBoardLogger, trainer: Trainer) -> None:
-    """Training pictures at even distances through the data, augmented as in the first epoch."""
+    """Show evenly spaced training pictures, augmented as in the first epoch."""
     dataset: Any = _pictures_of(trainer.train_dataloader)
     data = data_of(trainer)
     names = data.class_names
@@ -234,8 +224,7 @@ def _add_samples(logger: TensorBoardLogger, trainer: Trainer) -> None:
         return
     count = min(SAMPLES, len(dataset))
     indices = [place * len(dataset) // count for place in range(count)]
-    with isolate_rng():
-        labels = [int(dataset[index][1]) for index in indices]
+    labels = [int(dataset[index][1]) for index in indices]
     pictures = _network_view(trainer, dataset, indices)
     if pictures is not None:
         drawn = figures.sheet(pictures, [names[label] for label in labels])
@@ -243,7 +232,7 @@ def _add_samples(logger: TensorBoardLogger, trainer: Trainer) -> None:
 
 
 def _add_charts(logger: TensorBoardLogger, model: LightningModule) -> None:
-    """The tab CUSTOM SCALARS: which curves lie over one another."""
+    """Write the layout of the tab CUSTOM SCALARS: which curves share a chart."""
     layout = {
         "by step": {
             "loss": ["Multiline", ["^train_loss$", "^val_loss$"]],
@@ -261,12 +250,11 @@ def _add_text(logger: TensorBoardLogger) -> None:
     logger.experiment.add_text("command", f"    {shlex.join(['python', *sys.argv])}")
     config = Path(logger.log_dir) / CONFIG
     if config.is_file():
-        indented = "\n".join(f"    {line}" for line in config.read_text(encoding="utf-8").splitlines())
-        logger.experiment.add_text("config", indented)
+        logger.experiment.add_text("config", textwrap.indent(config.read_text(encoding="utf-8"), "    "))
 
 
 def _add_settings(logger: TensorBoardLogger, trainer: Trainer, model: LightningModule) -> None:
-    """The run's row in the tab HPARAMS; its metrics are the last values of the scalars of these names."""
+    """Write the run's row in the tab HPARAMS. TensorBoard takes the metrics from the scalars with the same names."""
     data: Any = getattr(trainer, "datamodule", None)
     settings = {"model": type(model).__name__, **model.hparams}
     if data is not None:
@@ -279,9 +267,7 @@ def _add_settings(logger: TensorBoardLogger, trainer: Trainer, model: LightningM
     plain = {
         name: value if isinstance(value, (bool, int, float, str)) else str(value) for name, value in settings.items()
     }
-    metrics = ["val_loss", "train_loss"]
-    if _is_classifier(model):
-        metrics.insert(0, "val_acc")
+    metrics = ["val_acc", "val_loss", "train_loss"] if _is_classifier(model) else ["val_loss", "train_loss"]
     for summary in hparams(plain, dict.fromkeys(metrics, 0.0)):
         logger.experiment.file_writer.add_summary(summary)
 
@@ -290,26 +276,16 @@ def _add_graph(logger: TensorBoardLogger, trainer: Trainer, model: LightningModu
     shape = data_of(trainer).sample_shape
     if shape is None:
         return
-    dtype: Any = model.dtype  # a half-precision network takes nothing else
+    dtype: Any = model.dtype  # a half-precision network needs half-precision input
     example = torch.zeros(1, *shape, device=model.device, dtype=dtype)
     silent = contextlib.redirect_stdout(io.StringIO())
-    with evaluation_mode(model), isolate_rng(), torch.no_grad(), warnings.catch_warnings(), silent:
-        warnings.simplefilter("ignore")  # tracing warns of Python branches, which is what it is to show
+    with evaluation_mode(model), torch.no_grad(), warnings.catch_warnings(), silent:
+        warnings.simplefilter("ignore")  # tracing warns about Python branches
         try:
-            # The class's name is what the graph's outermost box is called.
-            named = type(type(model).__name__, (_Forward,), {})
-            # Traced here, because add_graph would trace twice, to compare: a second for a backbone.
-            logger.experiment.add_graph(torch.jit.trace(named(model), example, check_trace=False), example)
+            # A plain module around the network; the outermost box of the graph has the name of its class.
+            wrapped = type(type(model).__name__, (torch.nn.Module,), {"forward": lambda self, x: self.model(x)})()
+            wrapped.model = model
+            # add_graph would trace twice to compare the results, which takes a second for a backbone.
+            logger.experiment.add_graph(torch.jit.trace(wrapped, example, check_trace=False), example)
         except Exception as error:  # a network that cannot be traced can still be trained
             logger.experiment.add_text("graph", f"not drawn: {error}")
-
-
-class _Forward(torch.nn.Module):
-    """A plain module around a LightningModule's forward, which is all that a graph is drawn of."""
-
-    def __init__(self, model: LightningModule) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.model(x)

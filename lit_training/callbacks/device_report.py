@@ -1,4 +1,4 @@
-"""Print what each device gets and gives in the first step."""
+"""Print the shapes of each device's input and output in the first step."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 
 class DeviceReport(Callback):
-    """Prints, in the first training step, what each device got and gave, and what they did together.
+    """Print, in the first training step, the input and output shapes of each device and of all devices together.
 
     Source: PyTorch tutorial "Data Parallelism", whose network prints "In Model" and whose loop prints "Outside".
     """
@@ -19,10 +19,10 @@ class DeviceReport(Callback):
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         if not self.done:
-            self.hook = pl_module.register_forward_hook(self._note)
+            self.hook = pl_module.register_forward_hook(self._keep_shapes)
 
-    def _note(self, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        if self.shapes is None:  # DDP calls the module around the step too, but the network's own call ends first
+    def _keep_shapes(self, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        if self.shapes is None:  # DDP also calls the module around the step, but this inner call ends first
             self.shapes = inputs[0].shape, output.shape
 
     def on_train_batch_end(
@@ -32,13 +32,10 @@ class DeviceReport(Callback):
             return
         self.done = True
         self.hook.remove()
-        given, gave = self.shapes
-        rank, ranks = trainer.global_rank, trainer.world_size
-        print(
-            f"\tIn Model: input size {given} output size {gave} (rank {rank} of {ranks}, {pl_module.device})",
-            flush=True,
-        )
-        rows = trainer.strategy.reduce(torch.tensor(given[0], device=pl_module.device), reduce_op="sum")
+        input_size, output_size = self.shapes
+        place = f"rank {trainer.global_rank} of {trainer.world_size}, {pl_module.device}"
+        print(f"\tIn Model: input size {input_size} output size {output_size} ({place})", flush=True)
+        rows = int(trainer.strategy.reduce(torch.tensor(input_size[0], device=pl_module.device), reduce_op="sum"))
         if trainer.is_global_zero:
-            inputs, outputs_ = torch.Size([int(rows), *given[1:]]), torch.Size([int(rows), *gave[1:]])
-            print(f"Outside: input size {inputs} output_size {outputs_}", flush=True)
+            all_inputs, all_outputs = torch.Size([rows, *input_size[1:]]), torch.Size([rows, *output_size[1:]])
+            print(f"Outside: input size {all_inputs} output_size {all_outputs}", flush=True)

@@ -1,4 +1,4 @@
-"""A frozen backbone computes the features of a picture once, not once an epoch."""
+"""Compute the features of a frozen backbone once per picture, not once per epoch."""
 
 from typing import Any
 
@@ -20,7 +20,7 @@ BATCH = 32
 
 
 class Features(Dataset):
-    """(N, F) float features of the ``pictures`` and their (N,) int64 labels in memory; padding has label -1."""
+    """(N, F) float features of the dataset ``pictures`` and its (N,) int64 labels, in memory. Padding has label -1."""
 
     def __init__(self, features: Tensor, pictures: Any) -> None:
         self.features, self.pictures, self.labels = features, pictures, pictures.labels
@@ -38,10 +38,10 @@ class Features(Dataset):
 
 
 class FeatureCache(Callback):
-    """Replaces the photos of a frozen, unaugmented run by the backbone's features before the first step.
+    """Replace the photos of a run with a frozen backbone and no augmentation by their features, before the first step.
 
-    The numbers are those of the uncached run to 1e-5, and so is the checkpoint, which holds the whole network. Nothing
-    happens where a picture looks different in each epoch, or where the head is not the network's last layer.
+    Metrics and checkpoints equal those of the uncached run to 1e-5; checkpoints hold the whole network. Nothing happens
+    with augmentation, or if the head is not the network's last layer.
     """
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -50,7 +50,7 @@ class FeatureCache(Callback):
             return
         if not pl_module.fixed_features or data.augment:
             return
-        pl_module.on_fit_start()  # callbacks come before the module, whose weights make the features
+        pl_module.on_fit_start()  # callbacks run before the module, which loads its weights here
         with evaluation_mode(pl_module):
             for split in ("train", "val"):
                 dataset: Any = data.dataset(split)
@@ -59,11 +59,11 @@ class FeatureCache(Callback):
                     if features is None:
                         break
                     data.sets[split] = features
-        forget_loaders(trainer)  # a schedule that asks for the run's length has made some already
+        forget_loaders(trainer)  # a schedule that needs the run's length has made some already
 
 
 def _compute(trainer: Trainer, model: LitBase, dataset: Any, data: SplitDataModule, split: str) -> Features | None:
-    """Each rank takes its share of the pictures; afterwards all ranks have all features, in the data's order."""
+    """Return the features in the order of the dataset, or None. Each rank computes a share; all ranks get all."""
     loader: Any = make_loader(
         dataset, trainer, batch_size=BATCH, seed=0, train=False, num_workers=data.num_workers(dataset), persistent=False
     )

@@ -1,4 +1,4 @@
-"""What a run was made with: command, versions, machine, and which photo went into which split."""
+"""Record how a run was made: command, versions, machine, and which photo is in which split."""
 
 import hashlib
 import importlib.metadata
@@ -27,10 +27,10 @@ PACKAGES = ("torch", "torchvision", "lightning", "torchmetrics", "numpy", "pillo
 
 
 def fingerprint(loader: Any) -> str:
-    """A hash of what is trained on: how many samples, all their labels, and the first, middle and last of them.
+    """Return a hash of the training data: the number of samples, all labels, and the first, middle and last sample.
 
-    Only part of the data is read, so that a large folder costs nothing: a changed pixel elsewhere goes unseen. Of
-    loaders that this project has not made, the number of samples is all that counts: reading one may draw.
+    A large folder would take too long to read, so a changed pixel in another sample is not noticed. For loaders from
+    outside this project only the number of samples counts, because reading a sample may draw random numbers.
     """
     dataset: Any = getattr(loader, "dataset", None)
     digest = hashlib.sha256(str(len(dataset) if isinstance(dataset, Sized) else None).encode())
@@ -44,11 +44,7 @@ def fingerprint(loader: Any) -> str:
 
 
 class Provenance(Callback):
-    """Writes ``run.json``: for each start of the run the command, versions, machine, git state and data's fingerprint.
-
-    Args:
-        run: the run's folder.
-    """
+    """Write ``run.json``: for each start of the run its command, versions, machine, git state and data fingerprint."""
 
     def __init__(self, run: Path) -> None:
         self.path = run / RECORD
@@ -60,6 +56,7 @@ class Provenance(Callback):
             starts = json.loads(self.path.read_text(encoding="utf-8"))
         except (OSError, ValueError):
             starts = []
+        device = trainer.strategy.root_device
         starts.append(
             {
                 "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
@@ -73,7 +70,7 @@ class Provenance(Callback):
                     "system": platform.platform(),
                     "cpus": os.cpu_count(),
                     "threads": torch.get_num_threads(),
-                    "device": _device(trainer),
+                    "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
                     "processes": trainer.world_size,
                 },
                 "git": _git(),
@@ -83,13 +80,8 @@ class Provenance(Callback):
             file.write(json.dumps(starts, indent=1) + "\n")
 
 
-def _device(trainer: Trainer) -> str:
-    device = trainer.strategy.root_device
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-
-
 def _git() -> dict[str, Any] | None:
-    """Commit of this code, and whether files differ from it; None outside of a repository."""
+    """Return the commit of this code and the files that differ from it, or None outside a repository."""
     here = Path(__file__).resolve().parent
     try:
         commit, changes = (
@@ -102,10 +94,10 @@ def _git() -> dict[str, Any] | None:
 
 
 class PhotoRecords(Callback):
-    """Writes which photo went into which split (``split.csv``) and which were left out (``left_out.csv``)."""
+    """Write which photo is in which split (``split.csv``) and which photos were left out (``left_out.csv``)."""
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        folder = trainer.log_dir  # asks all ranks
+        folder = trainer.log_dir  # a collective operation: all ranks must call it
         photos = data_of(trainer).photos
         if trainer.is_global_zero and folder is not None and isinstance(photos, Photos):
             photos.write_split(Path(folder) / SPLIT)

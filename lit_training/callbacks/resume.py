@@ -1,11 +1,12 @@
-"""Resume points: a run that is killed at any moment and started again ends as if nothing had happened.
+"""Resume points: a run that is killed at any moment and resumed gives the same result as an uninterrupted run.
 
-What a step does is a function of the seed and of the step's number: the order of the data and its augmentation
-(datamodules/loading), and what the network draws (:class:`StepSeed`). A resume point therefore holds Lightning's
-checkpoint and few numbers more. It is taken *between* two steps: Lightning's own checkpoints, taken inside its loop,
-resume with a repeated or a missing step, validation or schedule update.
+All randomness of a step is a function of the seed and the step's number: the order and augmentation of the data
+(datamodules/loading) and what the network draws (:class:`StepSeed`). A resume point is therefore Lightning's checkpoint
+plus a few numbers. It is written *between* two steps. Lightning writes its own checkpoints inside its loop, so a run
+that resumes from them repeats or skips a step, a validation or a schedule update.
 """
 
+import signal
 import time
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,6 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from datamodules.machine import SIGNALS
 from datamodules.text import plural
 from lit_models import LitBase
 from lit_training.callbacks.records import fingerprint
@@ -30,17 +30,13 @@ from lit_training.runs.lightning_internals import (
     start_resumed_epoch,
 )
 from lit_training.runs.metrics_csv import MetricsCSV
-from lit_training.runs.processes import Stopped, Watch, is_child, requeue_slurm_job
-from lit_training.runs.trainer import FitTrainer
+from lit_training.runs.processes import Stopped, Watch, gather_objects, is_child, requeue_slurm_job
 
 
 class StepSeed(Callback):
-    """Seeds torch before each training step by (seed, number of the step, rank): dropout, random depth, noise.
+    """Seed torch before each training step with (seed, step number, rank), for dropout, random depth and noise.
 
-    All ranks draw what rank 0 does where the model's draws hold for a whole batch (``draws_per_batch``).
-
-    Args:
-        seed: the run's.
+    If the model draws once per batch (``draws_per_batch``), all ranks draw the same.
     """
 
     def __init__(self, seed: int) -> None:
@@ -49,7 +45,7 @@ class StepSeed(Callback):
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         rank = 0 if promises(pl_module).draws_per_batch else trainer.global_rank
         seed = (self.seed * 1_000_003 + trainer.fit_loop.total_batch_idx) * 4096 + rank
-        torch.default_generator.manual_seed(seed)  # torch.manual_seed, which asks for every device, takes 290 us
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed seeds every device and takes 290 us
         device = trainer.strategy.root_device
         if device.type == "cuda":
             torch.cuda.default_generators[device.index or 0].manual_seed(seed)
@@ -58,79 +54,75 @@ class StepSeed(Callback):
 
 
 class ResumePoint(Callback):
-    """Writes ``last.ckpt`` between two steps, keeps the one before as ``previous.ckpt``, and goes on from them.
+    """Write resume points to ``last.ckpt`` between two steps, keep the one before as ``previous.ckpt``, and resume.
 
-    The time between two of them follows what one takes, so that all together cost :attr:`COST` of the run. On several
-    processes rank 0's clock decides; they all agree in one reduction about every :attr:`TALK` seconds, in which they
-    also learn of a signal that any of them has got.
-
-    Args:
-        watch: knows of signals.
+    The interval adapts to how long one takes to write, so that they cost the share :attr:`COST` of the run. With
+    several processes the clock of rank 0 decides. All ranks share their signals and that decision in one reduction
+    about every :attr:`TALK` seconds.
     """
 
     COST = 0.01
     TALK = 0.5
     FIRST = 0.1
-    """Seconds that the first one is expected to take."""
+    """Expected seconds for the first one."""
     PATIENCE = 5.0
-    """Seconds that a validation has left to end after a signal, so that a resume point can still be taken."""
+    """Seconds after a signal in which a validation may end, so that a resume point can still be written."""
 
     def __init__(self, watch: Watch) -> None:
         self.watch = watch
         self.resumed: dict[str, Any] = {}
         self._state: dict[str, Any] = {}
-        self._takes = self.FIRST
+        self._took = self.FIRST
         self._data = ""
-        self._asked: float | None = None
+        self._signaled: float | None = None
         self._first = True
-        self._calls = self._next_talk = self._last_calls = 0
+        self._calls = self._calls_between_talks = 0
 
     # --- what is saved --------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        return self._state  # empty but in a resume point
+        return self._state  # empty except while save() runs
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.resumed = state_dict
         self._first = False
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """ModelCheckpoint forgets its best score where the run's folder is spelled in another way, or was moved."""
+        """Update the paths in ModelCheckpoint's state: it forgets its best score if the run's folder was moved."""
         folder = str(_run_of(trainer) / CHECKPOINTS)
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             state = checkpoint["callbacks"].get(callback.state_key)
             if isinstance(callback, ModelCheckpoint) and state is not None:
-                checkpoint["callbacks"][callback.state_key] = _moved(
-                    state, state["dirpath"], str(callback.dirpath or folder)
-                )
+                moved = _replace_prefix(state, state["dirpath"], str(callback.dirpath or folder))
+                checkpoint["callbacks"][callback.state_key] = moved
 
     def save(self, trainer: Trainer, finished: bool = False, fetched: bool = True) -> None:
-        """Write a resume point; all ranks call it, between two steps or at the end.
+        """Write a resume point. All ranks call it, between two steps or at the end.
 
         Args:
-            finished: no step is to come.
-            fetched: the next step has its batch already.
+            finished: training is over.
+            fetched: the batch of the next step is already fetched.
         """
         began = time.monotonic()
-        loop = trainer.fit_loop.epoch_loop
+        rows = 0
         for logger in trainer.loggers:
             logger.save()
-        table = next((logger for logger in trainer.loggers if isinstance(logger, MetricsCSV)), None)
-        if table is not None:
-            table.sync()
+            if isinstance(logger, MetricsCSV) and trainer.is_global_zero:
+                logger.sync()
+                rows = logger.rows
         self._state = {
             "finished": finished,
             "epoch": trainer.current_epoch,
             "logged": logged_steps(trainer),
-            "rows": table.rows if table is not None and trainer.is_global_zero else 0,
-            "losses": _gather(trainer, promises(trainer.lightning_module).epoch_losses),
+            "rows": rows,
+            "losses": gather_objects(trainer, promises(trainer.lightning_module).epoch_losses),
             "metrics": {name: value.detach().cpu() for name, value in trainer.callback_metrics.items()},
             "shape": _shape(trainer),
             "data": self._data,
         }
-        progress = loop.batch_progress
+        progress = trainer.fit_loop.epoch_loop.batch_progress
         ready, is_last = int(fetched and not finished), progress.is_last_batch
-        # The next batch is fetched, but to a resumed run it is still to come.
+        # A resumed run fetches the next batch again.
         progress.current.ready -= ready
         progress.total.ready -= ready
         progress.is_last_batch = is_last and finished
@@ -142,7 +134,7 @@ class ResumePoint(Callback):
             progress.is_last_batch = is_last
             self._state = {}
         self._saved = time.monotonic()
-        self._takes = self._saved - began
+        self._took = self._saved - began
         self._first &= trainer.global_step == 0
 
     # --- when -----------------------------------------------------------------------------------------------------
@@ -156,19 +148,18 @@ class ResumePoint(Callback):
             return
         if self.resumed["shape"] != _shape(trainer):
             raise CheckpointError(
-                f"the resume point is of {_shape_in_words(*self.resumed['shape'])}, now it would be "
-                f"{_shape_in_words(*_shape(trainer))}: use the same --devices, --data.batch_size and "
+                f"the resume point has {_describe_shape(*self.resumed['shape'])}, but this command has "
+                f"{_describe_shape(*_shape(trainer))}: use the same --devices, --data.batch_size and "
                 "--accumulate_grad_batches"
             )
-        for optimizer in trainer.optimizers:  # some load another one's state without a word
+        for optimizer in trainer.optimizers:  # some load the state of another optimizer without an error
             if optimizer.defaults.keys() - optimizer.param_groups[0].keys():
                 raise CheckpointError(other_optimizer_message(trainer))
         if self.resumed["data"] != self._data:
-            raise CheckpointError("the training data is not what it was when the run began: use --resume never")
-        if self.resumed["finished"]:  # with more epochs to go
+            raise CheckpointError("the training data has changed since the run began: use --resume never")
+        if self.resumed["finished"]:  # this command adds epochs
             self.resumed = {}
             return
-        # A schedule that asks for the run's length has the loaders made before their state is there to be loaded.
         restore_loaders(trainer)
         metrics = {name: value.to(pl_module.device) for name, value in self.resumed["metrics"].items()}
         trainer.callback_metrics.update(metrics)
@@ -182,12 +173,12 @@ class ResumePoint(Callback):
             self.resumed = {}
             start_resumed_epoch(trainer, pl_module)
             return
-        if batch_idx % trainer.accumulate_grad_batches:  # partial gradients are in no checkpoint
+        if batch_idx % trainer.accumulate_grad_batches:  # checkpoints do not hold accumulated gradients
             return
-        if batch_idx == 0:  # what stands between two epochs may take longer than many steps
-            self._next_talk = 0
+        if batch_idx == 0:  # the time between two epochs may be that of many steps
+            self._calls_between_talks = 0
         signum, due = self._agree(trainer)
-        if due or signum or self._files_may_vanish(trainer):
+        if due or signum or self._needs_early_save(trainer):
             self.save(trainer)
         if signum:
             self._stop(trainer, signum)
@@ -203,109 +194,99 @@ class ResumePoint(Callback):
         if trainer.sanity_checking:
             return
         self.watch.note_progress()  # also in the evaluation after training, which may take longer than --timeout
-        if not self.watch.stepping:
-            return
-        signum, late = self._agree(trainer)
-        if signum and late:
-            self._stop(trainer, signum)  # without a new resume point, which validation does not allow
+        if self.watch.stepping:
+            signum, late = self._agree(trainer)
+            if signum and late:
+                self._stop(trainer, signum)  # without a new resume point: validation is not between two steps
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         count_epoch_as_whole(trainer)
 
-    def on_fit_end(
-        self, trainer: Trainer, pl_module: LightningModule
-    ) -> None:  # all callbacks have ended their training
-        self.save(trainer, finished=True)
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.save(trainer, finished=True)  # here, because all callbacks have finished on_train_end
         self.watch.stepping = False
-        self._next_talk = 0
+        self._calls_between_talks = 0
         if signum := self._agree(trainer)[0]:
             self._stop(trainer, signum)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        if isinstance(exception, Exception) and self._was_fetching(trainer):
+        if isinstance(exception, Exception) and self._failed_while_fetching(trainer):
             self.save(trainer, fetched=False)
         self.watch.ending, self.watch.stepping = True, False
 
-    def _files_may_vanish(self, trainer: Trainer) -> bool:
-        """Save early: a failure in validation, mid-accumulation or on another rank cannot save."""
+    def _needs_early_save(self, trainer: Trainer) -> bool:
+        """Return True after the first step on photos: a file that disappears may end the run where it cannot save."""
         return self._first and trainer.global_step > 0 and data_of(trainer).photos is not None
 
-    def _was_fetching(self, trainer: Trainer) -> bool:
-        """Whether the trouble is with the next batch: all steps before it are whole. Other ranks do not know of it."""
+    def _failed_while_fetching(self, trainer: Trainer) -> bool:
+        """Return True if fetching the next batch failed after a complete step, in a run without other ranks."""
         progress = trainer.fit_loop.epoch_loop.batch_progress
         return (
             self.watch.stepping
             and trainer.training
             and trainer.world_size == 1
             and trainer.global_step > 0
-            and not self.resumed  # no step since the point that the run went on from
+            and not self.resumed  # no step since the resume point
             and not progress.is_last_batch
             and progress.current.ready == progress.current.completed
             and progress.current.ready % trainer.accumulate_grad_batches == 0
         )
 
     def _agree(self, trainer: Trainer) -> tuple[int, bool]:
-        """The signal that stops all ranks, or 0, and whether a resume point is due (or has been waited for enough)."""
+        """Return the signal that stops all ranks, or 0, and True if it is time for a resume point.
+
+        After a signal the second value is True once :attr:`PATIENCE` is over.
+        """
         now = time.monotonic()
-        if self.watch.signum and self._asked is None:
-            self._asked = now
-        due = now - self._saved > self._takes / self.COST if self._asked is None else now - self._asked > self.PATIENCE
+        if self.watch.signum and self._signaled is None:
+            self._signaled = now
+        if self._signaled is None:
+            due = now - self._saved > self._took / self.COST
+        else:
+            due = now - self._signaled > self.PATIENCE
         if trainer.world_size == 1:
             return self.watch.signum, due
         self._calls += 1
-        if self._calls < self._next_talk:
+        if self._calls < self._calls_between_talks:
             return 0, False
-        calls, self._last_calls = self._calls - self._last_calls, self._calls
-        gap = min(1000, max(1, round(calls * self.TALK / max(now - self._talked, 1e-6))))
-        self._talked = now
+        gap = min(1000, max(1, round(self._calls * self.TALK / max(now - self._talked, 1e-6))))
+        self._calls, self._talked = 0, now
         mine = [self.watch.signum, int(due), gap] if trainer.is_global_zero else [self.watch.signum, 0, 0]
         ours = torch.tensor(mine, device=trainer.strategy.root_device)
         torch.distributed.all_reduce(ours, torch.distributed.ReduceOp.MAX)
-        signum, agreed, gap = ours.tolist()
-        self._next_talk = self._calls + gap
-        if signum and self._asked is None:
-            self._asked = now
+        signum, agreed, self._calls_between_talks = ours.tolist()
+        if signum and self._signaled is None:
+            self._signaled = now
         return signum, bool(agreed)
 
     def _stop(self, trainer: Trainer, signum: int) -> None:
         if trainer.is_global_zero:
-            name = next(number.name for number in SIGNALS if number == signum)
             hint = resume_hint(_run_of(trainer)) or "no resume point yet"
-            print(f"stopped by {name} after step {trainer.global_step}; {hint}", flush=True)
+            print(f"stopped by {signal.Signals(signum).name} after step {trainer.global_step}; {hint}", flush=True)
             requeue_slurm_job(signum)
-        # Lightning kills rank 0 when a process that it launched ends with another code than 0.
+        # Lightning kills rank 0 when a process that it launched ends with a code other than 0.
         raise Stopped(0 if is_child(trainer) else 128 + signum)
 
 
 def other_optimizer_message(trainer: Trainer) -> str:
-    """What to say of a resume point whose optimizer's state is not that of this run's."""
+    """Return the error message for a resume point of another optimizer."""
     name = type(trainer.optimizers[0]).__name__
     return f"the resume point is of another optimizer than {name}: leave --optimizer as it was, or use --resume never"
 
 
-def _run_of(trainer: Trainer) -> Path:
-    assert isinstance(trainer, FitTrainer)
-    assert trainer.start is not None
-    return trainer.start.run
+def _run_of(trainer: Any) -> Path:
+    return trainer.start.run  # a FitTrainer
 
 
 def _shape(trainer: Trainer) -> list[Any]:
     return [trainer.world_size, trainer.num_training_batches, trainer.accumulate_grad_batches]
 
 
-def _shape_in_words(processes: int, batches: int, accumulated: int) -> str:
-    return f"{plural(processes, 'process', 'processes')} with {batches} batches an epoch and {accumulated} accumulated"
+def _describe_shape(processes: int, batches: int, accumulated: int) -> str:
+    return f"{plural(processes, 'process', 'processes')} with {batches} batches per epoch and {accumulated} accumulated"
 
 
-def _moved(value: Any, old: str, new: str) -> Any:
+def _replace_prefix(value: Any, old: str, new: str) -> Any:
     if isinstance(value, dict):
-        return {_moved(key, old, new): _moved(item, old, new) for key, item in value.items()}
+        return {_replace_prefix(key, old, new): _replace_prefix(item, old, new) for key, item in value.items()}
     return new + value.removeprefix(old) if isinstance(value, str) and value.startswith(old) else value
-
-
-def _gather(trainer: Trainer, value: Any) -> list[Any]:
-    """The value of each rank."""
-    values = [value] * trainer.world_size
-    if trainer.world_size > 1:
-        torch.distributed.all_gather_object(values, value)
-    return values

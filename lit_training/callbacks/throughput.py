@@ -1,4 +1,4 @@
-"""Samples per second."""
+"""Measure samples per second."""
 
 import contextlib
 import time
@@ -11,7 +11,7 @@ from torch import Tensor
 
 
 def samples_in(batch: Any) -> int:
-    """How many samples a batch holds: the first dimension of its first tensor; 0 where none is found."""
+    """Return the first dimension of the first tensor in a batch, or 0 if there is no tensor."""
     first = batch[0] if isinstance(batch, (tuple, list)) and batch else batch
     if isinstance(first, Tensor) and first.ndim:
         return len(first)
@@ -21,7 +21,7 @@ def samples_in(batch: Any) -> int:
 
 
 class Throughput(Callback):
-    """Logs ``samples_per_second``, once an epoch: what all devices together trained on, validation left out."""
+    """Log ``samples_per_second`` once per epoch: training samples of all devices, without the time of validation."""
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.samples, self.paused, self.started = 0, 0.0, time.monotonic()

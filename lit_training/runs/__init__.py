@@ -1,1 +1,1 @@
-"""What a run is and where it lies."""
+"""A training run: its folder, files, checkpoints and processes."""

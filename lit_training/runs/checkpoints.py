@@ -1,4 +1,4 @@
-"""Write checkpoints that are never half there, and open them without executing anything."""
+"""Write checkpoints atomically, and read them without executing anything."""
 
 import io
 import math
@@ -22,19 +22,17 @@ from lit_models import LitBase
 from lit_training.errors import CheckpointError
 from lit_training.runs.layout import BEST, LAST, PREVIOUS
 
-KEPT = {LAST: PREVIOUS}
-"""Files whose older version is kept, and under which name."""
-LAZY = BEST
 SECONDS_BETWEEN_WRITES = 5.0
+"""Least seconds between two writes of best.ckpt."""
 
 
 class FitCheckpointIO(TorchCheckpointIO):
-    """Writes checkpoints whole or not at all, and the best epoch's seldom enough to cost nothing.
+    """Write checkpoints atomically, and limit how often best.ckpt is written.
 
-    A reader sees the old file or the new one. Where :data:`KEPT` keeps the older version too, one of the two names
-    always holds a whole file. :data:`LAZY` is copied in memory at once; it is written when the last write is
-    :data:`SECONDS_BETWEEN_WRITES` old, before any other checkpoint (whose state says that this one exists), before it
-    is read, and at the end.
+    A reader sees the old file or the new one. The last.ckpt before is kept as previous.ckpt, so that one of the two is
+    always complete. best.ckpt is copied in memory at once. The copy is written if the last write is
+    :data:`SECONDS_BETWEEN_WRITES` ago, before any other checkpoint (whose state refers to it), before a checkpoint is
+    read, and at the end.
     """
 
     def __init__(self) -> None:
@@ -42,12 +40,12 @@ class FitCheckpointIO(TorchCheckpointIO):
         self._written = -float("inf")
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        """Write a checkpoint, or keep a copy of it to be written later.
+        """Write a checkpoint, or keep a copy to write later.
 
         Raises:
-            CheckpointError: the place cannot be written, or the disk is full.
+            CheckpointError: the folder cannot be written, or the disk is full.
         """
-        if Path(path).name != LAZY:
+        if Path(path).name != BEST:
             self.flush()
             _write(Path(path), lambda file: torch.save(checkpoint, file))
             return
@@ -58,7 +56,7 @@ class FitCheckpointIO(TorchCheckpointIO):
             self.flush()
 
     def flush(self) -> None:
-        """Write what is pending."""
+        """Write the pending checkpoint."""
         if self._pending is not None:
             (buffer, path), self._pending = self._pending, None
             _write(path, lambda file: file.write(buffer.getbuffer()))
@@ -76,52 +74,52 @@ def _write(target: Path, save: Callable[[IO[bytes]], Any]) -> None:
     try:
         with atomic_write(target) as file:
             save(file)
-            if target.name in KEPT and target.exists():
+            if target.name == LAST and target.exists():
                 file.flush()
-                os.fsync(file.fileno())  # the new one is on the disk before the old one moves
-                target.replace(target.with_name(KEPT[target.name]))
-    except (OSError, RuntimeError) as error:  # torch makes the latter of a full disk
+                os.fsync(file.fileno())  # the new file is on the disk before the old one is renamed
+                target.replace(target.with_name(PREVIOUS))
+    except (OSError, RuntimeError) as error:  # torch raises RuntimeError for a full disk
         cause = error if isinstance(error, OSError) else error.__context__
         if not isinstance(cause, OSError):
             raise
         raise CheckpointError(
-            f"cannot write {target} ({cause.strerror or cause}): what was there before is whole; "
-            "free the place or choose another with --default_root_dir"
+            f"cannot write {target} ({cause.strerror or cause}): earlier checkpoints are complete; "
+            "free space on the disk, or choose another folder with --default_root_dir"
         ) from error
 
 
 def read(path: Path) -> dict[str, Any]:
-    """Everything in a checkpoint of a model of this project; nothing in it is executed.
+    """Read a checkpoint of a model of this project, without executing anything in it.
 
     Raises:
-        CheckpointError: it does not say which model it holds, or cannot be read safely.
+        CheckpointError: it does not name its model, or cannot be read safely.
     """
     checkpoint = read_any(path)
     if not all(isinstance(checkpoint.get(key), dict) for key in ("lit", "state_dict")):
-        raise CheckpointError(f"{path} was not written by this project: it does not say which model it holds")
+        raise CheckpointError(f"{path} was not written by this project: it does not name its model")
     return checkpoint
 
 
 def read_any(path: Path) -> dict[str, Any]:
-    """Everything in a checkpoint of whatever model, as tensors and plain values; nothing in it is executed.
+    """Read a checkpoint of any model, as tensors and plain values, without executing anything in it.
 
     Raises:
-        CheckpointError: it cannot be read safely, or holds something else.
+        CheckpointError: it cannot be read safely, or is not a checkpoint.
     """
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # unpickling has many ways to fail
-        raise CheckpointError(f"{path} is no checkpoint that can be read safely ({type(error).__name__})") from error
+        raise CheckpointError(f"{path} is not a checkpoint that can be read safely ({type(error).__name__})") from error
     if not isinstance(checkpoint, dict):
-        raise CheckpointError(f"{path} holds a {type(checkpoint).__name__}, no checkpoint: give a run's .ckpt file")
+        raise CheckpointError(f"{path} holds a {type(checkpoint).__name__}, not a checkpoint: give a run's .ckpt file")
     return checkpoint
 
 
 def load_model(checkpoint: dict[str, Any]) -> LitBase:
-    """The model of a checkpoint, in evaluation mode on the CPU.
+    """Return the model of a checkpoint, in evaluation mode on the CPU.
 
     Raises:
-        CheckpointError: a model that this project does not have, or weights that do not fit it.
+        CheckpointError: this project does not have the model, or the weights do not fit it.
     """
     name = checkpoint["lit"].get("model_class")
     model_class = getattr(lit_models, name, None) if name in lit_models.__all__ else None
@@ -129,21 +127,21 @@ def load_model(checkpoint: dict[str, Any]) -> LitBase:
         raise CheckpointError(f"the checkpoint holds a {name}, which this project does not have")
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # advice to who trains
+            warnings.simplefilter("ignore")  # these warnings are for training
             model = model_class(**checkpoint["hyper_parameters"])
         model.on_load_checkpoint(checkpoint)
         model.load_state_dict(checkpoint["state_dict"])
-        validate_metadata(model)
-    except Exception as error:  # what a file says may be anything
-        raise CheckpointError(f"the checkpoint does not fit {name}: {_first_line(error)}") from error
+        _validate_metadata(model)
+    except Exception as error:  # the values in a file may be anything
+        raise _misfit(name, error) from error
     return model.eval()
 
 
-def validate_metadata(model: LitBase) -> None:
-    """Look at what else a checkpoint says: a name for each output, which may have none, and the preprocessing.
+def _validate_metadata(model: LitBase) -> None:
+    """Check the class names and the preprocessing of a checkpoint's model; name outputs without a name by number.
 
     Raises:
-        ValueError, TypeError: it is not what a network and its inputs need.
+        ValueError, TypeError: the model cannot use them.
     """
     outputs, names = model.hparams.get("num_classes", 0), model.class_names
     if names is not None:
@@ -153,36 +151,36 @@ def validate_metadata(model: LitBase) -> None:
     if model.sample_ndim != 3:
         return
     if model.preprocessing is None:
-        raise ValueError("no preprocessing")
+        raise ValueError("it has no preprocessing")
     spec = Preprocessing.from_dict(model.preprocessing)
     if not all(type(side) is int and side > 0 for side in (spec.image_size, spec.resize_size)):
-        raise ValueError(f"pictures of {spec.image_size} pixels")
+        raise ValueError(f"image_size is {spec.image_size}, resize_size is {spec.resize_size}")
     if len(spec.mean) != len(spec.std) or not all(map(math.isfinite, (*spec.mean, *spec.std))) or 0 in spec.std:
-        raise ValueError(f"mean {spec.mean} and std {spec.std}")
+        raise ValueError(f"mean is {spec.mean}, std is {spec.std}")
     InterpolationMode(spec.interpolation)
     if reason := model.refuse_shape((len(spec.mean), spec.image_size, spec.image_size)):
         raise ValueError(reason)
 
 
 def load_data(checkpoint: dict[str, Any]) -> Any:
-    """The data module that a checkpoint was trained on, not yet set up.
+    """Return the data module that a checkpoint was trained on, before ``setup``.
 
     Raises:
-        CheckpointError: it was trained on data that is not one of this project's data modules.
+        CheckpointError: this project does not have the data module, or cannot build it.
     """
     name = checkpoint["lit"].get("data_class")
     data_class = getattr(datamodules, name) if name in datamodules.__all__ else None
     if not isinstance(data_class, type) or not issubclass(data_class, LightningDataModule):
-        raise CheckpointError(
-            f"the checkpoint was trained on {name or 'loaders of its own'}: its data is not known here"
-        )
+        trained_on = name or "data loaders without a data module"
+        raise CheckpointError(f"the checkpoint was trained on {trained_on}, which this project does not have")
     try:
         return data_class(**checkpoint["datamodule_hyper_parameters"])
     except DataError:
         raise
-    except Exception as error:  # what a file says may be anything
-        raise CheckpointError(f"the checkpoint does not fit {name}: {_first_line(error)}") from error
+    except Exception as error:  # the values in a file may be anything
+        raise _misfit(name, error) from error
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0]
+def _misfit(name: str, error: Exception) -> CheckpointError:
+    first_line = (str(error) or type(error).__name__).splitlines()[0]
+    return CheckpointError(f"the checkpoint does not fit {name}: {first_line}")

@@ -1,4 +1,4 @@
-"""Which device a trained network computes on."""
+"""Devices and evaluation mode."""
 
 import contextlib
 from collections.abc import Iterator
@@ -10,28 +10,28 @@ from lit_training.errors import UsageError
 
 
 def find_device(accelerator: str) -> torch.device:
-    """Turn ``auto``, ``cpu``, ``gpu`` or ``mps`` into a device.
+    """Return the device for ``auto``, ``cpu``, ``gpu`` or ``mps``.
 
     Raises:
-        UsageError: there is none of that kind.
+        UsageError: there is no such device.
     """
-    there = {"gpu": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    available = {"gpu": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if accelerator == "auto":
-        accelerator = next(name for name, found in there.items() if found)
-    if not there[accelerator]:
+        accelerator = next(name for name, found in available.items() if found)
+    if not available[accelerator]:
         raise UsageError(no_such_device(accelerator))
     return torch.device("cuda" if accelerator == "gpu" else accelerator)
 
 
 def no_such_device(accelerator: str) -> str:
-    """What to say where there is no device of that kind."""
+    """Return the error message for a device that is missing."""
     kind = "GPU" if accelerator in ("gpu", "cuda", "mps") else accelerator.upper()
-    return f"--accelerator {accelerator}: no {kind} is seen here; use --accelerator cpu, or auto"
+    return f"--accelerator {accelerator}: no {kind} was found; use --accelerator cpu, or auto"
 
 
 @contextlib.contextmanager
 def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode while the body runs; afterwards each module is in the mode that it was in."""
+    """Set evaluation mode while the body runs, then restore the mode of each module."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:

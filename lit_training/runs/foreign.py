@@ -1,4 +1,4 @@
-"""Models and data modules of your own: what they do not say has a default here."""
+"""Default attributes for models and data modules from outside this project."""
 
 from typing import Any
 
@@ -29,18 +29,14 @@ DEFAULTS: dict[str, Any] = {
 
 
 class Promises:
-    """Answers what a class of your own says, and the default where it does not.
-
-    Args:
-        own: a LightningModule or a LightningDataModule, or None where there is none.
-    """
+    """Adapter for a LightningModule, a LightningDataModule or None: its own attributes, and defaults for the others."""
 
     def __init__(self, own: Any) -> None:
         self.own = own
 
     def __getattr__(self, name: str) -> Any:
         if name not in DEFAULTS:
-            raise AttributeError(f"{type(self.own).__name__} is not asked for {name}")
+            raise AttributeError(f"{name} has no default in DEFAULTS")
         value = getattr(self.own, name, DEFAULTS[name])
         if name == "preprocessing" and isinstance(value, dict):
             return Preprocessing.from_dict(value)
@@ -48,10 +44,10 @@ class Promises:
 
 
 def promises(own: Any) -> Any:
-    """``own`` itself if it is built on LitBase or SplitDataModule, which have all these attributes; else an adapter."""
+    """Return ``own`` itself if it is a LitBase or a SplitDataModule, which have all attributes, else an adapter."""
     return own if isinstance(own, LitBase | SplitDataModule) else Promises(own)
 
 
 def data_of(trainer: Trainer) -> Any:
-    """What a Trainer's data module promises; the defaults where it has none."""
+    """Return a Trainer's data module, or an adapter with the defaults."""
     return promises(getattr(trainer, "datamodule", None))

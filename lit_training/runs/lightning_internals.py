@@ -1,6 +1,6 @@
-"""Private names of Lightning that have no public way; all others of this project are public.
+"""Private names of Lightning for which there is no public one. All other code uses public names only.
 
-Each was read on lightning 2.6.6. tests/lit_training/runs/test_lightning_internals.py fails when one changes.
+Checked with lightning 2.6.6. tests/lit_training/runs/test_lightning_internals.py fails if one changes.
 """
 
 import contextlib
@@ -27,22 +27,22 @@ STEP_HOOKS = (
 
 
 class ConnectedTrainer(Trainer):
-    """A Trainer that chooses a fit's checkpoint once its processes can talk; the public ``fit`` asks before."""
+    """A Trainer that chooses a fit's checkpoint after its processes are connected; ``fit`` needs it before."""
 
     def choose_checkpoint(self) -> Path | None:
-        """What to go on from; called on every rank. A subclass overrides it."""
+        """Return the checkpoint to resume from, or None. Called on every rank; a subclass overrides it."""
         return None
 
     def _run(self, model: Any, ckpt_path: Any = None, weights_only: bool | None = None) -> Any:
         if self.state.fn == TrainerFn.FITTING:
-            self.strategy.setup_environment()  # connects the ranks; the Trainer's own call then finds it done
+            self.strategy.setup_environment()  # connects the ranks; the Trainer's own call then does nothing
             if (chosen := self.choose_checkpoint()) is not None:
-                self.ckpt_path = ckpt_path = chosen  # setup() of a model reads no pretrained weights then
+                self.ckpt_path = ckpt_path = chosen  # a model's setup() then loads no pretrained weights
         return super()._run(model, ckpt_path, weights_only)
 
 
 class NullProfiler(PassThroughProfiler):
-    """Lightning opens some 30 profiling contexts a step; this makes them all the same empty one."""
+    """Use one empty context for the about 30 profiling contexts that Lightning opens per step."""
 
     nothing: contextlib.AbstractContextManager = contextlib.nullcontext()
 
@@ -51,15 +51,15 @@ class NullProfiler(PassThroughProfiler):
 
 
 def drop_empty_hooks(callbacks: list[Callback]) -> None:
-    """Take the empty hooks of a step off these callbacks: Lightning would call some 70 of them, 0.2 ms a step."""
+    """Remove the empty hooks of a step from these callbacks. Lightning would call about 70 of them, 0.2 ms per step."""
     for callback in callbacks:
         for hook in STEP_HOOKS:
             if getattr(type(callback), hook) is getattr(Callback, hook):
-                setattr(callback, hook, None)  # Lightning calls what is callable
+                setattr(callback, hook, None)  # Lightning skips a hook that is not callable
 
 
 def logged_steps(trainer: Trainer) -> int:
-    """The number of steps that Lightning gives to loggers; a resumed run would count one too many."""
+    """Return the step number that loggers get. In a resumed run Lightning counts one too many."""
     return trainer.fit_loop.epoch_loop._batches_that_stepped
 
 
@@ -68,23 +68,23 @@ def set_logged_steps(trainer: Trainer, steps: int) -> None:
 
 
 def restore_loaders(trainer: Trainer) -> None:
-    """Give the loaders their saved state again: a schedule that asks for the run's length makes them too early."""
+    """Restore the state of the loaders, which Lightning builds too early for a schedule that needs the run's length."""
     trainer.fit_loop._load_combined_loader_states()
 
 
 def forget_loaders(trainer: Trainer) -> None:
-    """Have the fit's loaders made again, after their data was replaced."""
+    """Let Lightning build the fit's loaders again, after their data was replaced."""
     trainer.fit_loop._combined_loader = None
 
 
 def count_epoch_as_whole(trainer: Trainer) -> None:
-    """Else Lightning leaves out ReduceLROnPlateau's update in the epoch that was resumed."""
+    """Mark a resumed epoch as complete: Lightning would skip its ReduceLROnPlateau update."""
     trainer.fit_loop._restarting = False
 
 
 def start_resumed_epoch(trainer: Trainer, model: LightningModule) -> None:
-    """Call the hooks ``on_train_epoch_start``: Lightning leaves them out in a resumed epoch, and a frozen backbone
-    would be trained. What they log is logged already."""
+    """Call the hooks ``on_train_epoch_start``, which Lightning skips in a resumed epoch: a frozen backbone would be
+    trained. The loggers are removed meanwhile, because they already have what the hooks log."""
     loggers, trainer.loggers = trainer.loggers, []
     call._call_callback_hooks(trainer, "on_train_epoch_start")
     call._call_lightning_module_hook(trainer, "on_train_epoch_start")
@@ -92,10 +92,10 @@ def start_resumed_epoch(trainer: Trainer, model: LightningModule) -> None:
 
 
 def stop_process_observer() -> None:
-    """Lightning's observer kills this process when another one dies; its exit code and last words would be lost."""
+    """Turn off Lightning's observer. It kills this process when another one dies, so exit code and message get lost."""
     subprocess_script._launch_process_observer = lambda child_processes: None
 
 
 def actions_of(parser: ArgumentParser) -> list[Action]:
-    """The arguments that a parser of jsonargparse has; their ``option_strings`` may be changed."""
+    """Return the arguments of a jsonargparse parser. Their ``option_strings`` may be changed."""
     return parser._actions

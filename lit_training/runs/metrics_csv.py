@@ -1,4 +1,4 @@
-"""metrics.csv of a run that may be resumed."""
+"""Write metrics.csv, also for runs that are resumed."""
 
 import csv
 import itertools
@@ -18,12 +18,12 @@ ROWS_BETWEEN_WRITES = 100
 
 
 class MetricsCSV(Logger):
-    """Writes each logged dictionary as a row; a resumed run keeps the rows of the steps that it goes on from.
+    """Write each logged dictionary as a row. A resumed run keeps the rows of the steps before the resume point.
 
-    The columns are sorted by name. A new metric rewrites the file; at every moment the file is the old one or the new.
+    The columns are sorted by name. A new metric rewrites the file atomically.
 
     Args:
-        start: the run's folder and how many rows stay.
+        start: the run's folder and the number of rows to keep.
     """
 
     def __init__(self, start: Start) -> None:
@@ -43,13 +43,13 @@ class MetricsCSV(Logger):
 
     @property
     def rows(self) -> int:
-        """Rows so far, of this start and of those before it."""
+        """Number of rows so far, with those from before a resume."""
         self._columns()
         return self._written + len(self._waiting)
 
     @rank_zero_only
     def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
-        """Nothing: config.yaml and hparams.yaml hold them."""
+        """Do nothing: config.yaml and hparams.yaml hold them."""
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
@@ -61,14 +61,14 @@ class MetricsCSV(Logger):
 
     @rank_zero_only
     def save(self) -> None:
-        """Write what is waiting."""
+        """Write the waiting rows."""
         if not self._waiting:
             return
         names, waiting = self._columns(), self._waiting
         new = set().union(*waiting) - set(names)
         if new or not self.path.is_file():
-            self._names = names = sorted([*names, *new])
             old = self._read() if self.path.is_file() else []
+            self._names = names = sorted([*names, *new])
             self._replace(names, old)
         with self.path.open("a", **TEXT) as file:
             csv.DictWriter(file, names).writerows(waiting)
@@ -77,7 +77,7 @@ class MetricsCSV(Logger):
 
     @rank_zero_only
     def sync(self) -> None:
-        """Bring all rows to the disk: a resume point counts on them."""
+        """Write all rows and sync the file to the disk, because a resume point relies on them."""
         self.save()
         if self.path.exists():
             with self.path.open() as file:
@@ -88,7 +88,7 @@ class MetricsCSV(Logger):
         self.save()
 
     def _columns(self) -> list[str]:
-        """The columns of the file; the first call cuts off the rows that do not belong to the steps gone on from."""
+        """Return the file's columns. The first call drops the rows of steps after the resume point."""
         if self._names is None:
             self._names = []
             if self.path.is_file() and (kept := self._read(self._start.rows)):

@@ -1,4 +1,4 @@
-"""Process supervision: stop on signals, end the job when a rank dies, bind to loopback."""
+"""Processes of a run: stop on signals, end the run when a rank dies or hangs, bind to the loopback interface."""
 
 import os
 import re
@@ -19,66 +19,62 @@ from datamodules.machine import SIGNALS
 from lit_training.runs.lightning_internals import stop_process_observer
 
 POLL = 0.5
-"""Seconds between two looks at the clock and at the other processes."""
+"""Seconds between two checks of the clock and of the other processes."""
 GRACE = 2.0
-"""Seconds that this process has to say itself why another one ended."""
+"""Seconds that this process gets to report why another process ended."""
 ALREADY_REPORTED = 2
-"""Exit code of a process that has said why it ended."""
+"""Exit code of a process that has printed why it ended."""
 LAUNCHER = "FIT_LAUNCHER_PID"
-"""Environment variable that tells a launched process which one it belongs to."""
+"""Environment variable that holds the process ID of the process that launched the others."""
 
 
 class Stopped(SystemExit):
-    """Training ended between two steps because a signal asked for it."""
+    """Training was stopped between two steps by a signal."""
 
 
 class Watch:
-    """Knows whether a signal came, and ends the process where the main thread no longer can.
+    """Receive signals, and end the process if the main thread cannot.
 
-    Before the first step and after the last one a signal ends the program at once: there is nothing to save. In
-    between the first one is noted for the callback ResumePoint; a second one does not wait. A thread does this: the
-    main one may be inside a collective operation that never returns, where Python runs no handler.
+    Before the first step and after the last one a signal ends the program at once, because there is nothing to save.
+    During training the callback ResumePoint reacts to the first signal; a second one ends the program at once. All this
+    runs in a thread: the main thread may hang in a collective operation, where Python runs no signal handler.
 
     Args:
-        timeout: minutes without any step, counted from the first one, after which the job ends with an error.
+        timeout: minutes without a step, counted from the first step on, after which the run ends with an error.
     """
 
     def __init__(self, timeout: float) -> None:
         self.timeout = timeout
         self.signum = 0
-        """The signal that asks to stop, or 0."""
+        """The signal that stops the run, or 0."""
         self.stepping = False
-        """Training is between its first and its last step."""
+        """True between the first and the last training step."""
         self.ending = False
-        """The main thread is already ending because of an error."""
+        """True if the main thread is already ending because of an error."""
         self.trainer: Trainer | None = None
         self._progress: float | None = None
-        self._wake: socket.socket | None = None
         self._feed: socket.socket | None = None
         self._parent = int(os.environ.get(LAUNCHER, os.getppid()))
 
     def start(self) -> None:
-        """Take over the signals; call it from the main thread."""
-        self._wake, self._feed = socket.socketpair()  # Windows can neither select on a pipe nor wake one up
+        """Handle signals from now on. Call it from the main thread."""
+        wake, self._feed = socket.socketpair()  # on Windows select() and set_wakeup_fd() need sockets
         self._feed.setblocking(False)
         os.environ.setdefault(LAUNCHER, str(os.getpid()))
         self.take_signals()
         signal.set_wakeup_fd(self._feed.fileno(), warn_on_full_buffer=False)
         stop_process_observer()
-        threading.Thread(target=self._look, args=(self._wake,), name="watch", daemon=True).start()
+        threading.Thread(target=self._look, args=(wake,), name="watch", daemon=True).start()
 
     def take_signals(self) -> None:
-        """Again, after the Trainer has put its own handlers in place, which hang under DDP."""
-        if self._wake is not None:
+        """Set the signal handlers; called again after the Trainer has set its own, which hang under DDP."""
+        if self._feed is not None:
             for number in SIGNALS:
-                signal.signal(number, self._note)
+                signal.signal(number, lambda *_: None)  # the wake-up socket passes the number to the thread
 
     def note_progress(self) -> None:
-        """A step or a batch has passed."""
+        """Restart the timeout, after a step or a batch."""
         self._progress = time.monotonic()
-
-    def _note(self, signum: int, frame: Any) -> None:
-        """Nothing: the number has reached the thread through the wake-up socket."""
 
     def _look(self, wake: socket.socket) -> None:
         dead_since: float | None = None
@@ -88,52 +84,50 @@ class Watch:
                     if signum in SIGNALS:
                         self._handle_signal(signum)
             if is_child(self.trainer) and os.getppid() != self._parent:
-                self._end(1, "")  # rank 0 is gone, and has said why
+                self._end(1, "")  # rank 0 has exited and reported why
             if self._progress is not None and time.monotonic() - self._progress > 60 * self.timeout:
-                self._end(
-                    1,
-                    f"no step for {self.timeout:g} minutes (--timeout): a training process hangs; "
-                    "the last resume point is whole",
-                )
+                message = f"no step for {self.timeout:g} minutes (--timeout): a training process hangs"
+                self._end(1, f"{message}; the last resume point is complete")
             if not self.ending and (code := self._failed_child()):
                 dead_since = dead_since or time.monotonic()
                 if code == ALREADY_REPORTED:
                     self._end(ALREADY_REPORTED, "")
                 if time.monotonic() - dead_since > GRACE:
                     how = f"signal {-code}" if code < 0 else f"code {code}"
-                    kept = "" if self._progress is None else "; the last resume point is whole"
+                    kept = "" if self._progress is None else "; the last resume point is complete"
                     self._end(1, f"a training process ended with {how}{kept}")
 
     def _handle_signal(self, signum: int) -> None:
         first, self.signum = not self.signum, self.signum or signum
-        if not (first and self.stepping):  # looked at last: who ends the training then sees the signal, or this does
+        if not (first and self.stepping):  # read last, so that either the end of training or this sees the signal
             self._end(128 + signum, "")
 
     def _failed_child(self) -> int:
-        """The exit code of a launched process that failed, or 0; of one that said why, if there is one."""
+        """Return the exit code of a launched process that failed, or 0. One that reported why comes first."""
         codes = [code for process in _children(self.trainer) if (code := process.poll())]
         return ALREADY_REPORTED if ALREADY_REPORTED in codes else (codes or [0])[0]
 
     def is_reported(self) -> bool:
-        """Whether a launched process has said why it ended; it is gone already, but may not look so yet."""
+        """Return True if a launched process has printed why it ended. It may have exited but not been reaped yet."""
         end = time.monotonic() + GRACE
         while not (code := self._failed_child()) and _children(self.trainer) and time.monotonic() < end:
             time.sleep(0.05)
         return code == ALREADY_REPORTED
 
     def _end(self, code: int, message: str) -> None:
-        """Leave without the main thread, and leave no process behind."""
+        """Exit without the main thread, and end all other processes of the run."""
         if message and (self.trainer is None or self.trainer.is_global_zero):
             print(f"fit.py: error: {message}", file=sys.stderr, flush=True)
-        end_children(self.trainer)
+        for process in _children(self.trainer):
+            process.kill()  # a process that hangs ignores SIGTERM
         if is_child(self.trainer) and os.getppid() == self._parent and code == 1:
-            # It is stopped, or it would have ended this process. Windows' SIGTERM does what SIGKILL does elsewhere.
+            # The parent is suspended, or it would have ended this process. On Windows SIGTERM acts like SIGKILL.
             os.kill(self._parent, getattr(signal, "SIGKILL", signal.SIGTERM))
         os._exit(code)
 
 
 def is_child(trainer: Trainer | None) -> bool:
-    """Whether another process of this program launched this one, which then tells the exit code."""
+    """Return True if another process of this run launched this one. That process sets the exit code of the run."""
     if trainer is None:
         return False
     environment = getattr(trainer.strategy, "cluster_environment", None)
@@ -145,22 +139,24 @@ def _children(trainer: Trainer | None) -> list[subprocess.Popen]:
     return [process for process in getattr(launcher, "procs", []) if isinstance(process, subprocess.Popen)]
 
 
-def end_children(trainer: Trainer | None) -> None:
-    """Kill the training processes that this one launched; a hanging one does not hear a gentler signal."""
-    for process in _children(trainer):
-        process.kill()
+def gather_objects(trainer: Trainer, value: Any) -> list[Any]:
+    """Return the values of all ranks. All ranks must call it."""
+    values = [value] * trainer.world_size
+    if trainer.world_size > 1:
+        torch.distributed.all_gather_object(values, value)
+    return values
 
 
 def disconnect() -> None:
-    """Close the connection between the processes: with gloo torch may abort while the interpreter ends."""
+    """Close the connection between the processes. With gloo, torch may otherwise abort when the interpreter exits."""
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
 
 
 def bind_to_loopback(trainer: Trainer) -> None:
-    """Processes of a single machine talk over its loopback interface, unless the user has named another one.
+    """Let the processes of a single machine talk over its loopback interface, unless the user chose an interface.
 
-    What torch offers no setting for is the port at which they meet: it is open on all interfaces.
+    The port of torch's rendezvous stays open on all interfaces: torch has no setting for it.
     """
     loopback = {"linux": "lo", "darwin": "lo0"}.get(sys.platform)
     if trainer.num_nodes == 1 and loopback:
@@ -169,9 +165,9 @@ def bind_to_loopback(trainer: Trainer) -> None:
 
 
 def requeue_slurm_job(signum: int) -> None:
-    """Put a SLURM job back into the queue when its time is nearly up (``#SBATCH --signal=USR1@120``).
+    """Requeue the SLURM job when its time is nearly over (``#SBATCH --signal=USR1@120``).
 
-    The same command, with ``--resume auto``, then goes on.
+    The job's command then resumes with ``--resume auto``.
     """
     job = os.environ.get("SLURM_JOB_ID", "")
     if signum != getattr(signal, "SIGUSR1", None) or not SLURMEnvironment.detect() or not re.fullmatch(r"\d+", job):

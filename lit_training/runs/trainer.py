@@ -1,4 +1,4 @@
-"""The Trainer of a fit."""
+"""The Trainer of a training run."""
 
 from pathlib import Path
 
@@ -7,10 +7,10 @@ from lit_training.runs.lightning_internals import ConnectedTrainer
 
 
 class FitTrainer(ConnectedTrainer):
-    """A Trainer in which rank 0 tells all others what a fit goes on from, however they were launched."""
+    """A Trainer whose rank 0 sends the resume point to all other ranks, however they were launched."""
 
     start: Start | None = None
-    """Rank 0's choice; after the processes are connected, everybody's."""
+    """Rank 0's choice; on all ranks once the processes are connected."""
 
     def choose_checkpoint(self) -> Path | None:
         if self.start is None:

@@ -1,4 +1,4 @@
-"""The best epoch is kept, and written seldom; without a better one training stops early."""
+"""best.ckpt holds the best epoch and is written rarely; training stops early without a better epoch."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -20,7 +20,7 @@ from lit_training.runs.checkpoints import FitCheckpointIO
 
 @pytest.fixture
 def written(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Names of the files that are written, in that order."""
+    """Names of the written files, in order."""
     names: list[str] = []
     write = checkpoints.atomic_write
 
@@ -50,7 +50,7 @@ def fit(folder: Path, epochs: int, *callbacks: Callback) -> tuple[BestCheckpoint
     return kept, model
 
 
-def test_many_improvements_are_few_writes_and_the_last_one_is_on_disk(tmp_path: Path, written: list[str]) -> None:
+def test_many_improvements_are_written_twice_and_the_last_one_is_on_disk(tmp_path: Path, written: list[str]) -> None:
     kept, model = fit(tmp_path, 8)
     assert written == ["best.ckpt", "best.ckpt"]  # the first at once, the last at the end
     saved = torch.load(kept.best_model_path, weights_only=True)
@@ -59,13 +59,13 @@ def test_many_improvements_are_few_writes_and_the_last_one_is_on_disk(tmp_path: 
         assert torch.equal(saved["state_dict"][name], tensor)
 
 
-def test_what_is_pending_is_a_copy(tmp_path: Path) -> None:
+def test_a_pending_checkpoint_does_not_change_with_the_model(tmp_path: Path) -> None:
     class Spoil(Callback):
-        """Training goes on after the best epoch: its weights must not move with the network's."""
+        """Makes training diverge after the best epoch, which must not change the saved weights."""
 
         def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
             if trainer.current_epoch == 1:
-                trainer.optimizers[0].param_groups[0]["lr"] = 1.0  # diverges: epoch 1 stays the best
+                trainer.optimizers[0].param_groups[0]["lr"] = 1.0  # epoch 1 stays the best
 
     kept, model = fit(tmp_path, 3, Spoil())
     saved = torch.load(kept.best_model_path, weights_only=True)
@@ -85,7 +85,7 @@ def test_an_exception_does_not_lose_the_best_epoch(tmp_path: Path) -> None:
     assert torch.load(tmp_path / "checkpoints" / "best.ckpt", weights_only=True)["epoch"] == 2
 
 
-def test_another_checkpoint_finds_the_best_one_written(
+def test_the_best_epoch_is_written_before_another_checkpoint(
     tmp_path: Path, written: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(checkpoints, "SECONDS_BETWEEN_WRITES", 1e9)
@@ -101,7 +101,7 @@ def test_another_checkpoint_finds_the_best_one_written(
 
 
 class Losses(LightningModule):
-    """Logs these validation losses, one an epoch, and learns nothing."""
+    """Logs these validation losses, one per epoch, and learns nothing."""
 
     def __init__(self, losses: list[float], name: str = "val_loss") -> None:
         super().__init__()
@@ -120,7 +120,7 @@ class Losses(LightningModule):
 def epochs_of(
     trainer: Callable[..., Trainer], losses: list[float], patience: int, mode: str = "min", **arguments: Any
 ) -> int:
-    """How many epochs are trained where the validations give these losses."""
+    """Return how many epochs are trained with these validation losses."""
     stop = StopEarly("val_loss", mode, patience)
     ends = trainer(max_epochs=len(losses), callbacks=[stop], **arguments)
     data = DataLoader(TensorDataset(torch.ones(2, 1)))
@@ -132,39 +132,41 @@ def epochs_of(
     ("losses", "patience", "mode", "epochs"),
     [
         ([3.0, 2.0, 1.0, 0.0], 1, "min", 4),
-        ([3.0, 2.0, 2.0, 1.0], 1, "min", 3),  # an equal one is not better
+        ([3.0, 2.0, 2.0, 1.0], 1, "min", 3),  # a tie is not better
         ([3.0, 2.0, 2.0, 1.0, 1.0, 1.0], 2, "min", 6),
         ([1.0, 2.0, 1.5, 1.7, 3.0], 2, "max", 4),
-        ([3.0, float("nan"), 1.0, 0.0], 9, "min", 2),  # it does not come back from there
+        ([3.0, float("nan"), 1.0, 0.0], 9, "min", 2),  # NaN stops the run at once
         ([3.0, float("inf"), 1.0, 0.0], 9, "min", 2),
         ([float("-inf"), 1.0], 9, "min", 1),
     ],
 )
-def test_training_stops_after_so_many_looks_without_a_better_epoch(
+def test_training_stops_after_patience_checks_without_a_better_epoch(
     losses: list[float], patience: int, mode: str, epochs: int, bare: Callable[..., Trainer]
 ) -> None:
     assert epochs_of(bare, losses, patience, mode) == epochs
 
 
-def test_it_looks_where_there_was_a_validation(bare: Callable[..., Trainer]) -> None:
+def test_early_stopping_checks_after_each_validation(bare: Callable[..., Trainer]) -> None:
     losses = [3.0, 2.0, 9.0, 2.0, 9.0, 2.0, 9.0, 2.0]
     assert epochs_of(bare, losses, 2, check_val_every_n_epoch=2) == 6
     assert epochs_of(bare, [2.0, 2.0, 2.0], 3, val_check_interval=0.5) == 2  # two validations an epoch
     assert epochs_of(bare, [2.0, 2.0, 2.0], 1, fast_dev_run=True) == 1
 
 
-def test_a_metric_that_is_not_logged_is_named(bare: Callable[..., Trainer]) -> None:
+def test_a_monitored_metric_that_is_not_logged_is_an_error(bare: Callable[..., Trainer]) -> None:
     data = DataLoader(TensorDataset(torch.ones(2, 1)))
     trainer = bare(max_epochs=2, callbacks=[StopEarly("val_acc", "max", 1)])
-    with pytest.raises(UsageError, match="waits for val_acc, the model logs val_loss: leave it out"):
+    with pytest.raises(
+        UsageError, match="--early_stopping needs val_acc, but the model logs val_loss: leave the flag out"
+    ):
         trainer.fit(Losses([1.0, 1.0]), data, data)
 
 
 @pytest.mark.parametrize(("monitor", "mode"), [("val_loss", "min"), ("val_acc", "max")])
-def test_it_reads_the_resume_points_of_lightning_s_own(monitor: str, mode: str) -> None:
+def test_it_loads_the_state_of_lightnings_early_stopping(monitor: str, mode: str) -> None:
     theirs, ours = EarlyStopping(monitor, mode=mode), StopEarly(monitor, mode, 3)
     assert ours.state_key == theirs.state_key
-    ours.load_state_dict(theirs.state_dict())  # of a run without any look: its best score is infinite
+    ours.load_state_dict(theirs.state_dict())  # before the first check the best score is infinite
     assert (ours.waited, ours.best.value) == (0, None)
     theirs.load_state_dict({**theirs.state_dict(), "wait_count": 2, "best_score": torch.tensor(0.5)})
     ours.load_state_dict(theirs.state_dict())

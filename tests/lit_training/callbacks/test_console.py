@@ -1,4 +1,4 @@
-"""The console: a line per epoch in a log, a bar in a terminal, and nothing that nobody asked for."""
+"""The console: a line per epoch in a log, a bar in a terminal, and nothing else."""
 
 import os
 import pty
@@ -42,7 +42,7 @@ class Stepped(LitMLP):
 
 
 def printed(bare: Callable[..., Trainer], capsys: pytest.CaptureFixture[str], model: Any, **options: Any) -> list[str]:
-    """The lines that a training leaves on stdout; it leaves none on stderr."""
+    """Return the lines that a training prints on stdout. Assert that it prints nothing on stderr."""
     data = RandomDataModule(in_features=8, out_features=2, length=8, batch_size=4, steps=3)
     callbacks = [Throughput(), EpochLines("val_loss", "min")]
     bare(callbacks=callbacks, enable_progress_bar=True, num_sanity_val_steps=0, **options).fit(model, data)
@@ -51,14 +51,14 @@ def printed(bare: Callable[..., Trainer], capsys: pytest.CaptureFixture[str], mo
     return shown.out.splitlines()
 
 
-def test_a_line_for_each_epoch(bare: Callable[..., Trainer], capsys: pytest.CaptureFixture[str]) -> None:
+def test_one_line_per_epoch(bare: Callable[..., Trainer], capsys: pytest.CaptureFixture[str]) -> None:
     shown = printed(bare, capsys, Stepped(8, (4,), 2), max_epochs=3)
     assert [line.split("  ")[0] for line in shown] == ["epoch 1/3", "epoch 2/3", "epoch 3/3"]
     assert [re.search(r" lr (\S+) ", line)[1] for line in shown] == ["0.001", "0.0001", "1e-05"]  # type: ignore[index]
     assert shown[0].endswith("*")
 
 
-def test_runs_that_end_by_steps_do_not_count_to_none(
+def test_a_run_limited_by_steps_prints_no_number_of_epochs(
     bare: Callable[..., Trainer], capsys: pytest.CaptureFixture[str]
 ) -> None:
     shown = printed(bare, capsys, LitMLP(8, (4,), 2), max_steps=6)
@@ -70,7 +70,7 @@ COMMAND = [sys.executable, str(ROOT / "scripts" / "fit.py"), "--data.train_size=
 
 @pytest.mark.slow
 def test_a_log_and_a_terminal(tmp_path: Path) -> None:
-    """A log holds lines alone and stderr nothing; in a terminal a bar comes and goes while lines go to the log."""
+    """A log gets only lines. A terminal on stderr shows a bar meanwhile. With --quiet stderr is empty."""
     controller, terminal = pty.openpty()
     with (tmp_path / "log").open("w") as log:
         watched = subprocess.Popen([*COMMAND, "--max_epochs=2"], stdout=log, stderr=terminal, env=ENVIRONMENT)
@@ -80,7 +80,7 @@ def test_a_log_and_a_terminal(tmp_path: Path) -> None:
         while True:
             try:
                 part = os.read(controller, 65536)
-            except OSError:  # Linux's way to say that the other end is closed
+            except OSError:  # Linux raises it if the other end is closed
                 break
             if not part:
                 break

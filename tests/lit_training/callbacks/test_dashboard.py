@@ -1,4 +1,4 @@
-"""TensorBoard: what is written, from which numbers, and that the run does not notice."""
+"""The dashboard writes the right numbers to TensorBoard and does not change the run."""
 
 import io
 from collections.abc import Callable
@@ -44,7 +44,7 @@ MODELS: dict[str, tuple[Callable[[], Any], Callable[[], Any]]] = {
 
 
 def fit(trainer: Callable[..., Trainer], place: Path, model: Any, data: Any, *callbacks: Any, **options: Any) -> Any:
-    """Train with a dashboard; what TensorBoard then finds."""
+    """Train with a dashboard and return what TensorBoard reads."""
     monitor = options.pop("monitor", ("val_acc", "max") if model.task == "classification" else ("val_loss", "min"))
     logger = TensorBoardLogger(place, name="logs", version=0, default_hp_metric=False)
     watching = [Throughput(), Dashboard(*monitor), *callbacks]
@@ -79,7 +79,7 @@ def graph_of(board: Any) -> Any:
 
 
 class Watched(NamedTuple):
-    """What was trained for an epoch, and what TensorBoard found of it."""
+    """A model trained for one epoch, its data, and what TensorBoard reads."""
 
     model: LitCNN
     data: Any
@@ -105,14 +105,14 @@ def test_settings_name_the_metrics_that_the_run_logs(watched: Watched) -> None:
     experiment = HParamsPluginData.FromString(content["_hparams_/experiment"].plugin_data.content).experiment
     tags = [info.name.tag for info in experiment.metric_infos]
     assert tags == ["val_acc", "val_loss", "train_loss"]
-    assert set(tags) <= set(board.Tags()["scalars"])  # where TensorBoard takes the values from
+    assert set(tags) <= set(board.Tags()["scalars"])  # TensorBoard takes the values from the scalars
     x, y = data.sets["val"].__getitems__(list(range(30)))
     right = float((model(x).argmax(1) == y).float().mean())
     assert [event.value for event in board.Scalars("val_acc")] == pytest.approx([right])
 
 
 class Matrices(Callback):
-    """Counts by hand what the confusion matrix is to hold."""
+    """Computes the expected confusion matrix."""
 
     def on_validation_epoch_start(self, *_: Any) -> None:
         self.matrix = torch.zeros(10, 10, dtype=torch.int64)
@@ -160,13 +160,13 @@ def test_confusion_matrix_and_mistakes(
 
 
 class Improving(LitCNN):
-    """Logs a metric that gets better in three epochs and worse in a fourth."""
+    """Logs a metric that improves for three epochs and gets worse in the fourth."""
 
     def on_validation_epoch_end(self) -> None:
         self.log("made_up", [1.0, 2.0, 3.0, 0.0][self.current_epoch])
 
 
-def test_without_time_the_first_and_the_last_best_are_drawn(
+def test_without_time_for_drawing_the_first_and_the_last_best_epoch_are_drawn(
     bare: Callable[..., Trainer], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(dashboard, "DRAWING", 0.0)
@@ -175,8 +175,8 @@ def test_without_time_the_first_and_the_last_best_are_drawn(
         assert [event.step for event in board.Images(tag)] == [10, 30]
 
 
-def test_mistakes_are_the_pictures_that_the_network_got_wrong(watched: Watched) -> None:
-    """Tile by tile, the most confident first, and not their neighbours in the data."""
+def test_the_sheet_shows_the_most_confident_mistakes(watched: Watched) -> None:
+    """Compare the pictures with a sheet made from the validation data."""
     model, data, board = watched
     validation: Any = data.sets["val"]
     x, y = validation.__getitems__(list(range(30)))
@@ -187,7 +187,7 @@ def test_mistakes_are_the_pictures_that_the_network_got_wrong(watched: Watched) 
     picture = Image.open(io.BytesIO(board.Images("validation/most_confident_mistakes")[-1].encoded_image_string))
     shown, wanted = np.asarray(picture.convert("RGB"), float), as_array(expected)
     assert shown.shape == wanted.shape
-    assert np.abs(shown - wanted).mean() < 8  # of 255; the titles are not the same
+    assert np.abs(shown - wanted).mean() < 8  # of 255; the titles differ
 
 
 def as_array(figure: Any) -> np.ndarray:
@@ -197,7 +197,7 @@ def as_array(figure: Any) -> np.ndarray:
 
 
 class Dropping(LitCNN):
-    """Draws in training and keeps one layer in evaluation mode, as finetuning does."""
+    """Draws random numbers in training and keeps one layer in evaluation mode, as fine-tuning does."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -212,7 +212,9 @@ class Dropping(LitCNN):
 
 
 @pytest.mark.parametrize("make", [Dropping, lambda: LitDynamic(8, 4, 2)], ids=["dropout", "random depth"])
-def test_the_run_does_not_notice(make: Callable[[], Any], bare: Callable[..., Trainer], tmp_path: Path) -> None:
+def test_the_dashboard_does_not_change_the_run(
+    make: Callable[[], Any], bare: Callable[..., Trainer], tmp_path: Path
+) -> None:
     """Same weights, same modes and same random numbers with and without the dashboard."""
     ends = []
     for watched in (False, True):
@@ -234,20 +236,20 @@ def test_the_run_does_not_notice(make: Callable[[], Any], bare: Callable[..., Tr
     assert np.array_equal(numbers, other_numbers)
 
 
-def test_numbers_of_classes_are_exact_in_half_precision(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_class_indices_are_exact_in_half_precision(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Dashboard, "_classifies", lambda *_: True)
     board, nothing = Dashboard("val_acc", "max"), cast(Any, None)
     output = torch.zeros(1, 2050, dtype=torch.float16)
-    output[0, 2049] = 9  # float16 has 2048 and 2050
+    output[0, 2049] = 9  # float16 cannot represent it
     board.on_validation_batch_end(nothing, nothing, {"output": output, "target": torch.tensor([2049])}, None, 0)
     assert board.rows[0][:, :2].tolist() == [[2049, 2049]]
 
 
-def test_a_network_that_cannot_be_traced_is_trained_all_the_same(bare: Callable[..., Trainer], tmp_path: Path) -> None:
+def test_a_network_that_cannot_be_traced_is_still_trained(bare: Callable[..., Trainer], tmp_path: Path) -> None:
     class Odd(LitMLP):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             if torch.jit.is_tracing():
-                raise RuntimeError("not with me")
+                raise RuntimeError("cannot be traced")
             return super().forward(x)
 
     board = fit(bare, tmp_path, Odd(8, (4,), 2), small_rows())
@@ -278,12 +280,12 @@ def test_cached_features_still_show_pictures(
 
 
 @pytest.mark.parametrize("sampler", [EvalSampler(3, 2, 0, 2), None])
-def test_padding_is_no_row_of_the_matrix(sampler: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also in a loader of one's own, whose order is not known and whose padding is told by its target."""
+def test_padding_is_not_counted_in_the_matrix(sampler: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also with a user's own loader, whose order is unknown and whose padding has target -1."""
     drawn: list[torch.Tensor] = []
     monkeypatch.setattr(figures, "confusion", lambda matrix, names: drawn.append(matrix))
     monkeypatch.setattr(Dashboard, "_classifies", staticmethod(lambda *_: True))
-    monkeypatch.setattr(Dashboard, "_mistakes", staticmethod(lambda trainer, best: mistakes.extend(best.worst)))
+    monkeypatch.setattr(Dashboard, "_sheet", staticmethod(lambda trainer, names, worst, _: mistakes.extend(worst)))
 
     class Board:
         def add_figure(self, *_: Any) -> None: ...
@@ -297,7 +299,7 @@ def test_padding_is_no_row_of_the_matrix(sampler: Any, monkeypatch: pytest.Monke
         def all_gather(self, rows: torch.Tensor) -> torch.Tensor:  # (2, 3) -> (2, 2, 3)
             return torch.stack([rows, torch.tensor([[1.0, 0.0, 0.8], [-1.0, 1.0, 0.99]])])
 
-    class Two:  # ranks, each with a batch of 2 of the 3 samples: the last row of rank 1 is padding
+    class Two:  # two ranks with 2 rows each for 3 samples: the last row of rank 1 is padding
         val_dataloaders = SimpleNamespace(
             sampler=sampler, batch_sampler=SimpleNamespace(batch_size=2), dataset=range(3)
         )
@@ -314,6 +316,6 @@ def test_padding_is_no_row_of_the_matrix(sampler: Any, monkeypatch: pytest.Monke
 
 
 @pytest.mark.parametrize(("flag", "shown"), [("true", True), ("false", False)])
-def test_the_flag_turns_it_off(flag: str, shown: bool) -> None:
+def test_the_flag_turns_the_dashboard_off(flag: str, shown: bool) -> None:
     cli = parse(f"--dashboard={flag}")
     assert any(isinstance(callback, Dashboard) for callback in cli.trainer.callbacks) == shown  # type: ignore[attr-defined]

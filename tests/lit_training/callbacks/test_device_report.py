@@ -1,4 +1,4 @@
-"""What a device says of its share of the first batch, as in the tutorial "Data Parallelism"."""
+"""The report of each device about the first batch, as in the tutorial "Data Parallelism"."""
 
 from collections.abc import Callable
 
@@ -11,7 +11,7 @@ from lit_training.callbacks.device_report import DeviceReport
 
 
 @pytest.mark.parametrize("model", [LitMLP(5, (), 2), LitDynamic(5, 3, 2)], ids=["LitMLP", "LitDynamic"])
-def test_the_first_step_alone_is_told(
+def test_only_the_first_step_is_reported(
     model: LitMLP | LitDynamic, bare: Callable[..., Trainer], capsys: pytest.CaptureFixture[str]
 ) -> None:
     data = RandomDataModule(in_features=5, out_features=2, length=30, batch_size=30, steps=3)
@@ -23,9 +23,7 @@ def test_the_first_step_alone_is_told(
     assert not any(module._forward_hooks for module in model.modules())
 
 
-def test_a_batch_of_validation_is_not_taken_for_the_first_step(
-    bare: Callable[..., Trainer], capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_validation_batch_is_not_reported(bare: Callable[..., Trainer], capsys: pytest.CaptureFixture[str]) -> None:
     data = RandomDataModule(in_features=5, out_features=2, length=12, batch_size=4, steps=2)
     bare(max_epochs=1, callbacks=[DeviceReport()], num_sanity_val_steps=1).fit(LitMLP(5, (), 2), data)
     assert "In Model: input size torch.Size([4, 5])" in capsys.readouterr().out

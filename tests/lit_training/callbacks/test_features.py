@@ -1,4 +1,4 @@
-"""Features computed once: the same numbers and the same checkpoint as without a cache."""
+"""Cached features give the same metrics and the same checkpoint as a run without the cache."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -58,14 +58,14 @@ def test_features_have_the_precision_of_the_run(bare: Callable[..., Trainer], ph
 
 
 @pytest.mark.parametrize(("backbone", "data"), [("resnet18", {"augment": True}), ("squeezenet1_1", {})])
-def test_nothing_is_cached_where_it_would_change_the_run(
+def test_nothing_is_cached_if_it_would_change_the_run(
     bare: Callable[..., Trainer], photo_folder: Path, backbone: str, data: dict[str, Any]
 ) -> None:
     _, module, _ = fit(bare, photo_folder, FeatureCache(), backbone=backbone, **data)
     assert not isinstance(module.sets["train"], Features)
 
 
-def test_a_row_that_is_padding_counts_for_nothing() -> None:
+def test_padding_gets_the_label_minus_one() -> None:
     pictures = Pictures(torch.zeros(3, 3, 4, 4, dtype=torch.uint8), torch.tensor([0, 1, 1]), Preprocessing())
     rows = Features(torch.arange(6.0).view(3, 2), pictures)
     features, labels = rows.__getitems__([4, -1])
@@ -73,9 +73,7 @@ def test_a_row_that_is_padding_counts_for_nothing() -> None:
     assert labels.tolist() == [1, -1]
 
 
-def test_a_schedule_that_asks_for_the_length_of_the_run_does_not_keep_the_pictures(
-    bare: Callable[..., Trainer], photo_folder: Path
-) -> None:
+def test_loaders_built_early_for_a_schedule_are_replaced(bare: Callable[..., Trainer], photo_folder: Path) -> None:
     class Loaders(Callback):
         def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
             self.dataset = trainer.train_dataloader.dataset  # type: ignore[union-attr]

@@ -1,4 +1,4 @@
-"""A run whose loss or weights are no numbers stops, and its last good checkpoint is kept."""
+"""A run whose loss or weights are NaN or infinite stops, and its last good checkpoint is kept."""
 
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ SHAPES = f"{SIX_BATCHES} --max_epochs 3 {QUIET} --log_every_n_steps 4"
 
 
 def spoil(cli: FitCLI, at: int, value: float) -> None:
-    """The loss of batch ``at``, counted over all epochs, becomes ``value``."""
+    """Multiply the loss of batch ``at``, counted over all epochs, by ``value``."""
     step = cli.model.training_step
 
     def training_step(batch: Any, batch_idx: int) -> torch.Tensor:
@@ -26,7 +26,7 @@ def spoil(cli: FitCLI, at: int, value: float) -> None:
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
-def test_a_loss_that_is_no_number_stops_with_step_batch_and_rate(value: float) -> None:
+def test_a_loss_of_nan_or_infinity_stops_the_run_and_names_step_batch_and_rate(value: float) -> None:
     cli = parse(f"{SHAPES} --model.lr 0.02")
     spoil(cli, 8, value)
     batches: dict[int, list[float]] = {}
@@ -44,7 +44,7 @@ def test_a_loss_that_is_no_number_stops_with_step_batch_and_rate(value: float) -
     assert max(batches) < 8 + 4  # within one logging interval
 
 
-def test_the_best_checkpoint_before_it_is_kept() -> None:
+def test_all_checkpoints_of_a_stopped_run_hold_finite_weights() -> None:
     cli = parse(SHAPES)
     spoil(cli, 17, torch.nan)
     with pytest.raises(TrainingError, match="step 18"):
@@ -62,11 +62,11 @@ def test_weights_that_overflow_under_a_finite_loss_stop_the_run() -> None:
             cli.model.net.fc3.bias.data[0] = torch.inf
 
     cli.model.on_train_batch_end = overflow
-    with pytest.raises(TrainingError, match="weights became NaN or infinite at step 6 or up to 2 before"):
+    with pytest.raises(TrainingError, match="weights became NaN or infinite at step 6 or up to 2 steps before"):
         cli.trainer.fit(cli.model, cli.datamodule)
 
 
-def test_files_of_a_spoilt_batch_are_named(photo_folder: Path) -> None:
+def test_the_files_of_a_batch_with_nan_loss_are_named(photo_folder: Path) -> None:
     line = f"--data {photo_folder} {SMALL_NET} --model.freeze false --data.image_size 72 --data.num_workers 0"
     cli = parse(f"{QUIET} {line} --max_epochs 1")
     spoil(cli, 1, torch.nan)
@@ -78,16 +78,16 @@ def test_files_of_a_spoilt_batch_are_named(photo_folder: Path) -> None:
 
 
 def test_losses_are_not_waited_for_at_each_step(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A GPU waits for ``item()``; the guard has one look every 4 steps, one at each epoch's end and checkpoint."""
+    """``item()`` waits for the GPU. The guard calls it every 4 steps, after each epoch and before each checkpoint."""
     cli = parse(f"{SHAPES} --max_epochs 1 --logger false --enable_checkpointing false")
-    looks = 0
+    checks = 0
     item = torch.Tensor.item
 
     def counting(tensor: torch.Tensor) -> Any:
-        nonlocal looks
-        looks += tensor.dtype == torch.int32
+        nonlocal checks
+        checks += tensor.dtype == torch.bool
         return item(tensor)
 
     monkeypatch.setattr(torch.Tensor, "item", counting)
     cli.trainer.fit(cli.model, cli.datamodule)
-    assert looks == 2
+    assert checks == 2

@@ -1,4 +1,4 @@
-"""run.json says what a run was made with."""
+"""run.json, split.csv and left_out.csv record how a run was made."""
 
 import importlib.metadata
 import json
@@ -54,9 +54,9 @@ def test_run_json_names_the_machine() -> None:
     assert start["command"] == shlex.join(sys.argv)
 
 
-def test_run_json_names_the_commit_and_what_differs_from_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The code's, wherever the run is started."""
-    for name in ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE"):  # a hook of git has these
+def test_run_json_names_the_commit_and_the_changed_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The commit is that of the code, not that of the current folder."""
+    for name in ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE"):  # git sets these in a hook
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path))
     code = tmp_path / "code" / "lit_training"
@@ -80,7 +80,7 @@ def test_run_json_names_the_commit_and_what_differs_from_it(tmp_path: Path, monk
     git("commit", "--quiet", "--message", "first")
     assert recorded() == {"commit": git("rev-parse", "HEAD"), "changed": []}
     (code / "records.py").write_text("second")
-    (code / "new.py").write_text("not git's")
+    (code / "new.py").write_text("not tracked")
     first = git("rev-parse", "HEAD")
     assert recorded() == {"commit": first, "changed": ["lit_training/records.py"]}
     git("commit", "--quiet", "--all", "--message", "second")
@@ -88,7 +88,7 @@ def test_run_json_names_the_commit_and_what_differs_from_it(tmp_path: Path, monk
     assert recorded() == {"commit": git("rev-parse", "HEAD"), "changed": []}
 
 
-def test_a_broken_run_json_is_begun_anew(tmp_path: Path) -> None:
+def test_a_broken_run_json_is_replaced(tmp_path: Path) -> None:
     cli = parse(f"{SHAPES} --max_epochs 1 --accelerator cpu")
     assert cli.run.start is not None
     (cli.run.start.run / "run.json").write_text("[{")
@@ -104,7 +104,7 @@ def train_loader(**arguments: Any) -> DataLoader:
     return data.train_dataloader()
 
 
-def test_a_fingerprint_tells_data_apart() -> None:
+def test_different_data_has_different_fingerprints() -> None:
     prints = [fingerprint(train_loader(**arguments)) for arguments in ({}, {}, {"train_size": 13}, {"channels": 1})]
     assert prints[0] == prints[1]
     assert len(set(prints)) == 3
@@ -117,7 +117,7 @@ def test_a_changed_label_changes_the_fingerprint() -> None:
     assert fingerprint(loader) != before
 
 
-def test_of_another_s_loader_only_the_length_counts() -> None:
+def test_for_a_loader_from_outside_this_project_only_the_length_counts() -> None:
     assert fingerprint(DataLoader(TensorDataset(torch.zeros(3)))) == fingerprint(
         DataLoader(TensorDataset(torch.ones(3)))
     )
@@ -145,18 +145,18 @@ def test_the_split_of_a_folder_is_written(photo_folder: Path) -> None:
     assert not (run / "left_out.csv").exists()
 
 
-def test_what_was_left_out_is_written_with_its_reason(photo_folder: Path) -> None:
+def test_photos_left_out_are_written_with_the_reason(photo_folder: Path) -> None:
     (photo_folder / "train" / "ants" / "empty.jpg").touch()
     run = fit_run(PHOTOS)
     assert read_csv(run / "left_out.csv") == [{"path": "train/ants/empty.jpg", "kind": "empty", "reason": "0 bytes"}]
     assert "train/ants/empty.jpg" not in [row["path"] for row in read_csv(run / "split.csv")]
 
 
-def test_data_that_is_no_photos_has_no_such_files() -> None:
+def test_data_without_photos_has_no_such_files() -> None:
     run = fit_run(f"{SHAPES} --max_epochs 1 --limit_train_batches 1 --limit_val_batches 0 --dashboard false")
     assert not {"split.csv", "left_out.csv"} & {path.name for path in run.iterdir()}
 
 
-def test_a_run_that_is_written_nowhere_writes_no_records(photo_folder: Path, tmp_path: Path) -> None:
+def test_a_run_without_a_folder_writes_no_records(photo_folder: Path, tmp_path: Path) -> None:
     fit(f"{PHOTOS} --logger false --enable_checkpointing false")
     assert list(tmp_path.rglob("split.csv")) == []

@@ -1,4 +1,4 @@
-"""A run that is killed at any moment and started again ends as if nothing had happened."""
+"""A run that is killed at any moment and resumed gives the same result as an uninterrupted run."""
 
 import itertools
 import subprocess
@@ -54,7 +54,7 @@ CASES = {
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_killed_and_started_again_is_the_uninterrupted_run(case: str) -> None:
+def test_a_killed_and_resumed_run_equals_the_uninterrupted_run(case: str) -> None:
     whole = fit_run(f"{CASES[case]} --default_root_dir whole")
     steps = last(whole)["loops"]["fit_loop"]["epoch_loop.batch_progress"]["total"]["ready"]
     line = f"{CASES[case]} --default_root_dir killed --resume auto"
@@ -66,7 +66,7 @@ def test_killed_and_started_again_is_the_uninterrupted_run(case: str) -> None:
 
 
 @pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
-def test_fine_tuning_goes_on_across_the_unfreezing_epoch(photo_folder: Path, workers: int) -> None:
+def test_fine_tuning_resumes_before_and_after_the_unfreezing_epoch(photo_folder: Path, workers: int) -> None:
     line = f"--data {photo_folder} {SMALL_NET} --model.freeze false --max_epochs 3 --model.unfreeze_epoch 1"
     line += f" --data.image_size 72 --data.num_workers {workers}"
     whole = fit_run(f"{line} --default_root_dir whole")
@@ -76,7 +76,7 @@ def test_fine_tuning_goes_on_across_the_unfreezing_epoch(photo_folder: Path, wor
     assert_same_end(whole, fit_run(line))
 
 
-def test_the_frozen_backbone_stays_frozen_in_an_epoch_that_goes_on(photo_folder: Path) -> None:
+def test_the_frozen_backbone_stays_frozen_in_a_resumed_epoch(photo_folder: Path) -> None:
     line = f"--data {photo_folder} {SMALL_NET} --model.freeze false --max_epochs 1 --model.unfreeze_epoch 5"
     line += " --data.image_size 32 --resume auto"
     fit(line, kill_at=2)
@@ -86,7 +86,7 @@ def test_the_frozen_backbone_stays_frozen_in_an_epoch_that_goes_on(photo_folder:
     assert not torch.equal(before["net.fc.weight"], model.net.fc.weight)
 
 
-def test_a_resume_reads_no_pretrained_weights(photo_folder: Path) -> None:
+def test_a_resumed_run_reads_no_pretrained_weights(photo_folder: Path) -> None:
     weights = Path("weights.pth")
     torch.save(lit_models.LitTransfer("shufflenet_v2_x0_5", weights=None, num_classes=1000).net.state_dict(), weights)
     line = f"--data {photo_folder} {SMALL_NET} --model.weights {weights} --max_epochs 2 --data.image_size 32"
@@ -96,7 +96,7 @@ def test_a_resume_reads_no_pretrained_weights(photo_folder: Path) -> None:
     assert last(fit_run(line))["callbacks"]["ResumePoint"]["finished"]
 
 
-def test_each_sample_is_used_once_an_epoch_in_the_history_that_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_sample_is_used_once_per_epoch_without_the_lost_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: dict[int, tuple[int, list[float]]] = {}
 
     class Notes(Callback):
@@ -116,7 +116,7 @@ def test_each_sample_is_used_once_an_epoch_in_the_history_that_counts(monkeypatc
     assert epochs[0] == epochs[1] == epochs[2]
 
 
-def test_after_the_end_nothing_is_done(copy_run: CopyRun) -> None:
+def test_resuming_a_finished_run_changes_nothing(copy_run: CopyRun) -> None:
     line = f"{SHAPES} --max_epochs 1"
     run = copy_run(line)
     before = {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.is_file()}
@@ -127,7 +127,7 @@ def test_after_the_end_nothing_is_done(copy_run: CopyRun) -> None:
     assert {path: path.stat().st_mtime_ns for path in before} == before
 
 
-def test_more_epochs_go_on_from_a_finished_run_and_need_no_other_flag(copy_run: CopyRun) -> None:
+def test_max_epochs_alone_extends_a_finished_run(copy_run: CopyRun) -> None:
     long = copy_run(f"{SHAPES} --max_epochs 3", root="long")
     short = copy_run(f"{SHAPES} --max_epochs 1", root="short")
     fit(f"--resume {short} --max_epochs 3")
@@ -144,7 +144,9 @@ def test_a_run_that_was_moved_keeps_its_best_score() -> None:
     assert not Path("here").exists()
 
 
-def test_a_broken_last_is_set_aside_and_previous_taken(copy_run: CopyRun, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_broken_last_ckpt_is_renamed_and_previous_ckpt_is_used(
+    copy_run: CopyRun, capsys: pytest.CaptureFixture[str]
+) -> None:
     line = f"{SHAPES} --max_epochs 3"
     whole = copy_run(line, root="whole")
     folder = copy_run(line, kill_at=9) / "checkpoints"
@@ -152,15 +154,15 @@ def test_a_broken_last_is_set_aside_and_previous_taken(copy_run: CopyRun, capsys
     start = fit(f"{line} --resume auto").run.start
     assert start is not None
     assert (start.checkpoint, start.step) == (folder / "previous.ckpt", 8)
-    assert "last.ckpt is no checkpoint that can be read safely" in capsys.readouterr().err
+    assert "last.ckpt is not a checkpoint that can be read safely" in capsys.readouterr().err
     assert (folder / "last.ckpt.broken").exists()
     assert_same_end(whole, folder.parent)
 
 
 @pytest.mark.parametrize("flag", ["--accumulate_grad_batches 2", "--limit_train_batches 0.5"])
-def test_the_cut_of_an_epoch_cannot_be_changed_on_the_way(flag: str, copy_run: CopyRun) -> None:
+def test_the_batches_of_an_epoch_cannot_be_changed_by_a_resume(flag: str, copy_run: CopyRun) -> None:
     copy_run(f"{SHAPES} --max_epochs 1", kill_at=3)
-    with pytest.raises(CheckpointError, match="resume point is of 1 process with 6 batches an epoch"):
+    with pytest.raises(CheckpointError, match="resume point has 1 process with 6 batches per epoch"):
         fit(f"--resume latest {flag}")
 
 
@@ -168,11 +170,11 @@ def test_changed_data_is_refused(photo_folder: Path) -> None:
     line = f"--data {photo_folder} {SMALL_NET} --data.image_size 32 --max_epochs 1"
     fit(line, kill_at=2)
     next((photo_folder / "train" / "ants").iterdir()).unlink()
-    with pytest.raises(CheckpointError, match=r"batches an epoch|training data is not what it was"):
+    with pytest.raises(CheckpointError, match=r"batches per epoch|training data has changed"):
         fit(f"{line} --resume auto")
 
 
-def test_a_copy_of_a_finished_runs_resume_point_goes_further_in_a_folder_of_its_own_or_does_nothing(
+def test_a_copy_of_a_finished_resume_point_trains_more_epochs_in_a_new_folder_or_does_nothing(
     copy_run: CopyRun,
 ) -> None:
     long = copy_run(f"{SHAPES} --max_epochs 3", root="long")
@@ -186,14 +188,14 @@ def test_a_copy_of_a_finished_runs_resume_point_goes_further_in_a_folder_of_its_
     assert_same_weights(long, Path("lightning_logs/version_1"))
 
 
-def test_a_run_killed_before_its_first_step_is_begun_again_in_its_folder() -> None:
+def test_a_run_killed_before_its_first_step_starts_again_in_its_folder() -> None:
     for _ in range(2):
         start = parse(f"{SHAPES} {QUIET} --max_epochs 1 --resume auto").run.start
         assert start is not None
         assert (start.run.name, start.checkpoint) == ("version_0", None)
 
 
-def test_one_seed_governs_everything() -> None:
+def test_the_seed_decides_all_randomness() -> None:
     line = "--data.train_size 16 --data.val_size 8 --data.augment true --max_epochs 1"
     first, second, other = (fit_run(f"{line} --seed {seed}") for seed in (1, 1, 2))
     assert_same_end(first, second)
@@ -212,7 +214,7 @@ def test_a_signal_stops_between_two_steps_and_gives_the_exit_code(capsys: pytest
 
 
 def test_resume_points_cost_one_percent(monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a clock that only saving moves: the time between two points is a hundred times what one takes."""
+    """With a simulated clock: the time between two resume points is at least 100 times the time to save one."""
     monkeypatch.setattr(ResumePoint, "COST", 0.01)
     now, times = 0.0, []
     monkeypatch.setattr("lit_training.callbacks.resume.time", SimpleNamespace(monotonic=lambda: now))
@@ -234,12 +236,12 @@ def test_resume_points_cost_one_percent(monkeypatch: pytest.MonkeyPatch) -> None
     cli.model.on_train_batch_end = step
     cli.trainer.fit(cli.model, cli.datamodule)
     between = [b - a - 0.3 for a, b in itertools.pairwise(times[:-1])]
-    assert times[0] == pytest.approx(11.0)  # the first one is expected to take 0.1 s
+    assert times[0] == pytest.approx(11.0)  # the first one is assumed to take 0.1 s
     assert between
     assert min(between) >= 30.0 - 1e-6
 
 
-def test_a_model_of_a_user_s_own_goes_on_too(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_model_from_outside_this_project_is_resumed(capsys: pytest.CaptureFixture[str]) -> None:
     write_own_classes()
     line = f"--model own_classes.PictureModel --data ShapesDataModule {SHAPES} --max_epochs 3"
     whole = fit_run(f"{line} --default_root_dir whole")
@@ -249,14 +251,14 @@ def test_a_model_of_a_user_s_own_goes_on_too(capsys: pytest.CaptureFixture[str])
     start = fit(line).run.start
     assert start is not None
     assert start.step == 11
-    assert "is set aside" not in capsys.readouterr().err
+    assert "warning" not in capsys.readouterr().err
     assert_same_end(whole, start.run)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("case", ["augmented", "unfreezing"])
 def test_real_kills_signals_and_full_disks(case: str) -> None:
-    """One round of tests/stress/kill_runs.py for each of the two cases whose names contain ``case``."""
+    """Run tests/stress/kill_runs.py once for each of the two cases whose names contain ``case``."""
     script = ROOT / "tests" / "stress" / "kill_runs.py"
     command = [sys.executable, str(script), "--case", case, "--seed", "1", "--one_process"]
     ended = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, check=False)

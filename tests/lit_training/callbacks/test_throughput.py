@@ -1,4 +1,4 @@
-"""Samples per second: what is counted, and that validation is not."""
+"""Samples per second count training samples and leave out the time of validation."""
 
 from collections.abc import Callable
 from types import SimpleNamespace
@@ -32,7 +32,7 @@ def test_samples_in_a_batch(batch: Any, count: int) -> None:
 
 
 class Clock:
-    """Stands still but where it is moved."""
+    """A clock that tests move by hand."""
 
     def __init__(self) -> None:
         self.now = 100.0
@@ -42,7 +42,7 @@ class Clock:
 
 
 class Pass(Callback):
-    """Lets 2 s pass in each training batch and 50 s in each validation."""
+    """Moves the clock by 2 s in each training batch and by 50 s in each validation batch."""
 
     def __init__(self, clock: Clock) -> None:
         self.clock = clock
@@ -55,7 +55,7 @@ class Pass(Callback):
 
 
 class Read(Callback):
-    """What was logged of each epoch."""
+    """Keeps the logged speed of each epoch."""
 
     def __init__(self) -> None:
         self.speeds: list[float] = []
@@ -66,7 +66,7 @@ class Read(Callback):
 
 
 @pytest.mark.parametrize("sanity_steps", [0, 1])
-def test_samples_over_the_time_of_training_alone(
+def test_the_time_of_validation_is_left_out(
     sanity_steps: int, bare: Callable[..., Trainer], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock, read = Clock(), Read()

@@ -75,7 +75,7 @@ def test_auto_is_the_cpu_where_there_is_nothing_else(monkeypatch: pytest.MonkeyP
 @pytest.mark.parametrize(
     ("error", "line"),
     [
-        ("No supported gpu backend found!", "--accelerator gpu: no GPU is seen here; use --accelerator cpu, or auto"),
+        ("No supported gpu backend found!", "--accelerator gpu: no GPU was found; use --accelerator cpu, or auto"),
         ("`max_epochs` and what else", "--max_epochs 3: `max_epochs` and what else"),
         ("something else", "something else"),
     ],

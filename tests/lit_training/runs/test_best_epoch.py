@@ -1,4 +1,4 @@
-"""Which epoch is the best: one rule, and one answer wherever it is asked for."""
+"""Which epoch is the best: everything that uses the rule gives the same answer."""
 
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from lit_training.callbacks.best import BestCheckpoint, StopEarly
 from lit_training.callbacks.console import EpochLines
 from lit_training.callbacks.dashboard import Dashboard
 from lit_training.cli.parser import FitCLI
-from lit_training.runs.best_epoch import MODES, BestSoFar, best_epoch, is_better
+from lit_training.runs.best_epoch import MODES, BestSoFar, best_epoch
 from lit_training.trained.compare import read_run
 from tests.support.fits import fit
 from tests.support.told_accuracy import ToldAccuracy
@@ -28,7 +28,7 @@ INF = float("inf")
         (0.4, 0.5, "max", False),
         (0.6, 0.5, "min", False),
         (0.4, 0.5, "min", True),
-        (0.5, 0.5, "max", False),  # a tie: the earlier epoch stays
+        (0.5, 0.5, "max", False),  # a tie: the earlier epoch stays the best
         (0.5, 0.5, "min", False),
         (NAN, 0.5, "max", False),
         (NAN, 0.5, "min", False),
@@ -41,20 +41,25 @@ INF = float("inf")
         (1.0, INF, "min", True),
     ],
 )
-def test_one_epoch_against_the_best_before_it(value: float, best: float | None, mode: str, better: bool) -> None:
-    row = None if best is None else {"m": best}
-    assert is_better({"m": value}, row, "m", mode) == better
-    assert is_better({"m": torch.tensor(value), "other": 1.0}, row, "m", mode) == better
+def test_an_epoch_is_compared_with_the_best_before_it(
+    value: float, best: float | None, mode: str, better: bool
+) -> None:
+    for metrics in ({"m": value}, {"m": torch.tensor(value), "other": 1.0}):
+        so_far = BestSoFar("m", mode)
+        so_far.value = best
+        assert so_far.improved(metrics) == better
 
 
 @pytest.mark.parametrize("mode", ["max", "min"])
 def test_an_epoch_without_the_metric_is_not_better(mode: str) -> None:
-    assert not is_better({"other": 1.0}, None, "m", mode)
-    assert not is_better({}, {"m": 0.5}, "m", mode)
+    best = BestSoFar("m", mode)
+    assert not best.improved({"other": 1.0})
+    best.value = 0.5
+    assert not best.improved({})
 
 
 @given(st.lists(st.floats(allow_infinity=False), max_size=20), st.sampled_from(["max", "min"]))
-def test_best_so_far(values: list[float], mode: str) -> None:
+def test_each_improvement_is_found(values: list[float], mode: str) -> None:
     best = BestSoFar("m", mode)
     known: list[float] = []
     for value in values:
@@ -65,12 +70,12 @@ def test_best_so_far(values: list[float], mode: str) -> None:
     assert not BestSoFar(None, mode).improved({"m": torch.tensor(1.0)})
 
 
-def test_its_value_is_kept_as_a_plain_number() -> None:
+def test_the_value_is_kept_as_a_python_float() -> None:
     best = BestSoFar("val_acc", "max")
     assert best.value is None
     best.improved({"val_acc": torch.tensor(0.5), "val_loss": torch.tensor(1.25), "lr": 0.1})
     assert type(best.value) is float
-    assert best.row == {"val_acc": 0.5, "val_loss": 1.25}
+    assert best.value == 0.5
     restored = BestSoFar("val_acc", "max")
     restored.value = best.value
     assert not restored.improved({"val_acc": 0.5})
@@ -80,7 +85,7 @@ def test_its_value_is_kept_as_a_plain_number() -> None:
 
 
 @given(st.lists(st.sampled_from([0.25, 0.5, 0.75, NAN, None]), max_size=9), st.sampled_from(["max", "min"]))
-def test_the_best_of_all_epochs_is_the_first_with_the_best_value(values: list[float | None], mode: str) -> None:
+def test_the_best_epoch_is_the_first_with_the_best_value(values: list[float | None], mode: str) -> None:
     rows = {epoch: {} if value is None else {"m": value} for epoch, value in enumerate(values, 1)}
     numbers = [value for value in values if value is not None and value == value]
     expected = None
@@ -89,7 +94,7 @@ def test_the_best_of_all_epochs_is_the_first_with_the_best_value(values: list[fl
     assert best_epoch(rows, "m", mode) == expected
 
 
-def test_the_metric_that_decides_comes_first() -> None:
+def test_val_acc_decides_before_val_loss_before_train_loss() -> None:
     assert list(MODES.items()) == [("val_acc", "max"), ("val_loss", "min"), ("train_loss", "min")]
 
 
@@ -122,7 +127,7 @@ def test_star_checkpoint_early_stopping_dashboard_and_comparison_agree(
     assert len(lines) == 5
     assert [line.split("  ")[0] for line in lines if line.endswith("*")][-1] == "epoch 3/5"
     assert torch.load(run / "checkpoints" / "best.ckpt", weights_only=True)["epoch"] == 2
-    assert of_type(cli, BestCheckpoint).best.value == 0.75
+    assert of_type(cli, BestCheckpoint).best_model_score == 0.75
     assert of_type(cli, EpochLines).best.value == 0.75
     assert of_type(cli, Dashboard).best.value == 0.75
     compared = read_run(str(run))

@@ -1,4 +1,4 @@
-"""Checkpoints are written whole or not at all, and the best epoch's seldom."""
+"""Checkpoints are written atomically, and best.ckpt rarely."""
 
 import contextlib
 import errno
@@ -29,7 +29,7 @@ def number(path: Path) -> int:
     return torch.load(path, weights_only=True)["number"]
 
 
-def test_the_one_before_last_is_kept_as_previous(tmp_path: Path) -> None:
+def test_the_last_checkpoint_before_is_kept_as_previous(tmp_path: Path) -> None:
     for count in range(3):
         write(tmp_path / "new" / "last.ckpt", count)
         write(tmp_path / "new" / "best.ckpt", count)
@@ -38,7 +38,9 @@ def test_the_one_before_last_is_kept_as_previous(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("call", ["os.fsync", "pathlib.Path.replace", "torch.save"])
-def test_an_error_at_any_point_leaves_a_whole_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str) -> None:
+def test_an_error_at_any_point_leaves_a_complete_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
     write(tmp_path / "last.ckpt", 1)
 
     def full(*_: Any, **__: Any) -> None:
@@ -46,14 +48,12 @@ def test_an_error_at_any_point_leaves_a_whole_file(tmp_path: Path, monkeypatch: 
 
     with monkeypatch.context() as patch:
         patch.setattr(call, full)
-        with pytest.raises(CheckpointError, match=r"cannot write .*last.ckpt \(No space left on device\).*whole"):
+        with pytest.raises(CheckpointError, match=r"cannot write .*last.ckpt \(No space left on device\).*complete"):
             write(tmp_path / "last.ckpt", 2)
     assert [(path.name, number(path)) for path in tmp_path.iterdir()] == [("last.ckpt", 1)]
 
 
-def test_the_rotation_stopped_between_its_two_renames_leaves_previous(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_error_between_the_two_renames_leaves_previous(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write(tmp_path / "last.ckpt", 1)
     rename = Path.replace
 
@@ -68,21 +68,25 @@ def test_the_rotation_stopped_between_its_two_renames_leaves_previous(
     assert [(path.name, number(path)) for path in tmp_path.iterdir()] == [("previous.ckpt", 1)]
 
 
-def test_temporary_files_lie_beside_the_target_not_in_tmpdir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_temporary_files_are_in_the_folder_of_the_target_not_in_tmpdir(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("TMPDIR", str(tmp_path / "is not there"))
     write(tmp_path / "last.ckpt", 1)
     assert number(tmp_path / "last.ckpt") == 1
 
 
-def test_a_disk_that_is_full_leaves_the_old_file_and_says_so(
+def test_a_full_disk_is_reported_and_leaves_the_old_file(
     small_disk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A real one, with TMPDIR elsewhere: Lightning's own writer leaves half a file there."""
+    """With a real full disk and TMPDIR on another one; Lightning's own writer leaves half a file there."""
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     assert small_disk.stat().st_dev != tmp_path.stat().st_dev
     write(small_disk / "last.ckpt", 1)
     enormous = {"number": 2, "weights": torch.zeros(12_000_000)}
-    with pytest.raises(CheckpointError, match=r"last.ckpt \(No space left on device\): what was there before is whole"):
+    with pytest.raises(
+        CheckpointError, match=r"last.ckpt \(No space left on device\): earlier checkpoints are complete"
+    ):
         FitCheckpointIO().save_checkpoint(enormous, small_disk / "last.ckpt")
     assert [(path.name, number(path)) for path in small_disk.iterdir()] == [("last.ckpt", 1)]
     write(small_disk / "last.ckpt", 3)
@@ -91,17 +95,17 @@ def test_a_disk_that_is_full_leaves_the_old_file_and_says_so(
 
 @pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-def test_kills_while_saving_leave_whole_files_where_tmpdir_is_another_file_system(
+def test_kills_while_saving_leave_complete_files_if_tmpdir_is_another_file_system(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     memory = Path("/dev/shm")
     if not os.access(memory, os.W_OK) or memory.stat().st_dev == tmp_path.stat().st_dev:
-        pytest.skip("there is no second file system that can be written")
+        pytest.skip("needs a second writable file system")
     target, draw = tmp_path / "last.ckpt", random.Random(0)
     weights = torch.zeros(5_000_000)
     with tempfile.TemporaryDirectory(dir=memory) as elsewhere:
         monkeypatch.setenv("TMPDIR", elsewhere)
-        monkeypatch.setattr(tempfile, "tempdir", None)  # else it remembers where that was
+        monkeypatch.setattr(tempfile, "tempdir", None)  # tempfile caches the folder
         assert tempfile.gettempdir() == elsewhere
         began = time.monotonic()
         FitCheckpointIO().save_checkpoint({"number": 0, "weights": weights}, target)
@@ -114,7 +118,7 @@ def test_kills_while_saving_leave_whole_files_where_tmpdir_is_another_file_syste
                 for count in itertools.count():
                     os.write(theirs, b".")
                     FitCheckpointIO().save_checkpoint({"number": count, "weights": weights}, target)
-            for _ in range(2 + kill % 4):  # somewhere in the second save, or in one of the next three
+            for _ in range(2 + kill % 4):  # kill in one of the saves 2 to 5
                 os.read(ours, 1)
             time.sleep(draw.uniform(0, one_save))
             os.kill(child, signal.SIGKILL)
@@ -128,19 +132,19 @@ def test_kills_while_saving_leave_whole_files_where_tmpdir_is_another_file_syste
             unfinished += bool(list(tmp_path.glob(".*.part")))
             for path in (*tmp_path.glob("*.ckpt"), *tmp_path.glob(".*.part")):
                 path.unlink()
-    assert unfinished  # kills struck in the middle of a write
-    assert len({count for _, count in seen}) >= 4  # at several points of several saves
+    assert unfinished  # some kills interrupted a write
+    assert len({count for _, count in seen}) >= 4  # the kills hit several saves
 
 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("no folder")
-    with pytest.raises(CheckpointError, match="choose another with --default_root_dir"):
+    with pytest.raises(CheckpointError, match="choose another folder with --default_root_dir"):
         write(tmp_path / "file" / "last.ckpt", 1)
 
 
 @contextlib.contextmanager
 def as_nobody() -> Iterator[None]:
-    """Root may write everything, so nobody does it."""
+    """Run as the user nobody, because root may write everywhere."""
     if os.geteuid() != 0:
         yield
         return
@@ -152,24 +156,24 @@ def as_nobody() -> Iterator[None]:
 
 
 @pytest.mark.skipif(not hasattr(os, "seteuid"), reason="needs seteuid")
-def test_a_folder_that_is_read_only_is_named_and_its_file_stays() -> None:
-    """Lightning's own writer says nothing and goes on."""
-    with tempfile.TemporaryDirectory() as folder:  # pytest's own folders are closed to nobody
+def test_a_read_only_folder_is_named_and_its_file_stays() -> None:
+    """Lightning's own writer ignores the error."""
+    with tempfile.TemporaryDirectory() as folder:  # nobody may not enter pytest's folders
         write(Path(folder, "last.ckpt"), 1)
         Path(folder).chmod(0o555)
-        said = r"last.ckpt \(Permission denied\): what was there before is whole"
+        said = r"last.ckpt \(Permission denied\): earlier checkpoints are complete"
         with pytest.raises(CheckpointError, match=said), as_nobody():
             write(Path(folder, "last.ckpt"), 2)
         Path(folder).chmod(0o755)
         assert [(path.name, number(path)) for path in Path(folder).iterdir()] == [("last.ckpt", 1)]
 
 
-# --- the best epoch's ------------------------------------------------------------------------------------------------
+# --- best.ckpt --------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
-    """A clock that shows ``now``."""
+    """A clock that is set with ``now``."""
     shown = SimpleNamespace(now=100.0)
     monkeypatch.setattr(checkpoints, "time", SimpleNamespace(monotonic=lambda: shown.now))
     return shown
@@ -179,7 +183,7 @@ def save_best(writer: FitCheckpointIO, folder: Path, number: int) -> None:
     writer.save_checkpoint({"number": number}, folder / "best.ckpt")
 
 
-def test_the_best_epoch_is_written_once_in_a_while(tmp_path: Path, clock: SimpleNamespace) -> None:
+def test_the_best_epoch_is_written_only_after_some_seconds(tmp_path: Path, clock: SimpleNamespace) -> None:
     writer, best = FitCheckpointIO(), tmp_path / "best.ckpt"
     save_best(writer, tmp_path, 1)
     assert number(best) == 1
@@ -192,7 +196,7 @@ def test_the_best_epoch_is_written_once_in_a_while(tmp_path: Path, clock: Simple
 
 
 @pytest.mark.parametrize("end", ["flush", "teardown", "another checkpoint", "reading"])
-def test_the_pending_best_epoch_is_written_in_time(end: str, tmp_path: Path, clock: SimpleNamespace) -> None:
+def test_the_pending_best_epoch_is_written_when_it_is_needed(end: str, tmp_path: Path, clock: SimpleNamespace) -> None:
     writer, best = FitCheckpointIO(), tmp_path / "best.ckpt"
     save_best(writer, tmp_path, 1)
     save_best(writer, tmp_path, 2)
@@ -205,10 +209,10 @@ def test_the_pending_best_epoch_is_written_in_time(end: str, tmp_path: Path, clo
         getattr(writer, end)()
     assert number(best) == 2
     save_best(writer, tmp_path, 3)
-    assert number(best) == 2  # that write counts too
+    assert number(best) == 2  # the time since this write counts
 
 
-def test_what_is_pending_does_not_change_with_the_network(tmp_path: Path, clock: SimpleNamespace) -> None:
+def test_a_pending_checkpoint_does_not_change_with_the_model(tmp_path: Path, clock: SimpleNamespace) -> None:
     writer, weights = FitCheckpointIO(), torch.zeros(3)
     for _ in range(2):
         writer.save_checkpoint({"weights": weights}, tmp_path / "best.ckpt")
@@ -218,8 +222,8 @@ def test_what_is_pending_does_not_change_with_the_network(tmp_path: Path, clock:
     assert torch.equal(saved, torch.ones(3))
 
 
-def test_what_could_not_be_written_is_not_tried_again(tmp_path: Path) -> None:
-    """The error ends the run; its teardown must not hide it behind a second one."""
+def test_a_checkpoint_that_could_not_be_written_is_not_written_again(tmp_path: Path) -> None:
+    """The error ends the run, and the teardown must not raise a second one."""
     writer = FitCheckpointIO()
     (tmp_path / "file").touch()
     with pytest.raises(CheckpointError):

@@ -1,4 +1,4 @@
-"""Which device is taken, and the mode that modules are left in."""
+"""The chosen device, and the mode of modules after an evaluation."""
 
 import pytest
 import torch
@@ -8,7 +8,7 @@ from lit_training.errors import UsageError
 from lit_training.runs.devices import evaluation_mode, find_device
 
 
-def test_the_device_that_was_asked_for() -> None:
+def test_the_chosen_device_is_returned() -> None:
     assert find_device("cpu") == torch.device("cpu")
     assert find_device("auto").type in ("cpu", "cuda", "mps")
 
@@ -16,7 +16,7 @@ def test_the_device_that_was_asked_for() -> None:
 @pytest.mark.parametrize(
     ("gpu", "mps", "chosen"), [(True, True, "cuda"), (True, False, "cuda"), (False, True, "mps"), (False, False, "cpu")]
 )
-def test_auto_takes_the_fastest_that_is_there(
+def test_auto_takes_the_fastest_available_device(
     gpu: bool, mps: bool, chosen: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
@@ -25,14 +25,14 @@ def test_auto_takes_the_fastest_that_is_there(
 
 
 @pytest.mark.parametrize("name", ["gpu", "mps"])
-def test_a_device_that_is_not_there_is_said(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_device_is_an_error(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
-    with pytest.raises(UsageError, match=f"--accelerator {name}: no GPU is seen here; use --accelerator cpu, or auto"):
+    with pytest.raises(UsageError, match=f"--accelerator {name}: no GPU was found; use --accelerator cpu, or auto"):
         find_device(name)
 
 
-def test_each_module_gets_its_own_mode_back_even_after_an_error() -> None:
+def test_the_mode_of_each_module_is_restored_even_after_an_error() -> None:
     model = nn.Sequential(nn.Dropout(), nn.Sequential(nn.BatchNorm1d(2)))
     model[1].eval()
     modes = [module.training for module in model.modules()]

@@ -1,4 +1,4 @@
-"""A run's folder: made for one start, locked against others, found again by the same command."""
+"""A run's folder is made once, locked against other processes, and found again by the same command."""
 
 import subprocess
 import sys
@@ -29,14 +29,14 @@ ONE_EPOCH, THREE_EPOCHS = f"{SHAPES} --max_epochs 1", f"{SHAPES} --max_epochs 3"
 
 
 def start_of(line: str) -> Start:
-    """What a command line writes into and goes on from."""
+    """Return where a command line writes and what it resumes from."""
     start = parse(f"{QUIET} {line}").run.start
     assert start is not None
     return start
 
 
 def make_run(number: int, *checkpoints: str) -> Path:
-    """Make the folder of a run that holds empty files as checkpoints."""
+    """Make the folder of a run with empty files as checkpoints."""
     run = Path("lightning_logs", f"version_{number}")
     (run / "checkpoints").mkdir(parents=True)
     for name in checkpoints:
@@ -47,7 +47,7 @@ def make_run(number: int, *checkpoints: str) -> Path:
 # --- which folder, which resume point -------------------------------------------------------------------------------
 
 
-def test_auto_begins_where_no_run_has_the_same_settings(copy_run: CopyRun) -> None:
+def test_auto_starts_a_new_run_if_no_run_has_the_same_settings(copy_run: CopyRun) -> None:
     copy_run(ONE_EPOCH, kill_at=3)
     assert start_of(f"{ONE_EPOCH} --resume auto --seed 1").run.name == "version_1"
     same = start_of(f"{ONE_EPOCH} --resume auto")
@@ -56,11 +56,11 @@ def test_auto_begins_where_no_run_has_the_same_settings(copy_run: CopyRun) -> No
     assert (never.run.name, never.checkpoint) == ("version_2", None)
 
 
-def test_settings_of_a_run_cannot_be_changed_on_the_way(copy_run: CopyRun) -> None:
+def test_a_resume_cannot_change_the_settings_of_a_run(copy_run: CopyRun) -> None:
     copy_run(ONE_EPOCH, kill_at=3)
-    with pytest.raises(UsageError, match="begun with another --model: leave it out to go on"):
+    with pytest.raises(UsageError, match="started with another --model: leave the flag out"):
         start_of("--resume latest --model.lr 0.5")
-    with pytest.raises(UsageError, match="begun with another --seed: leave it out to go on"):
+    with pytest.raises(UsageError, match="started with another --seed: leave the flag out"):
         start_of("--resume latest --seed 5")
 
 
@@ -69,11 +69,11 @@ def test_settings_of_a_run_cannot_be_changed_on_the_way(copy_run: CopyRun) -> No
     [
         ("nowhere", "there is no such run"),
         ("latest", "no run under"),
-        ("lightning_logs/version_0/checkpoints/best.ckpt", "is no resume point"),
+        ("lightning_logs/version_0/checkpoints/best.ckpt", "is not a resume point"),
         ("lightning_logs/version_0", "holds no resume point"),
     ],
 )
-def test_what_cannot_be_resumed_is_named(resume: str, message: str, copy_run: CopyRun) -> None:
+def test_a_target_that_cannot_be_resumed_is_named(resume: str, message: str, copy_run: CopyRun) -> None:
     if "version_0" in resume:
         for path in (copy_run(ONE_EPOCH) / "checkpoints").glob("*"):
             if "best" not in resume or path.name != "best.ckpt":
@@ -83,7 +83,7 @@ def test_what_cannot_be_resumed_is_named(resume: str, message: str, copy_run: Co
 
 
 @pytest.mark.parametrize("flag", ["--default_root_dir=runs", "--trainer.default_root_dir runs"])
-def test_latest_is_the_newest_run_of_the_root_however_that_is_typed(flag: str, copy_run: CopyRun) -> None:
+def test_latest_is_the_newest_run_in_the_root_however_the_flag_is_typed(flag: str, copy_run: CopyRun) -> None:
     copy_run(f"{ONE_EPOCH} --model.lr 0.5", root="runs")
     cli = parse(f"{QUIET} --resume=latest {flag} --max_epochs 2")
     assert cli.run.start is not None
@@ -100,15 +100,17 @@ def test_latest_is_the_newest_run_of_the_root_however_that_is_typed(flag: str, c
         ({"max_epochs": 4, "max_steps": 100}, False),
     ],
 )
-def test_a_finished_run_goes_on_with_more_epochs_alone(trainer: dict[str, Any], more: bool, copy_run: CopyRun) -> None:
-    run = copy_run(THREE_EPOCHS)
-    assert extends(trainer, Start(run, run / "checkpoints" / "last.ckpt")) == more
+def test_only_more_epochs_extend_a_finished_run(trainer: dict[str, Any], more: bool, copy_run: CopyRun) -> None:
+    copy_run(THREE_EPOCHS)
+    start = start_of(f"{THREE_EPOCHS} --resume auto")
+    assert start.finished
+    assert extends(trainer, start) == more
 
 
 # --- latest ---------------------------------------------------------------------------------------------------------
 
 
-def test_latest_is_the_newest_run_that_has_what_is_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
+def test_latest_is_the_newest_run_that_has_the_needed_file(capsys: pytest.CaptureFixture[str]) -> None:
     make_run(2, "last.ckpt")
     make_run(10, "best.ckpt")
     make_run(11)
@@ -126,7 +128,7 @@ def test_latest_of_the_newest_run_needs_no_note(capsys: pytest.CaptureFixture[st
     assert capsys.readouterr().err == ""
 
 
-def test_there_is_no_latest_where_no_run_can_serve() -> None:
+def test_latest_without_a_usable_run_is_an_error() -> None:
     with pytest.raises(CheckpointError, match=r"no run under lightning_logs yet: python scripts/fit\.py"):
         find_checkpoint("latest")
     make_run(0)
@@ -139,7 +141,7 @@ def test_there_is_no_latest_where_no_run_can_serve() -> None:
 # --- a checkpoint by name -------------------------------------------------------------------------------------------
 
 
-def test_a_checkpoint_is_found_by_its_run_by_file_and_as_latest(tmp_path: Path) -> None:
+def test_a_checkpoint_is_found_by_run_by_file_and_as_latest(tmp_path: Path) -> None:
     run = make_run(0, "last.ckpt").absolute()
     last, best = run / "checkpoints" / "last.ckpt", run / "checkpoints" / "best.ckpt"
     assert find_checkpoint(str(run)) == find_checkpoint(str(run / "checkpoints")) == last
@@ -148,7 +150,7 @@ def test_a_checkpoint_is_found_by_its_run_by_file_and_as_latest(tmp_path: Path) 
     assert find_checkpoint(str(last)) == last
 
 
-def test_what_holds_no_checkpoint_is_named() -> None:
+def test_a_folder_without_a_checkpoint_is_named() -> None:
     with pytest.raises(CheckpointError, match=r"nothing is not there: give a run's folder, a \.ckpt file, or latest"):
         find_checkpoint("nothing")
     Path("empty").mkdir()
@@ -156,7 +158,7 @@ def test_what_holds_no_checkpoint_is_named() -> None:
         find_checkpoint("empty")
 
 
-def test_the_run_of_a_checkpoint_is_known(tmp_path: Path) -> None:
+def test_the_run_folder_of_a_checkpoint_and_its_paths(tmp_path: Path) -> None:
     run = make_run(0, "last.ckpt")
     assert run_folder(run / "checkpoints" / "last.ckpt") == tmp_path / run
     assert run_folder(Path("copy.ckpt")) == tmp_path
@@ -169,7 +171,7 @@ def test_the_run_of_a_checkpoint_is_known(tmp_path: Path) -> None:
 # --- locks ----------------------------------------------------------------------------------------------------------
 
 
-def test_a_run_in_training_is_left_alone(copy_run: CopyRun) -> None:
+def test_a_run_locked_by_another_process_is_refused(copy_run: CopyRun) -> None:
     run = copy_run(ONE_EPOCH, kill_at=3)
     code = "import fcntl, sys; f = open(sys.argv[1], 'w'); fcntl.lockf(f, fcntl.LOCK_EX); print(); sys.stdin.read()"
     command = [sys.executable, "-c", code, str(run / ".lock")]
@@ -191,7 +193,7 @@ def test_a_run_is_locked_until_its_process_ends_or_undoes_it() -> None:
 
     start = choose_start("never", ".", "{}")
     assert not is_free(start.run)
-    lock_run(start.run)  # again: a second handle would free the lock when it is closed
+    lock_run(start.run)  # again: closing a second handle would release the lock
     assert not is_free(start.run)
     start.undo()
     assert not Path("lightning_logs").exists()
@@ -212,7 +214,7 @@ def test_two_starts_at_once_get_two_folders(monkeypatch: pytest.MonkeyPatch) -> 
     assert choose_start("never", ".", "{}").run == Path("lightning_logs/version_1")
 
 
-def test_undo_leaves_a_run_that_was_there_before() -> None:
+def test_undo_removes_only_a_new_run() -> None:
     run = make_run(0, "last.ckpt")
     Start(run).undo()
     assert run.exists()
@@ -220,18 +222,18 @@ def test_undo_leaves_a_run_that_was_there_before() -> None:
     assert not Path("lightning_logs").exists()
 
 
-def test_a_place_that_cannot_be_written_is_named() -> None:
+def test_a_folder_that_cannot_be_written_is_named() -> None:
     Path("file").touch()
-    with pytest.raises(CheckpointError, match="choose another place with --default_root_dir"):
+    with pytest.raises(CheckpointError, match="choose another one with --default_root_dir"):
         choose_start("never", "file", "{}")
 
 
-def test_a_run_that_cannot_be_started_leaves_no_folder() -> None:
+def test_a_failed_start_leaves_no_folder() -> None:
     with pytest.raises(UsageError):
         parse(f"{SHAPES} {QUIET} --devices 0")
     assert not Path(folder.LOGS).exists()
 
 
-def test_the_version_is_what_loggers_call_the_folder() -> None:
+def test_the_version_is_the_one_in_lightnings_loggers() -> None:
     assert Start(Path("lightning_logs/version_12")).version == 12
     assert Start(Path("lightning_logs/my_run")).version == "my_run"

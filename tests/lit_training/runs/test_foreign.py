@@ -1,4 +1,4 @@
-"""Models and data modules of a user's own: what they say counts, what they do not say has a default."""
+"""Models and data modules from outside this project: their attributes count, and missing ones have defaults."""
 
 from types import SimpleNamespace
 from typing import Any
@@ -16,15 +16,15 @@ OF_DATA = ("class_names", "sample_shape", "photos", "follow", "report")
 
 
 class OwnModel(LightningModule):
-    """Says nothing."""
+    """Has none of the attributes."""
 
 
 class OwnData(LightningDataModule):
-    """Says nothing."""
+    """Has none of the attributes."""
 
 
-class TalkingModel(LightningModule):
-    """Says some of it."""
+class ModelWithAttributes(LightningModule):
+    """Has some of the attributes."""
 
     task = "classification"
     default_epochs = 7
@@ -35,8 +35,8 @@ class TalkingModel(LightningModule):
         self.save_hyperparameters()
 
 
-class TalkingData(LightningDataModule):
-    """Says some of it."""
+class DataWithAttributes(LightningDataModule):
+    """Has some of the attributes."""
 
     class_names = ("yes", "no")
     sample_shape = (3, 8, 8)
@@ -54,7 +54,7 @@ class TalkingData(LightningDataModule):
 
 
 @pytest.mark.parametrize("own", [OwnModel, OwnData, lambda: None], ids=["model", "data", "nothing"])
-def test_what_is_not_said_has_a_default(own: Any) -> None:
+def test_missing_attributes_have_defaults(own: Any) -> None:
     about = promises(own())
     assert about.default_epochs == 1
     assert (about.skips_layers, about.draws_per_batch) == (False, False)
@@ -66,20 +66,20 @@ def test_what_is_not_said_has_a_default(own: Any) -> None:
     assert about.hparams == {}
 
 
-def test_what_is_said_counts() -> None:
-    about = promises(TalkingModel())
+def test_existing_attributes_are_returned() -> None:
+    about = promises(ModelWithAttributes())
     assert (about.task, about.default_epochs, about.draws_per_batch) == ("classification", 7, True)
     assert about.hparams == {"width": 3}
     assert about.skips_layers is False
-    data = TalkingData()
+    data = DataWithAttributes()
     about = promises(data)
     about.follow(None)
     assert data.followed == [None]
     assert (about.class_names, about.sample_shape, about.report()) == (("yes", "no"), (3, 8, 8), "much data")
 
 
-def test_preprocessing_is_one_however_it_is_said() -> None:
-    data: Any = TalkingData()
+def test_preprocessing_may_be_a_dict_or_an_object() -> None:
+    data: Any = DataWithAttributes()
     assert promises(data).preprocessing == Preprocessing(image_size=8, mean=[0.1, 0.2, 0.3])
     data.preprocessing = Preprocessing(32, 32)
     assert promises(data).preprocessing is data.preprocessing
@@ -88,7 +88,7 @@ def test_preprocessing_is_one_however_it_is_said() -> None:
 
 
 @pytest.mark.parametrize("make", [LitCNN, lambda: LitMLP(3, (), 2), lambda: LitDynamic(3, 2, 2)])
-def test_models_of_this_project_are_asked_themselves(make: Any) -> None:
+def test_models_of_this_project_need_no_adapter(make: Any) -> None:
     model = make()
     assert promises(model) is model
     for name in (*OF_MODELS, "task", "preprocessing", "hparams"):
@@ -96,14 +96,14 @@ def test_models_of_this_project_are_asked_themselves(make: Any) -> None:
 
 
 @pytest.mark.parametrize("data_class", [CIFAR10DataModule, RandomDataModule, ShapesDataModule])
-def test_data_modules_of_this_project_are_asked_themselves(data_class: Any) -> None:
+def test_data_modules_of_this_project_need_no_adapter(data_class: Any) -> None:
     data = data_class()
     assert promises(data) is data
     for name in (*OF_DATA, "task", "preprocessing", "hparams"):
         getattr(data, name)
 
 
-def test_every_promise_is_kept_by_one_of_the_bases() -> None:
+def test_the_base_classes_have_all_attributes_with_defaults() -> None:
     assert {*OF_MODELS, *OF_DATA, "task", "preprocessing", "hparams"} == DEFAULTS.keys()
     for name in OF_MODELS:
         assert hasattr(LitTransfer, name)
@@ -111,7 +111,7 @@ def test_every_promise_is_kept_by_one_of_the_bases() -> None:
         assert hasattr(ImageFolderDataModule, name)
 
 
-def test_what_nobody_promised_is_no_silent_default() -> None:
+def test_an_unknown_attribute_is_an_error() -> None:
     with pytest.raises((AttributeError, KeyError), match="colour"):
         _ = promises(OwnModel()).colour
 
@@ -122,12 +122,12 @@ def test_the_data_of_a_trainer() -> None:
     assert data_of(trainer) is shapes
     trainer.datamodule = own
     assert data_of(trainer).own is own
-    trainer.datamodule = None  # loaders alone
+    trainer.datamodule = None  # only loaders
     assert data_of(trainer).class_names == ()
     assert data_of(SimpleNamespace()).photos is None  # type: ignore[arg-type]
 
 
-def test_asking_does_not_make_a_module_of_the_model_s_parameters() -> None:
+def test_an_adapter_does_not_add_parameters_to_the_model() -> None:
     model = torch.nn.Linear(2, 1)
     assert promises(model).task is None
     assert list(model.state_dict()) == ["weight", "bias"]

@@ -1,7 +1,6 @@
-"""The private names of libraries that this project uses: each still exists, and does what we rely on.
+"""The private names of libraries that this project uses still exist and do what it needs.
 
-A test that fails here after an update of a library names what changed. Where Lightning needs our help no longer, a test
-says so too.
+A test that fails after an update of a library shows what changed, or which workaround is no longer needed.
 """
 
 import inspect
@@ -55,22 +54,22 @@ QUIET: dict[str, Any] = {
 
 
 class Steps(Logger):
-    """Keeps what it is told and at which step."""
+    """Keeps the names and steps of logged metrics."""
 
     name, version = "steps", 0
 
     def __init__(self) -> None:
         super().__init__()
-        self.told: list[tuple[str, int | None]] = []
+        self.logged: list[tuple[str, int | None]] = []
 
     def log_hyperparams(self, *args: Any, **kwargs: Any) -> None: ...
 
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
-        self.told += [(name, step) for name in metrics if name != "epoch"]
+        self.logged += [(name, step) for name in metrics if name != "epoch"]
 
 
 class Model(LightningModule):
-    """Six steps an epoch; logs its loss at each, and how often an epoch has started."""
+    """Six steps per epoch; logs its loss at each step, and how many epochs have started."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -100,7 +99,7 @@ class Model(LightningModule):
 
 
 class At(Callback):
-    """Does something before the batch of this number."""
+    """Calls ``action`` before the batch with this number."""
 
     def __init__(self, batch: int, action: Callable[[Trainer, Any], None]) -> None:
         self.batch, self.action = batch, action
@@ -113,11 +112,11 @@ class At(Callback):
 # --- Trainer._run ---------------------------------------------------------------------------------------------------
 
 
-def test_run_takes_the_checkpoint_and_how_to_read_it() -> None:
+def test_run_has_the_arguments_that_we_override() -> None:
     assert list(inspect.signature(Trainer._run).parameters) == ["self", "model", "ckpt_path", "weights_only"]
 
 
-def test_run_is_what_fit_goes_through_and_its_checkpoint_is_gone_on_from(tmp_path: Path, bare: BareTrainer) -> None:
+def test_fit_calls_run_and_resumes_from_the_chosen_checkpoint(tmp_path: Path, bare: BareTrainer) -> None:
     point = tmp_path / "point.ckpt"
     first = bare(max_steps=4)
     first.fit(Model())
@@ -133,16 +132,16 @@ def test_run_is_what_fit_goes_through_and_its_checkpoint_is_gone_on_from(tmp_pat
     trainer = Chosen(max_steps=5, **QUIET)
     trainer.fit(model, weights_only=True)
     assert asked == [True]  # once
-    assert model.resumed_from == point  # known before setup(), which reads no pretrained weights then
+    assert model.resumed_from == point  # set before setup(), which then reads no pretrained weights
     assert trainer.global_step == 5
     trainer.validate(model, DataLoader(torch.ones(2, 2)), verbose=False)  # type: ignore[arg-type]
-    assert asked == [True]  # a fit alone goes on from something
+    assert asked == [True]  # only a fit chooses a checkpoint
 
 
 # --- the loops ------------------------------------------------------------------------------------------------------
 
 
-def test_the_steps_that_loggers_are_told_can_be_read_and_set(bare: BareTrainer) -> None:
+def test_the_step_number_of_loggers_can_be_read_and_set(bare: BareTrainer) -> None:
     logger, seen = Steps(), []
 
     def look(trainer: Trainer, model: Any) -> None:
@@ -152,12 +151,12 @@ def test_the_steps_that_loggers_are_told_can_be_read_and_set(bare: BareTrainer) 
     trainer = bare(max_epochs=1, logger=logger, log_every_n_steps=1, callbacks=[At(3, look)])
     trainer.fit(Model())
     assert seen == [3]
-    assert [step for name, step in logger.told if name == "loss"] == [0, 1, 2, 100, 101, 102]
+    assert [step for name, step in logger.logged if name == "loss"] == [0, 1, 2, 100, 101, 102]
     assert logged_steps(trainer) == 103
 
 
 class Stateful(DataLoader):
-    """A loader whose state is a number."""
+    """A loader with a state."""
 
     state = 0
 
@@ -169,7 +168,7 @@ class Stateful(DataLoader):
 
 
 class Impatient(Model):
-    """Asks for the run's length when the optimizer is made, as OneCycleLR does."""
+    """Needs the run's length when the optimizer is built, as OneCycleLR does."""
 
     def train_dataloader(self) -> DataLoader:
         self.loader = Stateful(torch.ones(6, 2))  # type: ignore[arg-type]
@@ -181,7 +180,7 @@ class Impatient(Model):
 
 
 @pytest.mark.parametrize(("ours", "state"), [(True, 7), (False, 0)])
-def test_loaders_that_were_made_too_early_get_their_state(
+def test_loaders_that_were_built_too_early_get_their_state(
     ours: bool, state: int, tmp_path: Path, bare: BareTrainer
 ) -> None:
     point = tmp_path / "point.ckpt"
@@ -199,7 +198,7 @@ def test_loaders_that_were_made_too_early_get_their_state(
 
 
 @pytest.mark.parametrize("forget", [True, False])
-def test_loaders_are_made_again_where_they_are_forgotten(forget: bool, bare: BareTrainer) -> None:
+def test_forgotten_loaders_are_built_again(forget: bool, bare: BareTrainer) -> None:
     made: list[int] = []
 
     class Counting(Impatient):
@@ -209,7 +208,7 @@ def test_loaders_are_made_again_where_they_are_forgotten(forget: bool, bare: Bar
 
     class Forget(Callback):
         def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-            assert trainer.train_dataloader is not None  # a schedule had it made
+            assert trainer.train_dataloader is not None  # built early for a schedule
             if forget:
                 forget_loaders(trainer)
 
@@ -219,7 +218,7 @@ def test_loaders_are_made_again_where_they_are_forgotten(forget: bool, bare: Bar
     assert trainer.global_step == 12
 
 
-def test_an_epoch_is_counted_as_whole(bare: BareTrainer) -> None:
+def test_a_resumed_epoch_can_be_marked_as_complete(bare: BareTrainer) -> None:
     trainer = bare(max_epochs=1)
     trainer.fit_loop._restarting = True
     assert trainer.fit_loop.restarting
@@ -229,8 +228,8 @@ def test_an_epoch_is_counted_as_whole(bare: BareTrainer) -> None:
 
 @pytest.mark.usefixtures("at_every_step")
 @pytest.mark.parametrize("helper", ["count_epoch_as_whole", "set_logged_steps"])
-def test_a_resumed_run_needs_our_help(helper: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """callbacks/test_resume.py shows that with all of it a resumed run ends as the uninterrupted one."""
+def test_a_resumed_run_needs_each_workaround(helper: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """callbacks/test_resume.py shows that with all workarounds a resumed run equals the uninterrupted one."""
     plateau = "--lr_scheduler ReduceLROnPlateau --lr_scheduler.patience 0 --lr_scheduler.threshold 0.9"
     line = f"{SHAPES} --max_epochs 3 {plateau}"
     whole = fit_run(f"{line} --default_root_dir whole")
@@ -239,14 +238,14 @@ def test_a_resumed_run_needs_our_help(helper: str, monkeypatch: pytest.MonkeyPat
     for step in (6, 13):
         fit(line, kill_at=step)
     run = fit_run(line)
-    with pytest.raises(AssertionError):  # else Lightning resumes right without this helper, and it can go
+    with pytest.raises(AssertionError):  # otherwise Lightning no longer needs this helper: remove it
         assert_same_end(whole, run)
 
 
 # --- hooks ----------------------------------------------------------------------------------------------------------
 
 
-def test_the_hooks_of_an_epoch_s_start_are_called_without_loggers(bare: BareTrainer) -> None:
+def test_the_hooks_of_a_resumed_epoch_are_called_without_loggers(bare: BareTrainer) -> None:
     logger, order = Steps(), []
 
     class Starts(Callback):
@@ -254,25 +253,25 @@ def test_the_hooks_of_an_epoch_s_start_are_called_without_loggers(bare: BareTrai
             order.append(pl_module.starts)
 
     def again(trainer: Trainer, model: Any) -> None:
-        before = len(logger.told)
+        before = len(logger.logged)
         start_resumed_epoch(trainer, model)
         assert trainer.loggers == [logger]
-        assert len(logger.told) == before
+        assert len(logger.logged) == before
 
     model = Model()
     trainer = bare(max_epochs=1, logger=logger, log_every_n_steps=1, callbacks=[Starts(), At(3, again)])
     trainer.fit(model)
-    assert (order, model.starts) == ([0, 1], 2)  # each time before the model's
-    assert float(trainer.callback_metrics["starts"]) in (1.5, 2.0)  # the model may log there, and did twice
+    assert (order, model.starts) == ([0, 1], 2)  # each time before the hook of the model
+    assert float(trainer.callback_metrics["starts"]) in (1.5, 2.0)  # the model logged twice
 
 
 @pytest.mark.parametrize("name", ["_call_callback_hooks", "_call_lightning_module_hook"])
-def test_a_hook_is_called_by_trainer_and_name(name: str) -> None:
+def test_hooks_are_called_with_the_trainer_and_a_name(name: str) -> None:
     parameters = list(inspect.signature(getattr(call, name)).parameters)
     assert parameters[:2] == ["trainer", "hook_name"]
 
 
-def test_lightning_leaves_out_the_hooks_of_a_resumed_epoch_s_start(tmp_path: Path, bare: BareTrainer) -> None:
+def test_lightning_skips_the_start_hooks_of_a_resumed_epoch(tmp_path: Path, bare: BareTrainer) -> None:
     point = tmp_path / "point.ckpt"
     first = bare(max_epochs=1, callbacks=[At(3, lambda trainer, _: trainer.save_checkpoint(point))])
     first.fit(Model())
@@ -281,7 +280,7 @@ def test_lightning_leaves_out_the_hooks_of_a_resumed_epoch_s_start(tmp_path: Pat
     assert model.starts == 0, "Lightning calls these hooks itself: start_resumed_epoch can go"
 
 
-def test_empty_hooks_are_dropped_and_others_are_called(bare: BareTrainer) -> None:
+def test_empty_hooks_are_removed_and_others_are_called(bare: BareTrainer) -> None:
     class Busy(Callback):
         steps = 0
 
@@ -298,7 +297,7 @@ def test_empty_hooks_are_dropped_and_others_are_called(bare: BareTrainer) -> Non
     assert busy.steps == trainer.global_step == 6
 
 
-def test_one_empty_context_serves_for_all_that_is_profiled(bare: BareTrainer) -> None:
+def test_the_profiler_always_returns_the_same_empty_context(bare: BareTrainer) -> None:
     profiler = NullProfiler()
     assert profiler.profile("a") is profiler.profile("b")
     trainer: Any = bare(max_epochs=1, profiler=profiler)
@@ -310,7 +309,7 @@ def test_one_empty_context_serves_for_all_that_is_profiled(bare: BareTrainer) ->
 # --- processes ------------------------------------------------------------------------------------------------------
 
 
-def test_the_observer_of_launched_processes_is_not_started(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_process_observer_is_not_started(monkeypatch: pytest.MonkeyPatch) -> None:
     launched: list[Any] = []
     observed: list[Any] = []
     kind = subprocess_script._SubprocessScriptLauncher
@@ -319,7 +318,7 @@ def test_the_observer_of_launched_processes_is_not_started(monkeypatch: pytest.M
     environment: Any = SimpleNamespace(creates_processes_externally=False, validate_settings=lambda **_: None)
     launcher = kind(environment, num_processes=1, num_nodes=1)
     assert launcher.launch(lambda: 5) == 5
-    assert observed == [launcher.procs], "a launcher does not look for its observer under this name"
+    assert observed == [launcher.procs], "the launcher does not call this function"
     threads = threading.active_count()
     stop_process_observer()
     assert launcher.launch(lambda: 5) == 5
@@ -331,7 +330,7 @@ def test_the_observer_of_launched_processes_is_not_started(monkeypatch: pytest.M
 # --- jsonargparse ---------------------------------------------------------------------------------------------------
 
 
-def test_the_actions_of_a_parser_are_its_flags_which_can_get_another_spelling() -> None:
+def test_a_flag_of_a_parser_can_get_a_second_name() -> None:
     parser = LightningArgumentParser()
     parser.add_argument("--outer.inner", type=int)
     [action] = [action for action in actions_of(parser) if action.dest == "outer.inner"]
@@ -342,14 +341,14 @@ def test_the_actions_of_a_parser_are_its_flags_which_can_get_another_spelling() 
     assert {"--model", "--data", "--seeds", "--trainer.max_epochs", "--max_epochs"} <= flags
 
 
-# --- no others ------------------------------------------------------------------------------------------------------
+# --- no other names -------------------------------------------------------------------------------------------------
 
 
-def test_private_names_of_libraries_stand_in_one_file_and_are_few() -> None:
+def test_all_private_names_of_libraries_are_in_one_file() -> None:
     folders = ("scripts", "datamodules", "lit_models", "lit_training")
     found = [name for folder in folders for path in (ROOT / folder).rglob("*.py") for name in private_names(path)]
     elsewhere = sorted(str(name) for name in found if name.file != HOME)
-    assert not elsewhere, f"private names of libraries belong into {HOME}:\n" + "\n".join(elsewhere)
+    assert not elsewhere, f"private names of libraries belong in {HOME}:\n" + "\n".join(elsewhere)
     names = sorted({name.name for name in found})
     assert len(names) <= MOST, f"{len(names)} private names of libraries, more than {MOST}: {', '.join(names)}"
 
@@ -375,11 +374,11 @@ def test_each_private_name_has_a_test_here() -> None:
         ("_, x = pair", []),
     ],
 )
-def test_the_rule_finds_what_it_forbids(source: str, found: list[str]) -> None:
+def test_private_names_are_found(source: str, found: list[str]) -> None:
     assert [name for name, _, _ in private_names_in(source)] == found
 
 
-def test_the_rule_finds_what_a_class_defines_again() -> None:
+def test_private_names_that_a_subclass_overrides_are_found() -> None:
     class Mine(Trainer):
         def _run_stage(self) -> None:
             self._callback_connector: Any = None

@@ -1,4 +1,4 @@
-"""metrics.csv holds each step once, however often the run was stopped."""
+"""metrics.csv holds each step once, even if the run was stopped and resumed."""
 
 import errno
 import itertools
@@ -36,7 +36,7 @@ def table(start: Start) -> list[str]:
     return (start.run / "metrics.csv").read_text().splitlines()
 
 
-def test_columns_are_sorted_and_a_new_metric_gets_one(tmp_path: Path) -> None:
+def test_columns_are_sorted_and_a_new_metric_gets_a_column(tmp_path: Path) -> None:
     start = Start(tmp_path)
     logger = MetricsCSV(start)
     logger.log_metrics({"b": 1.0, "a": torch.tensor(2.0)}, 0)  # type: ignore[dict-item]  # Lightning passes both
@@ -49,7 +49,7 @@ def test_columns_are_sorted_and_a_new_metric_gets_one(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kept", [0, 1, 2, 3])
-def test_a_resumed_run_keeps_the_rows_of_the_steps_it_goes_on_from(kept: int, tmp_path: Path) -> None:
+def test_a_resumed_run_keeps_the_rows_before_the_resume_point(kept: int, tmp_path: Path) -> None:
     first = MetricsCSV(Start(tmp_path))
     for step in range(3):
         first.log_metrics({"a": float(step)}, step)
@@ -62,8 +62,8 @@ def test_a_resumed_run_keeps_the_rows_of_the_steps_it_goes_on_from(kept: int, tm
     assert [row["step"] for row in read_csv(tmp_path / "metrics.csv")] == [*map(str, range(kept)), "9"]
 
 
-def test_a_logger_that_was_told_nothing_touches_nothing(tmp_path: Path) -> None:
-    """A finished run is opened and closed again."""
+def test_a_logger_without_metrics_changes_no_file(tmp_path: Path) -> None:
+    """This happens if a finished run is resumed."""
     first = MetricsCSV(Start(tmp_path))
     first.log_metrics({"a": 1.0}, 0)
     first.save()
@@ -77,7 +77,7 @@ def test_a_logger_that_was_told_nothing_touches_nothing(tmp_path: Path) -> None:
     MetricsCSV(Start(Path("file"))).finalize("failed")
 
 
-def test_rows_wait_for_each_other(tmp_path: Path) -> None:
+def test_rows_are_written_in_groups(tmp_path: Path) -> None:
     start = Start(tmp_path)
     logger = MetricsCSV(start)
     logger.log_metrics({"a": 0.0}, 0)
@@ -86,7 +86,7 @@ def test_rows_wait_for_each_other(tmp_path: Path) -> None:
     assert len(table(start)) == 3
 
 
-def test_its_name_and_version_are_the_folder_s() -> None:
+def test_name_and_version_are_those_of_the_folder() -> None:
     logger = MetricsCSV(Start(Path("runs/lightning_logs/version_7")))
     assert (logger.name, logger.version) == ("lightning_logs", 7)
 
@@ -123,8 +123,8 @@ def test_a_new_column_that_cannot_be_written_leaves_the_old_table(
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-def test_kills_at_any_moment_leave_every_row_that_was_brought_to_the_disk(tmp_path: Path) -> None:
-    """Each step logs a new metric, so that each rewrites the table."""
+def test_kills_at_any_moment_leave_every_row_that_was_synced(tmp_path: Path) -> None:
+    """Each step logs a new metric, so each step rewrites the table."""
     kept, kills = 0, 12
     for kill in range(kills):
         ours, theirs = os.pipe()

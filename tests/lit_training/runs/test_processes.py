@@ -1,4 +1,4 @@
-"""Signals, hanging processes and SLURM: a training ends in time, with a code and a line."""
+"""Signals, processes that hang, and SLURM: a run ends in time with the right exit code and message."""
 
 import os
 import signal
@@ -18,7 +18,7 @@ from tests.support.slurm import JOB, stand_in_scontrol
 
 @pytest.fixture
 def scontrol(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The file into which a stand-in for SLURM's command writes what it was asked."""
+    """The file in which a fake ``scontrol`` writes its arguments."""
     asked, path = stand_in_scontrol(tmp_path)
     monkeypatch.setenv("PATH", path)
     return asked
@@ -28,7 +28,7 @@ def scontrol(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     ("extra", "job"),
     [({}, "17"), ({"SLURM_ARRAY_JOB_ID": "16", "SLURM_ARRAY_TASK_ID": "3"}, "16_3")],
 )
-def test_a_slurm_job_whose_time_is_up_is_requeued(
+def test_a_slurm_job_is_requeued_when_its_time_is_over(
     scontrol: Path, monkeypatch: pytest.MonkeyPatch, extra: dict[str, str], job: str
 ) -> None:
     for name, value in {**JOB, **extra}.items():
@@ -75,9 +75,9 @@ def watched(code: str, stepping: bool = False, timeout: float = 5) -> subprocess
 
 
 @pytest.mark.slow
-def test_the_watch_ends_what_the_main_thread_cannot() -> None:
+def test_the_watch_ends_the_process_without_the_main_thread() -> None:
     started = {
-        # Before the first step: at once. The main thread is not needed.
+        # Before the first step: at once.
         128 + signal.SIGTERM: watched("os.kill(os.getpid(), signal.SIGTERM)"),
         128 + signal.SIGINT: watched("os.kill(os.getpid(), signal.SIGINT)"),
         # Between first and last step: at the second signal.
@@ -97,7 +97,7 @@ def test_the_watch_ends_what_the_main_thread_cannot() -> None:
 @pytest.mark.parametrize(
     ("codes", "first", "reported"), [((), 0, False), ((0,), 0, False), ((1,), 1, False), ((1, 2), 2, True)]
 )
-def test_a_launched_process_that_ends_with_2_has_reported_why(
+def test_exit_code_2_of_a_launched_process_means_that_it_reported_why(
     codes: tuple[int, ...], first: int, reported: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(processes, "GRACE", 0.2)
@@ -110,8 +110,8 @@ def test_a_launched_process_that_ends_with_2_has_reported_why(
     assert watch.is_reported() == reported
 
 
-def test_a_signal_at_the_very_end_of_training_is_not_lost(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Training ends, having seen no signal, between the arrival of one and the look at whether there is training."""
+def test_a_signal_at_the_end_of_training_is_not_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Training ends between the arrival of a signal and the check of ``stepping``."""
 
     class Ending(Watch):
         @property

@@ -1,4 +1,4 @@
-"""What a run is: whether it validates, which metric decides, and whether it goes on."""
+"""A run: whether it validates, which metric decides, and whether it resumes."""
 
 from pathlib import Path
 from typing import Any
@@ -30,12 +30,10 @@ def run_of(model: Any = CLASSIFIER, data: Any = SHAPES, limit: float | None = No
         (SHAPES, 0.0, False),
         (ImageFolderDataModule("photos", val_size=0.2), None, True),
         (ImageFolderDataModule("photos", val_size=0), None, False),
-        (LightningDataModule(), None, True),  # nothing is known of it
+        (LightningDataModule(), None, True),  # may have validation data
     ],
 )
-def test_a_run_validates_where_there_is_something_to_validate_on(
-    data: Any, limit: float | None, validates: bool
-) -> None:
+def test_a_run_validates_if_it_has_validation_data(data: Any, limit: float | None, validates: bool) -> None:
     assert run_of(data=data, limit=limit).validates == validates
 
 
@@ -65,7 +63,7 @@ def test_the_metric_that_decides_which_epoch_is_best(
         (Start(Path("run"), checkpoint=Path("run/checkpoints/last.ckpt")), True),
     ],
 )
-def test_a_run_goes_on_from_a_resume_point_or_has_nothing_to_do(start: Start | None, goes_on: bool) -> None:
+def test_a_run_goes_on_if_it_resumes_or_is_finished(start: Start | None, goes_on: bool) -> None:
     assert run_of(start=start).goes_on == goes_on
 
 

@@ -126,7 +126,7 @@ def test_its_data_is_made_anew_with_the_same_arguments(
 def test_a_file_that_is_no_checkpoint_is_refused_in_a_line(what: str) -> None:
     Path("odd.ckpt").write_bytes(b"no checkpoint")
     saved = load("odd.ckpt")
-    with pytest.raises(CheckpointError, match=r"odd\.ckpt is no checkpoint that can be read safely"):
+    with pytest.raises(CheckpointError, match=r"odd\.ckpt is not a checkpoint that can be read safely"):
         getattr(saved, what)(*["x.jpg"] * (what == "predict"))
 
 
