@@ -5,6 +5,7 @@ from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+from torch import Tensor
 
 from lit_training.errors import UsageError
 from lit_training.runs.best_epoch import BestSoFar
@@ -15,13 +16,24 @@ from lit_training.runs.layout import BEST
 class BestCheckpoint(ModelCheckpoint):
     """Save the best epoch. :class:`FitCheckpointIO` limits how often the file is written.
 
-    ModelCheckpoint applies the rule of :class:`BestSoFar`, except that it also saves a first epoch whose metric is NaN.
-    If ``monitor`` is None, every epoch is saved, so the last one counts as the best.
+    :class:`BestSoFar` decides which epoch is better; the first epoch is always saved. If ``monitor`` is None, every
+    epoch is saved, so the last one counts as the best.
     """
 
     def __init__(self, monitor: str | None, mode: str) -> None:
         super().__init__(filename="best", monitor=monitor, mode=mode, enable_version_counter=False)
+        self.best = BestSoFar(monitor, mode)
         self.on_train_batch_end = None  # type: ignore[assignment]  # saves time: Lightning skips a hook that is None
+
+    def check_monitor_top_k(self, trainer: Trainer, current: Tensor | None = None) -> bool:
+        if current is None:
+            return False
+        first = not self.best_k_models
+        return trainer.strategy.reduce_boolean_decision(self.best.improved(trainer.callback_metrics) or first)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        super().load_state_dict(state_dict)
+        self.best.value = None if self.best_model_score is None else float(self.best_model_score)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_train_end(trainer, pl_module)

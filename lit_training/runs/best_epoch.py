@@ -9,30 +9,41 @@ MODES = {"val_acc": "max", "val_loss": "min", "train_loss": "min"}
 
 
 class BestSoFar:
-    """The best value of a metric so far.
+    """The metrics of the best epoch so far.
 
     On a tie the earlier epoch stays the best. NaN is never better.
 
     Args:
-        monitor: name of the metric. With None, no epoch is an improvement.
+        monitor: name of the metric that decides. With None, no epoch is an improvement.
         mode: ``max`` or ``min``.
     """
 
     def __init__(self, monitor: str | None, mode: str) -> None:
         self.monitor, self.mode = monitor, mode
-        self.value: float | None = None
+        self.row: dict[str, float] = {}
+
+    @property
+    def value(self) -> float | None:
+        """The deciding metric of the best epoch, or None; checkpoints hold it."""
+        return self.row.get(self.monitor or "")
+
+    @value.setter
+    def value(self, value: float | None) -> None:
+        self.row = {} if value is None or self.monitor is None else {self.monitor: value}
 
     def improved(self, metrics: Mapping[str, Any]) -> bool:
-        """Return True, and keep the value, if ``metrics`` holds a better value than all before."""
+        """Return True, and keep the metrics, if the epoch with these ``metrics`` is better than all before."""
         if self.monitor is None or self.monitor not in metrics:
             return False
-        value = float(metrics[self.monitor])
-        if self.value is None:
+        value, best = float(metrics[self.monitor]), self.value
+        if best is None:
             better = not math.isnan(value)
+        elif self.mode == "max":
+            better = value > best
         else:
-            better = value > self.value if self.mode == "max" else value < self.value
+            better = value < best
         if better:
-            self.value = value
+            self.row = {name: float(metrics[name]) for name in {self.monitor, *MODES} if name in metrics}
         return better
 
 
