@@ -65,7 +65,7 @@ def test_a_real_difference_is_found() -> None:
 def test_verdicts() -> None:
     right = [True] * 90 + [False] * 10
     same = describe_difference(run_of("A", right), run_of("B", right))
-    assert same.startswith("no difference shown: B is +0.0 points from A")
+    assert same.startswith("no significant difference: B is +0.0 points from A")
     assert "p = 1, the same 100 samples" in same
     assert "not evaluated on the same samples" in describe_difference(run_of("A", right), run_of("B", right[:50]))
     unknown = ComparedRun("B", Path("B"), {}, {}, None)
@@ -76,11 +76,11 @@ def test_numbered_samples_of_unlike_data_are_not_the_same() -> None:
     """Sample 7 of seed 0 is another picture than sample 7 of seed 1, also where both are discs."""
     right = [True] * 90 + [False] * 10
     one, other = run_of("A", right), run_of("B", right)
-    one.settings.update({"data.class_path": "datamodules.ShapesDataModule", "data.init_args.seed": 0})
-    other.settings.update({"data.class_path": "datamodules.ShapesDataModule", "data.init_args.seed": 1})
+    one.settings.update({"data.class_path": "datamodules.ShapesDataModule", "data.seed": 0})
+    other.settings.update({"data.class_path": "datamodules.ShapesDataModule", "data.seed": 1})
     assert "not evaluated on the same samples" in describe_difference(one, other)
-    other.settings.update({"data.init_args.seed": 0, "data.init_args.batch_size": 8})
-    assert describe_difference(one, other).startswith("no difference shown")
+    other.settings.update({"data.seed": 0, "data.batch_size": 8})
+    assert describe_difference(one, other).startswith("no significant difference")
 
 
 def test_regressions_are_not_sent_to_a_command_that_tests_nothing() -> None:
@@ -88,7 +88,7 @@ def test_regressions_are_not_sent_to_a_command_that_tests_nothing() -> None:
     said = describe_difference(
         ComparedRun("A", Path("A"), {}, curves, None), ComparedRun("B", Path("B"), {}, curves, None)
     )
-    assert said == "A is no classifier, so no accuracies are tested: see the losses"
+    assert said == "A is not a classifier, so no test of the accuracies: compare the losses"
 
 
 def test_tiny_losses_are_not_rounded_to_nothing() -> None:

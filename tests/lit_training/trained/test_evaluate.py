@@ -132,6 +132,22 @@ def test_a_folder_that_is_named_is_judged_by_its_own_split(photo_run: Trained, p
         shutil.rmtree(photo_folder / folder)
 
 
+def test_photos_of_a_class_name_that_two_classes_share_are_refused(photo_run: Trained, photo_folder: Path) -> None:
+    checkpoint = torch.load(photo_run.path, weights_only=True)
+    checkpoint["lit"]["class_names"] = ["bees", "bees"]
+    torch.save(checkpoint, photo_run.path)
+    (photo_folder / "val" / "ants").rename(photo_folder / "val" / "bees (class 0)")
+    (photo_folder / "train" / "ants").rename(photo_folder / "train" / "bees (class 0)")
+    names = r"bees \(class 0\), bees \(class 1\)"
+    with pytest.raises(DataError, match=f"the network has no class bees: rename it to one of {names}"):
+        load(photo_run.path).evaluate(str(photo_folder))
+    for split in ("train", "val"):
+        (photo_folder / split / "bees").rename(photo_folder / split / "bees (class 1)")
+    found = load(photo_run.path).evaluate(str(photo_folder))
+    assert found.targets.tolist() == [0] * 4 + [1] * 4
+    assert found.class_names == ("bees (class 0)", "bees (class 1)")
+
+
 def test_generated_pictures_are_judged_by_test(shapes_run: Trained) -> None:
     found = load(shapes_run.path).evaluate()
     data = ShapesDataModule(train_size=20, val_size=30)
@@ -162,7 +178,7 @@ def test_a_network_trained_on_loaders_of_its_own_needs_photos_with_names(
     trainer.save_checkpoint("own.ckpt")
     with pytest.raises(CheckpointError, match="--data"):
         load("own.ckpt").evaluate()
-    with pytest.raises(CheckpointError, match="classes are called"):
+    with pytest.raises(CheckpointError, match="no class names"):
         load("own.ckpt").evaluate(str(photo_folder))
 
 

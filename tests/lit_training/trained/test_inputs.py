@@ -139,10 +139,10 @@ def test_every_file_that_is_no_picture_says_why(photo_folder: Path, tmp_path: Pa
         "empty (0 bytes)",
         "not a picture (text inside)",
         samples[3].error,
-        "a folder without files to predict",
-        "a named pipe, no file",
+        "folder without files to predict",
+        "a named pipe, not a file",
         "unreadable (Too many levels of symbolic links)",
-        "a link to nothing",
+        "broken symbolic link",
         "no such file",
         "matches no file",
         "",
@@ -177,14 +177,14 @@ def test_rows_of_csv_and_npy() -> None:
     ]
     errors = [(sample.path, sample.row, sample.error) for sample in samples if sample.x is None]
     assert errors[:4] == [
-        ("a.csv", 3, "1 value where the network takes 2"),
-        ("a.csv", 4, "x is no finite number"),
-        ("a.csv", 5, "nan is no finite number"),
-        ("a.csv", 6, "1e999 is no finite number"),
+        ("a.csv", 3, "1 value, but the network takes 2"),
+        ("a.csv", 4, "x is not a finite number"),
+        ("a.csv", 5, "nan is not a finite number"),
+        ("a.csv", 6, "1e999 is not a finite number"),
     ]
     assert [path for path, _, _ in errors[4:]] == [*names[4:], "rows.txt", "gone.csv"]
-    assert errors[6][2] == "holds no rows"
-    assert errors[8][2] == "no rows: give a .csv or .npy file"
+    assert errors[6][2] == "contains no rows"
+    assert errors[8][2] == "not a file of rows: give a .csv or .npy file"
     assert {sample.x.dtype for sample in samples if sample.x is not None} == {torch.float32}
 
 

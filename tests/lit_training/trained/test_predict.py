@@ -86,9 +86,19 @@ def test_regression_gives_outputs() -> None:
     assert first.outputs == pytest.approx((weight @ torch.tensor([1.0, 2.0, 3.0]) + bias).tolist())
     assert zero.outputs == pytest.approx(bias.tolist())
     assert (bad.row, bad.outputs) == (2, ())
-    assert bad == Prediction("rows.csv", 2, error="2 values where the network takes 3")
+    assert bad == Prediction("rows.csv", 2, error="2 values, but the network takes 3")
 
 
 def test_a_model_in_training_mode_predicts_as_one_in_evaluation_mode(network: LitCNN, files: list[str]) -> None:
     expected = list(predict(network, files[:2]))
     assert list(predict(network.train(), files[:2])) == expected
+
+
+def test_classes_with_the_same_name_keep_their_probabilities(files: list[str]) -> None:
+    model = LitCNN(num_classes=3).eval()
+    model.class_names = ("crane", "bees", "crane")
+    [answer] = predict(model, files[:1])
+    assert sorted(answer.probabilities) == ["bees", "crane (class 0)", "crane (class 2)"]
+    assert sum(answer.probabilities.values()) == pytest.approx(1)
+    [likeliest] = predict(model, files[:1], top_k=1)
+    assert likeliest.label == next(iter(answer.probabilities))
