@@ -6,6 +6,7 @@ Letters in shape comments: B batch, C channels, S side in pixels, F features, K 
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from graphlib import TopologicalSorter
 from itertools import zip_longest
 from typing import Any
 
@@ -85,21 +86,20 @@ def autograd_chain(loss: Tensor, names: Mapping[nn.Parameter, str] | None = None
         loss: any tensor with a graph.
         names: parameter names; the leaf is then named too.
     """
-    ahead: dict[Any, list[Any]] = {}
+    following: dict[Any, list[Any]] = {}
+    stack: list[Any] = [loss.grad_fn]
+    while stack:  # no recursion: the graph of a deep network exceeds Python's recursion limit
+        node = stack.pop()
+        if node not in following:
+            following[node] = [function for function, _ in node.next_functions if function is not None]
+            stack += following[node]
     length: dict[Any, int] = {}
-    stack = [loss.grad_fn]
-    while stack:  # depth first without recursion: the graph of a deep network exceeds Python's recursion limit
-        node: Any = stack[-1]
-        if node not in ahead:
-            ahead[node] = [following for following, _ in node.next_functions if following is not None]
-            stack += ahead[node]
-        else:
-            stack.pop()
-            length[node] = 1 + max((length[following] for following in ahead[node]), default=0)
+    for node in TopologicalSorter(following).static_order():  # leaves first
+        length[node] = 1 + max(map(length.__getitem__, following[node]), default=0)
     chain, node = [], loss.grad_fn
     while node is not None:
         chain.append(_name(node, names or {}))
-        node = max(ahead[node], key=lambda following: length[following], default=None)
+        node = max(following[node], key=length.__getitem__, default=None)
     return chain
 
 
