@@ -1,4 +1,4 @@
-"""The notebooks run from top to bottom and show what their text promises; imports have no side effects."""
+"""The notebooks run and show the results that their text describes; imports have no side effects."""
 
 import subprocess
 import sys
@@ -16,7 +16,7 @@ NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_a_notebook_is_stored_without_outputs(path: Path) -> None:
+def test_notebooks_are_stored_without_outputs(path: Path) -> None:
     notebook = nbformat.read(path, as_version=4)
     nbformat.validate(notebook)
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
@@ -26,7 +26,7 @@ def test_a_notebook_is_stored_without_outputs(path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def outputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Any]]:
-    """What the cells of each notebook put out; all of them run at the same time, each in its own kernel."""
+    """Run all notebooks at the same time, each in its own kernel; return the outputs of their cells."""
     place = tmp_path_factory.mktemp("notebooks")
 
     def run(path: Path) -> list[Any]:
@@ -46,14 +46,14 @@ def said(outputs: list[Any]) -> str:
 
 
 @pytest.mark.slow
-def test_raw_loops_and_trainer_end_with_the_same_weights(outputs: dict[str, list[Any]]) -> None:
+def test_plain_loops_and_trainer_give_the_same_weights(outputs: dict[str, list[Any]]) -> None:
     text = said(outputs["1"])
     assert text.count("largest difference of two weights: 0.0\n") == 6
     assert "MseLoss <- Addmm <- Relu <- Addmm" in text
 
 
 @pytest.mark.slow
-def test_photos_end_in_a_confusion_matrix_and_predictions(outputs: dict[str, list[Any]]) -> None:
+def test_photos_give_a_confusion_matrix_and_predictions(outputs: dict[str, list[Any]]) -> None:
     text = said(outputs["2"])
     assert "120 pictures in 3 classes" in text
     assert text.count("\nepoch ") + text.startswith("epoch ") >= 7
@@ -63,21 +63,21 @@ def test_photos_end_in_a_confusion_matrix_and_predictions(outputs: dict[str, lis
 
 
 @pytest.mark.slow
-def test_several_devices_bring_the_model_back(outputs: dict[str, list[Any]]) -> None:
+def test_several_devices(outputs: dict[str, list[Any]]) -> None:
     text = said(outputs["3"])
     assert text.count("In Model: input size torch.Size([15, 5]) output size torch.Size([15, 2])") == 2
     assert text.count("Outside: input size torch.Size([30, 5]) output_size torch.Size([30, 2])") == 1
     moved = float(text.partition("weights moved by up to ")[2].split()[0])
     error = float(text.partition("mean squared error on rows it has not seen: ")[2].split()[0])
     assert moved > 0.1
-    assert error < 0.05  # the noise of the rows alone is 0.01, the error of the first weights about 5
+    assert error < 0.05  # the noise is 0.01, the initial error about 5
 
 
 @pytest.mark.slow
-def test_importing_the_packages_does_nothing_else(tmp_path: Path) -> None:
+def test_imports_have_no_side_effects(tmp_path: Path) -> None:
     code = """
 import logging, os, pkgutil, random, signal, sys, warnings
-import numpy, torch, lightning.pytorch, torchvision, torch.utils.tensorboard  # what they do is theirs
+import numpy, torch, lightning.pytorch, torchvision, torch.utils.tensorboard  # their side effects are allowed
 def state():
     return [list(warnings.filters), logging.getLogger("lightning.pytorch").level, signal.getsignal(signal.SIGTERM),
             torch.get_num_threads(), torch.get_rng_state().sum().item(), random.getstate(), sys.path[:],

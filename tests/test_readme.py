@@ -1,4 +1,4 @@
-"""The README is executed: its commands parse or run, and its links and folders are there."""
+"""The commands in the README work, and its links and folders exist."""
 
 import re
 import shlex
@@ -16,7 +16,7 @@ FIT = [command for command in COMMANDS if command.startswith("fit.py") and "..."
 FLAGS = sorted(set(re.findall(r"(?<=`)--(?:model|data)\.[^`]+(?=`)", README)))
 
 
-def test_there_is_something_to_test() -> None:
+def test_commands_and_flags_are_found() -> None:
     assert len(FIT) >= 3
     assert len(FLAGS) >= 5
 
@@ -33,14 +33,14 @@ def test_flags_of_the_photo_table_are_accepted(flags: str, photo_folder: Path) -
     FitCLI(["--data", str(photo_folder), *shlex.split(flags), "--logger", "false"])
 
 
-def test_scripts_of_the_table_exist_and_all_are_in_it() -> None:
+def test_table_lists_all_scripts() -> None:
     told = set(re.findall(r"`scripts/(\w+\.py)", README))
     assert told == {path.name for path in (ROOT / "scripts").glob("*.py")}
     for name in told:
         assert "usage:" in run_well(f"{name} --help")
 
 
-def test_links_folders_and_make_targets_are_there() -> None:
+def test_links_folders_and_make_targets_exist() -> None:
     for target in re.findall(r"\]\(([^)#:]+)\)", README):
         assert (ROOT / target).exists(), target
     for folder in re.findall(r"^\| `(\w+/)` \|", README, re.MULTILINE):
@@ -51,7 +51,7 @@ def test_links_folders_and_make_targets_are_there() -> None:
 
 
 @pytest.mark.slow
-def test_from_a_folder_to_a_prediction(photo_folder: Path) -> None:
+def test_train_predict_evaluate_check(photo_folder: Path) -> None:
     said = run_well("fit.py --data photos --model.weights none --data.image_size 64 --max_epochs 1 --accelerator cpu")
     assert "24 pictures in 2 classes" in said
     accuracy = printed.interval(said, "val_acc")
