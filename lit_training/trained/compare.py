@@ -48,11 +48,6 @@ class ComparedRun:
         best = best_epoch(epochs, decides, MODES[decides])
         return {} if best is None else epochs[best]
 
-    @property
-    def right(self) -> int:
-        """Number of samples whose prediction was right."""
-        return sum(right for _, right in (self.answers or {}).values())
-
 
 def read_run(run: str) -> ComparedRun:
     """Read a run. ``run`` is its folder, one of its checkpoints, or ``latest``.
@@ -172,8 +167,9 @@ def compare(names: Sequence[str], picture: str | None = None) -> None:
 def _accuracy(run: ComparedRun) -> str:
     if not run.answers:
         return "-"
-    low, high = wilson(run.right, len(run.answers))
-    return f"{run.right / len(run.answers):.4f} ({low:.3f} to {high:.3f}, n = {len(run.answers)})"
+    right, n = sum(is_right for _, is_right in run.answers.values()), len(run.answers)
+    low, high = wilson(right, n)
+    return f"{right / n:.4f} ({low:.3f} to {high:.3f}, n = {n})"
 
 
 def summarize_seeds(runs: Sequence[ComparedRun]) -> list[str]:

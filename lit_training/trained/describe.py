@@ -96,17 +96,13 @@ def autograd_chain(loss: Tensor, names: Mapping[nn.Parameter, str] | None = None
     length: dict[Any, int] = {}
     for node in TopologicalSorter(following).static_order():  # leaves first
         length[node] = 1 + max(map(length.__getitem__, following[node]), default=0)
-    chain, node = [], loss.grad_fn
+    chain, node, names = [], loss.grad_fn, names or {}
     while node is not None:
-        chain.append(_name(node, names or {}))
+        name = re.sub(r"Backward\d*$", "", type(node).__name__)
+        variable = getattr(node, "variable", None)  # the leaf's parameter
+        chain.append(f"{name}({names[variable]})" if variable in names else name)
         node = max(following[node], key=length.__getitem__, default=None)
     return chain
-
-
-def _name(node: Any, names: Mapping[nn.Parameter, str]) -> str:
-    name = re.sub(r"Backward\d*$", "", type(node).__name__)
-    variable = getattr(node, "variable", None)
-    return f"{name}({names[variable]})" if variable is not None and variable in names else name
 
 
 def describe(model: LitBase) -> str:

@@ -42,11 +42,12 @@ def grad_cam(model: LitBase, x: Tensor, classes: Tensor) -> Tensor:
     """
     check_explainable(model)
     x, classes = x.detach().to(model.device).requires_grad_(), classes.to(model.device)
-    calls: list[tuple[nn.Module, Tensor]] = []
+    calls: list[tuple[nn.Module, Tensor, Tensor]] = []  # module, output, the output as a feature map
 
     def record(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        if isinstance(output, Tensor) and len(output) == len(x) and _as_feature_map(module, output) is not None:
-            calls.append((module, output))
+        is_batch = isinstance(output, Tensor) and len(output) == len(x)
+        if is_batch and (features := _as_feature_map(module, output.detach())) is not None:
+            calls.append((module, output, features))
 
     hooks = [module.register_forward_hook(record) for module in model.modules()]
     try:
@@ -58,11 +59,10 @@ def grad_cam(model: LitBase, x: Tensor, classes: Tensor) -> Tensor:
     if not calls:
         raise UsageError(f"{type(model).__name__} has no layer with a feature map: --explain cannot draw a heat map")
     heat = torch.zeros(len(x), 1, 1, 1)
-    for module, output in reversed(calls):
+    for module, output, features in reversed(calls):
         [gradient] = torch.autograd.grad(score, output, retain_graph=True, allow_unused=True)
         weights = None if gradient is None else _as_feature_map(module, gradient)
         if weights is not None and weights.any():
-            features = _as_feature_map(module, output.detach())  # (B, C, h, w)
             heat = (weights.mean((2, 3), keepdim=True) * features).sum(1, keepdim=True).relu().cpu()
             break
     heat = F.interpolate(heat, x.shape[-2:], mode="bilinear").squeeze(1)  # (B, S, S)

@@ -10,7 +10,7 @@ import os
 import stat
 from collections import deque
 from collections.abc import Container, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -81,14 +81,14 @@ def read_pictures(
         except BadPicture as bad:
             return Sample(name, error=f"{bad.kind} ({bad.reason})")
 
-    batches: deque[list[Future[Sample]]] = deque()
+    batches: deque[Iterator[Sample]] = deque()
     with ThreadPoolExecutor(available_cores()) as threads:  # decoding and resizing release the GIL
         for start in range(0, len(sources), batch_size):
-            batches.append([threads.submit(read, index) for index in range(len(sources))[start : start + batch_size]])
+            batches.append(threads.map(read, range(len(sources))[start : start + batch_size]))  # starts at once
             if len(batches) > ahead:
-                yield from (future.result() for future in batches.popleft())
+                yield from batches.popleft()
         for batch in batches:
-            yield from (future.result() for future in batch)
+            yield from batch
 
 
 def _path_problem(path: str) -> str:

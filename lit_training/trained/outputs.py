@@ -119,8 +119,8 @@ def draw_worst(evaluation: Evaluation, pictures: Tensor, columns: int = 4) -> An
 def prediction_table(predictions: Sequence[Prediction]) -> tuple[list[str], list[list[str]]]:
     """Return column names and rows of the table that is printed and written as CSV."""
     rows = [_cells(prediction) for prediction in predictions]
-    head = list(max(rows, key=len, default={"path": "", "error": ""}))  # the longest row has all columns
-    return head, [[cells.get(name, "") for name in head] for cells in rows]
+    longest: dict[str, str] = max(rows, key=len, default={"path": "", "error": ""})  # has all columns
+    return list(longest), [[cells.get(name, "") for name in longest] for cells in rows]
 
 
 def _cells(prediction: Prediction) -> dict[str, str]:
