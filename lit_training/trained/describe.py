@@ -99,7 +99,7 @@ def autograd_chain(loss: Tensor, names: Mapping[nn.Parameter, str] | None = None
     chain, node, names = [], loss.grad_fn, names or {}
     while node is not None:
         name = re.sub(r"Backward\d*$", "", type(node).__name__)
-        variable = getattr(node, "variable", None)  # the leaf's parameter
+        variable: Any = getattr(node, "variable", None)  # the leaf's parameter
         chain.append(f"{name}({names[variable]})" if variable in names else name)
         node = max(following[node], key=length.__getitem__, default=None)
     return chain
