@@ -25,6 +25,7 @@ def main(arguments: list[str] | None = None) -> None:
     from lit_training.text import nearest
     from lit_training.trained.describe import describe
 
+    path = Path(chosen.model)
     with one_line_errors("describe.py"):
         if chosen.model in MODELS:
             builder = OneLineParser(prog="describe.py")
@@ -33,7 +34,7 @@ def main(arguments: list[str] | None = None) -> None:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # advice to who trains
                 model = MODELS[chosen.model](**settings.init_args)
-        elif not Path(chosen.model).exists() and (near := nearest(chosen.model, MODELS)):
+        elif (near := nearest(chosen.model, MODELS)) and not (path.is_file() or any(path.rglob("*.ckpt"))):
             raise UsageError(f"there is no model {chosen.model}: did you mean {near}?")
         elif rest:
             raise UsageError(f"{rest[0]}: a trained network is what it is; arguments go with a class name")

@@ -1,4 +1,4 @@
-"""What several test files share. No test reads the network, the user's caches or another test's files."""
+"""Fixtures for all tests. No test uses the network, the user's caches or another test's files."""
 
 import socket
 import subprocess
@@ -14,17 +14,17 @@ from lightning.pytorch import Trainer
 from tests.support.ants_and_bees import write_photos
 from tests.support.training import bare_trainer, own_caches
 
-torch.set_num_threads(1)  # the networks are small, and sums come out in the same order everywhere
+torch.set_num_threads(1)  # the networks are small, and sums have the same order everywhere
 settings.register_profile("suite", max_examples=50, deadline=None, derandomize=True)
 settings.load_profile("suite")
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
-    """Say it where nobody can overlook it, when the browser's tests were left out."""
+    """Print a clear message if the browser tests were skipped."""
     left_out = [report for report in terminalreporter.stats.get("skipped", []) if "test_browser.py" in report.nodeid]
     if left_out:
         terminalreporter.write_line(
-            f"NO BROWSER: {len(left_out)} tests of tests/test_browser.py were left out; "
+            f"NO BROWSER: {len(left_out)} tests of tests/test_browser.py were skipped; "
             "apt-get install chromium chromium-driver, or set REQUIRE_BROWSER=1 to let them fail",
             red=True,
             bold=True,
@@ -33,7 +33,7 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
 
 @pytest.fixture(autouse=True)
 def own_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A current folder and caches of the test's own, and no seed left behind by the test before."""
+    """Give each test its own current folder and caches, and a new seed."""
     monkeypatch.chdir(tmp_path)
     own_caches(tmp_path, monkeypatch)
     torch.manual_seed(0)
@@ -41,7 +41,7 @@ def own_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(autouse=True)
 def offline(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Names of other machines cannot be looked up, as on a machine without network."""
+    """Make the lookup of other machines fail, as without a network."""
     look_up = socket.getaddrinfo
 
     def local_alone(host: Any, *args: Any, **kwargs: Any) -> Any:
@@ -54,22 +54,22 @@ def offline(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def bare() -> Callable[..., Trainer]:
-    """``bare(max_epochs=1, ...)``: a Trainer of Lightning's own, as in a notebook, that writes and prints nothing."""
+    """``bare(max_epochs=1, ...)`` returns Lightning's Trainer, as in a notebook, which writes and prints nothing."""
     return bare_trainer
 
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 40 MB of its own, in memory, where this user may mount one."""
+    """A file system of 40 MB in memory; skips the test if this user cannot mount one."""
     place = tmp_path / "disk"
     place.mkdir()
     command = ["mount", "-t", "tmpfs", "-o", "size=40m", "none", str(place)]
     try:
         mounted = subprocess.run(command, capture_output=True, text=True, check=False)
     except OSError as error:
-        pytest.skip(f"there is no mount: {error}")
+        pytest.skip(f"cannot run mount: {error}")
     if mounted.returncode:
-        pytest.skip(f"no file system can be mounted here: {mounted.stderr.strip()}")
+        pytest.skip(f"cannot mount a file system: {mounted.stderr.strip()}")
     yield place
     subprocess.run(["umount", str(place)], check=True)
 

@@ -1,7 +1,7 @@
-"""What a browser shows of a run of each model: Chromium, without a window, on a TensorBoard server of its own.
+"""TensorBoard in a headless Chromium, with a run of each model.
 
-Left out where there is no chromedriver, which tests/conftest.py then says, unless REQUIRE_BROWSER is 1: with it, and
-where there is a chromedriver, whatever else is missing is a failure.
+The tests are skipped if there is no chromedriver; tests/conftest.py then prints a message. With a chromedriver, or with
+REQUIRE_BROWSER=1, a missing program is a failure.
 """
 
 import os
@@ -32,7 +32,7 @@ RUNS = {
     ],
 }
 CLASSIFIERS = ("LitCNN", "LitTransfer")
-# TensorBoard keeps its tabs in shadow roots, which the usual text of a page leaves out.
+# TensorBoard uses shadow roots, which are not part of the usual text of a page.
 NODES = """
 function* nodes(node) {
   yield node;
@@ -53,14 +53,14 @@ pytestmark = [
 
 @pytest.fixture(scope="module", autouse=True)
 def browser_is_there() -> None:
-    """Fails before the runs are trained, which take longer."""
+    """Fail before the runs are trained, because that takes longer."""
     missing = [name for name, path in (("chromium", CHROMIUM), ("chromedriver", DRIVER)) if path is None]
     assert not missing, f"there is no {' and no '.join(missing)} on PATH: apt-get install chromium chromium-driver"
 
 
 @pytest.fixture(scope="module")
 def logs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of each model: version_0 to version_3, in the order of RUNS."""
+    """Train a run of each model: version_0 to version_3, in the order of RUNS."""
     root = tmp_path_factory.mktemp("runs")
     for arguments in RUNS.values():
         cli = parse(shlex.join([*arguments, "--quiet", f"--default_root_dir={root}"]))
@@ -70,7 +70,7 @@ def logs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def address(logs: Path) -> Iterator[str]:
-    """A TensorBoard server on a free port of this machine alone, as ``make dashboard`` starts it."""
+    """Start a TensorBoard server on a free local port, like ``make dashboard``."""
     command = [sys.executable, "-m", "tensorboard.main", "--logdir", str(logs), "--host", "localhost", "--port", "0"]
     with subprocess.Popen([*command, "--load_fast", "false"], stderr=subprocess.PIPE, text=True) as server:
         assert server.stderr is not None
@@ -82,7 +82,7 @@ def address(logs: Path) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def show(address: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Any]]:
-    """Open a tab and wait until what a script finds there satisfies a condition."""
+    """Open a tab and wait until the result of a script satisfies a condition."""
     from selenium import webdriver
     from selenium.common.exceptions import TimeoutException
     from selenium.webdriver.chrome.service import Service
@@ -97,12 +97,12 @@ def show(address: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cal
     browser = webdriver.Chrome(options=options, service=Service(DRIVER))
 
     def open_tab(tab: str, script: str, condition: Callable[[Any], bool], run: str = "") -> Any:
-        browser.get("about:blank")  # else a new fragment alone loads nothing
+        browser.get("about:blank")  # needed because a new fragment alone loads nothing
         browser.get(f"{address}#{tab}")
         seen: list[Any] = []
 
         def found(_: Any) -> bool:
-            if run:  # in the tab's list of runs
+            if run:  # select the run in the tab's list
                 browser.execute_script(CHOOSE, run)
             seen[:] = [browser.execute_script(script)]
             return condition(seen[0])
@@ -119,11 +119,11 @@ def show(address: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cal
 
 def test_curves_of_every_run(show: Callable[..., Any]) -> None:
     names = ["by_epoch /train_loss", "by_epoch /val_acc", "by_epoch /val_loss", "lr-SGD", "samples_per_second"]
-    names += ["lr-SGD 3 cards"]  # those of LitTransfer's two parameter groups beside that of the others
+    names += ["lr-SGD 3 cards"]  # LitTransfer has two parameter groups, the others have one
     show("timeseries", TEXT, lambda text: all(name in text for name in names) and "version_3" in text)
 
 
-def test_training_and_validation_lie_on_one_chart(show: Callable[..., Any]) -> None:
+def test_training_and_validation_are_on_one_chart(show: Callable[..., Any]) -> None:
     pairs = [
         f"{name} (version_{run})" for run in range(4) for name in ("train_loss", "val_loss", "by_epoch/train_loss")
     ]
@@ -133,7 +133,7 @@ def test_training_and_validation_lie_on_one_chart(show: Callable[..., Any]) -> N
 
 
 def test_pictures(show: Callable[..., Any]) -> None:
-    # Of two classifiers: what they trained on, their confusion matrices, their most confident mistakes.
+    # two classifiers: training images, confusion matrices, most confident mistakes
     tags = ("training/samples", "validation/confusion_matrix", "validation/most_confident_mistakes")
     show("images", TEXT, lambda text: all(f"{tag} version_{run}" in text for tag in tags for run in (0, 3)))
     assert len(set(show("images", PICTURES, lambda pictures: len(pictures) == 6))) == 6
@@ -146,7 +146,7 @@ def test_graph_of_every_model(show: Callable[..., Any], place: int) -> None:
     assert "input input" in text
 
 
-def test_settings_with_what_they_reached(show: Callable[..., Any], logs: Path) -> None:
+def test_settings_with_their_metrics(show: Callable[..., Any], logs: Path) -> None:
     text = show("hparams", TEXT, lambda text: "version_3" in text and "train_loss version_0" in text)
     table = text.partition("Trial ID")[2].partition("Color by")[0]
     rows = re.split(r"version_\d", table)[1:]

@@ -1,4 +1,4 @@
-"""Several processes train and evaluate together, on one machine and on what they take for two."""
+"""Training and evaluation with several processes, on one node and on two simulated nodes."""
 
 import contextlib
 import json
@@ -22,7 +22,7 @@ from tests.support.slurm import JOB, stand_in_scontrol
 
 TINY = f"{SHAPES} --accelerator cpu --strategy ddp"
 LOOPBACK = ("0100007F", "00000000000000000000000001000000", "0000000000000000FFFF00000100007F")
-"""127.0.0.1, ::1 and the former written as the latter, as /proc/net/tcp spells them."""
+"""127.0.0.1, ::1 and ::ffff:127.0.0.1 in the format of /proc/net/tcp."""
 ENDLESS = f"{TINY} --max_epochs 100000"
 
 
@@ -34,15 +34,15 @@ def worlds(job: str, place: Path) -> dict[str, Any]:
 
 
 @pytest.mark.slow
-def test_evaluation_is_the_same_on_any_number_of_processes(tmp_path: Path) -> None:
-    """To the last bit: each batch is the same batch on any number of processes, and their sums are added exactly.
+def test_evaluation_is_bit_equal_for_any_number_of_processes(tmp_path: Path) -> None:
+    """Each batch is the same for any number of processes, and sums over batches are exact.
 
-    That the batches are the same matters: the loss of a row alone in its batch differed by up to 1e-7 of itself on
-    LeNet and 5e-7 on resnet18 from that in a batch of 100 (on an AMD EPYC; batches of 51, 77 and 100 gave equal bits).
+    The batches must be the same: the loss of a row in a batch of 1 had a relative difference of up to 1e-7 (LeNet) and
+    5e-7 (resnet18) from the loss in a batch of 100 (AMD EPYC; batches of 51, 77 and 100 gave equal bits).
     """
     found = worlds("evaluation", tmp_path)
     assert [metrics["mine"] for metrics in found["153 on 3"]["metrics"]] == [60, 53, 40]
-    assert [metrics["mine"] for metrics in found["7 on 3"]["metrics"]] == [7, 0, 0]  # some get nothing
+    assert [metrics["mine"] for metrics in found["7 on 3"]["metrics"]] == [7, 0, 0]  # some processes have no sample
     for pictures in (153, 7, 2):
         alone = found[f"{pictures} on 1"]
         assert sum(alone["confusion"]) == pictures
@@ -50,7 +50,7 @@ def test_evaluation_is_the_same_on_any_number_of_processes(tmp_path: Path) -> No
         for ranks in (2, 3):
             together = found[f"{pictures} on {ranks}"]
             assert together["confusion"] == alone["confusion"]
-            for metrics in together["metrics"]:  # every rank knows all
+            for metrics in together["metrics"]:  # every rank has the metrics of all samples
                 assert metrics["counted"] == pictures
                 assert metrics["val_acc"] == alone["metrics"][0]["val_acc"]
                 assert metrics["val_loss"] == alone["metrics"][0]["val_loss"]
@@ -58,7 +58,7 @@ def test_evaluation_is_the_same_on_any_number_of_processes(tmp_path: Path) -> No
 
 
 @pytest.mark.slow
-def test_a_summed_loss_is_the_same_on_any_number_of_processes(tmp_path: Path) -> None:
+def test_summed_loss_is_the_same_for_any_number_of_processes(tmp_path: Path) -> None:
     found = worlds("sums", tmp_path)
     assert found["1"][0] > 0
     assert found["2"] == found["1"] * 2
@@ -66,11 +66,11 @@ def test_a_summed_loss_is_the_same_on_any_number_of_processes(tmp_path: Path) ->
 
 
 @pytest.mark.slow
-def test_processes_and_accumulation_give_the_weights_of_the_union_batch(tmp_path: Path) -> None:
-    """Within 2e-6 after 8 or 16 steps: float32 sums in another order. A summed loss stays the sum over the union.
+def test_processes_and_accumulation_give_the_weights_of_the_combined_batch(tmp_path: Path) -> None:
+    """Weights are equal within 2e-6 after 8 or 16 steps (float32 sums in another order). A summed loss is a total.
 
-    The dynamic net draws one depth for the union, on one process or on two; gradients that are accumulated have a
-    depth for each batch, so there it is compared on processes alone.
+    The dynamic net draws one depth per step on any number of processes. With accumulation it draws one depth per batch,
+    so there only the number of processes is compared.
     """
     found = worlds("union", tmp_path)
     for name, ways in found.items():
@@ -84,30 +84,30 @@ def test_processes_and_accumulation_give_the_weights_of_the_union_batch(tmp_path
             if name == "dynamic net":
                 assert their_depths == depths
                 assert set(depths) == {0, 1, 2, 3}
-            if cut == "2 x 6 x 1":  # the sum, or mean, over all processes
+            if cut == "2 x 6 x 1":  # sum or mean over all processes
                 assert their_loss == pytest.approx(loss, rel=1e-5)
     assert list(found["dynamic net"]) == ["2 x 6 x 1"]
 
 
 @pytest.mark.slow
-def test_uneven_batches_of_a_batchnorm_model_do_not_hang(tmp_path: Path) -> None:
+def test_uneven_batches_with_batchnorm_do_not_hang(tmp_path: Path) -> None:
     assert worlds("uneven", tmp_path) == {"2": [6, 6], "3": [4, 4, 4]}
 
 
 @pytest.mark.slow
-def test_nan_on_one_rank_ends_all_with_its_step(tmp_path: Path) -> None:
+def test_nan_on_one_rank_ends_all_ranks_with_the_same_message(tmp_path: Path) -> None:
     said = worlds("nan", tmp_path)["said"]
     assert said[0] == said[1]
     assert said[0].startswith("the loss became nan at step 2 (epoch 1, batch 1: samples ")
 
 
-def test_fsdp_needs_a_gpu_and_says_so() -> None:
+def test_fsdp_without_gpu_is_refused() -> None:
     with pytest.raises(UsageError, match=r"(?i)gpu"):
         parse(f"{SHAPES} --accelerator cpu --strategy fsdp --devices 1")
 
 
-def test_fsdp_is_configured_where_there_is_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Construction alone, for want of a GPU: training with it is untested."""
+def test_fsdp_is_configured_with_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only the construction is tested, because the tests have no GPU."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     for module in ("fabric.accelerators.cuda", "pytorch.accelerators.cuda"):
@@ -117,11 +117,11 @@ def test_fsdp_is_configured_where_there_is_a_gpu(monkeypatch: pytest.MonkeyPatch
     assert cli.trainer.world_size == 2
 
 
-# --- real programs ------------------------------------------------------------------------------------------------
+# --- new processes ----------------------------------------------------------------------------------------------------
 
 
 def start(command: str, **environment: str) -> subprocess.Popen[str]:
-    """A program in a session of its own, so that what it leaves behind can be seen."""
+    """Start a program in a new session, to find processes that it leaves behind."""
     return subprocess.Popen(
         [sys.executable, *shlex.split(command)],
         stdout=subprocess.PIPE,
@@ -147,12 +147,12 @@ def until(process: subprocess.Popen[str], text: str) -> None:
 
 
 def members(session: int) -> list[int]:
-    """Processes of a session that still run."""
+    """Return the processes of a session that still run."""
     found = []
     for path in Path("/proc").glob("[0-9]*"):
         try:
             fields = (path / "stat").read_text().rsplit(")", 1)[1].split()
-        except OSError:  # gone meanwhile
+        except OSError:  # it has ended
             continue
         if int(fields[3]) == session and fields[0] != "Z":
             found.append(int(path.name))
@@ -160,11 +160,11 @@ def members(session: int) -> list[int]:
 
 
 def listening(processes: list[int]) -> list[str]:
-    """Addresses, in the kernel's hexadecimal spelling, at which these processes wait for others."""
+    """Return the addresses, in the kernel's hexadecimal format, on which these processes listen."""
     links = [link for pid in processes for link in Path(f"/proc/{pid}/fd").iterdir()]
     own = set()
     for link in links:
-        with contextlib.suppress(OSError):  # closed meanwhile
+        with contextlib.suppress(OSError):  # it was closed
             own.add(str(link.readlink()))
     found = []
     for table in ("tcp", "tcp6"):
@@ -180,12 +180,12 @@ def listening(processes: list[int]) -> list[str]:
     ("signum", "whom"),
     [(signal.SIGTERM, "all"), (signal.SIGTERM, "first"), (signal.SIGINT, "all"), (signal.SIGUSR1, "second")],
 )
-def test_a_signal_ends_two_processes_with_a_resume_point_and_its_code(signum: signal.Signals, whom: str) -> None:
+def test_signal_ends_two_processes_with_a_resume_point_and_its_code(signum: signal.Signals, whom: str) -> None:
     process = train(f"{ENDLESS} --devices 2")
     until(process, "epoch")
     everybody = members(process.pid)
     elsewhere = [address for address in listening(everybody) if address not in LOOPBACK]
-    assert len(elsewhere) <= 1  # where they meet: torch binds it to all interfaces
+    assert len(elsewhere) <= 1  # the rendezvous: torch binds it to all interfaces
     if whom == "all":
         os.killpg(process.pid, signum)
     else:
@@ -200,8 +200,8 @@ def test_a_signal_ends_two_processes_with_a_resume_point_and_its_code(signum: si
 
 @pytest.mark.slow
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
-def test_a_signal_ends_one_process_with_a_resume_point_and_its_code(signum: signal.Signals, tmp_path: Path) -> None:
-    """Under SLURM, with a stand-in for its command."""
+def test_signal_ends_one_process_with_a_resume_point_and_its_code(signum: signal.Signals, tmp_path: Path) -> None:
+    """In a SLURM job, with a fake ``scontrol``."""
     asked, path = stand_in_scontrol(tmp_path)
     slurm = {**JOB, "SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NODEID": "0", "PATH": path}
     process = train(f"{SHAPES} --accelerator cpu --max_epochs 100000 --devices 1", **slurm)
@@ -218,7 +218,7 @@ def test_a_signal_ends_one_process_with_a_resume_point_and_its_code(signum: sign
 
 @pytest.mark.slow
 @pytest.mark.parametrize("what", ["hangs", "dies"])
-def test_a_rank_that_hangs_or_dies_ends_the_job(what: str) -> None:
+def test_rank_that_hangs_or_dies_ends_the_job(what: str) -> None:
     process = train(f"{ENDLESS} --devices 2 --timeout 0.05")
     until(process, "epoch")
     child = next(pid for pid in members(process.pid) if pid != process.pid)
@@ -238,7 +238,7 @@ from pathlib import Path
 from lightning.pytorch import Callback
 from lit_training.callbacks.resume import ResumePoint
 
-ResumePoint.COST, ResumePoint.TALK = 1e9, 0.0  # a resume point between any two steps
+ResumePoint.COST, ResumePoint.TALK = 1e9, 0.0  # a resume point after each step
 
 class FullDisk(Callback):
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
@@ -269,7 +269,7 @@ FINETUNING = f"{SMALL_NET} --model.freeze false --data.image_size 72 --accelerat
 
 
 def ends(process: subprocess.Popen[str], code: int) -> str:
-    """What a program said that ends with ``code`` and leaves no process behind."""
+    """Wait for a program that must end with ``code`` and leave no process behind; return its output."""
     output, _ = process.communicate(timeout=300)
     assert process.returncode == code, output
     assert "Traceback" not in output
@@ -279,13 +279,13 @@ def ends(process: subprocess.Popen[str], code: int) -> str:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("what", ["two processes", "loader workers"])
-def test_a_full_disk_ends_all_in_one_line_and_the_run_goes_on(
+def test_full_disk_ends_all_processes_in_one_line_and_the_run_can_be_resumed(
     what: str, small_disk: Path, photo_folder: Path, tmp_path: Path
 ) -> None:
     Path("own_trouble.py").write_text(TROUBLE)
     if what == "two processes":
-        line = f"{TINY} --devices 2 --max_epochs 3"  # 3 steps an epoch
-    else:  # 4 steps an epoch
+        line = f"{TINY} --devices 2 --max_epochs 3"  # 3 steps per epoch
+    else:  # 4 steps per epoch
         line = f"--data {photo_folder} {FINETUNING} --data.num_workers 2 --devices 1 --max_epochs 2"
     line += " --callbacks own_trouble.FullDisk"
     ends(train(line), 0)
@@ -304,7 +304,7 @@ def test_a_full_disk_ends_all_in_one_line_and_the_run_goes_on(
 
 
 @pytest.mark.slow
-def test_a_photo_that_vanishes_from_one_of_two_processes_ends_both(photo_folder: Path) -> None:
+def test_missing_photo_in_one_of_two_processes_ends_both(photo_folder: Path) -> None:
     Path("own_trouble.py").write_text(TROUBLE)
     line = f"--data {photo_folder} {FINETUNING} --data.batch_size 2 --max_epochs 3 --strategy ddp --devices 2"
     line += " --data.num_workers 0 --callbacks own_trouble.LostPhoto"
@@ -353,5 +353,5 @@ def test_two_nodes_train_resume_and_stop_at_the_end(launcher: str) -> None:
         outputs = [process.communicate(timeout=300)[0] for process in nodes]
         assert [process.returncode for process in nodes] == [0, 0], outputs
         assert expected in outputs[0]
-        assert "lightning_logs" not in outputs[1]  # one of them speaks
+        assert "lightning_logs" not in outputs[1]  # only one node prints
         assert [path.name for path in Path("lightning_logs").iterdir()] == ["version_0"]

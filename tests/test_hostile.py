@@ -1,4 +1,4 @@
-"""Files made to do harm: nothing in them is executed, and each ends in one line."""
+"""Malicious files: nothing in them is executed, and each gives a one-line error."""
 
 import os
 import pickle
@@ -33,7 +33,7 @@ class Payload:
 
 @pytest.fixture(autouse=True, params=["as usual", "loading forced open"])
 def environment(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Once more with the variable that makes torch.load unpickle anything where it is not told otherwise."""
+    """Run each test also with the variable that makes torch.load unpickle everything by default."""
     if request.param != "as usual":
         monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
     yield
@@ -47,7 +47,7 @@ def test_the_payload_works() -> None:
 
 
 def honest() -> dict[str, Any]:
-    """What a checkpoint of this project holds."""
+    """Return the contents of a checkpoint of this project."""
     model = LitCNN()
     checkpoint: dict[str, Any] = {
         "state_dict": model.state_dict(),
@@ -91,15 +91,15 @@ WRITERS = [as_zip, as_old_format, as_plain_pickle, as_zip_in_zip]
 PLACES: dict[str, Callable[[], Any]] = {
     "alone": Payload,
     "beside honest content": lambda: {**honest(), "extra": Payload()},
-    "among the hyper-parameters": lambda: {**honest(), "hyper_parameters": {"lr": Payload()}},
-    "among the weights": lambda: {**honest(), "state_dict": {"net.conv1.weight": Payload()}},
+    "in the hyper-parameters": lambda: {**honest(), "hyper_parameters": {"lr": Payload()}},
+    "in the weights": lambda: {**honest(), "state_dict": {"net.conv1.weight": Payload()}},
     "as the class name": lambda: {**honest(), "lit": {"model_class": Payload()}},
 }
 
 
 @pytest.mark.parametrize("write", WRITERS, ids=lambda write: write.__name__)
 @pytest.mark.parametrize("place", PLACES)
-def test_a_pickle_in_a_checkpoint(place: str, write: Callable[[Path, Any], None]) -> None:
+def test_pickle_in_a_checkpoint(place: str, write: Callable[[Path, Any], None]) -> None:
     write(Path("bad.ckpt"), PLACES[place]())
     with pytest.raises(CheckpointError, match=r"bad\.ckpt is not a checkpoint that can be read safely") as error:
         checkpoints.read(find_checkpoint("bad.ckpt"))
@@ -107,7 +107,7 @@ def test_a_pickle_in_a_checkpoint(place: str, write: Callable[[Path, Any], None]
 
 
 @pytest.mark.parametrize("write", WRITERS, ids=lambda write: write.__name__)
-def test_a_pickle_to_resume_from(write: Callable[[Path, Any], None], capfd: pytest.CaptureFixture[str]) -> None:
+def test_pickle_to_resume_from(write: Callable[[Path, Any], None], capfd: pytest.CaptureFixture[str]) -> None:
     folder = Path("run/checkpoints")
     folder.mkdir(parents=True)
     write(folder / "last.ckpt", PLACES["beside honest content"]())
@@ -119,7 +119,7 @@ def test_a_pickle_to_resume_from(write: Callable[[Path, Any], None], capfd: pyte
 
 @pytest.mark.parametrize("write", WRITERS, ids=lambda write: write.__name__)
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
-def test_a_pickle_as_weights(suffix: str, write: Callable[[Path, Any], None]) -> None:
+def test_pickle_as_weights(suffix: str, write: Callable[[Path, Any], None]) -> None:
     path = Path(f"weights{suffix}")
     write(path, {"fc.weight": Payload()})
     with pytest.raises(ModelError, match="is not a state dict that can be read safely"):
@@ -136,9 +136,9 @@ def test_a_pickle_as_weights(suffix: str, write: Callable[[Path, Any], None]) ->
         struct.pack("<Q", 66) + b'{"fc.weight":{"dtype":"F32","shape":[9,9],"data_offsets":[0,400]}}',
         b"",
     ],
-    ids=["2**63", "2**40", "99 MB", "too long", "data that is not there", "empty"],
+    ids=["2**63", "2**40", "99 MB", "too long", "missing data", "empty"],
 )
-def test_a_safetensors_header_that_lies(content: bytes) -> None:
+def test_invalid_safetensors_header(content: bytes) -> None:
     Path("weights.safetensors").write_bytes(content)
     with pytest.raises(ModelError, match=r"weights\.safetensors"):
         LitTransfer(weights="weights.safetensors").load_pretrained()
@@ -178,7 +178,7 @@ POISONED: dict[str, Callable[[], Any]] = {
     "a mean that is text": lambda: spec(mean="abc"),
     "a mean of another length": lambda: spec(mean=[0.5]),
     "a mean and std of one channel": lambda: spec(mean=[0.5], std=[0.5]),
-    "a mean that is no number": lambda: spec(mean=[float("nan")] * 3),
+    "a mean of NaN": lambda: spec(mean=[float("nan")] * 3),
     "a std of 0": lambda: spec(std=[0.0] * 3),
     "an unknown interpolation": lambda: spec(interpolation="os.system"),
     "an interpolation that is a list": lambda: spec(interpolation=["bilinear"]),
@@ -201,7 +201,7 @@ POISONED: dict[str, Callable[[], Any]] = {
 
 
 @pytest.mark.parametrize("name", POISONED)
-def test_plain_values_that_lie(name: str) -> None:
+def test_wrong_values_in_a_checkpoint(name: str) -> None:
     torch.save(POISONED[name](), "bad.ckpt")
     with pytest.raises(CheckpointError) as error:
         checkpoints.load_model(checkpoints.read(Path("bad.ckpt")))
@@ -219,17 +219,17 @@ def test_plain_values_that_lie(name: str) -> None:
         {"lit": {"model_class": "LitCNN"}},
     ],
 )
-def test_data_that_lies(parts: dict[str, Any]) -> None:
+def test_wrong_data_module_in_a_checkpoint(parts: dict[str, Any]) -> None:
     with pytest.raises((CheckpointError, DataError)):
         checkpoints.load_data(changed(**parts))
 
 
-def test_outputs_without_a_name_are_called_by_their_number() -> None:
+def test_outputs_without_a_name_get_their_number() -> None:
     model = checkpoints.load_model(lit(class_names=["ant", "bee"]))
     assert model.class_names == ("ant", "bee", *"23456789")
 
 
-def test_the_honest_one_opens() -> None:
+def test_valid_checkpoint_opens() -> None:
     torch.save(honest(), "good.ckpt")
     opened = checkpoints.read(Path("good.ckpt"))
     assert isinstance(checkpoints.load_model(opened), LitCNN)
@@ -237,7 +237,7 @@ def test_the_honest_one_opens() -> None:
 
 
 @pytest.mark.parametrize("cut", [0, 1, 100, 5000, -1])
-def test_a_truncated_checkpoint(cut: int) -> None:
+def test_truncated_checkpoint(cut: int) -> None:
     torch.save(honest(), "whole.ckpt")
     Path("cut.ckpt").write_bytes(Path("whole.ckpt").read_bytes()[:cut])
     with pytest.raises(CheckpointError, match=r"cut\.ckpt is not a checkpoint"):
@@ -245,7 +245,7 @@ def test_a_truncated_checkpoint(cut: int) -> None:
 
 
 @pytest.mark.parametrize("where", ["http://127.0.0.1:9/x.ckpt", "https://example.com/x.ckpt", "s3://bucket/x.ckpt"])
-def test_addresses_are_no_checkpoints(where: str, capfd: pytest.CaptureFixture[str]) -> None:
+def test_urls_are_refused(where: str, capfd: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(CheckpointError, match="is not there"):
         find_checkpoint(where)
     with pytest.raises(ModelError, match="no weights file"):
@@ -257,7 +257,7 @@ def test_addresses_are_no_checkpoints(where: str, capfd: pytest.CaptureFixture[s
 
 
 @pytest.mark.parametrize("name", ["", "nowhere", "empty", "notes.txt"])
-def test_what_is_no_checkpoint(name: str) -> None:
+def test_missing_checkpoint(name: str) -> None:
     Path("empty").mkdir()
     Path("notes.txt").write_text("hello")
     with pytest.raises(CheckpointError):
@@ -270,9 +270,9 @@ CONFIGS = {
     "new tag": f"a: !!python/object/new:subprocess.Popen [[touch, {CANARY}]]",
     "module tag": "a: !!python/module:os",
     "name tag": "a: !!python/name:os.system",
-    "aliases without end": "a: &a [x, x]\n" + "".join(f"b{i}: &b{i} [*a, *a]\n" for i in range(30)),
+    "exponential aliases": "a: &a [x, x]\n" + "".join(f"b{i}: &b{i} [*a, *a]\n" for i in range(30)),
     "an alias of itself": "a: &a [*a]",
-    "nested without end": "a: " + "[" * 20_000,
+    "deeply nested": "a: " + "[" * 20_000,
     "larger than a configuration": "max_epochs: 1\n#" + "x" * 2_000_000,
     "a process as callback": f"callbacks: [{{class_path: subprocess.Popen, init_args: {{args: [touch, {CANARY}]}}}}]",
     "a command as model": f"model: {{class_path: os.system, init_args: {{command: {COMMAND}}}}}",
@@ -286,7 +286,7 @@ CONFIGS = {
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_a_configuration(name: str, capfd: pytest.CaptureFixture[str]) -> None:
+def test_malicious_configuration(name: str, capfd: pytest.CaptureFixture[str]) -> None:
     Path("bad.yaml").write_text(CONFIGS[name])
     with pytest.raises(SystemExit, match="2"), one_line_errors("fit.py"):
         parse("--config bad.yaml")
@@ -296,7 +296,7 @@ def test_a_configuration(name: str, capfd: pytest.CaptureFixture[str]) -> None:
     assert len(err) < 1500
 
 
-def test_an_archive_that_is_not_cifar10_is_never_opened(tmp_path: Path) -> None:
+def test_archive_that_is_not_cifar10_is_never_opened(tmp_path: Path) -> None:
     root = tmp_path / "data"
     root.mkdir()
     with tarfile.open(root / "cifar-10-python.tar.gz", "w:gz") as archive:

@@ -1,4 +1,4 @@
-"""How the code is laid out: imports run one way, a network runs outside of its file, files stay readable."""
+"""Layout of the code: import rules, networks without dependencies on their file, short files."""
 
 import ast
 import subprocess
@@ -14,10 +14,10 @@ from tests.support.imports import OWN, Import, circle, file_of, imports, name_of
 
 BELOW = {"datamodules", "lit_models"}
 BASE = {"errors", "text", "statistics", "figures"}
-"""Files of lit_training outside of any folder."""
+"""Files directly in lit_training."""
 ROOMS: dict[str, set[str]] = {
     "scripts": {"lit_training", "cli", "callbacks", "trained", "runs", "base", *BELOW},
-    "lit_training": {"trained"},  # its __init__.py alone: what notebooks ask for
+    "lit_training": {"trained"},  # only its __init__.py, for notebooks
     "cli": {"cli", "callbacks", "trained", "runs", "base", *BELOW},
     "callbacks": {"callbacks", "runs", "base", *BELOW},
     "trained": {"trained", "runs", "base", *BELOW},
@@ -26,7 +26,7 @@ ROOMS: dict[str, set[str]] = {
     "lit_models": {"lit_models"},
     "datamodules": {"datamodules"},
 }
-"""Room -> the rooms whose files its own may import."""
+"""Room -> the rooms from which its files may import."""
 PACKAGES = {
     "lit_models",
     "datamodules",
@@ -39,11 +39,11 @@ PACKAGES = {
     "lit_training.trained",
 }
 TORCHLESS = ("find", "decode", "scan", "split", "folder", "check")
-"""Files of datamodules/photos that judge a folder of photos before torch is imported."""
+"""Files of datamodules/photos that check a folder of photos before torch is imported."""
 HEAVY = {"torch", "torchvision", "lightning", "torchmetrics"}
 FILES = sorted(path for folder in ("scripts", *BELOW, "lit_training") for path in (ROOT / folder).rglob("*.py"))
 MODEL_FILES = ("cnn", "mlp", "dynamic", "transfer")
-CLASSES = {  # network classes and functions, the file of each, and the shapes of an input and its output
+CLASSES = {  # network -> file, input shape, output shape
     "LeNet": ("cnn", (2, 3, 32, 32), (2, 10)),
     "mlp": ("mlp", (2, 1000), (2, 10)),
     "DynamicNet": ("dynamic", (2, 1000), (2, 10)),
@@ -53,7 +53,7 @@ by_name = pytest.mark.parametrize("path", FILES, ids=name_of)
 
 
 def room_of(path: Path) -> str:
-    """The room that a file stands in."""
+    """Return the room of a file."""
     folder, *rest = path.relative_to(ROOT).parts
     if folder != "lit_training":
         return folder
@@ -62,11 +62,11 @@ def room_of(path: Path) -> str:
     return "lit_training" if rest == ["__init__.py"] else "base"
 
 
-# --- which file may import which ------------------------------------------------------------------------------------
+# --- which file may import which --------------------------------------------------------------------------------------
 
 
 def broken_rules(path: Path, source: str) -> list[str]:
-    """What a file imports against the rules, in words."""
+    """Return a message for each import that breaks the rules."""
     room, found = room_of(path), []
     for module, line in imports(source):
         if module.partition(".")[0] not in OWN:
@@ -84,7 +84,7 @@ def broken_rules(path: Path, source: str) -> list[str]:
 @by_name
 def test_imports_run_one_way(path: Path) -> None:
     """scripts -> cli -> {callbacks, trained} -> runs -> {errors, text, statistics, figures} -> {datamodules,
-    lit_models}; callbacks and trained do not know each other, nor do datamodules and lit_models."""
+    lit_models}; callbacks and trained do not import each other, nor do datamodules and lit_models."""
     broken = broken_rules(path, path.read_text())
     assert not broken, "\n".join(broken)
 
@@ -106,13 +106,13 @@ def test_imports_run_one_way(path: Path) -> None:
         ("lit_training/cli/new.py", "import lit_training.listing", "no file"),
     ],
 )
-def test_the_import_rule_finds_what_it_forbids(file: str, line: str, room: str) -> None:
+def test_forbidden_imports_are_found(file: str, line: str, room: str) -> None:
     [said] = broken_rules(ROOT / file, line)
     assert said.startswith(f"{file}, line {1 + line.count(chr(10))}, imports ")
     assert f"({room})" in said
 
 
-def test_imports_are_found_wherever_they_stand() -> None:
+def test_imports_are_found_anywhere_in_a_file() -> None:
     source = (
         "import torch.nn\ndef f():\n    from lit_training.cli import flags\n    from lit_training.errors import fail"
     )
@@ -124,17 +124,17 @@ def test_imports_are_found_wherever_they_stand() -> None:
 
 
 def graph() -> dict[Path, set[Path]]:
-    """File -> the files of ours that it imports."""
+    """Return file -> the files of this project that it imports."""
     return {path: {found.file for found in imports(path.read_text()) if found.file is not None} for path in FILES}
 
 
 def test_no_files_import_each_other_in_a_circle() -> None:
-    """Imports inside functions and under TYPE_CHECKING count."""
+    """Imports inside functions and under TYPE_CHECKING count too."""
     found = [name_of(path) for path in circle(graph())]
     assert not found, f"files import each other in a circle: {' -> '.join([*found, *found[:1]])}"
 
 
-def test_a_circle_is_found() -> None:
+def test_circle_is_found() -> None:
     a, b, c, d = map(Path, "abcd")
     assert circle({a: {b, d}, b: {c}, c: {b}, d: set()}) == [b, c]
     assert circle({a: {a}}) == [a]
@@ -142,15 +142,15 @@ def test_a_circle_is_found() -> None:
 
 
 @pytest.mark.parametrize("name", TORCHLESS)
-def test_what_judges_a_folder_of_photos_does_without_torch(name: str) -> None:
-    """Neither the file itself nor any file of ours that it imports, on however many ways."""
+def test_checks_of_a_folder_of_photos_do_not_import_torch(name: str) -> None:
+    """Neither the file nor any file that it imports, directly or indirectly, imports torch."""
     start, files = ROOT / "datamodules" / "photos" / f"{name}.py", graph()
     ways: dict[Path, list[Path]] = {start: [start]}
     queue = [start]
     for path in queue:
         heavy = sorted({found.package for found in imports(path.read_text())} & HEAVY)
         way = " -> ".join(map(name_of, ways[path]))
-        assert not heavy, f"datamodules/photos/{name}.py has to do without {heavy[0]}, which comes with {way}"
+        assert not heavy, f"datamodules/photos/{name}.py must not import {heavy[0]}: {way}"
         for following in sorted(files[path] - ways.keys()):
             ways[following] = [*ways[path], following]
             queue.append(following)
@@ -177,33 +177,33 @@ print("loaded", code, *sorted(sys.modules))
         ("check.py --help", "usage: check.py"),
     ],
 )
-def test_torch_is_not_imported_where_nothing_is_computed(line: str, said: str, photo_folder: Path) -> None:
+def test_torch_is_not_imported_if_nothing_is_computed(line: str, said: str, photo_folder: Path) -> None:
     name, argument = line.replace("PHOTOS", str(photo_folder)).split()
     command = [sys.executable, "-c", LOADED, str(ROOT / "scripts" / name), argument]
     ended = subprocess.run(command, capture_output=True, text=True, check=True, env=ENVIRONMENT)
     out, _, loaded = ended.stdout.rpartition("loaded ")
     assert said in out
     found = sorted(HEAVY & set(loaded.split()))
-    assert not found, f"{line} has to answer before torch is imported, but imports {', '.join(found)}"
+    assert not found, f"{line} must not import torch, but imports {', '.join(found)}"
 
 
-# --- what there is --------------------------------------------------------------------------------------------------
+# --- files ------------------------------------------------------------------------------------------------------------
 
 
-def test_only_the_packages_that_the_map_names() -> None:
+def test_packages_are_the_expected_ones() -> None:
     found = {path.parent.name for path in ROOT.glob("*/*.py")} - {".venv"}
-    assert found <= {*OWN, "notebooks"}, f"folders of code that no map names: {found - {*OWN, 'notebooks'}}"
+    assert found <= {*OWN, "notebooks"}, f"unexpected folders of code: {found - {*OWN, 'notebooks'}}"
     rooms = {".".join(path.parent.relative_to(ROOT).parts) for path in FILES} - {"scripts"}
-    assert rooms == PACKAGES, f"these packages are not those of the map: {', '.join(sorted(rooms ^ PACKAGES))}"
+    assert rooms == PACKAGES, f"missing or unexpected packages: {', '.join(sorted(rooms ^ PACKAGES))}"
     for package in PACKAGES:
         init = file_of(package)
         assert init is not None, f"{package} has no __init__.py"
-        assert ast.get_docstring(ast.parse(init.read_text())), f"{package}/__init__.py does not say what stands there"
+        assert ast.get_docstring(ast.parse(init.read_text())), f"{package}/__init__.py has no docstring"
 
 
-def test_files_of_lit_training_stand_in_a_room() -> None:
+def test_files_directly_in_lit_training() -> None:
     loose = {path.stem for path in (ROOT / "lit_training").glob("*.py")} - {"__init__"}
-    assert loose == BASE, f"lit_training has other files outside of its folders: {', '.join(sorted(loose ^ BASE))}"
+    assert loose == BASE, f"missing or unexpected files directly in lit_training: {', '.join(sorted(loose ^ BASE))}"
 
 
 @by_name
@@ -211,16 +211,16 @@ def test_files_have_a_subject(path: Path) -> None:
     source = path.read_text()
     assert path.stem not in {"utils", "util", "helpers", "common", "misc", "registry", "factory"}
     assert path.name != "test.py", "pytest would collect it"
-    assert ast.get_docstring(ast.parse(source)), "a module says what it is about"
+    assert ast.get_docstring(ast.parse(source)), "a module needs a docstring"
     assert len(source.splitlines()) <= 500
 
 
-# --- networks -------------------------------------------------------------------------------------------------------
+# --- networks ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", CLASSES)
-def test_a_network_runs_outside_of_its_file(name: str) -> None:
-    """Its source and the file's imports of torch and the standard library are all that it needs."""
+def test_network_runs_outside_of_its_file(name: str) -> None:
+    """A network needs only its source and the file's imports of torch and the standard library."""
     file, shape, out = CLASSES[name]
     tree = ast.parse((ROOT / "lit_models" / f"{file}.py").read_text())
     allowed = {"torch", "torchvision", *sys.stdlib_module_names}
@@ -239,8 +239,8 @@ def test_a_network_runs_outside_of_its_file(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", MODEL_FILES)
-def test_a_model_file_is_read_at_one_sitting(name: str) -> None:
+def test_model_files_are_short(name: str) -> None:
     source = (ROOT / "lit_models" / f"{name}.py").read_text()
     assert len(source.splitlines()) <= 175
     [lit] = [node for node in ast.parse(source).body if isinstance(node, ast.ClassDef) and node.name.startswith("Lit")]
-    assert [ast.unparse(base) for base in lit.bases] == ["LitBase"]  # no tower
+    assert [ast.unparse(base) for base in lit.bases] == ["LitBase"]  # no deep inheritance

@@ -1,4 +1,4 @@
-"""Runs that the code before its packages had rooms has left: they open, and give the numbers that they gave then."""
+"""Runs of an older version of the code still open and give the same numbers."""
 
 import csv
 import json
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.parametrize("name", MODELS)
 
 @pytest.fixture
 def run(name: str) -> Path:
-    """A copy of the run's folder: an evaluation writes into it."""
+    """Copy the run's folder, because an evaluation writes to it."""
     return shutil.copytree(OLD / name, Path("runs") / name)
 
 
@@ -31,11 +31,11 @@ def inputs(name: str) -> list[str]:
 
 
 def close(values: Any) -> Any:
-    """To 5 digits: another processor may round the last ones in another way."""
+    """Compare 5 digits, because other processors may round differently."""
     return pytest.approx(values, rel=1e-5, abs=1e-6)
 
 
-def test_it_is_evaluated_as_before(name: str, run: Path) -> None:
+def test_evaluation_is_the_same(name: str, run: Path) -> None:
     saved, then = load(run), NUMBERS[name]
     assert type(saved.model()) is MODELS[name]
     found = saved.evaluate(accelerator="cpu")
@@ -49,7 +49,7 @@ def test_it_is_evaluated_as_before(name: str, run: Path) -> None:
         assert len(then["outputs"]) == 4
 
 
-def test_it_predicts_as_before(name: str, run: Path) -> None:
+def test_predictions_are_the_same(name: str, run: Path) -> None:
     answers: Any = load(run).predict(inputs(name), "cpu")
     then = NUMBERS[name]["predictions"]
     assert len(answers) == len(then) == 3
@@ -61,7 +61,7 @@ def test_it_predicts_as_before(name: str, run: Path) -> None:
             assert list(answer.outputs) == close(before)
 
 
-def test_the_scripts_take_it(name: str, run: Path) -> None:
+def test_scripts_accept_old_runs(name: str, run: Path) -> None:
     then = NUMBERS[name]
     assert f"{then['loss']:.4g}" in run_well(f"evaluate.py {run} --accelerator cpu")
     run_well(f"predict.py {run} {' '.join(inputs(name))} --output p.csv --accelerator cpu")
@@ -73,8 +73,8 @@ def test_the_scripts_take_it(name: str, run: Path) -> None:
     assert read_run(str(run)).best["val_loss"] == min(read_run(str(run)).curves["val_loss"].values())
 
 
-def test_it_goes_on_where_it_has_a_resume_point(name: str, run: Path) -> None:
-    """More epochs than it had: what it logged before stays, and what comes after is what that code went on to."""
+def test_old_run_can_be_resumed(name: str, run: Path) -> None:
+    """Train more epochs: the old rows stay, and the new ones are the same as with the older code."""
     if name == "cnn":
         assert not (run / "checkpoints" / "last.ckpt").exists()
         return

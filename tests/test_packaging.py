@@ -1,4 +1,4 @@
-"""The wheel holds all packages: fit.py runs in another folder, in an environment that has nothing else of this tree."""
+"""The wheel contains all packages: fit.py runs in an environment with only the wheel of this project."""
 
 import shutil
 import subprocess
@@ -19,8 +19,8 @@ def test_fit_runs_from_the_wheel_in_another_folder(tmp_path: Path) -> None:
     build = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", str(source)]
     subprocess.run(build, cwd=tmp_path, check=True)
     (wheel,) = tmp_path.glob("lit_classics-*.whl")
-    # Empty but for the wheel. The libraries are those of this environment; its own link to this tree stays out, for
-    # Python reads such links in site-packages of its own alone.
+    # The new environment contains the wheel and uses the libraries of this one. Its link to this project is ignored,
+    # because Python reads .pth files only in its own site-packages.
     place = tmp_path / "environment"
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(place)], check=True)
     (packages,) = place.glob("lib/python*/site-packages")

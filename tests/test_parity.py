@@ -1,4 +1,4 @@
-"""A Trainer's run ends with the weights of the loop that the sources write by hand, from torch alone."""
+"""Training with a Trainer gives the same weights as the plain torch loop of the tutorials."""
 
 from collections.abc import Callable, Iterable
 
@@ -18,7 +18,7 @@ Bare = Callable[..., Trainer]
 
 
 def take_values(ours: nn.Module, theirs: nn.Module) -> list[Tensor]:
-    """Give ``theirs`` the values of ``ours``, tensor after tensor; return a copy of them."""
+    """Copy the weights of ``ours`` to ``theirs``; return a copy of them."""
     start = [tensor.clone() for tensor in ours.state_dict().values()]
     for value, tensor in zip(start, theirs.state_dict().values(), strict=True):
         tensor.copy_(value)
@@ -54,7 +54,7 @@ def test_cnn(bare: Bare, channels: int) -> None:
     assert_same(model.net, net, start)
 
 
-def test_cnn_on_one_picture_with_targets_1_to_10(bare: Bare) -> None:
+def test_cnn_on_one_image_with_targets_1_to_10(bare: Bare) -> None:
     data = RandomDataModule([1, 32, 32], 10, length=1, batch_size=1, steps=STEPS, target="count")
     model = LitCNN(in_channels=1, lr=0.01, momentum=0.0, loss="squared_error")
     net = nn.Sequential(
@@ -84,7 +84,7 @@ def test_mlp(bare: Bare, accumulate: int) -> None:
     optimizer = torch.optim.SGD(net.parameters(), lr=1e-4)
     for number, (x, y) in enumerate(data.train_dataloader(), start=1):
         nn.MSELoss(reduction="sum")(net(x), y).backward()
-        if number % accumulate == 0:  # a summed loss stays a sum over all that was accumulated
+        if number % accumulate == 0:  # a summed loss is the sum over all accumulated batches
             optimizer.step()
             optimizer.zero_grad()
     assert_same(model.net, net, start)
@@ -122,7 +122,7 @@ def test_dynamic(bare: Bare) -> None:
         optimizer.zero_grad()
         nn.MSELoss(reduction="sum")(last(h), y).backward()
         optimizer.step()
-    # After its first use the middle layer has momentum: an unused one must not be moved by it.
+    # After its first use the middle layer has momentum, which must not change it in a step that does not use it.
     assert 0 in depths[depths.index(max(depths)) :]
     assert set(depths) == {0, 1, 2, 3}
     assert_same(model.net, net, start)

@@ -1,4 +1,4 @@
-"""fit.py where the system has neither fcntl nor SIGUSR1, SIGKILL or folders that can be opened, as on Windows."""
+"""fit.py on a system like Windows: no fcntl, no SIGUSR1 or SIGKILL, and folders cannot be opened."""
 
 import subprocess
 import sys
@@ -9,12 +9,12 @@ import pytest
 from tests.support.commands import ENVIRONMENT, ROOT
 
 SCRIPT = ROOT / "scripts" / "fit.py"
-# The stand-in for msvcrt locks as the real one does: a byte of a file, for one handle alone.
+# The fake msvcrt locks like the real one: one byte of a file, for one handle.
 ELSEWHERE = """
 import fcntl, multiprocessing, os, runpy, signal, subprocess, sys, types
-import tempfile, socket, asyncio  # they choose by these modules what system they are on
+import tempfile, socket, asyncio  # import them first: they detect the system by these modules
 import lightning.pytorch.trainer.connectors.signal_connector as connector
-connector._IS_WINDOWS = True  # else it asks for what is not there
+connector._IS_WINDOWS = True  # otherwise it uses missing signals
 connector._SignalConnector._valid_signals = staticmethod(lambda: {signal.SIGTERM, signal.SIGINT})
 
 def locking(fd, mode, size, take=fcntl.flock, how=fcntl.LOCK_EX | fcntl.LOCK_NB):
@@ -36,7 +36,7 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 
 
 @pytest.mark.slow
-def test_training_needs_nothing_that_windows_lacks() -> None:
+def test_training_works_like_on_windows() -> None:
     line = "--data.train_size 16 --data.val_size 8 --max_epochs 1 --accelerator cpu --devices 1 --resume auto"
     for said in ("val_acc", "nothing to do"):
         command = [sys.executable, "-c", ELSEWHERE, str(SCRIPT), *line.split()]

@@ -1,1 +1,1 @@
-"""What can be done with a trained network: load, predict, evaluate, compare, explain, describe."""
+"""Use a trained network: load, predict, evaluate, compare, explain, describe."""

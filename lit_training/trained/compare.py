@@ -1,4 +1,4 @@
-"""How runs differ: in their settings, in what they reached, and whether chance alone would do that."""
+"""Compare runs: their settings, their results, and whether the difference is significant."""
 
 import csv
 import os
@@ -20,51 +20,41 @@ from lit_training.statistics import mcnemar, wilson
 from lit_training.text import print_table
 
 WHICH_SAMPLES = ("class_path", "seed", "val_size", "channels", "length", "target")
-"""Settings of a data module that decide what it evaluates on, where samples are numbers and not files."""
+"""Settings of a data module without files that decide which samples it evaluates on."""
 LEVEL = 0.05
-"""A difference is called one when chance alone would show it, or a larger one, less often than this."""
+"""Significance level: a difference with a p-value below this is reported."""
 
 
 @dataclass(frozen=True)
 class ComparedRun:
-    """A run as its folder tells of it."""
+    """A run, read from its folder."""
 
     name: str
     folder: Path
     settings: dict[str, Any]
-    """The configuration, flattened: ``model.init_args.lr`` -> 0.001."""
+    """The configuration, flattened and without ``init_args``: ``model.lr`` -> 0.001."""
     curves: dict[str, dict[int, float]]
-    """For each of :data:`~lit_training.runs.best_epoch.MODES` that was logged, its value after each epoch, from 1."""
+    """Metric -> epoch (from 1) -> value, for each logged metric of :data:`~lit_training.runs.best_epoch.MODES`."""
     answers: dict[str, tuple[str, bool]] | None
-    """For each sample of the evaluation, by path: its label, and whether the answer was right. None: not evaluated."""
+    """Path of each evaluated sample -> its label, and True if the prediction was right. None: not evaluated."""
 
     @property
     def best(self) -> dict[str, float]:
-        """The metrics of the best epoch; empty where none was logged, or never was a number."""
+        """The metrics of the best epoch; empty if none was logged or all values are NaN."""
         decides = next((name for name in MODES if name in self.curves), None)
         if decides is None:
             return {}
-        epochs = {
-            n: {name: curve[n] for name, curve in self.curves.items() if n in curve} for n in self.curves[decides]
-        }
+        epochs = {n: {name: c[n] for name, c in self.curves.items() if n in c} for n in self.curves[decides]}
         best = best_epoch(epochs, decides, MODES[decides])
         return {} if best is None else epochs[best]
 
-    @property
-    def right(self) -> int:
-        """How many samples of the evaluation were answered right."""
-        return sum(right for _, right in (self.answers or {}).values())
-
 
 def read_run(run: str) -> ComparedRun:
-    """Read a run.
-
-    Args:
-        run: its folder, one of its checkpoints, or ``latest``.
+    """Read a run. ``run`` is its folder, one of its checkpoints, or ``latest``.
 
     Raises:
         CheckpointError: there is no such run.
-        UsageError: the folder holds no run, or one that cannot be read.
+        UsageError: the folder is not a run's folder, or a file in it cannot be read.
     """
     if run == "latest":
         folder = latest(".", lambda folder: (folder / METRICS).is_file(), METRICS)
@@ -73,7 +63,7 @@ def read_run(run: str) -> ComparedRun:
     try:
         settings = yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8"))
         rows = read_csv(folder / METRICS)
-        curves = {name: _curve(rows, name) for name in MODES}
+        curves = {name: curve for name in MODES if (curve := _curve(rows, name))}
         predictions = folder / EVALUATION / PREDICTIONS
         answers = None
         if predictions.is_file():
@@ -81,84 +71,81 @@ def read_run(run: str) -> ComparedRun:
     except FileNotFoundError as error:
         raise UsageError(f"{run} is not the folder of a run: {Path(error.filename).name} is missing") from error
     except (OSError, ValueError, KeyError, yaml.YAMLError, csv.Error) as error:
-        raise UsageError(f"{run} holds a run that cannot be read ({type(error).__name__}: {error})") from error
-    curves = {name: curve for name, curve in curves.items() if curve}
-    return ComparedRun(folder.name, folder, dict(_flat(settings or {})), curves, answers)
+        raise UsageError(f"the run {run} cannot be read ({type(error).__name__}: {error})") from error
+    return ComparedRun(folder.name, folder, dict(_flatten(settings or {})), curves, answers)
 
 
 def _curve(rows: list[dict[str, str]], name: str) -> dict[int, float]:
     return {int(row["epoch"]) + 1: float(row[name]) for row in rows if row.get(name) and row.get("epoch")}
 
 
-def _flat(settings: dict[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
+def _flatten(settings: dict[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
     for name, value in settings.items():
         if isinstance(value, dict):
-            yield from _flat(value, f"{prefix}{name}.")
+            yield from _flatten(value, prefix if name == "init_args" else f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}", value
 
 
 def differences(runs: Sequence[ComparedRun]) -> dict[str, list[str]]:
-    """The settings that are not the same in all runs, with the value in each; ``-`` where a run has no such setting."""
+    """Return the settings that differ between runs, with the value of each run; ``-`` if a run has no such setting."""
     names = dict.fromkeys(name for run in runs for name in run.settings)
     values = {name: [str(run.settings.get(name, "-")) for run in runs] for name in names}
-    told = {name: each for name, each in values.items() if len(set(each)) > 1 and not set(each) <= {"None", "-"}}
-    return {name.replace(".init_args", ""): each for name, each in told.items()}
+    return {name: each for name, each in values.items() if len(set(each)) > 1 and not set(each) <= {"None", "-"}}
 
 
 def describe_difference(first: ComparedRun, second: ComparedRun) -> str:
-    """What the predictions of two runs on the same samples say, in a sentence."""
+    """Test whether one of two runs predicts better on the same samples; return the result as a sentence."""
     for run in (first, second):
         if "val_acc" not in run.curves and "val_loss" in run.curves:
-            return f"{run.name} is no classifier, so no accuracies are tested: see the losses"
+            return f"{run.name} is not a classifier, so no test of the accuracies: compare the losses"
         if run.answers is None:
-            return f"{run.name} has no predictions yet, so nothing is tested: python scripts/evaluate.py {run.folder}"
+            return f"{run.name} has no predictions yet, so no test: python scripts/evaluate.py {run.folder}"
     ones, others = first.answers or {}, second.answers or {}
     same = {path: label for path, (label, _) in ones.items()} == {path: label for path, (label, _) in others.items()}
     if not same or (all(path.isdecimal() for path in ones) and _data(first) != _data(second)):
-        return f"{first.name} and {second.name} were not evaluated on the same samples: they cannot be tested in pairs"
+        return f"{first.name} and {second.name} were not evaluated on the same samples, so no test"
     pairs = [(ones[path][1], others[path][1]) for path in ones]
     only_first = sum(one and not other for one, other in pairs)
     only_second = sum(other and not one for one, other in pairs)
     p, points = mcnemar(only_first, only_second), 100 * (only_second - only_first) / len(pairs)
-    how = f"McNemar's exact test, p = {p:.2g}, the same {len(pairs)} samples, {only_first + only_second} told apart"
+    how = f"McNemar's exact test, p = {p:.2g}, the same {len(pairs)} samples, {only_first + only_second} differ"
     if p >= LEVEL:
-        return f"no difference shown: {second.name} is {points:+.1f} points from {first.name} ({how})"
+        return f"no significant difference: {second.name} is {points:+.1f} points from {first.name} ({how})"
     better = second if points > 0 else first
     return f"{better.name} is better by {abs(points):.1f} points ({how})"
 
 
 def _data(run: ComparedRun) -> dict[str, Any]:
-    settings = {name.replace(".init_args", ""): value for name, value in run.settings.items()}
-    return {name: settings.get(f"data.{name}") for name in WHICH_SAMPLES}
+    return {name: run.settings.get(f"data.{name}") for name in WHICH_SAMPLES}
 
 
 def format_metric(metric: str, value: float) -> str:
-    """A metric's value: accuracies with four places, losses, which may be tiny, with four digits."""
+    """Format an accuracy with 4 decimal places, a loss (which may be tiny) with 4 significant digits."""
     return f"{value:.4f}" if metric.endswith("acc") else f"{value:.4g}"
 
 
 def compare(names: Sequence[str], picture: str | None = None) -> None:
-    """Print what differs between runs; draw their curves over one another.
+    """Print the differences between runs and draw their curves.
 
     Args:
-        names: see :func:`read_run`; two or more.
-        picture: where the PNG goes; beside the first run when not given.
+        names: two or more runs, see :func:`read_run`.
+        picture: path of the PNG file; default ``comparison.png`` next to the first run.
 
     Raises:
-        CheckpointError, UsageError: naming what cannot be read or written.
+        CheckpointError, UsageError: a run cannot be read, or the PNG file cannot be written.
     """
     runs = [read_run(name) for name in names]
     if len({run.folder.resolve() for run in runs}) < len(runs):
-        raise UsageError("the same run is named twice: name different ones")
-    if len({run.name for run in runs}) < len(runs):  # of different roots
+        raise UsageError("the same run is named twice: name different runs")
+    if len({run.name for run in runs}) < len(runs):  # they are in different folders
         runs = [ComparedRun(**{**vars(run), "name": os.path.relpath(run.folder)}) for run in runs]
     body = [[name, *values] for name, values in differences(runs).items()]
     for metric in MODES:
         body.append([metric, *(format_metric(metric, run.best[metric]) if metric in run.best else "-" for run in runs)])
     body.append(["accuracy", *map(_accuracy, runs)])
     print_table(["", *(run.name for run in runs)], [row for row in body if set(row[1:]) != {"-"}])
-    print("\nval_acc, val_loss, train_loss: of the best epoch; accuracy: of evaluate.py, with its 95 % interval")
+    print("\nval_acc, val_loss, train_loss: best epoch; accuracy: from evaluate.py, with 95 % interval")
     for run in runs:
         if run.answers is None and len(runs) > 2:
             print(f"{run.name} has no predictions yet: python scripts/evaluate.py {run.folder}")
@@ -167,24 +154,26 @@ def compare(names: Sequence[str], picture: str | None = None) -> None:
     charts = {
         metric: {run.name: (list(curve), list(curve.values())) for run in runs if (curve := run.curves.get(metric))}
         for metric in MODES
+        if any(metric in run.curves for run in runs)
     }
     target = Path(picture) if picture else runs[0].folder.parent / "comparison.png"
     try:
-        figures.curves({metric: lines for metric, lines in charts.items() if lines}).savefig(target, dpi=100)
+        figures.curves(charts).savefig(target, dpi=100)
     except (OSError, ValueError) as error:
-        raise UsageError(f"cannot write {target} ({error}): --png FILE.png") from error
+        raise UsageError(f"cannot write {target} ({error}): choose another file with --png FILE.png") from error
     print(f"curves      {os.path.relpath(target)}")
 
 
 def _accuracy(run: ComparedRun) -> str:
     if not run.answers:
         return "-"
-    low, high = wilson(run.right, len(run.answers))
-    return f"{run.right / len(run.answers):.4f} ({low:.3f} to {high:.3f}, n = {len(run.answers)})"
+    right, n = sum(is_right for _, is_right in run.answers.values()), len(run.answers)
+    low, high = wilson(right, n)
+    return f"{right / n:.4f} ({low:.3f} to {high:.3f}, n = {n})"
 
 
 def summarize_seeds(runs: Sequence[ComparedRun]) -> list[str]:
-    """A line for each metric of repeated runs: mean and sample standard deviation of their best epochs."""
+    """Return a line per metric: mean and sample standard deviation of the best epochs of repeated runs."""
     lines = []
     for metric in MODES:
         values = [run.best[metric] for run in runs if metric in run.best]

@@ -1,4 +1,4 @@
-"""How good a trained network is on data that it has not learned from, and where it is wrong.
+"""Evaluate a trained network on data that it was not trained on.
 
 Letters in shape comments: N samples, K classes or outputs, C channels, S side in pixels.
 """
@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from torch import Tensor
@@ -21,7 +22,7 @@ from datamodules.image_folder import ImageFolderDataModule
 from datamodules.loading.loader import make_loader, workers_for_decoding
 from datamodules.loading.order import in_input_order
 from datamodules.photos.dataset import PhotoFiles
-from datamodules.photos.find import TEST, TRAIN, VAL, Listing, find_photos
+from datamodules.photos.find import SPLITS, TEST, TRAIN, VAL, Listing, find_photos
 from datamodules.photos.paths import Paths
 from datamodules.photos.scan import scan_photos
 from datamodules.text import name_first, printable
@@ -33,51 +34,57 @@ from lit_training.runs.folder import run_folder
 from lit_training.runs.layout import EVALUATION, SPLIT
 from lit_training.runs.processes import bind_to_loopback
 from lit_training.text import progress_bar
+from lit_training.trained.predict import distinct_class_names
 
 WORST = 12
-"""Most confident mistakes that are shown."""
+"""Number of mistakes to show."""
 PRINTED = 12
-"""Classes up to which tables are printed whole."""
+"""Tables with more classes are shortened on the terminal."""
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What a network answered to N samples: ``outputs`` (N, K) float32 (logits for classifiers) and ``targets``,
-    (N,) int64 or (N, K) float32; ``loss`` as validation logs it; ``paths`` of the samples, where they are files."""
+    """The outputs of a network for N samples."""
 
     checkpoint: Path
     data: str
+    """The folder of photos, or the name of the data module."""
     split: str
+    """``test``, ``val``, or ``photos`` for a folder that the user named."""
     loss: float
+    """As validation logs it."""
     outputs: Tensor
+    """(N, K) float32; logits for a classifier."""
     targets: Tensor
+    """(N,) int64 for a classifier, (N, K) float32 for a regression."""
     dataset: Dataset
     class_names: tuple[str, ...]
     preprocessing: Preprocessing | None
     paths: Paths | None
+    """Paths of the samples, if they are files."""
 
     @property
     def predicted(self) -> Tensor:
-        """(N,) int64."""
+        """(N,) int64, the most likely class of each sample."""
         return self.outputs.argmax(1)
 
     @property
     def probability(self) -> Tensor:
-        """(N,) float32, of the predicted class."""
+        """(N,) float32, probability of the predicted class."""
         return self.outputs.softmax(1).amax(1)
 
     @property
     def folder(self) -> Path:
-        """Where its files go: evaluation/ in the run's folder; a folder below it for photos that were named."""
+        """Output folder: ``evaluation/`` in the run, with a subfolder for each folder of photos that the user named."""
         folder = run_folder(self.checkpoint) / EVALUATION
         return folder / Path(self.data).resolve().name if self.split == "photos" else folder
 
     def confusion(self) -> Tensor:
-        """(K, K) int64: how many samples of the class of the row were taken for that of the column."""
+        """Return the confusion matrix, (K, K) int64: rows are true classes, columns are predicted classes."""
         return multiclass_confusion_matrix(self.predicted, self.targets, self.outputs.shape[1])
 
     def worst(self) -> list[int]:
-        """The most confident mistakes, the most confident first."""
+        """Return the indices of the :data:`WORST` most confident mistakes, most confident first."""
         wrong = (self.predicted != self.targets).nonzero().flatten()
         order = self.probability[wrong].argsort(descending=True, stable=True)
         return wrong[order[:WORST]].tolist()
@@ -88,7 +95,7 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Scores:
-    """Per class, NaN where undefined: (K,) float64; ``support`` (K,) int64 is the number of samples."""
+    """Scores per class, (K,) float64, NaN where undefined. ``support``, (K,) int64, is the number of samples."""
 
     precision: Tensor
     recall: Tensor
@@ -114,18 +121,14 @@ def evaluate(
     accelerator: str = "auto",
     devices: str = "1",
 ) -> Evaluation:
-    """Run a network over the split that it is to be judged by: test where its data has one, else val.
+    """Evaluate the model of ``checkpoint``; see :meth:`lit_training.trained.load.SavedRun.evaluate`.
 
     Args:
-        model: of the checkpoint.
         checkpoint: as from :func:`lit_training.runs.checkpoints.read`.
         path: the checkpoint's file.
-        data_root: a folder of photos to take instead of the data that the checkpoint names.
-        accelerator: as the Trainer's.
-        devices: as the Trainer's; the result does not depend on it.
 
     Raises:
-        CheckpointError, DataError, UsageError: naming what does not fit.
+        CheckpointError, DataError, UsageError: the data is missing or does not fit the network.
     """
     find_device(accelerator)
     data, split = _choose_data(model, checkpoint, path, data_root)
@@ -144,52 +147,37 @@ def evaluate(
         trainer.test(model, data, verbose=False)
     loader: Any = trainer.test_dataloaders
     dataset = loader.dataset
-    answered, targets = (in_input_order(trainer, rows, loader).cpu() for rows in outputs.rows())
+    batches = zip(*outputs.batches, strict=True)
+    predicted, targets = (in_input_order(trainer, torch.cat(batch), loader).cpu() for batch in batches)
     photos = dataset if isinstance(dataset, PhotoFiles) else None
     return Evaluation(
         checkpoint=path,
         data=str(photos.root) if photos else type(data).__name__,
         split=split,
         loss=float(trainer.callback_metrics["test_loss"]),
-        outputs=answered,
+        outputs=predicted,
         targets=targets,
         dataset=dataset,
-        class_names=tuple(model.class_names or map(str, range(answered.shape[1]))),
+        class_names=tuple(distinct_class_names(model.class_names, predicted.shape[1])),
         preprocessing=Preprocessing.from_dict(model.preprocessing) if model.preprocessing else None,
         paths=photos.paths if photos else None,
     )
 
 
 class _Outputs(Callback):
-    """Keeps what the network answers to each batch of a test.
-
-    Args:
-        progress: is told how many batches are done, of how many.
-    """
+    """Collects (output, target) of each test batch and calls ``progress(batches done, batches in all)``."""
 
     def __init__(self, progress: Callable[[int, int | None], None]) -> None:
         self.progress = progress
-        self.kept: list[tuple[Tensor, Tensor]] = []
+        self.batches: list[tuple[Tensor, Tensor]] = []
 
-    def on_test_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        self.kept.append((outputs["output"], outputs["target"]))
-        self.progress(len(self.kept), int(trainer.num_test_batches[0]))
-
-    def rows(self) -> tuple[Tensor, Tensor]:
-        outputs, targets = zip(*self.kept, strict=True)
-        return torch.cat(outputs), torch.cat(targets)
+    def on_test_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *_: Any) -> None:
+        self.batches.append((outputs["output"], outputs["target"]))
+        self.progress(len(self.batches), int(trainer.num_test_batches[0]))
 
 
 class PhotosToJudge(LightningDataModule):
-    """Photos to be gone through once, labelled by the numbers that the network has for their classes."""
+    """Photos for one pass, with the class numbers of the network as labels."""
 
     def __init__(self, photos: PhotoFiles) -> None:
         super().__init__()
@@ -203,30 +191,31 @@ class PhotosToJudge(LightningDataModule):
 def _choose_data(
     model: LitBase, checkpoint: dict[str, Any], path: Path, data_root: str | None
 ) -> tuple[LightningDataModule, str]:
-    """What to evaluate on, and the name of its split."""
+    """Return the data to evaluate on, and the name of its split."""
     if data_root is not None:
         if model.task != "classification" or model.sample_ndim != 3:
             raise UsageError(f"--data {data_root}: {type(model).__name__} was not trained on photos; leave --data out")
-        return _label_photos(model, _whole_photos(find_photos(data_root)), "photos")
-    about = checkpoint["lit"]
-    if about["data_class"] != ImageFolderDataModule.__name__:
+        return _label_photos(model, _readable_photos(data_root)), "photos"
+    if checkpoint["lit"]["data_class"] != ImageFolderDataModule.__name__:
         try:
             return checkpoints.load_data(checkpoint), "test"
         except CheckpointError as error:
             raise CheckpointError(f"{error}: name a folder of photos with --data") from error
     arguments = dict(checkpoint["datamodule_hyper_parameters"])
     split_file = run_folder(path) / SPLIT
-    if split_file.is_file():  # pictures may have been added since
+    if split_file.is_file():  # images may have been added since the training
         arguments["split_file"] = str(split_file)
     data = checkpoints.load_data({**checkpoint, "datamodule_hyper_parameters": arguments})
     data.setup("test")
-    return _label_photos(model, data.photos, "test" if data.has_test else "val")
+    split = TEST if data.has_test else VAL
+    return _label_photos(model, data.photos.rows(data.photos.select(split))), SPLITS[split]
 
 
-def _whole_photos(listing: Listing) -> Listing:
-    """The pictures of a folder to judge by, without what cannot be opened, which is named."""
-    split = next(split for split in (TEST, VAL, TRAIN) if (listing.splits == split).any())  # TRAIN: without a split
-    scan = scan_photos(listing.rows((listing.splits == split).nonzero()[0]))
+def _readable_photos(root: str) -> Listing:
+    """Return the photos of a folder: its test split, else its validation split, else all. Name unreadable files."""
+    listing = find_photos(root)
+    split = next(split for split in (TEST, VAL, TRAIN) if (listing.splits == split).any())  # TRAIN: it has no splits
+    scan = scan_photos(listing.rows(np.flatnonzero(listing.splits == split)))
     if is_rank_zero():
         for note in listing.notes:
             print(f"note: {note}", file=sys.stderr)
@@ -235,20 +224,18 @@ def _whole_photos(listing: Listing) -> Listing:
     return scan.listing
 
 
-def _label_photos(model: LitBase, found: Listing, split: str) -> tuple[PhotosToJudge, str]:
-    """The pictures of ``split`` ("photos": all), their classes mapped to the network's by name."""
-    rows = {"test": found.splits == TEST, "val": found.splits == VAL}.get(split, found.splits >= 0).nonzero()[0]
-    here = printable(str(found.root))
+def _label_photos(model: LitBase, found: Listing) -> PhotosToJudge:
+    """Label photos with the network's class numbers. Classes are matched by name."""
     if model.class_names is None or model.preprocessing is None:
-        raise CheckpointError("the checkpoint does not say what its classes are called: train it on a data module")
-    if not len(rows):
-        raise DataError(f"{here} has no pictures to evaluate on: name another folder with --data")
-    numbers = {name: number for number, name in enumerate(model.class_names)}
-    there = [found.class_names[label] for label in sorted(set(found.labels[rows].tolist()))]
-    if unknown := [printable(name) for name in there if name not in numbers]:
-        known = name_first(model.class_names, PRINTED)
-        raise DataError(f"{here} has a class that the network does not know, {unknown[0]}: rename it to one of {known}")
-    labels = torch.tensor([numbers.get(name, -1) for name in found.class_names])[found.labels[rows]]
-    spec = Preprocessing.from_dict(model.preprocessing)
-    photos = PhotoFiles(found.root, found.paths.take(rows), labels, spec, False, 0)
-    return PhotosToJudge(photos), split
+        raise CheckpointError("the checkpoint has no class names: train the network on a data module")
+    folder = printable(str(found.root))
+    if not len(found.paths):
+        raise DataError(f"{folder} has no images to evaluate on: name another folder with --data")
+    names = distinct_class_names(model.class_names, len(model.class_names))
+    numbers = {name: number for number, name in enumerate(names)}
+    labels = torch.tensor([numbers.get(name, -1) for name in found.class_names])[found.labels]
+    if len(unknown := found.labels[labels.numpy() < 0]):
+        name = printable(found.class_names[unknown.min()])
+        raise DataError(f"{folder}: the network has no class {name}: rename it to one of {name_first(names, PRINTED)}")
+    photos = PhotoFiles(found.root, found.paths, labels, Preprocessing.from_dict(model.preprocessing), False, 0)
+    return PhotosToJudge(photos)

@@ -1,13 +1,15 @@
-"""Where a network looks: heat maps over the pictures that it judged, for ``--explain``.
+"""Draw heat maps of the image regions that a prediction depends on, for ``--explain``.
 
-Letters in shape comments: B batch, C channels, S side in pixels, K classes, N tokens, h and w places.
+Letters in shape comments: B batch, C channels, S side in pixels, K classes, N tokens, h and w height and width of
+a feature map.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from math import isqrt
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from datamodules import Preprocessing
@@ -18,126 +20,85 @@ from lit_training.errors import UsageError
 from lit_training.trained.evaluate import Evaluation
 from lit_training.trained.inputs import read_pictures
 from lit_training.trained.outputs import draw_worst, worst_inputs
-from lit_training.trained.predict import Prediction
+from lit_training.trained.predict import Prediction, distinct_class_names
 
 
 def grad_cam(model: LitBase, x: Tensor, classes: Tensor) -> Tensor:
-    """What in each picture spoke for a class: Grad-CAM (Selvaraju et al. 2017) at the last layer that sees places.
+    """Compute a heat map per image and class: Grad-CAM (Selvaraju et al. 2017) at the last layer with a feature map.
 
-    In a convolutional network that is its last convolution or what follows it; in a vision transformer it is the last
-    LayerNorm whose patches still reach the answer, which are laid out as the picture that they came from.
+    In a convolutional network this is the last convolution or a layer after it. In a vision transformer it is the last
+    LayerNorm whose patch tokens still affect the output; the tokens are arranged as in the image.
 
     Args:
-        model: a classifier of pictures, in evaluation mode; it is left as it was.
-        x: (B, C, S, S) float32, normalised as the model wants it.
+        model: an image classifier in evaluation mode; it is not changed.
+        x: (B, C, S, S) float32, normalized for the model.
         classes: (B,) int64.
 
     Returns:
-        (B, S, S) float32 in [0, 1]; 0 everywhere where nothing spoke for the class.
+        (B, S, S) float32 in [0, 1]; all 0 if nothing in the image supports the class.
 
     Raises:
-        UsageError: captum is not installed, or no layer of the network has places.
+        UsageError: no layer of the network has a feature map.
     """
     check_explainable(model)
-    x, classes = x.to(model.device), classes.to(model.device)
-    from captum.attr import LayerAttribution, LayerGradCam
+    x, classes = x.detach().to(model.device).requires_grad_(), classes.to(model.device)
+    calls: list[tuple[nn.Module, Tensor, Tensor]] = []  # module, output, the output as a feature map
 
-    layer = _last_with_places(model, x[:1], int(classes[0]))
-    places = nn.Identity()  # captum wants a module that gives (B, C, h, w)
+    def record(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        is_batch = isinstance(output, Tensor) and len(output) == len(x)
+        if is_batch and (features := _as_feature_map(module, output.detach())) is not None:
+            calls.append((module, output, features))
 
-    def by_way_of_places(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        laid_out = _lay_out(module, output)
-        assert laid_out is not None
-        picture, put_back = laid_out
-        return put_back(places(picture))
-
-    hook = layer.register_forward_hook(by_way_of_places)
+    hooks = [module.register_forward_hook(record) for module in model.modules()]
     try:
         with torch.enable_grad():
-            found = LayerGradCam(model, places).attribute(x, target=classes, relu_attributions=True)  # (B, 1, h, w)
-    finally:
-        hook.remove()
-    found = LayerAttribution.interpolate(found.detach().cpu(), x.shape[-2:], "bilinear").squeeze(1)  # (B, S, S)
-    return found / found.amax((1, 2), keepdim=True).clamp(min=1e-12)
-
-
-def check_explainable(model: LitBase) -> None:
-    """Refuse a model before anything is computed.
-
-    Raises:
-        UsageError: this model's answers cannot be explained, or captum is not installed.
-    """
-    if model.task != "classification" or model.sample_ndim != 3:
-        raise UsageError(f"--explain is for classifiers of pictures, not for {type(model).__name__}: leave it out")
-    try:
-        import captum  # noqa: F401
-    except ImportError as error:
-        raise UsageError("--explain needs captum: pip install -e '.[explain]'") from error
-
-
-def _last_with_places(model: nn.Module, x: Tensor, label: int) -> nn.Module:
-    """The last module, in the order of the forward pass, whose output has places that count for ``label``.
-
-    After the last attention of a vision transformer the patches are still there, but the class token alone is read.
-
-    Args:
-        x: (1, C, S, S).
-    """
-    seen: list[tuple[nn.Module, Tensor]] = []
-
-    def note(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        if isinstance(output, Tensor) and len(output) == len(x) and _lay_out(module, output) is not None:
-            seen.append((module, output))
-
-    hooks = [module.register_forward_hook(note) for module in model.modules()]
-    try:
-        with torch.enable_grad():
-            score = model(x.detach().clone().requires_grad_())[0, label]
+            score = model(x).gather(1, classes[:, None]).sum()
     finally:
         for hook in hooks:
             hook.remove()
-    if not seen:
-        raise UsageError(f"{type(model).__name__} has no layer that sees places: --explain cannot draw a map")
-    gradients = torch.autograd.grad(score, [output for _, output in seen], allow_unused=True)
-    counting = [
-        module
-        for (module, _), gradient in zip(seen, gradients, strict=True)
-        if gradient is not None and (laid_out := _lay_out(module, gradient)) is not None and laid_out[0].any()
-    ]
-    return counting[-1] if counting else seen[-1][0]  # nothing counts: the map is 0 everywhere
+    if not calls:
+        raise UsageError(f"{type(model).__name__} has no layer with a feature map: --explain cannot draw a heat map")
+    heat = torch.zeros(len(x), 1, 1, 1)
+    for module, output, features in reversed(calls):
+        [gradient] = torch.autograd.grad(score, output, retain_graph=True, allow_unused=True)
+        weights = None if gradient is None else _as_feature_map(module, gradient)
+        if weights is not None and weights.any():
+            heat = (weights.mean((2, 3), keepdim=True) * features).sum(1, keepdim=True).relu().cpu()
+            break
+    heat = F.interpolate(heat, x.shape[-2:], mode="bilinear").squeeze(1)  # (B, S, S)
+    return heat / heat.amax((1, 2), keepdim=True).clamp(min=1e-12)
 
 
-def _lay_out(module: nn.Module, output: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]] | None:
-    """An output as a picture, (B, C, h, w) with h = w > 1, and the way back; None where it has no places.
+def check_explainable(model: LitBase) -> None:
+    """Raise a UsageError if ``model`` is not an image classifier."""
+    if model.task != "classification" or model.sample_ndim != 3:
+        raise UsageError(f"--explain is for image classifiers, not for {type(model).__name__}: leave it out")
 
-    Networks see square pictures, so places are square; a norm over the last dimension says that this one is the
-    channels: (B, h, w, C), or (B, N, C) with the tokens that are no patches (class, registers) in front.
+
+def _as_feature_map(module: nn.Module, output: Tensor) -> Tensor | None:
+    """Return an output as (B, C, h, w) with h = w > 1, or None if it has no such form.
+
+    Inputs are square, so feature maps are square. After a norm over the last dimension this dimension is the channels:
+    (B, h, w, C), or (B, N, C), where the other tokens (class, registers) are in front of the patches.
     """
     normed = isinstance(module, (nn.LayerNorm, nn.RMSNorm)) and module.normalized_shape == output.shape[-1:]
-    picture, put_back = output, lambda places: places
     if normed and output.ndim == 4 and output.shape[1] == output.shape[2]:
-        picture, put_back = output.permute(0, 3, 1, 2), lambda places: places.permute(0, 2, 3, 1)
+        output = output.permute(0, 3, 1, 2)
     elif normed and output.ndim == 3:
         side = isqrt(output.shape[1])
-        front = output[:, : output.shape[1] - side**2]
-        picture = output[:, front.shape[1] :].transpose(1, 2).unflatten(2, (side, side))
-        put_back = lambda places: torch.cat([front, places.flatten(2).transpose(1, 2)], 1)  # noqa: E731
-    elif isinstance(module, (nn.Dropout, nn.Identity, nn.Softmax)):  # around attention: (B, heads, N, N)
+        output = output[:, output.shape[1] - side**2 :].transpose(1, 2).unflatten(2, (side, side))
+    elif isinstance(module, (nn.Dropout, nn.Identity, nn.Softmax)):  # inside attention: (B, heads, N, N)
         return None
-    if picture.ndim != 4 or picture.shape[2] != picture.shape[3] or picture.shape[3] == 1:
-        return None
-    return picture, put_back
+    is_map = output.ndim == 4 and output.shape[2] == output.shape[3] > 1
+    return output if is_map else None
 
 
 def put_side_by_side(pictures: Tensor, maps: Tensor) -> Tensor:
-    """Each picture with its heat map to the right of it, laid over the picture.
+    """Return each image next to a copy with its heat map on top, (B, 3, S, 2 S) float32 in [0, 1].
 
     Args:
         pictures: (B, 3, S, S) float32 in [0, 1].
         maps: (B, S, S) float32 in [0, 1].
-
-    Returns:
-        (B, 3, S, 2 S) float32 in [0, 1].
     """
     from matplotlib import colormaps
 
@@ -146,41 +107,41 @@ def put_side_by_side(pictures: Tensor, maps: Tensor) -> Tensor:
 
 
 def explain_predictions(model: LitBase, predictions: Sequence[Prediction], folder: Path) -> int:
-    """Draw each picture beside the heat map of its likeliest class, as ``folder/NUMBER_NAME.png``.
+    """Draw each image next to the heat map of its most likely class, as ``folder/NUMBER_NAME.png``.
 
     Returns:
-        How many were drawn; what could not be read has no picture.
+        The number of drawings. Files that cannot be read have none.
 
     Raises:
         UsageError: see :func:`grad_cam`; or ``folder`` cannot be written.
     """
     check_explainable(model)
-    spec, names = Preprocessing.from_dict(model.preprocessing), model.class_names
+    spec = Preprocessing.from_dict(model.preprocessing)
+    names = distinct_class_names(model.class_names, model.hparams["num_classes"])
     read = {number: prediction for number, prediction in enumerate(predictions, 1) if prediction.probabilities}
     samples = read_pictures([prediction.path for prediction in read.values()], spec, batch_size=8)
     drawn = 0
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for (number, prediction), sample in zip(read.items(), samples, strict=True):
-            if sample.x is None:  # gone since it was predicted
+            if sample.x is None:  # deleted since the prediction
                 continue
             x = normalize(sample.x[None], spec.mean, spec.std)  # (1, C, S, S)
-            label = prediction.label
-            index = names.index(label) if names else int(label)
+            index = names.index(prediction.label)
             picture = put_side_by_side(figures.pixels(x, spec), grad_cam(model, x, torch.tensor([index])))
-            figure = figures.sheet(picture, [f"{label} {prediction.probability:.0%}"])
+            figure = figures.sheet(picture, [f"{prediction.label} {prediction.probability:.0%}"])
             figure.savefig(folder / f"{number}_{Path(prediction.path).stem}.png", dpi=300)
             drawn += 1
     except OSError as error:
-        raise UsageError(f"{folder} cannot be written ({error.strerror}): run where it can") from error
+        raise UsageError(f"{folder} cannot be written ({error.strerror}): run in a writable folder") from error
     return drawn
 
 
 def explain_mistakes(model: LitBase, evaluation: Evaluation, file: Path) -> bool:
-    """Draw the most confident mistakes, each beside the heat map of the class that it was taken for.
+    """Draw the most confident mistakes, each next to the heat map of its predicted class.
 
     Returns:
-        Whether there were any; else there is no ``file``.
+        False if there are no mistakes; ``file`` is then not written.
 
     Raises:
         UsageError: see :func:`grad_cam`; or ``file`` cannot be written.
@@ -191,11 +152,10 @@ def explain_mistakes(model: LitBase, evaluation: Evaluation, file: Path) -> bool
         return False
     x = worst_inputs(evaluation)  # (B, C, S, S)
     assert evaluation.preprocessing is not None
-    pictures = put_side_by_side(
-        figures.pixels(x, evaluation.preprocessing), grad_cam(model, x, evaluation.predicted[worst])
-    )
+    heat = grad_cam(model, x, evaluation.predicted[worst])
+    pictures = put_side_by_side(figures.pixels(x, evaluation.preprocessing), heat)
     try:
         draw_worst(evaluation, pictures, columns=3).savefig(file, dpi=150)
     except OSError as error:
-        raise UsageError(f"{file} cannot be written ({error.strerror}): run where it can") from error
+        raise UsageError(f"{file} cannot be written ({error.strerror}): copy the run to a writable folder") from error
     return True

@@ -20,51 +20,51 @@ from lit_training.trained.predict import Prediction, predict
 
 @dataclass(frozen=True)
 class SavedRun:
-    """A trained network in its run's folder. Nothing in a checkpoint is executed.
+    """A trained network in its run's folder, as :func:`load` returns it.
 
-    Args:
-        path: the checkpoint's file.
-
-    Each method raises a CheckpointError where the file cannot be read safely or does not fit.
+    No code in a checkpoint is executed. The methods raise a CheckpointError if the file cannot be read safely or does
+    not fit the network.
     """
 
     path: Path
+    """The checkpoint's file."""
 
     @property
     def folder(self) -> Path:
-        """The folder of the run that the checkpoint belongs to."""
+        """The folder of the run."""
         return run_folder(self.path)
 
     @cached_property
     def checkpoint(self) -> dict[str, Any]:
-        """Everything in the checkpoint, as tensors and plain values."""
+        """The contents of the checkpoint, as tensors and plain values."""
         return checkpoints.read(self.path)
 
     def model(self) -> LitBase:
-        """The network, in evaluation mode on the CPU."""
+        """Return the network, in evaluation mode on the CPU."""
         return checkpoints.load_model(self.checkpoint)
 
     def data(self) -> LightningDataModule:
-        """The data module that it was trained on, not yet set up."""
+        """Return the data module that the network was trained on, before ``setup``."""
         return checkpoints.load_data(self.checkpoint)
 
     def predict(self, images: Any, accelerator: str = "auto") -> Prediction | list[Prediction]:
-        """Ask the network about pictures, or about the rows of files for networks that take rows.
+        """Predict images, or the rows of files if the network takes rows.
 
         Args:
-            images: a path of a file or a folder, a PIL image, or an array (H, W, 3) of uint8; or a list of these.
+            images: a path of a file or folder, a PIL image, a uint8 array (H, W, 3), or a list of these.
             accelerator: ``auto``, ``cpu``, ``gpu`` or ``mps``.
 
         Returns:
-            One prediction; a list of them for a list, for a folder and for a file of rows.
+            One prediction for one image; a list of predictions for a list, a folder or a file of rows.
 
         Raises:
-            UsageError: a single file cannot be read. In a list it gets a prediction that says why.
+            UsageError: a single file cannot be read. In a list, its prediction has an ``error`` instead.
         """
-        model, several = self.model(), isinstance(images, list | tuple)
+        model = self.model()
         takes_rows = model.sample_ndim == 1
+        single = not isinstance(images, list | tuple)
         inputs: list[Any] = []
-        for image in images if several else [images]:
+        for image in [images] if single else images:
             if isinstance(image, str | Path):
                 inputs += find_files([str(image)], ROW_SUFFIXES if takes_rows else PICTURE_SUFFIXES)
             elif takes_rows:
@@ -72,31 +72,31 @@ class SavedRun:
             else:
                 inputs.append(image)
         found = list(predict(model, inputs, device=find_device(accelerator)))
-        if not several and len(found) == 1 and found[0].error and found[0].row is None:
+        if single and len(found) == 1 and found[0].error and found[0].row is None:
             raise UsageError(f"{found[0].path}: {found[0].error}")
         is_folder = isinstance(images, str | Path) and inputs != [str(images)]
-        return found if several or takes_rows or is_folder else found[0]
+        return found[0] if single and not takes_rows and not is_folder else found
 
     def evaluate(self, data: str | None = None, accelerator: str = "auto", devices: str = "1") -> Evaluation:
-        """Measure the network on the test data of what it was trained on, else on its validation data.
+        """Evaluate the network on its test data, or on its validation data if there is no test data.
 
         Args:
-            data: a folder of photos to measure it on instead.
-            accelerator: as the Trainer's.
-            devices: as the Trainer's; the result does not depend on it.
+            data: evaluate on this folder of photos instead.
+            accelerator: ``auto``, ``cpu``, ``gpu`` or ``mps``.
+            devices: number of devices; the result does not depend on it.
         """
         return evaluate(self.model(), self.checkpoint, self.path, data, accelerator, devices)
 
 
 def load(run: str | Path = "latest", root: str | Path = ".") -> SavedRun:
-    """Open a run.
+    """Open a trained network.
 
     Args:
-        run: its folder (its best checkpoint), a ``.ckpt`` file, or ``latest``: the run begun last below
-            ``root``/lightning_logs that has a checkpoint.
-        root: the folder that holds ``lightning_logs``.
+        run: a run's folder (its best checkpoint is used), a ``.ckpt`` file, or ``latest``: the newest run in
+            ``root/lightning_logs`` that has a checkpoint.
+        root: the folder that contains ``lightning_logs``.
 
     Raises:
-        CheckpointError: there is none.
+        CheckpointError: there is no checkpoint.
     """
     return SavedRun(find_checkpoint(str(run), str(root)))

@@ -1,4 +1,4 @@
-"""What evaluate.py and predict.py print and write."""
+"""Print and write the results of evaluate.py and predict.py."""
 
 import json
 import math
@@ -22,11 +22,11 @@ from lit_training.trained.evaluate import PRINTED, Evaluation, Scores
 from lit_training.trained.predict import Prediction
 
 PREDICTION = ("path", "label", "predicted", "probability", "right")
-"""Columns of predictions.csv: path below the folder of photos, or the sample's number; ``right`` is 1 or 0."""
+"""Columns of predictions.csv. ``path`` is relative to the folder of photos, or a sample number; ``right`` is 0 or 1."""
 
 
 def write_evaluation(evaluation: Evaluation) -> None:
-    """Print what was measured; write the confusion matrix, every prediction and the worst mistakes into the run.
+    """Print the scores; write the confusion matrix, all predictions and the worst mistakes to the run's folder.
 
     Raises:
         UsageError: the folder cannot be written.
@@ -49,7 +49,7 @@ def write_evaluation(evaluation: Evaluation) -> None:
     _print_classes(evaluation.class_names, scores)
     matrix = [[name, *map(str, row)] for name, row in zip(evaluation.class_names, confusion.tolist(), strict=True)]
     if len(matrix) <= PRINTED:
-        print("\nrows: the true class, columns: what it was taken for")
+        print("\nrows: true class, columns: predicted class")
         print_table(["", *evaluation.class_names], matrix)
     predictions, worst = _predictions(evaluation), evaluation.worst()
     if worst:
@@ -59,7 +59,7 @@ def write_evaluation(evaluation: Evaluation) -> None:
     files = [PREDICTIONS, "confusion_matrix.csv", "confusion_matrix.png"]
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for earlier in ("worst.png", EXPLAINED):  # of another checkpoint, perhaps
+        for earlier in ("worst.png", EXPLAINED):  # may be from another checkpoint
             (folder / earlier).unlink(missing_ok=True)
         write_csv(folder / files[0], [list(PREDICTION), *predictions])
         write_csv(folder / files[1], [["label", *evaluation.class_names], *matrix])
@@ -69,15 +69,15 @@ def write_evaluation(evaluation: Evaluation) -> None:
             draw_worst(evaluation, pictures).savefig(folder / "worst.png", dpi=150)
             files.append("worst.png")
     except OSError as error:
-        raise UsageError(f"{folder} cannot be written ({error.strerror}): copy the run to where it can") from error
+        raise UsageError(f"{folder} cannot be written ({error.strerror}): copy the run to a writable folder") from error
     print(f"\nwritten     {os.path.relpath(folder)}/: {', '.join(files)}")
 
 
 def _print_classes(names: Sequence[str], scores: Scores) -> None:
-    """A line a class; of many classes those with the lowest F1."""
+    """Print a row per class; if there are many classes, only those with the lowest F1."""
     order = list(range(len(names)))
     if len(order) > PRINTED:
-        order = scores.f1.nan_to_num(2.0).argsort(stable=True)[:PRINTED].tolist()  # undefined: last
+        order = scores.f1.nan_to_num(2.0).argsort(stable=True)[:PRINTED].tolist()  # undefined last
         print(f"the {PRINTED} of {len(names)} classes with the lowest F1")
     columns = (scores.precision, scores.recall, scores.f1)
     body = []
@@ -88,7 +88,7 @@ def _print_classes(names: Sequence[str], scores: Scores) -> None:
 
 
 def _predictions(evaluation: Evaluation) -> list[list[str]]:
-    """A row of :data:`PREDICTION` for each sample, in the order of the data."""
+    """Return a row of :data:`PREDICTION` for each sample, in the order of the data."""
     names = evaluation.class_names
     columns = evaluation.targets.tolist(), evaluation.predicted.tolist(), evaluation.probability.tolist()
     return [
@@ -98,12 +98,12 @@ def _predictions(evaluation: Evaluation) -> list[list[str]]:
 
 
 def worst_inputs(evaluation: Evaluation) -> Tensor:
-    """What the network saw of its most confident mistakes: (B, C, S, S) float32, normalised; there have to be some."""
+    """Return the network's inputs for the most confident mistakes, (B, C, S, S) float32. There must be at least one."""
     return torch.stack([evaluation.dataset[index][0] for index in evaluation.worst()])
 
 
 def draw_worst(evaluation: Evaluation, pictures: Tensor, columns: int = 4) -> Any:
-    """``pictures`` (B, 3, H, W) in [0, 1] of the most confident mistakes, each with what it is and was taken for."""
+    """Draw the most confident mistakes with true and predicted class; ``pictures`` is (B, 3, H, W) in [0, 1]."""
     worst, paths = evaluation.worst(), evaluation.paths
     return figures.mistakes(
         pictures,
@@ -117,38 +117,33 @@ def draw_worst(evaluation: Evaluation, pictures: Tensor, columns: int = 4) -> An
 
 
 def prediction_table(predictions: Sequence[Prediction]) -> tuple[list[str], list[list[str]]]:
-    """Names and rows of a table of predictions: what the CSV file holds."""
-    most = max((len(prediction.probabilities) for prediction in predictions), default=0)
-    outputs = max((len(prediction.outputs) for prediction in predictions), default=0)
-    by_row = any(prediction.row is not None for prediction in predictions)
-    head = ["path", *(["row"] if by_row else [])]
-    for place in range(1, most + 1):
-        head += ["label", "probability"] if place == 1 else [f"label_{place}", f"probability_{place}"]
-    head += [f"output_{place}" for place in range(1, outputs + 1)]
-    body = []
-    for prediction in predictions:
-        ranked = prediction.probabilities.items()
-        answer = [cell for label, probability in ranked for cell in (label, f"{probability:.6f}")]
-        answer += [f"{value:.6g}" for value in prediction.outputs]
-        row = [prediction.path] + ["" if prediction.row is None else str(prediction.row)] * by_row + answer
-        body.append(row + [""] * (len(head) - len(row)) + [prediction.error])
-    return [*head, "error"], body
+    """Return column names and rows of the table that is printed and written as CSV."""
+    rows = [_cells(prediction) for prediction in predictions]
+    longest: dict[str, str] = max(rows, key=len, default={"path": "", "error": ""})  # has all columns
+    return list(longest), [[cells.get(name, "") for name in longest] for cells in rows]
+
+
+def _cells(prediction: Prediction) -> dict[str, str]:
+    cells = {"path": prediction.path}
+    if prediction.row is not None:
+        cells["row"] = str(prediction.row)
+    for place, (label, probability) in enumerate(prediction.probabilities.items(), start=1):
+        number = "" if place == 1 else f"_{place}"
+        cells |= {f"label{number}": label, f"probability{number}": f"{probability:.6f}"}
+    cells |= {f"output_{place}": f"{value:.6g}" for place, value in enumerate(prediction.outputs, start=1)}
+    return cells | {"error": prediction.error}
 
 
 def check_output_path(path: str) -> None:
-    """Refuse a path before anything is computed.
-
-    Raises:
-        UsageError: nothing can be written there.
-    """
+    """Raise a UsageError if ``path`` cannot be written, before anything is computed."""
     if Path(path).suffix.lower() not in (".csv", ".json"):
-        raise UsageError(f"--output {path} ends in neither .csv nor .json: --output predictions.csv")
+        raise UsageError(f"--output {path} ends in neither .csv nor .json: try --output predictions.csv")
     if not Path(path).absolute().parent.is_dir() or Path(path).is_dir():
-        raise UsageError(f"--output {path} cannot be written: give a file in a folder that is there")
+        raise UsageError(f"--output {path} cannot be written: give a file in an existing folder")
 
 
 def write_predictions(predictions: Sequence[Prediction], path: str) -> None:
-    """Write a ``.csv`` or ``.json`` file; probabilities in [0, 1].
+    """Write predictions to a ``.csv`` or ``.json`` file.
 
     Raises:
         UsageError: it cannot be written.
@@ -161,7 +156,7 @@ def write_predictions(predictions: Sequence[Prediction], path: str) -> None:
             with atomic_write(path, "w") as file:
                 json.dump([_document(prediction) for prediction in predictions], file, indent=1)
     except OSError as error:
-        raise UsageError(f"--output {path} cannot be written ({error.strerror}): choose another place") from error
+        raise UsageError(f"--output {path} cannot be written ({error.strerror}): choose another file") from error
 
 
 def _document(prediction: Prediction) -> dict[str, Any]:
@@ -172,5 +167,5 @@ def _document(prediction: Prediction) -> dict[str, Any]:
         return document | {"error": prediction.error}
     if prediction.outputs:
         return document | {"outputs": list(prediction.outputs)}
-    ranked = [{"label": label, "probability": probability} for label, probability in prediction.probabilities.items()]
-    return document | ranked[0] | {"top": ranked}
+    top = [{"label": label, "probability": probability} for label, probability in prediction.probabilities.items()]
+    return document | top[0] | {"top": top}

@@ -1,8 +1,9 @@
-"""What a trained network says about pictures and rows that it has not seen.
+"""Predict images, and rows of numbers, with a trained network.
 
 Letters in shape comments: B batch, C channels, S side in pixels, F features, K classes or outputs.
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -20,24 +21,24 @@ from lit_training.trained.inputs import read_pictures, read_rows
 
 @dataclass(frozen=True)
 class Prediction:
-    """What is known of one input: ``probabilities`` for classifiers, ``outputs`` for regression, or ``error``."""
+    """The result for one input: ``probabilities`` of a classifier, ``outputs`` of a regression, or an ``error``."""
 
     path: str
     row: int | None = None
-    """Which row of a file of rows, from 1, a header not counted."""
+    """Number of the row in a file of rows, from 1. A header does not count."""
     probabilities: dict[str, float] = field(default_factory=dict)
-    """By class name, in [0, 1], the likeliest first."""
+    """Class name -> probability in [0, 1], most likely class first. See :func:`distinct_class_names`."""
     outputs: tuple[float, ...] = ()
     error: str = ""
 
     @property
     def label(self) -> str:
-        """Name of the likeliest class; "" where there is none."""
+        """Name of the most likely class; "" without probabilities."""
         return next(iter(self.probabilities), "")
 
     @property
     def probability(self) -> float:
-        """Probability of the likeliest class; NaN where there is none."""
+        """Probability of the most likely class; NaN without probabilities."""
         return next(iter(self.probabilities.values()), float("nan"))
 
 
@@ -49,17 +50,17 @@ def predict(
     batch_size: int = 32,
     device: torch.device | str = "cpu",
 ) -> Iterator[Prediction]:
-    """Yield one prediction per picture, or per row for networks that take rows; in order.
+    """Yield one prediction per image, or per row if the network takes rows, in the order of the inputs.
+
+    A file or row that cannot be read gets a prediction with an ``error``; nothing is raised for it.
 
     Args:
         model: as from :func:`lit_training.runs.checkpoints.load_model`.
-        inputs: paths as from :func:`~lit_training.trained.inputs.find_files`; also PIL images and arrays (H, W, 3)
-            uint8 for networks that take pictures.
-        top_k: how many classes at most; all when not given.
+        inputs: paths as from :func:`~lit_training.trained.inputs.find_files`. Networks that take images also accept
+            PIL images and uint8 arrays (H, W, 3).
+        top_k: return at most this many classes; default all.
         batch_size: inputs per forward pass.
-        device: where the network computes.
-
-    A file or row that cannot be read gets a prediction that says why; nothing is raised for it.
+        device: device for the network.
     """
     to_input: Callable[[Tensor], Tensor] = torch.nn.Identity()
     if model.sample_ndim == 3:
@@ -71,19 +72,30 @@ def predict(
         samples = read_rows(inputs, model.hparams["in_features"])
     model = model.to(device).eval()
     while batch := list(islice(samples, batch_size)):
-        whole = [sample.x for sample in batch if sample.x is not None]
-        with torch.inference_mode():
-            answers = iter(model.predict_step(to_input(torch.stack(whole)).to(device)).cpu() if whole else ())  # (K,)
+        readable = [sample.x for sample in batch if sample.x is not None]
+        outputs = torch.empty(0)
+        if readable:
+            with torch.inference_mode():
+                outputs = model.predict_step(to_input(torch.stack(readable)).to(device)).cpu()  # (B, K)
+        names = distinct_class_names(model.class_names, outputs.shape[-1])
+        rest = iter(outputs)
         for path, row, x, error in batch:
             if x is None:
                 yield Prediction(path, row, error=error)
             elif model.task == "regression":
-                yield Prediction(path, row, outputs=tuple(next(answers).tolist()))
+                yield Prediction(path, row, outputs=tuple(next(rest).tolist()))
             else:
-                yield Prediction(path, row, _ranked(next(answers), model.class_names, top_k))
+                values, classes = next(rest).topk(min(top_k or len(names), len(names)))
+                labels = [names[index] for index in classes.tolist()]
+                yield Prediction(path, row, dict(zip(labels, values.tolist(), strict=True)))
 
 
-def _ranked(probabilities: Tensor, names: tuple[str, ...] | None, count: int | None) -> dict[str, float]:
-    values, classes = probabilities.topk(min(count or len(probabilities), len(probabilities)))
-    labels = [names[index] if names else str(index) for index in classes.tolist()]
-    return dict(zip(labels, values.tolist(), strict=True))
+def distinct_class_names(names: Sequence[str] | None, count: int) -> list[str]:
+    """Return a different name for each of ``count`` classes.
+
+    Without ``names`` a class has its number. Where several classes share a name (ImageNet has two classes "crane"), it
+    is followed by the number: "crane (class 134)".
+    """
+    names = names or list(map(str, range(count)))
+    uses = Counter(names)
+    return [f"{name} (class {number})" if uses[name] > 1 else name for number, name in enumerate(names)]

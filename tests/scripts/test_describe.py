@@ -46,3 +46,12 @@ def test_wrong_input_gets_one_line(line: str, culprit: str) -> None:
     assert err.count("\n") == 1
     assert culprit in err
     assert not Path("lightning_logs").exists()
+
+
+@pytest.mark.parametrize("arguments", ["", " --model.lr 1"])
+def test_a_folder_named_like_a_model_is_not_taken_for_a_run(arguments: str) -> None:
+    Path("litcnn").mkdir()
+    error = "describe.py: error: there is no model litcnn: did you mean LitCNN?\n"
+    assert run(f"describe.py litcnn{arguments}") == (2, "", error)
+    Path("litcnn/best.ckpt").write_bytes(b"no checkpoint")
+    assert "litcnn/best.ckpt" in run("describe.py litcnn").err

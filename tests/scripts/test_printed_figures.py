@@ -119,7 +119,7 @@ def test_evaluation_in_words(told: Told) -> None:
         for share, over in zip(shares, (taken, true, (true + taken) / 2), strict=True):
             assert share == "-" if over == 0 else float(share) == pytest.approx(hit / over, abs=6e-5)
 
-    assert "rows: the true class, columns: what it was taken for" in told.out
+    assert "rows: true class, columns: predicted class" in told.out
     rows = printed.table(told.out, *NAMES)
     assert [row[0] for row in rows] == list(NAMES)
     assert [[int(cell) for cell in row[1:]] for row in rows] == one.matrix
@@ -211,8 +211,8 @@ def test_predictions_name_the_likeliest_classes_in_order(told: Told) -> None:
 # --- comparisons ------------------------------------------------------------------------------------------------------
 
 VERDICT = re.compile(
-    r"(?:no difference shown: (\w+) is ([+-][\d.]+) points from (\w+)|(\w+) is better by ([\d.]+) points) "
-    r"\(McNemar's exact test, p = (\S+), the same (\d+) samples, (\d+) told apart\)"
+    r"(?:no significant difference: (\w+) is ([+-][\d.]+) points from (\w+)|(\w+) is better by ([\d.]+) points) "
+    r"\(McNemar's exact test, p = (\S+), the same (\d+) samples, (\d+) differ\)"
 )
 
 

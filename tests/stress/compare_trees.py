@@ -1,15 +1,15 @@
-"""Run the same command lines in two checkouts of this project and tell every difference in what comes out.
+"""Run the same command lines in two checkouts of this project and print every difference in the results.
 
     python tests/stress/compare_trees.py OLD NEW [--only REGEX] [--jobs 1] [--keep DIR]
 
-Each command is a process of this Python whose packages and scripts are those of one checkout, in a folder and with
-caches of its own. Equal have to be: exit codes; the last line of stderr where a command fails; stdout; the files that
-are written, their names and what is in them, weights and optimizers bit by bit. Times, speeds, dates and the places of
-the checkouts are masked. Runs that are killed and resumed also have to end as an undisturbed run of OLD does.
+Each command is a process of this Python with the packages and scripts of one checkout, and with its own folder and
+caches. These must be equal: exit codes; the last line of stderr if a command fails; stdout; names and contents of the
+written files, with weights and optimizers bit by bit. Times, speeds, dates and paths of the checkouts are masked. Runs
+that are killed and resumed must also give the same result as an uninterrupted run of OLD.
 
-A line a case, then a summary; exit code 1 on any difference. --only takes the cases whose "group: case" matches, with
-those before them whose runs they need. --keep leaves all that was written, stdout and stderr too, in a new folder
-DIR. The cases, and the differences that are meant, stand in compare_trees.yaml.
+Prints a line per case, then a summary; exit code 1 on any difference. --only selects the cases whose "group: case"
+matches, and the earlier cases whose runs they need. --keep keeps all written files, stdout and stderr in a new folder
+DIR. The cases and the expected differences are in compare_trees.yaml.
 """
 
 import argparse
@@ -37,13 +37,13 @@ import yaml
 
 TABLE = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
 LIMIT = 300.0
-"""Seconds that a command may take."""
+"""Time limit of a command, in seconds."""
 PAUSE = 10.5
-"""Seconds after which a run of this project takes its first resume point."""
+"""Seconds after which a run of this project saves its first resume point."""
 
 
 class Tree(NamedTuple):
-    """A checkout, where its commands run, the data that both have, and how many commands may run at a time."""
+    """A checkout, the folder of its commands, the common data, and a limit for commands at the same time."""
 
     path: Path
     work: Path
@@ -76,7 +76,7 @@ class Tree(NamedTuple):
 
 
 class Ended(NamedTuple):
-    """What a command left: exit code, masked stdout, last line of stderr, files written or removed, by masked name."""
+    """Result of a command: exit code, masked stdout, last line of stderr, changed files by masked name."""
 
     code: int
     out: str
@@ -91,7 +91,7 @@ def files_in(folder: Path) -> dict[Path, tuple[int, int]]:
 
 
 def run(tree: Tree, line: str, folder: Path, kill: str = "", whole: bool = False) -> Ended:
-    """Run a command to its end, or with ``kill`` until it was stopped so; ``whole`` tells all files of the folder."""
+    """Run a command to its end, or stop it with ``kill``. ``whole``: return all files, not only changes."""
     folder.mkdir(parents=True, exist_ok=True)
     before = {} if whole else files_in(folder)
     log = folder.with_name(f"{folder.name}.{len(list(folder.parent.glob(f'{folder.name}.*.out')))}.out")
@@ -116,9 +116,9 @@ def run(tree: Tree, line: str, folder: Path, kill: str = "", whole: bool = False
 
 
 def stop(process: "subprocess.Popen[bytes]", folder: Path, log: Path, kill: str) -> None:
-    """Stop a training that has begun: by SIGTERM after its first epoch, by SIGKILL after its first resume point.
+    """Stop a training: by SIGTERM after its first epoch, by SIGKILL after its first resume point.
 
-    It sleeps until that one is due, so that a short training will do.
+    The training is paused until the resume point is due, so that a short training is enough.
     """
     slept, end = False, time.monotonic() + LIMIT
     while process.poll() is None and time.monotonic() < end:
@@ -139,7 +139,7 @@ def stop(process: "subprocess.Popen[bytes]", folder: Path, log: Path, kill: str)
 
 
 def differences(old: Any, new: Any, where: str) -> Iterator[str]:
-    """Of nested plain values and tensors, the latter bit by bit."""
+    """Yield the differences between nested plain values and tensors; tensors are compared bit by bit."""
     if type(old) is not type(new):
         yield f"{where}: {old!r:.60} / {new!r:.60}"
     elif isinstance(old, torch.Tensor):
@@ -165,7 +165,7 @@ def differences(old: Any, new: Any, where: str) -> Iterator[str]:
 
 
 def content(tree: Tree, name: str, path: Path) -> Any:
-    """What a file holds, as plain values without what no two runs have in common."""
+    """Return the contents of a file as plain values, without parts that differ in each run."""
     if not path.exists():
         return "removed"
     if re.search(TABLE["unopened"], name):
@@ -181,19 +181,19 @@ def content(tree: Tree, name: str, path: Path) -> Any:
         text = tree.mask(path.read_text(encoding="utf-8"))
     except UnicodeDecodeError:
         return f"{path.stat().st_size} bytes, sha256 {hashlib.sha256(path.read_bytes()).hexdigest()[:12]}"
-    if path.name == "run.json":  # a start is a start, however often a run was stopped
+    if path.name == "run.json":  # ignores how often a run was stopped
         return [{**start, "git": 0, "from_step": 0} for start in json.loads(text)][:1]
     return text.splitlines()
 
 
 def compare(old: tuple[Tree, Ended], new: tuple[Tree, Ended], resumed: bool = False) -> Iterator[str]:
-    """All that differs; of resumed runs what does not depend on when they were stopped."""
+    """Yield all differences; for resumed runs only those that do not depend on the time of the stop."""
     (old_tree, a), (new_tree, b) = old, new
     if a.code != b.code:
         yield f"exit code: {a.code} / {b.code} ({(b if b.code else a).last})"
     elif a.code:
         yield from differences(a.last, b.last, "stderr")
-    # of a resumed run the result alone
+    # only the result of a resumed run
     mine, theirs = (re.sub(r"(?s).*?\n\n(?=val_|train_)", "", e.out) if resumed else e.out for e in (a, b))
     yield from differences(mine.splitlines(), theirs.splitlines(), "stdout")
     names, others = ({name for name in ended.files if not re.search(TABLE["unsure"], name)} for ended in (a, b))
@@ -213,7 +213,7 @@ def both(trees: list[Tree], line: str, place: str, **options: Any) -> list[tuple
 
 
 def judge(trees: list[Tree], group: str, case: str) -> tuple[list[str], int]:
-    """What differs in a case, and how many of its commands aborted when all was done."""
+    """Return the differences of a case, and how many of its commands aborted at the end."""
     code, kill, line = re.findall(r"^(?:(\d) |(KILL|TERM) )?(.*)", TABLE["cases"][group][case])[0]
     place, found = group, []
     if kill:
@@ -234,7 +234,7 @@ def judge(trees: list[Tree], group: str, case: str) -> tuple[list[str], int]:
 
 
 def photo(path: Path, seed: int) -> None:
-    """Noise of another mean in each channel, and a disc; grey, turned by EXIF or transparent as its name says."""
+    """Write noise with a disc; gray, rotated by EXIF or transparent according to its name."""
     from PIL import Image
 
     draw = torch.Generator().manual_seed(seed)
@@ -252,7 +252,7 @@ def photo(path: Path, seed: int) -> None:
 
 
 def make_data(data: Path) -> None:
-    """All that the cases read: photos with and without a split, unreadable ones, CIFAR10 of noise, rows, YAML."""
+    """Write the data of the cases: photos with and without split, unreadable photos, CIFAR10 of noise, rows, YAML."""
     folders = {"flat": (9, 7, 6), "split/train": (10, 7), "split/val": (4, 4)}
     for order, (folder, counts) in enumerate(folders.items()):
         for label, (name, count) in enumerate(zip(("ants", "bees", "wasps"), counts, strict=False)):
@@ -285,9 +285,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name in ("old", "new"):
         parser.add_argument(name, metavar=name.upper(), type=Path, help="a checkout")
-    parser.add_argument("--only", metavar="REGEX", default="", help='of "group: case"')
-    parser.add_argument("--jobs", metavar="N", type=int, default=1, help="commands at a time (default 1)")
-    parser.add_argument("--keep", metavar="DIR", type=Path, help="a new folder, for all that is written")
+    parser.add_argument("--only", metavar="REGEX", default="", help='select cases by "group: case"')
+    parser.add_argument("--jobs", metavar="N", type=int, default=1, help="commands at the same time (default 1)")
+    parser.add_argument("--keep", metavar="DIR", type=Path, help="a new folder for all written files")
     chosen = parser.parse_args()
     slots, telling, total = threading.Semaphore(chosen.jobs), threading.Lock(), Counter[str]()
 
@@ -302,7 +302,7 @@ def main() -> int:
             known = [entry for entry in TABLE["expected"] if re.search(entry["case"], name)]
             left = [told for told in found if not any(re.search(entry["what"], told) for entry in known)]
             verdict = "DIFFERENT" if left else "expected" if found else "equal"
-            firsts = {re.split(r"[:[]|(?<=ckpt)\.", told)[0]: told[:200] for told in reversed(left)}  # one of a file
+            firsts = {re.split(r"[:[]|(?<=ckpt)\.", told)[0]: told[:200] for told in reversed(left)}  # one per file
             told = "; ".join([*firsts.values()][::-1]) + f"; {len(left)} in all" * (len(left) > len(firsts))
             with telling:
                 total[verdict] += 1

@@ -1,8 +1,7 @@
-"""Interrupt training in every way, again and again, and compare its end with that of a run left in peace.
+"""Interrupt training in many ways and compare the result with that of an uninterrupted run.
 
-``python tests/stress/kill_runs.py --minutes 30``, or ``make stress``. Each round draws a case and a number of
-interruptions (SIGKILL, signals, a full disk, a damaged checkpoint) from its seed. What differs is printed with the seed
-that repeats it.
+``python tests/stress/kill_runs.py --minutes 30``, or ``make stress``. Each round draws the interruptions of each case
+(SIGKILL, signals, full disk, damaged checkpoint) from its seed. Differences are printed with the seed to repeat them.
 """
 
 import argparse
@@ -78,13 +77,13 @@ DDP_CASES = {
     "augmented, workers, 2 processes": f"{TUNED} --max_epochs 3 --data.num_workers 1 {DDP}",
 }
 REPEATING = ("mlp", "dynamic", "dynamic, 2 processes")
-"""Their epoch is one batch, again and again."""
+"""These cases repeat one batch."""
 TIMED = {"samples_per_second"}
-"""Columns of metrics.csv that no two runs have in common."""
+"""Columns of metrics.csv that differ in each run."""
 
 
 def photos(root: Path) -> Path:
-    """Fourteen and ten small noisy pictures."""
+    """Write 14 and 10 small noise images of two classes."""
     draw = np.random.default_rng(0)
     for name, channel, count in (("ants", 0, 14), ("bees", 2, 10)):
         (root / name).mkdir(parents=True)
@@ -96,7 +95,7 @@ def photos(root: Path) -> Path:
 
 
 def cifar10(root: Path) -> Path:
-    """Noise in the files that CIFAR10DataModule makes of the data set, which has to be downloaded."""
+    """Write noise in the format of CIFAR10DataModule's cache, because the data set would have to be downloaded."""
     root.mkdir()
     draw = np.random.default_rng(0)
     for split, count in (("train", 50_000), ("test", 10_000)):
@@ -106,21 +105,21 @@ def cifar10(root: Path) -> Path:
 
 
 class Used(Callback):
-    """Writes down which samples each batch held, as hashes of what the network got: a file for each process."""
+    """Records the samples of each batch as hashes of the network inputs, in a file per process."""
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
         samples = [hashlib.blake2b(sample.numpy().tobytes(), digest_size=8).hexdigest() for sample in batch[0]]
         line = json.dumps([trainer.fit_loop.total_batch_idx, trainer.current_epoch, samples])
         with Path(f"used{trainer.global_rank}.jsonl").open("a") as file:
-            file.write(f"\n{line}")  # first the line break: the line before may be half there
+            file.write(f"\n{line}")  # line break first: the previous line may be incomplete
 
 
 History = list[dict[int, tuple[int, list[str]]]]
-"""Of each process: number of a batch -> its epoch and samples."""
+"""For each process: batch number -> its epoch and samples."""
 
 
 def used(folder: Path) -> History:
-    """What was trained on in the history that survived: the last time that each batch was."""
+    """Read the samples of each batch; if a batch was trained several times, the last time counts."""
     histories = []
     for file in sorted(folder.glob("used*.jsonl")):
         history = {}
@@ -133,7 +132,7 @@ def used(folder: Path) -> History:
 
 
 def repeated(histories: History) -> int:
-    """How often, in the worst epoch, a sample was used that the epoch had used already, by whichever process."""
+    """Return the number of repeated samples in the worst epoch, over all processes."""
     epochs: dict[int, Counter[str]] = {}
     for epoch, samples in (batch for history in histories for batch in history.values()):
         epochs.setdefault(epoch, Counter()).update(samples)
@@ -141,7 +140,7 @@ def repeated(histories: History) -> int:
 
 
 def forked(arguments: list[str], folder: Path, cost: float, file_limit: int | None = None) -> int:
-    """Run fit.py on ``arguments`` in a fork of this process, which has paid for the imports; returns its id."""
+    """Run fit.py in a fork of this process, where the imports are done; return its process id."""
     child = os.fork()
     if child:
         return child
@@ -167,7 +166,7 @@ def forked(arguments: list[str], folder: Path, cost: float, file_limit: int | No
 
 
 def _fit(cost: float) -> int:
-    """fit.py as ``sys.argv`` says, with :class:`Used`."""
+    """Run fit.py with the arguments in ``sys.argv`` and the callback :class:`Used`; return its exit code."""
     from lit_training.callbacks.resume import ResumePoint
     from lit_training.cli.parser import FitCLI
 
@@ -184,13 +183,13 @@ def _fit(cost: float) -> int:
         runpy.run_path(str(FIT))["main"]()
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
-    except KeyboardInterrupt:  # before fit.py has taken over the signals
+    except KeyboardInterrupt:  # before fit.py has installed its signal handlers
         return 128 + signal.SIGINT
     return 0
 
 
 def launched(arguments: list[str], folder: Path, cost: float, file_limit: int | None = None) -> int:
-    """The same as a program of its own: this one, which the processes that it launches then are, too."""
+    """Like :func:`forked`, but as a new program (this file), which can launch more processes."""
     command = [sys.executable, str(Path(__file__).resolve()), *arguments]
     with (folder / "output.txt").open("a") as output:
         process = subprocess.Popen(
@@ -205,11 +204,11 @@ def launched(arguments: list[str], folder: Path, cost: float, file_limit: int | 
 
 
 COST = "KILL_RUNS_COST"
-"""Environment variable: be fit.py, with this share of the time for resume points."""
+"""Environment variable: act as fit.py, with this share of the time for resume points."""
 
 
 def wait(child: int, seconds: float) -> int | None:
-    """The exit code of a child (negative: the signal that ended it), or None after ``seconds``."""
+    """Return the exit code of a child (negative: the signal that ended it), or None after ``seconds``."""
     end = time.monotonic() + seconds
     while True:
         ended, status = os.waitpid(child, os.WNOHANG)
@@ -221,7 +220,7 @@ def wait(child: int, seconds: float) -> int | None:
 
 
 def result(folder: Path) -> dict[str, Any]:
-    """Everything that has to be the same at the end of a run."""
+    """Return everything that must be equal at the end of a run."""
     runs = sorted((folder / "lightning_logs").glob("version_*"))
     assert len(runs) == 1, f"{len(runs)} run folders"
     last, best = (
@@ -244,7 +243,7 @@ def result(folder: Path) -> dict[str, Any]:
 
 
 def same(a: Any, b: Any) -> bool:
-    """Bit-equality of nested plain values and tensors."""
+    """Return True if nested plain values and tensors are bit-equal."""
     if isinstance(a, torch.Tensor):
         return isinstance(b, torch.Tensor) and a.dtype == b.dtype and torch.equal(a, b)
     if isinstance(a, dict):
@@ -255,14 +254,14 @@ def same(a: Any, b: Any) -> bool:
 
 
 class Round:
-    """One case, interrupted as its seed says.
+    """One case with the interruptions of its seed.
 
     Args:
-        name: of the case.
-        folder: an empty one.
-        seed: of the interruptions.
+        name: name of the case.
+        folder: an empty folder.
+        seed: seed of the interruptions.
         start: :func:`forked` or :func:`launched`.
-        kinds: of interruptions to draw from.
+        kinds: kinds of interruptions to draw from.
     """
 
     LIMIT = 120.0
@@ -273,17 +272,17 @@ class Round:
         self.draw = random.Random(f"{name} {seed}")
         self.counts: Counter[str] = Counter()
         self.waits: list[float] = []
-        """Seconds from each signal that asked for an end to that end."""
+        """Seconds from each signal to the end of the process."""
         self.arguments: list[str] = []
 
     def go(self, peace: dict[str, Any], seconds: float, arguments: list[str], interruptions: int) -> None:
-        """Interrupt, go on, compare with ``peace``.
+        """Interrupt, resume, compare with the uninterrupted result ``peace``.
 
         Args:
-            seconds: that the run takes in peace.
+            seconds: duration of the uninterrupted run.
 
         Raises:
-            AssertionError: what differs, or an exit code that ought not to be.
+            AssertionError: a result differs, or an exit code is wrong.
         """
         arguments = [*arguments, "--resume", "auto"]
         ended = False
@@ -308,19 +307,19 @@ class Round:
         return code
 
     def trained(self) -> int:
-        """Grows with each batch."""
+        """Return a number that increases with each batch."""
         return sum(path.stat().st_size for path in self.folder.glob("used*.jsonl"))
 
     def cost(self) -> float:
         return self.draw.choice((1e9, 1e9, 1.0, 0.02))
 
     def clean(self, child: int) -> None:
-        """End what is left of a run, and see that nothing is."""
+        """Kill all remaining processes of a run."""
         with contextlib.suppress(ProcessLookupError):
             os.killpg(child, signal.SIGKILL)
 
     def interrupt(self, arguments: list[str], seconds: float, kind: str) -> bool:
-        """Returns whether the run came to its end before it was interrupted."""
+        """Interrupt a run. Return True if it ended before the interruption."""
         self.counts[kind] += 1
         if kind == "damaged last.ckpt":
             for path in (self.folder / "lightning_logs").glob("version_*/checkpoints/last.ckpt"):
@@ -337,7 +336,7 @@ class Round:
             self.clean(child)
             return code == 0
         training, later = self.draw.random() < 0.5, self.draw.uniform(0.2, 1.1)
-        if training:  # which is short beside the start of a program
+        if training:  # training is short compared to the start of a program
             before, code, end = self.trained(), None, time.monotonic() + seconds
             while code is None and self.trained() == before and time.monotonic() < end:
                 code = wait(child, 0.01)
@@ -356,7 +355,7 @@ class Round:
             code = wait(child, 15)
             self.waits.append(time.monotonic() - sent)
             self.clean(child)
-            assert code is not None, f"still there 15 s after {kind}"
+            assert code is not None, f"still running 15 s after {kind}"
             assert code in (-number, 128 + number, 0), f"exit code {code} after {kind}"
             return code == 0
         assert code == 0, f"exit code {code} without any interruption"
@@ -364,16 +363,16 @@ class Round:
 
 
 def peaceful(name: str, folder: Path, arguments: list[str], start: Callable[..., int]) -> tuple[dict[str, Any], float]:
-    """The end of the run left in peace, and the seconds it takes."""
+    """Return the result of an uninterrupted run, and its duration in seconds."""
     begun = time.monotonic()
     code = wait(start(arguments, folder, 0.02), 300)
-    assert code == 0, f"{name}: exit code {code} in peace\n{(folder / 'output.txt').read_text()[-2000:]}"
+    assert code == 0, f"{name}: exit code {code} without interruption\n{(folder / 'output.txt').read_text()[-2000:]}"
     seconds, found = time.monotonic() - begun, result(folder)
     processes = len(found["samples"])
     assert processes == (2 if name in DDP_CASES else 1), f"{name}: samples of {processes} processes"
-    # Draws are padded where the processes do not divide the data.
+    # Samples are repeated if the number of processes does not divide the data.
     again = 0 if name in REPEATING else repeated(found["samples"])
-    assert again < processes, f"{name}: {again} samples were used again in an epoch"
+    assert again < processes, f"{name}: {again} samples were repeated in an epoch"
     return found, seconds
 
 
@@ -385,9 +384,9 @@ def main() -> None:
         sys.exit(_fit(float(os.environ[COST])))
     parser = argparse.ArgumentParser("kill_runs.py", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--minutes", type=float, default=30)
-    parser.add_argument("--seed", type=int, default=None, help="repeat one round; else seeds are drawn anew")
-    parser.add_argument("--case", default=None, help="only cases whose name contains this")
-    parser.add_argument("--one_process", action="store_true", help="leave the cases with two processes out")
+    parser.add_argument("--seed", type=int, default=None, help="repeat one round; default: new seeds")
+    parser.add_argument("--case", default=None, help="only cases whose name contains this text")
+    parser.add_argument("--one_process", action="store_true", help="skip the cases with two processes")
     options = parser.parse_args()
     end = time.monotonic() + 60 * options.minutes
     os.environ["OMP_NUM_THREADS"] = "1"
@@ -417,7 +416,7 @@ def main() -> None:
                 known[name] = peaceful(name, place / f"peace {name}", arguments, start)
             folder = place / f"{name} {seed}"
             folder.mkdir()
-            # The limit on files strikes a launched program's output too, and the shared memory of loader processes.
+            # The file size limit also applies to the output of a launched program and the memory of loader workers.
             kinds = tuple(kind for kind in KINDS if kind != "full disk" or not ("workers" in name or start is launched))
             one = Round(name, folder, seed, start, kinds)
             try:

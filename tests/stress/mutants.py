@@ -1,7 +1,7 @@
-"""Plant one bug after the other and see whether the tests notice: ``make mutants``.
+"""Plant bugs, one at a time, and check that a test fails: ``make mutants``.
 
-``mutants.yaml`` lists the bugs. Each is planted in a copy of the tree, where the tests that it names run first; if they
-pass, the whole fast suite runs. A bug that passes all of them survives: the tests lack something.
+``mutants.yaml`` lists the bugs. Each is planted in a copy of the tree. Its named tests run first. If they pass, all
+fast tests run. If these pass too, the bug survives: a test is missing.
 """
 
 import argparse
@@ -24,12 +24,12 @@ ROOT = Path(__file__).resolve().parents[2]
 LIST = Path(__file__).with_name("mutants.yaml")
 LEFT_OUT = shutil.ignore_patterns(".git", ".venv", "lightning_logs", "data", "__pycache__", ".*_cache", "*.egg-info")
 NAMED_LIMIT, SUITE_LIMIT = 300, 1200
-"""Seconds after which tests are ended; a bug that makes them hang is noticed."""
+"""Time limits in seconds; a bug that makes the tests hang counts as noticed."""
 
 
 @dataclass(frozen=True)
 class Mutant:
-    """A bug: ``old`` in ``file`` becomes ``new``. ``tests`` should notice ``what`` it breaks."""
+    """A bug: ``old`` in ``file`` becomes ``new``. ``tests`` should fail; ``what`` describes the bug."""
 
     file: str
     old: str
@@ -48,7 +48,7 @@ class Mutant:
 
 
 def read_mutants() -> list[Mutant]:
-    """The bugs of mutants.yaml."""
+    """Read the bugs in mutants.yaml."""
     return [Mutant(**entry) for entry in yaml.safe_load(LIST.read_text(encoding="utf-8"))]
 
 
@@ -71,7 +71,7 @@ def notices(tree: Path, arguments: list[str], limit: float) -> bool:
         os.killpg(process.pid, signal.SIGKILL)
         process.communicate()
         return True
-    if process.returncode not in (0, 1):  # 1: a test failed; others: pytest could not run them
+    if process.returncode not in (0, 1):  # 1: a test failed; other codes: pytest could not run the tests
         if re.search(r"Error|error", output) and process.returncode in (2, 3, 4) and "no tests ran" not in output:
             return True  # the bug breaks an import
         raise RuntimeError(f"pytest ended with code {process.returncode} for {arguments}:\n{output[-2000:]}")
@@ -81,9 +81,9 @@ def notices(tree: Path, arguments: list[str], limit: float) -> bool:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default="", help="a regular expression: only bugs whose file or description matches")
-    parser.add_argument("--minutes", type=float, default=60, help="begin no bug after this time (default 60)")
-    parser.add_argument("--jobs", type=int, default=2, help="copies of the tree that are tested at once (default 2)")
-    parser.add_argument("--named", action="store_true", help="do not run the whole suite for survivors")
+    parser.add_argument("--minutes", type=float, default=60, help="start no bug after this time (default 60)")
+    parser.add_argument("--jobs", type=int, default=2, help="bugs to test at the same time (default 2)")
+    parser.add_argument("--named", action="store_true", help="run only the named tests")
     chosen = parser.parse_args()
     mutants = [m for m in read_mutants() if re.search(chosen.only, f"{m.file} {m.what}")]
     started = time.monotonic()

@@ -1,8 +1,8 @@
-"""Feed the picture reader and the parser of the command line with odd inputs: ``make stress``.
+"""Test the image reader and the command line parser with random invalid inputs: ``make stress``.
 
-``python tests/stress/odd_inputs.py`` tries a fixed number of inputs, with ``--minutes 10`` new ones for so long. It
-mutates valid files of every format and mixes flags and values. Each input has to work, or to be refused as the user's
-to mend. Anything else (another error, a crash, a hang, too much memory) is printed with the number that repeats it.
+``python tests/stress/odd_inputs.py`` tries a fixed number of inputs; ``--minutes 10`` tries new inputs for 10 minutes.
+It mutates valid files of every format and mixes flags and values. Each input must work or be refused with a user error.
+Other results (other errors, crash, hang, too much memory) are printed with the number to repeat them.
 """
 
 import argparse
@@ -37,14 +37,14 @@ from lit_training.cli.parser import FitCLI
 from lit_training.errors import one_line_errors
 
 HANG = 60
-"""Seconds of computing that one input may take; on the clock, where others compute too, it is ten times that."""
+"""Limit of CPU time for one input, in seconds. The limit of wall time is 10 times as long, for a busy machine."""
 MEMORY = 6 << 30
-"""Bytes that reading one picture may take: 179 million pixels, the most that is accepted, in RGBA are 0.7 GB, which
-libwebp alone holds several times."""
+"""Limit of memory for one image, in bytes. The largest accepted image (179 million pixels) takes 0.7 GB in RGBA, and
+libwebp keeps several copies."""
 
 
 class Wrong(AssertionError):
-    """An input was neither taken nor refused."""
+    """An input was neither accepted nor refused."""
 
 
 # --- pictures -------------------------------------------------------------------------------------------------------
@@ -52,7 +52,7 @@ class Wrong(AssertionError):
 
 @cache
 def whole_pictures() -> tuple[bytes, ...]:
-    """Valid tiny files: each format, its modes and ways to pack."""
+    """Return tiny valid files: all formats with their modes and compressions."""
     pixels = np.random.default_rng(0).integers(0, 256, (9, 11, 4), np.uint8)
     colour, clear = Image.fromarray(pixels[..., :3]), Image.fromarray(pixels)
     deep = Image.fromarray(pixels[..., 0].astype(np.uint16) * 257)
@@ -93,11 +93,11 @@ def whole_pictures() -> tuple[bytes, ...]:
 
 
 def picture(draw: random.Random) -> bytes:
-    """A file that was whole once, or never."""
+    """Return a randomly mutated file."""
     data = bytearray(draw.choice(whole_pictures()))
     for _ in range(draw.choice((0, 1, 1, 1, 2, 3, 8))):
         at = draw.randrange(len(data) + 1)
-        # Heads decide what is done with the rest.
+        # Prefer the header, because it decides how the rest is read.
         at = draw.choice((at, min(at, draw.randrange(64))))
         kind = draw.randrange(7)
         if kind == 0:
@@ -106,7 +106,7 @@ def picture(draw: random.Random) -> bytes:
             del data[at : at + draw.randrange(1, 16)]
         elif kind == 2:
             data[at : at + 1] = bytes([draw.randrange(256)])
-        elif kind == 3:  # a number that means a size, an offset, a count
+        elif kind == 3:  # a number: size, offset or count
             form = draw.choice(("<H", ">H", "<I", ">I"))
             number = draw.choice((0, 1, 2, 7, 255, 300, 2**15, 2**16 - 1, 2**31 - 1, 2**31, 2**32 - 1))
             packed = struct.pack(form, number % 2 ** (8 * struct.calcsize(form)))
@@ -122,7 +122,7 @@ def picture(draw: random.Random) -> bytes:
 
 
 def _checksummed(data: bytes) -> bytes:
-    """A PNG whose checksums are right again, so that a decoder goes on to what is wrong; others as they are."""
+    """Correct the checksums of a PNG, so that a decoder gets to the invalid data. Return other files unchanged."""
     if data[:8] != b"\x89PNG\r\n\x1a\n":
         return data
     whole, at = bytearray(data), 8
@@ -136,13 +136,13 @@ def _checksummed(data: bytes) -> bytes:
 
 
 def try_picture(data: bytes, path: Path) -> str:
-    """Read ``data`` in every way that this project does.
+    """Read ``data`` with all functions of this project.
 
     Returns:
-        what became of it: ``read`` or the kind of its fault.
+        ``read`` or the kind of the error.
 
     Raises:
-        Wrong: an error that is no DataError, or the ways contradict one another.
+        Wrong: an error that is not a DataError, or the functions disagree.
     """
     path.write_bytes(data)
     size: tuple[int, ...] | None = None
@@ -165,7 +165,7 @@ def try_picture(data: bytes, path: Path) -> str:
     except Exception as error:
         raise Wrong(f"{type(error).__name__}: {error}") from error
     if not judged.kind and size is None:
-        raise Wrong("look takes what read_picture refuses")
+        raise Wrong("look accepts what read_picture refuses")
     return judged.kind or "read"
 
 
@@ -173,7 +173,7 @@ def try_picture(data: bytes, path: Path) -> str:
 
 
 def words() -> tuple[list[str], list[str]]:
-    """Names of flags, and values."""
+    """Return names of flags, and values."""
     names = [*TRAINER_FLAGS, "model", "data", "optimizer", "lr_scheduler", "config", "seed", "resume", "print_config"]
     names += [f"trainer.{name}" for name in TRAINER_FLAGS] + [
         "model.lr",
@@ -189,7 +189,7 @@ def words() -> tuple[list[str], list[str]]:
 
 
 def command_line(draw: random.Random) -> list[str]:
-    """What might be typed after fit.py: flags right and wrong, values right and wrong, neither."""
+    """Return random arguments of fit.py, with valid and invalid flags and values."""
     names, values = words()
 
     def flag() -> str:
@@ -217,7 +217,7 @@ def command_line(draw: random.Random) -> list[str]:
 
 
 def reused_parser() -> Callable[[list[str]], str]:
-    """Parses one command line after the other; gives ``parsed`` or ``refused``, raises Wrong for anything else."""
+    """Return a function that parses a command line to ``parsed`` or ``refused``, and raises Wrong otherwise."""
     cli = FitCLI(["--logger", "false"])
 
     def parse(arguments: list[str]) -> str:
@@ -237,7 +237,7 @@ def reused_parser() -> Callable[[list[str]], str]:
     return parse
 
 
-# --- many of them ---------------------------------------------------------------------------------------------------
+# --- many inputs ---------------------------------------------------------------------------------------------------
 
 
 def tried_pictures(folder: Path) -> Callable[[random.Random], str]:
@@ -254,10 +254,10 @@ KINDS = {"pictures": tried_pictures, "command lines": tried_command_lines}
 
 
 def attempts(kind: str, first: int, count: int) -> tuple[Counter[str], list[str]]:
-    """Try the inputs ``first`` to ``first + count`` of a kind, in a fork of this process, so that it outlives them.
+    """Try the inputs ``first`` to ``first + count`` of a kind, in a fork, so that this process survives a crash.
 
     Returns:
-        what became of how many, and what was wrong with which.
+        The number of inputs per outcome, and a message for each wrong outcome.
     """
     counts: Counter[str] = Counter()
     wrong: list[str] = []
@@ -287,7 +287,7 @@ def _try_all(kind: str, seeds: range, folder: Path) -> None:
     code = 70
     try:
         os.chdir(folder)
-        silence = os.open(os.devnull, os.O_WRONLY)  # parsers and decoders speak
+        silence = os.open(os.devnull, os.O_WRONLY)  # parsers and decoders print messages
         os.dup2(silence, 1)
         os.dup2(silence, 2)
         warnings.simplefilter("ignore")
@@ -314,11 +314,11 @@ def _try_all(kind: str, seeds: range, folder: Path) -> None:
 
 
 AT_ONCE = {"pictures": 1000, "command lines": 100}
-"""Inputs between two looks at the clock."""
+"""Inputs between two checks of the time."""
 
 
 def budgets(options: argparse.Namespace) -> Iterator[tuple[str, int, int]]:
-    """Yield (kind, first, count) until all inputs have been tried, or the time is over."""
+    """Yield (kind, first, count) until all inputs are tried or the time is up."""
     if options.minutes is None:
         for kind, total in (("pictures", options.pictures), ("command lines", options.command_lines)):
             for start in range(0, total, AT_ONCE[kind]):
@@ -336,10 +336,10 @@ def budgets(options: argparse.Namespace) -> Iterator[tuple[str, int, int]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser("odd_inputs.py", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--minutes", type=float, default=None, help="try new inputs of both kinds for so long")
+    parser.add_argument("--minutes", type=float, default=None, help="try new inputs of both kinds for this time")
     parser.add_argument("--pictures", type=int, default=100_000)
     parser.add_argument("--command_lines", type=int, default=10_000)
-    parser.add_argument("--first", type=int, default=0, help="number of the first input of each kind: to repeat one")
+    parser.add_argument("--first", type=int, default=0, help="number of the first input of each kind, to repeat it")
     options = parser.parse_args()
     counts: Counter[str] = Counter()
     failures = 0

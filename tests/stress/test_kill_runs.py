@@ -1,4 +1,4 @@
-"""kill_runs.py takes two runs for equal only if they are, to the last bit."""
+"""kill_runs.py finds every difference between two runs."""
 
 import json
 import os
@@ -21,7 +21,7 @@ FIT = "fit.py --data.train_size 24 --data.val_size 10 --max_epochs 2 --accelerat
 
 @pytest.fixture(scope="module")
 def ended(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A folder as kill_runs.py leaves one: a run, and which samples its batches held."""
+    """A folder as kill_runs.py writes it: a run, and the samples of its batches."""
     place = tmp_path_factory.mktemp("ended")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(place)
@@ -33,7 +33,7 @@ def ended(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 def changed(name: str, change: Callable[[dict[str, Any]], None]) -> None:
-    """Change something in a checkpoint."""
+    """Change a checkpoint."""
     path = RUN / "checkpoints" / name
     saved = torch.load(path, weights_only=True)
     change(saved)
@@ -59,7 +59,7 @@ def last_row_gone() -> None:
 
 
 def history(change: Callable[[str], str]) -> None:
-    """Change which samples the batches held."""
+    """Change the recorded samples of the batches."""
     Path("used0.jsonl").write_text(change(Path("used0.jsonl").read_text()))
 
 
@@ -106,7 +106,7 @@ DAMAGE: dict[str, tuple[str, Callable[[], None]]] = {
 
 
 def judged(peace: Path, code: int = 0) -> str:
-    """What a round says of the run in the current folder, whose programs end at once with a code."""
+    """Return the verdict of a round on the run in the current folder; its programs end at once with ``code``."""
 
     def start(*_: Any) -> int:
         if not (child := os.fork()):
@@ -121,16 +121,16 @@ def judged(peace: Path, code: int = 0) -> str:
     return f"{one.counts['runs equal to the uninterrupted one']} equal"
 
 
-def test_a_run_equals_only_itself(ended: Path, tmp_path: Path) -> None:
+def test_every_difference_is_found(ended: Path, tmp_path: Path) -> None:
     shutil.copytree(ended, "same")
     os.chdir("same")
     assert judged(ended) == "1 equal"
     assert judged(ended, code=1) == "exit code 1 at the end"
     speeds = {row["samples_per_second"] for row in printed.read_csv(RUN / "metrics.csv") if "samples_per_second" in row}
-    cell(speeds.pop(), "12.5")  # no two runs have it in common
+    cell(speeds.pop(), "12.5")  # differs in each run
     assert judged(ended) == "1 equal"
     Path("output.txt").write_text("epoch 1/2")
-    assert judged(ended) == ""  # the start after the end has trained once more
+    assert judged(ended) == ""  # the start after the end trained again
     for name, (what, damage) in DAMAGE.items():
         shutil.copytree(ended, tmp_path / name)
         os.chdir(tmp_path / name)
@@ -138,15 +138,15 @@ def test_a_run_equals_only_itself(ended: Path, tmp_path: Path) -> None:
         assert (name, judged(ended)) == (name, f"not equal: {what}")
 
 
-def test_it_counts_what_an_epoch_used_twice(ended: Path) -> None:
+def test_repeated_samples_are_counted(ended: Path) -> None:
     history = kill_runs.used(ended)
     assert kill_runs.repeated(history) == 0
-    history[0][8][1][:2] = ["1 0", "1 1"]  # of the batch with the number 8, in the second epoch
+    history[0][8][1][:2] = ["1 0", "1 1"]  # batch 8, in the second epoch
     assert kill_runs.repeated(history) == 2
 
 
 @pytest.mark.parametrize("kind", ["SIGKILL", "SIGTERM"])
-def test_it_ends_the_program_that_it_says_it_ends(kind: str) -> None:
+def test_interrupted_program_ends(kind: str) -> None:
     children = []
 
     def start(*_: Any) -> int:
@@ -161,6 +161,6 @@ def test_it_ends_the_program_that_it_says_it_ends(kind: str) -> None:
     one: Any = kill_runs.Round("a case", Path.cwd(), 0, start, (kind,))
     assert one.interrupt([], 2.0, kind) is False
     assert not Path("finished").exists()
-    with pytest.raises(ChildProcessError):  # it is gone, and waited for
+    with pytest.raises(ChildProcessError):  # it has ended and was reaped
         os.waitpid(children[0], os.WNOHANG)
     assert len(one.waits) == (kind == "SIGTERM")

@@ -1,4 +1,4 @@
-"""The list of bugs fits the tree; what mutants.py finds is told right."""
+"""The bugs in mutants.yaml can be planted, and mutants.py detects failing tests."""
 
 from pathlib import Path
 
@@ -10,12 +10,12 @@ from tests.support.commands import ROOT
 MUTANTS = read_mutants()
 
 
-def test_there_are_enough() -> None:
+def test_there_are_enough_bugs() -> None:
     assert len(MUTANTS) >= 120
 
 
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: f"{mutant.file}: {mutant.what}")
-def test_a_bug_can_be_planted_and_names_tests(mutant: Mutant) -> None:
+def test_bug_can_be_planted_and_names_tests(mutant: Mutant) -> None:
     source = (ROOT / mutant.file).read_text(encoding="utf-8")
     assert source.count(mutant.old) == 1
     assert mutant.old != mutant.new
@@ -24,7 +24,7 @@ def test_a_bug_can_be_planted_and_names_tests(mutant: Mutant) -> None:
 
 
 @pytest.mark.slow
-def test_a_failing_test_is_noticed_and_a_passing_one_is_not(tmp_path: Path) -> None:
+def test_failing_and_hanging_tests_are_noticed(tmp_path: Path) -> None:
     (tmp_path / "test_one.py").write_text("def test_one():\n    assert False\n")
     (tmp_path / "test_two.py").write_text("def test_two():\n    pass\n")
     assert notices(tmp_path, ["test_one.py"], 60)

@@ -1,4 +1,4 @@
-"""Odd inputs are read or refused; and odd_inputs.py finds what it looks for."""
+"""Random inputs are read or refused, and odd_inputs.py finds errors."""
 
 import argparse
 import os
@@ -13,7 +13,7 @@ from datamodules import DataError
 from tests.stress import odd_inputs
 
 
-def test_any_picture_is_read_or_refused() -> None:
+def test_random_images_are_read_or_refused() -> None:
     """The first 2000 of the 100,000 that odd_inputs.py tries."""
     counts, wrong = odd_inputs.attempts("pictures", 0, 2000)
     assert wrong == []
@@ -21,7 +21,7 @@ def test_any_picture_is_read_or_refused() -> None:
     assert min(counts[f"pictures tried: {kind}"] for kind in ("read", "damaged", "truncated", "not a picture")) > 100
 
 
-def test_it_reads_whole_pictures(tmp_path: Path) -> None:
+def test_valid_images_are_read(tmp_path: Path) -> None:
     files = odd_inputs.whole_pictures()
     assert len(set(files)) == len(files) >= 24
     assert {odd_inputs.try_picture(data, tmp_path / "picture.jpg") for data in files} == {"read"}
@@ -32,11 +32,11 @@ def test_it_reads_whole_pictures(tmp_path: Path) -> None:
     [
         ("read_pixels", KeyError("a bug"), "KeyError: 'a bug'"),
         ("read_pixels", DataError("no name in it"), "does not name the file"),
-        ("read_picture", DataError("refused"), "look takes what read_picture refuses"),
+        ("read_picture", DataError("refused"), "look accepts what read_picture refuses"),
         ("look", RecursionError("deep"), "RecursionError: deep"),
     ],
 )
-def test_it_finds_what_is_wrong(
+def test_errors_are_found(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, replacement: Exception, said: str
 ) -> None:
     def spoilt(*_: Any) -> None:
@@ -50,7 +50,7 @@ def test_it_finds_what_is_wrong(
 @pytest.mark.parametrize(
     ("number", "said"), [(signal.SIGSEGV, "exit code -11"), (signal.SIGALRM, "a hang"), (signal.SIGPROF, "a hang")]
 )
-def test_a_crash_or_a_hang_costs_one_input(monkeypatch: pytest.MonkeyPatch, number: int, said: str) -> None:
+def test_crash_or_hang_costs_one_input(monkeypatch: pytest.MonkeyPatch, number: int, said: str) -> None:
     def one(draw: random.Random) -> str:
         if draw.getstate() == random.Random("stand-ins 2").getstate():
             os.kill(os.getpid(), number)
@@ -67,14 +67,14 @@ def budgets(**options: Any) -> list[tuple[str, int, int]]:
     return list(odd_inputs.budgets(argparse.Namespace(**{**usual, **options})))
 
 
-def test_a_number_of_inputs_is_tried_in_parts() -> None:
+def test_inputs_are_tried_in_parts() -> None:
     assert budgets() == [
         *(("pictures", 7, 1000), ("pictures", 1007, 1000), ("pictures", 2007, 500)),
         ("command lines", 7, 50),
     ]
 
 
-def test_minutes_go_to_both_kinds_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_both_kinds_are_tried_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter([0.0, 1.0, 2.0, 60.0, 61.0])
     monkeypatch.setattr(odd_inputs.time, "monotonic", lambda: next(clock))
     kinds, firsts, counts = zip(*budgets(minutes=1), strict=True)

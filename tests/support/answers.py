@@ -1,4 +1,4 @@
-"""Answers of networks that were never there."""
+"""Evaluations with chosen outputs, without a network."""
 
 from pathlib import Path
 from typing import Any
@@ -9,7 +9,7 @@ from lit_training.trained.evaluate import Evaluation
 
 
 def made_up(outputs: list[list[float]], targets: list[int], names: tuple[str, ...]) -> Evaluation:
-    """An evaluation of black pictures, with these outputs (N, K) and the numbers of the true classes."""
+    """Return an evaluation of black images with these outputs (N, K) and true classes."""
     dataset: Any = [(torch.zeros(1, 8, 8), target) for target in targets]
     return Evaluation(
         checkpoint=Path("x.ckpt"),

@@ -1,4 +1,4 @@
-"""A folder of photos in two classes that a network learns to tell apart in a moment."""
+"""A folder of photos in two classes that are easy to distinguish."""
 
 from pathlib import Path
 
@@ -7,8 +7,7 @@ from PIL import Image
 
 
 def write_photos(root: Path) -> Path:
-    """Write ``train`` (8 a class) and ``val`` (4 a class) of ants and bees: noise of 48 x 40 pixels, reddish and
-    bluish."""
+    """Write ants and bees to ``train`` (8 per class) and ``val`` (4 per class): red and blue noise, 48 x 40 pixels."""
     random = np.random.default_rng(0)
     for split, count in (("train", 8), ("val", 4)):
         for channel, name in ((0, "ants"), (2, "bees")):

@@ -1,4 +1,4 @@
-"""A run of fit.py that is looked on: which batches the network gets, and what becomes of its weights."""
+"""Run fit.py and record the batches that the network gets, and its weights."""
 
 import contextlib
 from collections.abc import Iterator
@@ -18,8 +18,7 @@ Batch = tuple[Tensor, Tensor]
 
 
 class Seen(Callback):
-    """Keeps the batches of each epoch, the weights before and after it, its learning rates, and which layers it
-    trained."""
+    """Records batches, weights and learning rates of each epoch, and which layers are trained."""
 
     runs: ClassVar[list["Seen"]] = []
 
@@ -27,14 +26,14 @@ class Seen(Callback):
         self.train: list[list[Batch]] = []
         self.val: list[list[Batch]] = []
         self.final: list[Batch] = []
-        """Of the validation after the training."""
+        """Batches of the validation after the training."""
         self.weights: list[dict[str, Tensor]] = []
-        """Before the first epoch, and after each."""
+        """Before the first epoch, and after each epoch."""
         self.rates: list[dict[str, float]] = []
         self.in_training: list[set[str]] = []
-        """The norms and dropouts that are in training mode, in each epoch."""
+        """Names of the norms and dropouts in training mode, per epoch."""
         self.learning: list[set[str]] = []
-        """The parameters that get a gradient, in each epoch."""
+        """Names of the parameters that require a gradient, per epoch."""
         self.said = ""
         self.run = Path()
         Seen.runs.append(self)
@@ -73,7 +72,7 @@ def _copied(model: LightningModule) -> dict[str, Tensor]:
 
 
 def fit(line: str) -> Seen:
-    """Run fit.py, which has to end well, and tell what was seen of it."""
+    """Run fit.py, which must end with exit code 0, and return what was recorded."""
     flags = "--accelerator cpu --devices 1 --dashboard false --callbacks+ tests.support.batches.Seen"
     said = run_well(f"fit.py {line} {flags}")
     seen = Seen.runs.pop()
@@ -83,14 +82,14 @@ def fit(line: str) -> Seen:
 
 
 def together(batches: list[Batch]) -> tuple[np.ndarray, np.ndarray]:
-    """All inputs and all labels of some batches."""
+    """Return all inputs and all labels of the batches."""
     inputs, labels = zip(*batches, strict=True)
     return torch.cat(inputs).numpy(), torch.cat(labels).numpy()
 
 
 @contextlib.contextmanager
 def at(folder: Path) -> Iterator[Path]:
-    """Work in ``folder``, with caches of its own: for runs that several tests share."""
+    """Change to ``folder``, with its own caches: for runs that several tests share."""
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.setenv("XDG_CACHE_HOME", str(folder / "cache"))

@@ -1,4 +1,4 @@
-"""The figures of the scripts once more, worked out in the plainest way."""
+"""The results of the scripts, computed in the simplest way."""
 
 import os
 from collections.abc import Callable, Iterable
@@ -15,11 +15,11 @@ from torch import Tensor
 
 CLASSES = ("pear", "plum", "rose", "sloe")
 COUNTS = {"train": (5, 4, 2, 1), "val": (2, 3, 5, 7), "test": (4, 1, 3, 3)}
-"""Pictures of each class: no two classes have as many in ``val``, and no two splits have the same shares."""
+"""Images per class: different for all classes of ``val``, and in different proportions in each split."""
 
 
 def four_classes(root: Path) -> None:
-    """A folder of tiny noisy pictures in four classes and three splits; see :data:`COUNTS`."""
+    """Write tiny noise images in four classes and three splits; see :data:`COUNTS`."""
     draw = np.random.default_rng(0)
     for split, counts in COUNTS.items():
         for name, count in zip(CLASSES, counts, strict=True):
@@ -30,12 +30,12 @@ def four_classes(root: Path) -> None:
 
 
 def labels(split: str) -> Tensor:
-    """The classes of the pictures of :func:`four_classes`, in their order."""
+    """Return the labels of the images of :func:`four_classes`, in their order."""
     return torch.tensor([label for label, count in enumerate(COUNTS[split]) for _ in range(count)])
 
 
 def wilson(right: int, total: int) -> tuple[float, float]:
-    """The 95 % interval of a share (Wilson 1927)."""
+    """Return the 95 % interval of a proportion (Wilson 1927)."""
     z = 1.959964
     middle = (right + z * z / 2) / (total + z * z)
     half = z * sqrt(right * (total - right) / total + z * z / 4) / (total + z * z)
@@ -43,13 +43,13 @@ def wilson(right: int, total: int) -> tuple[float, float]:
 
 
 def mcnemar(only_one: int, only_other: int) -> float:
-    """The chance that a fair coin falls at least as unevenly."""
+    """Return the probability that a fair coin gives a result at least as uneven."""
     tosses, fewer = only_one + only_other, min(only_one, only_other)
     return min(1.0, 2 * sum(comb(tosses, heads) for heads in range(fewer + 1)) / 2**tosses)
 
 
 def opened(checkpoint: Path, model_class: Any) -> Any:
-    """The network of a checkpoint, for evaluation."""
+    """Return the network of a checkpoint in evaluation mode."""
     saved = torch.load(checkpoint, weights_only=True)
     model = model_class(**saved["hyper_parameters"])
     model.load_state_dict(saved["state_dict"])
@@ -57,21 +57,21 @@ def opened(checkpoint: Path, model_class: Any) -> Any:
 
 
 def answers(model: Any, loader: Iterable[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-    """Outputs and targets of all samples, in their order."""
+    """Return outputs and targets of all samples, in their order."""
     with torch.no_grad():
         parts = [(model(x), y) for x, y in loader]
     return torch.cat([output for output, _ in parts]), torch.cat([target for _, target in parts])
 
 
 def loss(model: Any, output: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
-    """The loss of a batch as the model's source has it."""
+    """Return the loss of a batch as in the model's source."""
     if model.task == "classification":
         return F.cross_entropy(output, target, weight=weight)
     return F.mse_loss(output, target, reduction=model.reduction)
 
 
 def data_of_run(data: Any, seed: int, stage: str = "fit") -> Any:
-    """The data module set up as in a run with this seed."""
+    """Set up a data module as in a run with this seed."""
     with mock.patch.dict(os.environ, PL_GLOBAL_SEED=str(seed)):
         data.setup(stage)
         data.loader_of_run = data.train_dataloader() if stage == "fit" else None
@@ -79,19 +79,19 @@ def data_of_run(data: Any, seed: int, stage: str = "fit") -> Any:
 
 
 class Trained:
-    """A run of fit.py in a loop written by hand.
+    """The training of fit.py as a loop written by hand.
 
     Args:
-        model: with the weights that the run begins with.
+        model: has the initial weights of the run.
         data: as from :func:`data_of_run`.
         optimizer: of ``model.parameters()``.
-        epochs: how many.
-        accumulate: batches a step.
+        epochs: number of epochs.
+        accumulate: batches per step.
         every_step: called after each step.
-        every_epoch: called after each epoch with the validation's loss.
-        weight: of the classes, in the training loss.
-        depths: of a LitDynamic, batch after batch.
-        clip: largest norm of the gradients.
+        every_epoch: called after each epoch with the validation loss.
+        weight: class weights of the training loss.
+        depths: depth of a LitDynamic for each batch.
+        clip: maximum norm of the gradients.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Run the project's scripts as a user does: in this process, which has paid for the imports, or in one of their own."""
+"""Run the project's scripts, in this process (faster, the imports are done) or in a new one."""
 
 import contextlib
 import io
@@ -13,13 +13,13 @@ from unittest import mock
 
 ROOT = Path(__file__).resolve().parents[2]
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-"""Of a process of its own: one thread, for the networks are small."""
+"""Environment of a new process: one thread, because the networks are small."""
 WATCH = "lit_training.runs.processes.Watch.start"
-"""Takes over the signals: the test run keeps its own handlers."""
+"""Installs signal handlers; replaced so that the test run keeps its own."""
 
 
 class Ended(NamedTuple):
-    """How a command ended: exit code, stdout and stderr."""
+    """Exit code, stdout and stderr of a command."""
 
     code: int
     out: str
@@ -27,7 +27,7 @@ class Ended(NamedTuple):
 
 
 def run(line: str) -> Ended:
-    """Run ``fit.py --max_epochs 1`` and the like in this process and in the current folder."""
+    """Run a command like ``fit.py --max_epochs 1`` in this process and the current folder."""
     name, *arguments = shlex.split(line)
     script = str(ROOT / "scripts" / name)
     out, err = io.StringIO(), io.StringIO()
@@ -46,14 +46,14 @@ def run(line: str) -> Ended:
 
 
 def run_well(line: str) -> str:
-    """Stdout of a command that has to end with exit code 0."""
+    """Run a command that must end with exit code 0; return its stdout."""
     ended = run(line)
     assert ended.code == 0, ended.err
     return ended.out
 
 
 def start(line: str, **options: Any) -> "subprocess.Popen[str]":
-    """Start a script as a process of its own: to kill it, or to give it signals or several ranks."""
+    """Start a script in a new process, to kill it, to send signals or to use several ranks."""
     name, *arguments = shlex.split(line)
     command = [sys.executable, str(ROOT / "scripts" / name), *arguments]
     pipe = subprocess.PIPE

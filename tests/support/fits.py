@@ -1,4 +1,4 @@
-"""Build what a command line of fit.py asks for and train it, in this process."""
+"""Parse a command line of fit.py and train, in this process."""
 
 import csv
 import shlex
@@ -12,13 +12,13 @@ from lightning.pytorch import Callback
 from lit_training.cli.parser import FitCLI
 
 SHAPES = "--data.train_size 24 --data.val_size 8"
-"""6 batches an epoch."""
+"""6 batches per epoch."""
 QUIET = "--accelerator cpu --enable_progress_bar false --log_every_n_steps 2"
 SMALL_NET = "--model.backbone shufflenet_v2_x0_5 --model.weights none"
 
 
 class SharedParserCLI(FitCLI):
-    """A FitCLI without a parser of its own: the first one builds it, which takes as long as all the rest."""
+    """A FitCLI that shares its parser with all others, because building it takes half of the time."""
 
     shared: "ArgumentParser | None" = None
 
@@ -30,16 +30,16 @@ class SharedParserCLI(FitCLI):
 
 
 def parse(line: str) -> FitCLI:
-    """Parse ``--max_epochs 3`` and the like; build model, data and Trainer."""
+    """Parse arguments like ``--max_epochs 3``; build model, data and Trainer."""
     return SharedParserCLI(shlex.split(line))
 
 
 class Killed(BaseException):
-    """As sudden as it gets within one process."""
+    """Simulates a kill within the process."""
 
 
 class KillAt(Callback):
-    """Ends the run in the middle of the step ``step`` (of batches, over all epochs)."""
+    """Ends the run during batch ``step``, counted over all epochs."""
 
     def __init__(self, step: int) -> None:
         self.step = step
@@ -50,7 +50,7 @@ class KillAt(Callback):
 
 
 def fit(line: str, kill_at: int | None = None) -> FitCLI:
-    """Train on the CPU without a progress bar, to the end or into the step ``kill_at``; the line wins over QUIET."""
+    """Train on the CPU without a progress bar, to the end or until batch ``kill_at``. ``line`` overrides QUIET."""
     cli = parse(f"{QUIET} {line}")
     if kill_at is not None:
         cli.trainer.callbacks.append(KillAt(kill_at))  # type: ignore[attr-defined]
@@ -62,12 +62,12 @@ def fit(line: str, kill_at: int | None = None) -> FitCLI:
     except SystemExit as stop:
         if stop.code:
             raise
-    assert killed == (kill_at is not None), "the run came to its end before the kill"
+    assert killed == (kill_at is not None), "the run ended before the kill"
     return cli
 
 
 def fit_run(line: str, kill_at: int | None = None) -> Path:
-    """Train as :func:`fit` does; return the run's folder."""
+    """Train like :func:`fit`; return the run's folder."""
     return run_of(fit(line, kill_at))
 
 
@@ -77,18 +77,18 @@ def run_of(cli: FitCLI) -> Path:
 
 
 def last(run: Path) -> dict[str, Any]:
-    """The run's newest resume point."""
+    """Load the run's newest resume point."""
     return torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
 
 
 def rows(run: Path) -> list[dict[str, str]]:
-    """The rows of metrics.csv, without what a clock decides."""
+    """Return the rows of metrics.csv without the column that depends on time."""
     with (run / "metrics.csv").open(newline="") as file:
         return [{k: v for k, v in row.items() if v and k != "samples_per_second"} for row in csv.DictReader(file)]
 
 
 def assert_same_weights(run: Path, other: Path, name: str = "last.ckpt") -> None:
-    """Assert that two runs hold the same bits after the same number of steps."""
+    """Assert that two runs have bit-equal weights after the same number of steps."""
     one, two = (torch.load(folder / "checkpoints" / name, weights_only=True) for folder in (run, other))
     assert one["global_step"] == two["global_step"]
     assert one["state_dict"].keys() == two["state_dict"].keys()
@@ -97,7 +97,7 @@ def assert_same_weights(run: Path, other: Path, name: str = "last.ckpt") -> None
 
 
 def assert_same_end(run: Path, other: Path) -> None:
-    """Assert that two runs ended alike: weights, counters, schedules, optimizers, best score and metrics."""
+    """Assert that two runs have equal weights, counters, schedules, optimizers, best score and metrics."""
     for name in ("last.ckpt", "best.ckpt"):
         assert_same_weights(run, other, name)
         a, b = (torch.load(folder / "checkpoints" / name, weights_only=True) for folder in (run, other))

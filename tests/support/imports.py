@@ -1,4 +1,4 @@
-"""Read from the source which file imports which, wherever in a file the import stands."""
+"""Find the imports of each file in its source, anywhere in the file."""
 
 import ast
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ OWN = ("datamodules", "lit_models", "lit_training", "scripts", "tests")
 
 
 class Import(NamedTuple):
-    """A module that a file imports, by its whole name, and the line where it does."""
+    """A module that a file imports, by its full name, and the line number."""
 
     module: str
     line: int
@@ -22,7 +22,7 @@ class Import(NamedTuple):
 
     @property
     def file(self) -> Path | None:
-        """The file of ours that it names, or None where it is a library's."""
+        """The file in this project, or None for a library."""
         return file_of(self.module)
 
 
@@ -35,9 +35,9 @@ def file_of(module: str) -> Path | None:
 
 
 def imports(source: str) -> list[Import]:
-    """All imports in a source, those inside functions and under ``TYPE_CHECKING`` too.
+    """Return all imports in a source, also those inside functions and under ``TYPE_CHECKING``.
 
-    ``from a import b`` names ``a.b`` if that is a file of ours, otherwise ``a``.
+    ``from a import b`` gives ``a.b`` if that is a file in this project, otherwise ``a``.
     """
     return list(_imports(ast.parse(source)))
 
@@ -55,12 +55,12 @@ def _imports(tree: ast.AST) -> Iterator[Import]:
 
 
 def name_of(path: Path) -> str:
-    """A file as people call it: ``lit_training/errors.py``."""
+    """Return a path relative to the project, as ``lit_training/errors.py``."""
     return path.relative_to(ROOT).as_posix()
 
 
 def circle(graph: dict[Path, set[Path]]) -> list[Path]:
-    """Files of which each imports the next, and the last one the first; empty where there are none."""
+    """Return files that import each other in a circle, in order; empty if there is no circle."""
     done: set[Path] = set()
 
     def walk(path: Path, way: list[Path]) -> list[Path]:

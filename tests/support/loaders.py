@@ -11,7 +11,7 @@ from datamodules.loading.loader import ResumableLoader, make_loader
 
 
 class Keys(Dataset):
-    """Gives the keys themselves."""
+    """Each sample is its key."""
 
     def __init__(self, length: int) -> None:
         self.length = length

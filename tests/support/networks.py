@@ -1,4 +1,4 @@
-"""Backbones as torchvision and timm make them, with weights that tell pictures apart, and what a run made of them."""
+"""Backbones of torchvision and timm, with weights that distinguish images, and the results of a run with them."""
 
 import csv
 import json
@@ -15,16 +15,18 @@ GOOGLE = {"googlenet": {"aux_logits": False, "transform_input": True, "init_weig
 
 
 def build(backbone: str, classes: int) -> Any:
-    """The network that ``--model.backbone`` names, made without this project."""
+    """Build the network of ``--model.backbone`` without this project."""
     if backbone.startswith("timm/"):
         return timm.create_model(backbone.removeprefix("timm/"), num_classes=classes)
     return models.get_model(backbone, num_classes=classes, **GOOGLE.get(backbone, {}))
 
 
 def write_weights(file: Path, backbone: str, inputs: Tensor, classes: int = 1000) -> dict[str, Tensor]:
-    """Write the weights of a network whose layers answer to these inputs: random ones, and the statistics of the
-    inputs in each norm. Without them the features of all pictures would be nearly equal."""
-    torch.manual_seed(99)  # no run's
+    """Write random weights whose norms have the statistics of these inputs; return them.
+
+    Without the statistics the features of all images would be nearly equal.
+    """
+    torch.manual_seed(99)  # different from the seeds of the runs
     network = build(backbone, classes)
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d):
@@ -38,14 +40,16 @@ def write_weights(file: Path, backbone: str, inputs: Tensor, classes: int = 1000
 
 
 def weights_of(checkpoint: Path) -> dict[str, Tensor]:
-    """The network in a checkpoint, under the names of its own architecture."""
+    """Return the network's weights in a checkpoint, without the prefix ``net.``."""
     state = torch.load(checkpoint, weights_only=True)["state_dict"]
     return {name.removeprefix("net."): tensor for name, tensor in state.items() if name.startswith("net.")}
 
 
 def sharpen(checkpoint: Path, network: nn.Module, head: str, inputs: np.ndarray) -> None:
-    """Rescale the last layer of ``network``, and of the checkpoint it is of, so that its answers to these inputs lie
-    far apart: a hardly trained network says nearly the same of all pictures."""
+    """Rescale the last layer of ``network``, and of its checkpoint, so that its outputs for these inputs differ.
+
+    Otherwise a network after little training gives nearly the same output for all images.
+    """
     network.load_state_dict(weights_of(checkpoint))
     layer = network.get_submodule(head)
     assert isinstance(layer, nn.Linear)
@@ -59,18 +63,18 @@ def sharpen(checkpoint: Path, network: nn.Module, head: str, inputs: np.ndarray)
 
 
 def run_of(folder: Path = Path()) -> Path:
-    """The newest run below a folder."""
+    """Return the newest run in a folder."""
     runs = (folder / "lightning_logs").glob("version_*")
     return max(runs, key=lambda run: int(run.name.removeprefix("version_")))
 
 
 def best(folder: Path = Path()) -> Path:
-    """The checkpoint of the newest run's best epoch."""
+    """Return the best checkpoint of the newest run."""
     return run_of(folder) / "checkpoints" / "best.ckpt"
 
 
 def features(network: nn.Module, inputs: Tensor) -> Tensor:
-    """What the last linear layer of a network in evaluation mode is given."""
+    """Return the input of the last linear layer of a network in evaluation mode."""
     seen: list[Tensor] = []
     head = [module for module in network.modules() if isinstance(module, nn.Linear)][-1]
     hook = head.register_forward_hook(lambda _, given, answer: seen.append(given[0]))
@@ -81,13 +85,13 @@ def features(network: nn.Module, inputs: Tensor) -> Tensor:
 
 
 def probabilities(network: nn.Module, inputs: np.ndarray) -> np.ndarray:
-    """What the network says in evaluation mode: (N, K)."""
+    """Return the probabilities of a network in evaluation mode, (N, K)."""
     with torch.no_grad():
         return network.eval()(torch.from_numpy(inputs)).softmax(1).numpy()
 
 
 def predicted(file: Path, names: tuple[str, ...]) -> dict[str, list[float]]:
-    """What predict.py wrote as JSON: the probability of each class, by picture."""
+    """Read the JSON of predict.py: image -> probability of each class."""
     found = {}
     for answer in json.loads(file.read_text()):
         top = {entry["label"]: entry["probability"] for entry in answer["top"]}
@@ -98,6 +102,6 @@ def predicted(file: Path, names: tuple[str, ...]) -> dict[str, list[float]]:
 
 
 def evaluated(folder: Path) -> dict[str, dict[str, str]]:
-    """What evaluate.py wrote of each sample."""
+    """Read predictions.csv of evaluate.py: path -> row."""
     with (folder / "predictions.csv").open(newline="") as file:
         return {row["path"]: row for row in csv.DictReader(file)}

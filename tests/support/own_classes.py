@@ -1,6 +1,6 @@
-"""Models and data as a user writes them, outside of this project, for ``--model own.Model``.
+"""Models and data of a user, outside of this project, for ``--model own.Model``.
 
-A test writes :data:`SOURCE` into its folder; every one of its classes knows Lightning alone.
+A test writes :data:`SOURCE` into its folder. The classes use Lightning only.
 """
 
 import contextlib
@@ -14,7 +14,7 @@ from lightning.pytorch import LightningDataModule, LightningModule
 from torch.utils.data import DataLoader, TensorDataset
 
 class Model(LightningModule):
-    """Learns rows; logs a training loss alone."""
+    """Learns rows; logs only a training loss."""
     def __init__(self, width: int = 3) -> None:
         super().__init__()
         self.net = torch.nn.Linear(width, 1)
@@ -30,7 +30,7 @@ class Data(LightningDataModule):
         return DataLoader(TensorDataset(torch.ones(8, 3)), batch_size=4)
 
 class PictureModel(LightningModule):
-    """Learns pictures of shapes; draws numbers in each step."""
+    """Learns images of shapes; uses random numbers in each step."""
     def __init__(self) -> None:
         super().__init__()
         self.net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Dropout(), torch.nn.Linear(3072, 10))

@@ -1,4 +1,4 @@
-"""Folders of photos for tests: small pictures, whole and broken."""
+"""Folders of small photos for tests, intact and broken."""
 
 from __future__ import annotations
 
@@ -16,43 +16,43 @@ from datamodules.errors import DataError
 from datamodules.photos.folder import Photos, examine
 
 ORIENTATION = 0x0112
-"""The EXIF tag that says how a picture becomes upright."""
+"""The EXIF tag of the orientation."""
 
 
 def noise(seed: int, width: int = 40, height: int = 30) -> Image.Image:
-    """Return a picture that no other seed gives."""
+    """Return an image that is different for each seed."""
     return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8))
 
 
 def scene(seed: int, size: tuple[int, int] = (160, 120)) -> Image.Image:
-    """Return smooth blots, which keep their perceptual hash when they are compressed or scaled."""
+    """Return a smooth image, which keeps its perceptual hash when it is compressed or scaled."""
     coarse = np.random.default_rng(seed).integers(0, 256, (6, 8, 3), np.uint8)
     return Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC).filter(ImageFilter.GaussianBlur(2))
 
 
 def encoded(seed: int, form: str = "JPEG", **options: object) -> bytes:
-    """Return a file of :func:`noise` in a format of Pillow's."""
+    """Return an encoded file of :func:`noise`."""
     file = io.BytesIO()
     noise(seed).save(file, form, **options)
     return file.getvalue()
 
 
 def turned(orientation: int) -> Image.Exif:
-    """Return EXIF data that turn a picture."""
+    """Return EXIF data with an orientation."""
     exif = Image.Exif()
     exif[ORIENTATION] = orientation
     return exif
 
 
 def put(path: Path, content: bytes) -> Path:
-    """Write a file; make its folder."""
+    """Write a file; create its folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(content)
     return path
 
 
 def fill(root: Path, counts: dict[str, int], seed: int = 0) -> Path:
-    """Put so many pictures, all different, into each folder of ``root``."""
+    """Write this number of images, all different, to each folder in ``root``."""
     for folder, count in counts.items():
         for i in range(count):
             seed += 1
@@ -61,17 +61,17 @@ def fill(root: Path, counts: dict[str, int], seed: int = 0) -> Path:
 
 
 def two(root: Path, count: int = 6) -> Path:
-    """Fill the classes cat and dog."""
+    """Write images of the classes cat and dog."""
     return fill(root, {"cat": count, "dog": count})
 
 
 def look_at(root: Path, **options: Any) -> Photos:
-    """Examine a folder that may have many broken files."""
+    """Examine a folder; up to 90 % of the files may be broken."""
     return examine(root, **{"max_bad_fraction": 0.9, **options})
 
 
 def refused(root: Path, **options: Any) -> str:
-    """Return the one line with which :func:`look_at` refuses ``root``, called DIR in it."""
+    """Return the one-line error of :func:`look_at`, with DIR for ``root``."""
     with pytest.raises(DataError) as caught:
         look_at(root, **options)
     message = str(caught.value)
@@ -85,15 +85,15 @@ def names(photos: Photos, split: int) -> set[str]:
 
 
 def content(photos: Photos) -> tuple[Any, ...]:
-    """Return what a network learns from: files, labels, splits and classes."""
+    """Return files, labels, splits and classes."""
     return list(photos.paths), photos.labels.tolist(), photos.splits.tolist(), photos.class_names
 
 
-# --- files that are no whole pictures ------------------------------------------------------------
+# --- broken files ----------------------------------------------------------------------------
 
 
 def _png(width: int, height: int, pixels: bytes) -> bytes:
-    """Return a PNG whose checksums are right, whatever its pixels are."""
+    """Return a PNG with correct checksums; the pixel data may be invalid."""
     head = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     chunks = ((b"IHDR", head), (b"IDAT", pixels), (b"IEND", b""))
     body = (
@@ -105,7 +105,7 @@ def _png(width: int, height: int, pixels: bytes) -> bytes:
 JPEG, PNG, WEBP = encoded(900), encoded(901, "PNG"), encoded(902, "WEBP")
 BOMB = _png(50_000, 50_000, zlib.compress(bytes(1000)))
 SPOILT = _png(40, 30, zlib.compress(noise(1).tobytes())[:99] + bytes(99))
-"""A PNG whose checksums are right and whose pixels cannot be unpacked."""
+"""A PNG with correct checksums and pixel data that cannot be decompressed."""
 BROKEN = {
     "truncated.jpg": (JPEG[: len(JPEG) // 2], "truncated", "image file is truncated"),
     "late.jpg": (JPEG[:-60], "truncated", "image file is truncated"),
@@ -121,4 +121,4 @@ BROKEN = {
     "spoilt.png": (SPOILT, "damaged", "unrecognized data stream"),
     "bomb.png": (BOMB, "too large", "more than 178,956,970 pixels"),
 }
-"""File name -> content, kind of fault, how the reason begins."""
+"""File name -> content, kind of the error, beginning of its reason."""

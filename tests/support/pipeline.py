@@ -1,4 +1,4 @@
-"""Photos, and what a network has to see of them, worked out with PIL and numpy alone."""
+"""Photos and the network inputs made from them, computed with PIL and numpy only."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -13,7 +13,7 @@ KINDS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICU
 
 
 class Recipe(NamedTuple):
-    """How a picture becomes an input: shorter side to ``resize``, a centre of ``size``, less mean, over std."""
+    """Preprocessing: resize the shorter side to ``resize``, center crop of ``size``, subtract mean, divide by std."""
 
     resize: int
     size: int
@@ -23,37 +23,36 @@ class Recipe(NamedTuple):
 
 
 def resized(picture: Image.Image, recipe: Recipe) -> np.ndarray:
-    """The centre crop of the resized picture: (S, S, 3) uint8."""
+    """Return the center crop of the resized image, (S, S, 3) uint8."""
     width, height = picture.size
     short = min(width, height)
     wide, high = (int(recipe.resize * side / short) for side in (width, height))
     picture = picture.convert("RGB").resize((wide, high), KINDS[recipe.kind])
-    left, top = (round((side - recipe.size) / 2) for side in (wide, high))  # a half goes to the even number
+    left, top = (round((side - recipe.size) / 2) for side in (wide, high))  # round half to even
     return np.asarray(picture)[top : top + recipe.size, left : left + recipe.size]
 
 
 def as_input(picture: Image.Image, recipe: Recipe) -> np.ndarray:
-    """What the network has to see: (3, S, S) float32."""
+    """Return the expected network input, (3, S, S) float32."""
     values = (resized(picture, recipe) / 255 - np.array(recipe.mean)) / np.array(recipe.std)
     return values.transpose(2, 0, 1).astype(np.float32)
 
 
 def levels(inputs: np.ndarray, recipe: Recipe) -> np.ndarray:
-    """The way back: inputs (..., 3, S, S) as levels from 0 to 255, (..., S, S, 3) float."""
+    """Undo the normalization: (..., 3, S, S) -> levels from 0 to 255, (..., S, S, 3) float."""
     values = np.moveaxis(np.asarray(inputs, dtype=float), -3, -1)
     return (values * np.array(recipe.std) + np.array(recipe.mean)) * 255
 
 
 def assert_same_levels(inputs: np.ndarray, recipe: Recipe, picture: Image.Image) -> None:
-    """The inputs are the picture's. Torch rounds some values to the level beside that of PIL, and no more."""
+    """Assert that the inputs are those of the image. Torch may round a level to the next one."""
     apart = np.abs(levels(inputs, recipe) - resized(picture, recipe))
     assert apart.max() < 1.02
     assert (apart > 0.02).mean() < 0.02
 
 
 def coordinates(number: int, width: int = 120, height: int = 90) -> Image.Image:
-    """A picture that tells of each pixel where it was: red rises with its column, green with its row. Blue is
-    ``number``."""
+    """Return an image whose pixels encode their position: red is the column, green the row, blue ``number``."""
     step = 250 // max(width, height)
     rows, columns = np.mgrid[:height, :width]
     pixels = np.stack([step * columns, step * rows, np.full_like(rows, number)], 2)
@@ -61,8 +60,7 @@ def coordinates(number: int, width: int = 120, height: int = 90) -> Image.Image:
 
 
 def detailed(seed: int, width: int, height: int) -> Image.Image:
-    """A picture of single pixels and small blocks. Its channels differ in mean and spread, its border is another
-    colour than its middle."""
+    """Return an image of single pixels and small blocks, with different channels and a border of another color."""
     random = np.random.default_rng(seed)
     blocks = random.integers(0, 2, (-(-height // 3), -(-width // 3), 3)).repeat(3, 0).repeat(3, 1)[:height, :width]
     pixels = random.uniform(0, 1, (height, width, 3)) * 0.5 + blocks * 0.5
@@ -74,7 +72,7 @@ def detailed(seed: int, width: int, height: int) -> Image.Image:
 
 
 def save_all(root: Path, pictures: Mapping[str, Image.Image]) -> Path:
-    """Save pictures under their names below ``root``."""
+    """Save images under their names in ``root``."""
     for name, picture in pictures.items():
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         picture.save(root / name)
@@ -84,7 +82,7 @@ def save_all(root: Path, pictures: Mapping[str, Image.Image]) -> Path:
 def fill(
     root: Path, counts: Mapping[str, int], draw: Callable[[int], Image.Image] = coordinates, suffix: str = "png"
 ) -> Path:
-    """Pictures 0, 1, 2, ... by ``draw``, so many in each folder of ``root``."""
+    """Write images 0, 1, 2, ... made by ``draw``, this number to each folder in ``root``."""
     number = 0
     for folder, count in counts.items():
         save_all(root / folder, {f"{number + n:03d}.{suffix}": draw(number + n) for n in range(count)})

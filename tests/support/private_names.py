@@ -1,7 +1,7 @@
 """Find the private names of libraries in this project's source.
 
-A name is private if it begins with one underscore. It is a library's unless the file itself defines it, or, after
-``self``, a class of ours above it. Names of the standard library do not count.
+A name is private if it begins with one underscore. It belongs to a library unless the file itself defines it or, after
+``self``, a base class in this project. Names of the standard library do not count.
 """
 
 import ast
@@ -19,14 +19,14 @@ from tests.support.commands import ROOT
 from tests.support.imports import OWN, name_of
 
 PUBLIC = {"_asdict", "_fields", "_make", "_replace"}
-"""Documented: every NamedTuple has them."""
+"""Documented names of every NamedTuple."""
 BY_TEXT = ("getattr", "setattr", "hasattr", "delattr")
 Found = Iterator[tuple[str, int, str]]
-"""Name, line, and what is done with it."""
+"""Name, line, and how it is used."""
 
 
 class Private(NamedTuple):
-    """A library's private name and where it stands."""
+    """A library's private name and where it is used."""
 
     name: str
     file: str
@@ -42,18 +42,18 @@ def is_private(name: str) -> bool:
 
 
 def private_names(path: Path) -> list[Private]:
-    """The private names of libraries in a file of ours, which is imported to see what its classes inherit."""
+    """Return the private names of libraries in a file. It is imported to find what its classes inherit."""
     folder = path.relative_to(ROOT).with_suffix("").parts
     module = None if folder[0] == "scripts" else importlib.import_module(".".join(folder))
     return [Private(name, name_of(path), line, how) for name, line, how in private_names_in(path.read_text(), module)]
 
 
 def private_names_in(source: str, module: ModuleType | None = None) -> list[tuple[str, int, str]]:
-    """Name, line and use of each private name of a library.
+    """Return name, line and use of each private name of a library.
 
     Args:
         source: a file's text.
-        module: what it becomes; without one, classes are not looked at.
+        module: the imported module; without it, classes are not checked.
     """
     tree = ast.parse(source)
     classes = {node: getattr(module, node.name, None) for node in ast.walk(tree) if isinstance(node, ast.ClassDef)}
@@ -93,7 +93,7 @@ def _accessed(tree: ast.Module, classes: dict[ast.ClassDef, type]) -> Found:
 
 
 def _defined(tree: ast.Module) -> set[str]:
-    """Names that a file gives to something itself: functions, classes, variables, attributes of ``self``."""
+    """Return the names that a file defines: functions, classes, variables, attributes of ``self``."""
     names: set[str] = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
@@ -114,11 +114,11 @@ def _named_by_text(tree: ast.Module) -> Found:
 
 
 def _overridden(classes: dict[ast.ClassDef, type]) -> Found:
-    """Private names of a library's class that a class of ours defines again, or sets on ``self``."""
+    """Find private names of a library's class that a class in this project redefines or sets on ``self``."""
     for node, klass in classes.items():
         theirs = {name: base for base in reversed(_library_bases(klass)) for name in _names_of(base)}
         for name in filter(is_private, _defined(ast.Module([node], [])) & theirs.keys()):
-            yield name, node.lineno, f"{klass.__name__} defines what {theirs[name].__qualname__} has already"
+            yield name, node.lineno, f"{klass.__name__} redefines a name of {theirs[name].__qualname__}"
 
 
 def _library_bases(klass: type) -> list[type]:
@@ -127,7 +127,7 @@ def _library_bases(klass: type) -> list[type]:
 
 @functools.cache
 def _names_of(klass: type) -> set[str]:
-    """What a class defines, and the attributes that its methods set."""
+    """Return the names that a class defines, and the attributes that its methods set."""
     names = set(vars(klass))
     try:
         tree = ast.parse(textwrap.dedent(inspect.getsource(klass)))

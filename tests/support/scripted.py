@@ -1,4 +1,4 @@
-"""Callbacks for ``fit.py --callbacks``: with them the figures, the time and the end of a run are known beforehand."""
+"""Callbacks for ``fit.py --callbacks`` that give a run known metrics, times and ends."""
 
 import time
 from pathlib import Path
@@ -11,15 +11,15 @@ from torch import Tensor, nn
 
 NAME = "tests.support.scripted"
 CLOCKS = ("monotonic", "perf_counter", "time")
-"""What programs read the time from."""
+"""Functions of ``time`` that return the time."""
 FAVOURITES = ((1, 2.0), (2, 0.3), (3, 4.0), (0, 1.0), (3, 6.0), (2, 2.5))
-"""A classifier's answer to everything, epoch by epoch: a class, and by how much its logit is above the others."""
+"""A classifier's output for all inputs, per epoch: a class, and the distance of its logit from the others."""
 GUESSES = (5.0, 3.0, 0.0, 9.0, 4.0, 2.0)
-"""A regression's answer to everything, epoch by epoch."""
+"""A regression's output for all inputs, per epoch."""
 
 
 def answer(epoch: int, outputs: int) -> Tensor:
-    """What a scripted network of 4 classes, or a scripted regression, answers after an epoch (from 1): (outputs,)."""
+    """Return the output of a scripted network after an epoch (from 1), (outputs,); 4 outputs: a classifier."""
     place = (epoch - 1) % len(FAVOURITES)
     if outputs != 4:
         return torch.full((outputs,), GUESSES[place])
@@ -28,11 +28,11 @@ def answer(epoch: int, outputs: int) -> Tensor:
 
 
 class Scripted(Callback):
-    """Before the validation of each epoch it makes the network answer :func:`answer` to everything."""
+    """Makes the network output :func:`answer` for all inputs, before the validation of each epoch."""
 
     def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
         if trainer.state.fn != "fit":
-            return  # the evaluation at the end is of the best weights
+            return  # the evaluation at the end uses the best weights
         layer = [module for module in pl_module.modules() if isinstance(module, nn.Linear)][-1]
         with torch.no_grad():
             layer.weight.zero_()
@@ -40,14 +40,16 @@ class Scripted(Callback):
 
 
 def put_clock_back(patch: pytest.MonkeyPatch) -> None:
-    """The real clock is there again when ``patch`` ends, whatever :class:`Clock` did meanwhile."""
+    """Restore the real clock when ``patch`` ends, after a run with :class:`Clock`."""
     for name in CLOCKS:
         patch.setattr(time, name, getattr(time, name))
 
 
 class Clock(Callback):
-    """The program's clock stands still, but for :attr:`STEP` seconds a training batch and :attr:`LOOK` a validation
-    batch. A test calls :func:`put_clock_back` before."""
+    """Replaces the clock: it advances :attr:`STEP` seconds per training batch and :attr:`LOOK` per validation batch.
+
+    Call :func:`put_clock_back` first.
+    """
 
     STEP, LOOK = 1 / 1024, 64.0
     now = 1000.0
@@ -64,17 +66,17 @@ class Clock(Callback):
 
 
 class Slow(Clock):
-    """Steps of an hour: the run saves a resume point between any two of them."""
+    """Steps of one hour, so the run saves a resume point after each step."""
 
     STEP = 3600.0
 
 
 class Killed(BaseException):
-    """As sudden as it gets within one process."""
+    """Simulates a kill within the process."""
 
 
 class Kill(Callback):
-    """Ends the run in the middle of the step whose number stands in the file ``kill``."""
+    """Ends the run during the step whose number is in the file ``kill``."""
 
     def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
         if Path("kill").exists() and trainer.global_step == int(Path("kill").read_text()):
@@ -82,7 +84,7 @@ class Kill(Callback):
 
 
 class Depths(Callback):
-    """Notes how often each training step of a LitDynamic used its middle layer."""
+    """Records how often each training step of a LitDynamic uses its middle layer."""
 
     seen: list[int] = []  # noqa: RUF012
 

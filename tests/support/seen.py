@@ -1,4 +1,4 @@
-"""What the scripts draw, read back from matplotlib's figures before they become pixels."""
+"""Record the matplotlib figures of the scripts before they are written."""
 
 from typing import Any, NamedTuple
 
@@ -8,14 +8,14 @@ from torch.utils.tensorboard import SummaryWriter
 
 
 class Drawn(NamedTuple):
-    """A figure: the name of its file or its tag in TensorBoard, its step there, and itself."""
+    """A figure, with its file name or TensorBoard tag, and its step in TensorBoard."""
 
     name: str
     step: int | None
     figure: Any
 
     def counts(self) -> dict[tuple[str, str], int]:
-        """Of a confusion matrix: (true class, predicted class) -> the number that stands in that cell."""
+        """Read a confusion matrix: (true class, predicted class) -> number in the cell."""
         [axes] = self.figure.axes
         assert (axes.get_xlabel(), axes.get_ylabel()) == ("predicted", "true")
         columns, rows = ([label.get_text() for label in axis.get_ticklabels()] for axis in (axes.xaxis, axes.yaxis))
@@ -23,11 +23,11 @@ class Drawn(NamedTuple):
         return {(rows[int(y)], columns[int(x)]): number for x, y, number in cells}
 
     def titles(self) -> list[str]:
-        """Of a sheet of pictures: what stands over each."""
+        """Read the titles of a sheet of images."""
         return [text.get_text() for text in self.figure.axes[0].texts]
 
     def curves(self) -> dict[str, dict[str, tuple[list[float], list[float]]]]:
-        """Of a comparison: metric -> run -> epochs and values."""
+        """Read the curves of a comparison: metric -> run -> epochs and values."""
         return {
             axes.get_title(): {
                 line.get_label(): (list(line.get_xdata()), list(line.get_ydata())) for line in axes.lines
@@ -37,7 +37,7 @@ class Drawn(NamedTuple):
 
 
 def watch(patch: pytest.MonkeyPatch) -> list[Drawn]:
-    """A list that grows with each figure that is written from now on."""
+    """Return a list to which each figure is added when it is written."""
     found: list[Drawn] = []
     save, add = Figure.savefig, SummaryWriter.add_figure
 

@@ -1,4 +1,4 @@
-"""What a process sees under SLURM, and a stand-in for its command ``scontrol``."""
+"""The environment of a SLURM job, and a fake ``scontrol`` command."""
 
 import os
 from pathlib import Path
@@ -7,10 +7,10 @@ JOB = {"SLURM_JOB_ID": "17", "SLURM_NTASKS": "1", "SLURM_JOB_NAME": "train"}
 
 
 def stand_in_scontrol(folder: Path) -> tuple[Path, str]:
-    """Make an ``scontrol`` that writes down what it was asked.
+    """Create an ``scontrol`` that records its arguments.
 
     Returns:
-        The file that it writes, and the PATH under which it is found.
+        The file with the arguments, and the PATH that contains the command.
     """
     asked, command = folder / "asked", folder / "bin" / "scontrol"
     command.parent.mkdir()

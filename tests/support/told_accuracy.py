@@ -1,4 +1,4 @@
-"""A network whose accuracies are known beforehand."""
+"""A network with given accuracies."""
 
 from collections.abc import Sequence
 
@@ -9,11 +9,11 @@ from lit_models import LitCNN
 
 
 class ToldAccuracy(LitCNN):
-    """LitCNN that logs as ``val_acc`` what it was told, epoch by epoch.
+    """LitCNN that logs the given values as ``val_acc``.
 
     Args:
-        accuracy: of each epoch; NaN is allowed.
-        num_classes: of the data.
+        accuracy: one value per epoch; may be NaN.
+        num_classes: number of classes in the data.
     """
 
     def __init__(self, accuracy: Sequence[float], num_classes: int = 10) -> None:

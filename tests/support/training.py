@@ -1,4 +1,4 @@
-"""Train as in a notebook: with a Trainer of Lightning's own, that writes and prints nothing."""
+"""Train as in a notebook, with Lightning's Trainer, which writes and prints nothing."""
 
 import logging
 from pathlib import Path
@@ -18,20 +18,20 @@ QUIET: dict[str, Any] = {
 
 
 class Trained(NamedTuple):
-    """A checkpoint in its run's folder, and what Lightning's own validation says of it."""
+    """A checkpoint in its run's folder, and the metrics of Lightning's validation."""
 
     path: Path
     validated: dict[str, float]
 
 
 def bare_trainer(**arguments: Any) -> Trainer:
-    """A Trainer on one CPU without logger, checkpoints or bars, where the arguments do not ask for them."""
+    """Return a Trainer on one CPU, by default without logger, checkpoints and progress bar."""
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     return Trainer(**{**QUIET, **arguments})
 
 
 def train_and_save(folder: Path, model: Any, data: Any, **arguments: Any) -> Trained:
-    """Train, for an epoch if nothing else is said, and write ``folder/checkpoints/best.ckpt``."""
+    """Train, by default for one epoch, and write ``folder/checkpoints/best.ckpt``."""
     trainer = bare_trainer(**{"max_epochs": 1, **arguments})
     trainer.fit(model, data)
     path = folder / "checkpoints" / "best.ckpt"
@@ -41,9 +41,9 @@ def train_and_save(folder: Path, model: Any, data: Any, **arguments: Any) -> Tra
 
 
 def own_caches(place: Path, patch: pytest.MonkeyPatch) -> None:
-    """Let nothing be read from the user's caches, nor from a seed that a test before left behind.
+    """Use caches in ``place`` instead of the user's, and forget the seed of an earlier test.
 
-    ``tests/conftest.py`` does so for each test; fixtures of a session come before that.
+    ``tests/conftest.py`` calls this for each test; fixtures of a session must call it themselves.
     """
     for name, folder in (("TORCH_HOME", "torch_home"), ("XDG_CACHE_HOME", "cache"), ("HF_HOME", "hf_home")):
         patch.setenv(name, str(place / folder))

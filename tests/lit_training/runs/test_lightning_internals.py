@@ -392,7 +392,7 @@ def test_private_names_that_a_subclass_overrides_are_found() -> None:
         "        self._mine = self._data_connector\n"
     )
     assert [(name, how) for name, _, how in private_names_in(source, module)] == [
-        ("_callback_connector", "Mine defines what Trainer has already"),
+        ("_callback_connector", "Mine redefines a name of Trainer"),
         ("_data_connector", "read from self"),
-        ("_run_stage", "Mine defines what Trainer has already"),
+        ("_run_stage", "Mine redefines a name of Trainer"),
     ]

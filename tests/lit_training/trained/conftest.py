@@ -1,4 +1,4 @@
-"""Networks that are trained once a session; each test gets a copy of the run's folder."""
+"""Networks that are trained once per session. Each test gets a copy of the run's folder."""
 
 import shutil
 from collections.abc import Callable, Iterator
@@ -15,7 +15,7 @@ from tests.support.training import Trained, own_caches, train_and_save
 
 @pytest.fixture(scope="session")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A folder of the session's own, and caches below it while something is trained there."""
+    """A folder for the session, which also holds the caches during the training."""
     folder = tmp_path_factory.mktemp("trained")
     with pytest.MonkeyPatch.context() as patch:
         own_caches(folder, patch)
@@ -45,7 +45,7 @@ def rows_run_of_session(place: Path) -> Trained:
 
 @pytest.fixture
 def copy_trained(tmp_path: Path) -> Callable[[Trained], Trained]:
-    """``copy_trained(trained)``: the same in the test's own folder, as ``run``."""
+    """``copy_trained(trained)`` copies a run to the folder ``run`` of the test."""
 
     def copy(trained: Trained) -> Trained:
         shutil.copytree(trained.path.parents[1], tmp_path / "run")
@@ -56,17 +56,17 @@ def copy_trained(tmp_path: Path) -> Callable[[Trained], Trained]:
 
 @pytest.fixture
 def photo_run(photo_run_of_session: Trained, copy_trained: Callable[[Trained], Trained]) -> Trained:
-    """LitCNN after an epoch of the pictures of ``photo_folder``, which lie elsewhere."""
+    """LitCNN after one epoch on the images of ``photo_folder``, in a different folder."""
     return copy_trained(photo_run_of_session)
 
 
 @pytest.fixture
 def shapes_run(shapes_run_of_session: Trained, copy_trained: Callable[[Trained], Trained]) -> Trained:
-    """LitCNN after an epoch of 20 shapes; it is judged by 30."""
+    """LitCNN after one epoch on 20 shapes; the test split has 30."""
     return copy_trained(shapes_run_of_session)
 
 
 @pytest.fixture
 def rows_run(rows_run_of_session: Trained, copy_trained: Callable[[Trained], Trained]) -> Trained:
-    """LitMLP, one linear layer from 5 to 2, after two steps."""
+    """LitMLP with one linear layer, 5 inputs and 2 outputs, after two steps."""
     return copy_trained(rows_run_of_session)

@@ -1,4 +1,4 @@
-"""Comparing runs: what differs, and whether the words "no difference" and "better" keep their promise."""
+"""Compare runs: settings, results and the significance test."""
 
 import csv
 from pathlib import Path
@@ -20,7 +20,7 @@ from lit_training.trained.compare import (
 
 
 def make_run(folder: Path, lr: float, accuracy: list[float], right: list[int] | None = None) -> Path:
-    """A run's folder as fit.py and evaluate.py leave it."""
+    """Write a run's folder as fit.py and evaluate.py do."""
     folder.mkdir(parents=True)
     config = {"model": {"class_path": "lit_models.LitCNN", "init_args": {"lr": lr}}, "seed_everything": 0}
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
@@ -45,7 +45,7 @@ def run_of(name: str, right: list[bool]) -> ComparedRun:
     return ComparedRun(name, Path(name), {}, {}, answers)
 
 
-def test_a_run_that_never_had_a_number_has_no_best_epoch() -> None:
+def test_run_with_only_nan_has_no_best_epoch() -> None:
     assert ComparedRun("a", Path("a"), {}, {"val_loss": {1: float("nan"), 2: float("nan")}}, None).best == {}
 
 
@@ -55,7 +55,7 @@ def test_the_best_epoch_of_a_regression_has_the_lowest_loss(decides: str) -> Non
     assert ComparedRun("a", Path("a"), {}, curves, None).best == {decides: 1.0}
 
 
-def test_a_real_difference_is_found() -> None:
+def test_real_difference_is_reported() -> None:
     random = np.random.default_rng(0)
     one, other = random.random(1000) < 0.80, random.random(1000) < 0.88
     said = describe_difference(run_of("A", one.tolist()), run_of("B", other.tolist()))
@@ -65,45 +65,45 @@ def test_a_real_difference_is_found() -> None:
 def test_verdicts() -> None:
     right = [True] * 90 + [False] * 10
     same = describe_difference(run_of("A", right), run_of("B", right))
-    assert same.startswith("no difference shown: B is +0.0 points from A")
+    assert same.startswith("no significant difference: B is +0.0 points from A")
     assert "p = 1, the same 100 samples" in same
     assert "not evaluated on the same samples" in describe_difference(run_of("A", right), run_of("B", right[:50]))
     unknown = ComparedRun("B", Path("B"), {}, {}, None)
     assert "python scripts/evaluate.py B" in describe_difference(run_of("A", right), unknown)
 
 
-def test_numbered_samples_of_unlike_data_are_not_the_same() -> None:
-    """Sample 7 of seed 0 is another picture than sample 7 of seed 1, also where both are discs."""
+def test_numbered_samples_of_different_data_are_not_paired() -> None:
+    """Sample 7 of seed 0 is a different image than sample 7 of seed 1, even if both have the same label."""
     right = [True] * 90 + [False] * 10
     one, other = run_of("A", right), run_of("B", right)
-    one.settings.update({"data.class_path": "datamodules.ShapesDataModule", "data.init_args.seed": 0})
-    other.settings.update({"data.class_path": "datamodules.ShapesDataModule", "data.init_args.seed": 1})
+    one.settings.update({"data.class_path": "datamodules.ShapesDataModule", "data.seed": 0})
+    other.settings.update({"data.class_path": "datamodules.ShapesDataModule", "data.seed": 1})
     assert "not evaluated on the same samples" in describe_difference(one, other)
-    other.settings.update({"data.init_args.seed": 0, "data.init_args.batch_size": 8})
-    assert describe_difference(one, other).startswith("no difference shown")
+    other.settings.update({"data.seed": 0, "data.batch_size": 8})
+    assert describe_difference(one, other).startswith("no significant difference")
 
 
-def test_regressions_are_not_sent_to_a_command_that_tests_nothing() -> None:
+def test_regression_gets_no_hint_to_run_evaluate() -> None:
     curves = {"val_loss": {1: 2e-6}, "train_loss": {1: 3e-6}}
     said = describe_difference(
         ComparedRun("A", Path("A"), {}, curves, None), ComparedRun("B", Path("B"), {}, curves, None)
     )
-    assert said == "A is no classifier, so no accuracies are tested: see the losses"
+    assert said == "A is not a classifier, so no test of the accuracies: compare the losses"
 
 
-def test_tiny_losses_are_not_rounded_to_nothing() -> None:
+def test_tiny_losses_are_not_rounded_to_zero() -> None:
     runs = [
         ComparedRun(name, Path(name), {}, {"val_loss": {1: loss}}, None) for name, loss in (("A", 2e-6), ("B", 4e-6))
     ]
     assert summarize_seeds(runs) == ["val_loss    3e-06 +- 1.414e-06  (n = 2 seeds)"]
 
 
-def test_only_what_differs_is_listed(tmp_path: Path) -> None:
+def test_only_different_settings_are_listed(tmp_path: Path) -> None:
     runs = [read_run(str(make_run(tmp_path / f"version_{i}", lr, [0.5, 0.7]))) for i, lr in enumerate([1, 2])]
     assert differences(runs) == {"model.lr": ["1", "2"]}
 
 
-def test_the_best_epoch_counts_and_nan_is_not_best(tmp_path: Path) -> None:
+def test_best_epoch_is_used_and_nan_is_never_best(tmp_path: Path) -> None:
     run = read_run(str(make_run(tmp_path / "version_0", 0.1, [0.5, 0.75, float("nan"), 0.625])))
     assert run.best == {"val_acc": 0.75, "val_loss": 0.25, "train_loss": 1.25}
     assert run.curves["val_acc"][4] == 0.625
@@ -123,7 +123,7 @@ def test_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert (tmp_path / "comparison.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_wrong_input_is_named(tmp_path: Path) -> None:
+def test_wrong_input_is_refused(tmp_path: Path) -> None:
     one = make_run(tmp_path / "version_0", 0.1, [0.5])
     with pytest.raises(UsageError, match="twice"):
         compare([str(one), str(one)])
@@ -144,7 +144,7 @@ def test_mean_and_sample_deviation_of_repeated_runs(tmp_path: Path) -> None:
     assert summarize_seeds(runs[:1]) == []
 
 
-def test_latest_is_the_newest_run_that_logged_something(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_latest_is_the_newest_run_with_metrics(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for number, value in enumerate([0.5, 0.75]):
         make_run(tmp_path / "lightning_logs" / f"version_{number}", 0.1, [value])
     (tmp_path / "lightning_logs" / "version_2").mkdir()
@@ -152,7 +152,7 @@ def test_latest_is_the_newest_run_that_logged_something(tmp_path: Path, capsys: 
     assert capsys.readouterr().err == "note: latest is version_1: version_2 has no metrics.csv\n"
 
 
-def test_runs_of_one_number_are_told_apart_by_their_folders(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_runs_with_the_same_number_are_named_by_their_path(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for root in ("one", "other"):
         make_run(tmp_path / root / "version_0", 0.1, [0.5])
     compare(["one/version_0", "other/version_0"])

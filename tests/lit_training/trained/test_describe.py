@@ -1,4 +1,4 @@
-"""What inspection says of a network is held against hand counts and the source's own code."""
+"""Descriptions of networks match counts by hand and the code of the tutorial."""
 
 from typing import Any
 
@@ -22,7 +22,7 @@ def test_layers_of_lenet() -> None:
     assert found[""].megabytes == 62_006 * 4 / 1e6
 
 
-def test_a_shared_layer_is_seen_at_each_call_and_an_unused_one_at_none() -> None:
+def test_shared_layer_has_an_output_per_call_and_unused_layer_has_none() -> None:
     net = DynamicNet(8, 4, 2)
     for depth in range(4):
         found = {layer.name: layer for layer in layers(net, torch.zeros(1, 8), depth=depth)}
@@ -30,13 +30,13 @@ def test_a_shared_layer_is_seen_at_each_call_and_an_unused_one_at_none() -> None
     assert not any(module._forward_hooks for module in net.modules())
 
 
-def test_flops_are_two_a_multiplication() -> None:
+def test_flops_are_two_per_multiplication() -> None:
     by_hand = 2 * (6 * 28 * 28 * 75 + 16 * 10 * 10 * 150 + 400 * 120 + 120 * 84 + 84 * 10)
     assert flops(LeNet(), torch.zeros(1, 3, 32, 32)) == by_hand
 
 
-def test_the_chain_is_the_one_that_the_source_follows_by_hand() -> None:
-    """PyTorch tutorial "Neural Networks": LeNet of one channel, squared error, ``next_functions`` step by step."""
+def test_chain_matches_the_tutorial() -> None:
+    """PyTorch tutorial "Neural Networks": LeNet with one channel, squared error, ``next_functions`` step by step."""
     net = LeNet(in_channels=1)
     loss = F.mse_loss(net(torch.randn(1, 1, 32, 32)), torch.randn(1, 10))
     names = {parameter: name for name, parameter in net.named_parameters()}
@@ -50,23 +50,23 @@ def test_the_chain_is_the_one_that_the_source_follows_by_hand() -> None:
 
 
 @given(st.integers(1, 40))
-def test_the_chain_is_as_long_as_the_network_is_deep(depth: int) -> None:
+def test_chain_follows_the_longest_path(depth: int) -> None:
     x = torch.ones(2, requires_grad=True)
     y = x
     for _ in range(depth):
-        y = (y * 2) + x  # a short way to the leaf beside the long one
+        y = (y * 2) + x  # adds a short path to the leaf
     chain = autograd_chain(y.sum())
     assert chain == ["Sum", *["Add", "Mul"] * depth, "AccumulateGrad"]
 
 
-def test_a_chain_deeper_than_pythons_stack() -> None:
+def test_chain_longer_than_the_recursion_limit() -> None:
     y = torch.ones(1, requires_grad=True)
     for _ in range(5000):
         y = y + 1
     assert len(autograd_chain(y)) == 5001
 
 
-def test_first_gradient_as_printed_is_the_gradient() -> None:
+def test_printed_gradient_is_correct() -> None:
     model = LitMLP(8, (4,), 2)
     x = sample_input(model)
     loss = model.loss(model(x), torch.zeros(1, 2))
@@ -76,7 +76,7 @@ def test_first_gradient_as_printed_is_the_gradient() -> None:
     assert shown == [float(f"{value:.4g}") for value in expected]
 
 
-def test_describe_leaves_the_model_as_it_was() -> None:
+def test_describe_does_not_change_the_model() -> None:
     model = LitCNN()
     model.net.conv1.eval()
     modes = [module.training for module in model.modules()]
@@ -92,17 +92,17 @@ def test_describe_leaves_the_model_as_it_was() -> None:
     assert "cross-entropy: NllLoss <- LogSoftmax <- Addmm" in text
 
 
-def test_two_depths_stand_side_by_side() -> None:
+def test_two_depths_are_side_by_side() -> None:
     text = describe(LitDynamic(8, 4, 2))
     assert "1x4, 3 times" in text
     assert f"{2 * (32 + 16 + 8):,}" in text
     assert f"{2 * (32 + 3 * 16 + 8):,}" in text
     graph = [line for line in text.splitlines() if line.startswith("<-")]
     assert graph[0].split() == ["<-", "MseLoss", "MseLoss"]
-    assert len(graph) == 1 + 2 * (3 + 1) + 1 + 2  # loss, a linear layer and its clamp each, the output, T and leaf
+    assert len(graph) == 1 + 2 * (3 + 1) + 1 + 2  # loss, 4 x (linear, clamp), output, T, leaf
 
 
-def test_a_frozen_backbone_is_described() -> None:
+def test_frozen_backbone_is_described() -> None:
     model = LitTransfer(weights=None)
     text = describe(model)
     assert "5,130 trainable of 11,181,642 parameters" in text

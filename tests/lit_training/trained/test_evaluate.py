@@ -1,4 +1,4 @@
-"""Evaluation: the split that a network is judged by, matched by class name, and the figures of torchmetrics."""
+"""Evaluation: choice of the split, classes matched by name, and the same scores as torchmetrics."""
 
 import shutil
 import subprocess
@@ -30,11 +30,11 @@ from tests.support.answers import made_up
 from tests.support.commands import ENVIRONMENT
 from tests.support.training import Trained, train_and_save
 
-# --- the figures ------------------------------------------------------------------------------------------------------
+# --- scores -----------------------------------------------------------------------------------------------------------
 
 
 @given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), min_size=1, max_size=30))
-def test_figures_are_those_of_torchmetrics(pairs: list[tuple[int, int]]) -> None:
+def test_scores_match_torchmetrics(pairs: list[tuple[int, int]]) -> None:
     targets, predicted = (torch.tensor(column) for column in zip(*pairs, strict=True))
     outputs = torch.nn.functional.one_hot(predicted, 4).float()
     confusion = made_up(outputs.tolist(), targets.tolist(), tuple("abcd")).confusion()
@@ -61,7 +61,7 @@ def test_worst_mistakes_come_first() -> None:
 # --- what is evaluated ------------------------------------------------------------------------------------------------
 
 
-def test_photos_without_test_are_judged_as_validation_did(photo_run: Trained) -> None:
+def test_photos_without_test_split_give_the_validation_scores(photo_run: Trained) -> None:
     path, validated = photo_run
     found = load(path).evaluate()
     assert found.split == "val"
@@ -72,23 +72,23 @@ def test_photos_without_test_are_judged_as_validation_did(photo_run: Trained) ->
     assert found.class_names == ("ants", "bees")
 
 
-def test_a_folder_with_test_is_judged_by_it(photo_folder: Path) -> None:
+def test_test_split_is_used_if_there_is_one(photo_folder: Path) -> None:
     shutil.copytree(photo_folder / "val" / "bees", photo_folder / "test" / "bees")
     Image.new("RGB", (40, 40), "red").save(photo_folder / "test" / "bees" / "other.png")
     data = ImageFolderDataModule(str(photo_folder), image_size=32, num_workers=0)
     path, _ = train_and_save(Path("run"), LitCNN(num_classes=2), data)
     found = load(path).evaluate()
     assert (found.split, len(found.targets)) == ("test", 5)
-    assert found.targets.tolist() == [1] * 5  # ants are missing, and bees keep their number
+    assert found.targets.tolist() == [1] * 5  # there are no ants, but bees keep their number
 
 
-def test_a_folder_split_by_us_is_split_the_same_again(photo_folder: Path) -> None:
+def test_random_split_is_restored(photo_folder: Path) -> None:
     data = ImageFolderDataModule(str(photo_folder / "train"), image_size=32, num_workers=0, val_size=0.25)
     path, validated = train_and_save(Path("run"), LitCNN(num_classes=2), data)
     assert data.photos is not None
     data.photos.write_split(path.parents[1] / "split.csv")
     before = load(path).evaluate()
-    for name in ("ants", "bees"):  # more pictures would mean another split
+    for name in ("ants", "bees"):  # a new split would be different with more images
         for number in range(4):
             shutil.copy(
                 photo_folder / "val" / name / f"{number}.jpg", photo_folder / "train" / name / f"new{number}.jpg"
@@ -99,7 +99,7 @@ def test_a_folder_split_by_us_is_split_the_same_again(photo_folder: Path) -> Non
     assert after.loss == pytest.approx(validated["val_loss"], abs=1e-6)
 
 
-def test_other_photos_are_matched_by_class_name(
+def test_classes_of_other_photos_are_matched_by_name(
     photo_run: Trained, photo_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     saved = load(photo_run.path)
@@ -121,8 +121,8 @@ def test_other_photos_are_matched_by_class_name(
     assert "note: class bees is only in val: it cannot be learned, 4 pictures left out" in capsys.readouterr().err
 
 
-def test_a_folder_that_is_named_is_judged_by_its_own_split(photo_run: Trained, photo_folder: Path) -> None:
-    """Its test pictures, else its validation pictures; those for training only where there are no others."""
+def test_split_of_a_named_folder(photo_run: Trained, photo_folder: Path) -> None:
+    """Test images if there are any, else validation images, else training images."""
     for folder, count in (("test", 2), ("val", 8), ("train", 16)):
         if folder == "test":
             for name in ("ants", "bees"):
@@ -132,7 +132,23 @@ def test_a_folder_that_is_named_is_judged_by_its_own_split(photo_run: Trained, p
         shutil.rmtree(photo_folder / folder)
 
 
-def test_generated_pictures_are_judged_by_test(shapes_run: Trained) -> None:
+def test_photos_of_a_shared_class_name_are_refused(photo_run: Trained, photo_folder: Path) -> None:
+    checkpoint = torch.load(photo_run.path, weights_only=True)
+    checkpoint["lit"]["class_names"] = ["bees", "bees"]
+    torch.save(checkpoint, photo_run.path)
+    (photo_folder / "val" / "ants").rename(photo_folder / "val" / "bees (class 0)")
+    (photo_folder / "train" / "ants").rename(photo_folder / "train" / "bees (class 0)")
+    names = r"bees \(class 0\), bees \(class 1\)"
+    with pytest.raises(DataError, match=f"the network has no class bees: rename it to one of {names}"):
+        load(photo_run.path).evaluate(str(photo_folder))
+    for split in ("train", "val"):
+        (photo_folder / split / "bees").rename(photo_folder / split / "bees (class 1)")
+    found = load(photo_run.path).evaluate(str(photo_folder))
+    assert found.targets.tolist() == [0] * 4 + [1] * 4
+    assert found.class_names == ("bees (class 0)", "bees (class 1)")
+
+
+def test_generated_images_have_a_test_split(shapes_run: Trained) -> None:
     found = load(shapes_run.path).evaluate()
     data = ShapesDataModule(train_size=20, val_size=30)
     data.setup("test")
@@ -142,17 +158,17 @@ def test_generated_pictures_are_judged_by_test(shapes_run: Trained) -> None:
     assert torch.equal(found.targets, drawn.labels)
 
 
-def test_rows_are_not_judged_by_photos(rows_run: Trained, photo_folder: Path) -> None:
+def test_photos_are_refused_for_a_network_of_rows(rows_run: Trained, photo_folder: Path) -> None:
     with pytest.raises(UsageError, match="leave --data out"):
         load(rows_run.path).evaluate(str(photo_folder))
 
 
-def test_a_folder_of_photos_that_is_not_there_is_named(shapes_run: Trained) -> None:
+def test_missing_folder_of_photos_is_named(shapes_run: Trained) -> None:
     with pytest.raises(DataError, match="nowhere"):
         load(shapes_run.path).evaluate("nowhere")
 
 
-def test_a_network_trained_on_loaders_of_its_own_needs_photos_with_names(
+def test_checkpoint_without_data_module_or_class_names_is_refused(
     bare: Callable[..., Trainer], photo_folder: Path
 ) -> None:
     trainer, model = bare(max_epochs=1), LitCNN()
@@ -162,7 +178,7 @@ def test_a_network_trained_on_loaders_of_its_own_needs_photos_with_names(
     trainer.save_checkpoint("own.ckpt")
     with pytest.raises(CheckpointError, match="--data"):
         load("own.ckpt").evaluate()
-    with pytest.raises(CheckpointError, match="classes are called"):
+    with pytest.raises(CheckpointError, match="no class names"):
         load("own.ckpt").evaluate(str(photo_folder))
 
 
@@ -181,7 +197,7 @@ if is_rank_zero():
 
 
 @pytest.mark.slow
-def test_two_processes_give_what_one_gives(bare: Callable[..., Trainer]) -> None:
+def test_two_processes_give_the_same_result_as_one(bare: Callable[..., Trainer]) -> None:
     trainer = bare(max_epochs=1)
     trainer.fit(LitCNN(), ShapesDataModule(train_size=10, val_size=7))
     trainer.save_checkpoint("model.ckpt")

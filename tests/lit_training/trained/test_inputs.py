@@ -1,4 +1,4 @@
-"""What is to be predicted: found in the order that it was named in, read as validation reads it, or said why not."""
+"""Inputs of a prediction: order of the files, the same pixels as in validation, and error messages."""
 
 import os
 from pathlib import Path
@@ -28,7 +28,7 @@ def photos_of(folder: Path) -> list[str]:
 # --- files ------------------------------------------------------------------------------------------------------------
 
 
-def test_inputs_keep_their_order_and_folders_their_names(tmp_path: Path) -> None:
+def test_inputs_keep_their_order_and_folders_are_sorted(tmp_path: Path) -> None:
     for name in ("b/2.jpg", "b/10.PNG", "b/a/deep.jpg", "b/.hidden.jpg", "b/.ipynb_checkpoints/x.jpg", "b/notes.txt"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
@@ -43,10 +43,10 @@ def test_inputs_keep_their_order_and_folders_their_names(tmp_path: Path) -> None
     assert find_files(["**/*.jpg"], PICTURE_SUFFIXES)[:2] == ["b/2.jpg", "b/a/deep.jpg"]
 
 
-# --- pictures ---------------------------------------------------------------------------------------------------------
+# --- images -----------------------------------------------------------------------------------------------------------
 
 
-def test_pictures_are_what_validation_sees(photo_folder: Path) -> None:
+def test_images_are_the_same_as_in_validation(photo_folder: Path) -> None:
     data = ImageFolderDataModule(str(photo_folder), image_size=72)
     data.follow(LitCNN(num_classes=2))
     data.setup("fit")
@@ -57,7 +57,7 @@ def test_pictures_are_what_validation_sees(photo_folder: Path) -> None:
 
 
 @pytest.mark.parametrize(("ahead", "seen"), [(0, 5), (1, 10), (2, 15), (9, 24)])
-def test_pictures_are_decoded_a_batch_at_a_time_and_batches_ahead(
+def test_batches_are_decoded_in_advance(
     photo_folder: Path, ahead: int, seen: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     files, read = photos_of(photo_folder), inputs.read_pixels
@@ -72,14 +72,14 @@ def test_pictures_are_decoded_a_batch_at_a_time_and_batches_ahead(
     samples = read_pictures(files, SPEC, 5, ahead)
     first = [next(samples) for _ in range(5)]
     assert [sample.path for sample in first] == files[:5]
-    assert len(started) <= seen  # nothing is asked for beyond that
+    assert len(started) <= seen
     rest = list(samples)
     assert [sample.path for sample in rest] == files[5:]
     assert started == files
     assert len(files) == 24
 
 
-def test_a_path_a_pil_image_and_an_array_are_the_same_picture() -> None:
+def test_path_pil_image_and_array_give_the_same_pixels() -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (40, 48, 3), dtype=np.uint8)
     Image.fromarray(pixels).save("a.png")
     sources = ["a.png", Path("a.png"), Image.open("a.png"), pixels]
@@ -93,7 +93,7 @@ def test_a_path_a_pil_image_and_an_array_are_the_same_picture() -> None:
     assert all(torch.equal(first, sample.x) for sample in read if sample.x is not None)
 
 
-def test_a_grey_array_is_a_picture_in_three_equal_channels() -> None:
+def test_gray_array_becomes_three_equal_channels() -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (32, 32), dtype=np.uint8)
     [sample] = read_pictures([pixels], SPEC, 1)
     assert sample.x is not None
@@ -105,14 +105,14 @@ def test_a_grey_array_is_a_picture_in_three_equal_channels() -> None:
     [np.zeros((4, 4, 3), np.float32), np.zeros((4, 4, 4), np.uint8), np.zeros((3, 4, 4), np.uint8), np.zeros(4)],
     ids=["float", "four channels", "channels first", "a row"],
 )
-def test_an_array_that_is_no_picture_is_refused_in_a_line(array: np.ndarray) -> None:
+def test_array_that_is_not_an_image_is_refused_in_one_line(array: np.ndarray) -> None:
     with pytest.raises(DataError, match=r"is not a picture: give \(H, W, 3\) of uint8") as refused:
         list(read_pictures([array], SPEC, 1))
     assert "\n" not in str(refused.value)
     assert f"an array {array.shape} of {array.dtype}" in str(refused.value)
 
 
-def test_every_file_that_is_no_picture_says_why(photo_folder: Path, tmp_path: Path) -> None:
+def test_unreadable_files_have_an_error(photo_folder: Path, tmp_path: Path) -> None:
     good = photos_of(photo_folder)[0]
     (tmp_path / "empty.jpg").touch()
     (tmp_path / "text.jpg").write_text("hello")
@@ -139,10 +139,10 @@ def test_every_file_that_is_no_picture_says_why(photo_folder: Path, tmp_path: Pa
         "empty (0 bytes)",
         "not a picture (text inside)",
         samples[3].error,
-        "a folder without files to predict",
-        "a named pipe, no file",
+        "folder without files to predict",
+        "a named pipe, not a file",
         "unreadable (Too many levels of symbolic links)",
-        "a link to nothing",
+        "broken symbolic link",
         "no such file",
         "matches no file",
         "",
@@ -177,14 +177,14 @@ def test_rows_of_csv_and_npy() -> None:
     ]
     errors = [(sample.path, sample.row, sample.error) for sample in samples if sample.x is None]
     assert errors[:4] == [
-        ("a.csv", 3, "1 value where the network takes 2"),
-        ("a.csv", 4, "x is no finite number"),
-        ("a.csv", 5, "nan is no finite number"),
-        ("a.csv", 6, "1e999 is no finite number"),
+        ("a.csv", 3, "1 value, but the network takes 2"),
+        ("a.csv", 4, "x is not a finite number"),
+        ("a.csv", 5, "nan is not a finite number"),
+        ("a.csv", 6, "1e999 is not a finite number"),
     ]
     assert [path for path, _, _ in errors[4:]] == [*names[4:], "rows.txt", "gone.csv"]
-    assert errors[6][2] == "holds no rows"
-    assert errors[8][2] == "no rows: give a .csv or .npy file"
+    assert errors[6][2] == "contains no rows"
+    assert errors[8][2] == "not a file of rows: give a .csv or .npy file"
     assert {sample.x.dtype for sample in samples if sample.x is not None} == {torch.float32}
 
 
@@ -194,7 +194,7 @@ def test_rows_of_csv_and_npy() -> None:
     content=st.binary(max_size=60) | st.text("0123456789.,-\n\"'{}():", max_size=60).map(str.encode),
     suffix=st.sampled_from(["csv", "npy"]),
 )
-def test_no_content_of_a_file_raises(
+def test_no_file_content_raises(
     head: bytes, content: bytes, suffix: str, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     file = tmp_path_factory.mktemp("rows") / f"any.{suffix}"

@@ -1,4 +1,4 @@
-"""``load``: the way to a trained network that scripts, notebooks and programs share."""
+"""``load``, which scripts, notebooks and programs use to open a trained network."""
 
 import re
 import shutil
@@ -21,7 +21,7 @@ from tests.support.training import Trained
 
 
 def runs_of(trained: Trained, *with_checkpoint: bool, root: str = ".") -> Path:
-    """Make ``ROOT/lightning_logs`` with a run for each; those for False were killed before their first epoch ended."""
+    """Make ``root/lightning_logs`` with a run per flag. Runs for False have no checkpoint."""
     logs = Path(root, "lightning_logs")
     for number, has_checkpoint in enumerate(with_checkpoint):
         folder = logs / f"version_{number}"
@@ -31,7 +31,7 @@ def runs_of(trained: Trained, *with_checkpoint: bool, root: str = ".") -> Path:
     return logs
 
 
-def test_a_run_is_named_by_its_folder_by_a_file_or_as_latest(shapes_run: Trained, tmp_path: Path) -> None:
+def test_run_is_given_as_folder_file_or_latest(shapes_run: Trained, tmp_path: Path) -> None:
     logs = runs_of(shapes_run, True, True)
     expected = Path("lightning_logs/version_1/checkpoints/best.ckpt")
     assert load().path == load("latest").path == expected
@@ -43,12 +43,12 @@ def test_a_run_is_named_by_its_folder_by_a_file_or_as_latest(shapes_run: Trained
     assert load("copied.ckpt").folder == tmp_path
 
 
-def test_a_run_without_a_best_epoch_is_opened_at_its_last_resume_point(shapes_run: Trained) -> None:
+def test_run_without_best_epoch_opens_its_last_checkpoint(shapes_run: Trained) -> None:
     shapes_run.path.rename(shapes_run.path.with_name("last.ckpt"))
     assert load("run").path.name == "last.ckpt"
 
 
-def test_latest_passes_over_a_run_without_checkpoint_and_names_it(
+def test_latest_skips_a_run_without_checkpoint_and_names_it(
     shapes_run: Trained, capsys: pytest.CaptureFixture[str]
 ) -> None:
     runs_of(shapes_run, True, True, False)
@@ -56,18 +56,14 @@ def test_latest_passes_over_a_run_without_checkpoint_and_names_it(
     assert capsys.readouterr().err == "note: latest is version_1: version_2 has no checkpoint\n"
 
 
-def test_latest_names_all_newer_runs_that_it_passes_over(
-    shapes_run: Trained, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_latest_names_all_skipped_runs(shapes_run: Trained, capsys: pytest.CaptureFixture[str]) -> None:
     runs_of(shapes_run, True, False, False, False, False)
     load("latest")
     said = "note: latest is version_0: version_4, version_3, version_2, ... have no checkpoint\n"
     assert capsys.readouterr().err == said
 
 
-def test_latest_is_the_highest_number_and_says_nothing_of_older_runs(
-    shapes_run: Trained, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_latest_is_the_highest_number(shapes_run: Trained, capsys: pytest.CaptureFixture[str]) -> None:
     logs = runs_of(shapes_run, False, True, True)
     (logs / "version_2").rename(logs / "version_10")
     assert load().path.parts[1] == "version_10"
@@ -82,22 +78,22 @@ def test_latest_is_the_highest_number_and_says_nothing_of_older_runs(
         ("lightning_logs/version_0", "lightning_logs/version_0 holds no checkpoint: give a run's folder"),
     ],
 )
-def test_a_run_that_cannot_be_found_is_said(shapes_run: Trained, name: str, said: str) -> None:
+def test_missing_run_is_named(shapes_run: Trained, name: str, said: str) -> None:
     runs_of(shapes_run, False)
     with pytest.raises(CheckpointError, match=re.escape(said)):
         load(name)
 
 
-def test_where_nothing_was_trained_latest_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+def test_latest_without_any_run_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(CheckpointError, match="no run under lightning_logs yet"):
         load()
     assert capsys.readouterr().err == ""
 
 
-# --- what it gives ----------------------------------------------------------------------------------------------------
+# --- model and data ---------------------------------------------------------------------------------------------------
 
 
-def test_the_network_with_its_weights_in_evaluation_mode(photo_run: Trained) -> None:
+def test_model_has_the_saved_weights_and_is_in_evaluation_mode(photo_run: Trained) -> None:
     model = load(photo_run.path).model()
     assert isinstance(model, LitCNN)
     assert not any(module.training for module in model.modules())
@@ -107,7 +103,7 @@ def test_the_network_with_its_weights_in_evaluation_mode(photo_run: Trained) -> 
     assert all(torch.equal(tensor, saved[name]) for name, tensor in model.state_dict().items())
 
 
-def test_its_data_is_made_anew_with_the_same_arguments(
+def test_data_module_has_the_same_arguments(
     photo_run: Trained, shapes_run_of_session: Trained, rows_run_of_session: Trained
 ) -> None:
     photos = load(photo_run.path).data()
@@ -123,7 +119,7 @@ def test_its_data_is_made_anew_with_the_same_arguments(
 
 
 @pytest.mark.parametrize("what", ["model", "predict", "evaluate", "data"])
-def test_a_file_that_is_no_checkpoint_is_refused_in_a_line(what: str) -> None:
+def test_file_that_is_not_a_checkpoint_is_refused_in_one_line(what: str) -> None:
     Path("odd.ckpt").write_bytes(b"no checkpoint")
     saved = load("odd.ckpt")
     with pytest.raises(CheckpointError, match=r"odd\.ckpt is not a checkpoint that can be read safely"):
@@ -145,7 +141,7 @@ def picture() -> Path:
     return Path("new.png")
 
 
-def test_a_path_a_picture_and_an_array_get_the_same_answer(saved: SavedRun, picture: Path) -> None:
+def test_path_image_and_array_get_the_same_prediction(saved: SavedRun, picture: Path) -> None:
     image = Image.open(picture)
     answers = [saved.predict(source, "cpu") for source in (picture, str(picture), image, np.asarray(image))]
     assert all(isinstance(answer, Prediction) for answer in answers)
@@ -156,7 +152,7 @@ def test_a_path_a_picture_and_an_array_get_the_same_answer(saved: SavedRun, pict
     assert [answer.probabilities for answer in answers] == [first.probabilities] * 4  # type: ignore[union-attr]
 
 
-def test_a_list_of_all_kinds_gets_a_list_in_its_order(saved: SavedRun, picture: Path, photo_folder: Path) -> None:
+def test_mixed_list_gets_a_list_in_the_same_order(saved: SavedRun, picture: Path, photo_folder: Path) -> None:
     image = Image.open(picture)
     bee = photo_folder / "val" / "bees" / "0.jpg"
     alone: Any = [saved.predict(source) for source in (picture, bee)]
@@ -171,7 +167,7 @@ def test_a_list_of_all_kinds_gets_a_list_in_its_order(saved: SavedRun, picture: 
 
 
 @pytest.mark.parametrize(("name", "why"), [("gone.jpg", "no such file"), ("text.jpg", "not a picture (text inside)")])
-def test_what_cannot_be_read_is_an_error_alone_and_a_prediction_in_a_list(
+def test_unreadable_file_raises_if_single_and_has_an_error_in_a_list(
     name: str, why: str, saved: SavedRun, picture: Path
 ) -> None:
     Path("text.jpg").write_text("hello")
@@ -184,14 +180,14 @@ def test_what_cannot_be_read_is_an_error_alone_and_a_prediction_in_a_list(
 
 
 @pytest.mark.parametrize("several", [False, True], ids=["alone", "in a list"])
-def test_a_float_array_is_refused_in_a_line(several: bool, saved: SavedRun, picture: Path) -> None:
+def test_float_array_is_refused_in_one_line(several: bool, saved: SavedRun, picture: Path) -> None:
     pixels = np.zeros((32, 32, 3), dtype=np.float32)
     with pytest.raises(DataError) as refused:
         saved.predict([picture, pixels] if several else pixels)
     assert str(refused.value) == "an array (32, 32, 3) of float32 is not a picture: give (H, W, 3) of uint8"
 
 
-def test_rows_of_a_file_get_a_list(rows_run: Trained) -> None:
+def test_file_of_rows_gets_a_list(rows_run: Trained) -> None:
     Path("rows.csv").write_text("1,2,3,4,5\n0,0,0,0,0\n")
     saved = load(rows_run.path)
     model = saved.model()
@@ -204,7 +200,7 @@ def test_rows_of_a_file_get_a_list(rows_run: Trained) -> None:
     assert zero.outputs == pytest.approx(expected[1].tolist())
 
 
-def test_a_file_of_a_single_row_gets_a_list_too(rows_run: Trained) -> None:
+def test_file_with_one_row_gets_a_list(rows_run: Trained) -> None:
     Path("row.csv").write_text("1,2,3,4,5\n")
     found: Any = load(rows_run.path).predict("row.csv")
     assert isinstance(found, list)
@@ -212,7 +208,7 @@ def test_a_file_of_a_single_row_gets_a_list_too(rows_run: Trained) -> None:
 
 
 @pytest.mark.parametrize("suffix", ["csv", "npy"])
-def test_a_path_object_names_a_file_of_rows(suffix: str, rows_run: Trained) -> None:
+def test_file_of_rows_can_be_a_path_object(suffix: str, rows_run: Trained) -> None:
     rows = np.arange(10.0).reshape(2, 5)
     np.save("rows.npy", rows)
     np.savetxt("rows.csv", rows, delimiter=",")
@@ -222,16 +218,16 @@ def test_a_path_object_names_a_file_of_rows(suffix: str, rows_run: Trained) -> N
     assert [answer.path for answer in found] == [f"rows.{suffix}"] * 2
 
 
-def test_an_array_for_a_network_of_rows_is_refused_in_a_line(rows_run: Trained) -> None:
+def test_array_for_a_network_of_rows_is_refused_in_one_line(rows_run: Trained) -> None:
     with pytest.raises((UsageError, DataError)) as refused:
         load(rows_run.path).predict(np.zeros((2, 5), dtype=np.float32))
     assert "\n" not in str(refused.value)
 
 
-# --- the same as the scripts ------------------------------------------------------------------------------------------
+# --- same results as the scripts --------------------------------------------------------------------------------------
 
 
-def test_the_probabilities_that_predict_py_prints(saved: SavedRun, photo_folder: Path) -> None:
+def test_probabilities_are_the_same_as_in_predict_py(saved: SavedRun, photo_folder: Path) -> None:
     out = run_well("predict.py run photos/val --accelerator cpu")
     rows = [line.split() for line in out.splitlines()[1:]]
     files = [row[0] for row in rows]
@@ -243,7 +239,7 @@ def test_the_probabilities_that_predict_py_prints(saved: SavedRun, photo_folder:
     ]
 
 
-def test_the_numbers_that_evaluate_py_prints(saved: SavedRun) -> None:
+def test_scores_are_the_same_as_in_evaluate_py(saved: SavedRun) -> None:
     out = run_well("evaluate.py run --accelerator cpu")
     found = saved.evaluate(accelerator="cpu")
     printed = {line.split()[0]: line.split()[1] for line in out.splitlines() if line}
@@ -255,7 +251,7 @@ def test_the_numbers_that_evaluate_py_prints(saved: SavedRun) -> None:
     assert [line.split(",")[3] for line in written] == [f"{value:.6f}" for value in found.probability.tolist()]
 
 
-def test_evaluation_by_other_photos_is_that_of_evaluate_py(saved: SavedRun, photo_folder: Path) -> None:
+def test_evaluation_of_other_photos_is_the_same_as_in_evaluate_py(saved: SavedRun, photo_folder: Path) -> None:
     out = run_well("evaluate.py run --data photos --accelerator cpu")
     found = saved.evaluate("photos", "cpu")
     assert (found.split, len(found.targets)) == ("photos", 8)
@@ -266,7 +262,7 @@ def test_evaluation_by_other_photos_is_that_of_evaluate_py(saved: SavedRun, phot
 
 
 @pytest.mark.parametrize("script", ["predict.py latest new.png", "evaluate.py latest"])
-def test_the_scripts_tell_of_the_run_that_latest_passed_over(script: str, shapes_run: Trained, picture: Path) -> None:
+def test_scripts_name_the_run_that_latest_skips(script: str, shapes_run: Trained, picture: Path) -> None:
     runs_of(shapes_run, True, True, False)
     ended = run(f"{script} --accelerator cpu")
     assert (ended.code, ended.err) == (0, "note: latest is version_1: version_2 has no checkpoint\n")

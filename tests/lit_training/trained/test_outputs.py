@@ -1,4 +1,4 @@
-"""What evaluate.py and predict.py print and write."""
+"""Printed and written results of evaluate.py and predict.py."""
 
 import csv
 import json
@@ -25,7 +25,7 @@ from tests.support import by_hand, printed
 from tests.support.answers import made_up
 from tests.support.training import Trained
 
-# --- of evaluations ---------------------------------------------------------------------------------------------------
+# --- evaluations ------------------------------------------------------------------------------------------------------
 
 
 def test_report_and_files(photo_run: Trained, capsys: pytest.CaptureFixture[str]) -> None:
@@ -54,7 +54,7 @@ def test_report_and_files(photo_run: Trained, capsys: pytest.CaptureFixture[str]
         Image.open(folder / name).load()
 
 
-def test_report_of_a_regression(rows_run: Trained, capsys: pytest.CaptureFixture[str]) -> None:
+def test_report_of_regression(rows_run: Trained, capsys: pytest.CaptureFixture[str]) -> None:
     found = load(rows_run.path).evaluate()
     write_evaluation(found)
     said = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines() if line)
@@ -66,7 +66,7 @@ def test_report_of_a_regression(rows_run: Trained, capsys: pytest.CaptureFixture
     assert float(said["R2"]) == pytest.approx(float(r2), abs=1e-3)
 
 
-def test_report_of_many_classes_names_the_weakest(capsys: pytest.CaptureFixture[str]) -> None:
+def test_report_of_many_classes_shows_the_lowest_f1(capsys: pytest.CaptureFixture[str]) -> None:
     classes = 40
     outputs = torch.eye(classes)
     outputs[7] = outputs[8]
@@ -77,16 +77,16 @@ def test_report_of_many_classes_names_the_weakest(capsys: pytest.CaptureFixture[
     assert "true class, columns" not in said
 
 
-def test_a_run_that_cannot_be_written(photo_run: Trained) -> None:
+def test_unwritable_run_is_refused(photo_run: Trained) -> None:
     (photo_run.path.parents[1] / "evaluation").write_text("in the way")
     with pytest.raises(UsageError, match="cannot be written"):
         write_evaluation(load(photo_run.path).evaluate())
 
 
-def test_contact_sheet_shows_what_the_network_saw(photo_run: Trained, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_mistakes_are_drawn_as_the_network_sees_them(photo_run: Trained, monkeypatch: pytest.MonkeyPatch) -> None:
     found = load(photo_run.path).evaluate()
     wrong = found.worst()
-    assert wrong, "untrained for one epoch, it errs"
+    assert wrong, "after one epoch there should be mistakes"
     drawn: list[Any] = []
     monkeypatch.setattr(figures, "sheet", lambda *given: drawn.append(given))
     x = worst_inputs(found)
@@ -101,13 +101,13 @@ def test_contact_sheet_shows_what_the_network_saw(photo_run: Trained, monkeypatc
     assert titles[0] == f"{taken_for} {found.probability[first]:.0%}\nis {label}\n{found.name(first)[-5:]}"
 
 
-def test_pictures_of_an_earlier_evaluation_do_not_stay(photo_run: Trained) -> None:
-    """Without mistakes there is no worst.png: not the one of a worse checkpoint either."""
+def test_images_of_an_earlier_evaluation_are_deleted(photo_run: Trained) -> None:
+    """Without mistakes there is no worst.png, also not from another checkpoint."""
     found = load(photo_run.path).evaluate()
     write_evaluation(found)
     folder = photo_run.path.parents[1] / "evaluation"
     assert (folder / "worst.png").is_file()
-    (folder / "explained.png").write_bytes(b"of the same time")
+    (folder / "explained.png").write_bytes(b"from the same evaluation")
     right = torch.nn.functional.one_hot(found.targets, 2).float()
     write_evaluation(replace(found, outputs=right))
     assert sorted(file.name for file in folder.iterdir()) == [
@@ -117,7 +117,7 @@ def test_pictures_of_an_earlier_evaluation_do_not_stay(photo_run: Trained) -> No
     ]
 
 
-# --- of predictions ---------------------------------------------------------------------------------------------------
+# --- predictions ------------------------------------------------------------------------------------------------------
 
 ANSWERS = [
     Prediction("a, b.jpg", probabilities={"bees": 0.75, "ants": 0.25}),
@@ -147,26 +147,26 @@ def test_csv_and_json() -> None:
     ]
 
 
-def test_a_table_has_columns_for_rows_and_outputs_where_there_are_any() -> None:
+def test_table_has_columns_for_rows_and_outputs_if_there_are_any() -> None:
     head, body = prediction_table([Prediction("r.csv", 1, outputs=(0.5, 1e-7)), Prediction("r.csv", 2, error="bad")])
     assert head == ["path", "row", "output_1", "output_2", "error"]
     assert body == [["r.csv", "1", "0.5", "1e-07", ""], ["r.csv", "2", "", "", "bad"]]
 
 
 @pytest.mark.parametrize("suffix", ["csv", "json"])
-def test_a_name_that_is_not_utf_8_is_written(suffix: str) -> None:
+def test_name_that_is_not_utf_8_is_written(suffix: str) -> None:
     write_predictions([Prediction("\udcff.jpg", error="no such file")], f"p.{suffix}")
     assert (b"\xff.jpg" if suffix == "csv" else b"\\udcff.jpg") in Path(f"p.{suffix}").read_bytes()
 
 
 @pytest.mark.parametrize("output", ["p.txt", "nowhere/p.csv", "folder.csv"])
-def test_output_that_cannot_be(output: str) -> None:
+def test_unwritable_output_is_refused(output: str) -> None:
     Path("folder.csv").mkdir()
     with pytest.raises(UsageError, match=output):
         check_output_path(output)
 
 
-def test_predictions_that_cannot_be_written_leave_the_old_file_and_say_so(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failed_write_keeps_the_old_file(monkeypatch: pytest.MonkeyPatch) -> None:
     write_predictions(ANSWERS, "p.csv")
     old = Path("p.csv").read_bytes()
 

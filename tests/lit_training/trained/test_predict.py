@@ -1,4 +1,4 @@
-"""Predictions: the network's own numbers, under the names of its classes, an error where there was nothing to read."""
+"""Predictions have the outputs of the network with the names of its classes, or an error."""
 
 import math
 from pathlib import Path
@@ -17,7 +17,7 @@ from lit_training.trained.predict import Prediction, predict
 
 @pytest.fixture
 def network() -> LitCNN:
-    """Two classes, alphabetical order reversed, so that a name taken by folder order would be the wrong one."""
+    """Two classes in reverse alphabetical order, to find names that are assigned in folder order."""
     model = LitCNN(num_classes=2).eval()
     model.class_names = ("bees", "ants")
     return model
@@ -28,7 +28,7 @@ def files(photo_folder: Path) -> list[str]:
     return find_files([str(photo_folder)], PICTURE_SUFFIXES)
 
 
-def test_what_cannot_be_read_has_an_error_and_its_neighbours_their_numbers(network: LitCNN, files: list[str]) -> None:
+def test_unreadable_files_have_an_error_and_others_a_prediction(network: LitCNN, files: list[str]) -> None:
     Path("empty.jpg").touch()
     names = ["empty.jpg", "gone.jpg"]
     first, empty, gone, last = predict(network, [files[0], *names, files[0]], batch_size=3)
@@ -40,7 +40,7 @@ def test_what_cannot_be_read_has_an_error_and_its_neighbours_their_numbers(netwo
     assert math.isnan(empty.probability)
 
 
-def test_a_batch_of_which_nothing_can_be_read_is_passed_over(network: LitCNN, files: list[str]) -> None:
+def test_batch_without_readable_files(network: LitCNN, files: list[str]) -> None:
     answers = list(predict(network, ["gone.jpg", "gone.png", files[0]], batch_size=2))
     assert [bool(answer.probabilities) for answer in answers] == [False, False, True]
 
@@ -59,15 +59,15 @@ def test_probabilities_names_and_order(network: LitCNN, files: list[str]) -> Non
     short = list(predict(network, files, top_k=1, batch_size=100))
     assert [answer.label for answer in short] == [answer.label for answer in answers]
     assert {len(answer.probabilities) for answer in short} == {1}
-    assert list(predict(network, files, batch_size=3)) == answers  # all of them when nothing is said
+    assert list(predict(network, files, batch_size=3)) == answers  # default: all classes
 
 
-def test_without_class_names_classes_have_numbers(files: list[str]) -> None:
+def test_classes_without_names_have_numbers(files: list[str]) -> None:
     [answer] = predict(LitCNN(num_classes=2), files[:1])
     assert sorted(answer.probabilities) == ["0", "1"]
 
 
-def test_a_network_of_one_channel_sees_grey() -> None:
+def test_network_with_one_channel_gets_gray_images() -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
     Image.fromarray(pixels).save("colour.png")
     model = LitCNN(in_channels=1, num_classes=2).eval()
@@ -86,9 +86,19 @@ def test_regression_gives_outputs() -> None:
     assert first.outputs == pytest.approx((weight @ torch.tensor([1.0, 2.0, 3.0]) + bias).tolist())
     assert zero.outputs == pytest.approx(bias.tolist())
     assert (bad.row, bad.outputs) == (2, ())
-    assert bad == Prediction("rows.csv", 2, error="2 values where the network takes 3")
+    assert bad == Prediction("rows.csv", 2, error="2 values, but the network takes 3")
 
 
-def test_a_model_in_training_mode_predicts_as_one_in_evaluation_mode(network: LitCNN, files: list[str]) -> None:
+def test_model_in_training_mode_predicts_as_in_evaluation_mode(network: LitCNN, files: list[str]) -> None:
     expected = list(predict(network, files[:2]))
     assert list(predict(network.train(), files[:2])) == expected
+
+
+def test_classes_with_the_same_name_keep_their_probabilities(files: list[str]) -> None:
+    model = LitCNN(num_classes=3).eval()
+    model.class_names = ("crane", "bees", "crane")
+    [answer] = predict(model, files[:1])
+    assert sorted(answer.probabilities) == ["bees", "crane (class 0)", "crane (class 2)"]
+    assert sum(answer.probabilities.values()) == pytest.approx(1)
+    [likeliest] = predict(model, files[:1], top_k=1)
+    assert likeliest.label == next(iter(answer.probabilities))
