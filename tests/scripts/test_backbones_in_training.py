@@ -1,6 +1,6 @@
-"""What fit.py makes of a pretrained backbone: what is read, what is trained, when, and on which inputs.
+"""fit.py with a pretrained backbone: the weights it loads, the layers it trains and when, and their inputs.
 
-The weights file has a head of as many classes as the photos: it must not be taken for the run's.
+The weights file has a head with as many classes as the photos; fit.py must not load this head.
 """
 
 import csv
@@ -33,7 +33,7 @@ def picture(number: int) -> Any:
 
 
 class Place(NamedTuple):
-    """What lies in the folder: the weights file's tensors, and the inputs of all photos, by hand."""
+    """The tensors of the weights file, and the inputs of all photos, computed by hand."""
 
     folder: Path
     weights: dict[str, Tensor]
@@ -42,7 +42,7 @@ class Place(NamedTuple):
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
-    """The folder to work in, with photos and weights."""
+    """Working folder with photos and weights."""
     with at(tmp_path_factory.mktemp("backbones")) as here:
         fill(here / "photos", COUNTS, picture)
         inputs = np.stack([as_input(picture(number), RECIPE) for number in range(TRAIN + VAL)])
@@ -62,14 +62,14 @@ def frozen(place: Place) -> Seen:
 
 @pytest.fixture(scope="module")
 def tuned(place: Place) -> Seen:
-    """All layers trained, without random crops; the learning rates fall after two epochs."""
+    """A run that trains all layers without random crops; the learning rates drop after two epochs."""
     flags = "--data.augment false --model.backbone_lr_factor 0.1 --model.step_size 2 --model.gamma 0.5"
     return fit(f"{TUNED} --max_epochs 3 {flags}")
 
 
 @pytest.fixture(scope="module")
 def thawed(place: Place) -> Seen:
-    """The head alone for two epochs, then all layers."""
+    """A run that trains the head for two epochs, then all layers."""
     return fit(f"{TUNED} --model.unfreeze_epoch 2 --max_epochs 4 --data.augment false")
 
 
@@ -78,7 +78,7 @@ def is_head(name: str) -> bool:
 
 
 def moved(before: dict[str, Tensor], after: dict[str, Tensor]) -> set[str]:
-    """The tensors that a training changed; the batches that a norm has seen are no weights."""
+    """Return the names of the tensors that training changed, without the batch counters of norms."""
     names = [name for name in before if not name.endswith("num_batches_tracked")]
     return {name for name in names if not torch.equal(before[name], after[name])}
 
@@ -87,14 +87,18 @@ def others(weights: dict[str, Tensor]) -> set[str]:
     return {name for name in weights if not is_head(name)}
 
 
-def test_the_weights_are_read_into_all_but_the_head(place: Place, frozen: Seen, tuned: Seen, thawed: Seen) -> None:
+def test_weights_are_loaded_into_all_layers_except_the_head(
+    place: Place, frozen: Seen, tuned: Seen, thawed: Seen
+) -> None:
     for seen in (frozen, tuned, thawed):
         assert moved(place.weights, seen.weights[0]) == {f"{HEAD}.weight", f"{HEAD}.bias"}
-        assert torch.equal(seen.weights[0][f"{HEAD}.weight"], frozen.weights[0][f"{HEAD}.weight"])  # the seed's
+        assert torch.equal(
+            seen.weights[0][f"{HEAD}.weight"], frozen.weights[0][f"{HEAD}.weight"]
+        )  # initialized from the seed
 
 
 @pytest.mark.parametrize("form", ["safetensors", "nested"])
-def test_other_files_of_the_same_weights_make_the_same_run(place: Place, frozen: Seen, form: str) -> None:
+def test_every_file_format_of_the_same_weights_gives_the_same_run(place: Place, frozen: Seen, form: str) -> None:
     plain = torch.load("w.pth", weights_only=True)
     if form == "safetensors":
         save_file(plain, "w.safetensors")
@@ -104,7 +108,7 @@ def test_other_files_of_the_same_weights_make_the_same_run(place: Place, frozen:
     assert not moved(fit(f"{LINE} --model.weights {file} --max_epochs 1").weights[1], frozen.weights[1])
 
 
-def test_without_weights_the_seed_decides(place: Place) -> None:
+def test_without_weights_the_seed_initializes_the_network(place: Place) -> None:
     line = f"{LINE} --model.weights none --max_epochs 1"
     zero, again, one = (fit(f"{line} --seed {seed}").weights[0] for seed in (0, 0, 1))
     assert not moved(zero, again)
@@ -112,7 +116,7 @@ def test_without_weights_the_seed_decides(place: Place) -> None:
     assert "net.conv_stem.weight" in moved(zero, place.weights)
 
 
-def test_a_frozen_backbone_stays_what_it_was_and_the_head_learns(place: Place, frozen: Seen) -> None:
+def test_a_frozen_backbone_does_not_change_and_the_head_learns(place: Place, frozen: Seen) -> None:
     for before, after in zip(frozen.weights, frozen.weights[1:], strict=False):
         assert moved(before, after) == {f"{HEAD}.weight", f"{HEAD}.bias"}
     assert frozen.in_training == [set()] * 3
@@ -122,8 +126,8 @@ def test_a_frozen_backbone_stays_what_it_was_and_the_head_learns(place: Place, f
     assert all(is_head(name) for name in moved(saved, place.weights))
 
 
-def test_the_head_learns_from_the_features_of_the_plain_pictures(place: Place, frozen: Seen) -> None:
-    """They are computed once, in evaluation mode: the same in each epoch, and those of the weights file."""
+def test_the_head_learns_from_features_of_images_without_augmentation(place: Place, frozen: Seen) -> None:
+    """The features are computed once, in evaluation mode, with the weights of the file."""
     network = build(BACKBONE, 2)
     network.load_state_dict({name.removeprefix("net."): tensor for name, tensor in place.weights.items()})
     wanted = features(network, torch.from_numpy(place.inputs)).numpy()
@@ -138,11 +142,11 @@ def test_the_head_learns_from_the_features_of_the_plain_pictures(place: Place, f
         assert labels.tolist() == [int(number >= COUNTS["train/a"]) for number in numbers]
     inputs, labels = together(frozen.val[0])
     assert labels.tolist() == [0, 0, 0, 1, 1, 1]
-    if inputs.ndim == 2:  # else it sees the pictures themselves
+    if inputs.ndim == 2:  # else the inputs are images
         assert np.abs(inputs - wanted[TRAIN:]).max() < 0.1 * unlike.min()
 
 
-def test_features_are_kept_only_where_every_epoch_has_the_same(place: Place, tuned: Seen, thawed: Seen) -> None:
+def test_features_are_cached_only_if_they_are_the_same_in_every_epoch(place: Place, tuned: Seen, thawed: Seen) -> None:
     cropped = fit(f"{LINE} --data.augment true --max_epochs 2")
     for seen in (cropped, tuned, thawed):
         assert all(x.shape[1:] == (3, 72, 72) for epoch in seen.train for x, _ in epoch)
@@ -165,7 +169,7 @@ def test_fine_tuning_trains_all_layers_on_random_crops(place: Place, tuned: Seen
         assert np.abs(together(seen.final)[0] - place.inputs[TRAIN:]).mean() < 0.01
 
 
-def test_the_backbone_is_frozen_until_its_epoch(place: Place, thawed: Seen) -> None:
+def test_the_backbone_is_frozen_until_unfreeze_epoch(place: Place, thawed: Seen) -> None:
     for epoch, (before, after) in enumerate(zip(thawed.weights, thawed.weights[1:], strict=False)):
         changed = moved(before, after)
         assert {f"{HEAD}.weight", f"{HEAD}.bias"} <= changed
@@ -179,7 +183,7 @@ def test_the_backbone_is_frozen_until_its_epoch(place: Place, thawed: Seen) -> N
             assert thawed.learning[epoch] == {name for name in place.weights if name.endswith(("weight", "bias"))}
 
 
-def test_the_backbone_learns_at_a_share_of_the_heads_rate(place: Place, tuned: Seen) -> None:
+def test_the_learning_rate_of_the_backbone_is_a_fraction_of_that_of_the_head(place: Place, tuned: Seen) -> None:
     assert tuned.rates == [pytest.approx({"head": rate, "backbone": rate / 10}) for rate in (0.01, 0.01, 0.005)]
     line = f"{TUNED} --data.augment false --max_epochs 1 --limit_train_batches 1"
     steps = [fit(f"{line} --model.backbone_lr_factor {factor}").weights for factor in (1.0, 0.1)]
@@ -191,8 +195,8 @@ def test_the_backbone_learns_at_a_share_of_the_heads_rate(place: Place, tuned: S
 
 
 @pytest.mark.parametrize("flags", ["", "--model.freeze false --data.augment false"])
-def test_all_that_judges_is_in_evaluation_mode(place: Place, flags: str) -> None:
-    """Validation, evaluate.py and predict.py say what the network in the checkpoint says, and not in training mode."""
+def test_validation_evaluation_and_prediction_use_evaluation_mode(place: Place, flags: str) -> None:
+    """Validation, evaluate.py and predict.py return the outputs of the checkpoint in evaluation mode."""
     seen = fit(f"{LINE} --max_epochs 1 {flags}")
     network = build(BACKBONE, 2)
     network.load_state_dict(weights_of(seen.run / "checkpoints/best.ckpt"))

@@ -1,7 +1,7 @@
-"""Every figure that evaluate.py, predict.py, compare.py and ``fit.py --seeds`` print or write, worked out again.
+"""Every number that evaluate.py, predict.py, compare.py and ``fit.py --seeds`` print or write, computed by hand.
 
-By hand means here: from the checkpoint, the data and plain loops. The classes of the shapes are not in the order of
-the alphabet, the network takes many classes for others, and the confusion matrix is not symmetrical.
+By hand means with the checkpoint, the data and plain loops. The classes of the shapes are not in alphabetical order,
+the network confuses many classes, and the confusion matrix is not symmetric.
 """
 
 import csv
@@ -38,7 +38,7 @@ SAMPLES = 97
 
 
 class Told(NamedTuple):
-    """What the scripts printed and drew."""
+    """The outputs and the figures of the scripts."""
 
     out: str
     drawn: list[seen.Drawn]
@@ -46,7 +46,7 @@ class Told(NamedTuple):
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, Told]]:
-    """Two evaluated runs, and what was said of the first one's evaluation."""
+    """Two evaluated runs, and the output of the first evaluation."""
     folder = tmp_path_factory.mktemp("figures")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
@@ -65,7 +65,7 @@ def told(place: tuple[Path, Told], tmp_path: Path) -> Told:
 
 
 class Answers:
-    """What the network of a run answers to the test pictures, in plain lists."""
+    """The outputs of a run's network for the test images, as plain lists."""
 
     def __init__(self, run: Path, split: str = "test") -> None:
         data = ShapesDataModule(train_size=800, val_size=SAMPLES, batch_size=16)
@@ -86,7 +86,7 @@ class Answers:
         self.worst = sorted(wrong, key=lambda place: -self.sure[place])[:12]
 
 
-def test_the_situation_tells_mistakes_apart(told: Told) -> None:
+def test_the_answers_make_different_mistakes_visible(told: Told) -> None:
     one = Answers(RUN)
     columns = [sum(row[k] for row in one.matrix) for k in range(10)]
     assert list(NAMES) != sorted(NAMES)
@@ -97,7 +97,7 @@ def test_the_situation_tells_mistakes_apart(told: Told) -> None:
     assert Answers(RUN, "val").right != one.right
 
 
-def test_evaluation_in_words(told: Told) -> None:
+def test_evaluation_as_printed(told: Told) -> None:
     one, figures = Answers(RUN), printed.result(told.out)
     right = sum(one.right)
     assert figures["checkpoint"] == "lightning_logs/version_0/checkpoints/best.ckpt"
@@ -129,7 +129,7 @@ def test_evaluation_in_words(told: Told) -> None:
     assert [float(row[3]) for row in rows] == pytest.approx([one.sure[i] for i in one.worst], abs=2e-6)
 
 
-def test_evaluation_in_files_and_pictures(told: Told) -> None:
+def test_evaluation_in_files_and_figures(told: Told) -> None:
     one, folder = Answers(RUN), RUN / "evaluation"
     rows = printed.read_csv(folder / "predictions.csv")
     assert list(rows[0]) == ["path", "label", "predicted", "probability", "right"]
@@ -158,7 +158,7 @@ def test_evaluation_in_files_and_pictures(told: Told) -> None:
     ]
 
 
-def test_regressions_are_judged_by_r2_and_mean_error() -> None:
+def test_regression_is_evaluated_with_r2_and_mean_error() -> None:
     sizes = "--data.in_features 6 --data.out_features 2 --data.length 40 --data.steps 0 --data.target linear"
     run_well(f"fit.py --model LitMLP {sizes} --max_epochs 30 --model.lr 0.001 --quiet --dashboard false")
     figures = printed.result(run_well("evaluate.py latest"))
@@ -172,7 +172,7 @@ def test_regressions_are_judged_by_r2_and_mean_error() -> None:
     assert 0.2 < float(figures["R2"]) < 0.999
 
 
-def test_predictions_name_the_likeliest_classes_in_order(told: Told) -> None:
+def test_predictions_list_the_most_probable_classes_in_order(told: Told) -> None:
     one, picked = Answers(RUN), (40, 3, 17, 8)
     data = ShapesDataModule(train_size=800, val_size=SAMPLES)
     data.setup("test")
@@ -217,18 +217,18 @@ VERDICT = re.compile(
 
 
 def compared(first: str, second: str) -> tuple[Any, dict[str, list[str]], str]:
-    """The verdict on two runs, the table by its rows, and all that was printed."""
+    """Return the verdict on two runs, the rows of the table, and the full output."""
     out = run_well(f"compare.py lightning_logs/{first} lightning_logs/{second}")
     found = VERDICT.search(out)
     assert found is not None, out
-    # A value such as ``0.4 (0.3 to 0.5, n = 9)`` has blanks in it, columns have two between them.
+    # Values such as ``0.4 (0.3 to 0.5, n = 9)`` hold single blanks; two blanks separate columns.
     lines = [re.split(r"\s{2,}", line) for line in out.partition("\n\n")[0].splitlines()[1:]]
     assert out.splitlines()[0].split() == [first, second]
     return found, {line[0]: line[1:] for line in lines}, out
 
 
 def answered(run: str, right: list[bool]) -> None:
-    """Write a file of predictions that were right, or not."""
+    """Write a file with right and wrong predictions."""
     with (LOGS / run / "evaluation/predictions.csv").open("w", newline="") as file:
         rows = csv.writer(file)
         rows.writerow(["path", "label", "predicted", "probability", "right"])
@@ -236,7 +236,7 @@ def answered(run: str, right: list[bool]) -> None:
 
 
 def check_verdict(first: str, second: str, ones: list[bool], others: list[bool]) -> Any:
-    """Compare what compare.py says of two runs with what is counted here."""
+    """Check the verdict of compare.py against the numbers counted here."""
     found, rows, _ = compared(first, second)
     pairs = list(zip(ones, others, strict=True))
     only_first, only_second = pairs.count((True, False)), pairs.count((False, True))
@@ -290,10 +290,10 @@ def test_comparison_of_two_evaluations(told: Told, monkeypatch: pytest.MonkeyPat
         (20, 9, 15, 7, "version_1 is +"),
         (20, 15, 9, 7, "version_1 is -"),
         (40, 6, 0, 9, "version_0 is better by"),  # p = 0.031
-        (40, 5, 0, 9, "version_1 is -"),  # p = 0.062, of which one side alone is 0.031
+        (40, 5, 0, 9, "version_1 is -"),  # p = 0.062; the one-sided p is 0.031
     ],
 )
-def test_differences_are_told_from_chance(
+def test_compare_reports_only_significant_differences(
     both: int,
     only_first: int,
     only_second: int,
@@ -302,7 +302,7 @@ def test_differences_are_told_from_chance(
     told: Told,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(Figure, "savefig", lambda *_, **__: None)  # the curves are another test's
+    monkeypatch.setattr(Figure, "savefig", lambda *_, **__: None)  # another test checks the curves
     ones = [True] * (both + only_first) + [False] * (only_second + neither)
     others = [True] * both + [False] * only_first + [True] * only_second + [False] * neither
     for run, right in (("version_0", ones), ("version_1", others)):
@@ -314,8 +314,8 @@ def test_differences_are_told_from_chance(
 # --- several seeds ----------------------------------------------------------------------------------------------------
 
 
-def test_seeds_are_counted_up_and_their_spread_is_that_of_a_sample() -> None:
-    """The runs, which are processes of their own, are run in this process here."""
+def test_seeds_count_up_and_the_deviation_is_that_of_a_sample() -> None:
+    """The runs, usually separate processes, run in this process."""
     real, seeds = subprocess.Popen, []
 
     class Here:
@@ -380,7 +380,7 @@ def test_seeds_are_counted_up_and_their_spread_is_that_of_a_sample() -> None:
         ("--model LitMLP --data.in_features 7", ["RandomDataModule: samples of 7, regression", "1,810 trainable of"]),
     ],
 )
-def test_what_is_announced_before_the_first_step(flags: str, lines: list[str]) -> None:
+def test_lines_printed_before_the_first_step(flags: str, lines: list[str]) -> None:
     with mock.patch.object(Trainer, "fit", side_effect=SystemExit(0)):
         out = run_well(f"fit.py --accelerator cpu {flags if 'devices' in flags else flags + ' --devices 1'}")
     for line in lines:
