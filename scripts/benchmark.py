@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterable
 from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -47,14 +47,9 @@ TO_TENSOR = [transforms.ToTensor(), transforms.Normalize(IMAGENET.mean, IMAGENET
 TUTORIAL_TRAIN = transforms.Compose([transforms.RandomResizedCrop(224), transforms.RandomHorizontalFlip(), *TO_TENSOR])
 TUTORIAL_VAL = transforms.Compose([transforms.Resize(256), transforms.CenterCrop(224), *TO_TENSOR])
 FIT = str(Path(__file__).with_name("fit.py"))
+Pair = tuple[float, float]
+"""Seconds or MB of this project, and of the code that it is compared with."""
 TRAIN_ONLY = ["--max_epochs", "1", "--limit_val_batches", "0"]
-
-
-class Pair(NamedTuple):
-    """One measurement of this project and one of the code that it is compared with: seconds, or MB."""
-
-    ours: float
-    theirs: float
 
 
 def time_fit(*arguments: str, start_up: bool = False) -> float:
@@ -114,7 +109,7 @@ def lenet(batch_size: int, images: int, tutorial: bool = False) -> Pair:
         x = normalize(pixels, (0.5,) * 3, (0.5,) * 3)
         batches = ((x[rows], labels[rows]) for rows in torch.randperm(images).split(batch_size))
     theirs = time_hand_loop(net, batches, F.cross_entropy, sgd)
-    return Pair(time_fit("--data=ShapesDataModule", *shapes_flags(images, batch_size), *TRAIN_ONLY), theirs)
+    return time_fit("--data=ShapesDataModule", *shapes_flags(images, batch_size), *TRAIN_ONLY), theirs
 
 
 def fixed_batch(model: str, net: nn.Module, momentum: float, steps: int) -> Pair:
@@ -126,7 +121,7 @@ def fixed_batch(model: str, net: nn.Module, momentum: float, steps: int) -> Pair
         return F.mse_loss(output, target, reduction="sum")
 
     theirs = time_hand_loop(net, ((x, y) for _ in range(steps)), squared_error, sgd)
-    return Pair(time_fit("--model", model, "--data.steps", str(steps), *TRAIN_ONLY), theirs)
+    return time_fit("--model", model, "--data.steps", str(steps), *TRAIN_ONLY), theirs
 
 
 # --- photos -----------------------------------------------------------------------------------------------------------
@@ -186,7 +181,7 @@ def tutorial_epoch(root: Path) -> float:
 def frozen(root: Path, tutorial: bool = False) -> Pair:
     """Compare 25 frozen epochs with one pass over the photos, or with 25 times one epoch of the tutorial."""
     theirs = 25 * tutorial_epoch(root) if tutorial else one_pass(root)
-    return Pair(time_fit("--data", str(root), "--model.weights=none", "--max_epochs=25", start_up=True), theirs)
+    return time_fit("--data", str(root), "--model.weights=none", "--max_epochs=25", start_up=True), theirs
 
 
 def decoding(root: Path) -> Pair:
@@ -205,7 +200,7 @@ def decoding(root: Path) -> Pair:
         normalize(images, IMAGENET.mean, IMAGENET.std)
     ended = time.process_time()
     torch.set_num_threads(threads)
-    return Pair(ended - between, between - started)
+    return ended - between, between - started
 
 
 def fine_tuning(root: Path) -> Pair:
@@ -216,7 +211,7 @@ def fine_tuning(root: Path) -> Pair:
     sgd = torch.optim.SGD(net.parameters(), lr=0.001, momentum=0.9)
     theirs = time_hand_loop(net, DataLoader(data, batch_size=4), F.cross_entropy, sgd)
     ours = time_fit("--data", str(root), "--model.weights=none", "--model.freeze=false", *TRAIN_ONLY)
-    return Pair(ours, theirs)
+    return ours, theirs
 
 
 # --- processes and files ----------------------------------------------------------------------------------------------
@@ -232,7 +227,8 @@ def time_process(*arguments: str, threads: int | None = None, check: bool = True
 
 def start_up(flag: str, code: str) -> Pair:
     """Compare ``fit.py`` and a flag that ends it with a Python that runs ``code``."""
-    return Pair(theirs=time_process("-c", code), ours=time_process(FIT, flag, check=False))
+    theirs = time_process("-c", code)
+    return time_process(FIT, flag, check=False), theirs
 
 
 def two_processes(images: int) -> Pair:
@@ -247,7 +243,7 @@ def two_processes(images: int) -> Pair:
         return 1 / statistics.median(speeds[1:])  # the first epoch warms up
 
     theirs = seconds_per_image("--devices", "1", threads=2)
-    return Pair(seconds_per_image("--strategy", "ddp", "--devices", "2", threads=1), theirs)
+    return seconds_per_image("--strategy", "ddp", "--devices", "2", threads=1), theirs
 
 
 @cache
@@ -269,7 +265,7 @@ def listing(count: int) -> Pair:
     [os.path.join(at, name) for at, _, names in os.walk(folder) for name in names]  # noqa: PTH118
     between = time.perf_counter()
     find_photos(folder)
-    return Pair(time.perf_counter() - between, between - started)
+    return time.perf_counter() - between, between - started
 
 
 def memory(images: int) -> Pair:
@@ -285,7 +281,7 @@ def memory(images: int) -> Pair:
     )
     command = [sys.executable, "-c", code, *shapes_flags(images, 128, 1000), "--max_epochs=1", "--accelerator=cpu"]
     output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    return Pair(float(output.rsplit("added", 1)[1]), images * 3 * 32 * 32 / 2**20)
+    return float(output.rsplit("added", 1)[1]), images * 3 * 32 * 32 / 2**20
 
 
 # --- the table --------------------------------------------------------------------------------------------------------
@@ -340,12 +336,12 @@ def main() -> None:
         for name in arguments.rows or table:
             title, measure = table[name]
             pairs = [measure() for _ in range(arguments.pairs + 1)][1:]  # the first pair warms up
-            ratios = [pair.ours / pair.theirs for pair in pairs]
-            ours, theirs = map(statistics.median, zip(*pairs, strict=True))
-            results[name] = {"title": title, "ratios": ratios, "ours": ours, "theirs": theirs}
+            ratios = [ours / theirs for ours, theirs in pairs]
+            middle = dict(zip(("ours", "theirs"), map(statistics.median, zip(*pairs, strict=True)), strict=True))
+            results[name] = {"title": title, "ratios": ratios, **middle}
             if not arguments.json:
                 spread = f"{statistics.median(ratios):8.3f} {min(ratios):8.3f} {max(ratios):8.3f}"
-                print(f"{title:<52} {spread}   {ours:9.4g} {theirs:9.4g}", flush=True)
+                print(f"{title:<52} {spread}   {middle['ours']:9.4g} {middle['theirs']:9.4g}", flush=True)
         if arguments.json:
             print(json.dumps({"machine": machine, "pairs": arguments.pairs, "rows": results}, indent=1))
 

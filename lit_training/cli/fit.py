@@ -28,7 +28,7 @@ def print_start(run: Run) -> None:
         return
     trainer, model, data, start = run.trainer, run.model, run.data, run.start
     if start is not None and start.finished:
-        print(f"{relative_path(start.run)} is at its end: nothing to do (--resume never trains a new run)", flush=True)
+        print(f"{relative_path(start.run)} is at its end: nothing to do; for a new run: --resume never", flush=True)
         return
     if start is not None and start.checkpoint is not None:
         print(f"resume  {relative_path(start.checkpoint)}, after step {start.step}")

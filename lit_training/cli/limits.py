@@ -3,7 +3,6 @@
 import math
 import os
 import re
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +58,11 @@ def check_trainer(config: dict[str, Any]) -> None:
     if isinstance(duration, str) and not re.fullmatch(r"\d+:\d\d?:\d\d?:\d\d?", duration):
         raise UsageError(f"--max_time {duration} must be DAYS:HOURS:MINUTES:SECONDS: --max_time 00:01:30:00")
     check_devices(config["accelerator"], config["devices"])
-    _check_writable(Path(config["default_root_dir"] or "."))
+    root = Path(config["default_root_dir"] or ".")
+    absolute = root.expanduser().absolute()
+    existing = next(folder for folder in (absolute, *absolute.parents) if folder.exists())
+    if not (existing.is_dir() and os.access(existing, os.W_OK)):
+        raise UsageError(f"--default_root_dir {root} is not writable: choose another folder")
 
 
 def check_devices(accelerator: Any, devices: Any) -> None:
@@ -75,20 +78,6 @@ def check_devices(accelerator: Any, devices: Any) -> None:
         raise UsageError(f"--devices {text} must be an integer of at least 1: --devices 2, or auto")
     if int(text) > PROCESSES_PER_CORE * (cores := available_cores()):
         raise UsageError(f"--devices {text}: this machine has {plural(cores, 'core')}; --devices {cores}, or auto")
-
-
-def _check_writable(root: Path) -> None:
-    """Check that the folder of the runs could be made, without making it."""
-    folder = root.expanduser().absolute()
-    while not os.path.lexists(folder):
-        folder = folder.parent
-    try:
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise UsageError(
-            f"--default_root_dir {root} is not writable ({error.strerror or error}): choose another folder"
-        ) from error
 
 
 def trainer_error(error: Exception, config: dict[str, Any]) -> str:

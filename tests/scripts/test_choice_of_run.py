@@ -33,13 +33,13 @@ def in_folders(numbers: tuple[int, ...], train: Callable[[int], Any]) -> None:
         if not (LOGS / f"version_{number - 1}" / "config.yaml").exists():
             (LOGS / f"version_{number - 1}").rmdir()
     assert sorted(path.name for path in LOGS.iterdir()) == sorted(f"version_{number}" for number in numbers)
-    for place, number in enumerate(numbers):
+    for minute, number in enumerate(numbers):
         for path in [LOGS / f"version_{number}", *(LOGS / f"version_{number}").rglob("*")]:
-            os.utime(path, (1.7e9 + 60 * place, 1.7e9 + 60 * place))
+            os.utime(path, (1.7e9 + 60 * minute, 1.7e9 + 60 * minute))
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """Runs of 2 epochs of networks with 2, 9 and 10 hidden units, each with another seed."""
     folder = tmp_path_factory.mktemp("several")
     with pytest.MonkeyPatch.context() as patch:
@@ -51,8 +51,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 @pytest.fixture
-def several(place: Path, tmp_path: Path) -> None:
-    shutil.copytree(place, tmp_path, dirs_exist_ok=True)
+def several(workspace: Path, tmp_path: Path) -> None:
+    shutil.copytree(workspace, tmp_path, dirs_exist_ok=True)
     with Path("rows.csv").open("w") as file:
         file.writelines(",".join(f"{value:.6f}" for value in row) + "\n" for row in INPUTS.tolist())
 
@@ -64,14 +64,14 @@ def newest_first() -> Iterator[int]:
         shutil.rmtree(LOGS / f"version_{number}")
 
 
-def evaluates(number: int) -> None:
+def check_evaluate(number: int) -> None:
     out = run_well("evaluate.py latest")
     assert printed.result(out)["checkpoint"] == f"lightning_logs/version_{number}/checkpoints/best.ckpt"
     alone = run_well(f"evaluate.py lightning_logs/version_{number}")
     assert printed.result(out)["test_loss"] == printed.result(alone)["test_loss"]
 
 
-def predicts(number: int) -> None:
+def check_predict(number: int) -> None:
     rows = printed.table(run_well("predict.py latest rows.csv"), "path", "row", "output_1", "output_2")
     model = by_hand.opened(LOGS / f"version_{number}" / "checkpoints/best.ckpt", LitMLP)
     with torch.no_grad():
@@ -81,12 +81,12 @@ def predicts(number: int) -> None:
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
-def inspects(number: int) -> None:
+def check_describe(number: int) -> None:
     parameters = number * (6 + 1) + 2 * (number + 1)
     assert f"LitMLP: {parameters} trainable of {parameters} parameters" in run_well("describe.py latest")
 
 
-def compares(number: int) -> None:
+def check_compare(number: int) -> None:
     other = next(path for path in LOGS.iterdir() if path.name != f"version_{number}") if number > 2 else Path("other")
     if number == 2:
         shutil.copytree(LOGS / "version_2", other)
@@ -95,7 +95,7 @@ def compares(number: int) -> None:
     assert {row[0]: row[1] for row in rows}["val_loss"] == f"{min(losses):.4g}"
 
 
-def goes_on(number: int) -> None:
+def check_resume(number: int) -> None:
     for further in ("", "--max_epochs 1", "--max_epochs 2 --log_every_n_steps 7"):  # it has trained two
         out = run_well(f"fit.py --resume latest {further}")
         assert f"lightning_logs/version_{number} is at its end: nothing to do" in out
@@ -106,7 +106,7 @@ def goes_on(number: int) -> None:
     assert [start["seed"] for start in starts] == [number, number]
 
 
-@pytest.mark.parametrize("script", [evaluates, predicts, inspects, compares, goes_on])
+@pytest.mark.parametrize("script", [check_evaluate, check_predict, check_describe, check_compare, check_resume])
 def test_latest_is_the_newest_run(script: Callable[[int], None], several: None) -> None:
     for number in newest_first():
         script(number)

@@ -21,7 +21,7 @@ def test_the_checkpoint_is_enough_to_evaluate(bare: Callable[..., Trainer]) -> N
 
 
 @pytest.mark.parametrize(
-    ("line", "said"),
+    ("line", "message"),
     [
         ("latest", "no run under lightning_logs yet"),
         ("nowhere", "nowhere is not there"),
@@ -32,9 +32,9 @@ def test_the_checkpoint_is_enough_to_evaluate(bare: Callable[..., Trainer]) -> N
         ("latest --accelerator cpu --devices 5000", "this machine has"),
     ],
 )
-def test_wrong_arguments_get_one_line(line: str, said: str) -> None:
+def test_wrong_arguments_get_one_line(line: str, message: str) -> None:
     code, out, err = run(f"evaluate.py {line}")
     assert (code, out) == (2, "")
     assert err.startswith("evaluate.py: error: ")
-    assert said in err
+    assert message in err
     assert err.count("\n") == 1

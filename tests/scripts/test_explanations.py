@@ -115,7 +115,7 @@ def check(shown: tuple[np.ndarray, np.ndarray], name: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """Working folder with the images and a run of the network that measures colors."""
     with at(tmp_path_factory.mktemp("explained")) as here:
         save_all(here / "photos/val", PICTURES)
@@ -128,28 +128,28 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 @pytest.fixture(autouse=True)
-def there(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(place)
+def in_workspace(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(workspace)
 
 
-def test_heat_maps_of_predictions_are_hot_at_the_predicted_class(place: Path) -> None:
+def test_heat_maps_of_predictions_are_hot_at_the_predicted_class(workspace: Path) -> None:
     """The files have the numbers of the inputs; the first input cannot be read."""
     names = ["red/3.png", "blue/1.png", "green/2.png", "blue/0.png"]
-    (place / "broken.png").write_bytes(b"no picture")
+    (workspace / "broken.png").write_bytes(b"no picture")
     ended = run("predict.py latest broken.png " + " ".join(f"photos/val/{name}" for name in names) + " --explain")
     assert ended.code == 1
-    drawings = sorted(file.name for file in (place / "explanations").iterdir())
+    drawings = sorted(file.name for file in (workspace / "explanations").iterdir())
     assert drawings == ["2_3.png", "3_1.png", "4_2.png", "5_0.png"]
     for number, name in enumerate(names, start=2):
-        [shown] = drawn(place / "explanations" / f"{number}_{Path(name).name}")
+        [shown] = drawn(workspace / "explanations" / f"{number}_{Path(name).name}")
         check(shown, name)
 
 
 @pytest.mark.parametrize("flags", ["", "--data photos/val"])
-def test_heat_maps_of_mistakes_are_hot_at_the_predicted_class(place: Path, flags: str) -> None:
+def test_heat_maps_of_mistakes_are_hot_at_the_predicted_class(workspace: Path, flags: str) -> None:
     """The most confident mistake comes first; correct predictions are left out."""
     run_well(f"evaluate.py latest --explain {flags}")
-    folder = place / "lightning_logs/version_0/evaluation" / ("val" if flags else "")
+    folder = workspace / "lightning_logs/version_0/evaluation" / ("val" if flags else "")
     rows = {name.removeprefix("val/"): row for name, row in evaluated(folder).items()}
     assert {name: row["predicted"] for name, row in rows.items()} == ANSWERS
     wrong = sorted((-float(row["probability"]), name) for name, row in rows.items() if row["right"] == "0")

@@ -144,16 +144,16 @@ def test_flags_of_predict_do_not_change_the_probabilities(tmp_path: Path) -> Non
     (tmp_path / "broken.png").write_bytes(b"no picture")
     inputs = [f"photos/{name}" for name in names]
     inputs[5:5] = ["broken.png"]
-    told = {}
+    results = {}
     for flags in ("", "--top_k 1", "--top_k 2 --batch_size 1", "--top_k 3 --batch_size 4", "--top_k 99"):
         ended = run(f"predict.py latest {' '.join(inputs)} --output answers.json {flags}")
         assert ended.code == 1
-        told[flags] = json.loads(Path("answers.json").read_text())
-    whole = told[""]
+        results[flags] = json.loads(Path("answers.json").read_text())
+    whole = results[""]
     assert [answer["path"] for answer in whole] == inputs
     assert [*whole[5]] == ["path", "error"]
     assert len({answer["probability"] for answer in whole if "top" in answer}) == len(names)
-    for flags, answers in told.items():
+    for flags, answers in results.items():
         many = min(int(flags.split()[1]), 3) if flags else 3
         for answer, wanted in zip(answers, whole, strict=True):
             assert answer["path"] == wanted["path"]
@@ -164,7 +164,7 @@ def test_flags_of_predict_do_not_change_the_probabilities(tmp_path: Path) -> Non
     run(f"predict.py latest {' '.join(inputs)} --output answers.csv --top_k 2 --batch_size 1")
     with Path("answers.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
-    for row, answer in zip(rows, told["--top_k 2 --batch_size 1"], strict=True):
+    for row, answer in zip(rows, results["--top_k 2 --batch_size 1"], strict=True):
         top = [(row["label"], row["probability"]), (row["label_2"], row["probability_2"])]
         assert top == [(e["label"], f"{e['probability']:.6f}") for e in answer.get("top", [])] or row["error"]
 

@@ -28,13 +28,13 @@ def undisturbed_run(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str],
 
     def train(flags: str) -> dict[str, Any]:
         if flags not in known:
-            place = tmp_path_factory.mktemp("undisturbed")
-            write_photos(place / "photos")
+            workspace = tmp_path_factory.mktemp("undisturbed")
+            write_photos(workspace / "photos")
             with pytest.MonkeyPatch.context() as patch:
-                own_caches(place, patch)
-                patch.chdir(place)
+                own_caches(workspace, patch)
+                patch.chdir(workspace)
                 run_well(f"fit.py {TUNING} {ONE} --data.num_workers 0 {flags}")
-            known[flags] = last_checkpoint(place)
+            known[flags] = last_checkpoint(workspace)
         return known[flags]
 
     return train
@@ -127,16 +127,18 @@ def test_a_folder_that_is_refused_leaves_no_run(photo_folder: Path) -> None:
 # --- weights files ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("weights", "said"), [("nowhere.pth", "no weights file nowhere.pth"), ("DEFAULT", "fetch ")])
+@pytest.mark.parametrize(
+    ("weights", "message"), [("nowhere.pth", "no weights file nowhere.pth"), ("DEFAULT", "fetch ")]
+)
 def test_missing_weights_are_reported_before_photos_are_opened(
-    weights: str, said: str, photo_folder: Path, monkeypatch: pytest.MonkeyPatch
+    weights: str, message: str, photo_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ImageFolderDataModule, "examine", lambda self: pytest.fail("photos were opened"))
     code, out, err = run(f"fit.py --data photos --model.weights {weights} {ONE}")
     assert code == 2
     assert "pictures" not in out
     assert err.count("\n") == 1
-    assert said in err
+    assert message in err
     assert not Path("lightning_logs").exists()
 
 

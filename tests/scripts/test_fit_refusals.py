@@ -18,19 +18,19 @@ SHORT = "--limit_train_batches 2 --accelerator cpu --devices 1 --dashboard false
 
 
 @pytest.fixture(scope="module")
-def begun(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """``begun(flags)`` returns a folder with a trained run and its photos; each is trained once."""
+def started_run(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """``started_run(flags)`` returns a folder with a trained run and its photos; each is trained once."""
     known: dict[str, Path] = {}
 
     def train(flags: str) -> Path:
         if flags not in known:
-            place = tmp_path_factory.mktemp("begun")
-            write_photos(place / "photos")
+            workspace = tmp_path_factory.mktemp("begun")
+            write_photos(workspace / "photos")
             with pytest.MonkeyPatch.context() as patch:
-                own_caches(place, patch)
-                patch.chdir(place)
+                own_caches(workspace, patch)
+                patch.chdir(workspace)
                 run_well(f"fit.py {flags} --max_epochs 1 {SHORT}")
-            known[flags] = place
+            known[flags] = workspace
         return known[flags]
 
     return train
@@ -47,9 +47,9 @@ def add_wasps() -> None:
 
 @pytest.mark.parametrize("case", WRONG, ids=lambda case: f"{case['begun']} {case['argv']}")
 def test_a_resume_point_that_does_not_fit_is_refused_in_one_line(
-    case: dict[str, str], begun: Callable[[str], Path]
+    case: dict[str, str], started_run: Callable[[str], Path]
 ) -> None:
-    shutil.copytree(begun(case["begun"]), ".", dirs_exist_ok=True)
+    shutil.copytree(started_run(case["begun"]), ".", dirs_exist_ok=True)
     add_wasps()
     logs, copy = Path("lightning_logs/version_0"), Path("copy.ckpt")
     shutil.copy(logs / "checkpoints" / "last.ckpt", copy)

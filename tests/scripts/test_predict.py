@@ -17,16 +17,16 @@ from tests.support.training import own_caches, train_and_save
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a run; its training photos and its cache are removed."""
-    place = tmp_path_factory.mktemp("trained")
+    workspace = tmp_path_factory.mktemp("trained")
     with pytest.MonkeyPatch.context() as patch:
-        own_caches(place, patch)
-        photos = write_photos(place / "photos")
+        own_caches(workspace, patch)
+        photos = write_photos(workspace / "photos")
         torch.manual_seed(0)
         data = ImageFolderDataModule(str(photos), image_size=32, num_workers=0)
-        train_and_save(place / "run", LitCNN(num_classes=2, lr=0.01), data, max_epochs=6)
+        train_and_save(workspace / "run", LitCNN(num_classes=2, lr=0.01), data, max_epochs=6)
         shutil.rmtree(photos)
-        shutil.rmtree(place / "cache")
-    return place / "run"
+        shutil.rmtree(workspace / "cache")
+    return workspace / "run"
 
 
 @pytest.fixture
@@ -60,7 +60,7 @@ def test_the_exit_code_shows_unreadable_inputs(latest: None) -> None:
 
 
 @pytest.mark.parametrize(
-    ("line", "said"),
+    ("line", "message"),
     [
         ("latest x.jpg", "no run under lightning_logs yet"),
         ("nowhere.ckpt x.jpg", "nowhere.ckpt is not there"),
@@ -72,9 +72,9 @@ def test_the_exit_code_shows_unreadable_inputs(latest: None) -> None:
         ("latest", "required: INPUT"),
     ],
 )
-def test_wrong_arguments_get_one_line(line: str, said: str) -> None:
+def test_wrong_arguments_get_one_line(line: str, message: str) -> None:
     code, out, err = run(f"predict.py {line}")
     assert (code, out) == (2, "")
     assert err.startswith("predict.py: error: ")
-    assert said in err
+    assert message in err
     assert err.count("\n") == 1

@@ -54,7 +54,7 @@ def split_of(run: Path) -> dict[str, list[tuple[int, str]]]:
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """Working folder; ``photos`` holds 48 images without a split, three of them copies of others."""
     with at(tmp_path_factory.mktemp("split")) as here:
         fill(here / "photos", COUNTS, numbered)
@@ -64,8 +64,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 @pytest.fixture(autouse=True)
-def there(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(place)
+def in_workspace(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(workspace)
 
 
 def trained(flags: str = "") -> tuple[Seen, Path]:
@@ -74,7 +74,7 @@ def trained(flags: str = "") -> tuple[Seen, Path]:
 
 
 @pytest.fixture(scope="module")
-def default(place: Path) -> tuple[Seen, Path]:
+def default(workspace: Path) -> tuple[Seen, Path]:
     return trained()
 
 

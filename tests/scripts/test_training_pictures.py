@@ -78,7 +78,7 @@ def seen(photos: Path) -> Seen:
 
 
 @pytest.fixture
-def there(photos: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def in_workspace(photos: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Make the working folder the current folder."""
     monkeypatch.chdir(photos)
     return photos
@@ -132,10 +132,14 @@ def test_validation_uses_center_crops_in_order(seen: Seen) -> None:
             assert_same_levels(picture, CROPPED, numbered(number))
 
 
-def test_only_training_uses_random_crops(there: Path) -> None:
+def test_only_training_uses_random_crops(in_workspace: Path) -> None:
     """In a notebook the data module is used without fit.py; its default mean and std are those of ImageNet."""
-    fill(there / "tested", {"train/a": 2, "train/b": 2, "val/a": 2, "val/b": 1, "test/a": 1, "test/b": 2}, numbered)
-    data = ImageFolderDataModule(str(there / "tested"), image_size=SIZE, augment=True)
+    fill(
+        in_workspace / "tested",
+        {"train/a": 2, "train/b": 2, "val/a": 2, "val/b": 1, "test/a": 1, "test/b": 2},
+        numbered,
+    )
+    data = ImageFolderDataModule(str(in_workspace / "tested"), image_size=SIZE, augment=True)
     data.prepare_data()
     data.setup("test")
     for loader, numbers in ((data.test_dataloader(), (7, 8, 9)), (data.predict_dataloader(), (4, 5, 6))):
@@ -145,7 +149,7 @@ def test_only_training_uses_random_crops(there: Path) -> None:
             assert_same_levels(x, CROPPED, numbered(number))
 
 
-def test_order_and_crops_depend_on_the_seeds(there: Path, seen: Seen) -> None:
+def test_order_and_crops_depend_on_the_seeds(in_workspace: Path, seen: Seen) -> None:
     first = {crop.number: crop for crop in crops(seen.train[0])}
     again = fit(f"{SHUFFLENET} --max_epochs 1 --data.num_workers 1")
     assert same(again.train[0], seen.train[0])
@@ -156,7 +160,7 @@ def test_order_and_crops_depend_on_the_seeds(there: Path, seen: Seen) -> None:
         assert (np.abs(boxes[0] - boxes[1]).max(1) > 1).sum() > TRAIN - 2
 
 
-def test_overfitting_shows_the_same_batches_in_order(there: Path) -> None:
+def test_overfitting_shows_the_same_batches_in_order(in_workspace: Path) -> None:
     found = fit("--data photos --model LitCNN --overfit_batches 2 --max_epochs 2")
     first, second = found.train
     assert same(first, second)
