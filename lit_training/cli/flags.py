@@ -75,17 +75,17 @@ def _pair_flags(arguments: list[str]) -> list[tuple[str, str | None]]:
     return pairs
 
 
-def _spell_flag(argument: str, value: str | None) -> str:
-    name, dot, rest = argument.removeprefix("--").partition(".")
-    if argument == "--seed":
-        argument = "--seed_everything"
-    elif argument.startswith("--") and name.rstrip("+") in TRAINER_FLAGS:
-        argument = f"--trainer.{name}{dot}{rest}"
-    if argument == "--lr_scheduler" and value in SCHEDULE_PATHS:
+def _spell_flag(flag: str, value: str | None) -> str:
+    name, dot, rest = flag.removeprefix("--").partition(".")
+    if flag == "--seed":
+        flag = "--seed_everything"
+    elif flag.startswith("--") and name.rstrip("+") in TRAINER_FLAGS:
+        flag = f"--trainer.{name}{dot}{rest}"
+    if flag == "--lr_scheduler" and value in SCHEDULE_PATHS:
         value = SCHEDULE_PATHS[value]
-    if value is None and (argument.removeprefix("--trainer.") in SWITCHES or argument in OWN_SWITCHES):
+    if value is None and (flag.removeprefix("--trainer.") in SWITCHES or flag in OWN_SWITCHES):
         value = "true"
-    return argument if value is None else f"{argument}={value}"
+    return flag if value is None else f"{flag}={value}"
 
 
 def _is_class(value: str) -> bool:
@@ -104,9 +104,7 @@ def _folder_data(value: str) -> dict[str, Any]:
         return {"class_path": "ImageFolderDataModule", "init_args": {"root": value}}
     if folder.exists():
         raise UsageError(f"--data {value} is a file: give the folder with a subfolder of images for each class")
-    if "/" in value:
-        raise UsageError(f"--data {value}: there is no such folder; give one with a subfolder of images for each class")
-    raise UsageError(f"--data {value} is neither a folder nor a data module: {suggest(value, DATA)}")
+    raise UsageError(f"--data {value}: there is no such folder or data module: {suggest(value, DATA)}")
 
 
 def _read_config(value: str | None) -> dict[str, Any]:
