@@ -1,4 +1,4 @@
-# Each target does all the set-up it needs: .venv is built when missing or older than pyproject.toml.
+# Each target first builds .venv if it is missing or older than pyproject.toml.
 PYTHON ?= python3
 BIN := .venv/bin
 MINUTES ?= 10
@@ -17,12 +17,12 @@ test-slow: .venv/ready
 coverage: .venv/ready
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n auto --cov --cov-report=term
 
-# Kill runs and feed odd inputs, MINUTES each: make stress MINUTES=10. Kills and inputs are drawn anew each time.
+# Kill runs at random times, then try random inputs, for MINUTES each: make stress MINUTES=10
 stress: .venv/ready
 	$(BIN)/python tests/stress/kill_runs.py --minutes $(MINUTES)
 	$(BIN)/python tests/stress/odd_inputs.py --minutes $(MINUTES)
 
-# Plant one bug after the other; the tests have to notice each.
+# Plant one bug at a time; the tests must fail for each.
 mutants: .venv/ready
 	$(BIN)/python tests/stress/mutants.py
 

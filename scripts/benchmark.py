@@ -1,9 +1,5 @@
-"""Time this project against hand-written loops, side by side in one run: ``python scripts/benchmark.py``.
+"""Compare the speed of this project with hand-written loops: ``python scripts/benchmark.py``."""
 
-Each row is a number of pairs, run in turn; its figure is the median of the pairs' ratios. Nothing is asserted.
-"""
-
-import argparse
 import contextlib
 import io
 import json
@@ -14,18 +10,20 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from lightning.pytorch import Callback
+from lightning.pytorch.callbacks import LambdaCallback
 from PIL import Image
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, TensorDataset
+from torch.utils.data import DataLoader, TensorDataset
 from torchvision import models, transforms
+from torchvision.datasets import CIFAR10, ImageFolder
 
 from datamodules.files import read_csv
 from datamodules.loading.memory import normalize
@@ -36,37 +34,40 @@ from datamodules.photos.transforms import eval_transform, train_transform
 from datamodules.preprocessing import Preprocessing
 from datamodules.shapes import draw
 from lit_models import DynamicNet, LeNet, mlp
+from lit_training.cli.arguments import Parser, at_least
 from lit_training.cli.parser import FitCLI
 from lit_training.runs.layout import LOGS, METRICS
 
-Sample = dict[str, float]
+DESCRIPTION = (
+    "Compare the speed of this project with hand-written loops. Each row runs several pairs, and prints the median, "
+    "the minimum and the maximum of ours / theirs."
+)
 IMAGENET = Preprocessing()
+TO_TENSOR = [transforms.ToTensor(), transforms.Normalize(IMAGENET.mean, IMAGENET.std)]
+TUTORIAL_TRAIN = transforms.Compose([transforms.RandomResizedCrop(224), transforms.RandomHorizontalFlip(), *TO_TENSOR])
+TUTORIAL_VAL = transforms.Compose([transforms.Resize(256), transforms.CenterCrop(224), *TO_TENSOR])
+FIT = str(Path(__file__).with_name("fit.py"))
+Pair = tuple[float, float]
+"""Seconds or MB of this project, and of the code that it is compared with."""
+TRAIN_ONLY = ["--max_epochs", "1", "--limit_val_batches", "0"]
 
 
-class Clock(Callback):
-    """Seconds from the start of the first training epoch, after what is drawn before it, to the end of training."""
-
-    started: float | None = None
-
-    def on_train_epoch_start(self, *_: Any) -> None:
-        self.started = self.started or time.perf_counter()
-
-    def on_train_end(self, *_: Any) -> None:
-        self.seconds = time.perf_counter() - (self.started or 0)
-
-
-def ours(arguments: list[str], from_fit: bool = False) -> float:
-    """Seconds of a run of scripts/fit.py with all that it has by default: its training, or all from ``fit`` on."""
+def time_fit(*arguments: str, start_up: bool = False) -> float:
+    """Return the training seconds of scripts/fit.py with all its defaults; ``start_up`` counts the start too."""
     with tempfile.TemporaryDirectory() as root, contextlib.redirect_stdout(io.StringIO()):
         run = FitCLI([*arguments, "--default_root_dir", root, "--accelerator", "cpu"]).run
-        clock = Clock()
-        run.trainer.callbacks.insert(0, clock)
+        times: list[float] = []
+
+        def note_time(*_: Any) -> None:
+            times.append(time.perf_counter())
+
+        run.trainer.callbacks.insert(0, LambdaCallback(on_train_epoch_start=note_time, on_train_end=note_time))
         started = time.perf_counter()
         run.trainer.fit(run.model, run.data)
-        return time.perf_counter() - started if from_fit else clock.seconds
+        return time.perf_counter() - started if start_up else times[-1] - times[0]
 
 
-def hand_loop(net: nn.Module, batches: Iterator[Any] | Any, loss: Callable, optimizer: torch.optim.Optimizer) -> float:
+def time_hand_loop(net: nn.Module, batches: Iterable[Any], loss: Callable, optimizer: torch.optim.Optimizer) -> float:
     started = time.perf_counter()
     for x, y in batches:
         optimizer.zero_grad()
@@ -75,72 +76,59 @@ def hand_loop(net: nn.Module, batches: Iterator[Any] | Any, loss: Callable, opti
     return time.perf_counter() - started
 
 
-# --- LeNet ------------------------------------------------------------------------------------------------------------
+def shapes_flags(train_size: int, batch_size: int, val_size: int = 10) -> list[str]:
+    sizes = {"train_size": train_size, "val_size": val_size, "batch_size": batch_size}
+    return [f"--data.{name}={size}" for name, size in sizes.items()]
 
 
-class TutorialPictures(Dataset):
-    """What torchvision's CIFAR10 does for each picture: array -> PIL -> ToTensor -> Normalize."""
+# --- small networks ---------------------------------------------------------------------------------------------------
+
+
+class TutorialCIFAR10(CIFAR10):
+    """torchvision's CIFAR10 on generated images: array -> PIL -> ToTensor -> Normalize."""
 
     def __init__(self, images: np.ndarray, labels: list[int]) -> None:
-        self.images, self.labels = images, labels
+        self.data, self.targets, self.target_transform = images, labels, None
         half = (0.5, 0.5, 0.5)
         self.transform = transforms.Compose([transforms.ToTensor(), transforms.Normalize(half, half)])
 
-    def __len__(self) -> int:
-        return len(self.labels)
 
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        return self.transform(Image.fromarray(self.images[index])), self.labels[index]
+cached_draw = cache(draw)
 
 
-def lenet(batch: int, pictures: int, workers: int | None) -> Callable[[], Sample]:
-    """Our epoch against the floor (``workers`` None: data in memory as floats) or the tutorial's loader."""
-    images, labels = draw(pictures, 0, 3)
-
-    def pair() -> Sample:
-        net = LeNet()
-        sgd = torch.optim.SGD(net.parameters(), lr=0.001, momentum=0.9)
-        if workers is None:
-            x = normalize(images, (0.5,) * 3, (0.5,) * 3)
-            order = torch.randperm(pictures)
-            batches: Any = ((x[part], labels[part]) for part in order.split(batch))
-        else:
-            data = TutorialPictures(images.permute(0, 2, 3, 1).contiguous().numpy(), labels.tolist())
-            batches = DataLoader(data, batch_size=batch, shuffle=True, num_workers=workers)
-        theirs = hand_loop(net, batches, F.cross_entropy, sgd)
-        sizes = ["--data.train_size", str(pictures), "--data.val_size", "10", "--data.batch_size", str(batch)]
-        return {
-            "ours": ours(["--data", "ShapesDataModule", *sizes, "--max_epochs", "1", "--limit_val_batches", "0"]),
-            "theirs": theirs,
-        }
-
-    return pair
+def lenet(batch_size: int, images: int, tutorial: bool = False) -> Pair:
+    """Compare an epoch with a loop over float images in memory, or with the tutorial's loader with two workers."""
+    pixels, labels = cached_draw(images, 0, 3)
+    net = LeNet()
+    sgd = torch.optim.SGD(net.parameters(), lr=0.001, momentum=0.9)
+    batches: Iterable[Any]
+    if tutorial:
+        data = TutorialCIFAR10(pixels.permute(0, 2, 3, 1).contiguous().numpy(), labels.tolist())
+        batches = DataLoader(data, batch_size=batch_size, shuffle=True, num_workers=2)
+    else:
+        x = normalize(pixels, (0.5,) * 3, (0.5,) * 3)
+        batches = ((x[rows], labels[rows]) for rows in torch.randperm(images).split(batch_size))
+    theirs = time_hand_loop(net, batches, F.cross_entropy, sgd)
+    return time_fit("--data=ShapesDataModule", *shapes_flags(images, batch_size), *TRAIN_ONLY), theirs
 
 
-# --- the networks on one fixed batch ----------------------------------------------------------------------------------
+def fixed_batch(model: str, net: nn.Module, momentum: float, steps: int) -> Pair:
+    """Compare steps on one random batch."""
+    sgd = torch.optim.SGD(net.parameters(), lr=1e-4, momentum=momentum)
+    x, y = torch.randn(64, 1000), torch.randn(64, 10)
 
+    def squared_error(output: Tensor, target: Tensor) -> Tensor:
+        return F.mse_loss(output, target, reduction="sum")
 
-def fixed_batch(model: str, steps: int) -> Callable[[], Sample]:
-    def pair() -> Sample:
-        net: nn.Module = mlp() if model == "LitMLP" else DynamicNet()
-        sgd = torch.optim.SGD(net.parameters(), lr=1e-4, momentum=0.0 if model == "LitMLP" else 0.9)
-        x, y = torch.randn(64, 1000), torch.randn(64, 10)
-
-        def summed(output: Tensor, target: Tensor) -> Tensor:
-            return F.mse_loss(output, target, reduction="sum")
-
-        theirs = hand_loop(net, ((x, y) for _ in range(steps)), summed, sgd)
-        mine = ours(["--model", model, "--data.steps", str(steps), "--max_epochs", "1", "--limit_val_batches", "0"])
-        return {"ours": mine, "theirs": theirs}
-
-    return pair
+    theirs = time_hand_loop(net, ((x, y) for _ in range(steps)), squared_error, sgd)
+    return time_fit("--model", model, "--data.steps", str(steps), *TRAIN_ONLY), theirs
 
 
 # --- photos -----------------------------------------------------------------------------------------------------------
 
 
 def make_photos(root: Path, count: int) -> Path:
-    """JPEGs of 500 x 375 in two classes, 60 % train and 40 % val, of about a photo's file size."""
+    """Write JPEGs of 500 x 375 in two classes, 60 % train and 40 % val, with the file size of real photos."""
     generator = np.random.default_rng(0)
     for index in range(count):
         split = "train" if index < 0.6 * count else "val"
@@ -157,215 +145,182 @@ def photo_files(root: Path) -> list[Path]:
     return [root / path for path in find_photos(root).paths]
 
 
-def frozen(root: Path, tutorial: bool) -> Callable[[], Sample]:
-    """25 frozen epochs against one pass over the photos, or against the tutorial's 25 epochs (25 x one timed)."""
-    files = photo_files(root)
-
-    def one_pass() -> float:
-        net = models.resnet18().eval()
-        transform = eval_transform(IMAGENET)
-        started = time.perf_counter()
-        with torch.no_grad():
-            for first in range(0, len(files), 32):
-                batch = [transform(read_pixels(file)) for file in files[first : first + 32]]
-                net(normalize(torch.stack(batch), IMAGENET.mean, IMAGENET.std))
-        return time.perf_counter() - started
-
-    def tutorial_epoch() -> float:
-        normalise = [transforms.ToTensor(), transforms.Normalize(IMAGENET.mean, IMAGENET.std)]
-        train = transforms.Compose([transforms.RandomResizedCrop(224), transforms.RandomHorizontalFlip(), *normalise])
-        val = transforms.Compose([transforms.Resize(256), transforms.CenterCrop(224), *normalise])
-        net = models.resnet18().requires_grad_(False)
-        net.fc = nn.Linear(512, 2)
-        sgd = torch.optim.SGD(net.fc.parameters(), lr=0.001, momentum=0.9)
-        from torchvision.datasets import ImageFolder
-
-        sets = {
-            split: ImageFolder(str(root / split), transform) for split, transform in (("train", train), ("val", val))
-        }
-        started = time.perf_counter()
-        for split, data in sets.items():
-            net.train(split == "train")
-            for x, y in DataLoader(data, batch_size=4, shuffle=True, num_workers=4):
-                with torch.set_grad_enabled(split == "train"):
-                    loss = F.cross_entropy(net(x), y)
-                if split == "train":
-                    sgd.zero_grad()
-                    loss.backward()
-                    sgd.step()
-        return time.perf_counter() - started
-
-    def pair() -> Sample:
-        theirs = 25 * tutorial_epoch() if tutorial else one_pass()
-        mine = ours(["--data", str(root), "--model.weights", "none", "--max_epochs", "25"], from_fit=True)
-        return {"ours": mine, "theirs": theirs}
-
-    return pair
+def read_eval(files: list[Path]) -> Tensor:
+    transform = eval_transform(IMAGENET)
+    return normalize(torch.stack([transform(read_pixels(file)) for file in files]), IMAGENET.mean, IMAGENET.std)
 
 
-def decoding(root: Path) -> Callable[[], Sample]:
-    """CPU seconds of decode + train transform to normalised batches of 4, ours against the tutorial's PIL pipeline."""
+def one_pass(root: Path) -> float:
+    """Return the seconds that the features of all photos take once."""
+    net, files = models.resnet18().eval(), photo_files(root)
+    started = time.perf_counter()
+    with torch.no_grad():
+        for first in range(0, len(files), 32):
+            net(read_eval(files[first : first + 32]))
+    return time.perf_counter() - started
+
+
+def tutorial_epoch(root: Path) -> float:
+    """Return the seconds of one training and validation epoch of the tutorial, with a frozen backbone."""
+    net = models.resnet18().requires_grad_(False)
+    net.fc = nn.Linear(512, 2)
+    sgd = torch.optim.SGD(net.fc.parameters(), lr=0.001, momentum=0.9)
+    train, val = (
+        DataLoader(ImageFolder(str(root / split), transform), batch_size=4, shuffle=True, num_workers=4)
+        for split, transform in (("train", TUTORIAL_TRAIN), ("val", TUTORIAL_VAL))
+    )
+    started = time.perf_counter()
+    time_hand_loop(net.train(), train, F.cross_entropy, sgd)
+    net.eval()
+    with torch.no_grad():
+        for x, y in val:
+            F.cross_entropy(net(x), y)
+    return time.perf_counter() - started
+
+
+def frozen(root: Path, tutorial: bool = False) -> Pair:
+    """Compare 25 frozen epochs with one pass over the photos, or with 25 times one epoch of the tutorial."""
+    theirs = 25 * tutorial_epoch(root) if tutorial else one_pass(root)
+    return time_fit("--data", str(root), "--model.weights=none", "--max_epochs=25", start_up=True), theirs
+
+
+def decoding(root: Path) -> Pair:
+    """Compare the CPU time that decoding, the train transform and normalization take, in batches of 4."""
     files = photo_files(root)[:192]
     batches = [files[first : first + 4] for first in range(0, len(files), 4)]
-    normalise = [transforms.ToTensor(), transforms.Normalize(IMAGENET.mean, IMAGENET.std)]
-    tutorial = transforms.Compose([transforms.RandomResizedCrop(224), transforms.RandomHorizontalFlip(), *normalise])
-    mine = train_transform(IMAGENET)
-
-    def pair() -> Sample:
-        threads = torch.get_num_threads()
-        torch.set_num_threads(1)
-        started = time.process_time()
-        for batch in batches:
-            torch.stack([tutorial(Image.open(file).convert("RGB")) for file in batch])
-        between = time.process_time()
-        for batch in batches:
-            pictures = torch.stack([mine(read_pixels(file)).permute(1, 2, 0) for file in batch]).permute(0, 3, 1, 2)
-            normalize(pictures, IMAGENET.mean, IMAGENET.std)
-        ended = time.process_time()
-        torch.set_num_threads(threads)
-        return {"ours": ended - between, "theirs": between - started}
-
-    return pair
+    transform = train_transform(IMAGENET)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    started = time.process_time()
+    for batch in batches:
+        torch.stack([TUTORIAL_TRAIN(Image.open(file).convert("RGB")) for file in batch])
+    between = time.process_time()
+    for batch in batches:
+        images = torch.stack([transform(read_pixels(file)).permute(1, 2, 0) for file in batch]).permute(0, 3, 1, 2)
+        normalize(images, IMAGENET.mean, IMAGENET.std)
+    ended = time.process_time()
+    torch.set_num_threads(threads)
+    return ended - between, between - started
 
 
-def fine_tuning(root: Path) -> Callable[[], Sample]:
-    """An epoch of fine-tuning from files against the same steps on batches that are already in memory."""
-    files = photo_files(root)
-    train = [file for file in files if "train" in file.relative_to(root).parts]
-
-    def pair() -> Sample:
-        transform = eval_transform(IMAGENET)
-        x = normalize(torch.stack([transform(read_pixels(file)) for file in train]), IMAGENET.mean, IMAGENET.std)
-        data = TensorDataset(x, torch.zeros(len(x), dtype=torch.long))
-        net = models.resnet18(num_classes=2)
-        sgd = torch.optim.SGD(net.parameters(), lr=0.001, momentum=0.9)
-        theirs = hand_loop(net, DataLoader(data, batch_size=4), F.cross_entropy, sgd)
-        tune = ["--model.weights", "none", "--model.freeze", "false", "--max_epochs", "1", "--limit_val_batches", "0"]
-        return {"ours": ours(["--data", str(root), *tune]), "theirs": theirs}
-
-    return pair
+def fine_tuning(root: Path) -> Pair:
+    """Compare an epoch of fine-tuning from files with the same steps on batches in memory."""
+    x = read_eval([file for file in photo_files(root) if "train" in file.relative_to(root).parts])
+    data = TensorDataset(x, torch.zeros(len(x), dtype=torch.long))
+    net = models.resnet18(num_classes=2)
+    sgd = torch.optim.SGD(net.parameters(), lr=0.001, momentum=0.9)
+    theirs = time_hand_loop(net, DataLoader(data, batch_size=4), F.cross_entropy, sgd)
+    ours = time_fit("--data", str(root), "--model.weights=none", "--model.freeze=false", *TRAIN_ONLY)
+    return ours, theirs
 
 
-# --- processes --------------------------------------------------------------------------------------------------------
+# --- processes and files ----------------------------------------------------------------------------------------------
 
 
-def script(name: str, *arguments: str, threads: int | None = None) -> tuple[float, str]:
-    """Wall seconds and output of one of our scripts, as a process of its own."""
+def time_process(*arguments: str, threads: int | None = None, check: bool = True) -> float:
+    """Return the wall seconds of ``python`` with these arguments."""
     environment = {**os.environ, **({"OMP_NUM_THREADS": str(threads)} if threads else {})}
-    command = [sys.executable, str(Path(__file__).parent / name), *arguments]
     started = time.perf_counter()
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
-    return time.perf_counter() - started, done.stdout + done.stderr
+    subprocess.run([sys.executable, *arguments], capture_output=True, env=environment, check=check)
+    return time.perf_counter() - started
 
 
-def two_processes(pictures: int) -> Callable[[], Sample]:
-    """Seconds a picture with two processes of one thread, against one process with two threads (LeNet, 128 each)."""
+def start_up(flag: str, code: str) -> Pair:
+    """Compare ``fit.py`` and a flag that ends it with a Python that runs ``code``."""
+    theirs = time_process("-c", code)
+    return time_process(FIT, flag, check=False), theirs
 
-    def rate(devices: int) -> float:
+
+def two_processes(images: int) -> Pair:
+    """Compare seconds per image: two processes with one thread, one process with two threads (LeNet, batch 128)."""
+
+    def seconds_per_image(*flags: str, threads: int) -> float:
         with tempfile.TemporaryDirectory() as root:
-            sizes = ["--data.train_size", str(pictures), "--data.val_size", "10", "--data.batch_size", "128"]
-            where = ["--accelerator", "cpu", "--devices", str(devices), "--default_root_dir", root]
-            strategy = ["--strategy", "ddp"] if devices > 1 else []
-            flags = [*sizes, *where, *strategy, "--max_epochs", "3", "--limit_val_batches", "0"]
-            script("fit.py", *flags, threads=2 // devices)
+            flags = (*shapes_flags(images, 128), *flags, "--max_epochs=3", "--limit_val_batches=0", "--accelerator=cpu")
+            time_process(FIT, *flags, "--default_root_dir", root, threads=threads)
             rows = read_csv(Path(root) / LOGS / "version_0" / METRICS)
-        speeds = [float(row["samples_per_second"]) for row in rows if row["samples_per_second"]][1:]
-        return 1 / statistics.median(speeds)  # after the first epoch, which warms up
+        speeds = [float(row["samples_per_second"]) for row in rows if row["samples_per_second"]]
+        return 1 / statistics.median(speeds[1:])  # the first epoch warms up
 
-    def pair() -> Sample:
-        return {"theirs": rate(1), "ours": rate(2)}
-
-    return pair
+    theirs = seconds_per_image("--devices", "1", threads=2)
+    return seconds_per_image("--strategy", "ddp", "--devices", "2", threads=1), theirs
 
 
-def listing(count: int) -> Callable[[], Sample]:
-    """Seconds to list a folder of ``count`` empty files, against ``os.walk`` with its Python strings."""
+@cache
+def folder_of_empty_files(count: int) -> tempfile.TemporaryDirectory:
+    """Return a folder with 10,000 files in each subfolder; the cache keeps it until the program ends."""
     folder = tempfile.TemporaryDirectory()
     for index in range(count):
         if index % 10_000 == 0:
-            part = Path(folder.name) / ("ants", "bees")[index // 10_000 % 2] / str(index)
-            part.mkdir(parents=True)
-        (part / f"{index}.jpg").touch()
-
-    def pair(folder: tempfile.TemporaryDirectory = folder) -> Sample:  # kept alive as long as the pair
-        started = time.perf_counter()
-        [os.path.join(at, name) for at, _, names in os.walk(folder.name) for name in names]  # noqa: PTH118
-        between = time.perf_counter()
-        find_photos(folder.name)
-        return {"ours": time.perf_counter() - between, "theirs": between - started}
-
-    return pair
+            subfolder = Path(folder.name) / ("ants", "bees")[index // 10_000 % 2] / str(index)
+            subfolder.mkdir(parents=True)
+        (subfolder / f"{index}.jpg").touch()
+    return folder
 
 
-def start_up(name: str, *arguments: str, against: str) -> Callable[[], Sample]:
-    """Wall seconds of a whole command against a Python that does ``against``."""
+def listing(count: int) -> Pair:
+    """Compare listing a folder of ``count`` files with ``os.walk`` and Python strings."""
+    folder = folder_of_empty_files(count).name
+    started = time.perf_counter()
+    [os.path.join(at, name) for at, _, names in os.walk(folder) for name in names]  # noqa: PTH118
+    between = time.perf_counter()
+    find_photos(folder)
+    return time.perf_counter() - between, between - started
 
-    def pair() -> Sample:
-        started = time.perf_counter()
-        subprocess.run([sys.executable, "-c", against], check=True)
-        return {"theirs": time.perf_counter() - started, "ours": script(name, *arguments)[0]}
 
-    return pair
-
-
-def memory(pictures: int) -> Callable[[], Sample]:
-    """Peak MB that a LeNet run adds to what the imports take, against the size of its data."""
+def memory(images: int) -> Pair:
+    """Compare the peak MB that a LeNet run adds to its imports with the MB of its data."""
     code = (
         "import pathlib, re, sys, tempfile; from lit_training.cli.parser import FitCLI; import torch._dynamo;"
-        # Not resource.getrusage, whose peak a process takes over from the one that started it.
+        # Not resource.getrusage: its peak starts at the peak of the parent process.
         "status = pathlib.Path('/proc/self/status');"
         "peak = lambda: int(re.search(r'VmHWM:\\s+(\\d+)', status.read_text())[1]) / 1024;"
         "before = peak(); root = tempfile.mkdtemp();"
         "cli = FitCLI([*sys.argv[1:], '--default_root_dir', root]);"
         "cli.trainer.fit(cli.model, cli.datamodule); print('added', peak() - before)"
     )
-    sizes = ["--data.train_size", str(pictures), "--data.val_size", "1000", "--data.batch_size", "128"]
-
-    def pair() -> Sample:
-        command = [sys.executable, "-c", code, *sizes, "--max_epochs", "1", "--accelerator", "cpu"]
-        output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-        added = float(output.rsplit("added", 1)[1])
-        return {"ours": added, "theirs": pictures * 3 * 32 * 32 / 2**20}
-
-    return pair
+    command = [sys.executable, "-c", code, *shapes_flags(images, 128, 1000), "--max_epochs=1", "--accelerator=cpu"]
+    output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    return float(output.rsplit("added", 1)[1]), images * 3 * 32 * 32 / 2**20
 
 
 # --- the table --------------------------------------------------------------------------------------------------------
 
 
-def rows(photos: Path, small: bool) -> dict[str, tuple[str, Callable[[], Callable[[], Sample]]]]:
-    """Name -> (what is compared with what, and the target; a factory of the pair)."""
-    pictures, steps, many = (512, 20, 1000) if small else (50_000, 3000, 1_000_000)
+def rows(photos: Path, small: bool) -> dict[str, tuple[str, Callable[[], Pair]]]:
+    """Return name -> (title with the target, function that measures one pair)."""
+    images, steps, many = (512, 20, 1000) if small else (50_000, 3000, 1_000_000)
     imports = "import torch, lightning"
     return {
-        "lenet128": ("LeNet batch 128 / floor, <= 1.15", lambda: lenet(128, pictures, None)),
-        "lenet128-tutorial": ("LeNet batch 128 / tutorial's loader, <= 0.286", lambda: lenet(128, pictures, 2)),
-        "lenet4": ("LeNet batch 4 / floor, <= 1.45", lambda: lenet(4, pictures, None)),
-        "memory": ("peak MB added / data's MB, <= 1.1 + 150 MB", lambda: memory(pictures)),
-        "mlp": ("MLP step / hand loop, <= 2.0", lambda: fixed_batch("LitMLP", steps)),
-        "dynamic": ("dynamic net step / hand loop, <= 2.0", lambda: fixed_batch("LitDynamic", steps)),
-        "frozen": ("25 frozen epochs / one pass, <= 1.6", lambda: frozen(photos, tutorial=False)),
-        "frozen-tutorial": ("25 frozen epochs / tutorial's, <= 0.067", lambda: frozen(photos, tutorial=True)),
+        "lenet128": ("LeNet batch 128 / floor, <= 1.15", lambda: lenet(128, images)),
+        "lenet128-tutorial": ("LeNet batch 128 / tutorial's loader, <= 0.286", lambda: lenet(128, images, True)),
+        "lenet4": ("LeNet batch 4 / floor, <= 1.45", lambda: lenet(4, images)),
+        "memory": ("peak MB added / data's MB, <= 1.1 + 150 MB", lambda: memory(images)),
+        "mlp": ("MLP step / hand loop, <= 2.0", lambda: fixed_batch("LitMLP", mlp(), 0.0, steps)),
+        "dynamic": (
+            "dynamic net step / hand loop, <= 2.0",
+            lambda: fixed_batch("LitDynamic", DynamicNet(), 0.9, steps),
+        ),
+        "frozen": ("25 frozen epochs / one pass, <= 1.6", lambda: frozen(photos)),
+        "frozen-tutorial": ("25 frozen epochs / tutorial's, <= 0.067", lambda: frozen(photos, True)),
         "decode": ("decode + train transform / PIL, <= 0.667", lambda: decoding(photos)),
         "finetune": ("fine-tuning from files / from memory", lambda: fine_tuning(photos)),
-        "ddp": ("s/picture 2 processes / 1 with 2 threads, <= 1.053", lambda: two_processes(pictures)),
+        "ddp": ("s/image 2 processes / 1 with 2 threads, <= 1.053", lambda: two_processes(images)),
         "listing": (f"listing {many:,} files / os.walk; <= 15 s", lambda: listing(many)),
-        "help": ("fit.py --help / python -c pass, <= 1 s", lambda: start_up("fit.py", "--help", against="pass")),
-        "help-all": ("fit.py --help_all / imports, <= 1.2", lambda: start_up("fit.py", "--help_all", against=imports)),
-        "error": ("an error message / imports, <= 1.2", lambda: start_up("fit.py", "--bad", against=imports)),
+        "help": ("fit.py --help / python -c pass, <= 1 s", lambda: start_up("--help", "pass")),
+        "help-all": ("fit.py --help_all / imports, <= 1.2", lambda: start_up("--help_all", imports)),
+        "error": ("an error message / imports, <= 1.2", lambda: start_up("--bad", imports)),
     }
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser("benchmark.py", description=__doc__)
-    parser.add_argument("rows", nargs="*", help="names of rows; all when none is given")
-    parser.add_argument("--pairs", type=int, default=7, help="pairs per row (default 7)")
-    parser.add_argument("--photos", type=Path, help="a folder with train/ and val/; generated when not given")
-    parser.add_argument("--small", action="store_true", help="tiny sizes, to see that it runs: the figures say nothing")
-    parser.add_argument("--json", action="store_true", help="one JSON document instead of the table")
+    parser = Parser("benchmark.py", DESCRIPTION)
+    parser.add_argument("rows", nargs="*", metavar="ROW", help="names of rows (default: all)")
+    parser.add_argument("--pairs", type=at_least(1), default=7, metavar="N", help="pairs per row (default: 7)")
+    parser.add_argument("--photos", type=Path, metavar="DIR", help="folder with train/ and val/ (default: generated)")
+    parser.add_argument("--small", action="store_true", help="tiny sizes to test the script; the numbers mean nothing")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     arguments = parser.parse_args()
-    if arguments.pairs < 1:
-        parser.error("--pairs starts at 1: --pairs 7")
     if arguments.photos is not None and not (arguments.photos / "train").is_dir():
         parser.error(f"--photos {arguments.photos} has no train/: give a folder with train/ and val/")
     with tempfile.TemporaryDirectory() as folder:
@@ -379,11 +334,10 @@ def main() -> None:
             print(f"{machine}; {time.strftime('%Y-%m-%d')}; n = {arguments.pairs} pairs")
             print(f"{'ours / theirs':<52} {'median':>8} {'min':>8} {'max':>8}   {'ours':>9} {'theirs':>9}")
         for name in arguments.rows or table:
-            title, factory = table[name]
-            pair = factory()
-            samples = [pair() for _ in range(arguments.pairs + 1)][1:]  # the first pair warms up
-            ratios = [sample["ours"] / sample["theirs"] for sample in samples]
-            middle = {key: statistics.median(sample[key] for sample in samples) for key in ("ours", "theirs")}
+            title, measure = table[name]
+            pairs = [measure() for _ in range(arguments.pairs + 1)][1:]  # the first pair warms up
+            ratios = [ours / theirs for ours, theirs in pairs]
+            middle = dict(zip(("ours", "theirs"), map(statistics.median, zip(*pairs, strict=True)), strict=True))
             results[name] = {"title": title, "ratios": ratios, **middle}
             if not arguments.json:
                 spread = f"{statistics.median(ratios):8.3f} {min(ratios):8.3f} {max(ratios):8.3f}"

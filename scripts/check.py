@@ -1,4 +1,4 @@
-"""Look for what is wrong with a folder of photos: ``python scripts/check.py DIR``."""
+"""Check a folder of photos: ``python scripts/check.py DIR``."""
 
 import json
 import sys
@@ -6,22 +6,21 @@ import sys
 from lit_training.cli.arguments import Parser, at_least
 
 DESCRIPTION = (
-    "Find what is wrong with a folder of photos before a network learns from it. Exit code 0: nothing found, 1: "
-    "findings, 2: the folder cannot be read."
+    "Check a folder of photos before training: broken files, copies, wrong labels. Exit code 0: nothing found, 1: "
+    "problems found, 2: the folder cannot be read."
 )
-NAMED = 3  # examples in the table
+EXAMPLES = 3
+"""Items of a finding that the table shows."""
 
 
 def main(arguments: list[str] | None = None) -> int:
     parser = Parser("check.py", DESCRIPTION)
-    parser.add_argument("dir", metavar="DIR", help="the folder, as given to fit.py --data")
-    parser.add_argument("--json", action="store_true", help="write JSON with every file's name instead of a table")
-    parser.add_argument(
-        "--workers", type=at_least(0), metavar="N", help="processes that open files (default: one a core)"
-    )
+    parser.add_argument("dir", metavar="DIR", help="folder of photos, as for fit.py --data")
+    parser.add_argument("--json", action="store_true", help="print JSON with all file names instead of a table")
+    parser.add_argument("--workers", type=at_least(0), metavar="N", help="reader processes (default: one per core)")
     chosen = parser.parse_args(arguments)
 
-    from datamodules.photos.check import ADVICE, findings, to_document  # here: a wrong flag need not wait for numpy
+    from datamodules.photos.check import ADVICE, findings, to_document  # here, so that --help needs no numpy
     from datamodules.photos.find import find_photos
     from datamodules.text import plural, printable
     from lit_training.errors import one_line_errors
@@ -33,13 +32,13 @@ def main(arguments: list[str] | None = None) -> int:
         if chosen.json:
             print(json.dumps(to_document(used, found), indent=1))
             return bool(found)
-        what = f"{plural(len(used.paths), 'picture')} in {plural(len(used.class_names), 'class', 'classes')}"
-        print(what if found else f"{what}: nothing found")
+        summary = f"{plural(len(used.paths), 'picture')} in {plural(len(used.class_names), 'class', 'classes')}"
+        print(summary if found else f"{summary}: nothing found")
         body: list[list[str | list[str]]] = []
         for finding in found:
-            first = [printable(" = ".join(item)) for item in finding.items[:NAMED]]
-            first += ["..."] * (len(finding.items) > NAMED)
-            body.append([finding.kind, f"{len(finding.items):,}", first, ADVICE[finding.kind]])
+            examples = [printable(" = ".join(item)) for item in finding.items[:EXAMPLES]]
+            examples += ["..."] * (len(finding.items) > EXAMPLES)
+            body.append([finding.kind, f"{len(finding.items):,}", examples, ADVICE[finding.kind]])
         if body:
             print_table(["finding", "count", "first ones", "what to do"], body)
     return bool(found)

@@ -3,20 +3,20 @@
 from lit_training.cli.arguments import Parser
 
 DESCRIPTION = (
-    "What differs between runs, in settings and in results, and for two runs that evaluate.py has judged on the same "
-    "samples whether the difference is more than chance. Draws their curves over one another."
+    "Compare the settings and the results of runs, and plot their curves in one figure. For two runs that evaluate.py "
+    "has tested on the same samples, test whether the difference in accuracy is significant."
 )
 
 
 def main(arguments: list[str] | None = None) -> None:
     parser = Parser("compare.py", DESCRIPTION)
-    parser.add_argument("runs", metavar="RUN", nargs="+", help="two or more: a run's folder, a .ckpt file, or latest")
-    parser.add_argument("--png", metavar="FILE", help="where the curves go (default: comparison.png beside the runs)")
+    parser.add_argument("runs", metavar="RUN", nargs="+", help="folder of a run, .ckpt file, or latest; at least two")
+    parser.add_argument("--png", metavar="FILE", help="file for the curves (default: comparison.png beside the runs)")
     chosen = parser.parse_args(arguments)
     if len(chosen.runs) < 2:
-        parser.error("one run alone cannot be compared: name two or more")
+        parser.error("compare needs at least two runs: compare.py RUN RUN")
 
-    from lit_training.errors import one_line_errors  # here: a wrong flag need not wait for torch
+    from lit_training.errors import one_line_errors  # here, so that --help needs no torch
     from lit_training.trained.compare import compare
 
     with one_line_errors("compare.py"):

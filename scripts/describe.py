@@ -1,20 +1,22 @@
-"""Look at a network: ``python scripts/describe.py LitCNN``, or a trained one: ``... latest``."""
+"""Describe a network: ``python scripts/describe.py LitCNN``, or a trained one: ``... latest``."""
 
 from lit_training.cli.arguments import Parser
 
 DESCRIPTION = (
-    "What a network is: its layers with their output shapes, parameters and sizes; FLOPs; the autograd nodes from the "
-    "loss back to the leaves; the gradient of the first bias. Arguments of the class follow as in fit.py: "
+    "Describe a network: layers with output shapes, parameters and sizes; FLOPs; the autograd graph from the loss to "
+    "the parameters; the gradient of the first bias. After the name of a class, its arguments may follow as in fit.py: "
     "--model.loss squared_error."
 )
 
 
 def main(arguments: list[str] | None = None) -> None:
     parser = Parser("describe.py", DESCRIPTION)
-    parser.add_argument("model", metavar="MODEL", help="LitCNN, LitMLP, LitDynamic, LitTransfer, a run, or a .ckpt")
+    parser.add_argument(
+        "model", metavar="MODEL", help="LitCNN, LitMLP, LitDynamic, LitTransfer, a run, .ckpt or latest"
+    )
     chosen, rest = parser.parse_known_args(arguments)
 
-    import warnings  # here: --help need not wait for torch
+    import warnings  # here, so that --help needs no torch
     from pathlib import Path
 
     from lit_models import LitBase
@@ -32,12 +34,12 @@ def main(arguments: list[str] | None = None) -> None:
             builder.add_subclass_arguments(LitBase, "model")
             settings = builder.parse_args([f"--model={chosen.model}", *rest]).model
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # advice to who trains
+                warnings.simplefilter("ignore")  # advice about training
                 model = MODELS[chosen.model](**settings.init_args)
         elif (near := nearest(chosen.model, MODELS)) and not (path.is_file() or any(path.rglob("*.ckpt"))):
             raise UsageError(f"there is no model {chosen.model}: did you mean {near}?")
         elif rest:
-            raise UsageError(f"{rest[0]}: a trained network is what it is; arguments go with a class name")
+            raise UsageError(f"{rest[0]}: a trained network takes no arguments; leave {rest[0]} out, or name a class")
         else:
             model = load(chosen.model).model()
         print(describe(model))

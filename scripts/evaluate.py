@@ -1,4 +1,4 @@
-"""Judge a trained network: ``python scripts/evaluate.py latest``."""
+"""Test a trained network: ``python scripts/evaluate.py latest``."""
 
 import os
 
@@ -6,21 +6,21 @@ from lit_training.cli.arguments import Parser
 from lit_training.runs.layout import EXPLAINED
 
 DESCRIPTION = (
-    "How good a trained network is: on the test data of what it was trained on, else on its validation data. Prints "
-    "the figures; predictions, confusion matrix and worst mistakes go into the run's folder evaluation/."
+    "Test a trained network on its test data, or on its validation data if there is no test data. Print the "
+    "results; write predictions, confusion matrix and worst mistakes to evaluation/ in the folder of the run."
 )
 
 
 def main(arguments: list[str] | None = None) -> None:
     parser = Parser("evaluate.py", DESCRIPTION)
-    parser.add_argument("run", metavar="RUN", help="a run's folder, a .ckpt file, or latest")
-    parser.add_argument("--data", metavar="DIR", help="photos to judge by instead, a folder a class")
-    parser.add_argument("--accelerator", choices=("auto", "cpu", "gpu", "mps"), default="auto", help="default auto")
-    parser.add_argument("--devices", default="1", metavar="N", help="how many; the result is the same (default 1)")
-    parser.add_argument("--explain", action="store_true", help="draw where the network looked in the worst mistakes")
+    parser.add_argument("run", metavar="RUN", help="folder of a run, .ckpt file, or latest")
+    parser.add_argument("--data", metavar="DIR", help="test on these photos: a subfolder for each class")
+    parser.add_accelerator()
+    parser.add_argument("--devices", default="1", metavar="N", help="number of devices (default: 1)")
+    parser.add_argument("--explain", action="store_true", help="draw heat maps of the worst mistakes")
     chosen = parser.parse_args(arguments)
 
-    from lit_training import load  # here: a wrong flag need not wait for torch
+    from lit_training import load  # here, so that --help needs no torch
     from lit_training.cli.limits import check_devices
     from lit_training.cli.parser import silence_libraries
     from lit_training.errors import is_rank_zero, one_line_errors
@@ -42,9 +42,9 @@ def main(arguments: list[str] | None = None) -> None:
         if chosen.explain:
             file = found.folder / EXPLAINED
             if explain_mistakes(saved.model(), found, file):
-                print(f"drawn       {os.path.relpath(file)}: the worst, with heat maps")
+                print(f"drawn       {os.path.relpath(file)}: the worst mistakes, with heat maps")
             else:
-                print("drawn       nothing: there are no mistakes to explain")
+                print("drawn       nothing: there are no mistakes")
 
 
 if __name__ == "__main__":

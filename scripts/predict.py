@@ -1,31 +1,32 @@
-"""Ask a trained network: ``python scripts/predict.py latest photo.jpg folder/``."""
+"""Predict with a trained network: ``python scripts/predict.py latest photo.jpg folder/``."""
 
 import sys
 
 from lit_training.cli.arguments import Parser, at_least
 
 DESCRIPTION = (
-    "What a trained network says about pictures, or about rows of numbers for regression networks. Exit code 0: all "
-    "were read, 1: some could not be, which their rows say, 2: none could be, or something else is wrong."
+    "Predict images with a trained network, or rows of numbers with a regression network. Exit code 0: all inputs were "
+    "read, 1: some were not read, and their rows say why, 2: none was read, or another error."
 )
 
 
 def main(arguments: list[str] | None = None) -> int:
     parser = Parser("predict.py", DESCRIPTION)
-    parser.add_argument("run", metavar="RUN", help="a run's folder, a .ckpt file, or latest")
+    parser.add_argument("run", metavar="RUN", help="folder of a run, .ckpt file, or latest")
+    inputs = "image, folder, or 'glob'; .csv or .npy file with rows"
+    parser.add_argument("inputs", metavar="INPUT", nargs="+", help=inputs)
     parser.add_argument(
-        "inputs", metavar="INPUT", nargs="+", help="pictures, folders of them, 'globs'; for rows .csv or .npy files"
+        "--top_k", type=at_least(1), default=3, metavar="N", help="number of classes in the table (default: 3)"
     )
-    parser.add_argument("--top_k", type=at_least(1), default=3, metavar="N", help="classes to name (default 3)")
-    parser.add_argument("--output", metavar="FILE", help="write .csv or .json as well")
-    parser.add_argument("--batch_size", type=at_least(1), default=32, metavar="N", help="inputs a step (default 32)")
-    parser.add_argument("--accelerator", choices=("auto", "cpu", "gpu", "mps"), default="auto", help="default auto")
-    parser.add_argument("--explain", action="store_true", help="draw where the network looked, into explanations/")
+    parser.add_argument("--output", metavar="FILE", help="write the predictions to a .csv or .json file too")
+    parser.add_argument("--batch_size", type=at_least(1), default=32, metavar="N", help="batch size (default: 32)")
+    parser.add_accelerator()
+    parser.add_argument("--explain", action="store_true", help="draw heat maps into explanations/")
     chosen = parser.parse_intermixed_args(arguments)
 
     from pathlib import Path
 
-    from datamodules.photos.find import PICTURE_SUFFIXES  # here: a wrong flag need not wait for torch
+    from datamodules.photos.find import PICTURE_SUFFIXES  # here, so that --help needs no torch
     from lit_training import load
     from lit_training.errors import fail, one_line_errors
     from lit_training.runs.devices import find_device
@@ -55,10 +56,10 @@ def main(arguments: list[str] | None = None) -> int:
             print(f"\nwritten: {chosen.output}")
         if chosen.explain:
             drawn = explain_predictions(model, predictions, Path("explanations"))
-            print(f"\ndrawn: {drawn} in explanations/, the picture and the heat map of its likeliest class")
+            print(f"\ndrawn: {drawn} in explanations/, each image with the heat map of its most probable class")
         unread = sum(bool(answer.error) for answer in predictions)
         if unread == len(predictions):
-            fail("predict.py", f"nothing could be read of {' '.join(chosen.inputs)}: the table says why")
+            fail("predict.py", f"none of {' '.join(chosen.inputs)} could be read: the table says why")
     return 1 if unread else 0
 
 

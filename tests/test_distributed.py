@@ -318,8 +318,8 @@ def test_missing_photo_in_one_of_two_processes_ends_both(photo_folder: Path) -> 
         said = [line for line in output.splitlines() if "error" in line]
         photo = Path("lost").read_text()
         assert said == [
-            f"fit.py: error: {photo}: unreadable (No such file or directory), though it was whole when the run began: "
-            f"bring it back, then go on with --resume {run}"
+            f"fit.py: error: {photo}: unreadable (No such file or directory), but it was readable when the run "
+            f"started: restore it, then go on with --resume {run}"
         ]
         assert step <= last(run)["global_step"] <= step + 1
         Path("away.jpg").rename(photo)

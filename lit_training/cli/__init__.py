@@ -1,1 +1,1 @@
-"""What was typed becomes objects: flags, parser, limits, defaults; what fit.py prints."""
+"""The command line of fit.py: flags, parser, checks, defaults and output; and errors of all scripts in one line."""

@@ -1,4 +1,4 @@
-"""The command line of the scripts beside fit.py: argparse with errors in one line. Imports nothing heavy."""
+"""An argparse parser with one-line errors for all scripts. It imports nothing that takes long."""
 
 import argparse
 import io
@@ -12,12 +12,16 @@ from lit_training.text import nearest
 
 
 class Parser(argparse.ArgumentParser):
-    """An argparse parser whose flags have to be spelled out; it answers a mistyped flag with the nearest one."""
+    """An argparse parser without abbreviations; its error for an unknown flag suggests the nearest one."""
 
     def __init__(self, prog: str, description: str) -> None:
         super().__init__(prog, description=description, allow_abbrev=False)
-        if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal that lacks a letter shows its number
+        if isinstance(sys.stdout, io.TextIOWrapper):  # for terminals without UTF-8
             sys.stdout.reconfigure(errors="backslashreplace")
+
+    def add_accelerator(self) -> None:
+        names, text = ("auto", "cpu", "gpu", "mps"), "auto (default), cpu, gpu or mps"
+        self.add_argument("--accelerator", choices=names, default="auto", metavar="NAME", help=text)
 
     def error(self, message: str) -> NoReturn:
         unknown = re.match(r"unrecognized arguments: (\S+)", message)
@@ -29,7 +33,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def at_least(least: int) -> Callable[[str], int]:
-    """An argument's type: an integer, not below ``least``."""
+    """Return an argument type: an integer of at least ``least``."""
 
     def integer(text: str) -> int:
         if not text.isdecimal() or int(text) < least:

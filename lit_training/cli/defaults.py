@@ -1,4 +1,4 @@
-"""Loggers, callbacks and plugins that every run of scripts/fit.py has by default."""
+"""The default loggers, callbacks and plugins of scripts/fit.py."""
 
 import inspect
 from datetime import timedelta
@@ -26,37 +26,35 @@ from lit_training.runs.metrics_csv import MetricsCSV
 from lit_training.runs.run import Run
 
 STRATEGIES = {name: dict(StrategyRegistry[name]) for name in StrategyRegistry.available_strategies()}
-"""Lightning's own entries, by name."""
+"""Lightning's own strategies, by name."""
 
 
 def with_defaults(trainer: dict[str, Any], run: Run, config_yaml: str, save_config: Callback) -> dict[str, Any]:
-    """Add this project's loggers, callbacks and plugins to Trainer arguments, where the user has not decided.
+    """Add this project's loggers, callbacks and plugins to the arguments of the Trainer, unless the user chose others.
 
     Args:
         trainer: arguments of the Trainer.
-        run: without its Trainer; its ``start`` is chosen here.
-        config_yaml: the whole configuration as YAML.
-        save_config: the callback that writes it.
+        run: the run without its Trainer; this function sets ``run.start``.
+        config_yaml: the full configuration as YAML.
+        save_config: the callback that writes the configuration.
 
     Raises:
-        UsageError: flags that contradict each other.
+        UsageError: flags contradict each other.
         CheckpointError: see :func:`choose_start`.
     """
     config = dict(trainer)
     _refuse_contradictions(config, run)
     config["plugins"] = [*_as_list(config["plugins"]), FitCheckpointIO()]
-    config["profiler"] = config["profiler"] or NullProfiler()
     if config["num_sanity_val_steps"] is None:
         config["num_sanity_val_steps"] = 0
     if config["barebones"]:
-        config["profiler"] = None
         return config
-    config["enable_model_summary"] = bool(config["enable_model_summary"])  # print_start() says it in a line
+    config["profiler"] = config["profiler"] or NullProfiler()
+    config["enable_model_summary"] = bool(config["enable_model_summary"])  # print_start() prints one line
     if config["logger"] in (None, True) and not config["fast_dev_run"]:
         root = config["default_root_dir"] or "."
-        # Rank 0 decides, and tells the others when they are connected.
-        nowhere = Start(Path(root) / LOGS / "version_0")
-        run.start = start = choose_start(run.resume, root, config_yaml) if is_rank_zero() else nowhere
+        placeholder = Start(Path(root) / LOGS / "version_0")  # rank 0 broadcasts its choice later
+        run.start = start = choose_start(run.resume, root, config_yaml) if is_rank_zero() else placeholder
         folder, name = str(start.run.parent.parent), start.run.parent.name
         board = TensorBoardLogger(
             folder, name=name, version=start.version, default_hp_metric=False, purge_step=start.step
@@ -69,15 +67,13 @@ def with_defaults(trainer: dict[str, Any], run: Run, config_yaml: str, save_conf
     if config["enable_progress_bar"]:
         callbacks += [EpochLines(monitor, mode)]
     callbacks += [FeatureCache()]
-    if config["logger"] not in (None, False):
-        callbacks += [PhotoRecords()]
     if logs:
-        callbacks += [LearningRateMonitor(), save_config]
+        callbacks += [PhotoRecords(), LearningRateMonitor(), save_config]
         callbacks += [Dashboard(monitor, mode)] if run.config["dashboard"] else []
     if config["enable_checkpointing"] is not False and not config["fast_dev_run"]:
         callbacks += [BestCheckpoint(monitor, mode)]
         if run.start is not None:
-            callbacks[:0] = [ResumePoint(run.watch)]  # first: what it saves is what the others have not touched yet
+            callbacks[:0] = [ResumePoint(run.watch)]  # first: it saves the state before other callbacks change it
             callbacks += [Provenance(run.start.run)]
     if (patience := run.config.get("early_stopping")) is not None:
         callbacks += [StopEarly(monitor or "train_loss", mode, int(patience))]
@@ -87,12 +83,10 @@ def with_defaults(trainer: dict[str, Any], run: Run, config_yaml: str, save_conf
 
 
 def register_strategies(skips_layers: bool) -> None:
-    """Register Lightning's strategies by name again, with arguments that suit this project.
-
-    ``--timeout``, not the process group, says how long a process waits for another one.
+    """Replace Lightning's strategies by ones with a long process group timeout, because ``--timeout`` ends a hang.
 
     Args:
-        skips_layers: DDP has to look for layers that a step does not use.
+        skips_layers: True if a step may leave out layers, which DDP must then search for.
     """
     for name, entry in STRATEGIES.items():
         if "timeout" not in inspect.signature(entry["strategy"]).parameters:
@@ -110,7 +104,7 @@ def _refuse_contradictions(config: dict[str, Any], run: Run) -> None:
     if run.resume != "never" and unmet:
         raise UsageError(f"--resume {run.resume} needs the run's folder and its checkpoints: leave --{unmet[0]} out")
     if config["barebones"] and run.config.get("early_stopping") is not None:
-        raise UsageError("--early_stopping asks for what --barebones leaves out: drop one of the two")
+        raise UsageError("--barebones excludes --early_stopping: remove one of the two")
 
 
 def _as_list(value: Any) -> list[Any]:

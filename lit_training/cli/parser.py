@@ -1,4 +1,4 @@
-"""The command line of scripts/fit.py: LightningCLI with short spellings, values from the data, one-line errors."""
+"""The command line of scripts/fit.py: LightningCLI with short flags, values from the data and one-line errors."""
 
 import inspect
 import logging
@@ -21,7 +21,7 @@ from lit_training.cli.flags import expand_flags, with_run_config
 from lit_training.cli.limits import check_trainer, trainer_error
 from lit_training.cli.schedules import FROM_THE_RUN, SCHEDULES, schedule_factory
 from lit_training.cli.usage_errors import parse_error
-from lit_training.errors import CheckpointError, UsageError, fail, is_rank_zero
+from lit_training.errors import UsageError, fail, is_rank_zero
 from lit_training.runs.foreign import promises
 from lit_training.runs.lightning_internals import actions_of
 from lit_training.runs.processes import Watch, bind_to_loopback
@@ -29,32 +29,42 @@ from lit_training.runs.run import Run
 from lit_training.runs.trainer import FitTrainer
 
 FROM_DATA = ("num_classes", "in_channels", "in_features", "out_features")
-"""Constructor arguments of models that the data decides."""
+"""Constructor arguments of models that are taken from the data."""
+
+FLAGS: list[tuple[str, Any, Any, str]] = [
+    ("resume", str, "never", "never; auto: the newest run of the same command; latest, or the folder of a run."),
+    ("early_stopping", PositiveInt | None, None, "Stop after this number of epochs without improvement."),
+    ("timeout", PositiveFloat, 5.0, "Minutes without a step after which a hanging run is ended."),
+    ("quiet", bool, False, "Print only the result."),
+    ("dashboard", bool, True, "Write images, graph and settings to TensorBoard."),
+    ("seeds", PositiveInt, 1, "Train with this number of seeds; print mean and standard deviation."),
+]
+"""Flags of fit.py that are not the Trainer's: name, type, default, help."""
 
 
 class OneLineParser(LightningArgumentParser):
-    """A parser whose errors are one line, with the nearest name where one was mistyped."""
+    """A parser that prints errors in one line, with the nearest name for a mistyped one."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        if not self.exit_on_error:  # the parser of one class's arguments: the one around it knows the whole name
+        if not self.exit_on_error:  # a nested parser: its parent reports the error with the full name
             super().error(message, ex)
         fail(self.prog, parse_error(message, self))
 
 
 class FitCLI(LightningCLI):
-    """Parses, fills in what the data decides, builds model, data and Trainer. ``scripts/fit.py`` does the rest.
+    """Parses a command line, and builds the data, the model and the Trainer; ``scripts/fit.py`` then trains.
 
     Raises:
-        SystemExit: 2 after one line on stderr for what cannot be parsed; 0 where help was asked for.
-        UsageError, DataError, ModelError: for what was parsed and cannot be done.
+        SystemExit: 2 if the command line cannot be parsed, after one line on stderr; 0 after ``--help_all``.
+        UsageError, DataError, ModelError: a value is not possible.
     """
 
     def __init__(self, arguments: list[str] | None = None) -> None:
         self.arguments = sys.argv[1:] if arguments is None else arguments
         silence_libraries()
-        set_parsing_settings(config_read_mode_fsspec_enabled=False)  # configurations are files, never addresses
+        set_parsing_settings(config_read_mode_fsspec_enabled=False)  # configurations are files, not URLs
         if (here := str(Path.cwd())) not in sys.path:
-            sys.path.append(here)  # for --model mine.MyModel; a script's path is its own folder
+            sys.path.append(here)  # for --model mine.MyModel; Python adds only the script's folder
         super().__init__(
             save_config_callback=None,
             parser_class=OneLineParser,
@@ -66,48 +76,15 @@ class FitCLI(LightningCLI):
         )
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        parser.add_argument(
-            "--resume",
-            default="never",
-            help="never; auto: go on with the newest run of this same command, else begin; or a run's folder, latest.",
-        )
-        parser.add_argument(
-            "--early_stopping",
-            type=PositiveInt | None,
-            default=None,
-            help="Stop after so many epochs without improvement.",
-        )
-        parser.add_argument(
-            "--timeout",
-            type=PositiveFloat,
-            default=5.0,
-            help="Minutes without a step after which a training that hangs is ended.",
-        )
-        parser.add_argument("--quiet", type=bool, default=False, help="Print the result alone.")
-        parser.add_argument(
-            "--dashboard", type=bool, default=True, help="Show TensorBoard pictures, graph and settings too."
-        )
-        parser.add_argument(
-            "--seeds", type=PositiveInt, default=1, help="Repeat the run with so many seeds; print mean and deviation."
-        )
-        parser.add_argument("--help_all", action="help", help="Show all of this; --model.help LitCNN shows a class's.")
-        parser.add_subclass_arguments(
-            Optimizer,
-            "optimizer",
-            skip={"params"},
-            required=False,
-            instantiate=False,
-            help="Class and arguments of the optimizer; the parameter groups and the schedule stay the model's.",
-        )
-        parser.add_subclass_arguments(
-            SCHEDULES,
-            "lr_scheduler",
-            skip=FROM_THE_RUN,
-            required=False,
-            instantiate=False,
-            help="Class and arguments of the learning rate schedule; its length is the run's.",
-        )
-        for action in actions_of(parser):  # shown in --help_all; parsed by expand_flags
+        for name, kind, default, text in FLAGS:
+            parser.add_argument(f"--{name}", type=kind, default=default, help=text)
+        parser.add_argument("--help_all", action="help", help="Show every flag; --model.help LitCNN shows a class.")
+        options: dict[str, Any] = {"required": False, "instantiate": False}
+        text = "Optimizer class and its arguments; the model keeps its parameter groups and its schedule."
+        parser.add_subclass_arguments(Optimizer, "optimizer", skip={"params"}, help=text, **options)
+        text = "Learning rate schedule class and its arguments; the schedule has the length of the run."
+        parser.add_subclass_arguments(SCHEDULES, "lr_scheduler", skip=FROM_THE_RUN, help=text, **options)
+        for action in actions_of(parser):  # for --help_all; expand_flags() parses them
             if action.dest.startswith("trainer."):
                 action.option_strings = [*action.option_strings, f"--{action.dest.removeprefix('trainer.')}"]
 
@@ -115,16 +92,16 @@ class FitCLI(LightningCLI):
         spelled = expand_flags(with_run_config(self.arguments))
         self.config = parser.parse_args(spelled)
         self.typed = parser.parse_args(spelled, defaults=False)
-        self.resume = self.config.pop("resume")  # no setting of the run: the same command with it goes on
+        self.resume = self.config.pop("resume")  # not a setting: the same command may resume the run
         self.quiet = self.config.pop("quiet")
-        if (seeds := self.config.pop("seeds")) > 1:  # scripts/fit.py takes the flag before it comes here
-            raise UsageError(f"seeds {seeds} is for the command line alone: python scripts/fit.py --seeds {seeds}")
+        if (seeds := self.config.pop("seeds")) > 1:  # scripts/fit.py has removed the flag
+            raise UsageError(f"seeds {seeds} works only on the command line: python scripts/fit.py --seeds {seeds}")
         seed = self.config["seed_everything"]
         if isinstance(seed, bool) or not 0 <= seed < 2**32:
             raise UsageError(f"--seed {seed} must be an integer from 0 to {2**32 - 1}: --seed 0")
 
     def instantiate_classes(self) -> None:
-        # Classes of our own, or a user's by dotted path: any LightningDataModule, any LightningModule.
+        # The classes may be a user's: any LightningDataModule and any LightningModule.
         self.datamodule: LightningDataModule = self._build("data")
         self._fill_from_data()
         self.model: Any = self._build("model")
@@ -139,18 +116,16 @@ class FitCLI(LightningCLI):
     def _build(self, key: str) -> Any:
         try:
             return self.parser.instantiate(Namespace({key: self.config[key]}))[key]
-        except ValueError as error:  # jsonargparse's own, around what the constructor raised
+        except ValueError as error:  # jsonargparse wraps what the constructor raised
             cause: BaseException = error
             while isinstance(cause.__cause__, ValueError | TypeError):
                 cause = cause.__cause__
             if isinstance(cause, TypeError):
-                raise UsageError(
-                    f"--{key} cannot be built so: {cause}; --{key}.help CLASS shows its arguments"
-                ) from error
+                raise UsageError(f"--{key}: {cause}; --{key}.help CLASS shows its arguments") from error
             raise cause from None
 
     def _fill_from_data(self) -> None:
-        """Fill in what the data decides, before the model exists: its hyper-parameters then hold it too."""
+        """Fill in :data:`FROM_DATA` before the model is built, so that its hyperparameters hold the values."""
         model, name_of_data = self.config["model"], type(self.datamodule).__name__
         typed = vars(self.typed).get("model", {}).get("init_args") or {}
         accepted = inspect.signature(resolve_name(model["class_path"])).parameters
@@ -159,7 +134,7 @@ class FitCLI(LightningCLI):
                 value = getattr(self.datamodule, name)
                 if name in typed and typed[name] != value:
                     hint = f"leave --model.{name} out"
-                    if self.resume not in ("never", "auto"):  # the run's configuration has it, nobody typed it
+                    if self.resume not in ("never", "auto"):  # the value is from the run's configuration
                         hint = f"--resume {self.resume} needs the run's own --data"
                     raise UsageError(
                         f"--model.{name} {typed[name]} contradicts {name_of_data}, which has {name} {value}: {hint}"
@@ -167,7 +142,7 @@ class FitCLI(LightningCLI):
                 model["init_args"][name] = value
 
     def _choose_optimizer(self) -> None:
-        """Hand the model the optimizer and schedule that were asked for, and try the optimizer."""
+        """Set the model's optimizer and schedule from the flags, and check that the optimizer can be built."""
         optimizer, schedule = self.config.get("optimizer"), self.config.get("lr_scheduler")
         if not isinstance(self.model, LitBase):
             if optimizer or schedule:
@@ -183,11 +158,11 @@ class FitCLI(LightningCLI):
             self.model.configure_optimizers()
         except (TypeError, ValueError, RuntimeError) as error:
             flag = f"--optimizer {chosen.__name__}" if optimizer else f"--model {type(self.model).__name__}"
-            raise UsageError(f"{flag} cannot be used so: {error}; mend that value") from error
+            raise UsageError(f"{flag}: {error}; change this value") from error
         if schedule:
             kind, options = resolve_name(schedule["class_path"]), dict(schedule.get("init_args") or {})
             if options.get("step_size", 1) < 1:
-                raise UsageError("--lr_scheduler.step_size is a number of epochs: --lr_scheduler.step_size 7")
+                raise UsageError("--lr_scheduler.step_size must be at least 1 epoch: --lr_scheduler.step_size 7")
             monitor = "val_loss" if self.run.validates else "train_loss"
             self.model.chosen_schedule = schedule_factory(kind, options, self.model, monitor)
 
@@ -200,10 +175,9 @@ class FitCLI(LightningCLI):
         config_yaml = self.parser.dump(self.config, skip_unset=False)
         save_config = SaveConfigCallback(self.parser, self.config, overwrite=True)
         register_strategies(about.skips_layers)
+        arguments = with_defaults(config, self.run, config_yaml, save_config)
         try:
-            trainer = FitTrainer(**with_defaults(config, self.run, config_yaml, save_config))
-        except (CheckpointError, UsageError):
-            raise
+            trainer = FitTrainer(**arguments)
         except (MisconfigurationException, ValueError, TypeError, RuntimeError, ImportError) as error:
             if self.run.start is not None and is_rank_zero():
                 self.run.start.undo()
@@ -215,10 +189,10 @@ class FitCLI(LightningCLI):
 
 
 def silence_libraries() -> None:
-    """Silence library warnings; the run reports what matters."""
+    """Silence the log messages and warnings of Lightning and torch."""
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     logging.getLogger("lightning.fabric").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", category=UserWarning, module=r"lightning\..*")
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"(lightning|torch)\..*")
-    # What is left is for the user: one line, without the file and line of ours that it came from.
+    # Other warnings are for the user: one line, without a file name and line number.
     warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"

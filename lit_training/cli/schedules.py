@@ -1,4 +1,4 @@
-"""``--lr_scheduler``: torch's schedules; their length is the run's."""
+"""``--lr_scheduler``: torch's learning rate schedules, with the length of the run."""
 
 import math
 from collections.abc import Callable
@@ -13,22 +13,22 @@ from lit_training.errors import UsageError
 
 SCHEDULES = (StepLR, CosineAnnealingLR, OneCycleLR, ReduceLROnPlateau)
 FROM_THE_RUN = {"optimizer", "T_max", "max_lr", "total_steps", "epochs", "steps_per_epoch"}
-"""Arguments of theirs that are not flags: the run's length and the optimizer's learning rate give them."""
+"""Arguments that are not flags: they follow from the run's length and the optimizer's learning rate."""
 
 
 def schedule_factory(
     schedule: type, arguments: dict[str, Any], model: LitBase, monitor: str
 ) -> Callable[[Optimizer], dict[str, Any]]:
-    """What a model's ``chosen_schedule`` is: optimizer -> Lightning's ``lr_scheduler`` dictionary.
+    """Return a function for ``chosen_schedule`` of a model: optimizer -> Lightning's ``lr_scheduler`` dictionary.
 
     Args:
         schedule: one of :data:`SCHEDULES`.
-        arguments: its own, without those that the run gives.
-        model: whose trainer knows how long the run is.
-        monitor: the loss whose plateau ReduceLROnPlateau waits for.
+        arguments: its arguments except :data:`FROM_THE_RUN`.
+        model: its trainer gives the length of the run.
+        monitor: the loss that ReduceLROnPlateau monitors.
 
     Raises:
-        UsageError: when the length is needed and the run has none.
+        UsageError: the schedule needs the run's length, but the run has none.
     """
 
     def build(optimizer: Optimizer) -> dict[str, Any]:
@@ -40,11 +40,11 @@ def schedule_factory(
         if schedule is CosineAnnealingLR:
             epochs = trainer.max_epochs or -1
             if epochs < 0:
-                trainer.fit_loop.setup_data()  # as Lightning itself does to know how long an epoch is
-                an_epoch = math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches)
-                epochs = math.ceil(_steps(trainer, schedule) / an_epoch)
+                trainer.fit_loop.setup_data()  # Lightning does this too before it counts steps
+                epoch_steps = math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches)
+                epochs = math.ceil(_steps(trainer, schedule) / epoch_steps)
             return {"scheduler": CosineAnnealingLR(optimizer, epochs, **arguments)}
-        # An epoch without validation says nothing about a plateau.
+        # ReduceLROnPlateau must not count epochs without validation.
         frequency = trainer.check_val_every_n_epoch or 1 if monitor == "val_loss" else 1
         return {"scheduler": schedule(optimizer, **arguments), "monitor": monitor, "frequency": frequency}
 
@@ -52,8 +52,8 @@ def schedule_factory(
 
 
 def _steps(trainer: Trainer, schedule: type) -> int:
-    """Optimizer steps of the whole run."""
+    """Return the number of optimizer steps of the whole run."""
     steps = trainer.estimated_stepping_batches
     if steps == float("inf"):
-        raise UsageError(f"--lr_scheduler {schedule.__name__} needs to know the run's length: --max_epochs 5")
+        raise UsageError(f"--lr_scheduler {schedule.__name__} needs the run's length: --max_epochs 5")
     return int(steps)

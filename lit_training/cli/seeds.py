@@ -1,4 +1,4 @@
-"""``--seeds``: run the same command with several seeds, print mean and deviation."""
+"""``--seeds``: run the same command with several seeds; print mean and standard deviation."""
 
 import os
 import signal
@@ -12,21 +12,22 @@ from typing import Any
 from datamodules.machine import SIGNALS
 from lit_training.cli.arguments import Parser, at_least
 from lit_training.cli.fit import RESULT_FILE
+from lit_training.errors import UsageError
 from lit_training.runs.folder import relative_path
 from lit_training.trained.compare import format_metric, read_run, summarize_seeds
 
 
 def run_seeds(arguments: list[str], count: int) -> int:
-    """Run ``sys.argv[0]`` with ``arguments`` once for each seed, one after the other; print mean and deviation.
+    """Run ``sys.argv[0]`` once for each seed, one after the other, and print mean and standard deviation.
 
-    Each run is a process of its own, so that it is what it would be alone, on any number of devices.
+    Each run is a separate process, so its result is the same as that of a single run.
 
     Args:
-        arguments: of the command; its ``--seed`` (default 0) is the first seed.
-        count: how many seeds, counted up.
+        arguments: the command line; its ``--seed`` (default 0) is the first seed.
+        count: the number of seeds.
 
     Returns:
-        The exit code: 0, or that of the first run that fails, which ends the series.
+        0, or the exit code of the first run that fails; no run follows it.
     """
     seeds = Parser("fit.py", "")
     seeds.add_argument("--seed", "--seed_everything", type=at_least(0), default=0)
@@ -35,17 +36,15 @@ def run_seeds(arguments: list[str], count: int) -> int:
     for seed in range(chosen.seed, chosen.seed + count):
         started = time.monotonic()
         command = [sys.executable, sys.argv[0], *rest, "--quiet", "--seed", str(seed)]
-        with tempfile.TemporaryDirectory() as place:
-            result = Path(place) / "run"
+        with tempfile.TemporaryDirectory() as temporary:
+            result = Path(temporary) / "run"
             code, output = _run(command, {**os.environ, RESULT_FILE: str(result)})
             folder = result.read_text(encoding="utf-8", errors="surrogateescape") if result.is_file() else None
         if code:
             print(output, end="", flush=True)
             return code
         if folder is None:
-            hint = "leave --logger and --fast_dev_run out"
-            print(f"fit.py: error: --seeds reads each run's folder: {hint}", file=sys.stderr)
-            return 2
+            raise UsageError("--seeds needs the folder of each run: leave --logger and --fast_dev_run out")
         runs.append(read_run(folder))
         reached = [f"{name} {format_metric(name, value)}" for name, value in runs[-1].best.items()]
         where = relative_path(Path(folder))
@@ -55,31 +54,25 @@ def run_seeds(arguments: list[str], count: int) -> int:
 
 
 def _run(command: list[str], environment: dict[str, str]) -> tuple[int, str]:
-    """Exit code and output of a command that gets the signals that are meant for this process.
+    """Return the exit code and output of a command, and pass the signals of this process on to it.
 
-    Each once: it is in a session of its own, where those for a whole group, as Ctrl-C, do not reach it too.
+    The command runs in its own session. Otherwise Ctrl-C, which goes to the process group, would reach it twice.
     """
     process: subprocess.Popen[str] | None = None
-    waiting: list[int] = []
+    pending: list[int] = []
 
-    def hand_on(number: int, frame: Any) -> None:
+    def forward(number: int, frame: Any) -> None:
         if process is None:
-            waiting.append(number)
-        elif os.name == "posix":  # elsewhere a console's signal has reached it already
+            pending.append(number)
+        elif os.name == "posix":  # on Windows the console sends the signal to both
             process.send_signal(number)
 
-    before = {number: signal.signal(number, hand_on) for number in SIGNALS}
+    before = {number: signal.signal(number, forward) for number in SIGNALS}
     try:
-        process = subprocess.Popen(
-            command,
-            stdout=subprocess.PIPE,
-            text=True,
-            encoding="utf-8",
-            errors="surrogateescape",
-            start_new_session=True,
-            env=environment,
-        )
-        for number in waiting:
+        text: dict[str, Any] = {"text": True, "encoding": "utf-8", "errors": "surrogateescape"}
+        pipe = subprocess.PIPE
+        process = subprocess.Popen(command, stdout=pipe, start_new_session=True, env=environment, **text)
+        for number in pending:
             process.send_signal(number)
         output, _ = process.communicate()
     finally:

@@ -1,6 +1,6 @@
-"""What fit.py makes of a pretrained backbone: what is read, what is trained, when, and on which inputs.
+"""fit.py with a pretrained backbone: the weights it loads, the layers it trains and when, and their inputs.
 
-The weights file has a head of as many classes as the photos: it must not be taken for the run's.
+The weights file has a head with as many classes as the photos; fit.py must not load this head.
 """
 
 import csv
@@ -32,8 +32,8 @@ def picture(number: int) -> Any:
     return detailed(number, 96 + number, 81)
 
 
-class Place(NamedTuple):
-    """What lies in the folder: the weights file's tensors, and the inputs of all photos, by hand."""
+class Workspace(NamedTuple):
+    """The tensors of the weights file, and the inputs of all photos, computed by hand."""
 
     folder: Path
     weights: dict[str, Tensor]
@@ -41,35 +41,35 @@ class Place(NamedTuple):
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
-    """The folder to work in, with photos and weights."""
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workspace]:
+    """Working folder with photos and weights."""
     with at(tmp_path_factory.mktemp("backbones")) as here:
         fill(here / "photos", COUNTS, picture)
         inputs = np.stack([as_input(picture(number), RECIPE) for number in range(TRAIN + VAL)])
         weights = write_weights(here / "w.pth", BACKBONE, torch.from_numpy(inputs), classes=2)
-        yield Place(here, {f"net.{name}": tensor for name, tensor in weights.items()}, inputs)
+        yield Workspace(here, {f"net.{name}": tensor for name, tensor in weights.items()}, inputs)
 
 
 @pytest.fixture(autouse=True)
-def there(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(place.folder)
+def in_workspace(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(workspace.folder)
 
 
 @pytest.fixture(scope="module")
-def frozen(place: Place) -> Seen:
+def frozen(workspace: Workspace) -> Seen:
     return fit(f"{LINE} --max_epochs 3")
 
 
 @pytest.fixture(scope="module")
-def tuned(place: Place) -> Seen:
-    """All layers trained, without random crops; the learning rates fall after two epochs."""
+def tuned(workspace: Workspace) -> Seen:
+    """A run that trains all layers without random crops; the learning rates drop after two epochs."""
     flags = "--data.augment false --model.backbone_lr_factor 0.1 --model.step_size 2 --model.gamma 0.5"
     return fit(f"{TUNED} --max_epochs 3 {flags}")
 
 
 @pytest.fixture(scope="module")
-def thawed(place: Place) -> Seen:
-    """The head alone for two epochs, then all layers."""
+def thawed(workspace: Workspace) -> Seen:
+    """A run that trains the head for two epochs, then all layers."""
     return fit(f"{TUNED} --model.unfreeze_epoch 2 --max_epochs 4 --data.augment false")
 
 
@@ -78,7 +78,7 @@ def is_head(name: str) -> bool:
 
 
 def moved(before: dict[str, Tensor], after: dict[str, Tensor]) -> set[str]:
-    """The tensors that a training changed; the batches that a norm has seen are no weights."""
+    """Return the names of the tensors that training changed, without the batch counters of norms."""
     names = [name for name in before if not name.endswith("num_batches_tracked")]
     return {name for name in names if not torch.equal(before[name], after[name])}
 
@@ -87,14 +87,20 @@ def others(weights: dict[str, Tensor]) -> set[str]:
     return {name for name in weights if not is_head(name)}
 
 
-def test_the_weights_are_read_into_all_but_the_head(place: Place, frozen: Seen, tuned: Seen, thawed: Seen) -> None:
+def test_weights_are_loaded_into_all_layers_except_the_head(
+    workspace: Workspace, frozen: Seen, tuned: Seen, thawed: Seen
+) -> None:
     for seen in (frozen, tuned, thawed):
-        assert moved(place.weights, seen.weights[0]) == {f"{HEAD}.weight", f"{HEAD}.bias"}
-        assert torch.equal(seen.weights[0][f"{HEAD}.weight"], frozen.weights[0][f"{HEAD}.weight"])  # the seed's
+        assert moved(workspace.weights, seen.weights[0]) == {f"{HEAD}.weight", f"{HEAD}.bias"}
+        assert torch.equal(
+            seen.weights[0][f"{HEAD}.weight"], frozen.weights[0][f"{HEAD}.weight"]
+        )  # initialized from the seed
 
 
 @pytest.mark.parametrize("form", ["safetensors", "nested"])
-def test_other_files_of_the_same_weights_make_the_same_run(place: Place, frozen: Seen, form: str) -> None:
+def test_every_file_format_of_the_same_weights_gives_the_same_run(
+    workspace: Workspace, frozen: Seen, form: str
+) -> None:
     plain = torch.load("w.pth", weights_only=True)
     if form == "safetensors":
         save_file(plain, "w.safetensors")
@@ -104,29 +110,29 @@ def test_other_files_of_the_same_weights_make_the_same_run(place: Place, frozen:
     assert not moved(fit(f"{LINE} --model.weights {file} --max_epochs 1").weights[1], frozen.weights[1])
 
 
-def test_without_weights_the_seed_decides(place: Place) -> None:
+def test_without_weights_the_seed_initializes_the_network(workspace: Workspace) -> None:
     line = f"{LINE} --model.weights none --max_epochs 1"
     zero, again, one = (fit(f"{line} --seed {seed}").weights[0] for seed in (0, 0, 1))
     assert not moved(zero, again)
     assert {HEAD + ".weight", "net.conv_stem.weight"} <= moved(zero, one)
-    assert "net.conv_stem.weight" in moved(zero, place.weights)
+    assert "net.conv_stem.weight" in moved(zero, workspace.weights)
 
 
-def test_a_frozen_backbone_stays_what_it_was_and_the_head_learns(place: Place, frozen: Seen) -> None:
+def test_a_frozen_backbone_does_not_change_and_the_head_learns(workspace: Workspace, frozen: Seen) -> None:
     for before, after in zip(frozen.weights, frozen.weights[1:], strict=False):
         assert moved(before, after) == {f"{HEAD}.weight", f"{HEAD}.bias"}
     assert frozen.in_training == [set()] * 3
     assert frozen.learning == [{f"{HEAD}.weight", f"{HEAD}.bias"}] * 3
     saved = {f"net.{name}": tensor for name, tensor in weights_of(frozen.run / "checkpoints/best.ckpt").items()}
-    assert saved.keys() == place.weights.keys()
-    assert all(is_head(name) for name in moved(saved, place.weights))
+    assert saved.keys() == workspace.weights.keys()
+    assert all(is_head(name) for name in moved(saved, workspace.weights))
 
 
-def test_the_head_learns_from_the_features_of_the_plain_pictures(place: Place, frozen: Seen) -> None:
-    """They are computed once, in evaluation mode: the same in each epoch, and those of the weights file."""
+def test_the_head_learns_from_features_of_images_without_augmentation(workspace: Workspace, frozen: Seen) -> None:
+    """The features are computed once, in evaluation mode, with the weights of the file."""
     network = build(BACKBONE, 2)
-    network.load_state_dict({name.removeprefix("net."): tensor for name, tensor in place.weights.items()})
-    wanted = features(network, torch.from_numpy(place.inputs)).numpy()
+    network.load_state_dict({name.removeprefix("net."): tensor for name, tensor in workspace.weights.items()})
+    wanted = features(network, torch.from_numpy(workspace.inputs)).numpy()
     unlike = np.abs(wanted[:, None] - wanted[None]).max(2) + 9 * np.eye(len(wanted))
     for epoch in frozen.train:
         inputs, labels = together(epoch)
@@ -138,11 +144,13 @@ def test_the_head_learns_from_the_features_of_the_plain_pictures(place: Place, f
         assert labels.tolist() == [int(number >= COUNTS["train/a"]) for number in numbers]
     inputs, labels = together(frozen.val[0])
     assert labels.tolist() == [0, 0, 0, 1, 1, 1]
-    if inputs.ndim == 2:  # else it sees the pictures themselves
+    if inputs.ndim == 2:  # else the inputs are images
         assert np.abs(inputs - wanted[TRAIN:]).max() < 0.1 * unlike.min()
 
 
-def test_features_are_kept_only_where_every_epoch_has_the_same(place: Place, tuned: Seen, thawed: Seen) -> None:
+def test_features_are_cached_only_if_they_are_the_same_in_every_epoch(
+    workspace: Workspace, tuned: Seen, thawed: Seen
+) -> None:
     cropped = fit(f"{LINE} --data.augment true --max_epochs 2")
     for seen in (cropped, tuned, thawed):
         assert all(x.shape[1:] == (3, 72, 72) for epoch in seen.train for x, _ in epoch)
@@ -150,22 +158,22 @@ def test_features_are_kept_only_where_every_epoch_has_the_same(place: Place, tun
     assert moved(cropped.weights[0], cropped.weights[2]) == {f"{HEAD}.weight", f"{HEAD}.bias"}
 
 
-def test_fine_tuning_trains_all_layers_on_random_crops(place: Place, tuned: Seen) -> None:
-    assert others(place.weights) - moved(tuned.weights[0], tuned.weights[1]) <= {
-        name for name in place.weights if name.endswith("num_batches_tracked")
+def test_fine_tuning_trains_all_layers_on_random_crops(workspace: Workspace, tuned: Seen) -> None:
+    assert others(workspace.weights) - moved(tuned.weights[0], tuned.weights[1]) <= {
+        name for name in workspace.weights if name.endswith("num_batches_tracked")
     }
     assert all(norms > {"net.bn1"} for norms in tuned.in_training)
-    unlike = np.abs(place.inputs[:TRAIN, None] - place.inputs[None, :TRAIN]).mean((2, 3, 4)) + 9 * np.eye(TRAIN)
+    unlike = np.abs(workspace.inputs[:TRAIN, None] - workspace.inputs[None, :TRAIN]).mean((2, 3, 4)) + 9 * np.eye(TRAIN)
     cropped = fit(f"{TUNED} --max_epochs 1")
     for seen, plain in ((tuned, True), (cropped, False)):
         x = together(seen.train[0])[0]
-        apart = np.abs(x[:, None] - place.inputs[None, :TRAIN]).mean((2, 3, 4)).min(1)
+        apart = np.abs(x[:, None] - workspace.inputs[None, :TRAIN]).mean((2, 3, 4)).min(1)
         assert (apart < 0.05 * unlike.min()).all() == plain
         assert (apart > 0.3 * unlike.min()).sum() >= (0 if plain else TRAIN - 2)
-        assert np.abs(together(seen.final)[0] - place.inputs[TRAIN:]).mean() < 0.01
+        assert np.abs(together(seen.final)[0] - workspace.inputs[TRAIN:]).mean() < 0.01
 
 
-def test_the_backbone_is_frozen_until_its_epoch(place: Place, thawed: Seen) -> None:
+def test_the_backbone_is_frozen_until_unfreeze_epoch(workspace: Workspace, thawed: Seen) -> None:
     for epoch, (before, after) in enumerate(zip(thawed.weights, thawed.weights[1:], strict=False)):
         changed = moved(before, after)
         assert {f"{HEAD}.weight", f"{HEAD}.bias"} <= changed
@@ -176,10 +184,10 @@ def test_the_backbone_is_frozen_until_its_epoch(place: Place, thawed: Seen) -> N
         else:
             assert {"net.conv_stem.weight", "net.bn1.weight", "net.bn1.running_mean"} <= changed
             assert "net.bn1" in thawed.in_training[epoch]
-            assert thawed.learning[epoch] == {name for name in place.weights if name.endswith(("weight", "bias"))}
+            assert thawed.learning[epoch] == {name for name in workspace.weights if name.endswith(("weight", "bias"))}
 
 
-def test_the_backbone_learns_at_a_share_of_the_heads_rate(place: Place, tuned: Seen) -> None:
+def test_the_learning_rate_of_the_backbone_is_a_fraction_of_that_of_the_head(workspace: Workspace, tuned: Seen) -> None:
     assert tuned.rates == [pytest.approx({"head": rate, "backbone": rate / 10}) for rate in (0.01, 0.01, 0.005)]
     line = f"{TUNED} --data.augment false --max_epochs 1 --limit_train_batches 1"
     steps = [fit(f"{line} --model.backbone_lr_factor {factor}").weights for factor in (1.0, 0.1)]
@@ -191,12 +199,12 @@ def test_the_backbone_learns_at_a_share_of_the_heads_rate(place: Place, tuned: S
 
 
 @pytest.mark.parametrize("flags", ["", "--model.freeze false --data.augment false"])
-def test_all_that_judges_is_in_evaluation_mode(place: Place, flags: str) -> None:
-    """Validation, evaluate.py and predict.py say what the network in the checkpoint says, and not in training mode."""
+def test_validation_evaluation_and_prediction_use_evaluation_mode(workspace: Workspace, flags: str) -> None:
+    """Validation, evaluate.py and predict.py return the outputs of the checkpoint in evaluation mode."""
     seen = fit(f"{LINE} --max_epochs 1 {flags}")
     network = build(BACKBONE, 2)
     network.load_state_dict(weights_of(seen.run / "checkpoints/best.ckpt"))
-    inputs, labels = torch.from_numpy(place.inputs[TRAIN:]), torch.tensor([0, 0, 0, 1, 1, 1])
+    inputs, labels = torch.from_numpy(workspace.inputs[TRAIN:]), torch.tensor([0, 0, 0, 1, 1, 1])
     with torch.no_grad():
         wanted, other = network.eval()(inputs), network.train()(inputs)
     assert (other.softmax(1) - wanted.softmax(1)).abs().max() > 0.01
@@ -212,7 +220,7 @@ def test_all_that_judges_is_in_evaluation_mode(place: Place, flags: str) -> None
     assert np.abs(sure - wanted.softmax(1).amax(1).numpy()).max() < 0.003
 
 
-def test_weights_of_another_network_are_refused(place: Place) -> None:
+def test_weights_of_another_network_are_refused(workspace: Workspace) -> None:
     ended = run(f"fit.py {LINE} --model.backbone timm/test_resnet --max_epochs 1")
     assert ended.code == 2
     assert "w.pth does not hold weights of timm/test_resnet" in ended.err

@@ -1,4 +1,4 @@
-"""scripts/benchmark.py measures what it says: ours over theirs, by a clock that a test moves."""
+"""scripts/benchmark.py measures this project against other code; a fake clock makes the ratios exact."""
 
 import re
 import subprocess
@@ -16,29 +16,29 @@ from tests.support.commands import run_well
 
 LINE = re.compile(r"^(.{52}) +([\d.]+) +([\d.]+) +([\d.]+) +(\S+) +(\S+)$", re.MULTILINE)
 EXTRA = (8.0, 2.0, 1.0, 6.0)
-"""Seconds that a step of ours takes more than the one second of theirs: in the pair that warms up, and after it."""
+"""Extra seconds of a LightningModule's step, in the warm-up pair and the next three; each optimizer step takes 1 s."""
 
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
-    """A clock that moves with the optimizer's steps, more with those of a LightningModule, and with programs."""
-    now = SimpleNamespace(seconds=0.0, pair=0, started=[])
+    """A fake clock that advances with each optimizer step, each training step of a LightningModule and each process."""
+    now = SimpleNamespace(seconds=0.0, pair=0, commands=[])
     step, train, epoch = torch.optim.SGD.step, LitBase.training_step, LitBase.on_train_epoch_end
 
-    def stepped(self: Any, *arguments: Any, **options: Any) -> Any:
+    def timed_step(self: Any, *arguments: Any, **options: Any) -> Any:
         now.seconds += 1.0
         return step(self, *arguments, **options)
 
-    def trained(self: Any, *arguments: Any) -> Any:
+    def timed_training_step(self: Any, *arguments: Any) -> Any:
         now.seconds += EXTRA[now.pair % len(EXTRA)]
         return train(self, *arguments)
 
-    def ended(self: Any) -> None:
+    def count_pair(self: Any) -> None:
         now.pair += 1
         epoch(self)
 
-    def program(command: list[str], **_: Any) -> Any:
-        now.started.append(command)
+    def timed_process(command: list[str], **_: Any) -> Any:
+        now.commands.append(command)
         now.seconds += 5.0 if command[1].endswith("fit.py") else 2.0
         if "--strategy" in command or "--devices" in command:
             run = Path(command[command.index("--default_root_dir") + 1]) / "lightning_logs" / "version_0"
@@ -48,53 +48,51 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
             write_csv(run / "metrics.csv", speeds)  # as fit.py does
         return SimpleNamespace(stdout="added 30.0", stderr="", returncode=0)
 
-    trained.__signature__ = train.__signature__  # type: ignore[attr-defined]
-    monkeypatch.setattr(torch.optim.SGD, "step", stepped)
-    monkeypatch.setattr(LitBase, "training_step", trained)
-    monkeypatch.setattr(LitBase, "on_train_epoch_end", ended)
-    monkeypatch.setattr(subprocess, "run", program)
+    timed_training_step.__signature__ = train.__signature__  # type: ignore[attr-defined]
+    monkeypatch.setattr(torch.optim.SGD, "step", timed_step)
+    monkeypatch.setattr(LitBase, "training_step", timed_training_step)
+    monkeypatch.setattr(LitBase, "on_train_epoch_end", count_pair)
+    monkeypatch.setattr(subprocess, "run", timed_process)
     for name in ("perf_counter", "process_time"):
         monkeypatch.setattr(time, name, lambda: now.seconds)
     return now
 
 
-def measured(line: str) -> dict[str, list[float]]:
-    """Title -> median, min and max of the ratios, seconds of ours and of theirs, as benchmark.py prints them."""
+def measure(line: str) -> dict[str, list[float]]:
+    """Return title -> [median, min and max of the ratios, ours, theirs] from the table of benchmark.py."""
     out = run_well(f"benchmark.py --small --pairs 3 {line}")
     return {title.strip(): [float(number) for number in rest] for title, *rest in LINE.findall(out)}
 
 
-def test_ratios_are_ours_over_theirs(clock: SimpleNamespace) -> None:
-    [figures] = measured("mlp").values()
+def test_training_ratios_are_ours_over_theirs(clock: SimpleNamespace) -> None:
+    [figures] = measure("mlp").values()
     assert figures == [3.0, 2.0, 7.0, 60.0, 20.0]
     for row, steps in (("dynamic", 20), ("lenet128", 4)):
         clock.pair = 0
-        [figures] = measured(f"{row} --pairs 1").values()
+        [figures] = measure(f"{row} --pairs 1").values()
         assert figures == [3.0, 3.0, 3.0, 3.0 * steps, 1.0 * steps]
 
 
-def test_ratios_of_programs_are_ours_over_theirs(clock: SimpleNamespace) -> None:
-    found = measured("help help-all error ddp memory")
+def test_process_ratios_are_ours_over_theirs(clock: SimpleNamespace) -> None:
+    found = measure("help help-all error ddp memory")
     starts = [figures for title, figures in found.items() if "fit.py" in title or "error" in title]
     assert starts == [[2.5, 2.5, 2.5, 5.0, 2.0]] * 3
     [ddp] = [figures for title, figures in found.items() if "processes" in title]
     assert ddp == pytest.approx([400 / 300] * 3 + [1 / 300, 1 / 400], abs=1e-3)
     [memory] = [figures for title, figures in found.items() if "MB" in title]
     assert memory == pytest.approx([20.0] * 3 + [30.0, 1.5])
-    assert {"--help", "--help_all", "--bad", "--strategy"} <= {word for command in clock.started for word in command}
+    assert {"--help", "--help_all", "--bad", "--strategy"} <= {word for command in clock.commands for word in command}
 
 
-def test_decoding_is_measured_by_the_pipeline_it_is_compared_with(
-    clock: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_decoding_times_each_pipeline_separately(clock: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
     from torchvision import transforms
 
-    convert = transforms.ToTensor.__call__
+    to_tensor = transforms.ToTensor.__call__
 
-    def converted(self: Any, picture: Any) -> Any:  # a step of the tutorial's pipeline alone
+    def timed_to_tensor(self: Any, image: Any) -> Any:  # only the tutorial's pipeline uses ToTensor
         clock.seconds += 1.0
-        return convert(self, picture)
+        return to_tensor(self, image)
 
-    monkeypatch.setattr(transforms.ToTensor, "__call__", converted)
-    [figures] = measured("decode").values()
+    monkeypatch.setattr(transforms.ToTensor, "__call__", timed_to_tensor)
+    [figures] = measure("decode").values()
     assert figures == [0.0, 0.0, 0.0, 0.0, 12.0]

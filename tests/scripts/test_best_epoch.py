@@ -1,7 +1,7 @@
-"""Which epoch of a run is its best, and that every script and file tells the same of it.
+"""The best epoch of a run: every script and file must agree on it.
 
-The runs are scripted (tests/support/scripted.py): after each epoch the network gives one answer to everything, so all
-figures are known. Accuracy is best after epoch 3, worst after epoch 4; the validation's loss is best after epoch 2,
+The runs are scripted (tests/support/scripted.py): after each epoch the network has one output for all inputs, so all
+metrics are known. Accuracy is best after epoch 3 and worst after epoch 4; the validation loss is best after epoch 2 and
 worst after epoch 5; the last epoch is neither.
 """
 
@@ -40,32 +40,32 @@ def regression_loss(epoch: int, split: str = "val") -> float:
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, dict[str, str]]]:
-    """A folder with both runs, and what fit.py printed of each."""
-    place = tmp_path_factory.mktemp("scripted")
-    by_hand.four_classes(place / "photos")
-    said = {}
+    """A folder with both runs, and the output of fit.py for each."""
+    workspace = tmp_path_factory.mktemp("scripted")
+    by_hand.four_classes(workspace / "photos")
+    fit_outputs = {}
     with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(place)
-        patch.setenv("XDG_CACHE_HOME", str(place / "cache"))
-        said["photos"] = run_well(f"{PHOTOS} --seed 4 --model.lr 0.002")
-        said["rows"] = run_well(f"{ROWS} --default_root_dir rows")
-        yield place, said
+        patch.chdir(workspace)
+        patch.setenv("XDG_CACHE_HOME", str(workspace / "cache"))
+        fit_outputs["photos"] = run_well(f"{PHOTOS} --seed 4 --model.lr 0.002")
+        fit_outputs["rows"] = run_well(f"{ROWS} --default_root_dir rows")
+        yield workspace, fit_outputs
 
 
 @pytest.fixture
-def said(trained: tuple[Path, dict[str, str]], tmp_path: Path) -> dict[str, str]:
-    """What was printed; the current folder is a copy of the one with the runs."""
+def fit_outputs(trained: tuple[Path, dict[str, str]], tmp_path: Path) -> dict[str, str]:
+    """The outputs of fit.py; the current folder is a copy of the one with the runs."""
     shutil.copytree(trained[0], tmp_path, dirs_exist_ok=True)
     return trained[1]
 
 
 def bias(run: Path) -> torch.Tensor:
-    """Of the last layer in best.ckpt: which epoch it is of."""
+    """Return the bias of the last layer in best.ckpt, which identifies the epoch."""
     weights = torch.load(run / "checkpoints/best.ckpt", weights_only=True)["state_dict"]
     return list(weights.values())[-1]
 
 
-def test_the_situation_tells_all_choices_apart() -> None:
+def test_the_scripted_run_has_a_different_best_epoch_for_each_metric() -> None:
     losses = [classifier_loss(epoch) for epoch in range(1, 7)]
     assert (losses.index(min(losses)), losses.index(max(losses))) == (1, 4)
     assert (ACCURACY.index(max(ACCURACY)), ACCURACY.index(min(ACCURACY))) == (2, 3)
@@ -74,10 +74,10 @@ def test_the_situation_tells_all_choices_apart() -> None:
 
 
 @pytest.mark.parametrize("kind", ["photos", "rows"])
-def test_epoch_lines_stars_and_tables_agree(kind: str, said: dict[str, str]) -> None:
+def test_epoch_lines_stars_and_tables_agree(kind: str, fit_outputs: dict[str, str]) -> None:
     run = RUN if kind == "photos" else "rows" / RUN
     loss_of = classifier_loss if kind == "photos" else regression_loss
-    lines = printed.epochs(said[kind])
+    lines = printed.epochs(fit_outputs[kind])
     assert [(line.number, line.of) for line in lines] == [(number, 6) for number in range(1, 7)]
     assert [line.star for line in lines] == [True, True, True, False, False, False]
     rows, board = printed.read_csv(run / "metrics.csv"), printed.board(run)
@@ -86,7 +86,7 @@ def test_epoch_lines_stars_and_tables_agree(kind: str, said: dict[str, str]) -> 
     expected = {"val_loss": [loss_of(number) for number in range(1, 7)]}
     if kind == "photos":
         expected["val_acc"] = ACCURACY
-    # The network that an epoch begins with is known but in the first one; this learning rate hardly moves it.
+    # The weights at the start of each epoch except the first are known; this learning rate hardly changes them.
     expected["train_loss"] = [loss_of(number, "train") for number in range(6)]
     for name, values in expected.items():
         about = 0.1 if name == "train_loss" else 1e-6
@@ -99,71 +99,77 @@ def test_epoch_lines_stars_and_tables_agree(kind: str, said: dict[str, str]) -> 
             places, drawn = printed.scalars(board, tag)
             assert (tag, places) == (tag, where)
             assert drawn == pytest.approx(written, rel=1e-6)
-    assert [name for name in rows[-1] if name.startswith("val")] == []  # the evaluation at the end is no row
+    assert [name for name in rows[-1] if name.startswith("val")] == []  # the final evaluation adds no row
     together = [printed.column(rows, "train_loss_step")[first * batches :][:batches] for first in range(6)]
     assert printed.column(rows, "train_loss") == pytest.approx([sum(part) / batches for part in together])
 
 
 @pytest.mark.parametrize("kind", ["photos", "rows"])
-def test_the_best_epoch_is_kept_and_reported(kind: str, said: dict[str, str]) -> None:
+def test_the_best_epoch_is_saved_and_printed(kind: str, fit_outputs: dict[str, str]) -> None:
     run, outputs = (RUN, 4) if kind == "photos" else ("rows" / RUN, 2)
     assert torch.equal(bias(run), scripted.answer(3, outputs))
-    told = printed.result(said[kind].partition("\n\n")[2])
-    lines = printed.epochs(said[kind])
-    assert float(told["train_loss"]) in {lines[epoch].figures["train_loss"] for epoch in (2, 5)}  # the best or the last
+    results = printed.result(fit_outputs[kind].partition("\n\n")[2])
+    lines = printed.epochs(fit_outputs[kind])
+    assert float(results["train_loss"]) in {
+        lines[epoch].figures["train_loss"] for epoch in (2, 5)
+    }  # the best or the last
     if kind == "photos":
-        assert printed.interval(said[kind], "val_acc") == pytest.approx((7 / 17, *by_hand.wilson(7, 17)), abs=6e-4)
-        assert ", n = 17)" in said[kind]
-        assert float(told["val_loss"]) == pytest.approx(classifier_loss(3), rel=1e-3)
+        assert printed.interval(fit_outputs[kind], "val_acc") == pytest.approx(
+            (7 / 17, *by_hand.wilson(7, 17)), abs=6e-4
+        )
+        assert ", n = 17)" in fit_outputs[kind]
+        assert float(results["val_loss"]) == pytest.approx(classifier_loss(3), rel=1e-3)
     else:
-        assert "val_acc" not in told
-        assert float(told["val_loss"]) == pytest.approx(regression_loss(3), rel=1e-3)
-    assert (told["run"], told["checkpoint"]) == (str(run), str(run / "checkpoints/best.ckpt"))
+        assert "val_acc" not in results
+        assert float(results["val_loss"]) == pytest.approx(regression_loss(3), rel=1e-3)
+    assert (results["run"], results["checkpoint"]) == (str(run), str(run / "checkpoints/best.ckpt"))
 
 
-def test_what_is_told_to_type_next_is_about_the_best_epoch_and_the_test_data(said: dict[str, str]) -> None:
+def test_the_next_commands_use_the_best_epoch_and_the_test_data(fit_outputs: dict[str, str]) -> None:
     for kind, right in (("photos", 3), ("rows", None)):
-        [line] = re.findall(r"python scripts/(evaluate\.py .*)", said[kind])
+        [line] = re.findall(r"python scripts/(evaluate\.py .*)", fit_outputs[kind])
         out = run_well(line)
-        told = printed.result(out)
+        results = printed.result(out)
         if right is not None:
             expected = (right / 11, *by_hand.wilson(right, 11))
             assert printed.interval(out, "test_acc") == pytest.approx(expected, abs=6e-4)
-            assert float(told["test_loss"]) == pytest.approx(classifier_loss(3, "test"), rel=1e-3)
-            assert float(told["balanced"]) == 0.25
+            assert float(results["test_loss"]) == pytest.approx(classifier_loss(3, "test"), rel=1e-3)
+            assert float(results["balanced"]) == 0.25
         else:
-            assert float(told["test_loss"]) == pytest.approx(regression_loss(3, "test"), rel=1e-3)
-    [line] = re.findall(r"python scripts/(predict\.py .*) PICTURE", said["photos"])
+            assert float(results["test_loss"]) == pytest.approx(regression_loss(3, "test"), rel=1e-3)
+    [line] = re.findall(r"python scripts/(predict\.py .*) IMAGE", fit_outputs["photos"])
     rows = printed.table(run_well(f"{line} photos/test/rose/0.png --top_k 1"), "path", "label", "probability")
     assert rows[0][1] == "sloe"
-    last = printed.result(run_well(f"evaluate.py {RUN}/checkpoints/last.ckpt"))  # a file that is named is taken
+    last = printed.result(run_well(f"evaluate.py {RUN}/checkpoints/last.ckpt"))  # a named file is used
     assert float(last["test_loss"]) == pytest.approx(classifier_loss(6, "test"), rel=1e-3)
 
 
-def test_compare_takes_the_best_epoch_of_each_kind(said: dict[str, str]) -> None:
+def test_compare_uses_the_best_epoch_of_each_run(fit_outputs: dict[str, str]) -> None:
     run_well(f"{PHOTOS} --max_epochs 2 --seed 4 --quiet --dashboard false")
     out = run_well("compare.py lightning_logs/version_0 lightning_logs/version_1 --png two.png")
-    told = {row[0]: row[1:] for row in printed.table(out, "version_0", "version_1")}
-    assert told["trainer.max_epochs"] == ["6", "2"]
-    assert told["model.lr"] == ["0.002", "0.001"]
-    assert told["val_acc"] == [f"{7 / 17:.4f}", f"{5 / 17:.4f}"]
-    assert told["val_loss"] == [f"{classifier_loss(epoch):.4g}" for epoch in (3, 2)]
+    results = {row[0]: row[1:] for row in printed.table(out, "version_0", "version_1")}
+    assert results["trainer.max_epochs"] == ["6", "2"]
+    assert results["model.lr"] == ["0.002", "0.001"]
+    assert results["val_acc"] == [f"{7 / 17:.4f}", f"{5 / 17:.4f}"]
+    assert results["val_loss"] == [f"{classifier_loss(epoch):.4g}" for epoch in (3, 2)]
     train = [f"{printed.column(printed.read_csv(RUN / 'metrics.csv'), 'train_loss')[2]:.4g}"]
-    assert told["train_loss"][:1] == train
+    assert results["train_loss"][:1] == train
     assert Path("two.png").is_file()
     assert not Path("lightning_logs/comparison.png").exists()
 
     run_well(f"{ROWS} --default_root_dir rows --max_epochs 2 --quiet --dashboard false")
     out = run_well("compare.py rows/lightning_logs/version_1 rows/lightning_logs/version_0")
-    told = {row[0]: row[1:] for row in printed.table(out, "version_1", "version_0")}
-    assert told["val_loss"] == [f"{regression_loss(epoch):.4g}" for epoch in (2, 3)]
+    results = {row[0]: row[1:] for row in printed.table(out, "version_1", "version_0")}
+    assert results["val_loss"] == [f"{regression_loss(epoch):.4g}" for epoch in (2, 3)]
     assert "no classifier" in out
     assert Path("rows/lightning_logs/comparison.png").is_file()
 
 
 @pytest.mark.parametrize(("kind", "metric"), [("photos", "val_acc"), ("rows", "val_loss")])
-def test_early_stopping_waits_as_long_as_it_is_told(kind: str, metric: str, said: dict[str, str]) -> None:
-    """After the best epoch, which is the third, and not on the way to it."""
+def test_early_stopping_waits_for_the_given_number_of_epochs(
+    kind: str, metric: str, fit_outputs: dict[str, str]
+) -> None:
+    """The patience counts from the best epoch, the third."""
     command = f"{PHOTOS if kind == 'photos' else ROWS} --max_epochs 40 --dashboard false"
     for patience in (1, 2):
         out = run_well(f"{command} --early_stopping {patience} --default_root_dir early{patience}")
@@ -173,14 +179,14 @@ def test_early_stopping_waits_as_long_as_it_is_told(kind: str, metric: str, said
 
 
 def in_two_parts(epochs: int) -> list[printed.Epoch]:
-    """The lines of a run of so many epochs and of what takes it further to six, in the folder ``parts``."""
+    """Return the epoch lines of a run of ``epochs`` epochs and of its continuation to six, in the folder ``parts``."""
     first = run_well(f"{PHOTOS} --max_epochs {epochs} --default_root_dir parts --dashboard false")
     then = run_well("fit.py --resume latest --default_root_dir parts --max_epochs 6")
     assert printed.interval(then, "val_acc")[0] == pytest.approx(7 / 17, abs=6e-5)
     return [*printed.epochs(first), *printed.epochs(then)]
 
 
-def test_the_best_epoch_survives_a_resume(said: dict[str, str]) -> None:
+def test_the_best_epoch_survives_a_resume(fit_outputs: dict[str, str]) -> None:
     parts, whole = in_two_parts(4), printed.epochs(run_well(f"{PHOTOS} --default_root_dir whole --dashboard false"))
     assert [line.star for line in parts] == [True, True, True, False, False, False]
     assert torch.equal(bias("parts" / RUN), scripted.answer(3, 4))
@@ -190,30 +196,30 @@ def test_the_best_epoch_survives_a_resume(said: dict[str, str]) -> None:
         assert [line.figures[name] for line in parts] == [line.figures[name] for line in whole]
 
 
-def test_the_star_of_the_last_epoch_survives_a_resume(said: dict[str, str]) -> None:
+def test_the_star_of_the_last_epoch_survives_a_resume(fit_outputs: dict[str, str]) -> None:
     assert [line.star for line in in_two_parts(3)] == [True, True, True, False, False, False]
 
 
 ROOTS = (Path("parts"), Path("whole"))
 
 
-def test_a_plateau_is_one_of_the_validations_loss(said: dict[str, str]) -> None:
-    """That loss is best after epoch 2: from epoch 4 on the rate is halved each time. The training's is best after 1."""
+def test_reduce_on_plateau_monitors_the_validation_loss(fit_outputs: dict[str, str]) -> None:
+    """The validation loss is best after epoch 2, the training loss after 1, so the rate is halved from epoch 4 on."""
     plateau = "--lr_scheduler ReduceLROnPlateau --lr_scheduler.patience 0 --lr_scheduler.factor 0.5"
     lines = printed.epochs(run_well(f"{PHOTOS} {plateau} --model.lr 0.0016 --dashboard false"))
     assert [line.figures["lr"] for line in lines] == [0.0016, 0.0016, 0.0016, 0.0008, 0.0004, 0.0002]
     assert lines[0].figures["train_loss"] < lines[1].figures["train_loss"]
 
 
-def test_a_run_without_a_folder_of_its_own_keeps_the_best_epoch_too(said: dict[str, str]) -> None:
-    """There no resume point sees to it that best.ckpt is written."""
+def test_a_run_without_a_logger_saves_the_best_epoch_too(fit_outputs: dict[str, str]) -> None:
+    """Without a resume point, best.ckpt must be written too."""
     out = run_well(f"{PHOTOS} --logger false")
     assert torch.equal(bias(Path()), scripted.answer(3, 4))
     assert printed.interval(out, "val_acc")[0] == pytest.approx(7 / 17, abs=6e-5)
 
 
-def test_without_validation_the_training_loss_decides(said: dict[str, str]) -> None:
-    """Here it only falls, so that the last epoch has to be kept; the first would be, if more were better."""
+def test_without_validation_the_training_loss_chooses_the_best_epoch(fit_outputs: dict[str, str]) -> None:
+    """The loss only falls, so the last epoch is best; with mode "max" it would be the first."""
     out = run_well(
         "fit.py --model LitMLP --data.in_features 6 --data.steps 3 --max_epochs 4 --limit_val_batches 0 "
         "--dashboard false"
@@ -226,6 +232,6 @@ def test_without_validation_the_training_loss_decides(said: dict[str, str]) -> N
     assert "val_loss" not in printed.result(out)
 
 
-def test_early_stopping_without_validation_waits_for_the_training_loss(tmp_path: Path) -> None:
+def test_early_stopping_without_validation_monitors_the_training_loss(tmp_path: Path) -> None:
     out = run_well("fit.py --model LitMLP --max_epochs 6 --model.lr 0 --limit_val_batches 0 --early_stopping 2")
-    assert len(printed.epochs(out)) == 3  # the first, and two that are no better
+    assert len(printed.epochs(out)) == 3  # the first, and two without improvement

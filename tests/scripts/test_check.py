@@ -1,4 +1,4 @@
-"""scripts/check.py: what it prints, and its exit codes."""
+"""scripts/check.py: its output and its exit codes."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ import pytest
 from tests.support.commands import ENVIRONMENT, ROOT, run
 
 
-def test_a_clean_folder(photo_folder: Path) -> None:
+def test_a_folder_without_findings(photo_folder: Path) -> None:
     assert run("check.py photos") == (0, "24 pictures in 2 classes: nothing found\n", "")
     code, out, err = run("check.py photos --json --workers 0")
     assert (code, err) == (0, "")
     assert json.loads(out)["findings"] == []
 
 
-def test_one_class(photo_folder: Path) -> None:
+def test_a_folder_with_one_class(photo_folder: Path) -> None:
     code, out, _ = run("check.py photos/train --json --workers 0")
     assert code == 0
     for photo in (photo_folder / "train" / "bees").iterdir():
@@ -31,7 +31,7 @@ def test_one_class(photo_folder: Path) -> None:
     assert "one class only" in out
 
 
-def test_the_table_shows_names_as_they_are(photo_folder: Path) -> None:
+def test_the_table_prints_file_names_safely(photo_folder: Path) -> None:
     for name in ("[red]a.jpg", "b\x1b[31m.jpg", "c.jpg", "d.jpg"):
         (photo_folder / "val" / "ants" / name).write_bytes(b"")
     code, out, err = run("check.py photos")
@@ -44,7 +44,7 @@ def test_the_table_shows_names_as_they_are(photo_folder: Path) -> None:
     assert [line.strip() for line in lines[3:]] == ["val/ants/b\\x1b[31m.jpg", "val/ants/c.jpg", "..."]
 
 
-def test_table_and_document_count_the_same(photo_folder: Path) -> None:
+def test_table_and_json_show_the_same_findings(photo_folder: Path) -> None:
     (photo_folder / "train" / "ants" / "empty.jpg").write_bytes(b"")
     twin = (photo_folder / "train" / "ants" / "0.jpg").read_bytes()
     (photo_folder / "train" / "bees" / "twin.jpg").write_bytes(twin)
@@ -75,7 +75,7 @@ def test_wrong_input_gets_one_line(line: str, message: str) -> None:
     assert run(f"check.py {line}") == (2, "", f"check.py: error: {message}\n")
 
 
-def test_the_program_exits_with_its_findings(photo_folder: Path) -> None:
+def test_the_exit_code_of_the_process_shows_findings(photo_folder: Path) -> None:
     (photo_folder / "val" / "ants" / "x.jpg").write_bytes(b"")
     command = [sys.executable, str(ROOT / "scripts" / "check.py"), "photos", "--json"]
     done = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT)

@@ -1,7 +1,7 @@
-"""Which run is meant by ``latest`` and by ``--resume``, where several could be.
+"""The run that ``latest`` and ``--resume`` choose if there are several.
 
-Their numbers are 2, 9 and 10: as text 9 would be the last. The higher a number, the younger the run. Looked at again
-when the newest run is gone, so that the order in which a folder is listed cannot help.
+The runs are 2, 9 and 10; sorted as text, 9 would be the last. Higher numbers are newer runs. Each check is repeated
+after the newest run is removed, so that a lucky order of the folder listing cannot pass.
 """
 
 import json
@@ -26,21 +26,21 @@ INPUTS = torch.linspace(-1, 1, 18).view(3, 6)
 
 
 def in_folders(numbers: tuple[int, ...], train: Callable[[int], Any]) -> None:
-    """Train one run for each number, and let each be a minute younger than the one before."""
+    """Train one run for each number; each is one minute newer than the one before."""
     for number in numbers:
-        (LOGS / f"version_{number - 1}").mkdir(parents=True, exist_ok=True)  # fit.py takes the next number
+        (LOGS / f"version_{number - 1}").mkdir(parents=True, exist_ok=True)  # fit.py uses the next number
         train(number)
         if not (LOGS / f"version_{number - 1}" / "config.yaml").exists():
             (LOGS / f"version_{number - 1}").rmdir()
     assert sorted(path.name for path in LOGS.iterdir()) == sorted(f"version_{number}" for number in numbers)
-    for place, number in enumerate(numbers):
+    for minute, number in enumerate(numbers):
         for path in [LOGS / f"version_{number}", *(LOGS / f"version_{number}").rglob("*")]:
-            os.utime(path, (1.7e9 + 60 * place, 1.7e9 + 60 * place))
+            os.utime(path, (1.7e9 + 60 * minute, 1.7e9 + 60 * minute))
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Runs of networks of 2, 9 and 10 hidden units and as many seeds; each of 2 epochs."""
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Runs of 2 epochs of networks with 2, 9 and 10 hidden units, each with another seed."""
     folder = tmp_path_factory.mktemp("several")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
@@ -51,27 +51,27 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 @pytest.fixture
-def several(place: Path, tmp_path: Path) -> None:
-    shutil.copytree(place, tmp_path, dirs_exist_ok=True)
+def several(workspace: Path, tmp_path: Path) -> None:
+    shutil.copytree(workspace, tmp_path, dirs_exist_ok=True)
     with Path("rows.csv").open("w") as file:
         file.writelines(",".join(f"{value:.6f}" for value in row) + "\n" for row in INPUTS.tolist())
 
 
 def newest_first() -> Iterator[int]:
-    """The number of the newest run; it is gone afterwards."""
+    """Yield the number of the newest run, then remove the run."""
     for number in sorted(NUMBERS, reverse=True):
         yield number
         shutil.rmtree(LOGS / f"version_{number}")
 
 
-def evaluates(number: int) -> None:
+def check_evaluate(number: int) -> None:
     out = run_well("evaluate.py latest")
     assert printed.result(out)["checkpoint"] == f"lightning_logs/version_{number}/checkpoints/best.ckpt"
     alone = run_well(f"evaluate.py lightning_logs/version_{number}")
     assert printed.result(out)["test_loss"] == printed.result(alone)["test_loss"]
 
 
-def predicts(number: int) -> None:
+def check_predict(number: int) -> None:
     rows = printed.table(run_well("predict.py latest rows.csv"), "path", "row", "output_1", "output_2")
     model = by_hand.opened(LOGS / f"version_{number}" / "checkpoints/best.ckpt", LitMLP)
     with torch.no_grad():
@@ -81,12 +81,12 @@ def predicts(number: int) -> None:
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
-def inspects(number: int) -> None:
+def check_describe(number: int) -> None:
     parameters = number * (6 + 1) + 2 * (number + 1)
     assert f"LitMLP: {parameters} trainable of {parameters} parameters" in run_well("describe.py latest")
 
 
-def compares(number: int) -> None:
+def check_compare(number: int) -> None:
     other = next(path for path in LOGS.iterdir() if path.name != f"version_{number}") if number > 2 else Path("other")
     if number == 2:
         shutil.copytree(LOGS / "version_2", other)
@@ -95,8 +95,8 @@ def compares(number: int) -> None:
     assert {row[0]: row[1] for row in rows}["val_loss"] == f"{min(losses):.4g}"
 
 
-def goes_on(number: int) -> None:
-    for further in ("", "--max_epochs 1", "--max_epochs 2 --log_every_n_steps 7"):  # it has had two
+def check_resume(number: int) -> None:
+    for further in ("", "--max_epochs 1", "--max_epochs 2 --log_every_n_steps 7"):  # it has trained two
         out = run_well(f"fit.py --resume latest {further}")
         assert f"lightning_logs/version_{number} is at its end: nothing to do" in out
     out = run_well("fit.py --resume latest --max_epochs 3")
@@ -106,13 +106,13 @@ def goes_on(number: int) -> None:
     assert [start["seed"] for start in starts] == [number, number]
 
 
-@pytest.mark.parametrize("script", [evaluates, predicts, inspects, compares, goes_on])
+@pytest.mark.parametrize("script", [check_evaluate, check_predict, check_describe, check_compare, check_resume])
 def test_latest_is_the_newest_run(script: Callable[[int], None], several: None) -> None:
     for number in newest_first():
         script(number)
 
 
-def test_a_run_that_is_named_is_taken_and_not_the_latest(several: None) -> None:
+def test_a_named_run_is_used_instead_of_the_latest(several: None) -> None:
     for number in NUMBERS:
         out = run_well(f"evaluate.py lightning_logs/version_{number}")
         assert printed.result(out)["checkpoint"] == f"lightning_logs/version_{number}/checkpoints/best.ckpt"
@@ -133,10 +133,10 @@ def test_a_new_run_gets_the_number_after_the_highest(several: None) -> None:
 # --- --resume auto ----------------------------------------------------------------------------------------------------
 
 SAME = f"{FIT} --data.length 4 --max_epochs 2 --callbacks+ {scripted.NAME}.Kill --callbacks+ {scripted.NAME}.Slow"
-"""Four steps, with a resume point between any two."""
+"""Four steps, with a resume point after each."""
 WHOLE = Path("whole/lightning_logs/version_0")
 KILLED = {2: 1, 9: 2, 10: 3}
-"""For each run the step in which it is killed."""
+"""The step in which each run is killed."""
 
 
 def killed(line: str, step: int) -> None:
@@ -146,7 +146,7 @@ def killed(line: str, step: int) -> None:
     Path("kill").unlink()
 
 
-def test_auto_goes_on_with_the_newest_run_of_the_same_command(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_auto_resumes_the_newest_run_of_the_same_command(monkeypatch: pytest.MonkeyPatch) -> None:
     scripted.put_clock_back(monkeypatch)
     run_well(f"{SAME} --default_root_dir whole")
     whole = torch.load(WHOLE / "checkpoints/last.ckpt", weights_only=True)
@@ -168,7 +168,7 @@ def test_auto_goes_on_with_the_newest_run_of_the_same_command(monkeypatch: pytes
     out = run_well(f"{SAME} --resume auto")
     assert "resume" not in out
     assert (LOGS / "version_13").is_dir()
-    assert "resume" not in run_well(SAME)  # which never looks for a run
+    assert "resume" not in run_well(SAME)  # without --resume a new run starts
     assert (LOGS / "version_14").is_dir()
     out = run_well("fit.py --resume lightning_logs/version_11")
     assert "resume  lightning_logs/version_11/checkpoints/last.ckpt, after step 2" in out

@@ -1,4 +1,4 @@
-"""scripts/compare.py: from two trainings to the sentence about them."""
+"""scripts/compare.py on two trained runs."""
 
 from pathlib import Path
 
@@ -16,7 +16,7 @@ def test_wrong_input_gets_one_line(line: str) -> None:
 
 
 @pytest.mark.slow
-def test_seeds_then_evaluation_then_comparison() -> None:
+def test_seeds_evaluate_and_compare_in_sequence() -> None:
     line = "fit.py --seeds 2 --max_epochs=1 --data.train_size=80 --data.val_size=50 --dashboard=false --seed 3"
     series = start(line)
     out, err = series.communicate(timeout=300)

@@ -1,7 +1,7 @@
-"""What TensorBoard, the table and the console say of one run of fit.py, and of how fast it was.
+"""TensorBoard, metrics.csv and the console output of one run of fit.py, and its speed.
 
-The run is scripted (tests/support/scripted.py): its third epoch of four is the best, and its clock moves by 1/1024 s a
-training batch and by 64 s a validation batch.
+The run is scripted (tests/support/scripted.py): its third epoch of four is the best, and its clock advances by 1/1024 s
+per training batch and by 64 s per validation batch.
 """
 
 import re
@@ -23,11 +23,11 @@ RUN = Path("lightning_logs/version_0")
 FIT = f"fit.py --data photos --model LitCNN --data.image_size 32 --data.batch_size 5 --callbacks+ {scripted.NAME}.Clock"
 TYPED = "--model.lr 0.004 --model.momentum 0.7 --seed 6 --max_epochs 4 --accelerator cpu --devices 1"
 SPEED = 12 / (3 / 1024)
-"""Twelve pictures in three batches, the last of which is not full."""
+"""Twelve images in three batches; the last batch is not full."""
 
 
-class Told(NamedTuple):
-    """What was printed and drawn, the rows of metrics.csv, what TensorBoard found, and the configuration."""
+class Results(NamedTuple):
+    """The output, the figures, the rows of metrics.csv, the TensorBoard data, and the configuration."""
 
     out: str
     drawn: list[seen.Drawn]
@@ -37,30 +37,30 @@ class Told(NamedTuple):
 
 
 @pytest.fixture(scope="module")
-def told(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Told]:
-    place = tmp_path_factory.mktemp("dashboard")
-    by_hand.four_classes(place / "photos")
+def results(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Results]:
+    workspace = tmp_path_factory.mktemp("dashboard")
+    by_hand.four_classes(workspace / "photos")
     with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(place)
-        patch.setenv("XDG_CACHE_HOME", str(place / "cache"))
+        patch.chdir(workspace)
+        patch.setenv("XDG_CACHE_HOME", str(workspace / "cache"))
         scripted.put_clock_back(patch)
         drawn = seen.watch(patch)
         out = run_well(f"{FIT} {TYPED} --callbacks+ {scripted.NAME}.Scripted")
-        run = place / RUN
+        run = workspace / RUN
         config = (run / "config.yaml").read_text()
-        yield Told(out, drawn, printed.read_csv(run / "metrics.csv"), printed.board(run), config)
+        yield Results(out, drawn, printed.read_csv(run / "metrics.csv"), printed.board(run), config)
 
 
-def test_speed_is_pictures_trained_on_by_the_time_that_training_took(told: Told) -> None:
-    lines = printed.epochs(told.out)
+def test_speed_is_training_images_divided_by_training_time(results: Results) -> None:
+    lines = printed.epochs(results.out)
     assert [line.figures["speed"] for line in lines] == [SPEED] * 4
-    assert [line.figures["seconds"] for line in lines] == [64.0] * 4  # both, of which validation is nearly all
-    assert printed.column(told.rows, "samples_per_second") == [SPEED] * 4
-    assert printed.scalars(told.board, "samples_per_second") == ([2, 5, 8, 11], [SPEED] * 4)
-    assert printed.scalars(told.board, "by_epoch/samples_per_second") == ([1, 2, 3, 4], [SPEED] * 4)
+    assert [line.figures["seconds"] for line in lines] == [64.0] * 4  # nearly all of it is validation
+    assert printed.column(results.rows, "samples_per_second") == [SPEED] * 4
+    assert printed.scalars(results.board, "samples_per_second") == ([2, 5, 8, 11], [SPEED] * 4)
+    assert printed.scalars(results.board, "by_epoch/samples_per_second") == ([1, 2, 3, 4], [SPEED] * 4)
 
 
-def test_several_validations_an_epoch_are_no_time_of_training(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_validation_within_an_epoch_does_not_count_as_training_time(monkeypatch: pytest.MonkeyPatch) -> None:
     scripted.put_clock_back(monkeypatch)
     by_hand.four_classes(Path("photos"))
     out = run_well(f"{FIT} --max_epochs 2 --val_check_interval 1 --dashboard false --accelerator cpu --devices 1")
@@ -70,8 +70,8 @@ def test_several_validations_an_epoch_are_no_time_of_training(monkeypatch: pytes
 
 
 @pytest.mark.slow
-def test_two_processes_are_told_of_as_one_run() -> None:
-    """Each process has six pictures, in two batches."""
+def test_two_processes_are_reported_as_one_run() -> None:
+    """Each process has six images in two batches."""
     by_hand.four_classes(Path("photos"))
     options = "--max_epochs 2 --accelerator cpu --devices 2 --strategy ddp --accumulate_grad_batches 2 --timeout 100000"
     program = start(f"{FIT} {options} --dashboard false")
@@ -83,14 +83,14 @@ def test_two_processes_are_told_of_as_one_run() -> None:
     assert ", n = 17)" in out
 
 
-def test_learning_rates_are_written(told: Told) -> None:
-    assert set(printed.column(told.rows, "lr-SGD")) == {0.004}
-    assert [line.figures["lr"] for line in printed.epochs(told.out)] == [0.004] * 4
-    assert printed.scalars(told.board, "lr-SGD")[1] == pytest.approx([0.004] * len(told.board.Scalars("lr-SGD")))
+def test_learning_rates_are_logged(results: Results) -> None:
+    assert set(printed.column(results.rows, "lr-SGD")) == {0.004}
+    assert [line.figures["lr"] for line in printed.epochs(results.out)] == [0.004] * 4
+    assert printed.scalars(results.board, "lr-SGD")[1] == pytest.approx([0.004] * len(results.board.Scalars("lr-SGD")))
 
 
-def test_settings_hold_what_was_typed_with_the_metrics_that_were_reached(told: Told) -> None:
-    content = told.board.summary_metadata
+def test_hparams_hold_the_settings_and_the_best_metrics(results: Results) -> None:
+    content = results.board.summary_metadata
     start_info = HParamsPluginData.FromString(content["_hparams_/session_start_info"].plugin_data.content)
     values = dict(start_info.session_start_info.hparams.items())
     assert values["model"].string_value == "LitCNN"
@@ -105,14 +105,17 @@ def test_settings_hold_what_was_typed_with_the_metrics_that_were_reached(told: T
     tags = [info.name.tag for info in experiment.metric_infos]
     assert tags == ["val_acc", "val_loss", "train_loss"]
     for tag in tags:
-        assert printed.scalars(told.board, tag)[1][-1] == pytest.approx(printed.column(told.rows, tag)[-1], rel=1e-6)
+        assert printed.scalars(results.board, tag)[1][-1] == pytest.approx(
+            printed.column(results.rows, tag)[-1], rel=1e-6
+        )
 
 
-def test_charts_join_curves_that_are_there(told: Told) -> None:
-    layout = Layout.FromString(told.board.Tensors("custom_scalars__config__")[0].tensor_proto.string_val[0])
+def test_charts_combine_curves_that_exist(results: Results) -> None:
+    layout = Layout.FromString(results.board.Tensors("custom_scalars__config__")[0].tensor_proto.string_val[0])
     charts = {
         (category.title, chart.title): [
-            {tag for tag in told.board.Tags()["scalars"] if re.search(pattern, tag)} for pattern in chart.multiline.tag
+            {tag for tag in results.board.Tags()["scalars"] if re.search(pattern, tag)}
+            for pattern in chart.multiline.tag
         ]
         for category in layout.category
         for chart in category.chart
@@ -123,32 +126,34 @@ def test_charts_join_curves_that_are_there(told: Told) -> None:
     assert charts["by epoch", "accuracy"] == [{"by_epoch/val_acc"}]
 
 
-def test_text_is_the_command_and_the_configuration(told: Told) -> None:
+def test_the_text_tab_holds_the_command_and_the_configuration(results: Results) -> None:
     texts = {
-        tag.partition("/")[0]: told.board.Tensors(tag)[0].tensor_proto.string_val[0].decode()
-        for tag in told.board.Tags()["tensors"]
+        tag.partition("/")[0]: results.board.Tensors(tag)[0].tensor_proto.string_val[0].decode()
+        for tag in results.board.Tags()["tensors"]
         if tag.endswith("/text_summary")
     }
     command = shlex.split(texts["command"])
     assert command[0] == "python"
     assert command[1].endswith("fit.py")
     assert command[2:] == shlex.split(f"{FIT} {TYPED} --callbacks+ {scripted.NAME}.Scripted")[1:]
-    assert yaml.safe_load("\n".join(line[4:] for line in texts["config"].splitlines())) == yaml.safe_load(told.config)
+    assert yaml.safe_load("\n".join(line[4:] for line in texts["config"].splitlines())) == yaml.safe_load(
+        results.config
+    )
     assert sys.executable not in texts["command"]
 
 
-def test_pictures_are_of_the_best_epoch_and_of_all_validation_data(told: Told) -> None:
-    matrices = [drawn for drawn in told.drawn if drawn.name == "validation/confusion_matrix"]
-    assert [drawn.step for drawn in matrices] == [3, 6, 9]  # of the epochs that were the best yet
+def test_images_show_the_best_epoch_and_all_validation_data(results: Results) -> None:
+    matrices = [drawn for drawn in results.drawn if drawn.name == "validation/confusion_matrix"]
+    assert [drawn.step for drawn in matrices] == [3, 6, 9]  # the epochs that were the best so far
     for drawn, (favourite, _) in zip(matrices, scripted.FAVOURITES, strict=False):
         counts = zip(by_hand.CLASSES, by_hand.COUNTS["val"], strict=True)
         assert drawn.counts() == {(true, by_hand.CLASSES[favourite]): count for true, count in counts}
-    mistakes = [drawn for drawn in told.drawn if drawn.name == "validation/most_confident_mistakes"]
+    mistakes = [drawn for drawn in results.drawn if drawn.name == "validation/most_confident_mistakes"]
     assert [drawn.step for drawn in mistakes] == [3, 6, 9]
     titles = [title.split("\n") for title in mistakes[-1].titles()]
-    assert len(titles) == 10  # pictures that are no sloes
+    assert len(titles) == 10  # images of other classes than sloe
     assert {title[0] for title in titles} == {"sloe 95%"}
     assert sorted(title[1] for title in titles) == ["is pear"] * 2 + ["is plum"] * 3 + ["is rose"] * 5
-    [samples] = [drawn for drawn in told.drawn if drawn.name == "training/samples"]
+    [samples] = [drawn for drawn in results.drawn if drawn.name == "training/samples"]
     named = [name for name, count in zip(by_hand.CLASSES, by_hand.COUNTS["train"], strict=True) for _ in range(count)]
     assert samples.titles() == named

@@ -1,4 +1,4 @@
-"""scripts/describe.py: a class or a trained network, layer by layer."""
+"""scripts/describe.py on a class and on a trained network."""
 
 import shutil
 from pathlib import Path
@@ -8,14 +8,14 @@ import pytest
 from tests.support.commands import run, run_well
 
 
-def test_a_class() -> None:
+def test_describe_a_class() -> None:
     code, out, err = run("describe.py LitCNN --model.loss squared_error --model.in_channels 1")
     assert (code, err) == (0, "")
     assert out.startswith("LitCNN: 61,706 trainable of 61,706 parameters")
     assert "1x16x10x10" in out
 
 
-def test_a_trained_network() -> None:
+def test_describe_a_trained_network() -> None:
     run_well(
         "fit.py --model LitMLP --model.hidden [7] --data.in_features 5 --data.out_features 2 --data.steps 2 "
         "--accelerator cpu --devices 1 --quiet true --dashboard false"
@@ -34,7 +34,7 @@ def test_a_trained_network() -> None:
         ("litcnn", "there is no model litcnn: did you mean LitCNN?"),
         ("nowhere/run", "nowhere/run is not there"),
         ("LitCNN --model.los x", "los"),
-        ("latest --model.lr 1", "--model.lr: a trained network is what it is; arguments go with a class name"),
+        ("latest --model.lr 1", "--model.lr: a trained network takes no arguments; leave --model.lr out"),
         ("latest", "no run"),
         ("LitMLP --model.hidden [0]", "widths"),
     ],

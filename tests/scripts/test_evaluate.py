@@ -1,4 +1,4 @@
-"""scripts/evaluate.py: what it prints, and what it refuses."""
+"""scripts/evaluate.py: its output and its errors."""
 
 from collections.abc import Callable
 
@@ -10,7 +10,7 @@ from lit_models import LitCNN
 from tests.support.commands import run, run_well
 
 
-def test_the_checkpoint_alone_decides(bare: Callable[..., Trainer]) -> None:
+def test_the_checkpoint_is_enough_to_evaluate(bare: Callable[..., Trainer]) -> None:
     trainer = bare(max_epochs=1)
     trainer.fit(LitCNN(), ShapesDataModule(train_size=20, val_size=30))
     trainer.save_checkpoint("lightning_logs/version_3/checkpoints/best.ckpt")
@@ -21,20 +21,20 @@ def test_the_checkpoint_alone_decides(bare: Callable[..., Trainer]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("line", "said"),
+    ("line", "message"),
     [
         ("latest", "no run under lightning_logs yet"),
         ("nowhere", "nowhere is not there"),
         ("latest --date x", "there is no --date: did you mean --data?"),
         ("", "required: RUN"),
-        ("latest --accelerator cpu --devices 0", "--devices 0 is not a number of processes"),
-        ("latest --accelerator cpu --devices many", "--devices many is not a number of processes"),
+        ("latest --accelerator cpu --devices 0", "--devices 0 must be an integer of at least 1"),
+        ("latest --accelerator cpu --devices many", "--devices many must be an integer of at least 1"),
         ("latest --accelerator cpu --devices 5000", "this machine has"),
     ],
 )
-def test_wrong_arguments_get_one_line(line: str, said: str) -> None:
+def test_wrong_arguments_get_one_line(line: str, message: str) -> None:
     code, out, err = run(f"evaluate.py {line}")
     assert (code, out) == (2, "")
     assert err.startswith("evaluate.py: error: ")
-    assert said in err
+    assert message in err
     assert err.count("\n") == 1

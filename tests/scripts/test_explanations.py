@@ -1,7 +1,7 @@
 """Heat maps of predict.py and evaluate.py, read back from their files.
 
-The network counts how much red, green and blue there is. Each picture has a square of each of them, so it is known
-where a map of each class is hot.
+The network measures the amounts of red, green and blue. Each image has a square of each color, so it is known where the
+heat map of each class must be hot.
 """
 
 from collections.abc import Iterator
@@ -26,7 +26,7 @@ CORNERS = {"upper left": (2, 2), "upper right": (2, 21), "lower left": (21, 2), 
 
 
 def squares(**places: tuple[str, int]) -> Image.Image:
-    """A dark picture with a square of each colour named: in which corner, and how bright."""
+    """Return a dark image with squares of the given colors, corners and brightness."""
     pixels = np.full((32, 32, 3), 20, np.uint8)
     for colour, (corner, level) in places.items():
         top, left = CORNERS[corner]
@@ -34,7 +34,7 @@ def squares(**places: tuple[str, int]) -> Image.Image:
     return Image.fromarray(pixels)
 
 
-PICTURES = {  # the brightest colour is the answer
+PICTURES = {  # the brightest color is the prediction
     "blue/0.png": squares(blue=("lower left", 160), green=("upper right", 185), red=("upper left", 140)),
     "blue/1.png": squares(blue=("upper left", 250), green=("upper right", 150), red=("lower right", 160)),
     "green/2.png": squares(blue=("upper left", 150), green=("lower right", 210), red=("lower left", 250)),
@@ -60,7 +60,7 @@ def colour_counter() -> torch.nn.Module:
 
 
 def heat_map(network: torch.nn.Module, picture: Image.Image) -> tuple[int, np.ndarray]:
-    """The likeliest class, and its Grad-CAM at the last convolution, worked out by hand."""
+    """Return the most probable class, and its Grad-CAM at the last convolution, computed by hand."""
     kept: list[torch.Tensor] = []
     hook = network.get_submodule("conv2").register_forward_hook(lambda _, given, output: kept.append(output))
     answers = network(torch.from_numpy(as_input(picture, LENET))[None])[0]
@@ -73,7 +73,7 @@ def heat_map(network: torch.nn.Module, picture: Image.Image) -> tuple[int, np.nd
 
 
 def drawn(file: Path) -> list[tuple[np.ndarray, np.ndarray]]:
-    """The pictures on a sheet, row by row: what is to be seen, (32, 32, 3) in [0, 1], and the heat map beside it."""
+    """Return the rows of a figure: an image of (32, 32, 3) in [0, 1], and the heat map beside it."""
     sheet = np.asarray(Image.open(file).convert("RGB"))
     inked = np.any(sheet < 250, axis=2)
     found = []
@@ -86,19 +86,19 @@ def drawn(file: Path) -> list[tuple[np.ndarray, np.ndarray]]:
 
 
 def runs(wanted: np.ndarray) -> list[tuple[int, int]]:
-    """Where stretches of true begin and end."""
+    """Return the start and the end of each run of True."""
     edges = np.flatnonzero(np.diff(np.concatenate([[0], wanted.astype(int), [0]])))
     return [(int(a), int(b)) for a, b in edges.reshape(-1, 2) if b - a > 20]
 
 
 def heat_of(colours: np.ndarray) -> np.ndarray:
-    """The values, from 0 to 1, that these colours stand for."""
+    """Return the values from 0 to 1 that the colors of a heat map stand for."""
     scale = colormaps["jet"](np.linspace(0, 1, 101))[:, :3]
     return np.abs(colours[:, :, None] - scale).sum(3).argmin(2) / 100
 
 
 def check(shown: tuple[np.ndarray, np.ndarray], name: str) -> None:
-    """The drawing is of this picture, and hot where the colour of the network's answer is."""
+    """Check that the figure shows this image, and that it is hot at the color of the predicted class."""
     picture, heat = shown
     assert np.abs(picture - np.asarray(PICTURES[name]) / 255).mean() < 0.02
     label, wanted = heat_map(colour_counter(), PICTURES[name])
@@ -108,13 +108,13 @@ def check(shown: tuple[np.ndarray, np.ndarray], name: str) -> None:
     inside[top - 2 : top + 11, left - 2 : left + 11] = True
     assert np.mean(heat[inside] > 0.5) > 0.25
     assert np.mean(heat[~inside] > 0.2) < 0.03
-    assert np.abs(heat - wanted).mean() < 0.006  # that of the layer before is further away
+    assert np.abs(heat - wanted).mean() < 0.006  # the map of the layer before differs more
     assert heat.max() > 0.95  # each map has its own scale
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """The folder to work in, with the pictures and a run of the network that counts colours."""
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Working folder with the images and a run of the network that measures colors."""
     with at(tmp_path_factory.mktemp("explained")) as here:
         save_all(here / "photos/val", PICTURES)
         save_all(here / "photos/train", {f"{name}/t.png": squares(**{name: ("lower left", 99)}) for name in COLOURS})
@@ -126,34 +126,34 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 @pytest.fixture(autouse=True)
-def there(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(place)
+def in_workspace(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(workspace)
 
 
-def test_predictions_show_where_their_class_is(place: Path) -> None:
-    """The files are numbered as the inputs stand, of which the first cannot be read."""
+def test_heat_maps_of_predictions_are_hot_at_the_predicted_class(workspace: Path) -> None:
+    """The files have the numbers of the inputs; the first input cannot be read."""
     names = ["red/3.png", "blue/1.png", "green/2.png", "blue/0.png"]
-    (place / "broken.png").write_bytes(b"no picture")
+    (workspace / "broken.png").write_bytes(b"no picture")
     ended = run("predict.py latest broken.png " + " ".join(f"photos/val/{name}" for name in names) + " --explain")
     assert ended.code == 1
-    drawings = sorted(file.name for file in (place / "explanations").iterdir())
+    drawings = sorted(file.name for file in (workspace / "explanations").iterdir())
     assert drawings == ["2_3.png", "3_1.png", "4_2.png", "5_0.png"]
     for number, name in enumerate(names, start=2):
-        [shown] = drawn(place / "explanations" / f"{number}_{Path(name).name}")
+        [shown] = drawn(workspace / "explanations" / f"{number}_{Path(name).name}")
         check(shown, name)
 
 
 @pytest.mark.parametrize("flags", ["", "--data photos/val"])
-def test_mistakes_show_where_the_class_is_that_they_were_taken_for(place: Path, flags: str) -> None:
-    """The most confident one stands first, and what was right is not there."""
+def test_heat_maps_of_mistakes_are_hot_at_the_predicted_class(workspace: Path, flags: str) -> None:
+    """The most confident mistake comes first; correct predictions are left out."""
     run_well(f"evaluate.py latest --explain {flags}")
-    folder = place / "lightning_logs/version_0/evaluation" / ("val" if flags else "")
+    folder = workspace / "lightning_logs/version_0/evaluation" / ("val" if flags else "")
     rows = {name.removeprefix("val/"): row for name, row in evaluated(folder).items()}
     assert {name: row["predicted"] for name, row in rows.items()} == ANSWERS
     wrong = sorted((-float(row["probability"]), name) for name, row in rows.items() if row["right"] == "0")
     assert {name for _, name in wrong} == {"blue/0.png", "green/2.png", "red/3.png"}
     assert len({probability for probability, _ in wrong}) == 3
-    assert [name for _, name in wrong] != sorted(name for _, name in wrong)  # another order than the files'
+    assert [name for _, name in wrong] != sorted(name for _, name in wrong)  # not in the order of the files
     shown = drawn(folder / "explained.png")
     assert len(shown) == 3
     for one, (_, name) in zip(shown, wrong, strict=True):

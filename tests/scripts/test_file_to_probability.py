@@ -1,6 +1,6 @@
-"""From a picture's file to the printed probability, beside a pipeline of PIL, numpy and the bare network.
+"""From an image file to the printed probability, compared with a pipeline of PIL, numpy and the bare network.
 
-Each test also shows that its pictures tell a wrong pipeline from the right one.
+Each test also checks that a wrong pipeline gives different probabilities for its images.
 """
 
 import csv
@@ -30,13 +30,13 @@ from tests.support.networks import (
 )
 from tests.support.pipeline import HALF, IMAGENET, Recipe, as_input, detailed, resized, save_all
 
-CLASSES = ("10", "Ant", "zebra")  # as they are numbered
+CLASSES = ("10", "Ant", "zebra")  # in the order of their indices
 SIZES = ((128, 96), (201, 150), (97, 133), (64, 90), (150, 101), (300, 203))
 
 
 class Case(NamedTuple):
-    """A backbone, what its published weights want to see, and how far a probability may be from that of PIL's pixels,
-    of which some differ from torch's by a level. A network is ``blind`` for a mistake that moves it no further."""
+    """A backbone, the preprocessing of its published weights, and the tolerance of a probability, because some pixels
+    of PIL differ from torch's by one level. A network is ``blind`` to a mistake that changes it by less."""
 
     backbone: str
     recipe: Recipe
@@ -56,13 +56,13 @@ CASES = (
 
 
 def photos() -> dict[str, Image.Image]:
-    """Two pictures a class to train on and two to validate on, in the order of their names."""
+    """Two training and two validation images per class, in the order of their names."""
     names = [f"{split}/{name}" for split in ("train", "val") for name in CLASSES for _ in range(2)]
     return {f"{name}/{n:02d}.png": detailed(n, *SIZES[n % len(SIZES)]) for n, name in enumerate(names)}
 
 
 def wrong(recipe: Recipe) -> dict[str, Recipe]:
-    """The recipe with one mistake each."""
+    """Return recipes with one mistake each."""
     other = "bicubic" if recipe.kind == "bilinear" else "bilinear"
     mistakes = {
         "another filter": recipe._replace(kind=other),
@@ -83,7 +83,7 @@ def stacked(pictures: Any, recipe: Recipe) -> np.ndarray:
 
 
 def check(network: nn.Module, case: Case) -> np.ndarray:
-    """Both scripts say of the validation pictures what ``network`` says by hand; give that."""
+    """Check the probabilities of both scripts for the validation images against ``network``; return them."""
     names = [name for name in photos() if name.startswith("val")]
     pictures = [photos()[name] for name in names]
     wanted = probabilities(network, stacked(pictures, case.recipe))
@@ -105,7 +105,7 @@ def check(network: nn.Module, case: Case) -> np.ndarray:
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.backbone)
-def test_a_backbone_sees_what_its_weights_want(tmp_path: Path, case: Case) -> None:
+def test_a_backbone_gets_the_preprocessing_of_its_weights(tmp_path: Path, case: Case) -> None:
     pictures, recipe = photos(), case.recipe
     save_all(tmp_path / "photos", pictures)
     weights = write_weights(tmp_path / "w.pth", case.backbone, torch.from_numpy(stacked(pictures.values(), recipe)))
@@ -127,7 +127,7 @@ def validated(recipe: Recipe) -> np.ndarray:
     return stacked([picture for name, picture in photos().items() if name.startswith("val")], recipe)
 
 
-def test_lenet_sees_32_pixels(tmp_path: Path) -> None:
+def test_lenet_gets_images_of_32_pixels(tmp_path: Path) -> None:
     save_all(tmp_path / "photos", photos())
     fit("--data photos --model LitCNN --max_epochs 1")
     network, case = LitCNN(num_classes=3).net, Case("", Recipe(32, 32, *HALF), 0.01, blind="not cut")  # resized to 32
@@ -135,8 +135,8 @@ def test_lenet_sees_32_pixels(tmp_path: Path) -> None:
     check(network, case)
 
 
-def test_flags_of_predict_decide_how_much_is_told_and_not_what(tmp_path: Path) -> None:
-    """Batches of any size, and a file in the middle that cannot be read, leave each answer with its picture."""
+def test_flags_of_predict_do_not_change_the_probabilities(tmp_path: Path) -> None:
+    """Each image keeps its own prediction for any batch size, and if a file in the middle cannot be read."""
     save_all(tmp_path / "photos", photos())
     fit("--data photos --model LitCNN --max_epochs 1")
     sharpen(best(), LitCNN(num_classes=3).net, "fc3", validated(Recipe(32, 32, *HALF)))
@@ -144,16 +144,16 @@ def test_flags_of_predict_decide_how_much_is_told_and_not_what(tmp_path: Path) -
     (tmp_path / "broken.png").write_bytes(b"no picture")
     inputs = [f"photos/{name}" for name in names]
     inputs[5:5] = ["broken.png"]
-    told = {}
+    results = {}
     for flags in ("", "--top_k 1", "--top_k 2 --batch_size 1", "--top_k 3 --batch_size 4", "--top_k 99"):
         ended = run(f"predict.py latest {' '.join(inputs)} --output answers.json {flags}")
         assert ended.code == 1
-        told[flags] = json.loads(Path("answers.json").read_text())
-    whole = told[""]
+        results[flags] = json.loads(Path("answers.json").read_text())
+    whole = results[""]
     assert [answer["path"] for answer in whole] == inputs
     assert [*whole[5]] == ["path", "error"]
     assert len({answer["probability"] for answer in whole if "top" in answer}) == len(names)
-    for flags, answers in told.items():
+    for flags, answers in results.items():
         many = min(int(flags.split()[1]), 3) if flags else 3
         for answer, wanted in zip(answers, whole, strict=True):
             assert answer["path"] == wanted["path"]
@@ -164,12 +164,12 @@ def test_flags_of_predict_decide_how_much_is_told_and_not_what(tmp_path: Path) -
     run(f"predict.py latest {' '.join(inputs)} --output answers.csv --top_k 2 --batch_size 1")
     with Path("answers.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
-    for row, answer in zip(rows, told["--top_k 2 --batch_size 1"], strict=True):
+    for row, answer in zip(rows, results["--top_k 2 --batch_size 1"], strict=True):
         top = [(row["label"], row["probability"]), (row["label_2"], row["probability_2"])]
         assert top == [(e["label"], f"{e['probability']:.6f}") for e in answer.get("top", [])] or row["error"]
 
 
-def test_a_network_of_grey_shapes_sees_photos_in_grey(tmp_path: Path) -> None:
+def test_a_network_with_one_channel_gets_gray_photos(tmp_path: Path) -> None:
     run_well("fit.py --data.channels 1 --data.train_size 40 --max_epochs 1 --accelerator cpu --dashboard false")
     save_all(tmp_path / "photos", photos())
     pictures = [resized(picture, Recipe(32, 32, *HALF)) for name, picture in photos().items() if name.startswith("val")]

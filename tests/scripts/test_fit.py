@@ -1,4 +1,4 @@
-"""scripts/fit.py from what is typed to what is printed and written."""
+"""scripts/fit.py from the command line to its output and its files."""
 
 from pathlib import Path
 
@@ -13,14 +13,14 @@ from tests.support.fits import SMALL_NET
 SMALL = "--data.train_size 12 --data.val_size 10 --max_epochs 1 --accelerator cpu --devices 1"
 
 
-def test_a_run_says_how_good_it_is_and_what_to_type_next() -> None:
+def test_a_run_prints_its_result_and_the_next_commands() -> None:
     out = run_well(f"fit.py {SMALL}")
     for part in ("global batch = 4", "62,006 trainable", "val_acc", "n = 10", "lightning_logs/version_0"):
         assert part in out
     for line in ("scripts/evaluate.py latest", "scripts/predict.py latest", "tensorboard --logdir lightning_logs"):
         assert line in out
     assert Path("lightning_logs/version_0/checkpoints/best.ckpt").is_file()
-    # The configuration that it wrote is one that it reads, and gives the same.
+    # The saved configuration parses to itself.
     saved = Path("lightning_logs/version_0/config.yaml")
     again = FitCLI(["--config", str(saved)])
     assert yaml.safe_load(again.parser.dump(again.config, skip_unset=False)) == yaml.safe_load(saved.read_text())
@@ -41,7 +41,7 @@ def test_a_run_says_how_good_it_is_and_what_to_type_next() -> None:
         ("--max_epochs 0", ["val_acc"], None),
     ],
 )
-def test_trainer_flags_end_well(flags: str, reports: list[str], checkpoint: str | None) -> None:
+def test_runs_with_trainer_flags_succeed(flags: str, reports: list[str], checkpoint: str | None) -> None:
     code, out, err = run(f"fit.py {SMALL} {flags}")
     assert code == 0, err
     assert all(part in out for part in reports)
@@ -100,21 +100,21 @@ class Data(LightningDataModule):
 
 
 @pytest.mark.parametrize("kind", ["rows", "part", "named", "endless", "several"])
-def test_a_user_s_own_classes_train(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_custom_classes_train(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     Path("own_run.py").write_text(OWN)
     scripted.put_clock_back(monkeypatch)
     data = f"--model own_run.Model --data own_run.Data --data.kind {kind} --callbacks {scripted.NAME}.Clock"
     out = run_well(f"fit.py {data} --max_epochs 2 --accelerator cpu --devices 1")
     assert "5 trainable" in out
     assert "train_loss" in out
-    assert "\nval_acc     1.0000\n" in out  # it does not say of how many: no interval
+    assert "\nval_acc     1.0000\n" in out  # the model does not count its samples: no interval
     assert Path("lightning_logs/version_0/checkpoints/best.ckpt").is_file()
     speeds = printed.column(printed.read_csv(Path("lightning_logs/version_0/metrics.csv")), "samples_per_second")
-    assert speeds == [4 / scripted.Clock.STEP] * 2  # batches of four
+    assert speeds == [4 / scripted.Clock.STEP] * 2  # batches of 4
 
 
 @pytest.mark.parametrize("flags", ["", "--model.freeze false", "--data.augment true"])
-def test_a_last_batch_of_one_picture(flags: str, photo_folder: Path) -> None:
+def test_the_last_batch_may_hold_one_image(flags: str, photo_folder: Path) -> None:
     for number in range(2, 8):
         (photo_folder / "train/ants" / f"{number}.jpg").unlink()
     (photo_folder / "train/bees/7.jpg").unlink()  # 2 + 7 = 2 * 4 + 1
@@ -123,10 +123,10 @@ def test_a_last_batch_of_one_picture(flags: str, photo_folder: Path) -> None:
 
 
 @pytest.mark.slow
-def test_as_a_program_it_says_one_line() -> None:
+def test_a_process_prints_errors_in_one_line() -> None:
     Path("evil.yaml").write_text("a: !!python/object/apply:os.system ['touch canary']")
     lines = {
-        "--config evil.yaml": "remove the tag",
+        "--config evil.yaml": "is not plain YAML (line 1): could not determine a constructor for the tag",
         f"{SMALL} --val_check_interval 500": "`val_check_interval` (500)",
     }
     programs = {line: start(f"fit.py {line}") for line in lines}
@@ -145,8 +145,8 @@ TWO = "--accelerator cpu --devices 2 --strategy ddp"
 
 
 @pytest.mark.slow
-def test_one_rank_says_what_is_wrong() -> None:
-    """Lightning would kill the first rank as soon as another has ended, and nothing would be said."""
+def test_one_of_two_ranks_prints_the_error() -> None:
+    """Otherwise Lightning kills the first rank as soon as another one ends, and no error is printed."""
     program = start(f"fit.py {SMALL.replace('--devices 1', '')} {TWO} --val_check_interval 500")
     _, err = program.communicate(timeout=180)
     assert program.returncode == 2, err
@@ -156,7 +156,7 @@ def test_one_rank_says_what_is_wrong() -> None:
 
 
 @pytest.mark.slow
-def test_each_rank_reports_and_one_writes() -> None:
+def test_each_rank_prints_its_device_report_and_rank_0_writes() -> None:
     line = f"fit.py --max_epochs 1 --data.train_size 16 --data.val_size 11 {TWO}"
     program = start(f"{line} --callbacks+ lit_training.callbacks.device_report.DeviceReport")
     out, err = program.communicate(timeout=180)
@@ -167,4 +167,4 @@ def test_each_rank_reports_and_one_writes() -> None:
     assert out.count("Outside: input size torch.Size([8, 3, 32, 32]) output_size torch.Size([8, 10])") == 1
     pictures = ["training/samples", "validation/confusion_matrix", "validation/most_confident_mistakes"]
     board = printed.board(Path("lightning_logs/version_0"))
-    assert sorted(board.Tags()["images"]) == pictures  # rank 0's alone, of what both ranks saw
+    assert sorted(board.Tags()["images"]) == pictures  # written by rank 0, with the data of both ranks

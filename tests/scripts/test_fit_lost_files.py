@@ -1,4 +1,4 @@
-"""Photos and weights files that are not there: fit.py names them, and goes on when they are back."""
+"""Missing photos and weights files: fit.py names them, and resumes when they are restored."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -22,19 +22,19 @@ ONE = "--accelerator cpu --devices 1"
 
 
 @pytest.fixture(scope="module")
-def peace(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], dict[str, Any]]:
-    """``peace(flags)``: the last checkpoint of a run that nothing disturbs; trained once."""
+def undisturbed_run(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], dict[str, Any]]:
+    """``undisturbed_run(flags)`` returns the last checkpoint of an undisturbed run; each is trained once."""
     known: dict[str, dict[str, Any]] = {}
 
     def train(flags: str) -> dict[str, Any]:
         if flags not in known:
-            place = tmp_path_factory.mktemp("peace")
-            write_photos(place / "photos")
+            workspace = tmp_path_factory.mktemp("undisturbed")
+            write_photos(workspace / "photos")
             with pytest.MonkeyPatch.context() as patch:
-                own_caches(place, patch)
-                patch.chdir(place)
+                own_caches(workspace, patch)
+                patch.chdir(workspace)
                 run_well(f"fit.py {TUNING} {ONE} --data.num_workers 0 {flags}")
-            known[flags] = last_checkpoint(place)
+            known[flags] = last_checkpoint(workspace)
         return known[flags]
 
     return train
@@ -54,18 +54,20 @@ def last_checkpoint(folder: Path) -> dict[str, Any]:
         pytest.param(2, "", "val/ants/2.jpg", 1, marks=pytest.mark.slow),
     ],
 )
-def test_a_run_names_a_photo_that_vanishes_and_goes_on_when_it_is_back(
+def test_a_run_names_a_deleted_photo_and_resumes_when_it_is_restored(
     workers: int,
     flags: str,
     gone: str,
     kept: int | None,
-    peace: Callable[[str], dict[str, Any]],
+    undisturbed_run: Callable[[str], dict[str, Any]],
     photo_folder: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """``kept``: batches behind the resume point; None: all that were trained on."""
-    monkeypatch.setattr(ResumePoint, "COST", 1e-9)  # none is due by the clock, which a busy machine would move
-    undisturbed = peace(flags)
+    """``kept`` is the number of batches in the resume point; None means all trained batches."""
+    monkeypatch.setattr(
+        ResumePoint, "COST", 1e-9
+    )  # no resume points by the clock, which depends on the load of the machine
+    undisturbed = undisturbed_run(flags)
     photo, away = photo_folder / gone, photo_folder.parent / "away.jpg"
     seed, steps = StepSeed.on_train_batch_start, 0
 
@@ -81,8 +83,8 @@ def test_a_run_names_a_photo_that_vanishes_and_goes_on_when_it_is_back(
     code, _, err = run(line)
     assert code == 2
     assert err == (
-        f"fit.py: error: photos/{gone}: unreadable (No such file or directory), though it was whole when the run "
-        "began: bring it back, then go on with --resume broken/lightning_logs/version_0\n"
+        f"fit.py: error: photos/{gone}: unreadable (No such file or directory), but it was readable when the run "
+        "started: restore it, then go on with --resume broken/lightning_logs/version_0\n"
     )
     behind = last_checkpoint(Path("broken"))["loops"]["fit_loop"]["epoch_loop.batch_progress"]["total"]["ready"]
     assert behind == (steps if kept is None else kept)
@@ -95,7 +97,7 @@ def test_a_run_names_a_photo_that_vanishes_and_goes_on_when_it_is_back(
     assert ended["global_step"] == undisturbed["global_step"]
 
 
-def test_a_photo_that_vanishes_before_the_first_step_leaves_nothing(
+def test_a_photo_deleted_before_the_first_step_leaves_no_run(
     photo_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     report = ImageFolderDataModule.report
@@ -109,13 +111,13 @@ def test_a_photo_that_vanishes_before_the_first_step_leaves_nothing(
     code, _, err = run(f"fit.py --data photos --data.num_workers 0 {SMALL_NET} {ONE}")
     assert code == 2
     assert err.splitlines()[-1] == (
-        "fit.py: error: photos/train/ants/3.jpg: unreadable (No such file or directory), though it was whole when the "
-        "run began: bring it back, then start again"
+        "fit.py: error: photos/train/ants/3.jpg: unreadable (No such file or directory), but it was readable when the "
+        "run started: restore it, then start again"
     )
     assert not Path("lightning_logs").exists()
 
 
-def test_a_folder_that_cannot_be_learned_from_leaves_nothing(photo_folder: Path) -> None:
+def test_a_folder_that_is_refused_leaves_no_run(photo_folder: Path) -> None:
     for photo in (photo_folder / "train" / "bees").iterdir():
         photo.write_bytes(b"")
     assert run(f"fit.py --data photos --model.weights none {ONE}").code == 2
@@ -125,20 +127,22 @@ def test_a_folder_that_cannot_be_learned_from_leaves_nothing(photo_folder: Path)
 # --- weights files ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("weights", "said"), [("nowhere.pth", "no weights file nowhere.pth"), ("DEFAULT", "fetch ")])
-def test_missing_weights_stop_a_run_before_it_opens_a_photo(
-    weights: str, said: str, photo_folder: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("weights", "message"), [("nowhere.pth", "no weights file nowhere.pth"), ("DEFAULT", "fetch ")]
+)
+def test_missing_weights_are_reported_before_photos_are_opened(
+    weights: str, message: str, photo_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ImageFolderDataModule, "examine", lambda self: pytest.fail("photos were opened"))
     code, out, err = run(f"fit.py --data photos --model.weights {weights} {ONE}")
     assert code == 2
     assert "pictures" not in out
     assert err.count("\n") == 1
-    assert said in err
+    assert message in err
     assert not Path("lightning_logs").exists()
 
 
-def test_a_run_that_goes_on_needs_no_weights_file(photo_folder: Path) -> None:
+def test_a_resumed_run_needs_no_weights_file(photo_folder: Path) -> None:
     weights = Path("weights.pth")
     torch.save(models.get_model("shufflenet_v2_x0_5").state_dict(), weights)
     line = f"fit.py --data photos --data.image_size 72 --data.num_workers 0 {SMALL_NET} {ONE}"

@@ -1,4 +1,4 @@
-"""fit.py refuses in one line, and leaves nothing behind: other runs' resume points, starts that fail."""
+"""fit.py refuses resume points that do not fit, and failed starts leave no files."""
 
 import shutil
 from collections.abc import Callable
@@ -18,19 +18,19 @@ SHORT = "--limit_train_batches 2 --accelerator cpu --devices 1 --dashboard false
 
 
 @pytest.fixture(scope="module")
-def begun(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """``begun(flags)``: a folder with ``lightning_logs`` and the photos that the run uses; trained once."""
+def started_run(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """``started_run(flags)`` returns a folder with a trained run and its photos; each is trained once."""
     known: dict[str, Path] = {}
 
     def train(flags: str) -> Path:
         if flags not in known:
-            place = tmp_path_factory.mktemp("begun")
-            write_photos(place / "photos")
+            workspace = tmp_path_factory.mktemp("begun")
+            write_photos(workspace / "photos")
             with pytest.MonkeyPatch.context() as patch:
-                own_caches(place, patch)
-                patch.chdir(place)
+                own_caches(workspace, patch)
+                patch.chdir(workspace)
                 run_well(f"fit.py {flags} --max_epochs 1 {SHORT}")
-            known[flags] = place
+            known[flags] = workspace
         return known[flags]
 
     return train
@@ -41,13 +41,15 @@ def add_wasps() -> None:
     shutil.copytree("photos", "more")
     for split in ("train", "val"):
         shutil.copytree(f"more/{split}/bees", f"more/{split}/wasps")
-        for path in Path("more", split, "wasps").iterdir():  # copies would be left out
+        for path in Path("more", split, "wasps").iterdir():  # fit.py leaves out copies
             Image.open(path).rotate(90).save(path)
 
 
 @pytest.mark.parametrize("case", WRONG, ids=lambda case: f"{case['begun']} {case['argv']}")
-def test_a_resume_point_of_something_else_gets_one_line(case: dict[str, str], begun: Callable[[str], Path]) -> None:
-    shutil.copytree(begun(case["begun"]), ".", dirs_exist_ok=True)
+def test_a_resume_point_that_does_not_fit_is_refused_in_one_line(
+    case: dict[str, str], started_run: Callable[[str], Path]
+) -> None:
+    shutil.copytree(started_run(case["begun"]), ".", dirs_exist_ok=True)
     add_wasps()
     logs, copy = Path("lightning_logs/version_0"), Path("copy.ckpt")
     shutil.copy(logs / "checkpoints" / "last.ckpt", copy)
@@ -79,7 +81,7 @@ def test_a_resume_point_of_something_else_gets_one_line(case: dict[str, str], be
         ("--model LitTransfer", "weights of resnet18"),
     ],
 )
-def test_a_failed_start_leaves_nothing(flags: str, culprit: str) -> None:
+def test_a_failed_start_leaves_no_run(flags: str, culprit: str) -> None:
     code, _, err = run(f"fit.py --data ShapesDataModule {SMALL} {flags}")
     assert code == 2
     assert err.count("\n") == 1
@@ -88,7 +90,7 @@ def test_a_failed_start_leaves_nothing(flags: str, culprit: str) -> None:
     assert not Path("lightning_logs").exists()
 
 
-def test_a_failed_download_leaves_nothing() -> None:
+def test_a_failed_download_leaves_no_files() -> None:
     code, _, err = run("fit.py --data CIFAR10DataModule --data.root fresh --accelerator cpu --devices 1")
     assert code == 2
     assert "put cifar-10-python.tar.gz" in err.splitlines()[-1]

@@ -1,6 +1,6 @@
-"""Data that is made or cut here, from the flags of fit.py to the batches: shapes, random rows and CIFAR10.
+"""Generated and split data, from the flags of fit.py to the batches: shapes, random rows and CIFAR10.
 
-What is for training, validation and test has to be apart, and as it was asked for.
+Training, validation and test data must be separate, and must follow the flags.
 """
 
 import hashlib
@@ -27,7 +27,7 @@ LENET = Recipe(32, 32, *HALF)
 
 
 def rows_of(loader: Any) -> tuple[np.ndarray, np.ndarray]:
-    """All that a loader gives."""
+    """Return all batches of a loader as one."""
     return together(list(loader))
 
 
@@ -40,7 +40,7 @@ def keys(inputs: np.ndarray) -> list[bytes]:
 
 @pytest.fixture(scope="module")
 def shapes() -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """What the data module gives for each split, without a run."""
+    """The data of each split from the data module, without a run."""
     data = ShapesDataModule(train_size=60, val_size=130)
     data.setup("fit")
     data.setup("test")
@@ -48,7 +48,7 @@ def shapes() -> dict[str, tuple[np.ndarray, np.ndarray]]:
     return {split: rows_of(loader) for split, loader in loaders.items()}
 
 
-def test_shapes_are_others_in_each_split_and_of_all_classes(shapes: dict[str, tuple[np.ndarray, np.ndarray]]) -> None:
+def test_each_split_has_different_shapes_of_all_classes(shapes: dict[str, tuple[np.ndarray, np.ndarray]]) -> None:
     all_keys = [key for inputs, _ in shapes.values() for key in keys(inputs)]
     assert len({*all_keys}) == 60 + 130 + 130
     for split, (inputs, labels) in shapes.items():
@@ -58,10 +58,10 @@ def test_shapes_are_others_in_each_split_and_of_all_classes(shapes: dict[str, tu
         assert labels.tolist() not in (sorted(labels.tolist()), [n % 10 for n in range(len(labels))]), split
 
 
-def test_shapes_are_the_same_in_every_run_but_for_the_seed_of_the_data(
+def test_shapes_depend_only_on_the_seed_of_the_data(
     tmp_path: Path, shapes: dict[str, tuple[np.ndarray, np.ndarray]]
 ) -> None:
-    """Augmenting changes the training pictures and no others; what evaluate.py judges is the test split."""
+    """Augmentation changes only training images; evaluate.py uses the test split."""
     sizes = "--data.train_size 60 --data.val_size 130 --max_epochs 2"
     plain = fit(f"{sizes} --seed 3")
     changed = fit(f"{sizes} --data.augment true")
@@ -102,7 +102,7 @@ def flags(arguments: dict[str, Any]) -> str:
     return " ".join(f"--data.{name} {value}" for name, value in arguments.items())
 
 
-def test_linear_rows_are_fresh_draws_of_one_map_in_each_split(tmp_path: Path) -> None:
+def test_each_split_draws_new_rows_of_the_same_linear_map(tmp_path: Path) -> None:
     data = RandomDataModule(**LINEAR)
     data.setup("fit")
     train, val, test = map(rows_of, (data.train_dataloader(), data.val_dataloader(), data.test_dataloader()))
@@ -111,7 +111,7 @@ def test_linear_rows_are_fresh_draws_of_one_map_in_each_split(tmp_path: Path) ->
     for inputs, targets in (train, val, test):
         assert 0.85 < inputs.std() < 1.15
         assert abs(inputs.mean()) < 0.15
-        assert 0.08 < (targets - inputs @ the_map).std() < 0.12  # the noise has 0.1
+        assert 0.08 < (targets - inputs @ the_map).std() < 0.12  # the standard deviation of the noise is 0.1
     assert np.abs(the_map).mean() > 0.3
 
     seen = fit(f"--data RandomDataModule {flags(LINEAR)} --max_epochs 2 --seed 2 --model.hidden []")
@@ -119,7 +119,7 @@ def test_linear_rows_are_fresh_draws_of_one_map_in_each_split(tmp_path: Path) ->
     assert [len(y) for _, y in seen.train[0]] == [30, 30, 10]
     assert keys(together(seen.train[0])[0]) != keys(together(seen.train[1])[0])
     assert keys(together(seen.final)[0]) == keys(val[0])
-    # The loss that evaluate.py prints is that of the test rows.
+    # evaluate.py prints the loss of the test rows.
     said = run_well(f"evaluate.py {seen.run}")
     weights = weights_of(seen.run / "checkpoints/best.ckpt")
     [weight], [bias] = ([t for t in weights.values() if t.ndim == n] for n in (2, 1))
@@ -129,7 +129,7 @@ def test_linear_rows_are_fresh_draws_of_one_map_in_each_split(tmp_path: Path) ->
     assert losses[1] != pytest.approx(losses[0], rel=1e-2)
 
 
-def test_other_seeds_draw_other_rows_and_another_map(tmp_path: Path) -> None:
+def test_another_seed_draws_different_rows_and_another_map(tmp_path: Path) -> None:
     maps = []
     for seed in (0, 1):
         x, y = together(fit(f"--data RandomDataModule {flags(LINEAR)} --data.seed {seed} --max_epochs 1").train[0])
@@ -138,8 +138,8 @@ def test_other_seeds_draw_other_rows_and_another_map(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("target", ["random", "count"])
-def test_steps_go_round_the_rows_in_order(tmp_path: Path, target: str) -> None:
-    """Four batches of four from ten rows; each epoch begins at the first row. Validation is on the rows themselves."""
+def test_steps_repeat_the_rows_in_order(tmp_path: Path, target: str) -> None:
+    """Four batches of four from ten rows; each epoch starts at the first row. Validation uses the ten rows."""
     line = "--data RandomDataModule --data.in_features 3 --data.out_features 2 --data.length 10"
     seen = fit(f"{line} --data.batch_size 4 --data.steps 4 --data.target {target} --max_epochs 2")
     inputs, targets = together(seen.final)
@@ -156,7 +156,7 @@ def test_steps_go_round_the_rows_in_order(tmp_path: Path, target: str) -> None:
         assert len({*keys(targets)}) == 10
 
 
-def test_the_fixed_batch_of_the_tutorial(tmp_path: Path) -> None:
+def test_the_default_is_the_fixed_batch_of_the_tutorial(tmp_path: Path) -> None:
     seen = fit("--data RandomDataModule --max_epochs 1 --data.steps 3")
     shapes = [(tuple(x.shape), tuple(y.shape)) for x, y in seen.train[0]]
     assert shapes == [((64, 1000), (64, 10))] * 3
@@ -168,12 +168,12 @@ def test_the_fixed_batch_of_the_tutorial(tmp_path: Path) -> None:
 
 NAMES = [name for name, _ in [*CIFAR10.train_list, *CIFAR10.test_list]]
 SHARES = (0.19, 0.01, *[0.1] * 8)
-"""Of the classes: uneven, so that equal shares can be told from an equal number."""
+"""Class sizes: uneven, so that equal fractions differ from equal numbers."""
 
 
 def cifar_pixels(numbers: np.ndarray) -> np.ndarray:
-    """Pictures that tell their number in the first two pixels of red, and their channel: (N, 3072) uint8, as in the
-    official files."""
+    """Return images with their number in the first two red pixels and a mark in each channel: (N, 3072) uint8, as in
+    the official files."""
     pixels = np.zeros((len(numbers), 3, 1024), np.uint8)
     pixels[:, 0, 0], pixels[:, 0, 1] = numbers // 256, numbers % 256
     pixels[:, 1, 5], pixels[:, 2, 40] = 100, 200  # green in the first row, blue in the second
@@ -182,7 +182,7 @@ def cifar_pixels(numbers: np.ndarray) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def official(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, np.ndarray]]:
-    """CIFAR10 in the layout of its files, with our contents, and the labels of all 60,000 pictures."""
+    """The files of CIFAR10 with generated images, and the labels of all 60,000 images."""
     with at(tmp_path_factory.mktemp("cifar10")) as here, pytest.MonkeyPatch.context() as patch:
         folder = here / "data" / CIFAR10.base_folder
         folder.mkdir(parents=True)
@@ -210,7 +210,7 @@ CIFAR = "--data CIFAR10DataModule --data.val_size 900 --data.batch_size 50 --lim
 
 
 def numbers_of(batches: Any) -> np.ndarray:
-    """Which pictures these are; checks the colours and where they stand."""
+    """Return the numbers of the images; check the channels and the layout."""
     pixels = levels(together(batches)[0], LENET).round().astype(int)
     assert (pixels[:, 0, 5, 1] == 100).all()
     assert (pixels[:, 1, 8, 2] == 200).all()
@@ -218,7 +218,7 @@ def numbers_of(batches: Any) -> np.ndarray:
     return pixels[:, 0, 0, 0] * 256 + pixels[:, 0, 1, 0]
 
 
-def test_cifar10_is_split_by_class_and_tested_on_its_own_pictures(
+def test_cifar10_is_split_by_class_and_keeps_its_own_test_images(
     official: tuple[Path, np.ndarray], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     here, labels = official
@@ -245,7 +245,7 @@ def test_cifar10_is_split_by_class_and_tested_on_its_own_pictures(
     assert numbers_of(again.final).tolist() == val.tolist()
     assert numbers_of(again.train[0]).tolist() != first.tolist()
     assert len({*numbers_of(other.final).tolist()} & {*val.tolist()}) < 100
-    assert np.mean(levels(together(other.train[0])[0], LENET)[:, 0, 5, 1] > 50) < 0.3  # moved
+    assert np.mean(levels(together(other.train[0])[0], LENET)[:, 0, 5, 1] > 50) < 0.3  # shifted
 
     run_well(f"evaluate.py {seen.run}")
     rows = evaluated(seen.run / "evaluation")

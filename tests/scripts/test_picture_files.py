@@ -1,5 +1,5 @@
-"""What is in a picture's file reaches the network: turned, clear, deep and grey pictures, and files that change between
-two runs, whatever the runs before have kept of them."""
+"""Image files reach the network correctly: rotated, transparent, 16-bit and gray images, and files that change between
+two runs in spite of caches."""
 
 import os
 from pathlib import Path
@@ -27,7 +27,7 @@ def on_white(colours: np.ndarray, opaque: np.ndarray) -> np.ndarray:
 
 
 def odd_pictures(folder: Path) -> dict[str, Image.Image]:
-    """Write unusual files; give what is to be seen in each of them."""
+    """Write unusual files; return the image that each must show."""
     folder.mkdir(parents=True)
     plain = coordinates(90, WIDE, HIGH)
     pixels = np.asarray(plain)
@@ -66,12 +66,12 @@ def odd_pictures(folder: Path) -> dict[str, Image.Image]:
     return wanted
 
 
-def test_unusual_pictures_look_as_their_makers_meant_them(tmp_path: Path) -> None:
+def test_unusual_image_files_are_decoded_correctly(tmp_path: Path) -> None:
     wanted = odd_pictures(tmp_path / "photos/val/a")
     fill(tmp_path / "photos", {"train/a": 2, "train/b": 2}, lambda number: detailed(number, 40, 40))
     names = sorted(wanted)
     inputs = np.stack([as_input(wanted[name], LENET) for name in names])
-    assert len({x.round(1).tobytes() for x in inputs}) > len(names) - 20  # the turns look different
+    assert len({x.round(1).tobytes() for x in inputs}) > len(names) - 20  # the rotations look different
     seen, _ = together(fit("--data photos --model LitCNN --max_epochs 1").final)
     for name, x, picture in zip(names, seen, [wanted[name] for name in names], strict=True):
         apart = np.abs(levels(x, LENET) - resized(picture, LENET))
@@ -91,7 +91,7 @@ ONE_TIME = 1_700_000_000_000_000_000
 
 
 def overwrite(file: Path, picture: Image.Image, time: int) -> int:
-    """Put another picture into a file, with this time of the last change; give its size in bytes."""
+    """Write another image into a file with the given modification time; return its size in bytes."""
     picture.save(file)
     os.utime(file, ns=(time, time))
     return file.stat().st_size
@@ -102,13 +102,13 @@ def blue(number: int, side: int = 40) -> Image.Image:
 
 
 def validated(flags: str = "--model LitCNN") -> list[int]:
-    """The colours of the validation pictures of a new run."""
+    """Return the colors of the validation images of a new run."""
     seen, _ = together(fit(f"--data photos {flags} --max_epochs 1 --data.max_bad_fraction 0.5").final)
     return levels(seen, LENET)[:, 16, 16, 2].round().astype(int).tolist()
 
 
-def test_a_picture_that_was_changed_in_place_is_read_again(tmp_path: Path) -> None:
-    """Runs keep decoded pictures in a cache. Names, sizes and times are equal where a test does not change them."""
+def test_a_changed_image_file_is_read_again(tmp_path: Path) -> None:
+    """Runs cache decoded images. Names, sizes and times are equal unless the test changes them."""
     fill(tmp_path / "photos", {"train/a": 2, "train/b": 2}, blue)
     val = tmp_path / "photos/val"
     files = [val / name for name in ("a/0.bmp", "a/1.bmp", "b/0.bmp", "b/1.bmp")]
@@ -123,13 +123,11 @@ def test_a_picture_that_was_changed_in_place_is_read_again(tmp_path: Path) -> No
     assert validated() == [200, 201, 102, 103]
     for number, file in enumerate(files):
         overwrite(file, blue(210 + number), ONE_TIME)
-    files[2].rename(val / "b/2.bmp")  # another name: a run would find the first run's pictures else, in its order
+    files[2].rename(val / "b/2.bmp")  # another name: otherwise the run would find the cache of the first run
     assert validated() == [210, 211, 213, 212]
 
 
-def test_two_folders_of_files_with_equal_names_are_not_mixed_up(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_two_folders_with_the_same_file_names_are_not_confused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for folder, first in (("photos", 100), ("elsewhere/photos", 110)):
         for number, name in enumerate(("train/a/0.bmp", "train/b/0.bmp", "val/a/0.bmp", "val/b/0.bmp")):
             (tmp_path / folder / name).parent.mkdir(parents=True)
@@ -139,12 +137,12 @@ def test_two_folders_of_files_with_equal_names_are_not_mixed_up(
     assert validated() == [112, 113]
 
 
-def test_a_picture_that_broke_since_the_last_run_is_left_out(tmp_path: Path) -> None:
-    """Runs remember, too, which files were whole, and which of them are copies."""
+def test_an_image_file_that_broke_since_the_last_run_is_left_out(tmp_path: Path) -> None:
+    """Runs also cache which files are readable and which are copies."""
     counts = {"train/a": 2, "train/b": 3, "val/a": 2, "val/b": 3}
     fill(
         tmp_path / "photos", counts, lambda number: blue(100 + number, 40 + 4 * number), suffix="bmp"
-    )  # no two of a size
+    )  # all sizes differ
     files = sorted((tmp_path / "photos/val").rglob("*.bmp"))
     for file in files:
         os.utime(file, ns=(ONE_TIME, ONE_TIME))
@@ -155,15 +153,15 @@ def test_a_picture_that_broke_since_the_last_run_is_left_out(tmp_path: Path) -> 
     files[2].write_bytes(b"x" * (size + 1))
     os.utime(files[2], ns=(ONE_TIME, ONE_TIME))  # another size
     assert validated() == [106, 108, 109]
-    files[1].write_bytes(files[3].read_bytes())  # a copy of a picture of the other class: which is it?
+    files[1].write_bytes(files[3].read_bytes())  # a copy of an image of the other class
     assert validated() == [109]
 
 
 # --- decoded pictures that are kept -----------------------------------------------------------------------------------
 
 
-def test_runs_of_other_networks_do_not_share_their_pictures(tmp_path: Path) -> None:
-    """The same files, 32 pixels each, but resized to another size, or by another filter."""
+def test_the_cache_depends_on_the_size_and_the_filter(tmp_path: Path) -> None:
+    """The same files of 32 pixels are resized to another size, or with another filter."""
     fill(tmp_path / "photos", {"train/a": 2, "train/b": 2, "val/a": 2, "val/b": 2}, lambda n: detailed(n, 70, 53))
     recipes = {
         "LitCNN": LENET,
@@ -179,12 +177,12 @@ def test_runs_of_other_networks_do_not_share_their_pictures(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("backbone", ["timm/test_resnet", "timm/test_efficientnet"])
-def test_the_cache_changes_no_pixel(tmp_path: Path, backbone: str) -> None:
+def test_the_cache_does_not_change_pixels(tmp_path: Path, backbone: str) -> None:
     fill(tmp_path / "photos", {"train/a": 4, "train/b": 2, "val/a": 2, "val/b": 3}, lambda n: detailed(n, 99 + n, 131))
     flags = "--model.weights none --model.freeze false --data.augment false --data.image_size 80 --max_epochs 1"
     line = f"--data photos --model.backbone {backbone} {flags}"
     plain = fit(line)
-    for _ in range(2):  # one writes the file, the next one reads it
+    for _ in range(2):  # the first run writes the cache, the second one reads it
         cached = fit(f"{line} --data.cache true")
         assert list((tmp_path / "cache").rglob("*.pictures"))
         for one, other in ((plain.train[0], cached.train[0]), (plain.final, cached.final)):
@@ -192,12 +190,12 @@ def test_the_cache_changes_no_pixel(tmp_path: Path, backbone: str) -> None:
                 assert np.array_equal(mine, theirs)
 
 
-def test_crops_of_cached_pictures_reach_the_border(tmp_path: Path) -> None:
-    """The cache holds the whole pictures, not their middles. Red rises with the column from 0 to 238."""
+def test_random_crops_of_cached_images_reach_the_border(tmp_path: Path) -> None:
+    """The cache holds full images, not center crops. Red rises with the column from 0 to 238."""
     fill(tmp_path / "photos", {"train/a": 9, "train/b": 9, "val/a": 1, "val/b": 1}, lambda n: coordinates(5 * n))
     flags = "--model.weights none --data.augment true --data.image_size 72 --max_epochs 2 --data.cache true"
     seen = fit(f"--data photos --model.backbone shufflenet_v2_x0_5 {flags}")
     first, second = (levels(together(epoch)[0], Recipe(82, 72, *IMAGENET))[..., 0] for epoch in seen.train)
     assert first.min() < 20
-    assert first.max() > 220  # the middle ends at 200
+    assert first.max() > 220  # a center crop ends at 200
     assert not np.array_equal(first, second)

@@ -1,4 +1,4 @@
-"""scripts/predict.py: its table, its files and its exit codes."""
+"""scripts/predict.py: its table, its output files and its exit codes."""
 
 import json
 import shutil
@@ -16,17 +16,17 @@ from tests.support.training import own_caches, train_and_save
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run's folder; the photos that it learned from are gone, with all else."""
-    place = tmp_path_factory.mktemp("trained")
+    """The folder of a run; its training photos and its cache are removed."""
+    workspace = tmp_path_factory.mktemp("trained")
     with pytest.MonkeyPatch.context() as patch:
-        own_caches(place, patch)
-        photos = write_photos(place / "photos")
+        own_caches(workspace, patch)
+        photos = write_photos(workspace / "photos")
         torch.manual_seed(0)
         data = ImageFolderDataModule(str(photos), image_size=32, num_workers=0)
-        train_and_save(place / "run", LitCNN(num_classes=2, lr=0.01), data, max_epochs=6)
+        train_and_save(workspace / "run", LitCNN(num_classes=2, lr=0.01), data, max_epochs=6)
         shutil.rmtree(photos)
-        shutil.rmtree(place / "cache")
-    return place / "run"
+        shutil.rmtree(workspace / "cache")
+    return workspace / "run"
 
 
 @pytest.fixture
@@ -35,7 +35,7 @@ def latest(trained: Path, photo_folder: Path) -> None:
     shutil.copytree(trained, "lightning_logs/version_0")
 
 
-def test_new_photos_get_their_names(latest: None) -> None:
+def test_new_photos_are_classified_and_written(latest: None) -> None:
     out = run_well("predict.py latest photos/val/bees photos/val/ants/0.jpg --output out.json")
     lines = out.splitlines()
     assert lines[0].split() == ["path", "label", "probability", "label_2", "probability_2"]
@@ -48,7 +48,7 @@ def test_new_photos_get_their_names(latest: None) -> None:
     assert all(abs(sum(entry["probability"] for entry in row["top"]) - 1) < 1e-5 for row in written)
 
 
-def test_exit_codes_tell_how_much_was_read(latest: None) -> None:
+def test_the_exit_code_shows_unreadable_inputs(latest: None) -> None:
     code, out, _ = run("predict.py latest missing.jpg photos/val/ants/1.jpg --top_k 1")
     lines = out.splitlines()
     assert code == 1
@@ -60,7 +60,7 @@ def test_exit_codes_tell_how_much_was_read(latest: None) -> None:
 
 
 @pytest.mark.parametrize(
-    ("line", "said"),
+    ("line", "message"),
     [
         ("latest x.jpg", "no run under lightning_logs yet"),
         ("nowhere.ckpt x.jpg", "nowhere.ckpt is not there"),
@@ -72,9 +72,9 @@ def test_exit_codes_tell_how_much_was_read(latest: None) -> None:
         ("latest", "required: INPUT"),
     ],
 )
-def test_wrong_arguments_get_one_line(line: str, said: str) -> None:
+def test_wrong_arguments_get_one_line(line: str, message: str) -> None:
     code, out, err = run(f"predict.py {line}")
     assert (code, out) == (2, "")
     assert err.startswith("predict.py: error: ")
-    assert said in err
+    assert message in err
     assert err.count("\n") == 1

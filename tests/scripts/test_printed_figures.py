@@ -1,7 +1,7 @@
-"""Every figure that evaluate.py, predict.py, compare.py and ``fit.py --seeds`` print or write, worked out again.
+"""Every number that evaluate.py, predict.py, compare.py and ``fit.py --seeds`` print or write, computed by hand.
 
-By hand means here: from the checkpoint, the data and plain loops. The classes of the shapes are not in the order of
-the alphabet, the network takes many classes for others, and the confusion matrix is not symmetrical.
+By hand means with the checkpoint, the data and plain loops. The classes of the shapes are not in alphabetical order,
+the network confuses many classes, and the confusion matrix is not symmetric.
 """
 
 import csv
@@ -37,16 +37,16 @@ NAMES = ShapesDataModule.class_names
 SAMPLES = 97
 
 
-class Told(NamedTuple):
-    """What the scripts printed and drew."""
+class Results(NamedTuple):
+    """The outputs and the figures of the scripts."""
 
     out: str
     drawn: list[seen.Drawn]
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, Told]]:
-    """Two evaluated runs, and what was said of the first one's evaluation."""
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, Results]]:
+    """Two evaluated runs, and the output of the first evaluation."""
     folder = tmp_path_factory.mktemp("figures")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
@@ -55,17 +55,17 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, Told
         drawn = seen.watch(patch)
         out = run_well("evaluate.py lightning_logs/version_0")
         run_well("evaluate.py lightning_logs/version_1")
-        yield folder, Told(out, drawn)
+        yield folder, Results(out, drawn)
 
 
 @pytest.fixture
-def told(place: tuple[Path, Told], tmp_path: Path) -> Told:
-    shutil.copytree(place[0], tmp_path, dirs_exist_ok=True)
-    return place[1]
+def results(workspace: tuple[Path, Results], tmp_path: Path) -> Results:
+    shutil.copytree(workspace[0], tmp_path, dirs_exist_ok=True)
+    return workspace[1]
 
 
 class Answers:
-    """What the network of a run answers to the test pictures, in plain lists."""
+    """The outputs of a run's network for the test images, as plain lists."""
 
     def __init__(self, run: Path, split: str = "test") -> None:
         data = ShapesDataModule(train_size=800, val_size=SAMPLES, batch_size=16)
@@ -82,11 +82,11 @@ class Answers:
         self.matrix = [[0] * 10 for _ in NAMES]
         for label, taken in zip(self.labels, self.taken_for, strict=True):
             self.matrix[label][taken] += 1
-        wrong = [place for place in range(SAMPLES) if not self.right[place]]
-        self.worst = sorted(wrong, key=lambda place: -self.sure[place])[:12]
+        wrong = [workspace for workspace in range(SAMPLES) if not self.right[workspace]]
+        self.worst = sorted(wrong, key=lambda workspace: -self.sure[workspace])[:12]
 
 
-def test_the_situation_tells_mistakes_apart(told: Told) -> None:
+def test_the_answers_make_different_mistakes_visible(results: Results) -> None:
     one = Answers(RUN)
     columns = [sum(row[k] for row in one.matrix) for k in range(10)]
     assert list(NAMES) != sorted(NAMES)
@@ -97,21 +97,21 @@ def test_the_situation_tells_mistakes_apart(told: Told) -> None:
     assert Answers(RUN, "val").right != one.right
 
 
-def test_evaluation_in_words(told: Told) -> None:
-    one, figures = Answers(RUN), printed.result(told.out)
+def test_evaluation_as_printed(results: Results) -> None:
+    one, figures = Answers(RUN), printed.result(results.out)
     right = sum(one.right)
     assert figures["checkpoint"] == "lightning_logs/version_0/checkpoints/best.ckpt"
-    assert f"ShapesDataModule, test: {SAMPLES} samples" in told.out
-    assert f", {right} of {SAMPLES} right)" in told.out
+    assert f"ShapesDataModule, test: {SAMPLES} samples" in results.out
+    assert f", {right} of {SAMPLES} right)" in results.out
     expected = (right / SAMPLES, *by_hand.wilson(right, SAMPLES))
-    assert printed.interval(told.out, "test_acc") == pytest.approx(expected, abs=6e-4)
+    assert printed.interval(results.out, "test_acc") == pytest.approx(expected, abs=6e-4)
     assert float(figures["test_acc"]) == pytest.approx(right / SAMPLES, abs=6e-5)
     assert float(figures["test_loss"]) == pytest.approx(one.loss, rel=1e-3)
     recalls = [row[k] / sum(row) for k, row in enumerate(one.matrix)]
     assert float(figures["balanced"]) == pytest.approx(mean(recalls), abs=6e-5)
     assert abs(mean(recalls) - right / SAMPLES) > 1e-4
 
-    rows = printed.table(told.out, "class", "precision", "recall", "F1", "support")
+    rows = printed.table(results.out, "class", "precision", "recall", "F1", "support")
     assert [row[0] for row in rows] == list(NAMES)
     for k, (_, *shares, support) in enumerate(rows):
         hit, true, taken = one.matrix[k][k], sum(one.matrix[k]), sum(row[k] for row in one.matrix)
@@ -119,17 +119,17 @@ def test_evaluation_in_words(told: Told) -> None:
         for share, over in zip(shares, (taken, true, (true + taken) / 2), strict=True):
             assert share == "-" if over == 0 else float(share) == pytest.approx(hit / over, abs=6e-5)
 
-    assert "rows: true class, columns: predicted class" in told.out
-    rows = printed.table(told.out, *NAMES)
+    assert "rows: true class, columns: predicted class" in results.out
+    rows = printed.table(results.out, *NAMES)
     assert [row[0] for row in rows] == list(NAMES)
     assert [[int(cell) for cell in row[1:]] for row in rows] == one.matrix
 
-    rows = printed.table(told.out, "path", "label", "predicted", "probability")
+    rows = printed.table(results.out, "path", "label", "predicted", "probability")
     assert [row[:3] for row in rows] == [[str(i), NAMES[one.labels[i]], NAMES[one.taken_for[i]]] for i in one.worst]
     assert [float(row[3]) for row in rows] == pytest.approx([one.sure[i] for i in one.worst], abs=2e-6)
 
 
-def test_evaluation_in_files_and_pictures(told: Told) -> None:
+def test_evaluation_in_files_and_figures(results: Results) -> None:
     one, folder = Answers(RUN), RUN / "evaluation"
     rows = printed.read_csv(folder / "predictions.csv")
     assert list(rows[0]) == ["path", "label", "predicted", "probability", "right"]
@@ -143,7 +143,7 @@ def test_evaluation_in_files_and_pictures(told: Told) -> None:
     assert head == ["label", *NAMES]
     assert body == [[name, *map(str, row)] for name, row in zip(NAMES, one.matrix, strict=True)]
 
-    matrix, worst = told.drawn[:2]
+    matrix, worst = results.drawn[:2]
     files = [str(folder / name) for name in ("confusion_matrix.png", "worst.png")]
     assert matrix.name.endswith(files[0])
     assert worst.name.endswith(files[1])
@@ -158,7 +158,7 @@ def test_evaluation_in_files_and_pictures(told: Told) -> None:
     ]
 
 
-def test_regressions_are_judged_by_r2_and_mean_error() -> None:
+def test_regression_is_evaluated_with_r2_and_mean_error() -> None:
     sizes = "--data.in_features 6 --data.out_features 2 --data.length 40 --data.steps 0 --data.target linear"
     run_well(f"fit.py --model LitMLP {sizes} --max_epochs 30 --model.lr 0.001 --quiet --dashboard false")
     figures = printed.result(run_well("evaluate.py latest"))
@@ -172,7 +172,7 @@ def test_regressions_are_judged_by_r2_and_mean_error() -> None:
     assert 0.2 < float(figures["R2"]) < 0.999
 
 
-def test_predictions_name_the_likeliest_classes_in_order(told: Told) -> None:
+def test_predictions_list_the_most_probable_classes_in_order(results: Results) -> None:
     one, picked = Answers(RUN), (40, 3, 17, 8)
     data = ShapesDataModule(train_size=800, val_size=SAMPLES)
     data.setup("test")
@@ -217,26 +217,26 @@ VERDICT = re.compile(
 
 
 def compared(first: str, second: str) -> tuple[Any, dict[str, list[str]], str]:
-    """The verdict on two runs, the table by its rows, and all that was printed."""
+    """Return the verdict on two runs, the rows of the table, and the full output."""
     out = run_well(f"compare.py lightning_logs/{first} lightning_logs/{second}")
     found = VERDICT.search(out)
     assert found is not None, out
-    # A value such as ``0.4 (0.3 to 0.5, n = 9)`` has blanks in it, columns have two between them.
+    # Values such as ``0.4 (0.3 to 0.5, n = 9)`` hold single blanks; two blanks separate columns.
     lines = [re.split(r"\s{2,}", line) for line in out.partition("\n\n")[0].splitlines()[1:]]
     assert out.splitlines()[0].split() == [first, second]
     return found, {line[0]: line[1:] for line in lines}, out
 
 
 def answered(run: str, right: list[bool]) -> None:
-    """Write a file of predictions that were right, or not."""
+    """Write a file with right and wrong predictions."""
     with (LOGS / run / "evaluation/predictions.csv").open("w", newline="") as file:
         rows = csv.writer(file)
         rows.writerow(["path", "label", "predicted", "probability", "right"])
-        rows.writerows([place, "a", "b", 0.5, int(hit)] for place, hit in enumerate(right))
+        rows.writerows([workspace, "a", "b", 0.5, int(hit)] for workspace, hit in enumerate(right))
 
 
 def check_verdict(first: str, second: str, ones: list[bool], others: list[bool]) -> Any:
-    """Compare what compare.py says of two runs with what is counted here."""
+    """Check the verdict of compare.py against the numbers counted here."""
     found, rows, _ = compared(first, second)
     pairs = list(zip(ones, others, strict=True))
     only_first, only_second = pairs.count((True, False)), pairs.count((False, True))
@@ -258,7 +258,7 @@ def check_verdict(first: str, second: str, ones: list[bool], others: list[bool])
     return found
 
 
-def test_comparison_of_two_evaluations(told: Told, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_comparison_of_two_evaluations(results: Results, monkeypatch: pytest.MonkeyPatch) -> None:
     drawn = seen.watch(monkeypatch)
     ones, others = Answers(RUN).right, Answers(LOGS / "version_1").right
     check_verdict("version_0", "version_1", ones, others)
@@ -266,11 +266,11 @@ def test_comparison_of_two_evaluations(told: Told, monkeypatch: pytest.MonkeyPat
     _, rows, _ = compared("version_0", "version_1")
     tables = [printed.read_csv(LOGS / run / "metrics.csv") for run in ("version_0", "version_1")]
     curves = {name: [printed.column(rows, name) for rows in tables] for name in ("val_acc", "val_loss", "train_loss")}
-    for place in range(2):
-        accuracy = curves["val_acc"][place]
+    for column in range(2):
+        accuracy = curves["val_acc"][column]
         best = accuracy.index(max(accuracy))
         for name, digits in (("val_acc", ".4f"), ("val_loss", ".4g"), ("train_loss", ".4g")):
-            assert rows[name][place] == f"{curves[name][place][best]:{digits}}"
+            assert rows[name][column] == f"{curves[name][column][best]:{digits}}"
     assert rows["model.lr"] == ["0.03", "0.02"]
     assert rows["seed_everything"] == ["0", "1"]
     assert rows["trainer.max_epochs"] == ["3", "2"]
@@ -290,19 +290,19 @@ def test_comparison_of_two_evaluations(told: Told, monkeypatch: pytest.MonkeyPat
         (20, 9, 15, 7, "version_1 is +"),
         (20, 15, 9, 7, "version_1 is -"),
         (40, 6, 0, 9, "version_0 is better by"),  # p = 0.031
-        (40, 5, 0, 9, "version_1 is -"),  # p = 0.062, of which one side alone is 0.031
+        (40, 5, 0, 9, "version_1 is -"),  # p = 0.062; the one-sided p is 0.031
     ],
 )
-def test_differences_are_told_from_chance(
+def test_compare_reports_only_significant_differences(
     both: int,
     only_first: int,
     only_second: int,
     neither: int,
     verdict: str,
-    told: Told,
+    results: Results,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(Figure, "savefig", lambda *_, **__: None)  # the curves are another test's
+    monkeypatch.setattr(Figure, "savefig", lambda *_, **__: None)  # another test checks the curves
     ones = [True] * (both + only_first) + [False] * (only_second + neither)
     others = [True] * both + [False] * only_first + [True] * only_second + [False] * neither
     for run, right in (("version_0", ones), ("version_1", others)):
@@ -314,8 +314,8 @@ def test_differences_are_told_from_chance(
 # --- several seeds ----------------------------------------------------------------------------------------------------
 
 
-def test_seeds_are_counted_up_and_their_spread_is_that_of_a_sample() -> None:
-    """The runs, which are processes of their own, are run in this process here."""
+def test_seeds_count_up_and_the_deviation_is_that_of_a_sample() -> None:
+    """The runs, usually separate processes, run in this process."""
     real, seeds = subprocess.Popen, []
 
     class Here:
@@ -380,7 +380,7 @@ def test_seeds_are_counted_up_and_their_spread_is_that_of_a_sample() -> None:
         ("--model LitMLP --data.in_features 7", ["RandomDataModule: samples of 7, regression", "1,810 trainable of"]),
     ],
 )
-def test_what_is_announced_before_the_first_step(flags: str, lines: list[str]) -> None:
+def test_lines_printed_before_the_first_step(flags: str, lines: list[str]) -> None:
     with mock.patch.object(Trainer, "fit", side_effect=SystemExit(0)):
         out = run_well(f"fit.py --accelerator cpu {flags if 'devices' in flags else flags + ' --devices 1'}")
     for line in lines:

@@ -1,4 +1,4 @@
-"""Every recipe parses, builds offline and says in its head how it is run; the small ones are run."""
+"""Every recipe parses, builds offline and starts with its command; small recipes are trained."""
 
 import re
 import shlex
@@ -14,13 +14,13 @@ PLACE = "--data path/to/photos"
 
 
 def command(recipe: Path, photo_folder: Path) -> list[str]:
-    """The arguments of fit.py in the recipe's head, on files that are here."""
+    """Return the arguments of fit.py from the first lines of the recipe, with paths that exist here."""
     line = next(line for line in recipe.read_text().splitlines() if "python scripts/fit.py" in line)
     arguments = line.split("scripts/fit.py", 1)[1].replace(f"scripts/recipes/{recipe.name}", shlex.quote(str(recipe)))
     return shlex.split(arguments.replace(PLACE, f"--data {shlex.quote(str(photo_folder))}"))
 
 
-def test_every_experiment_of_the_sources_is_there() -> None:
+def test_every_experiment_of_the_tutorials_has_a_recipe() -> None:
     names = {recipe.stem for recipe in RECIPES}
     assert names >= {
         "cnn_cifar10",
@@ -34,7 +34,7 @@ def test_every_experiment_of_the_sources_is_there() -> None:
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
-def test_it_is_short_and_has_a_head(recipe: Path) -> None:
+def test_a_recipe_is_short_and_starts_with_its_command(recipe: Path) -> None:
     lines = recipe.read_text().splitlines()
     assert len(lines) <= 30
     head = " ".join(line.lstrip("# ") for line in lines if line.startswith("#"))
@@ -44,7 +44,7 @@ def test_it_is_short_and_has_a_head(recipe: Path) -> None:
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
-def test_its_command_builds_offline(recipe: Path, photo_folder: Path) -> None:
+def test_the_command_of_a_recipe_builds_offline(recipe: Path, photo_folder: Path) -> None:
     cli = FitCLI([*command(recipe, photo_folder), "--accelerator", "cpu"])
     settings = yaml.safe_load(recipe.read_text())
     for key in ("model", "data"):
@@ -64,7 +64,7 @@ SMALL = [recipe for recipe in RECIPES if recipe.stem in ("cnn_random_picture", "
 
 
 @pytest.mark.parametrize("recipe", SMALL, ids=lambda path: path.stem)
-def test_a_small_one_learns(recipe: Path) -> None:
+def test_a_small_recipe_learns(recipe: Path) -> None:
     single = ["--strategy", "auto", "--devices", "1", "--accelerator", "cpu", "--quiet", "--max_epochs", "3"]
     steps = ["--max_steps", "60", "--logger", "false", "--enable_checkpointing", "false"]
     cli = FitCLI(["--config", str(recipe), *single, *steps, "--limit_val_batches", "1"])

@@ -1,4 +1,4 @@
-"""Pictures of up to 64 pixels, which stay in memory: what fit.py shows the network of them, plain and augmented."""
+"""Images of up to 64 pixels, which stay in memory: the plain and the augmented inputs of the network."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,12 +26,12 @@ LENET = Recipe(32, 32, *HALF)
 AUGMENTED = "--data photos --model LitCNN --data.augment true --max_epochs 4"
 STEP = 250 // 32
 HOLE = 8
-"""Side of the square that is cut out of a picture of 32 x 32."""
+"""Side of the square that is cut out of an image of 32 x 32."""
 
 
 class Moved(NamedTuple):
-    """What was done to a picture: how far it went down and right, whether it was flipped, and the pixels of it that
-    became a hole."""
+    """The augmentation of an image: its shift down and right, True if it was flipped, and the pixels that were cut
+    out."""
 
     number: int
     down: int
@@ -42,7 +42,7 @@ class Moved(NamedTuple):
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """The folder to work in; the photos are in ``photos``, 32 x 32 pixels each, none of them black."""
+    """Working folder with ``photos`` of 32 x 32 pixels; no pixel is black."""
     with at(tmp_path_factory.mktemp("small")) as here:
         fill(here / "photos", COUNTS, lambda number: coordinates(5 * number + 5, 32, 32))
         yield here
@@ -50,12 +50,12 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.fixture(scope="module")
 def seen(photos: Path) -> Seen:
-    """Four epochs of augmented pictures."""
+    """Four epochs of augmented images."""
     return fit(AUGMENTED)
 
 
 def moves(batches: list[Batch]) -> list[Moved]:
-    """Read from the colours what was done to each picture. Every pixel that is left has to be the right one."""
+    """Return the augmentation of each image, read from its colors; check that each remaining pixel is right."""
     found = []
     rows, columns = np.mgrid[:32, :32]
     for picture in levels(together(batches)[0], LENET).round().astype(int):
@@ -73,7 +73,7 @@ def moves(batches: list[Batch]) -> list[Moved]:
     return found
 
 
-def test_augmented_pictures_are_flipped_moved_and_lose_a_square(seen: Seen) -> None:
+def test_augmented_images_are_flipped_shifted_and_cut_out(seen: Seen) -> None:
     found = [move for epoch in seen.train for move in moves(epoch)]
     assert {move.down for move in found} == {move.right for move in found} == {*range(-4, 5)}
     assert 0.3 < np.mean([move.flipped for move in found]) < 0.7
@@ -84,14 +84,14 @@ def test_augmented_pictures_are_flipped_moved_and_lose_a_square(seen: Seen) -> N
         high, wide = np.ptp(rows) + 1, np.ptp(columns) + 1
         assert high <= HOLE
         assert wide <= HOLE
-        assert high * wide == len(rows)  # a rectangle, cut by the borders alone
+        assert high * wide == len(rows)  # a rectangle; only the border may cut it
         for side, first, shift in ((high, rows.min(), move.down), (wide, columns.min(), move.right)):
             assert side == HOLE or first in (0, max(0, shift)) or first + side in (32, min(32, 32 + shift))
         corners.append((rows.min(), columns.min()))
     assert np.std(corners, axis=0).min() > 6  # anywhere
 
 
-def test_each_epoch_augments_anew_and_shows_every_picture_once(seen: Seen) -> None:
+def test_each_epoch_shows_every_image_once_with_new_augmentation(seen: Seen) -> None:
     known = set()
     for epoch in seen.train:
         found = moves(epoch)
@@ -110,7 +110,7 @@ def test_validation_is_never_augmented(seen: Seen) -> None:
             assert_same_levels(picture, LENET, coordinates(5 * number + 5, 32, 32))
 
 
-def test_seeds_decide_the_augmentation(photos: Path, seen: Seen, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_augmentation_depends_on_the_seeds(photos: Path, seen: Seen, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(photos)
     first = {move.number: move[1:4] for move in moves(seen.train[0])}
     again = fit(f"{AUGMENTED} --max_epochs 1").train[0]
@@ -121,8 +121,8 @@ def test_seeds_decide_the_augmentation(photos: Path, seen: Seen, monkeypatch: py
         assert sum(other[number] == first[number] for number in first) < 4
 
 
-def test_other_networks_get_small_pictures_in_their_own_colours(tmp_path: Path) -> None:
-    """Mean and std differ from channel to channel; the pictures are wide or high, and have to be made smaller."""
+def test_small_images_get_the_normalization_of_the_backbone(tmp_path: Path) -> None:
+    """Mean and std differ between channels; the images are wide or high, and are made smaller."""
     sizes = {"train/a": (50, 37), "train/b": (41, 64), "val/a": (90, 61), "val/b": (63, 70)}
     for folder, size in sizes.items():
         save_all(tmp_path / "photos" / folder, {f"{number}.png": detailed(number, *size) for number in range(3)})

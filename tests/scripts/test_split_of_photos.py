@@ -1,6 +1,6 @@
-"""Which photo is learned from and which is held back: fit.py and evaluate.py on folders with and without a split.
+"""The split into training and validation photos: fit.py and evaluate.py on folders with and without a split.
 
-Each picture has a colour of its own, so the batches tell what is in each split.
+Each image has its own color, so the batches show the images of each split.
 """
 
 import csv
@@ -22,7 +22,7 @@ from tests.support.networks import evaluated, run_of, weights_of
 from tests.support.pipeline import HALF, Recipe, coordinates, fill, levels
 
 LENET = Recipe(32, 32, *HALF)
-COUNTS = {"zebra": 30, "Ant": 10, "10": 5}  # numbered as "10", "Ant", "zebra"
+COUNTS = {"zebra": 30, "Ant": 10, "10": 5}  # in the order "10", "Ant", "zebra"
 CLASSES = ("10", "Ant", "zebra")
 COPIES = {"zebra/000.png": "zebra/z.png", "zebra/001.png": "zebra/y.png", "Ant/031.png": "Ant/copy.png"}
 
@@ -32,18 +32,18 @@ def numbered(number: int) -> Image.Image:
 
 
 def numbers(batches: list[Batch]) -> list[int]:
-    """The numbers of the pictures in some batches."""
+    """Return the numbers of the images in these batches."""
     blue = levels(together(batches)[0], LENET)[:, 16, 16, 2]
     return [round(value / 3) - 1 for value in blue.tolist()]
 
 
 def labelled(batches: list[Batch]) -> list[tuple[int, str]]:
-    """The numbers and the classes' names of the pictures in some batches, sorted."""
+    """Return the sorted numbers and class names of the images in these batches."""
     return sorted(zip(numbers(batches), [CLASSES[label] for label in together(batches)[1]], strict=True))
 
 
 def split_of(run: Path) -> dict[str, list[tuple[int, str]]]:
-    """What split.csv says of each split, in the same form; a copy has its picture's number."""
+    """Return the same for each split of split.csv; a copy has the number of its original."""
     copies = {copy: picture for picture, copy in COPIES.items()}
     found: dict[str, list[tuple[int, str]]] = {"train": [], "val": [], "test": []}
     with (run / "split.csv").open(newline="") as file:
@@ -54,8 +54,8 @@ def split_of(run: Path) -> dict[str, list[tuple[int, str]]]:
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """The folder to work in; ``photos`` holds 48 pictures without a split, three of them copies of others."""
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Working folder; ``photos`` holds 48 images without a split, three of them copies of others."""
     with at(tmp_path_factory.mktemp("split")) as here:
         fill(here / "photos", COUNTS, numbered)
         for picture, copy in COPIES.items():
@@ -64,22 +64,22 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 @pytest.fixture(autouse=True)
-def there(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(place)
+def in_workspace(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(workspace)
 
 
 def trained(flags: str = "") -> tuple[Seen, Path]:
-    """A run on the photos, and its folder."""
+    """Train on the photos; return the batches and the folder of the run."""
     return fit(f"--data photos --model LitCNN --max_epochs 1 {flags}"), run_of()
 
 
 @pytest.fixture(scope="module")
-def default(place: Path) -> tuple[Seen, Path]:
+def default(workspace: Path) -> tuple[Seen, Path]:
     return trained()
 
 
 def check_split(seen: Seen, run: Path, shares: dict[str, int]) -> list[tuple[int, str]]:
-    """Training and validation share no picture, hold all of them, and are what split.csv says; give the latter."""
+    """Check that the splits are separate, complete and equal to split.csv; return the validation images."""
     train, val = labelled(seen.train[0]), labelled(seen.final)
     assert {"train": train, "val": val, "test": []} == split_of(run)
     assert not {*train} & {*val}
@@ -88,20 +88,20 @@ def check_split(seen: Seen, run: Path, shares: dict[str, int]) -> list[tuple[int
     return val
 
 
-def test_a_fifth_of_each_class_is_held_back(default: tuple[Seen, Path]) -> None:
+def test_a_fifth_of_each_class_is_validation_data(default: tuple[Seen, Path]) -> None:
     check_split(*default, {"zebra": 6, "Ant": 2, "10": 1})
     assert "20% of each class became val (seed 0)" in default[0].said
 
 
-def test_the_seed_of_the_data_decides_the_split_and_that_of_the_run_does_not(default: tuple[Seen, Path]) -> None:
+def test_the_split_depends_on_the_seed_of_the_data_only(default: tuple[Seen, Path]) -> None:
     first = labelled(default[0].final)
     assert labelled(trained("--seed 5")[0].final) == first
     others = [check_split(*trained(f"--data.seed {seed}"), {"zebra": 6, "Ant": 2, "10": 1}) for seed in (1, 2, 3)]
     assert len({tuple(split) for split in (first, *others)}) == 4
-    assert len({*first, *others[0], *others[1], *others[2]}) > 18  # other pictures, not the first ones of each class
+    assert len({*first, *others[0], *others[1], *others[2]}) > 18  # random images, not the first ones of each class
 
 
-def test_the_share_can_be_chosen_and_a_split_be_given_back(default: tuple[Seen, Path]) -> None:
+def test_val_size_and_split_file_choose_the_split(default: tuple[Seen, Path]) -> None:
     seen, run = trained("--data.val_size 0.4 --data.seed 7")
     val = check_split(seen, run, {"zebra": 13, "Ant": 4, "10": 2})  # 12.8 of 32 are 13, 4.4 of 11 are 4
     again, _ = trained(f"--data.split_file {run}/split.csv")
@@ -109,7 +109,7 @@ def test_the_share_can_be_chosen_and_a_split_be_given_back(default: tuple[Seen, 
     assert labelled(again.train[0]) == labelled(seen.train[0])
 
 
-def test_evaluation_is_on_what_was_held_back(default: tuple[Seen, Path]) -> None:
+def test_evaluation_uses_the_validation_data(default: tuple[Seen, Path]) -> None:
     seen, run = default
     said = run_well(f"evaluate.py {run}")
     rows = evaluated(run / "evaluation")
@@ -117,8 +117,8 @@ def test_evaluation_is_on_what_was_held_back(default: tuple[Seen, Path]) -> None
     assert "val: 9 samples" in said
 
 
-def test_folders_decide_where_they_are_there(tmp_path: Path) -> None:
-    """More pictures are in val than in train in one class, and test has others again."""
+def test_split_folders_are_used_as_they_are(tmp_path: Path) -> None:
+    """One class has more images in val than in train; test has other images."""
     counts = {"train/zebra": 4, "train/Ant": 3, "train/10": 2, "val/zebra": 1, "val/Ant": 40, "val/10": 1}
     fill(tmp_path / "own", counts | {"test/zebra": 2, "test/10": 3, "test/Ant": 1}, numbered)
     seen = fit(f"--data {tmp_path}/own --model LitCNN --max_epochs 1 --data.augment true")
@@ -143,8 +143,8 @@ def test_folders_decide_where_they_are_there(tmp_path: Path) -> None:
     ]
 
 
-def test_evaluation_takes_the_folder_that_it_is_given(default: tuple[Seen, Path], tmp_path: Path) -> None:
-    """It has two of the three classes: their names count, not their numbers."""
+def test_evaluation_uses_the_folder_of_data(default: tuple[Seen, Path], tmp_path: Path) -> None:
+    """The folder has two of the three classes: their names count, not their indices."""
     fill(tmp_path / "other", {"zebra": 3, "Ant": 2}, lambda number: numbered(number + 60))
     run_well(f"evaluate.py {default[1]} --data {tmp_path}/other")
     rows = evaluated(default[1] / "evaluation" / "other")
@@ -164,7 +164,7 @@ def test_evaluation_takes_the_folder_that_it_is_given(default: tuple[Seen, Path]
         assert row["right"] == str(int(row["predicted"] == row["label"]))
 
 
-def test_a_picture_in_two_classes_and_a_broken_one_are_left_out(tmp_path: Path) -> None:
+def test_an_image_in_two_classes_and_a_broken_file_are_left_out(tmp_path: Path) -> None:
     fill(tmp_path / "own", {"Ant": 12, "zebra": 12, "10": 4}, numbered)
     shutil.copy(tmp_path / "own/Ant/003.png", tmp_path / "own/zebra/twin.png")
     (tmp_path / "own/zebra/broken.png").write_bytes(b"no picture")
@@ -173,8 +173,8 @@ def test_a_picture_in_two_classes_and_a_broken_one_are_left_out(tmp_path: Path) 
 
 
 @pytest.mark.parametrize("balance", ["none", "loss"])
-def test_rare_classes_weigh_more_in_the_training_loss_alone(tmp_path: Path, balance: str) -> None:
-    """Train has few of one class and val many. A step of a learning rate of 0 leaves the loss of the first weights."""
+def test_rare_classes_have_more_weight_in_the_training_loss_only(tmp_path: Path, balance: str) -> None:
+    """One class is rare in train and common in val. The learning rate is 0, so the weights do not change."""
     counts = {"train/zebra": 12, "train/Ant": 2, "train/10": 1, "val/zebra": 1, "val/Ant": 9, "val/10": 5}
     fill(tmp_path / "own", counts, numbered)
     flags = f"--data.batch_size 15 --model.lr 0 --data.balance {balance}"

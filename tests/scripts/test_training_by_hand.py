@@ -1,6 +1,6 @@
-"""What is typed for fit.py is what trains: each run ends as a loop does that is written by hand.
+"""fit.py trains as its flags say: each run ends like a hand-written loop.
 
-Weights, losses and learning rates are compared; of the run they are taken from its console, its table and its
+The tests compare weights, losses and learning rates; those of the run are from its output, metrics.csv and its
 checkpoints.
 """
 
@@ -27,7 +27,7 @@ OPTIONS = "--accelerator cpu --devices 1 --dashboard false --log_every_n_steps 1
 
 
 class Case(NamedTuple):
-    """A command of fit.py, and by hand: seed, data, model, optimizer and schedule, and more for by_hand.Trained."""
+    """Flags of fit.py, and the same by hand: seed, data, model, optimizer, schedule, and more for by_hand.Trained."""
 
     flags: str
     seed: int
@@ -113,7 +113,7 @@ def trained_by_hand(case: Case) -> by_hand.Trained:
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_a_run_is_the_loop_written_by_hand(name: str) -> None:
+def test_a_run_equals_a_hand_written_loop(name: str) -> None:
     case = CASES[name]
     by_hand.four_classes(Path("photos"))
     out = run_well(f"fit.py {case.flags} {OPTIONS}")
@@ -139,15 +139,15 @@ def test_a_run_is_the_loop_written_by_hand(name: str) -> None:
         assert printed.column(rows, "train_loss_step") == pytest.approx(hand.batch_losses, rel=1e-4)
 
 
-def test_the_situations_tell_mistakes_apart() -> None:
-    """Schedules that change the rate, an accumulation that leaves a rest, and classes of unlike weight."""
+def test_the_cases_make_mistakes_visible() -> None:
+    """Schedules change the rate, accumulation leaves a remainder, and classes have different weights."""
     for name in ("each flag", "plateau", "rows, cosine"):
         assert len(set(trained_by_hand(CASES[name]).rates)) > 1, name
     assert -(-24 // 5) % 2 == 1
     assert len(set(by_hand.COUNTS["train"])) == 4
 
 
-def test_the_configuration_holds_what_was_typed_and_repeats_the_run() -> None:
+def test_the_saved_configuration_repeats_the_run() -> None:
     typed = CASES["each flag"].flags
     first = run_well(f"fit.py {typed} {OPTIONS} --early_stopping 7 --gradient_clip_val 3")
     config = yaml.safe_load((RUN / "config.yaml").read_text())
@@ -175,11 +175,11 @@ def depths(flags: str) -> list[int]:
     return list(scripted.Depths.seen)
 
 
-def test_what_a_step_draws_follows_from_the_seed_and_the_step() -> None:
+def test_random_numbers_of_a_step_depend_on_the_seed_and_the_step() -> None:
     whole = depths("--max_epochs 8 --default_root_dir whole")
     assert len(whole) == 32
     assert set(whole) == {0, 1, 2, 3}
-    assert whole[:16] != whole[16:]  # the steps are counted over all epochs
+    assert whole[:16] != whole[16:]  # steps count over all epochs
     assert len({tuple(whole[start : start + 4]) for start in range(0, 32, 4)}) > 4
     assert depths("--max_epochs 8 --seed 1 --default_root_dir other") != whole
     first = depths("--max_epochs 3 --default_root_dir parts")
@@ -192,8 +192,8 @@ def test_what_a_step_draws_follows_from_the_seed_and_the_step() -> None:
 ROOTS = ("parts", "whole")
 
 
-def test_the_seed_governs_what_the_network_begins_with() -> None:
-    """Also when the data's seed is another one, and with weights that no step has touched."""
+def test_the_initial_weights_depend_on_the_seed() -> None:
+    """The seed of the data does not matter; the tiny learning rate does not change the weights."""
     ends = []
     for seed in (0, 7):
         run_well(f"fit.py {SHAPES} {OPTIONS} --max_epochs 1 --model.lr 1e-20 --seed {seed} --default_root_dir s{seed}")
@@ -205,8 +205,8 @@ def test_the_seed_governs_what_the_network_begins_with() -> None:
 
 
 @pytest.mark.parametrize(("model", "epochs"), [("LitCNN", 5), ("LitMLP", 1), ("LitDynamic", 1), ("LitTransfer", 25)])
-def test_each_model_has_its_number_of_epochs(model: str, epochs: int) -> None:
-    """Told where it is: LitTransfer's 25 would take long."""
+def test_each_model_has_its_default_number_of_epochs(model: str, epochs: int) -> None:
+    """The number is read from the output; LitTransfer stops early, because 25 epochs take long."""
     more = "--data ShapesDataModule --model.weights none --model.backbone shufflenet_v2_x0_5"
     more = f"{more} {SHAPES} --early_stopping 1" if model == "LitTransfer" else ""
     out = run_well(f"fit.py --model {model} {more} {OPTIONS} --limit_train_batches 1 --limit_val_batches 1")

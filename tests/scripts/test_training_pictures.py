@@ -1,6 +1,6 @@
-"""What a network is shown in each epoch of a training on photos: fit.py, from the files to the batches.
+"""The inputs of a network in each epoch of training on photos: fit.py, from the files to the batches.
 
-The pictures tell where each of their pixels was, so a batch tells how it was made.
+The color of each pixel is its position, so a batch shows how it was cropped.
 """
 
 from collections.abc import Iterator
@@ -36,7 +36,7 @@ def numbered(number: int) -> Image.Image:
 
 
 class Crop(NamedTuple):
-    """Where a picture of a batch was cut out, in pixels of the file."""
+    """The position of a crop, in pixels of the file."""
 
     number: int
     left: float
@@ -47,13 +47,13 @@ class Crop(NamedTuple):
 
 
 def crops(batches: list[Batch], step: int = 2) -> list[Crop]:
-    """Read from the colours which picture it is and where it was cut out."""
+    """Return the image number and the crop of each input, read from its colors."""
     found = []
     for picture in levels(together(batches)[0], CROPPED):
         number = (picture[..., 2].mean() - 5) / 5
         assert abs(number - round(number)) < 0.05
         assert np.ptp(picture[..., 2]) < 0.1
-        # Far from the border the colours rise evenly: by a pixel of the crop for each of the batch's.
+        # Far from the border the colors rise evenly: one step per pixel of the crop.
         across = np.polyfit(np.arange(16, 56), picture[20:50, 16:56, 0].mean(0) / step, 1)
         down = np.polyfit(np.arange(16, 56), picture[16:56, 20:50, 1].mean(1) / step, 1)
         wide, high = abs(across[0]) * SIZE, down[0] * SIZE
@@ -65,7 +65,7 @@ def crops(batches: list[Batch], step: int = 2) -> list[Crop]:
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """The folder that all tests here work in; the photos are in ``photos``."""
+    """Working folder of all tests here, with ``photos``."""
     with at(tmp_path_factory.mktemp("pictures")) as here:
         fill(here / "photos", COUNTS, numbered)
         yield here
@@ -78,18 +78,18 @@ def seen(photos: Path) -> Seen:
 
 
 @pytest.fixture
-def there(photos: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The same folder as the current one of a test that trains, too."""
+def in_workspace(photos: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Make the working folder the current folder."""
     monkeypatch.chdir(photos)
     return photos
 
 
 def same(one: Any, other: Any) -> bool:
-    """Whether two lists of batches are equal, bit for bit."""
+    """Return True if two lists of batches are equal bit for bit."""
     return all(np.array_equal(a, b) for a, b in zip(together(one), together(other), strict=True))
 
 
-def test_each_epoch_shows_every_picture_once_in_a_new_order(seen: Seen) -> None:
+def test_each_epoch_shows_every_image_once_in_a_new_order(seen: Seen) -> None:
     orders = []
     for epoch in seen.train:
         assert [len(labels) for _, labels in epoch] == [4, 4, 4, 4, 4, 2]
@@ -112,18 +112,18 @@ def test_a_crop_has_a_random_place_size_and_shape(seen: Seen) -> None:
     assert 1.25 < max(shapes) < 1.37
     assert min(min(crop.left, crop.top, 121 - crop.left - crop.wide, 91 - crop.top - crop.high) for crop in found) > -1
     free = [(crop.left / (120 - crop.wide), crop.top / (90 - crop.high)) for crop in found if crop.high < 70]
-    assert np.std(free, axis=0).min() > 0.2  # an even spread has 0.29
+    assert np.std(free, axis=0).min() > 0.2  # a uniform distribution has 0.29
     assert 20 < sum(crop.flipped for crop in found) < 46
 
 
-def test_each_picture_is_cut_in_another_way_and_anew_in_each_epoch(seen: Seen) -> None:
+def test_each_image_has_a_new_crop_in_each_epoch(seen: Seen) -> None:
     boxes = {epoch: {crop.number: crop[1:5] for crop in crops(batches)} for epoch, batches in enumerate(seen.train)}
     every = np.array([boxes[epoch][number] for epoch in boxes for number in range(TRAIN)])
     apart = np.abs(every[:, None] - every[None]).max(2)
-    assert (apart < 1).sum() == len(every)  # none but itself
+    assert (apart < 1).sum() == len(every)  # only itself
 
 
-def test_validation_sees_the_middle_of_each_picture_in_order(seen: Seen) -> None:
+def test_validation_uses_center_crops_in_order(seen: Seen) -> None:
     names = [*range(TRAIN, TRAIN + VAL)]
     for epoch in (*seen.val, seen.final):
         inputs, labels = together(epoch)
@@ -132,11 +132,14 @@ def test_validation_sees_the_middle_of_each_picture_in_order(seen: Seen) -> None
             assert_same_levels(picture, CROPPED, numbered(number))
 
 
-def test_no_other_split_is_cut_at_random(there: Path) -> None:
-    """In a notebook the data module tests and predicts itself; it has ImageNet's mean and std where no model says
-    others."""
-    fill(there / "tested", {"train/a": 2, "train/b": 2, "val/a": 2, "val/b": 1, "test/a": 1, "test/b": 2}, numbered)
-    data = ImageFolderDataModule(str(there / "tested"), image_size=SIZE, augment=True)
+def test_only_training_uses_random_crops(in_workspace: Path) -> None:
+    """In a notebook the data module is used without fit.py; its default mean and std are those of ImageNet."""
+    fill(
+        in_workspace / "tested",
+        {"train/a": 2, "train/b": 2, "val/a": 2, "val/b": 1, "test/a": 1, "test/b": 2},
+        numbered,
+    )
+    data = ImageFolderDataModule(str(in_workspace / "tested"), image_size=SIZE, augment=True)
     data.prepare_data()
     data.setup("test")
     for loader, numbers in ((data.test_dataloader(), (7, 8, 9)), (data.predict_dataloader(), (4, 5, 6))):
@@ -146,7 +149,7 @@ def test_no_other_split_is_cut_at_random(there: Path) -> None:
             assert_same_levels(x, CROPPED, numbered(number))
 
 
-def test_seeds_decide_order_and_crops(there: Path, seen: Seen) -> None:
+def test_order_and_crops_depend_on_the_seeds(in_workspace: Path, seen: Seen) -> None:
     first = {crop.number: crop for crop in crops(seen.train[0])}
     again = fit(f"{SHUFFLENET} --max_epochs 1 --data.num_workers 1")
     assert same(again.train[0], seen.train[0])
@@ -157,7 +160,7 @@ def test_seeds_decide_order_and_crops(there: Path, seen: Seen) -> None:
         assert (np.abs(boxes[0] - boxes[1]).max(1) > 1).sum() > TRAIN - 2
 
 
-def test_overfitting_shows_the_same_batches_in_order(there: Path) -> None:
+def test_overfitting_shows_the_same_batches_in_order(in_workspace: Path) -> None:
     found = fit("--data photos --model LitCNN --overfit_batches 2 --max_epochs 2")
     first, second = found.train
     assert same(first, second)
@@ -169,8 +172,10 @@ def test_overfitting_shows_the_same_batches_in_order(there: Path) -> None:
     ("backbone", "kind"), [("shufflenet_v2_x0_5", "bilinear"), ("timm/test_efficientnet", "bicubic")]
 )
 @pytest.mark.parametrize("cache", ["", "--data.cache true"])
-def test_crops_are_resized_as_the_backbone_wants_it(tmp_path: Path, backbone: str, kind: str, cache: str) -> None:
-    """Beside an edge the bicubic filter shoots over, the bilinear one never does."""
+def test_crops_are_resized_with_the_filter_of_the_backbone(
+    tmp_path: Path, backbone: str, kind: str, cache: str
+) -> None:
+    """Beside an edge the bicubic filter overshoots; the bilinear filter does not."""
 
     def steps(number: int) -> Image.Image:
         random = np.random.default_rng(number)

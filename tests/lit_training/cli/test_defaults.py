@@ -1,4 +1,4 @@
-"""What every run gets that has not decided otherwise."""
+"""The defaults of a run, and how flags change them."""
 
 from typing import Any
 
@@ -30,7 +30,7 @@ ALL = [
 
 
 def callbacks(line: str) -> list[str]:
-    """Names of the callbacks of a run, in the order in which Lightning calls them; checkpoints come last."""
+    """Return the names of the callbacks of a run, in the order in which Lightning calls them; checkpoints come last."""
     return [type(callback).__name__ for callback in parse(line).trainer.callbacks]  # type: ignore[attr-defined]
 
 
@@ -57,11 +57,11 @@ def test_the_resume_point_comes_first() -> None:
         ("--barebones --model LitMLP", set(ALL), set()),
     ],
 )
-def test_a_flag_takes_callbacks_away_or_adds_them(line: str, gone: set[str], more: set[str]) -> None:
+def test_flags_remove_or_add_callbacks(line: str, gone: set[str], more: set[str]) -> None:
     assert set(callbacks(line)) == (set(ALL) - gone) | more
 
 
-def test_what_the_user_chose_stays() -> None:
+def test_choices_of_the_user_are_kept() -> None:
     trainer: Any = parse("--logger CSVLogger --logger.save_dir . --profiler simple --num_sanity_val_steps 2").trainer
     assert [type(logger) for logger in trainer.loggers] == [CSVLogger]
     assert isinstance(trainer.profiler, SimpleProfiler)
@@ -82,15 +82,15 @@ def test_what_the_user_chose_stays() -> None:
         ("--model LitDynamic --strategy ddp_find_unused_parameters_false --devices 2", False),
     ],
 )
-def test_models_that_skip_layers_have_ddp_look_for_them(line: str, finds: bool | None) -> None:
+def test_ddp_finds_unused_parameters_of_models_that_skip_layers(line: str, finds: bool | None) -> None:
     strategy = parse(f"--accelerator cpu {line}").trainer.strategy
     assert isinstance(strategy, DDPStrategy)
     assert strategy._ddp_kwargs.get("find_unused_parameters") == finds
 
 
 @pytest.mark.parametrize("name", [name for name in STRATEGIES if name.startswith("ddp")])
-def test_processes_wait_for_each_other_as_long_as_the_watch_lets_them(name: str) -> None:
-    """``--timeout`` ends a job that hangs; torch would end a slow one after 30 minutes."""
+def test_the_process_group_timeout_is_longer_than_the_watch(name: str) -> None:
+    """``--timeout`` ends a hang; the default of torch ends a slow job after 30 minutes."""
     register_strategies(skips_layers=False)
     strategy = parse(f"--accelerator cpu --devices 2 --strategy {name}").trainer.strategy
     assert isinstance(strategy, DDPStrategy)

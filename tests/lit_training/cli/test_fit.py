@@ -1,4 +1,4 @@
-"""What fit.py does around training; tests/scripts/test_fit.py looks at what it prints."""
+"""What fit.py does before and after training; tests/scripts/test_fit.py tests its output."""
 
 import os
 from collections.abc import Callable
@@ -15,16 +15,16 @@ from lit_training.errors import UsageError
 from tests.support.fits import SHAPES, fit, parse, run_of
 
 
-def test_the_evaluation_after_training_is_no_hang(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It may take longer than --timeout: each of its batches is a sign of life."""
+def test_the_evaluation_after_training_reports_progress(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each batch reports progress, so the evaluation may take longer than --timeout."""
     cli = fit(f"{SHAPES} --max_epochs 1 --num_sanity_val_steps 1")
     signs: list[int] = []
     monkeypatch.setattr(cli.run.watch, "note_progress", lambda: signs.append(1))
     print_result(cli.run)
-    assert len(signs) == 1  # 8 pictures, in batches of 100
+    assert len(signs) == 1  # 8 images in batches of 100
 
 
-def test_the_folder_of_a_run_that_ended_well_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_successful_run_writes_its_folder_to_the_result_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv(RESULT_FILE, str(tmp_path / "told"))
     cli = fit(f"{SHAPES} --max_epochs 1")
     assert not (tmp_path / "told").exists()
@@ -33,7 +33,7 @@ def test_the_folder_of_a_run_that_ended_well_is_told(monkeypatch: pytest.MonkeyP
     assert told.resolve() == run_of(cli).resolve()
 
 
-def test_the_evaluation_is_no_point_of_the_curves() -> None:
+def test_the_final_evaluation_logs_nothing() -> None:
     cli = fit(f"{SHAPES} --max_epochs 1")
     table = run_of(cli) / "metrics.csv"
     before = table.read_bytes()
@@ -52,7 +52,7 @@ def test_a_run_that_fails_before_its_first_step_leaves_no_folder(step: int, kept
     assert Path("lightning_logs").exists() == kept
 
 
-def test_weights_are_read_unless_a_checkpoint_has_them(
+def test_weights_are_loaded_unless_the_run_is_resumed(
     monkeypatch: pytest.MonkeyPatch, copy_run: Callable[..., Path]
 ) -> None:
     asked: list[int] = []

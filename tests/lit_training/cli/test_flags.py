@@ -1,4 +1,4 @@
-"""What people type becomes what LightningCLI parses."""
+"""Command lines become the arguments that LightningCLI parses."""
 
 import os
 from pathlib import Path
@@ -18,7 +18,7 @@ def test_trainer_flags_have_two_spellings(name: str) -> None:
 
 
 @pytest.mark.parametrize("text", ["max_epochs: 3", "trainer: {max_epochs: 3}"])
-def test_yaml_takes_both_spellings_and_flags_win(text: str) -> None:
+def test_yaml_accepts_both_spellings_and_flags_override_it(text: str) -> None:
     Path("some.yaml").write_text(f"{text}\nseed: 7\nmodel: LitCNN\n")
     cli = parse("--config some.yaml")
     assert (cli.trainer.max_epochs, cli.config["seed_everything"]) == (3, 7)
@@ -33,21 +33,21 @@ def test_a_bare_switch_is_true(flag: str) -> None:
     assert isinstance(parse(f"--model LitMLP --{flag} false").model, LitMLP)
 
 
-def test_model_and_data_bring_their_partner() -> None:
+def test_model_and_data_choose_their_usual_partner() -> None:
     built = {name: type(parse(f"--model {name}").datamodule).__name__ for name in ("LitCNN", "LitMLP", "LitDynamic")}
     assert built == {"LitCNN": "ShapesDataModule", "LitMLP": "RandomDataModule", "LitDynamic": "RandomDataModule"}
     assert isinstance(parse("--data RandomDataModule").model, LitMLP)
     assert isinstance(parse("--data ShapesDataModule").model, LitCNN)
 
 
-def test_a_configuration_names_a_folder_as_data(photo_folder: Path) -> None:
+def test_a_configuration_may_name_a_folder_as_data(photo_folder: Path) -> None:
     Path("photos.yaml").write_text(f"data: {photo_folder}\nmodel: LitCNN\n")
     cli = parse("--config photos.yaml --data.image_size 32")
     assert isinstance(cli.model, LitCNN)
     assert cli.model.hparams["in_channels"] == 3
 
 
-def test_arguments_of_a_class_may_stand_before_it() -> None:
+def test_arguments_of_a_class_may_come_before_it() -> None:
     assert parse("--model.hidden [3,4] --model LitMLP").model.hparams["hidden"] == (3, 4)
 
 
@@ -60,12 +60,12 @@ def test_a_name_that_is_not_utf8_is_refused(capfd: pytest.CaptureFixture[str]) -
 
 
 @pytest.mark.parametrize("typed", [[], ["--resume", "never"], ["--resume=auto"]])
-def test_no_run_is_named_and_no_configuration_is_added(typed: list[str]) -> None:
+def test_without_a_named_run_no_configuration_is_added(typed: list[str]) -> None:
     assert with_run_config(typed) == typed
 
 
 @pytest.mark.parametrize("root", [["--default_root_dir", "runs"], ["--trainer.default_root_dir=runs"]])
-def test_latest_becomes_the_path_of_the_run_and_brings_its_configuration(root: list[str]) -> None:
+def test_latest_is_replaced_by_the_run_and_adds_its_configuration(root: list[str]) -> None:
     run = Path("runs/lightning_logs/version_3")
     (run / "checkpoints").mkdir(parents=True)
     (run / "checkpoints" / "last.ckpt").touch()
@@ -75,6 +75,6 @@ def test_latest_becomes_the_path_of_the_run_and_brings_its_configuration(root: l
     assert with_run_config(typed) == ["--config", str(run / "config.yaml"), *typed, f"--resume={run}"]
 
 
-def test_a_run_that_is_not_there_is_named() -> None:
+def test_a_missing_run_is_an_error() -> None:
     with pytest.raises(CheckpointError, match="--resume nowhere: there is no such run"):
         with_run_config(["--resume", "nowhere"])

@@ -1,23 +1,31 @@
-"""Values that the Trainer would refuse late are refused before anything is built; wrong_inputs.yaml has the lines."""
+"""Wrong Trainer arguments are refused before anything is built; wrong_inputs.yaml has more command lines."""
 
 from typing import Any
 
 import pytest
 import torch
 
-from lit_training.cli.limits import CHOICES, LOWEST, SHARES, check_devices, check_trainer, trainer_error
+from lit_training.cli.limits import (
+    CHOICES,
+    FRACTIONS,
+    FRACTIONS_ABOVE_ZERO,
+    MINIMA,
+    check_devices,
+    check_trainer,
+    trainer_error,
+)
 from lit_training.errors import UsageError
 from tests.support.fits import parse
 
 
 @pytest.fixture(scope="module")
 def config() -> dict[str, Any]:
-    """Trainer flags as they are where nothing is typed."""
+    """Default values of the Trainer flags."""
     return parse("--logger false --accelerator cpu --devices 1").config["trainer"].as_dict()
 
 
 @pytest.mark.parametrize("name", CHOICES)
-def test_a_name_is_one_of_those_that_lightning_knows(name: str, config: dict[str, Any]) -> None:
+def test_names_must_be_known_to_lightning(name: str, config: dict[str, Any]) -> None:
     for choice in CHOICES[name]:
         check_trainer({**config, "devices": "auto", name: choice})
         check_trainer({**config, "devices": "auto", name: choice.upper()})
@@ -25,26 +33,27 @@ def test_a_name_is_one_of_those_that_lightning_knows(name: str, config: dict[str
         check_trainer({**config, name: "nonsense"})
 
 
-@pytest.mark.parametrize("name", LOWEST)
-def test_a_number_is_not_below_its_lowest(name: str, config: dict[str, Any]) -> None:
-    lowest = LOWEST[name]
-    check_trainer({**config, name: lowest})
-    for value in (lowest - 1, float("nan")):
-        with pytest.raises(UsageError, match=f"--{name} starts at {lowest}, not at {value}"):
+@pytest.mark.parametrize(("name", "minimum"), [(name, minimum) for minimum in MINIMA for name in MINIMA[minimum]])
+def test_numbers_below_the_minimum_are_refused(name: str, minimum: int, config: dict[str, Any]) -> None:
+    check_trainer({**config, name: minimum})
+    for value in (minimum - 1, float("nan")):
+        with pytest.raises(UsageError, match=f"--{name} must be at least {minimum}, but is {value}"):
             check_trainer({**config, name: value})
 
 
-@pytest.mark.parametrize("name", SHARES)
-def test_a_share_is_a_fraction_or_a_number_of_batches(name: str, config: dict[str, Any]) -> None:
-    for value in (1, 2, 0.5, 1.0):
+@pytest.mark.parametrize("name", FRACTIONS + FRACTIONS_ABOVE_ZERO)
+def test_fractions_are_at_most_1_and_numbers_of_batches_are_integers(name: str, config: dict[str, Any]) -> None:
+    accepted, refused = [1, 2, 0.5, 1.0], [-1, 1.5, float("nan")]
+    (refused if name in FRACTIONS_ABOVE_ZERO else accepted).extend((0, 0.0))
+    for value in accepted:
         check_trainer({**config, name: value})
-    for value in (-1, 1.5, float("nan")):
-        with pytest.raises(UsageError, match=f"--{name} {value} is neither a share"):
+    for value in refused:
+        with pytest.raises(UsageError, match=f"--{name} {value} must be a fraction"):
             check_trainer({**config, name: value})
 
 
 @pytest.mark.parametrize(
-    ("accelerator", "devices", "fine"),
+    ("accelerator", "devices", "accepted"),
     [
         ("cpu", "auto", True),
         ("cpu", 1, True),
@@ -52,21 +61,21 @@ def test_a_share_is_a_fraction_or_a_number_of_batches(name: str, config: dict[st
         ("cpu", 0, False),
         ("cpu", "1,2", False),
         ("cpu", 100_000, False),
-        ("gpu", "1,2", True),  # Lightning knows which there are
+        ("gpu", "1,2", True),  # Lightning checks GPUs
     ],
 )
-def test_processes_on_the_cpu_are_counted(accelerator: str, devices: Any, fine: bool) -> None:
-    if fine:
+def test_the_number_of_processes_on_a_cpu_is_checked(accelerator: str, devices: Any, accepted: bool) -> None:
+    if accepted:
         check_devices(accelerator, devices)
         return
     with pytest.raises(UsageError, match=f"--devices {devices}"):
         check_devices(accelerator, devices)
 
 
-def test_auto_is_the_cpu_where_there_is_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_auto_is_the_cpu_if_there_is_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(UsageError, match="--devices 0 is not a number of processes"):
+    with pytest.raises(UsageError, match="--devices 0 must be an integer of at least 1"):
         check_devices("auto", 0)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     check_devices("auto", 0)
@@ -76,9 +85,9 @@ def test_auto_is_the_cpu_where_there_is_nothing_else(monkeypatch: pytest.MonkeyP
     ("error", "line"),
     [
         ("No supported gpu backend found!", "--accelerator gpu: no GPU was found; use --accelerator cpu, or auto"),
-        ("`max_epochs` and what else", "--max_epochs 3: `max_epochs` and what else"),
+        ("`max_epochs` is wrong", "--max_epochs 3: `max_epochs` is wrong; change or remove --max_epochs"),
         ("something else", "something else"),
     ],
 )
-def test_what_the_trainer_refuses_names_the_flag(error: str, line: str) -> None:
+def test_errors_of_the_trainer_get_the_name_of_the_flag(error: str, line: str) -> None:
     assert trainer_error(ValueError(error), {"accelerator": "gpu", "max_epochs": 3}) == line

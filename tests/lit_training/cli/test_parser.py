@@ -1,4 +1,4 @@
-"""What is typed becomes a model, its data and a Trainer."""
+"""A command line becomes a model, its data and a Trainer."""
 
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from tests.support.fits import parse
 from tests.support.own_classes import write_own_classes
 
 
-def test_values_come_from_the_data_where_the_model_takes_them() -> None:
+def test_values_from_the_data_are_arguments_of_the_model() -> None:
     cli = parse("--data.channels 1")
     assert (cli.model.hparams["in_channels"], cli.model.hparams["num_classes"]) == (1, 10)
     cli = parse("--model LitMLP --data.in_features 5 --data.out_features 2 --model.hidden []")
@@ -24,7 +24,7 @@ def test_values_come_from_the_data_where_the_model_takes_them() -> None:
     assert parse("--model.num_classes 10").model.hparams["num_classes"] == 10
 
 
-def test_a_folder_gives_its_classes_to_the_network(photo_folder: Path) -> None:
+def test_the_network_has_the_classes_of_the_folder(photo_folder: Path) -> None:
     cli = parse(f"--data {photo_folder} --model.weights none")
     assert isinstance(cli.model, LitTransfer)
     assert cli.datamodule.hparams["root"] == str(photo_folder)
@@ -40,7 +40,7 @@ def test_the_run_holds_what_was_built() -> None:
     assert cli.trainer.start is run.start  # type: ignore[attr-defined]
 
 
-def test_constructor_errors_keep_their_kind() -> None:
+def test_constructor_errors_keep_their_type() -> None:
     with pytest.raises(ModelError, match="widths must be at least 1"):
         parse("--model LitMLP --model.hidden [0]")
 
@@ -55,7 +55,7 @@ def test_a_chosen_optimizer_keeps_groups_and_schedule() -> None:
     assert isinstance(configured["lr_scheduler"], StepLR)
 
 
-def test_without_a_choice_the_source_optimizer_stays() -> None:
+def test_the_default_optimizer_is_that_of_the_model() -> None:
     optimizer = parse("--model.lr 0.01").model.configure_optimizers()["optimizer"]
     assert isinstance(optimizer, SGD)
     assert (optimizer.param_groups[0]["lr"], optimizer.param_groups[0]["momentum"]) == (0.01, 0.9)
@@ -70,7 +70,7 @@ def test_without_a_choice_the_source_optimizer_stays() -> None:
         "--callbacks EarlyStopping --callbacks.monitor val_loss",
     ],
 )
-def test_the_saved_configuration_gives_itself(line: str, photo_folder: Path) -> None:
+def test_a_saved_configuration_parses_to_itself(line: str, photo_folder: Path) -> None:
     first = parse(line.replace("PHOTOS", str(photo_folder)))
     Path("config.yaml").write_text(first.parser.dump(first.config, skip_unset=False))
     again = parse("--config config.yaml")
@@ -94,7 +94,7 @@ def test_class_help(line: str, argument: str, capsys: pytest.CaptureFixture[str]
     assert argument in capsys.readouterr().out
 
 
-def test_a_user_s_own_classes_are_built(capsys: pytest.CaptureFixture[str]) -> None:
+def test_custom_classes_are_built(capsys: pytest.CaptureFixture[str]) -> None:
     write_own_classes()
     cli = parse("--model own_classes.Model --data own_classes.Data --model.width 3")
     assert type(cli.model).__name__ == "Model"
@@ -113,7 +113,7 @@ def test_same_seed_same_network() -> None:
 
 
 def test_a_parser_can_be_built_again() -> None:
-    """The tests share one; a program builds its own."""
+    """The other tests share one parser; a program builds its own."""
     first, second = FitCLI(["--max_epochs", "3"]), FitCLI(["--max_epochs", "3"])
     assert first.parser is not second.parser
     assert first.config["trainer"] == second.config["trainer"]

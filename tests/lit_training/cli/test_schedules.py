@@ -1,4 +1,4 @@
-"""Schedules by name: they follow the learning rate and the length of the run."""
+"""``--lr_scheduler``: schedules use the learning rate and the length of the run."""
 
 import math
 
@@ -11,7 +11,7 @@ TINY = f"{QUIET} --data.train_size 20 --data.val_size 8 --logger false --enable_
 
 
 def rates(line: str) -> list[float]:
-    """The learning rate of each step."""
+    """Train; return the learning rate of each step."""
     cli = parse(f"{TINY} --model.lr 0.1 {line}")
     seen: list[float] = []
 
@@ -29,12 +29,12 @@ def test_step_lr_is_divided_after_each_step_size_epochs() -> None:
 
 
 @pytest.mark.parametrize("limit", ["--max_epochs 4", "--max_steps 20", "--max_steps 18"])
-def test_cosine_takes_its_length_from_the_run_however_that_is_given(limit: str) -> None:
+def test_cosine_has_the_length_of_the_run(limit: str) -> None:
     seen = rates(f"{limit} --lr_scheduler CosineAnnealingLR")
     assert seen[::5] == pytest.approx([0.05 * (1 + math.cos(math.pi * epoch / 4)) for epoch in range(4)])
 
 
-def test_one_cycle_rises_to_the_models_rate_and_ends_with_the_run() -> None:
+def test_one_cycle_peaks_at_the_models_rate_and_ends_with_the_run() -> None:
     seen = rates("--max_epochs 4 --accumulate_grad_batches 2 --lr_scheduler OneCycleLR")
     assert max(seen) == pytest.approx(0.1, rel=0.02)
     assert seen[0] == pytest.approx(0.1 / 25)
@@ -43,7 +43,7 @@ def test_one_cycle_rises_to_the_models_rate_and_ends_with_the_run() -> None:
 
 def test_one_cycle_needs_a_length() -> None:
     cli = parse(f"{TINY} --max_time 00:00:00:10 --lr_scheduler OneCycleLR")
-    with pytest.raises(UsageError, match="needs to know the run's length: --max_epochs 5"):
+    with pytest.raises(UsageError, match="needs the run's length: --max_epochs 5"):
         cli.trainer.fit(cli.model, cli.datamodule)
 
 
@@ -51,9 +51,9 @@ def test_one_cycle_needs_a_length() -> None:
     ("line", "halvings"),
     [("", 3), ("--limit_val_batches 0", 3), ("--check_val_every_n_epoch 2", 1)],
 )
-def test_plateau_halves_the_rate_where_the_loss_stands_still(line: str, halvings: int) -> None:
+def test_plateau_halves_the_rate_if_the_loss_does_not_improve(line: str, halvings: int) -> None:
     plateau = "--lr_scheduler ReduceLROnPlateau --lr_scheduler.patience 0 --lr_scheduler.factor 0.5"
-    seen = rates(f"--max_epochs 5 {plateau} --lr_scheduler.threshold 0.9 {line}")  # nothing is good enough
+    seen = rates(f"--max_epochs 5 {plateau} --lr_scheduler.threshold 0.9 {line}")  # no improvement is large enough
     assert seen[-1] == pytest.approx(0.1 * 0.5**halvings)
 
 

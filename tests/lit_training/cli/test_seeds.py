@@ -1,4 +1,4 @@
-"""--seeds: a series of runs, its signals, and what is no number of seeds."""
+"""``--seeds``: a series of runs, its signals, and wrong values."""
 
 import os
 import signal
@@ -22,7 +22,7 @@ def test_a_signal_ends_a_series_with_a_resume_point(whom: str) -> None:
     line = "fit.py --seeds 2 --max_epochs=100000 --data.train_size=80 --data.val_size=50 --dashboard=false"
     series = start(f"{line} --accelerator cpu", start_new_session=True)
     folder, end = Path("lightning_logs/version_0"), time.monotonic() + 120
-    while not (folder / "run.json").exists() and time.monotonic() < end:  # then it takes steps
+    while not (folder / "run.json").exists() and time.monotonic() < end:  # training has started when it exists
         time.sleep(0.1)
     [trained] = children(series.pid)
     number = signal.SIGTERM if whom == "the series" else signal.SIGINT
@@ -35,20 +35,20 @@ def test_a_signal_ends_a_series_with_a_resume_point(whom: str) -> None:
     assert [path.name for path in folder.parent.iterdir()] == ["version_0"]
 
 
-def test_seeds_are_not_silently_left_out() -> None:
+def test_seeds_in_python_are_refused() -> None:
     with pytest.raises(UsageError, match=r"python scripts/fit\.py --seeds 3"):
         FitCLI(["--seeds", "3"])
 
 
-def test_seeds_are_a_number() -> None:
+def test_seeds_must_be_an_integer() -> None:
     code, out, err = run("fit.py --seeds many")
     assert (code, out) == (2, "")
     assert err == "fit.py: error: argument --seeds: many must be an integer of at least 1\n"
 
 
 @pytest.mark.slow
-def test_a_series_needs_folders() -> None:
+def test_seeds_need_run_folders() -> None:
     small = "--data.train_size 8 --data.val_size 8 --max_epochs 1 --accelerator cpu --devices 1"
     code, _, err = run(f"fit.py --seeds 2 {small} --logger false")
     assert code == 2
-    assert err == "fit.py: error: --seeds reads each run's folder: leave --logger and --fast_dev_run out\n"
+    assert err == "fit.py: error: --seeds needs the folder of each run: leave --logger and --fast_dev_run out\n"

@@ -1,4 +1,4 @@
-"""What ends a run from outside is one line that says what to do."""
+"""Failures during a run get one line that says what to do."""
 
 import errno
 import os
@@ -29,15 +29,15 @@ def test_out_of_memory_names_the_batch_size_and_the_flag_to_try(error: RuntimeEr
         raise error
 
 
-def test_out_of_memory_with_one_sample_is_no_plural() -> None:
+def test_out_of_memory_with_one_sample_suggests_a_smaller_image() -> None:
     run = run_of("--data.batch_size 1")
-    said = "with 1 sample per step and device: one sample a step"
+    said = "with 1 sample per step and device: one sample per step"
     with pytest.raises(TrainingError, match=said), one_line_failures(run):
         raise torch.OutOfMemoryError("CUDA out of memory.")
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EACCES, errno.EIO])
-def test_a_place_that_cannot_be_written_is_named(number: int) -> None:
+def test_a_file_that_cannot_be_written_is_named(number: int) -> None:
     said = rf"cannot write metrics.csv \({os.strerror(number)}\)"
     with pytest.raises(CheckpointError, match=said), one_line_failures(run_of()):
         raise OSError(number, os.strerror(number), "metrics.csv")
@@ -53,23 +53,23 @@ def test_a_place_that_cannot_be_written_is_named(number: int) -> None:
         KeyError("a bug"),
     ],
 )
-def test_other_errors_are_left_alone(error: Exception) -> None:
+def test_other_errors_are_not_changed(error: Exception) -> None:
     with pytest.raises(type(error)) as kept, one_line_failures(run_of()):
         raise error
     assert kept.value is error
 
 
-def test_a_last_batch_of_one_that_batchnorm_cannot_take_says_what_to_do() -> None:
-    with pytest.raises(TrainingError, match=r"one picture .* --data.batch_size"), one_line_failures(run_of()):
+def test_batchnorm_on_one_image_says_what_to_change() -> None:
+    with pytest.raises(TrainingError, match=r"one image .* --data.batch_size"), one_line_failures(run_of()):
         torch.nn.BatchNorm1d(2)(torch.zeros(1, 2))
 
 
-def test_a_photo_that_is_lost_on_the_way_is_named() -> None:
+def test_a_photo_lost_during_training_is_named() -> None:
     run = run_of()
     lost = BadPicture("ants/0.jpg", "unreadable", "No such file or directory")
     with pytest.raises(TrainingError) as begun, one_line_failures(run):
         raise lost
-    said = "ants/0.jpg: unreadable (No such file or directory), though it was whole when the run began: bring it back"
+    said = "ants/0.jpg: unreadable (No such file or directory), but it was readable when the run started: restore it"
     assert str(begun.value) == f"{said}, then start again"
     assert run.start is not None
     point = run.start.run / "checkpoints" / "last.ckpt"

@@ -1,4 +1,4 @@
-"""A wrong command line gets one line that names the culprit and what to type instead."""
+"""A wrong command line gets one line with the culprit and the fix."""
 
 import os
 from collections.abc import Callable
@@ -17,7 +17,7 @@ from tests.support.fits import parse
 
 WRONG = yaml.safe_load((Path(__file__).parents[1] / "wrong_inputs.yaml").read_text())
 LINES = int(os.environ.get("FUZZ_COMMAND_LINES", "150"))
-"""How many random command lines are tried; tests/stress/odd_inputs.py tries 10,000 others."""
+"""Number of random command lines; tests/stress/odd_inputs.py tries 10,000 more."""
 
 
 def files_in(folder: Path) -> set[Path]:
@@ -63,11 +63,11 @@ def judge() -> Callable[[list[str]], str]:
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 @given(draw=st.randoms(use_true_random=False))
-def test_any_command_line_parses_or_is_refused(judge: Callable[[list[str]], str], draw: Any) -> None:
+def test_random_command_lines_parse_or_are_refused(judge: Callable[[list[str]], str], draw: Any) -> None:
     assert judge(command_line(draw)) in ("parsed", "refused")
 
 
-def test_the_parser_that_is_fuzzed_tells_right_from_wrong(
+def test_the_fuzzed_parser_distinguishes_right_wrong_and_crash(
     judge: Callable[[list[str]], str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert judge(["--max_epochs", "3"]) == "parsed"
