@@ -12,7 +12,7 @@ from datamodules.errors import DataError
 from datamodules.files import atomic_write
 from datamodules.loading.memory import Pictures
 from datamodules.loading.module import SplitDataModule
-from datamodules.loading.seeds import mix
+from datamodules.loading.seeds import mix_seeds
 from datamodules.preprocessing import Preprocessing
 
 PIXELS = 3 * 32 * 32
@@ -94,7 +94,7 @@ class CIFAR10DataModule(SplitDataModule):
 
 def stratified(labels: Tensor, count: int, seed: int) -> Tensor:
     """Return ``count`` random indices, sorted; each class has the same share as in ``labels``."""
-    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(mix(seed)))
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(mix_seeds(seed)))
     by_class = order[labels[order].argsort(stable=True)]
     # Take indices at equal distances from the shuffled classes: no rounding per class is needed.
     places = (torch.arange(count) * len(labels) + len(labels) // 2) // max(count, 1)

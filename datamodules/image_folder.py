@@ -78,7 +78,7 @@ class ImageFolderDataModule(SplitDataModule):
             raise DataError(f"balance must be none or loss, but is {balance}: --data.balance loss")
         self.save_hyperparameters()
         self.root = Path(root).expanduser()
-        self.follow(None)
+        self.adapt_to(None)
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -106,7 +106,7 @@ class ImageFolderDataModule(SplitDataModule):
     def report(self) -> str:
         return self.examine().report()
 
-    def follow(self, model: Any) -> None:
+    def adapt_to(self, model: Any) -> None:
         before = self.preprocessing, self.augment
         spec = Preprocessing.from_dict(getattr(model, "preprocessing", None))
         self.preprocessing = spec.at_size(self.hparams["image_size"])
@@ -123,7 +123,7 @@ class ImageFolderDataModule(SplitDataModule):
 
     def setup(self, stage: str) -> None:
         if self.trainer is not None:
-            self.follow(self.trainer.lightning_module)
+            self.adapt_to(self.trainer.lightning_module)
         self.examine()
 
     def examine(self) -> Photos:

@@ -11,7 +11,7 @@ from torch.utils.data import Dataset
 from datamodules.errors import DataError
 from datamodules.loading.module import SplitDataModule
 from datamodules.loading.order import PADDING
-from datamodules.loading.seeds import mix
+from datamodules.loading.seeds import mix_seeds
 
 NOISE = 0.1  # standard deviation of the noise that is added to linear targets
 
@@ -111,14 +111,14 @@ class RandomDataModule(SplitDataModule):
 
     def _draw(self, split: int, draws: int) -> Rows:
         length, outputs, seed = self.hparams["length"], self.out_features, self.hparams["seed"]
-        generator = torch.Generator().manual_seed(mix(seed, split))
+        generator = torch.Generator().manual_seed(mix_seeds(seed, split))
         inputs = torch.randn(length, *self.sample_shape, generator=generator)
         if self.hparams["target"] == "count":
             targets = torch.arange(1.0, outputs + 1).repeat(length, 1)
         else:
             targets = torch.randn(length, outputs, generator=generator)
         if self.hparams["target"] == "linear":
-            shared = torch.Generator().manual_seed(mix(seed, -1))
+            shared = torch.Generator().manual_seed(mix_seeds(seed, -1))
             weight = torch.randn(self.in_features, outputs, generator=shared)
             targets = inputs.flatten(1) @ weight + NOISE * targets
         return Rows(inputs, targets, draws)

@@ -10,7 +10,7 @@ from torch.utils.data import Dataset
 from datamodules.errors import DataError
 from datamodules.loading.memory import Pictures
 from datamodules.loading.module import SplitDataModule
-from datamodules.loading.seeds import mix
+from datamodules.loading.seeds import mix_seeds
 from datamodules.preprocessing import Preprocessing
 
 SIZE = 32
@@ -90,7 +90,7 @@ class ShapesDataModule(SplitDataModule):
     def _draw(self, split: str) -> Pictures:
         size = self.hparams["train_size" if split == "train" else "val_size"]
         seed = self.hparams["seed"]
-        images, labels = draw(size, mix(seed, ("train", "val", "test").index(split)), self.in_channels)
+        images, labels = draw(size, mix_seeds(seed, ("train", "val", "test").index(split)), self.in_channels)
         return Pictures(images, labels, self.preprocessing, self.hparams["augment"] and split == "train", seed)
 
 

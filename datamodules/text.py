@@ -17,7 +17,7 @@ def plural(number: int, one: str, many: str = "") -> str:
     return f"{number:,} {one if number == 1 else many or one + 's'}"
 
 
-def name_first(names: Sequence[str], limit: int) -> str:
+def first_names(names: Sequence[str], limit: int) -> str:
     """Return the first ``limit`` names, printable, as ``a, b, ...``."""
     return ", ".join(map(printable, names[:limit])) + ", ..." * (len(names) > limit)
 

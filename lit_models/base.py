@@ -225,7 +225,7 @@ class LitBase(LightningModule):
 
     # --- the optimizer --------------------------------------------------------------------------------------------
 
-    def with_choice(
+    def choose_optimizer(
         self,
         optimizer: Callable[..., Optimizer],
         parameters: Iterable[nn.Parameter] | list[dict[str, Any]],
@@ -255,7 +255,7 @@ class LitBase(LightningModule):
 
     # --- data and checkpoint --------------------------------------------------------------------------------------
 
-    def refuse_shape(self, shape: tuple[int, ...]) -> str | None:
+    def shape_error(self, shape: tuple[int, ...]) -> str | None:
         """Return why the model cannot use samples of this shape (without batch dimension), or None if it can."""
         expected = (self.hparams["in_features"],) if self.sample_ndim == 1 else shape
         return None if shape == expected else f"it takes rows of {expected}, not {shape} (--model.in_features)"
@@ -274,7 +274,7 @@ class LitBase(LightningModule):
                 "choose another --model or --data"
             )
         shape = getattr(data, "sample_shape", None)
-        if shape is not None and (reason := self.refuse_shape(tuple(shape))):
+        if shape is not None and (reason := self.shape_error(tuple(shape))):
             raise ModelError(f"{model_name} cannot use the samples of {data_name}: {reason}")
 
     @property

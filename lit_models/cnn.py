@@ -86,7 +86,7 @@ class LitCNN(LitBase):
     def forward(self, x: Tensor) -> Tensor:
         return self.net(x)
 
-    def refuse_shape(self, shape: tuple[int, ...]) -> str | None:
+    def shape_error(self, shape: tuple[int, ...]) -> str | None:
         expected = (self.hparams["in_channels"], 32, 32)
         if shape == expected:
             return None
@@ -94,4 +94,4 @@ class LitCNN(LitBase):
 
     def configure_optimizers(self):
         sgd = partial(SGD, lr=self.hparams["lr"], momentum=self.hparams["momentum"])
-        return self.with_choice(sgd, self.parameters())
+        return self.choose_optimizer(sgd, self.parameters())

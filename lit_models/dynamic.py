@@ -89,4 +89,4 @@ class LitDynamic(LitBase):
 
     def configure_optimizers(self):
         sgd = partial(SGD, lr=self.hparams["lr"], momentum=self.hparams["momentum"])
-        return self.with_choice(sgd, self.parameters())
+        return self.choose_optimizer(sgd, self.parameters())

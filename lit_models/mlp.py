@@ -65,4 +65,4 @@ class LitMLP(LitBase):
         return self.net(x)
 
     def configure_optimizers(self):
-        return self.with_choice(partial(SGD, lr=self.hparams["lr"]), self.parameters())
+        return self.choose_optimizer(partial(SGD, lr=self.hparams["lr"]), self.parameters())

@@ -139,7 +139,7 @@ class LitTransfer(LitBase):
             self.head.requires_grad_(True)
             self.train()
 
-    def refuse_shape(self, shape: tuple[int, ...]) -> str | None:
+    def shape_error(self, shape: tuple[int, ...]) -> str | None:
         if len(shape) == 3 and shape[0] == 3:
             return None
         return f"backbones take color pictures (3, H, W), not {shape} (--data.channels 3, or --model LitCNN)"
@@ -152,4 +152,4 @@ class LitTransfer(LitBase):
             groups.append({"params": backbone, "name": "backbone", "lr_factor": self.hparams["backbone_lr_factor"]})
         sgd = partial(SGD, lr=self.hparams["lr"], momentum=self.hparams["momentum"])
         step = partial(StepLR, step_size=self.hparams["step_size"], gamma=self.hparams["gamma"])
-        return self.with_choice(sgd, groups, step)
+        return self.choose_optimizer(sgd, groups, step)

@@ -45,9 +45,9 @@ def one_line_errors(program: str) -> Iterator[None]:
         if not is_rank_zero() and re.search(r"(closed|reset) by peer", str(error)):
             sys.exit(2)  # another rank failed and prints why
         late = isinstance(error, ValueError | TypeError | RuntimeError)
-        if not (is_user_error(error) or (late and refused_by_library(error))):
+        if not (is_user_error(error) or (late and is_library_error(error))):
             raise
-        fail(program, str(error))
+        exit_with_error(program, str(error))
 
 
 def is_user_error(error: Exception) -> bool:
@@ -61,7 +61,7 @@ def is_user_error(error: Exception) -> bool:
     return isinstance(error, ModelError | MisconfigurationException)
 
 
-def refused_by_library(error: Exception) -> bool:
+def is_library_error(error: Exception) -> bool:
     """True if Lightning or a torch optimizer raised it: a bad value that is only found in a run."""
     import lightning
     import torch
@@ -80,7 +80,7 @@ def is_rank_zero() -> bool:
     return rank == 0 and (bool(has_global_rank) or first_node)
 
 
-def fail(program: str, message: str) -> NoReturn:
+def exit_with_error(program: str, message: str) -> NoReturn:
     """Print the message in one line and exit with code 2."""
     line = printable(f"{program}: error: {' '.join(message.split())}")  # file names can contain control characters
     if not is_rank_zero():  # Lightning kills rank 0 as soon as another rank exits

@@ -24,7 +24,7 @@ def pixels(inputs: Tensor, preprocessing: Preprocessing) -> Tensor:
     return (inputs.detach().cpu().float() * std + mean).clamp(0, 1).expand(-1, 3, -1, -1)
 
 
-def sheet(pictures: Tensor, titles: Sequence[str], columns: int = 4) -> "Figure":
+def draw_sheet(pictures: Tensor, titles: Sequence[str], columns: int = 4) -> "Figure":
     """Draw pictures in a grid, with a title above each; title lines wider than the picture are shortened.
 
     Args:
@@ -55,7 +55,7 @@ def sheet(pictures: Tensor, titles: Sequence[str], columns: int = 4) -> "Figure"
     return figure
 
 
-def mistakes(
+def draw_mistakes(
     pictures: Tensor,
     names: Sequence[str],
     labels: Sequence[int],
@@ -78,10 +78,10 @@ def mistakes(
     titles = [f"{names[wrong]} {share:.0%}\nis {names[label]}" for label, wrong, share in answers]
     if files is not None:
         titles = [f"{title}\n{printable(file).rpartition('/')[2]}" for title, file in zip(titles, files, strict=True)]
-    return sheet(pictures, titles, columns)
+    return draw_sheet(pictures, titles, columns)
 
 
-def confusion(matrix: Tensor, names: Sequence[str]) -> "Figure":
+def draw_confusion(matrix: Tensor, names: Sequence[str]) -> "Figure":
     """Draw a confusion matrix. The numbers are counts, the colors are shares of the true class (the row).
 
     There are no class names for more than 115 classes, and no counts for more than 40.
@@ -134,7 +134,7 @@ def _shorten(text: str, inches: float, size: float) -> str:
     return text + "…"
 
 
-def curves(charts: Mapping[str, Mapping[str, tuple[Sequence[float], Sequence[float]]]]) -> "Figure":
+def draw_curves(charts: Mapping[str, Mapping[str, tuple[Sequence[float], Sequence[float]]]]) -> "Figure":
     """Draw charts side by side. ``charts[title][name]`` is a curve: its epochs and its values."""
     from matplotlib.figure import Figure
 

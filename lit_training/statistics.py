@@ -4,7 +4,7 @@ from math import sqrt
 from statistics import NormalDist
 
 
-def wilson(right: int, total: int, confidence: float = 0.95) -> tuple[float, float]:
+def wilson_interval(right: int, total: int, confidence: float = 0.95) -> tuple[float, float]:
     """Return the confidence interval of a proportion (Wilson 1927), which is also accurate near 0 and 1.
 
     Args:
@@ -21,7 +21,7 @@ def wilson(right: int, total: int, confidence: float = 0.95) -> tuple[float, flo
     return (centre - half if right > 0 else 0.0), (centre + half if right < total else 1.0)
 
 
-def mcnemar(only_first: int, only_second: int) -> float:
+def mcnemar_p_value(only_first: int, only_second: int) -> float:
     """Return the p-value of McNemar's exact test (1947): are two classifiers equally good?
 
     Args:

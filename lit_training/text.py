@@ -6,7 +6,7 @@ import itertools
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
-from datamodules.text import align_columns, name_first, printable
+from datamodules.text import align_columns, first_names, printable
 
 
 def print_table(head: Sequence[str], body: Sequence[Sequence[str | list[str]]]) -> None:
@@ -66,7 +66,7 @@ def progress_bar(title: str, show: bool = True) -> Iterator[Callable[[int, int |
         yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
-def nearest(word: str, known: Iterable[str], cutoff: float = 0.6) -> str | None:
+def closest_name(word: str, known: Iterable[str], cutoff: float = 0.6) -> str | None:
     """Return the known name that is closest to ``word``, ignoring case, or None.
 
     Args:
@@ -80,6 +80,6 @@ def nearest(word: str, known: Iterable[str], cutoff: float = 0.6) -> str | None:
 def suggest(word: str, known: Iterable[str]) -> str:
     """Return ``did you mean NAME?`` with the closest known name, or a list of the known names."""
     names = list(known)
-    if near := nearest(word, names, cutoff=0.5):
+    if near := closest_name(word, names, cutoff=0.5):
         return f"did you mean {near}?"
-    return f"choose one of {name_first(names, 12)}"
+    return f"choose one of {first_names(names, 12)}"

@@ -24,7 +24,7 @@ def main(arguments: list[str] | None = None) -> None:
     from lit_training.cli.flags import MODELS
     from lit_training.cli.parser import OneLineParser
     from lit_training.errors import UsageError, one_line_errors
-    from lit_training.text import nearest
+    from lit_training.text import closest_name
     from lit_training.trained.describe import describe
 
     path = Path(chosen.model)
@@ -36,7 +36,7 @@ def main(arguments: list[str] | None = None) -> None:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # advice about training
                 model = MODELS[chosen.model](**settings.init_args)
-        elif (near := nearest(chosen.model, MODELS)) and not (path.is_file() or any(path.rglob("*.ckpt"))):
+        elif (near := closest_name(chosen.model, MODELS)) and not (path.is_file() or any(path.rglob("*.ckpt"))):
             raise UsageError(f"there is no model {chosen.model}: did you mean {near}?")
         elif rest:
             raise UsageError(f"{rest[0]}: a trained network takes no arguments; leave {rest[0]} out, or name a class")

@@ -28,7 +28,7 @@ def main(arguments: list[str] | None = None) -> int:
 
     from datamodules.photos.find import PICTURE_SUFFIXES  # here, so that --help needs no torch
     from lit_training import load
-    from lit_training.errors import fail, one_line_errors
+    from lit_training.errors import exit_with_error, one_line_errors
     from lit_training.runs.devices import find_device
     from lit_training.text import print_table, progress_bar
     from lit_training.trained.explain import check_explainable, explain_predictions
@@ -59,7 +59,7 @@ def main(arguments: list[str] | None = None) -> int:
             print(f"\ndrawn: {drawn} in explanations/, each image with the heat map of its most probable class")
         unread = sum(bool(answer.error) for answer in predictions)
         if unread == len(predictions):
-            fail("predict.py", f"none of {' '.join(chosen.inputs)} could be read: the table says why")
+            exit_with_error("predict.py", f"none of {' '.join(chosen.inputs)} could be read: the table says why")
     return 1 if unread else 0
 
 

@@ -22,7 +22,7 @@ from PIL import Image
 import datamodules
 import lit_models
 import lit_training
-from lit_training.statistics import wilson
+from lit_training.statistics import wilson_interval
 from tests.support.commands import ENVIRONMENT, ROOT
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -262,7 +262,7 @@ def test_the_photo_classifier_is_better_than_chance_and_its_interval_is_right(ex
     found = re.search(r"(\d+) of (\d+) photos right: accuracy (\S+), 95 % interval (\S+) to (\S+)\n", text)
     assert found, text
     right, total = int(found[1]), int(found[2])
-    low, high = wilson(right, total)
+    low, high = wilson_interval(right, total)
     assert (total, found[3]) == (36, f"{right / total:.2f}")
     assert (found[4], found[5]) == (f"{low:.2f}", f"{high:.2f}")
     assert low > 1 / 3

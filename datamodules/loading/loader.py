@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler, get_worker
 
 from datamodules.errors import DataError
 from datamodules.loading.order import EvalSampler, TrainSampler
-from datamodules.loading.seeds import mix, run_seed
+from datamodules.loading.seeds import mix_seeds, run_seed
 from datamodules.machine import SIGNALS, available_cores
 
 
@@ -130,7 +130,9 @@ def make_loader(
         num_workers=num_workers,
         persistent_workers=persistent and num_workers > 0,
         worker_init_fn=ignore_signals,
-        generator=torch.Generator().manual_seed(mix(seed)),  # otherwise each epoch draws from the global generator
+        generator=torch.Generator().manual_seed(
+            mix_seeds(seed)
+        ),  # otherwise each epoch draws from the global generator
     )
 
 

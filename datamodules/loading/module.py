@@ -36,7 +36,7 @@ class SplitDataModule(LightningDataModule):
     shuffle = True
     sets: dict[str, Dataset]
 
-    def follow(self, model: Any) -> None:
+    def adapt_to(self, model: Any) -> None:
         """Adopt the model's settings for its data; called after both are built."""
 
     def report(self) -> str:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DistributedSampler
 
-from datamodules.loading.seeds import mix
+from datamodules.loading.seeds import mix_seeds
 
 PADDING = -1
 """Key of a padding row in evaluation; its target is -1, or NaN for float targets."""
@@ -32,7 +32,7 @@ class TrainSampler(DistributedSampler):
     def __iter__(self) -> Iterator[int]:
         start, self.start = self.start, 0
         if self.shuffle:
-            generator = torch.Generator().manual_seed(mix(self.seed, self.epoch))
+            generator = torch.Generator().manual_seed(mix_seeds(self.seed, self.epoch))
             order = torch.randperm(self.length, generator=generator)
         else:
             order = torch.arange(self.length)
@@ -66,7 +66,7 @@ class EvalSampler(DistributedSampler):
         return sum(min(self.batch_size, self.length - start) for start in self.starts) + self.padded
 
 
-def in_input_order(trainer: Any, rows: Tensor, loader: Any) -> Tensor:
+def gather_in_input_order(trainer: Any, rows: Tensor, loader: Any) -> Tensor:
     """Gather the results of all ranks in the order of the dataset.
 
     Args:

@@ -17,7 +17,7 @@ from datamodules.errors import DataError
 from datamodules.loading.loader import return_data_errors
 from datamodules.loading.memory import normalize
 from datamodules.loading.order import PADDING
-from datamodules.loading.seeds import mix, run_seed
+from datamodules.loading.seeds import mix_seeds, run_seed
 from datamodules.photos.decode import UPRIGHT, orientation, read_picture, to_upright_rgb
 from datamodules.photos.paths import Paths
 from datamodules.photos.store import PictureStore
@@ -84,7 +84,7 @@ class PhotoFiles(Dataset):
     def transform_pixels(self, pixels: Tensor, key: int = 0) -> Tensor:
         """Transform (3, H, W) uint8 to (C, S, S) uint8, gray if the network's mean has one channel."""
         if self.augment:
-            torch.default_generator.manual_seed(mix(self.seed, key))
+            torch.default_generator.manual_seed(mix_seeds(self.seed, key))
         pixels = self.transform(pixels)
         return pixels if len(self.mean) == 3 else v2.functional.rgb_to_grayscale(pixels)
 

@@ -28,7 +28,7 @@ from datamodules.photos.split import (
     copies_across,
     stratified_split,
 )
-from datamodules.text import align_columns, name_first, plural, printable
+from datamodules.text import align_columns, first_names, plural, printable
 
 IMBALANCE = 10  # the largest class has at least this many times the training pictures of the smallest
 
@@ -102,7 +102,7 @@ def examine(
     scan = scan_photos(listing)
     bad, n = scan.bad, len(listing.paths)
     if len(bad) > max_bad_fraction * n:
-        names = name_first([f"{file.path} ({file.kind})" for file in bad], NAMED)
+        names = first_names([f"{file.path} ({file.kind})" for file in bad], NAMED)
         names += "; all of them: python scripts/check.py DIR --json" * (len(bad) > NAMED)
         raise DataError(
             f"{len(bad)} of {n} pictures are broken, more than {max_bad_fraction:.0%} ({names}): repair or delete them "
@@ -141,7 +141,7 @@ def _refuse_empty_classes(listing: Listing, left_out: list[LeftOut]) -> None:
         name = listing.class_names[label]
         why = [f"{file.path} ({file.kind})" for file in left_out if f"/{name}/" in f"/{file.path}/"]
         raise DataError(
-            f"class {printable(name)} has no usable training picture ({name_first(why, NAMED)}): "
+            f"class {printable(name)} has no usable training picture ({first_names(why, NAMED)}): "
             "add pictures to its folder or delete the folder"
         )
 
@@ -153,16 +153,16 @@ def _make_notes(photos: Photos, flags: np.ndarray, groups: np.ndarray) -> list[s
     if len(misnamed := np.flatnonzero(flags & MISNAMED)):
         notes.append(
             f"{plural(len(misnamed), 'picture')} whose suffix does not match the format: still used "
-            f"({name_first(list(photos.paths.take(misnamed)), 3)})"
+            f"({first_names(list(photos.paths.take(misnamed)), 3)})"
         )
     if len(rows := np.flatnonzero(copies_across(photos.splits, groups) & (photos.splits != TRAIN))):
         notes.append(
             f"{plural(len(rows), 'picture')} in val or test with a copy in another split "
-            f"({name_first(list(photos.paths.take(rows)), 3)}): the score will be too good"
+            f"({first_names(list(photos.paths.take(rows)), 3)}): the score will be too good"
         )
     counts = photos.counts()
     if len(unseen := np.flatnonzero(counts[VAL] == 0)):
-        names = name_first([photos.class_names[label] for label in unseen], NAMED)
+        names = first_names([photos.class_names[label] for label in unseen], NAMED)
         many = plural(len(unseen), "class", "classes")
         notes.append(f"accuracy is not measured for {many} without pictures in val: {names}")
     if counts[TRAIN].max() >= IMBALANCE * counts[TRAIN].min():

@@ -12,7 +12,7 @@ import numpy as np
 from datamodules.errors import DataError
 from datamodules.files import TEXT
 from datamodules.photos.find import SPLITS, TRAIN, LeftOut, Listing
-from datamodules.text import name_first, plural, printable
+from datamodules.text import first_names, plural, printable
 
 COLUMNS = ("path", "label", "split")  # of split.csv
 NAMED = 10  # maximum number of files that a message names
@@ -88,7 +88,7 @@ def apply_split_file(listing: Listing, split_file: str) -> Listing:
                 "move the file or correct the line"
             )
     if wanted:
-        many, names = plural(len(wanted), "picture"), name_first(list(wanted), NAMED)
+        many, names = plural(len(wanted), "picture"), first_names(list(wanted), NAMED)
         raise DataError(f"{here} lacks {many} of {csv_name} ({names}): restore them, or leave out --data.split_file")
     if not learned:
         raise DataError(f"{csv_name} has no line with split train: give a run's split.csv")

@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.utils.tensorboard.summary import hparams
 from torchmetrics.functional.classification import multiclass_confusion_matrix
 
-from datamodules.loading.order import EvalSampler, in_input_order
+from datamodules.loading.order import EvalSampler, gather_in_input_order
 from lit_models import LitBase
 from lit_training import figures
 from lit_training.runs.best_epoch import BestSoFar
@@ -124,7 +124,7 @@ class Dashboard(Callback):
         # The metric is the same on all ranks, so all of them reach the collective operations below.
         loader = _val_loader(trainer)
         if _in_order(loader):
-            rows = in_input_order(trainer, rows, loader)  # (N, 3)
+            rows = gather_in_input_order(trainer, rows, loader)  # (N, 3)
         else:
             rows = trainer.strategy.all_gather(rows).flatten(0, -2)  # of all ranks
         if not trainer.is_global_zero:
@@ -154,7 +154,7 @@ class Dashboard(Callback):
         with isolate_rng():  # reading a sample may draw random numbers
             sheet = self._sheet(trainer, names, worst, mistakes)
         for logger in _tensorboards(trainer):
-            logger.experiment.add_figure("validation/confusion_matrix", figures.confusion(matrix, names), step)
+            logger.experiment.add_figure("validation/confusion_matrix", figures.draw_confusion(matrix, names), step)
             if sheet is not None:
                 logger.experiment.add_figure("validation/most_confident_mistakes", sheet, step)
         self.drawing += time.monotonic() - began
@@ -169,7 +169,7 @@ class Dashboard(Callback):
         paths = getattr(data, "paths", None)
         files = None if paths is None else [str(paths[index]) for index in worst]
         labels, predicted, probability = mistakes
-        return figures.mistakes(pictures, names, labels, predicted, probability, files)
+        return figures.draw_mistakes(pictures, names, labels, predicted, probability, files)
 
     @staticmethod
     def _classifies(trainer: Trainer, pl_module: LightningModule) -> bool:
@@ -227,7 +227,7 @@ def _add_samples(logger: TensorBoardLogger, trainer: Trainer) -> None:
     labels = [int(dataset[index][1]) for index in indices]
     pictures = _network_view(trainer, dataset, indices)
     if pictures is not None:
-        drawn = figures.sheet(pictures, [names[label] for label in labels])
+        drawn = figures.draw_sheet(pictures, [names[label] for label in labels])
         logger.experiment.add_figure("training/samples", drawn, trainer.global_step)
 
 

@@ -9,7 +9,7 @@ from torch.utils.data import Dataset
 
 from datamodules.loading.loader import make_loader
 from datamodules.loading.module import SplitDataModule
-from datamodules.loading.order import PADDING, in_input_order
+from datamodules.loading.order import PADDING, gather_in_input_order
 from lit_models import LitBase
 from lit_training.runs.devices import evaluation_mode
 from lit_training.runs.foreign import data_of
@@ -77,5 +77,5 @@ def _compute(trainer: Trainer, model: LitBase, dataset: Any, data: SplitDataModu
                 return None
             shares.append(part.cpu())
             progress(len(shares), len(loader))
-    features = in_input_order(trainer, torch.cat(shares), loader).cpu()
+    features = gather_in_input_order(trainer, torch.cat(shares), loader).cpu()
     return Features(features.clone(), dataset)

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import NoReturn
 
 from datamodules.text import printable
-from lit_training.text import nearest
+from lit_training.text import closest_name
 
 
 class Parser(argparse.ArgumentParser):
@@ -26,7 +26,7 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         unknown = re.match(r"unrecognized arguments: (\S+)", message)
         if unknown:
-            near = nearest(unknown[1].partition("=")[0], re.findall(r"--[a-z_]+", self.format_usage()))
+            near = closest_name(unknown[1].partition("=")[0], re.findall(r"--[a-z_]+", self.format_usage()))
             hint = f"did you mean {near}?" if near else f"see python scripts/{self.prog} --help"
             message = f"there is no {unknown[1]}: {hint}"
         self.exit(2, printable(f"{self.prog}: error: {message}") + "\n")

@@ -16,7 +16,7 @@ from lit_training.runs.folder import relative_path
 from lit_training.runs.foreign import promises
 from lit_training.runs.layout import LOGS
 from lit_training.runs.run import Run
-from lit_training.statistics import wilson
+from lit_training.statistics import wilson_interval
 
 RESULT_FILE = "FIT_RESULT_FILE"
 """Environment variable: a file to which a successful run writes its folder."""
@@ -60,7 +60,7 @@ def load_weights(run: Run) -> None:
     Raises:
         ModelError: see :func:`lit_models.backbones.load`.
     """
-    if isinstance(run.model, LitBase) and is_rank_zero() and not run.goes_on:
+    if isinstance(run.model, LitBase) and is_rank_zero() and not run.is_resumed:
         run.model.load_pretrained()
 
 
@@ -96,7 +96,7 @@ def print_result(run: Run) -> None:
         accuracy, n = metrics["val_acc"], promises(model).samples_evaluated
         interval = ""
         if n is not None:  # a custom model may not count its samples
-            low, high = wilson(round(accuracy * n), n)
+            low, high = wilson_interval(round(accuracy * n), n)
             interval = f"  (95 % interval {low:.3f} to {high:.3f}, n = {n})"
         print(f"val_acc     {accuracy:.4f}{interval}")
     for name in ("val_loss", "train_loss"):

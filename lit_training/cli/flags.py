@@ -12,9 +12,9 @@ import datamodules
 import lit_models
 from lit_training.cli.schedules import SCHEDULES
 from lit_training.errors import UsageError
-from lit_training.runs.folder import find_target
+from lit_training.runs.folder import find_resume_target
 from lit_training.runs.layout import CONFIG
-from lit_training.text import nearest, suggest
+from lit_training.text import closest_name, suggest
 
 MODELS = {name: getattr(lit_models, name) for name in ("LitCNN", "LitMLP", "LitDynamic", "LitTransfer")}
 DATA = {name: getattr(datamodules, name) for name in datamodules.__all__ if name.endswith("DataModule")}
@@ -140,7 +140,7 @@ def _read_yaml(value: str) -> dict[str, Any]:
     path = Path(value).expanduser()
     if not path.is_file():
         what = "this is a folder" if path.is_dir() else "there is no such file"
-        near = nearest(path.name, [p.name for p in path.parent.glob("*.y*ml")])
+        near = closest_name(path.name, [p.name for p in path.parent.glob("*.y*ml")])
         hint = f"did you mean {path.parent / near}?" if near else "see the recipes in scripts/recipes"
         raise UsageError(f"--config {value}: {what}; {hint}")
     try:
@@ -187,6 +187,6 @@ def with_run_config(arguments: list[str]) -> list[str]:
     if resume in (None, "never", "auto"):
         return arguments
     root = typed.get("--default_root_dir") or typed.get("--trainer.default_root_dir") or "."
-    path = find_target(resume, root)
+    path = find_resume_target(resume, root)
     config = (path if path.is_dir() else path.parent.parent) / CONFIG
     return [*(["--config", str(config)] if config.is_file() else []), *arguments, f"--resume={path}"]

@@ -14,7 +14,7 @@ from datamodules.machine import available_cores
 from datamodules.text import plural
 from lit_training.cli.flags import TRAINER_FLAGS
 from lit_training.errors import UsageError
-from lit_training.runs.devices import no_such_device
+from lit_training.runs.devices import missing_device_message
 from lit_training.text import suggest
 
 CHOICES = {
@@ -86,6 +86,6 @@ def trainer_error(error: Exception, config: dict[str, Any]) -> str:
     if accelerator in ("gpu", "cuda", "mps", "tpu") and re.search(
         r"No supported gpu backend found|can not run on your system|torch_xla|CUDA|not available", text
     ):
-        return no_such_device(accelerator)
+        return missing_device_message(accelerator)
     named = re.search(rf"\b({'|'.join(TRAINER_FLAGS)})\b", text)
     return f"--{named[1]} {config[named[1]]}: {text.rstrip('.')}; change or remove --{named[1]}" if named else text

@@ -21,7 +21,7 @@ from lit_training.cli.flags import expand_flags, with_run_config
 from lit_training.cli.limits import check_trainer, trainer_error
 from lit_training.cli.schedules import FROM_THE_RUN, SCHEDULES, schedule_factory
 from lit_training.cli.usage_errors import parse_error
-from lit_training.errors import UsageError, fail, is_rank_zero
+from lit_training.errors import UsageError, exit_with_error, is_rank_zero
 from lit_training.runs.foreign import promises
 from lit_training.runs.lightning_internals import actions_of
 from lit_training.runs.processes import Watch, bind_to_loopback
@@ -48,7 +48,7 @@ class OneLineParser(LightningArgumentParser):
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         if not self.exit_on_error:  # a nested parser: its parent reports the error with the full name
             super().error(message, ex)
-        fail(self.prog, parse_error(message, self))
+        exit_with_error(self.prog, parse_error(message, self))
 
 
 class FitCLI(LightningCLI):
@@ -105,7 +105,7 @@ class FitCLI(LightningCLI):
         self.datamodule: LightningDataModule = self._build("data")
         self._fill_from_data()
         self.model: Any = self._build("model")
-        promises(self.datamodule).follow(self.model)
+        promises(self.datamodule).adapt_to(self.model)
         if isinstance(self.model, LitBase):
             self.model.check_data(self.datamodule)
         watch = Watch(self.config["timeout"])

@@ -12,7 +12,7 @@ import torch
 from datamodules.photos.decode import BadPicture
 from datamodules.text import plural, printable
 from lit_training.callbacks.resume import other_optimizer_message
-from lit_training.errors import CheckpointError, TrainingError, refused_by_library
+from lit_training.errors import CheckpointError, TrainingError, is_library_error
 from lit_training.runs import checkpoints
 from lit_training.runs.folder import resume_hint
 from lit_training.runs.processes import ALREADY_REPORTED
@@ -53,7 +53,7 @@ def _translate(error: Exception, run: Run) -> BaseException | None:
             f"cannot write {error.filename or 'to the folder of the run'} ({error.strerror}): free disk space and go "
             "on with --resume, or choose another folder with --default_root_dir"
         )
-    if isinstance(error, KeyError) and resume_point is not None and refused_by_library(error):
+    if isinstance(error, KeyError) and resume_point is not None and is_library_error(error):
         return CheckpointError(other_optimizer_message(run.trainer))  # Adam does not find its state in SGD's
     if isinstance(error, ValueError) and "more than 1 value per channel" in text:
         return TrainingError(

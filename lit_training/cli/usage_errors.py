@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 from lit_training.cli.flags import DATA, MODELS
 from lit_training.cli.schedules import SCHEDULES
 from lit_training.runs.lightning_internals import actions_of
-from lit_training.text import nearest, suggest
+from lit_training.text import closest_name, suggest
 
 KINDS = {
     "bool": ("true or false", "true"),
@@ -91,7 +91,7 @@ def _suggest_flag(flag: str, parser: LightningArgumentParser) -> str:
         names = [option.removeprefix("--") for option in action.option_strings]
         spelled |= {name: name for name in [*names, action.dest.removeprefix("trainer.").split(".")[0]]}
     spelled |= OTHER_NAMES
-    near = nearest(flag.strip("-").removeprefix("trainer."), spelled, cutoff=0.7)
+    near = closest_name(flag.strip("-").removeprefix("trainer."), spelled, cutoff=0.7)
     return f"did you mean --{spelled[near]}?" if near else "see --help, or --help_all for every flag"
 
 

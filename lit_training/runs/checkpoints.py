@@ -158,7 +158,7 @@ def _validate_metadata(model: LitBase) -> None:
     if len(spec.mean) != len(spec.std) or not all(map(math.isfinite, (*spec.mean, *spec.std))) or 0 in spec.std:
         raise ValueError(f"mean is {spec.mean}, std is {spec.std}")
     InterpolationMode(spec.interpolation)
-    if reason := model.refuse_shape((len(spec.mean), spec.image_size, spec.image_size)):
+    if reason := model.shape_error((len(spec.mean), spec.image_size, spec.image_size)):
         raise ValueError(reason)
 
 

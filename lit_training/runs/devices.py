@@ -19,11 +19,11 @@ def find_device(accelerator: str) -> torch.device:
     if accelerator == "auto":
         accelerator = next(name for name, found in available.items() if found)
     if not available[accelerator]:
-        raise UsageError(no_such_device(accelerator))
+        raise UsageError(missing_device_message(accelerator))
     return torch.device("cuda" if accelerator == "gpu" else accelerator)
 
 
-def no_such_device(accelerator: str) -> str:
+def missing_device_message(accelerator: str) -> str:
     """Return the error message for a device that is missing."""
     kind = "GPU" if accelerator in ("gpu", "cuda", "mps") else accelerator.upper()
     return f"--accelerator {accelerator}: no {kind} was found; use --accelerator cpu, or auto"

@@ -11,7 +11,7 @@ from typing import IO, Any
 import yaml
 
 from datamodules.files import atomic_write
-from datamodules.text import name_first
+from datamodules.text import first_names
 from lit_training.errors import CheckpointError, UsageError, is_rank_zero
 from lit_training.runs import checkpoints
 from lit_training.runs.layout import BEST, CHECKPOINTS, CONFIG, LAST, LOGS, PREVIOUS
@@ -85,7 +85,7 @@ def choose_start(resume: str, root: str, config: str) -> Start:
                 return newest_resume_point(run) or lock_run(run)  # without a resume point it starts again in its folder
     if resume in ("auto", "never"):
         return _make_folder(root, config)
-    path = find_target(resume, root).resolve()
+    path = find_resume_target(resume, root).resolve()
     if path.is_file() and path.parent.name != CHECKPOINTS:
         copied = _read_resume_point(Start(path), path)
         if copied.finished and not extends(wanted["trainer"], copied):
@@ -124,7 +124,7 @@ def latest(root: str, can_serve: Callable[[Path], bool], what: str) -> Path:
     for newer, run in enumerate(runs):
         if can_serve(run):
             if newer and is_rank_zero():
-                passed = name_first([skipped.name for skipped in runs[:newer]], 3)
+                passed = first_names([skipped.name for skipped in runs[:newer]], 3)
                 verb = "has" if newer == 1 else "have"
                 print(f"note: latest is {run.name}: {passed} {verb} no {what}", file=sys.stderr)
             return run
@@ -132,7 +132,7 @@ def latest(root: str, can_serve: Callable[[Path], bool], what: str) -> Path:
     raise CheckpointError(f"no run under {Path(root) / LOGS} {missing}: python scripts/fit.py")
 
 
-def find_target(resume: str, root: str) -> Path:
+def find_resume_target(resume: str, root: str) -> Path:
     """Return the run's folder or the file that ``--resume`` names.
 
     Raises:

@@ -19,7 +19,7 @@ DEFAULTS: dict[str, Any] = {
     "class_names": (),
     "sample_shape": None,
     "photos": None,
-    "follow": lambda model: None,
+    "adapt_to": lambda model: None,
     "report": lambda: "",
     # of both
     "task": None,

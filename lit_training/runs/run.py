@@ -45,6 +45,6 @@ class Run:
         return ("val_acc", "max") if task == "classification" else ("val_loss", "min")
 
     @property
-    def goes_on(self) -> bool:
+    def is_resumed(self) -> bool:
         """True if the run resumes, or is finished."""
         return self.start is not None and (self.start.finished or self.start.checkpoint is not None)

@@ -16,7 +16,7 @@ from lit_training.errors import UsageError
 from lit_training.runs.best_epoch import MODES, best_epoch
 from lit_training.runs.folder import find_checkpoint, latest, run_folder
 from lit_training.runs.layout import CONFIG, EVALUATION, METRICS, PREDICTIONS
-from lit_training.statistics import mcnemar, wilson
+from lit_training.statistics import mcnemar_p_value, wilson_interval
 from lit_training.text import print_table
 
 WHICH_SAMPLES = ("class_path", "seed", "val_size", "channels", "length", "target")
@@ -108,7 +108,7 @@ def describe_difference(first: ComparedRun, second: ComparedRun) -> str:
     pairs = [(ones[path][1], others[path][1]) for path in ones]
     only_first = sum(one and not other for one, other in pairs)
     only_second = sum(other and not one for one, other in pairs)
-    p, points = mcnemar(only_first, only_second), 100 * (only_second - only_first) / len(pairs)
+    p, points = mcnemar_p_value(only_first, only_second), 100 * (only_second - only_first) / len(pairs)
     how = f"McNemar's exact test, p = {p:.2g}, the same {len(pairs)} samples, {only_first + only_second} differ"
     if p >= LEVEL:
         return f"no significant difference: {second.name} is {points:+.1f} points from {first.name} ({how})"
@@ -158,7 +158,7 @@ def compare(names: Sequence[str], picture: str | None = None) -> None:
     }
     target = Path(picture) if picture else runs[0].folder.parent / "comparison.png"
     try:
-        figures.curves(charts).savefig(target, dpi=100)
+        figures.draw_curves(charts).savefig(target, dpi=100)
     except (OSError, ValueError) as error:
         raise UsageError(f"cannot write {target} ({error}): choose another file with --png FILE.png") from error
     print(f"curves      {os.path.relpath(target)}")
@@ -168,7 +168,7 @@ def _accuracy(run: ComparedRun) -> str:
     if not run.answers:
         return "-"
     right, n = sum(is_right for _, is_right in run.answers.values()), len(run.answers)
-    low, high = wilson(right, n)
+    low, high = wilson_interval(right, n)
     return f"{right / n:.4f} ({low:.3f} to {high:.3f}, n = {n})"
 
 

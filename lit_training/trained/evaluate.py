@@ -20,12 +20,12 @@ from datamodules import Preprocessing
 from datamodules.errors import DataError
 from datamodules.image_folder import ImageFolderDataModule
 from datamodules.loading.loader import make_loader, workers_for_decoding
-from datamodules.loading.order import in_input_order
+from datamodules.loading.order import gather_in_input_order
 from datamodules.photos.dataset import PhotoFiles
 from datamodules.photos.find import SPLITS, TEST, TRAIN, VAL, Listing, find_photos
 from datamodules.photos.paths import Paths
 from datamodules.photos.scan import scan_photos
-from datamodules.text import name_first, printable
+from datamodules.text import first_names, printable
 from lit_models import LitBase
 from lit_training.errors import CheckpointError, UsageError, is_rank_zero
 from lit_training.runs import checkpoints
@@ -148,7 +148,7 @@ def evaluate(
     loader: Any = trainer.test_dataloaders
     dataset = loader.dataset
     batches = zip(*outputs.batches, strict=True)
-    predicted, targets = (in_input_order(trainer, torch.cat(batch), loader).cpu() for batch in batches)
+    predicted, targets = (gather_in_input_order(trainer, torch.cat(batch), loader).cpu() for batch in batches)
     photos = dataset if isinstance(dataset, PhotoFiles) else None
     return Evaluation(
         checkpoint=path,
@@ -236,6 +236,6 @@ def _label_photos(model: LitBase, found: Listing) -> PhotosToJudge:
     labels = torch.tensor([numbers.get(name, -1) for name in found.class_names])[found.labels]
     if len(unknown := found.labels[labels.numpy() < 0]):
         name = printable(found.class_names[unknown.min()])
-        raise DataError(f"{folder}: the network has no class {name}: rename it to one of {name_first(names, PRINTED)}")
+        raise DataError(f"{folder}: the network has no class {name}: rename it to one of {first_names(names, PRINTED)}")
     photos = PhotoFiles(found.root, found.paths, labels, Preprocessing.from_dict(model.preprocessing), False, 0)
     return PhotosToJudge(photos)

@@ -129,7 +129,7 @@ def explain_predictions(model: LitBase, predictions: Sequence[Prediction], folde
             x = normalize(sample.x[None], spec.mean, spec.std)  # (1, C, S, S)
             index = names.index(prediction.label)
             picture = put_side_by_side(figures.pixels(x, spec), grad_cam(model, x, torch.tensor([index])))
-            figure = figures.sheet(picture, [f"{prediction.label} {prediction.probability:.0%}"])
+            figure = figures.draw_sheet(picture, [f"{prediction.label} {prediction.probability:.0%}"])
             figure.savefig(folder / f"{number}_{Path(prediction.path).stem}.png", dpi=300)
             drawn += 1
     except OSError as error:

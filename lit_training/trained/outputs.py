@@ -16,7 +16,7 @@ from datamodules.text import plural, printable
 from lit_training import figures
 from lit_training.errors import UsageError
 from lit_training.runs.layout import EXPLAINED, PREDICTIONS
-from lit_training.statistics import wilson
+from lit_training.statistics import wilson_interval
 from lit_training.text import print_table
 from lit_training.trained.evaluate import PRINTED, Evaluation, Scores
 from lit_training.trained.predict import Prediction
@@ -42,7 +42,7 @@ def write_evaluation(evaluation: Evaluation) -> None:
         return
     confusion = evaluation.confusion()
     scores, right = Scores.of(confusion), int(confusion.trace())
-    low, high = wilson(right, n)
+    low, high = wilson_interval(right, n)
     print(f"{stage + 'acc':<10}  {right / n:.4f}  (95 % interval {low:.3f} to {high:.3f}, {right} of {n} right)")
     print(f"balanced    {scores.balanced_accuracy:.4f}  (mean recall of the classes)")
     print(f"{stage + 'loss':<10}  {evaluation.loss:.4g}\n")
@@ -63,7 +63,7 @@ def write_evaluation(evaluation: Evaluation) -> None:
             (folder / earlier).unlink(missing_ok=True)
         write_csv(folder / files[0], [list(PREDICTION), *predictions])
         write_csv(folder / files[1], [["label", *evaluation.class_names], *matrix])
-        figures.confusion(confusion, evaluation.class_names).savefig(folder / files[2], dpi=100)
+        figures.draw_confusion(confusion, evaluation.class_names).savefig(folder / files[2], dpi=100)
         if worst and evaluation.preprocessing is not None:
             pictures = figures.pixels(worst_inputs(evaluation), evaluation.preprocessing)
             draw_worst(evaluation, pictures).savefig(folder / "worst.png", dpi=150)
@@ -105,7 +105,7 @@ def worst_inputs(evaluation: Evaluation) -> Tensor:
 def draw_worst(evaluation: Evaluation, pictures: Tensor, columns: int = 4) -> Any:
     """Draw the most confident mistakes with true and predicted class; ``pictures`` is (B, 3, H, W) in [0, 1]."""
     worst, paths = evaluation.worst(), evaluation.paths
-    return figures.mistakes(
+    return figures.draw_mistakes(
         pictures,
         evaluation.class_names,
         evaluation.targets[worst].tolist(),

@@ -2,7 +2,7 @@
 
 import pytest
 
-from datamodules.text import align_columns, name_first, plural, printable
+from datamodules.text import align_columns, first_names, plural, printable
 
 
 @pytest.mark.parametrize(
@@ -21,8 +21,8 @@ def test_plural() -> None:
 
 
 def test_omitted_names_become_dots() -> None:
-    assert name_first(["a", "b\n"], 2) == "a, b\\n"
-    assert name_first(["a", "b", "c"], 2) == "a, b, ..."
+    assert first_names(["a", "b\n"], 2) == "a, b\\n"
+    assert first_names(["a", "b", "c"], 2) == "a, b, ..."
 
 
 def test_columns_are_as_wide_as_their_widest_cell() -> None:

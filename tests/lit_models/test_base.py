@@ -38,7 +38,7 @@ class Tiny(LitBase):
         return self.net(x)
 
     def configure_optimizers(self) -> Any:
-        return self.with_choice(lambda groups: SGD(groups, lr=self.hparams["lr"]), self.parameters())
+        return self.choose_optimizer(lambda groups: SGD(groups, lr=self.hparams["lr"]), self.parameters())
 
 
 class TinyRegression(Tiny):

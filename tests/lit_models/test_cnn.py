@@ -63,6 +63,6 @@ def test_invalid_arguments_are_refused(arguments: dict, word: str) -> None:
 
 
 def test_pictures_of_another_size_are_refused() -> None:
-    assert LitCNN().refuse_shape((3, 32, 32)) is None
-    assert LitCNN(in_channels=1).refuse_shape((1, 32, 32)) is None
-    assert "(3, 28, 28)" in str(LitCNN().refuse_shape((3, 28, 28)))
+    assert LitCNN().shape_error((3, 32, 32)) is None
+    assert LitCNN(in_channels=1).shape_error((1, 32, 32)) is None
+    assert "(3, 28, 28)" in str(LitCNN().shape_error((3, 28, 28)))

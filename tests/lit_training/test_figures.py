@@ -38,7 +38,7 @@ def test_pixels_undoes_the_normalization() -> None:
 
 def test_sheet_shows_pictures_in_order() -> None:
     colours = torch.eye(3).view(3, 3, 1, 1).expand(3, 3, 8, 8)  # red, green, blue
-    drawn: Any = as_array(figures.sheet(colours, ["a", "b", "c"], columns=2)).astype(int)
+    drawn: Any = as_array(figures.draw_sheet(colours, ["a", "b", "c"], columns=2)).astype(int)
     height, width, _ = drawn.shape
     middles = [(0.3, 0.3), (0.3, 0.8), (0.8, 0.3)]
     seen = [drawn[int(height * down), int(width * across)].tolist() for down, across in middles]
@@ -49,7 +49,7 @@ def test_sheet_shows_pictures_in_order() -> None:
 @pytest.mark.parametrize("count", [1, 4, 9])
 def test_titles_fit_above_their_pictures(count: int) -> None:
     title = f"{'a_very_long_name_of_a_class_' * 3} 90%\nis {'W' * 60}\n$x^2$ and {'i' * 80}"
-    figure: Any = figures.sheet(torch.rand(count, 3, 8, 8), [title] * count)
+    figure: Any = figures.draw_sheet(torch.rand(count, 3, 8, 8), [title] * count)
     texts = figure.axes[0].texts
     assert all("…" in line for line in texts[0].get_text().split("\n"))
     found, inch = boxes(figure, texts), figure.dpi
@@ -66,14 +66,16 @@ def test_mistakes_titles(monkeypatch: pytest.MonkeyPatch) -> None:
     sheets: list[Any] = []
     monkeypatch.setattr(figures, "sheet", lambda *given: sheets.append(given))
     pictures = torch.rand(2, 3, 8, 8)
-    figures.mistakes(pictures, ("ant", "bee"), [0, 1], [1, 0], [0.914, 0.5], ["val/ant/x.jpg", "val/bee/\udc80.jpg"])
-    figures.mistakes(pictures, ("ant", "bee"), [0, 1], [1, 0], [0.914, 0.5], None)
+    figures.draw_mistakes(
+        pictures, ("ant", "bee"), [0, 1], [1, 0], [0.914, 0.5], ["val/ant/x.jpg", "val/bee/\udc80.jpg"]
+    )
+    figures.draw_mistakes(pictures, ("ant", "bee"), [0, 1], [1, 0], [0.914, 0.5], None)
     assert sheets[0][1] == ["bee 91%\nis ant\nx.jpg", "ant 50%\nis bee\n\\udc80.jpg"]
     assert sheets[1][1] == ["bee 91%\nis ant", "ant 50%\nis bee"]
 
 
 def test_confusion_matrix_is_dark_for_large_shares() -> None:
-    figure: Any = figures.confusion(torch.tensor([[4, 0], [0, 0]]), ("yes", "no"))
+    figure: Any = figures.draw_confusion(torch.tensor([[4, 0], [0, 0]]), ("yes", "no"))
     image = figure.axes[0].images[0]
     assert image.get_array().tolist() == [[1, 0], [0, 0]]  # rows are true classes; a row without samples is 0
     assert image.norm(1.0) > image.norm(0.0)
@@ -91,7 +93,7 @@ def test_confusion_matrix_is_dark_for_large_shares() -> None:
     ],
 )
 def test_names_and_counts_are_shown_if_they_fit(classes: int, name: str, names: bool, counts: bool) -> None:
-    figure: Any = figures.confusion(torch.eye(classes, dtype=torch.int64), [f"{name}{k}" for k in range(classes)])
+    figure: Any = figures.draw_confusion(torch.eye(classes, dtype=torch.int64), [f"{name}{k}" for k in range(classes)])
     axes = figure.axes[0]
     labels = [label for label in axes.get_yticklabels() if label.get_text()] if names else []
     assert len(labels) == (classes if names else 0)
@@ -108,12 +110,12 @@ def test_names_and_counts_are_shown_if_they_fit(classes: int, name: str, names: 
 def test_unusual_names_are_drawn() -> None:
     """Names that are not UTF-8, with dollar signs, with line feeds."""
     names = ["\udcff\udc80", "$\\frac{", "a\nb"]
-    as_array(figures.confusion(torch.eye(3, dtype=torch.int64), names))
-    as_array(figures.sheet(torch.rand(3, 3, 4, 4), names))
+    as_array(figures.draw_confusion(torch.eye(3, dtype=torch.int64), names))
+    as_array(figures.draw_sheet(torch.rand(3, 3, 4, 4), names))
 
 
 def test_epoch_ticks_are_integers() -> None:
-    figure: Any = figures.curves({"val_acc": {"a": ([1, 2, 3], [0.1, 0.4, 0.5]), "b": ([1], [0.2])}})
+    figure: Any = figures.draw_curves({"val_acc": {"a": ([1, 2, 3], [0.1, 0.4, 0.5]), "b": ([1], [0.2])}})
     as_array(figure)
     assert all(tick == int(tick) for tick in figure.axes[0].get_xticks())
     assert [line.get_label() for line in figure.axes[0].lines] == ["a", "b"]

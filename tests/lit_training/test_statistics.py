@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binomtest
 
-from lit_training.statistics import mcnemar, wilson
+from lit_training.statistics import mcnemar_p_value, wilson_interval
 from lit_training.trained.compare import LEVEL
 
 
@@ -23,26 +23,26 @@ from lit_training.trained.compare import LEVEL
     ],
 )
 def test_published_values(right: int, total: int, low: float, high: float) -> None:
-    assert wilson(right, total) == pytest.approx((low, high), abs=5e-5)
+    assert wilson_interval(right, total) == pytest.approx((low, high), abs=5e-5)
 
 
 def test_interval_without_samples_is_0_to_1() -> None:
-    assert wilson(0, 0) == (0.0, 1.0)
+    assert wilson_interval(0, 0) == (0.0, 1.0)
 
 
 @given(st.integers(1, 10_000), st.data())
 def test_interval_contains_the_share_and_is_symmetric(total: int, data: st.DataObject) -> None:
     right = data.draw(st.integers(0, total))
-    low, high = wilson(right, total)
+    low, high = wilson_interval(right, total)
     assert 0 <= low <= right / total <= high <= 1
-    assert wilson(total - right, total) == pytest.approx((1 - high, 1 - low))
-    assert wilson(right, total, 0.5)[1] <= high
+    assert wilson_interval(total - right, total) == pytest.approx((1 - high, 1 - low))
+    assert wilson_interval(right, total, 0.5)[1] <= high
 
 
 @pytest.mark.parametrize(("share", "n"), [*product([0.02, 0.5, 0.83, 0.99], [50, 1000])])
 def test_coverage_of_the_interval_by_simulation(share: float, n: int) -> None:
     random = np.random.default_rng(0)
-    hits = [low <= share <= high for low, high in (wilson(int(k), n) for k in random.binomial(n, share, 4000))]
+    hits = [low <= share <= high for low, high in (wilson_interval(int(k), n) for k in random.binomial(n, share, 4000))]
     # Near 0 and 1 the coverage varies around 95 %, but is at least 0.91 here (Brown, Cai and DasGupta 2001).
     assert 0.91 < np.mean(hits) < 0.99
 
@@ -50,18 +50,18 @@ def test_coverage_of_the_interval_by_simulation(share: float, n: int) -> None:
 @given(st.integers(0, 60), st.integers(0, 60))
 def test_mcnemar_equals_the_binomial_test(one: int, other: int) -> None:
     expected = binomtest(one, one + other).pvalue if one + other else 1.0
-    assert mcnemar(one, other) == pytest.approx(expected)
-    assert mcnemar(one, other) == mcnemar(other, one)
+    assert mcnemar_p_value(one, other) == pytest.approx(expected)
+    assert mcnemar_p_value(one, other) == mcnemar_p_value(other, one)
 
 
 def test_mcnemar_of_many_samples() -> None:
-    assert mcnemar(5000, 5300) == pytest.approx(binomtest(5000, 10300).pvalue)
+    assert mcnemar_p_value(5000, 5300) == pytest.approx(binomtest(5000, 10300).pvalue)
 
 
 @pytest.mark.parametrize("apart", [5, 20, 60, 200])
 def test_false_positive_rate_is_at_most_the_level(apart: int) -> None:
     """Sum over all outcomes of two equally good networks that differ on ``apart`` samples."""
-    share = sum(comb(apart, k) for k in range(apart + 1) if mcnemar(k, apart - k) < LEVEL) / 2**apart
+    share = sum(comb(apart, k) for k in range(apart + 1) if mcnemar_p_value(k, apart - k) < LEVEL) / 2**apart
     assert share <= LEVEL
 
 
@@ -72,5 +72,5 @@ def test_false_positives_by_simulation() -> None:
     for _ in range(2000):
         easy = random.beta(4, 1, 300)
         one, other = random.random(300) < easy, random.random(300) < easy
-        found += mcnemar(int((one & ~other).sum()), int((other & ~one).sum())) < LEVEL
+        found += mcnemar_p_value(int((one & ~other).sum()), int((other & ~one).sum())) < LEVEL
     assert 0.01 < found / 2000 <= 0.05

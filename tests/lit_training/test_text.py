@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lit_training.text import nearest, print_table, progress_bar, suggest
+from lit_training.text import closest_name, print_table, progress_bar, suggest
 
 # --- tables -----------------------------------------------------------------------------------------------------------
 
@@ -106,13 +106,13 @@ MODELS = ["LitCNN", "LitMLP", "LitDynamic", "LitTransfer"]
     ],
 )
 def test_nearest_name_ignores_case(word: str, near: str | None) -> None:
-    assert nearest(word, MODELS) == near
+    assert closest_name(word, MODELS) == near
 
 
 def test_cutoff_is_the_minimum_similarity() -> None:
-    assert nearest("LitC", MODELS, cutoff=0.5) == "LitCNN"
-    assert nearest("LitC", MODELS, cutoff=0.99) is None
-    assert nearest("LitC", []) is None
+    assert closest_name("LitC", MODELS, cutoff=0.5) == "LitCNN"
+    assert closest_name("LitC", MODELS, cutoff=0.99) is None
+    assert closest_name("LitC", []) is None
 
 
 def test_suggest_names_the_closest_or_lists_all() -> None:

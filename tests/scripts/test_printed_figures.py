@@ -240,7 +240,7 @@ def check_verdict(first: str, second: str, ones: list[bool], others: list[bool])
     found, rows, _ = compared(first, second)
     pairs = list(zip(ones, others, strict=True))
     only_first, only_second = pairs.count((True, False)), pairs.count((False, True))
-    p, points = by_hand.mcnemar(only_first, only_second), 100 * (sum(others) - sum(ones)) / len(pairs)
+    p, points = by_hand.mcnemar_p_value(only_first, only_second), 100 * (sum(others) - sum(ones)) / len(pairs)
     assert (int(found[7]), int(found[8])) == (len(pairs), only_first + only_second)
     assert float(found[6]) == pytest.approx(p, rel=0.06)
     if p >= 0.05:

@@ -50,7 +50,7 @@ def rows() -> Any:
 
 def photos() -> Any:
     data = ImageFolderDataModule("photos", image_size=32, balance="loss")
-    data.follow(LitCNN())
+    data.adapt_to(LitCNN())
     return data
 
 

@@ -42,7 +42,7 @@ def wilson(right: int, total: int) -> tuple[float, float]:
     return middle - half, middle + half
 
 
-def mcnemar(only_one: int, only_other: int) -> float:
+def mcnemar_p_value(only_one: int, only_other: int) -> float:
     """Return the probability that a fair coin gives a result at least as uneven."""
     tosses, fewer = only_one + only_other, min(only_one, only_other)
     return min(1.0, 2 * sum(comb(tosses, heads) for heads in range(fewer + 1)) / 2**tosses)

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from datamodules.loading.order import in_input_order
+from datamodules.loading.order import gather_in_input_order
 from lit_models import DynamicNet
 from lit_training.cli.parser import FitCLI
 
@@ -72,7 +72,7 @@ def evaluation() -> dict[str, Any]:
         known = target >= 0
         confusion = torch.bincount(target[known] * 10 + predicted[known], minlength=100)
         answered = cli.trainer.predict(cli.model, cli.datamodule, weights_only=True)
-        predictions = in_input_order(cli.trainer, torch.cat(answered), cli.trainer.predict_dataloaders)  # type: ignore[arg-type]
+        predictions = gather_in_input_order(cli.trainer, torch.cat(answered), cli.trainer.predict_dataloaders)  # type: ignore[arg-type]
         seen = {**metrics, "counted": cli.model.samples_evaluated, "mine": int(known.sum())}
         return seen, confusion, predictions.tolist()
 

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from datamodules.loading.order import PADDING, EvalSampler, TrainSampler, in_input_order
+from datamodules.loading.order import PADDING, EvalSampler, TrainSampler, gather_in_input_order
 from tests.support.loaders import epoch_of, loader_of, rank_of
 
 SEEDS = st.integers(-(2**63), 2**64)
@@ -107,8 +107,8 @@ def test_results_of_all_ranks_are_in_input_order(length: int, ranks: int, batch_
     strategy = SimpleNamespace(root_device="cpu", all_gather=hand_over)
     trainer = SimpleNamespace(world_size=ranks, strategy=strategy)
     for share in shares:
-        in_input_order(trainer, share, loader)
+        gather_in_input_order(trainer, share, loader)
     strategy.all_gather = lambda rows: torch.stack(handed_over)
     seen = min(length, limit * batch_size * ranks)
     for share in shares:
-        assert in_input_order(trainer, share, loader).flatten().tolist() == list(range(seen))
+        assert gather_in_input_order(trainer, share, loader).flatten().tolist() == list(range(seen))

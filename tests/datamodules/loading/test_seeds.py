@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from datamodules.loading.seeds import mix, uniforms
+from datamodules.loading.seeds import mix_seeds, uniforms
 
 SEEDS = st.integers(-(2**63), 2**64)
 
@@ -40,12 +40,12 @@ def test_uniforms_are_uniform_and_independent() -> None:
 
 @given(st.lists(SEEDS, min_size=1, max_size=4))
 def test_mix_returns_seeds_that_torch_accepts(numbers: list[int]) -> None:
-    seed = mix(*numbers)
+    seed = mix_seeds(*numbers)
     assert 0 <= seed < 2**63
-    assert mix(*numbers) == seed
+    assert mix_seeds(*numbers) == seed
     torch.Generator().manual_seed(seed)
 
 
 def test_mix_differs_for_different_arguments() -> None:
-    seeds = {mix(a, b) for a in range(100) for b in range(100)} | {mix(a) for a in range(100)}
+    seeds = {mix_seeds(a, b) for a in range(100) for b in range(100)} | {mix_seeds(a) for a in range(100)}
     assert len(seeds) == 10_100

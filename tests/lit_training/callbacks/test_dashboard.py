@@ -128,7 +128,7 @@ def test_confusion_matrix_and_mistakes(
     drawn: list[tuple[torch.Tensor, torch.Tensor]] = []
     sheets: list[list[str]] = []
     counted = Matrices()
-    real_confusion, real_sheet = figures.confusion, figures.sheet
+    real_confusion, real_sheet = figures.draw_confusion, figures.draw_sheet
 
     def confusion(matrix: torch.Tensor, names: Any) -> Any:
         drawn.append((matrix, counted.matrix.clone()))
@@ -183,7 +183,7 @@ def test_the_sheet_shows_the_most_confident_mistakes(watched: Watched) -> None:
     confidence, predicted = model(x).softmax(-1).max(-1)
     worst = confidence.masked_fill(predicted == y, 0).argsort(descending=True)[:12]
     assert (predicted != y)[worst].all()
-    expected = figures.sheet(figures.pixels(x[worst], data.preprocessing), ["\n"] * 12)
+    expected = figures.draw_sheet(figures.pixels(x[worst], data.preprocessing), ["\n"] * 12)
     picture = Image.open(io.BytesIO(board.Images("validation/most_confident_mistakes")[-1].encoded_image_string))
     shown, wanted = np.asarray(picture.convert("RGB"), float), as_array(expected)
     assert shown.shape == wanted.shape
@@ -262,7 +262,7 @@ def test_cached_features_still_show_pictures(
     bare: Callable[..., Trainer], tmp_path: Path, photo_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sheets: list[Any] = []
-    real = figures.sheet
+    real = figures.draw_sheet
 
     def sheet(*given: Any) -> Any:
         sheets.append(given)

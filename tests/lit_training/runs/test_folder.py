@@ -15,7 +15,7 @@ from lit_training.runs.folder import (
     choose_start,
     extends,
     find_checkpoint,
-    find_target,
+    find_resume_target,
     lock_run,
     newest_first,
     relative_path,
@@ -117,14 +117,14 @@ def test_latest_is_the_newest_run_that_has_the_needed_file(capsys: pytest.Captur
     assert [run.name for run in newest_first(".")] == ["version_11", "version_10", "version_2"]
     assert find_checkpoint("latest") == Path("lightning_logs/version_10/checkpoints/best.ckpt")
     assert capsys.readouterr().err == "note: latest is version_10: version_11 has no checkpoint\n"
-    assert find_target("latest", ".") == Path("lightning_logs/version_2")
+    assert find_resume_target("latest", ".") == Path("lightning_logs/version_2")
     assert capsys.readouterr().err == "note: latest is version_2: version_11, version_10 have no resume point\n"
 
 
 def test_latest_of_the_newest_run_needs_no_note(capsys: pytest.CaptureFixture[str]) -> None:
     make_run(0, "last.ckpt")
     make_run(1, "previous.ckpt")
-    assert find_target("latest", ".") == Path("lightning_logs/version_1")
+    assert find_resume_target("latest", ".") == Path("lightning_logs/version_1")
     assert capsys.readouterr().err == ""
 
 
@@ -135,7 +135,7 @@ def test_latest_without_a_usable_run_is_an_error() -> None:
     with pytest.raises(CheckpointError, match=r"no run under lightning_logs has a checkpoint: python scripts/fit\.py"):
         find_checkpoint("latest")
     with pytest.raises(CheckpointError, match="no run under lightning_logs has a resume point"):
-        find_target("latest", ".")
+        find_resume_target("latest", ".")
 
 
 # --- a checkpoint by name -------------------------------------------------------------------------------------------

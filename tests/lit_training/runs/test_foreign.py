@@ -12,7 +12,7 @@ from lit_models import LitCNN, LitDynamic, LitMLP, LitTransfer
 from lit_training.runs.foreign import DEFAULTS, data_of, promises
 
 OF_MODELS = ("default_epochs", "skips_layers", "draws_per_batch", "epoch_losses", "samples_evaluated")
-OF_DATA = ("class_names", "sample_shape", "photos", "follow", "report")
+OF_DATA = ("class_names", "sample_shape", "photos", "adapt_to", "report")
 
 
 class OwnModel(LightningModule):
@@ -46,7 +46,7 @@ class DataWithAttributes(LightningDataModule):
         super().__init__()
         self.followed: list[Any] = []
 
-    def follow(self, model: Any) -> None:
+    def adapt_to(self, model: Any) -> None:
         self.followed.append(model)
 
     def report(self) -> str:
@@ -62,7 +62,7 @@ def test_missing_attributes_have_defaults(own: Any) -> None:
     assert about.class_names == ()
     assert (about.sample_shape, about.photos, about.task, about.preprocessing) == (None, None, None, None)
     assert about.report() == ""
-    assert about.follow(OwnModel()) is None
+    assert about.adapt_to(OwnModel()) is None
     assert about.hparams == {}
 
 
@@ -73,7 +73,7 @@ def test_existing_attributes_are_returned() -> None:
     assert about.skips_layers is False
     data = DataWithAttributes()
     about = promises(data)
-    about.follow(None)
+    about.adapt_to(None)
     assert data.followed == [None]
     assert (about.class_names, about.sample_shape, about.report()) == (("yes", "no"), (3, 8, 8), "much data")
 

@@ -55,7 +55,7 @@ def test_the_metric_that_decides_which_epoch_is_best(
 
 
 @pytest.mark.parametrize(
-    ("start", "goes_on"),
+    ("start", "is_resumed"),
     [
         (None, False),
         (Start(Path("run"), made=True), False),
@@ -63,8 +63,8 @@ def test_the_metric_that_decides_which_epoch_is_best(
         (Start(Path("run"), checkpoint=Path("run/checkpoints/last.ckpt")), True),
     ],
 )
-def test_a_run_goes_on_if_it_resumes_or_is_finished(start: Start | None, goes_on: bool) -> None:
-    assert run_of(start=start).goes_on == goes_on
+def test_a_run_goes_on_if_it_resumes_or_is_finished(start: Start | None, is_resumed: bool) -> None:
+    assert run_of(start=start).is_resumed == is_resumed
 
 
 def test_a_command_line_becomes_a_run() -> None:
@@ -76,4 +76,4 @@ def test_a_command_line_becomes_a_run() -> None:
     assert run.watch.timeout == 2.5
     assert run.start is not None
     assert run.start.run == Path("lightning_logs/version_0")
-    assert not run.goes_on
+    assert not run.is_resumed

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from lit_training.errors import UsageError
-from lit_training.statistics import mcnemar
+from lit_training.statistics import mcnemar_p_value
 from lit_training.trained.compare import (
     ComparedRun,
     compare,
@@ -119,7 +119,7 @@ def test_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert table["val_acc"] == ["0.7500", "0.8750"]
     assert table["accuracy"][0] == "0.8000"
     assert "(0.711 to 0.867, n = 100)" in shown
-    assert f"version_1 is better by 15.0 points (McNemar's exact test, p = {mcnemar(0, 15):.2g}" in shown
+    assert f"version_1 is better by 15.0 points (McNemar's exact test, p = {mcnemar_p_value(0, 15):.2g}" in shown
     assert (tmp_path / "comparison.png").read_bytes().startswith(b"\x89PNG")
 
 

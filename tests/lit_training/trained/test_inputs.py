@@ -48,7 +48,7 @@ def test_inputs_keep_their_order_and_folders_are_sorted(tmp_path: Path) -> None:
 
 def test_images_are_the_same_as_in_validation(photo_folder: Path) -> None:
     data = ImageFolderDataModule(str(photo_folder), image_size=72)
-    data.follow(LitCNN(num_classes=2))
+    data.adapt_to(LitCNN(num_classes=2))
     data.setup("fit")
     spec = data.preprocessing
     read = [sample.x for sample in read_pictures(photos_of(photo_folder / "val"), spec, 2) if sample.x is not None]
