@@ -60,6 +60,7 @@ class CIFAR10DataModule(SplitDataModule):
             raise DataError(f"batch_size must be at least 1, but is {batch_size}: --data.batch_size 4")
         if not 0 <= val_size < TRAIN:
             raise DataError(f"val_size must be between 0 and {TRAIN - 1}, but is {val_size}: --data.val_size 5000")
+        root = str(root)  # a Path cannot be read from a checkpoint safely
         self.save_hyperparameters()
         self.root = Path(root).expanduser()
         self.files = {"train": self.root / "cifar10-train.uint8", "test": self.root / "cifar10-test.uint8"}

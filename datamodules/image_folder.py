@@ -76,6 +76,7 @@ class ImageFolderDataModule(SplitDataModule):
             raise DataError("batch_size and image_size must be at least 1: --data.batch_size 4 --data.image_size 224")
         if balance not in ("none", "loss"):
             raise DataError(f"balance must be none or loss, but is {balance}: --data.balance loss")
+        root, split_file = str(root), split_file and str(split_file)  # a Path cannot be read from a checkpoint safely
         self.save_hyperparameters()
         self.root = Path(root).expanduser()
         self.adapt_to(None)

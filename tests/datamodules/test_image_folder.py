@@ -12,7 +12,9 @@ from lightning.pytorch import Trainer
 from datamodules import DataError, ImageFolderDataModule, image_folder
 from datamodules.photos import dataset
 from lit_models import LitCNN
+from lit_training import load
 from tests.support.photos import content
+from tests.support.training import train_and_save
 
 
 def everything(**arguments: Any) -> str:
@@ -128,6 +130,13 @@ def test_fit_uses_the_preprocessing_of_the_model(photo_folder: Path, bare: Calla
     bare(max_epochs=1).fit(LitCNN(num_classes=2), data)
     assert data.sample_shape == (3, 32, 32)
     assert data.preprocessing.mean == [0.5, 0.5, 0.5]
+
+
+def test_a_path_as_root_is_saved_as_text(photo_folder: Path, tmp_path: Path) -> None:
+    """A checkpoint that holds a Path cannot be opened safely."""
+    data = ImageFolderDataModule(photo_folder, image_size=32, batch_size=8)  # type: ignore[arg-type]
+    trained = train_and_save(tmp_path, LitCNN(num_classes=2), data)
+    assert load(trained.path).data().hparams["root"] == str(photo_folder)
 
 
 def test_invalid_arguments_are_refused(photo_folder: Path) -> None:

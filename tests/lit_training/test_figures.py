@@ -64,7 +64,7 @@ def test_titles_fit_above_their_pictures(count: int) -> None:
 
 def test_mistakes_titles(monkeypatch: pytest.MonkeyPatch) -> None:
     sheets: list[Any] = []
-    monkeypatch.setattr(figures, "sheet", lambda *given: sheets.append(given))
+    monkeypatch.setattr(figures, "draw_sheet", lambda *given: sheets.append(given))
     pictures = torch.rand(2, 3, 8, 8)
     figures.draw_mistakes(
         pictures, ("ant", "bee"), [0, 1], [1, 0], [0.914, 0.5], ["val/ant/x.jpg", "val/bee/\udc80.jpg"]

@@ -138,8 +138,8 @@ def test_confusion_matrix_and_mistakes(
         sheets.append(titles)
         return real_sheet(pictures, titles, *columns)
 
-    monkeypatch.setattr(figures, "confusion", confusion)
-    monkeypatch.setattr(figures, "sheet", sheet)
+    monkeypatch.setattr(figures, "draw_confusion", confusion)
+    monkeypatch.setattr(figures, "draw_sheet", sheet)
     monkeypatch.setattr(dashboard, "DRAWING", float("inf"))
     data = shapes(val_size=130)  # two batches, the last one not full
     board = fit(bare, tmp_path, LitCNN(), data, counted, max_epochs=3)
@@ -268,7 +268,7 @@ def test_cached_features_still_show_pictures(
         sheets.append(given)
         return real(*given)
 
-    monkeypatch.setattr(figures, "sheet", sheet)
+    monkeypatch.setattr(figures, "draw_sheet", sheet)
     model = LitTransfer(num_classes=2, weights=None)
     data = ImageFolderDataModule(str(photo_folder), image_size=32, num_workers=0)
     board = fit(bare, tmp_path, model, data, FeatureCache(), max_epochs=1)
@@ -283,7 +283,7 @@ def test_cached_features_still_show_pictures(
 def test_padding_is_not_counted_in_the_matrix(sampler: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also with a user's own loader, whose order is unknown and whose padding has target -1."""
     drawn: list[torch.Tensor] = []
-    monkeypatch.setattr(figures, "confusion", lambda matrix, names: drawn.append(matrix))
+    monkeypatch.setattr(figures, "draw_confusion", lambda matrix, names: drawn.append(matrix))
     monkeypatch.setattr(Dashboard, "_classifies", staticmethod(lambda *_: True))
     monkeypatch.setattr(Dashboard, "_sheet", staticmethod(lambda trainer, names, worst, _: mistakes.extend(worst)))
 

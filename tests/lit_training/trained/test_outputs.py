@@ -88,7 +88,7 @@ def test_mistakes_are_drawn_as_the_network_sees_them(photo_run: Trained, monkeyp
     wrong = found.worst()
     assert wrong, "after one epoch there should be mistakes"
     drawn: list[Any] = []
-    monkeypatch.setattr(figures, "sheet", lambda *given: drawn.append(given))
+    monkeypatch.setattr(figures, "draw_sheet", lambda *given: drawn.append(given))
     x = worst_inputs(found)
     assert torch.equal(x[0], found.dataset[wrong[0]][0])
     assert found.preprocessing is not None
