@@ -23,10 +23,12 @@ def build(backbone: str, num_classes: int) -> tuple[nn.Module, str]:
     """
     if backbone.startswith(TIMM):
         timm, name = _import_timm(), backbone.removeprefix(TIMM)
+        known = [TIMM + known for known in timm.list_models()]
+        if not timm.is_model(name):  # for other names create_model would ask the model hub
+            raise ModelError(_unknown("timm", backbone, known))
         try:
             network = timm.create_model(name, pretrained=False, num_classes=num_classes)
-        except RuntimeError as error:  # unknown name, or unknown tag after the dot
-            known = [TIMM + known for known in timm.list_models()]
+        except RuntimeError as error:  # unknown tag after the dot
             raise ModelError(_unknown("timm", backbone, known)) from error
         head_name = network.default_cfg["classifier"]
         if not isinstance(head_name, str):

@@ -108,9 +108,11 @@ class LitTransfer(LitBase):
         """
         seen: list[Tensor] = []
         hook = self.head.register_forward_hook(lambda _, inputs, output: seen.extend((inputs[0], output)))
-        with torch.no_grad():
-            output = self.net(x)
-        hook.remove()
+        try:
+            with torch.no_grad():
+                output = self.net(x)
+        finally:
+            hook.remove()
         return seen[0] if output is seen[1] and seen[0].ndim == 2 else None
 
     def on_fit_start(self) -> None:  # not setup(), which runs before a resumed fit reads its checkpoint

@@ -218,9 +218,13 @@ def _parents(folders: list[ClassFolder]) -> list[str]:
 
 
 def _excluded_targets(root: Path, folders: list[ClassFolder]) -> set[tuple[int, int]]:
-    """Return the identities of the folders that are not read if a link inside a class folder leads to them."""
-    own = [*_parents(folders), *(folder.path for folder in folders)]
-    return {_identity(folder) for folder in [*root.absolute().parents, *(root / path for path in own)]}
+    """Return the identities of the folders that are not read if a link inside a class folder leads to them.
+
+    A split folder is one of them even if it has no class folders.
+    """
+    own = [root / path for path in (*_parents(folders), *(folder.path for folder in folders))]
+    splits = [root / name for name in _subfolders(root) if name.lower() in _SPLIT_FOLDERS]
+    return {_identity(folder) for folder in [*root.absolute().parents, *own, *splits]}
 
 
 def _identity(folder: Path) -> tuple[int, int]:

@@ -159,9 +159,10 @@ def _read_yaml(value: str) -> dict[str, Any]:
         raise
     except yaml.MarkedYAMLError as error:
         line = f" (line {error.problem_mark.line + 1})" if error.problem_mark else ""
-        raise UsageError(
-            f"--config {value} is not plain YAML{line}: {error.problem}; a line looks like 'lr: 1'"
-        ) from error
+        hint = (
+            "remove the tag" if isinstance(error, yaml.constructor.ConstructorError) else "write lines such as 'lr: 1'"
+        )
+        raise UsageError(f"--config {value} is not plain YAML{line}: {error.problem}; {hint}") from error
     except (yaml.YAMLError, ValueError, OSError) as error:
         raise UsageError(f"--config {value} cannot be read: {error}; give a YAML file of settings") from error
     if not isinstance(config, dict) or not all(isinstance(key, str) for key in config):

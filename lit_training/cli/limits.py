@@ -60,7 +60,7 @@ def check_trainer(config: dict[str, Any]) -> None:
     check_devices(config["accelerator"], config["devices"])
     root = Path(config["default_root_dir"] or ".")
     absolute = root.expanduser().absolute()
-    existing = next(folder for folder in (absolute, *absolute.parents) if folder.exists())
+    existing = next(folder for folder in (absolute, *absolute.parents) if os.path.exists(folder))  # noqa: PTH110 - Path.exists can raise
     if not (existing.is_dir() and os.access(existing, os.W_OK)):
         raise UsageError(f"--default_root_dir {root} is not writable: choose another folder")
 

@@ -21,7 +21,7 @@ from lit_training.cli.flags import expand_flags, with_run_config
 from lit_training.cli.limits import check_trainer, trainer_error
 from lit_training.cli.schedules import FROM_THE_RUN, SCHEDULES, schedule_factory
 from lit_training.cli.usage_errors import parse_error
-from lit_training.errors import UsageError, exit_with_error, is_rank_zero
+from lit_training.errors import CheckpointError, UsageError, exit_with_error, is_rank_zero
 from lit_training.runs.foreign import promises
 from lit_training.runs.lightning_internals import actions_of
 from lit_training.runs.processes import Watch, bind_to_loopback
@@ -175,9 +175,10 @@ class FitCLI(LightningCLI):
         config_yaml = self.parser.dump(self.config, skip_unset=False)
         save_config = SaveConfigCallback(self.parser, self.config, overwrite=True)
         register_strategies(about.skips_layers)
-        arguments = with_defaults(config, self.run, config_yaml, save_config)
         try:
-            trainer = FitTrainer(**arguments)
+            trainer = FitTrainer(**with_defaults(config, self.run, config_yaml, save_config))
+        except (CheckpointError, UsageError):
+            raise
         except (MisconfigurationException, ValueError, TypeError, RuntimeError, ImportError) as error:
             if self.run.start is not None and is_rank_zero():
                 self.run.start.undo()

@@ -156,11 +156,11 @@ def _sections(model: LitBase, x: Tensor) -> Iterator[str]:
     else:
         yield "\n".join(f"{title}: {' <- '.join(chain)}" for title, chain in chains.items())
 
-    name, bias = next(
-        (name, parameter)
-        for name, parameter in model.named_parameters()
-        if name.endswith("bias") and parameter.requires_grad
-    )
+    trained = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+    biases = [(name, parameter) for name, parameter in trained if name.endswith("bias")]
+    if not biases:
+        return
+    name, bias = biases[0]
     bias.grad = None
     title, loss = list(losses.items())[-1]
     loss.backward()

@@ -123,6 +123,8 @@ def test_preprocessing_matches_the_published_weights(name: str) -> None:
         ("fasterrcnn_resnet50_fpn", "torchvision"),
         ("timm/resnet81", "did you mean timm/resnet18"),
         ("timm/resnet18.no_such_tag", "did you mean timm/resnet18"),
+        ("timm/timm/resnet18", "timm has no classification network"),
+        ("timm/hf-hub:someone/model", "timm has no classification network"),  # nothing is fetched
     ],
 )
 def test_unknown_name_suggests_the_closest_one(name: str, words: str) -> None:

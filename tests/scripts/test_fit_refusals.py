@@ -90,6 +90,13 @@ def test_a_failed_start_leaves_no_run(flags: str, culprit: str) -> None:
     assert not Path("lightning_logs").exists()
 
 
+def test_a_folder_name_that_is_too_long_is_refused_in_one_line() -> None:
+    ended = run(f"fit.py --default_root_dir {'a' * 300} {SMALL}")
+    assert ended.code == 2
+    assert "File name too long): choose another one with --default_root_dir" in ended.err
+    assert ended.err.count("\n") == 1
+
+
 def test_a_failed_download_leaves_no_files() -> None:
     code, _, err = run("fit.py --data CIFAR10DataModule --data.root fresh --accelerator cpu --devices 1")
     assert code == 2

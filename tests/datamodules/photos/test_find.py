@@ -155,6 +155,14 @@ def test_links_are_followed_once_and_loops_ignored(tmp_path: Path) -> None:
     ]
 
 
+def test_a_link_does_not_lead_to_test_pictures(tmp_path: Path) -> None:
+    """``test/`` is a split although it has no class folders."""
+    for path in ("train/a/x.jpg", "train/b/y.jpg", "test/z.jpg"):
+        put(tmp_path / path, JPEG)
+    (tmp_path / "train/a/link").symlink_to("../../test")
+    assert list(find_photos(tmp_path).paths) == ["train/a/x.jpg", "train/b/y.jpg"]
+
+
 def test_linked_class_folder(tmp_path: Path) -> None:
     two(tmp_path / "store", 3)
     (tmp_path / "root").mkdir()

@@ -35,6 +35,14 @@ def test_flops_are_two_per_multiplication() -> None:
     assert flops(LeNet(), torch.zeros(1, 3, 32, 32)) == by_hand
 
 
+def test_a_network_without_trained_biases_has_no_section_about_them() -> None:
+    model = LitMLP(4, (3,), 2)
+    assert "net.0.bias.grad after" in describe(model)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(not name.endswith("bias"))
+    assert ".grad" not in describe(model)
+
+
 def test_chain_matches_the_tutorial() -> None:
     """PyTorch tutorial "Neural Networks": LeNet with one channel, squared error, ``next_functions`` step by step."""
     net = LeNet(in_channels=1)
