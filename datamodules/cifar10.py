@@ -12,7 +12,7 @@ from datamodules.errors import DataError
 from datamodules.files import atomic_write
 from datamodules.loading.memory import Pictures
 from datamodules.loading.module import SplitDataModule
-from datamodules.loading.seeds import mix_seeds
+from datamodules.loading.seeds import combine_seeds
 from datamodules.preprocessing import Preprocessing
 
 PIXELS = 3 * 32 * 32
@@ -83,7 +83,7 @@ class CIFAR10DataModule(SplitDataModule):
         augment, seed = self.hparams["augment"], self.hparams["seed"]
         if stage in ("fit", "validate") and "train" not in self.sets:
             images, labels = _read_bytes(self.files["train"], TRAIN)
-            val = stratified(labels, self.hparams["val_size"], seed)
+            val = choose_stratified(labels, self.hparams["val_size"], seed)
             kept = torch.ones(TRAIN, dtype=torch.bool)
             kept[val] = False
             train = kept.nonzero().flatten()
@@ -93,9 +93,9 @@ class CIFAR10DataModule(SplitDataModule):
             self.sets["test"] = Pictures(*_read_bytes(self.files["test"], TEST), self.preprocessing)
 
 
-def stratified(labels: Tensor, count: int, seed: int) -> Tensor:
+def choose_stratified(labels: Tensor, count: int, seed: int) -> Tensor:
     """Return ``count`` random indices, sorted; each class has the same share as in ``labels``."""
-    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(mix_seeds(seed)))
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(combine_seeds(seed)))
     by_class = order[labels[order].argsort(stable=True)]
     # Take indices at equal distances from the shuffled classes: no rounding per class is needed.
     places = (torch.arange(count) * len(labels) + len(labels) // 2) // max(count, 1)

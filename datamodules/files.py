@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
-TEXT: dict[str, Any] = {"newline": "", "encoding": "utf-8", "errors": "surrogateescape"}
+TEXT_FILE_ARGUMENTS: dict[str, Any] = {"newline": "", "encoding": "utf-8", "errors": "surrogateescape"}
 """Arguments of ``open`` for text files; ``surrogateescape`` keeps file names that are not valid UTF-8."""
 
 
@@ -30,7 +30,7 @@ def atomic_write(path: str | Path, mode: str = "wb") -> Iterator[IO[Any]]:
     part = target.with_name(f".{target.name}.{os.getpid()}.part")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        with part.open(mode, **({} if "b" in mode else TEXT)) as file:
+        with part.open(mode, **({} if "b" in mode else TEXT_FILE_ARGUMENTS)) as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -58,5 +58,5 @@ def read_csv(path: str | Path) -> list[dict[str, str]]:
     Raises:
         OSError, csv.Error: the file cannot be read.
     """
-    with Path(path).open(**TEXT) as file:
+    with Path(path).open(**TEXT_FILE_ARGUMENTS) as file:
         return list(csv.DictReader(file))

@@ -20,7 +20,7 @@ def available_cores() -> int:
     return cores
 
 
-SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1") if hasattr(signal, name))
+STOP_SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1") if hasattr(signal, name))
 """Signals that stop a training; Windows has no SIGUSR1."""
 
 

@@ -11,15 +11,15 @@ from torch.utils.data import Dataset
 from datamodules.errors import DataError
 from datamodules.loading.module import SplitDataModule
 from datamodules.loading.order import PADDING
-from datamodules.loading.seeds import mix_seeds
+from datamodules.loading.seeds import combine_seeds
 
 NOISE = 0.1  # standard deviation of the noise that is added to linear targets
 
 
-class Rows(Dataset):
+class RepeatedRows(Dataset):
     """(N, ...) float32 inputs and (N, K) float32 targets, repeated until an epoch has ``draws`` rows."""
 
-    samples_at_once = 0  # load batch by batch, because the fixed batch is not copied
+    samples_per_fetch = 0  # load batch by batch, because the fixed batch is not copied
 
     def __init__(self, inputs: Tensor, targets: Tensor, draws: int) -> None:
         self.inputs, self.targets, self.draws = inputs, targets, draws
@@ -109,16 +109,16 @@ class RandomDataModule(SplitDataModule):
         for number, split in ((1, "val"), (2, "test")):
             self.sets[split] = self._draw(number if hparams["target"] == "linear" else 0, hparams["length"])
 
-    def _draw(self, split: int, draws: int) -> Rows:
+    def _draw(self, split: int, draws: int) -> RepeatedRows:
         length, outputs, seed = self.hparams["length"], self.out_features, self.hparams["seed"]
-        generator = torch.Generator().manual_seed(mix_seeds(seed, split))
+        generator = torch.Generator().manual_seed(combine_seeds(seed, split))
         inputs = torch.randn(length, *self.sample_shape, generator=generator)
         if self.hparams["target"] == "count":
             targets = torch.arange(1.0, outputs + 1).repeat(length, 1)
         else:
             targets = torch.randn(length, outputs, generator=generator)
         if self.hparams["target"] == "linear":
-            shared = torch.Generator().manual_seed(mix_seeds(seed, -1))
+            shared = torch.Generator().manual_seed(combine_seeds(seed, -1))
             weight = torch.randn(self.in_features, outputs, generator=shared)
             targets = inputs.flatten(1) @ weight + NOISE * targets
-        return Rows(inputs, targets, draws)
+        return RepeatedRows(inputs, targets, draws)

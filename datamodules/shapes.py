@@ -10,7 +10,7 @@ from torch.utils.data import Dataset
 from datamodules.errors import DataError
 from datamodules.loading.memory import Pictures
 from datamodules.loading.module import SplitDataModule
-from datamodules.loading.seeds import mix_seeds
+from datamodules.loading.seeds import combine_seeds
 from datamodules.preprocessing import Preprocessing
 
 SIZE = 32
@@ -90,11 +90,12 @@ class ShapesDataModule(SplitDataModule):
     def _draw(self, split: str) -> Pictures:
         size = self.hparams["train_size" if split == "train" else "val_size"]
         seed = self.hparams["seed"]
-        images, labels = draw(size, mix_seeds(seed, ("train", "val", "test").index(split)), self.in_channels)
+        split_seed = combine_seeds(seed, ("train", "val", "test").index(split))
+        images, labels = draw_pictures(size, split_seed, self.in_channels)
         return Pictures(images, labels, self.preprocessing, self.hparams["augment"] and split == "train", seed)
 
 
-def draw(count: int, seed: int, channels: int) -> tuple[Tensor, Tensor]:
+def draw_pictures(count: int, seed: int, channels: int) -> tuple[Tensor, Tensor]:
     """Draw pictures that depend on the arguments only.
 
     Returns:

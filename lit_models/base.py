@@ -79,7 +79,7 @@ class LitBase(LightningModule):
     """Number of dimensions of one sample: 3 for a picture (C, H, W), 1 for a row of features (F,)."""
     skips_layers = False
     """True if a step may leave layers unused, so that DDP needs ``find_unused_parameters``."""
-    draws_per_batch = False
+    same_random_numbers_on_all_ranks = False
     """True if a training step draws random numbers per batch, not per sample: all devices then draw the same ones."""
     preprocessing: dict[str, Any] | None = None
     """How a picture becomes an input, saved in the checkpoint: ``image_size``, ``resize_size`` (pixels), ``mean``,
@@ -97,7 +97,7 @@ class LitBase(LightningModule):
 
     class_weights: Tensor | None
 
-    def _make_metrics(self, num_classes: int | None = None) -> None:
+    def make_metrics(self, num_classes: int | None = None) -> None:
         """Create the metrics; call it at the end of ``__init__``. Classifiers pass ``num_classes``."""
         self.val_loss = EvaluationLoss(self.reduction)
         self.test_loss = EvaluationLoss(self.reduction)
@@ -128,7 +128,7 @@ class LitBase(LightningModule):
             return F.cross_entropy(output, target, weight=self.class_weights, reduction=self.reduction)
         return F.mse_loss(output, target, reduction=self.reduction)
 
-    def loss_rows(self, output: Tensor, target: Tensor) -> Tensor:
+    def loss_per_sample(self, output: Tensor, target: Tensor) -> Tensor:
         """Return the unweighted loss of each row, (B,); padding rows have loss 0."""
         if self.task == "classification":
             return F.cross_entropy(output, target, reduction="none", ignore_index=PADDING)
@@ -172,12 +172,12 @@ class LitBase(LightningModule):
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
     @property
-    def epoch_losses(self) -> tuple[float, int]:
+    def epoch_loss_sum_and_count(self) -> tuple[float, int]:
         """Sum and number of this epoch's batch losses so far, on this rank; a resumed run sets it."""
         return float(self._train_loss_sum), self._train_batches
 
-    @epoch_losses.setter
-    def epoch_losses(self, value: tuple[float, int]) -> None:
+    @epoch_loss_sum_and_count.setter
+    def epoch_loss_sum_and_count(self, value: tuple[float, int]) -> None:
         self._train_loss_sum, self._train_batches = value
 
     def on_train_epoch_end(self) -> None:
@@ -191,7 +191,7 @@ class LitBase(LightningModule):
         """Update the metrics and return ``output`` (B, K), ``target`` and ``loss`` (B,) for callbacks."""
         x, y = batch
         output = self(x)
-        rows = self.loss_rows(output, y)
+        rows = self.loss_per_sample(output, y)
         counted = y != PADDING if self.task == "classification" else ~y.flatten(1).isnan().any(1)  # (B,)
         loss = getattr(self, f"{stage}_loss")
         loss.update(rows[counted])
@@ -225,7 +225,7 @@ class LitBase(LightningModule):
 
     # --- the optimizer --------------------------------------------------------------------------------------------
 
-    def choose_optimizer(
+    def build_optimizers(
         self,
         optimizer: Callable[..., Optimizer],
         parameters: Iterable[nn.Parameter] | list[dict[str, Any]],
@@ -278,7 +278,7 @@ class LitBase(LightningModule):
             raise ModelError(f"{model_name} cannot use the samples of {data_name}: {reason}")
 
     @property
-    def is_attached(self) -> bool:
+    def has_trainer(self) -> bool:
         """True if the model has a Trainer; otherwise ``self.trainer`` raises an error."""
         try:
             return self.trainer is not None
@@ -286,7 +286,7 @@ class LitBase(LightningModule):
             return False
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        data = getattr(self.trainer, "datamodule", None) if self.is_attached else None
+        data = getattr(self.trainer, "datamodule", None) if self.has_trainer else None
         spec: Any = getattr(data, "preprocessing", None)
         plain = spec.to_dict() if hasattr(spec, "to_dict") else spec  # a user's data module may have a plain dict
         class_names = getattr(data, "class_names", self.class_names)

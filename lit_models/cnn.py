@@ -81,7 +81,7 @@ class LitCNN(LitBase):
             "interpolation": "bilinear",
         }
         self.net = LeNet(in_channels, num_classes)
-        self._make_metrics(num_classes if self.task == "classification" else None)
+        self.make_metrics(num_classes if self.task == "classification" else None)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.net(x)
@@ -94,4 +94,4 @@ class LitCNN(LitBase):
 
     def configure_optimizers(self):
         sgd = partial(SGD, lr=self.hparams["lr"], momentum=self.hparams["momentum"])
-        return self.choose_optimizer(sgd, self.parameters())
+        return self.build_optimizers(sgd, self.parameters())

@@ -64,7 +64,7 @@ class LitDynamic(LitBase):
     default_epochs = 1
     sample_ndim = 1
     skips_layers = True  # with depth 0 the middle layer gets no gradient
-    draws_per_batch = True  # all devices use the same depth, as a single process would
+    same_random_numbers_on_all_ranks = True  # all devices use the same depth, as a single process would
 
     def __init__(
         self,
@@ -82,11 +82,11 @@ class LitDynamic(LitBase):
             )
         self.save_hyperparameters()
         self.net = DynamicNet(in_features, hidden, out_features)
-        self._make_metrics()
+        self.make_metrics()
 
     def forward(self, x: Tensor) -> Tensor:
         return self.net(x)
 
     def configure_optimizers(self):
         sgd = partial(SGD, lr=self.hparams["lr"], momentum=self.hparams["momentum"])
-        return self.choose_optimizer(sgd, self.parameters())
+        return self.build_optimizers(sgd, self.parameters())

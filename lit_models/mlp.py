@@ -59,10 +59,10 @@ class LitMLP(LitBase):
             )
         self.save_hyperparameters()
         self.net = mlp(in_features, hidden, out_features)
-        self._make_metrics()
+        self.make_metrics()
 
     def forward(self, x: Tensor) -> Tensor:
         return self.net(x)
 
     def configure_optimizers(self):
-        return self.choose_optimizer(partial(SGD, lr=self.hparams["lr"]), self.parameters())
+        return self.build_optimizers(partial(SGD, lr=self.hparams["lr"]), self.parameters())

@@ -76,7 +76,7 @@ class LitTransfer(LitBase):
             rank_zero_warn(
                 "weights=None with freeze: the frozen features are random; give --model.weights DEFAULT or a file"
             )
-        self._make_metrics(num_classes)
+        self.make_metrics(num_classes)
         if freeze:
             self.net.requires_grad_(False)
             self.head.requires_grad_(True)
@@ -152,4 +152,4 @@ class LitTransfer(LitBase):
             groups.append({"params": backbone, "name": "backbone", "lr_factor": self.hparams["backbone_lr_factor"]})
         sgd = partial(SGD, lr=self.hparams["lr"], momentum=self.hparams["momentum"])
         step = partial(StepLR, step_size=self.hparams["step_size"], gamma=self.hparams["gamma"])
-        return self.choose_optimizer(sgd, groups, step)
+        return self.build_optimizers(sgd, groups, step)

@@ -9,10 +9,10 @@ if TYPE_CHECKING:
 
 __all__ = ["Prediction", "SavedRun", "load"]
 
-_HOMES = {"Prediction": "predict", "SavedRun": "load", "load": "load"}
+_MODULE_OF = {"Prediction": "predict", "SavedRun": "load", "load": "load"}
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+    if name not in _MODULE_OF:
         raise AttributeError(f"module 'lit_training' has no attribute {name!r}")
-    return getattr(import_module(f"lit_training.trained.{_HOMES[name]}"), name)
+    return getattr(import_module(f"lit_training.trained.{_MODULE_OF[name]}"), name)

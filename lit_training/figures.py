@@ -18,7 +18,7 @@ LARGEST_CELL, LARGEST_MATRIX, LARGEST_NAME = 0.45, 12.0, 2.0
 """Largest size in inches of a cell, of all cells and of a class name in a confusion matrix."""
 
 
-def pixels(inputs: Tensor, preprocessing: Preprocessing) -> Tensor:
+def undo_normalization(inputs: Tensor, preprocessing: Preprocessing) -> Tensor:
     """Undo the normalization: (B, C, H, W) network inputs -> (B, 3, H, W) float32 in [0, 1]."""
     mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (preprocessing.mean, preprocessing.std))
     return (inputs.detach().cpu().float() * std + mean).clamp(0, 1).expand(-1, 3, -1, -1)

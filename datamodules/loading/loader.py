@@ -14,8 +14,8 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler, get_worker
 
 from datamodules.errors import DataError
 from datamodules.loading.order import EvalSampler, TrainSampler
-from datamodules.loading.seeds import mix_seeds, run_seed
-from datamodules.machine import SIGNALS, available_cores
+from datamodules.loading.seeds import combine_seeds, combine_with_run_seed
+from datamodules.machine import STOP_SIGNALS, available_cores
 
 
 class ResumableLoader(DataLoader):
@@ -33,7 +33,7 @@ class ResumableLoader(DataLoader):
         self._done, self._skip = self._skip, 0
         if self._done and isinstance(self.sampler, TrainSampler) and self.batch_size is not None:
             self.sampler.start = self._done * self.batch_size
-        at_once = None if self.num_workers else getattr(self.dataset, "samples_at_once", None)
+        at_once = None if self.num_workers else getattr(self.dataset, "samples_per_fetch", None)
         batches = super().__iter__() if at_once is None else self._from_memory(at_once)
         if self.num_workers:
             atexit.unregister(_end_workers)
@@ -89,7 +89,7 @@ def _end_workers() -> None:
 
 def ignore_signals(worker: int) -> None:
     """Ignore signals in a worker. The training process handles them and ends its workers."""
-    for number in SIGNALS:
+    for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
 
 
@@ -102,7 +102,7 @@ def make_loader(
     train: bool,
     shuffle: bool = True,
     num_workers: int = 0,
-    persistent: bool = True,
+    keep_workers: bool = True,
 ) -> DataLoader:
     """Make the data loader of this rank.
 
@@ -112,14 +112,14 @@ def make_loader(
         train: use :class:`TrainSampler`; false uses :class:`EvalSampler`.
         shuffle: False keeps the order of the training data.
         num_workers: number of loader processes; 0 for data in memory.
-        persistent: keep the loader processes between epochs.
+        keep_workers: keep the loader processes between epochs.
     """
     ranks, rank = (trainer.world_size, trainer.global_rank) if trainer is not None else (1, 0)
     length = len(dataset)  # type: ignore[arg-type]
     sampler: DistributedSampler
     if train:  # --overfit_batches needs the same batches in each epoch
         shuffle = shuffle and not (trainer is not None and trainer.overfit_batches)
-        sampler = TrainSampler(length, ranks, rank, run_seed(seed), shuffle)
+        sampler = TrainSampler(length, ranks, rank, combine_with_run_seed(seed), shuffle)
     else:
         sampler = EvalSampler(length, ranks, rank, batch_size)
     return ResumableLoader(
@@ -128,15 +128,15 @@ def make_loader(
         sampler=sampler,
         collate_fn=keep_batch,
         num_workers=num_workers,
-        persistent_workers=persistent and num_workers > 0,
+        persistent_workers=keep_workers and num_workers > 0,
         worker_init_fn=ignore_signals,
         generator=torch.Generator().manual_seed(
-            mix_seeds(seed)
+            combine_seeds(seed)
         ),  # otherwise each epoch draws from the global generator
     )
 
 
-def workers_for_decoding(trainer: Any) -> int:
+def count_decoding_workers(trainer: Any) -> int:
     """Return the number of loader processes that decode pictures for this rank, at most 8.
 
     One per core if the network runs on another device. On a CPU only one per four cores: the network uses all cores

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from datamodules.loading.order import PADDING
-from datamodules.loading.seeds import run_seed, uniforms
+from datamodules.loading.seeds import combine_with_run_seed, draw_uniform
 from datamodules.preprocessing import Preprocessing
 
 SHIFT = 4
@@ -33,7 +33,7 @@ class Pictures(Dataset):
     ``__getitems__(keys)`` returns a batch: (B, C, H, W) float32 and labels (B,) int64, -1 for padding.
     """
 
-    samples_at_once = 128  # for a batch of four, a call takes longer than copying its pictures
+    samples_per_fetch = 128  # for a batch of four, a call takes longer than copying its pictures
 
     def __init__(
         self,
@@ -46,7 +46,7 @@ class Pictures(Dataset):
     ) -> None:
         self.images, self.labels = images, labels
         self.mean, self.std = preprocessing.mean, preprocessing.std
-        self.augment, self.seed = augment, run_seed(seed)
+        self.augment, self.seed = augment, combine_with_run_seed(seed)
         self.indices = indices
 
     def __len__(self) -> int:
@@ -64,7 +64,7 @@ class Pictures(Dataset):
         # index_select is ten times as fast as images[indices]
         images, labels = self.images.index_select(0, indices), self.labels.index_select(0, indices)
         if self.augment:
-            images = flip_shift_cutout(images, uniforms(self.seed, wanted, 5))
+            images = flip_shift_cutout(images, draw_uniform(self.seed, wanted, 5))
         if PADDING in keys:
             labels = labels.masked_fill(wanted == PADDING, PADDING)
         return normalize(images, self.mean, self.std), labels

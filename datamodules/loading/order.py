@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DistributedSampler
 
-from datamodules.loading.seeds import mix_seeds
+from datamodules.loading.seeds import combine_seeds
 
 PADDING = -1
 """Key of a padding row in evaluation; its target is -1, or NaN for float targets."""
@@ -32,7 +32,7 @@ class TrainSampler(DistributedSampler):
     def __iter__(self) -> Iterator[int]:
         start, self.start = self.start, 0
         if self.shuffle:
-            generator = torch.Generator().manual_seed(mix_seeds(self.seed, self.epoch))
+            generator = torch.Generator().manual_seed(combine_seeds(self.seed, self.epoch))
             order = torch.randperm(self.length, generator=generator)
         else:
             order = torch.arange(self.length)

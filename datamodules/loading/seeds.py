@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 
-def mix_seeds(*numbers: int) -> int:
+def combine_seeds(*numbers: int) -> int:
     """Hash several integers to one seed in [0, 2**63) (splitmix64, Steele et al. 2014)."""
     state = np.zeros(1, dtype=np.uint64)
     for number in numbers:
@@ -15,7 +15,7 @@ def mix_seeds(*numbers: int) -> int:
     return int(state[0] >> np.uint64(1))
 
 
-def uniforms(seed: int, keys: Tensor, count: int) -> Tensor:
+def draw_uniform(seed: int, keys: Tensor, count: int) -> Tensor:
     """Return ``count`` random numbers for each key. They depend only on ``seed`` and the key.
 
     Args:
@@ -25,7 +25,7 @@ def uniforms(seed: int, keys: Tensor, count: int) -> Tensor:
         (B, count) float32 in [0, 1).
     """
     lanes = keys.numpy().astype(np.uint64)[:, None] * np.uint64(count) + np.arange(count, dtype=np.uint64)
-    bits = _splitmix(_splitmix(lanes) ^ np.uint64(mix_seeds(seed)))
+    bits = _splitmix(_splitmix(lanes) ^ np.uint64(combine_seeds(seed)))
     return torch.from_numpy((bits >> np.uint64(40)).astype(np.float32) / np.float32(2**24))
 
 
@@ -37,9 +37,9 @@ def _splitmix(x: np.ndarray) -> np.ndarray:
         return x ^ (x >> np.uint64(31))
 
 
-def run_seed(seed: int) -> int:
+def combine_with_run_seed(seed: int) -> int:
     """Combine the seed of the data with the seed of the run (``seed_everything``), for order and augmentation.
 
     Splits and generated data depend on the seed of the data only, so that runs with different seeds use the same data.
     """
-    return mix_seeds(seed, int(os.environ.get("PL_GLOBAL_SEED", 0)))
+    return combine_seeds(seed, int(os.environ.get("PL_GLOBAL_SEED", 0)))

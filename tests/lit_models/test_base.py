@@ -32,13 +32,13 @@ class Tiny(LitBase):
         super().__init__()
         self.save_hyperparameters()
         self.net = nn.Linear(4, 3)
-        self._make_metrics(3)
+        self.make_metrics(3)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.net(x)
 
     def configure_optimizers(self) -> Any:
-        return self.choose_optimizer(lambda groups: SGD(groups, lr=self.hparams["lr"]), self.parameters())
+        return self.build_optimizers(lambda groups: SGD(groups, lr=self.hparams["lr"]), self.parameters())
 
 
 class TinyRegression(Tiny):
@@ -47,7 +47,7 @@ class TinyRegression(Tiny):
     def __init__(self, reduction: Any = "mean", lr: float = 0.1) -> None:
         super().__init__(lr)
         self.reduction = reduction
-        self._make_metrics()
+        self.make_metrics()
 
 
 def rows(n: int, batch_size: int, target: Tensor | None = None) -> DataLoader:
@@ -278,11 +278,11 @@ def test_data_without_task_and_shape_are_accepted() -> None:
     LitCNN().check_data(ShapesDataModule())
 
 
-def test_is_attached(bare: Bare) -> None:
+def test_has_trainer(bare: Bare) -> None:
     model = Tiny()
-    assert not model.is_attached
+    assert not model.has_trainer
     bare(max_epochs=1).fit(model, rows(4, 4))
-    assert model.is_attached
+    assert model.has_trainer
 
 
 def test_only_a_frozen_backbone_has_fixed_features() -> None:

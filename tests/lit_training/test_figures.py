@@ -32,8 +32,13 @@ def test_pixels_undoes_the_normalization() -> None:
     colours = torch.rand(2, 3, 4, 4)
     mean, std = [0.4, 0.5, 0.6], [0.2, 0.3, 0.4]
     scaled = (colours - torch.tensor(mean).view(-1, 1, 1)) / torch.tensor(std).view(-1, 1, 1)
-    assert torch.allclose(figures.pixels(scaled, Preprocessing(mean=mean, std=std)), colours, atol=1e-6)
-    assert figures.pixels(torch.zeros(1, 1, 4, 4), Preprocessing(mean=[0.5], std=[0.5])).shape == (1, 3, 4, 4)
+    assert torch.allclose(figures.undo_normalization(scaled, Preprocessing(mean=mean, std=std)), colours, atol=1e-6)
+    assert figures.undo_normalization(torch.zeros(1, 1, 4, 4), Preprocessing(mean=[0.5], std=[0.5])).shape == (
+        1,
+        3,
+        4,
+        4,
+    )
 
 
 def test_sheet_shows_pictures_in_order() -> None:

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from datamodules.loading.loader import make_loader, workers_for_decoding
+from datamodules.loading.loader import count_decoding_workers, make_loader
 from tests.support.commands import ENVIRONMENT
 from tests.support.loaders import Keys, epoch_of, loader_of, rank_of
 
@@ -60,9 +60,9 @@ def test_loader_with_workers_resumes_too(num_workers: int) -> None:
 class KeysInMemory(Keys):
     """A dataset of its keys, which records the number of keys per call."""
 
-    def __init__(self, length: int, samples_at_once: int) -> None:
+    def __init__(self, length: int, samples_per_fetch: int) -> None:
         super().__init__(length)
-        self.samples_at_once = samples_at_once
+        self.samples_per_fetch = samples_per_fetch
         self.asked: list[int] = []
 
     def __getitems__(self, keys: list[int]) -> tuple[Tensor, Tensor]:  # type: ignore[override]
@@ -96,13 +96,13 @@ def test_number_of_workers(
     cores: int, ranks: int, beside_a_gpu: int, on_the_cpu: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("datamodules.loading.loader.available_cores", lambda: cores)
-    assert workers_for_decoding(rank_of(0, ranks, device="cuda")) == beside_a_gpu
-    assert workers_for_decoding(rank_of(0, ranks)) == on_the_cpu
+    assert count_decoding_workers(rank_of(0, ranks, device="cuda")) == beside_a_gpu
+    assert count_decoding_workers(rank_of(0, ranks)) == on_the_cpu
 
 
 def test_number_of_workers_without_a_trainer(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("datamodules.loading.loader.available_cores", lambda: 64)
-    assert workers_for_decoding(None) == 8
+    assert count_decoding_workers(None) == 8
 
 
 @pytest.mark.slow

@@ -9,7 +9,7 @@ from torch import Tensor
 from datamodules import Preprocessing
 from datamodules.loading.memory import CUTOUT, SHIFT, Pictures, flip_shift_cutout, normalize
 from datamodules.loading.order import PADDING
-from datamodules.loading.seeds import uniforms
+from datamodules.loading.seeds import draw_uniform
 
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 
@@ -75,7 +75,7 @@ def slow(image: Tensor, numbers: list[float]) -> Tensor:
 @pytest.mark.parametrize("channels", [1, 3])
 def test_augmentation_equals_a_slow_reference(channels: int) -> None:
     data = pictures(8, channels)
-    numbers = uniforms(3, torch.arange(8), 5)
+    numbers = draw_uniform(3, torch.arange(8), 5)
     numbers[0] = torch.tensor(
         [0.0, 0.0, 0.0, 0.0, 0.0]
     )  # the smallest numbers that can be drawn, and below the largest ones
@@ -92,7 +92,7 @@ def test_augmentation_depends_only_on_seed_epoch_and_index(keys: list[int], seed
     images, _ = data.__getitems__(keys)
     for image, key in zip(images, keys, strict=True):
         assert torch.equal(image, data[key][0])
-        numbers = uniforms(data.seed, torch.tensor([key]), 5)
+        numbers = draw_uniform(data.seed, torch.tensor([key]), 5)
         raw = flip_shift_cutout(data.images[key % 12 : key % 12 + 1], numbers)
         assert torch.equal(image, normalize(raw, data.mean, data.std)[0])
 
