@@ -107,7 +107,8 @@ def test_evaluation_loss_does_not_depend_on_how_batches_are_distributed(reductio
             mine.set_dtype(torch.float64)
             for batch in share:
                 mine.update(batch)
-            merged.sums, merged.rows = [*merged.sums, *mine.sums], merged.rows + mine.rows
+            merged.batch_sums = [*merged.batch_sums, *mine.batch_sums]
+            merged.sample_count = merged.sample_count + mine.sample_count
         merged.update(torch.zeros(0))
         return merged.compute()
 
