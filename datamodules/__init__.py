@@ -1,6 +1,6 @@
 """The data modules, one LightningDataModule per file.
 
-The data modules are imported on first use, so that ``scripts/check.py`` starts fast: it needs no torch.
+A data module is imported when it is first used. So ``scripts/check.py``, which does not need torch, starts fast.
 """
 
 from importlib import import_module

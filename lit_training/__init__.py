@@ -1,4 +1,4 @@
-"""Training runs and trained networks. ``load`` opens a trained network; names are imported on first use."""
+"""Training runs and trained networks. ``load`` opens a trained network. A name is imported when it is first used."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any

@@ -166,7 +166,7 @@ def test_invalid_arguments_are_refused() -> None:
 
 
 def test_frozen_random_backbone_gets_a_warning() -> None:
-    with pytest.warns(UserWarning, match="the frozen features are random"):
+    with pytest.warns(UserWarning, match="the frozen backbone is random"):
         LitTransfer(SMALL, 3, weights="none")
 
 

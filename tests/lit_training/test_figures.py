@@ -58,12 +58,12 @@ def test_titles_fit_above_their_pictures(count: int) -> None:
     texts = figure.axes[0].texts
     assert all("…" in line for line in texts[0].get_text().split("\n"))
     found, inch = boxes(figure, texts), figure.dpi
-    assert all(box.width < 1.1 * figures.INCH * inch for box in found)  # the gap is 0.1
+    assert all(box.width < 1.1 * figures.PICTURE_INCHES * inch for box in found)  # the gap is 0.1
     for box in found:
         assert box.y0 >= 0
         assert box.y1 <= figure.bbox.height
     if count > 4:  # titles of the second row are below the pictures of the first row
-        tile = figures.INCH * inch
+        tile = figures.PICTURE_INCHES * inch
         assert found[4].y1 < found[0].y0 - tile
 
 
