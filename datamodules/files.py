@@ -48,12 +48,7 @@ def atomic_write(path: str | Path, mode: str = "wb") -> Iterator[IO[Any]]:
 
 
 def write_csv(path: str | Path, rows: Iterable[Iterable[Any]]) -> None:
-    """Write a CSV file in UTF-8.
-
-    Args:
-        path: the file to write.
-        rows: the column names, then the rows.
-    """
+    """Write a CSV file in UTF-8. The first of the ``rows`` contains the column names."""
     with atomic_write(path, "w") as file:
         csv.writer(file).writerows(rows)
 

@@ -102,11 +102,6 @@ class ShapesDataModule(SplitDataModule):
 def draw_pictures(count: int, seed: int, channels: int) -> tuple[Tensor, Tensor]:
     """Draw pictures of shapes. They depend only on the arguments.
 
-    Args:
-        count: number of pictures.
-        seed: seed of the pictures and of the order of the classes.
-        channels: 3 (color) or 1 (gray).
-
     Returns:
         Pictures (count, channels, 32, 32) uint8 and labels (count,) int64. Each class has the same number of pictures,
         if ``count`` is a multiple of the number of classes.

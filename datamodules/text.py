@@ -13,13 +13,7 @@ def printable(name: str) -> str:
 
 
 def plural(number: int, singular: str, plural_form: str = "") -> str:
-    """Return a number and a noun, such as ``1 picture`` or ``2,000 pictures``.
-
-    Args:
-        number: the number.
-        singular: the noun in the singular.
-        plural_form: the noun in the plural; by default the singular with an s.
-    """
+    """Return a number and a noun, as ``1 picture`` or ``2,000 pictures``. ``plural_form`` defaults to singular + s."""
     return f"{number:,} {singular if number == 1 else plural_form or singular + 's'}"
 
 

@@ -19,12 +19,8 @@ AUXILIARY = ("AuxLogits", "aux1", "aux2")
 def build(backbone: str, num_classes: int) -> tuple[nn.Module, str]:
     """Build a network with random weights.
 
-    Args:
-        backbone: name of a torchvision network, or ``timm/NAME``.
-        num_classes: number of outputs.
-
     Returns:
-        The network and the name of its head, the last layer.
+        The network, which has ``num_classes`` outputs, and the name of its head, the last layer.
 
     Raises:
         ModelError: the name is unknown, the network has several heads, or timm is not installed.
@@ -58,9 +54,7 @@ def load(network: nn.Module, head_name: str, backbone: str, weights: str) -> Non
     """Load pretrained weights into ``network``, except for its head.
 
     Args:
-        network: the network that :func:`build` returned.
-        head_name: the name of its head.
-        backbone: the name of the network.
+        network, head_name: as returned by :func:`build`.
         weights: ``DEFAULT`` (the best weights of torchvision or timm, from the cache or downloaded), or the path of a
             ``.pth`` or ``.safetensors`` state dict. No code in the file is executed.
 

@@ -115,11 +115,7 @@ class LitBase(LightningModule):
     class_weights: Tensor | None
 
     def make_metrics(self, num_classes: int | None = None) -> None:
-        """Create the metrics of validation and test. Call this method at the end of ``__init__``.
-
-        Args:
-            num_classes: number of classes of a classifier; None for a regression.
-        """
+        """Create the metrics of validation and test. ``num_classes`` is None for a regression."""
         self.val_loss = EvaluationLoss(self.reduction)
         self.test_loss = EvaluationLoss(self.reduction)
         if num_classes is not None:

@@ -20,11 +20,6 @@ class DynamicNet(nn.Module):
     The depth is the number of times that the middle layer is applied. In training mode it is drawn from torch's CPU
     generator in each forward pass. In evaluation mode the output is the mean of the outputs of all four depths.
 
-    Args:
-        in_features: number of inputs F.
-        hidden: width of the middle layer.
-        out_features: number of outputs K.
-
     Input: (B, F) float32. Output: (B, K) float32. Parameters: 111,210 at the defaults.
     """
 

@@ -16,11 +16,6 @@ def mlp(in_features: int = 1000, hidden: Sequence[int] = (100,), out_features: i
     Source: PyTorch tutorial "Learning PyTorch with Examples" (nn module), 1000 -> 100 -> 10. With ``hidden=()`` the
     network is a single linear layer, as in the tutorial "Data Parallelism" (5 -> 2).
 
-    Args:
-        in_features: number of inputs F.
-        hidden: width of each hidden layer.
-        out_features: number of outputs K.
-
     Input: (B, F) float32. Output: (B, K) float32. Parameters: 101,110 at the defaults.
     """
     layers: list[nn.Module] = []

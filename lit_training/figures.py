@@ -19,15 +19,7 @@ MAX_CELL_INCHES, MAX_MATRIX_INCHES, MAX_NAME_INCHES = 0.45, 12.0, 2.0
 
 
 def undo_normalization(inputs: Tensor, preprocessing: Preprocessing) -> Tensor:
-    """Convert inputs of a network back to pictures.
-
-    Args:
-        inputs: (B, C, H, W) float32, normalized, with 1 or 3 channels.
-        preprocessing: has the mean and std of the normalization.
-
-    Returns:
-        (B, 3, H, W) float32 in [0, 1], on the CPU.
-    """
+    """Convert normalized network inputs, (B, 1 or 3, H, W), to pictures, (B, 3, H, W) float32 in [0, 1] on the CPU."""
     mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (preprocessing.mean, preprocessing.std))
     return (inputs.detach().cpu().float() * std + mean).clamp(0, 1).expand(-1, 3, -1, -1)
 

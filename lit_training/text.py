@@ -56,12 +56,7 @@ def _is_number_or_empty(cell: str) -> bool:
 def progress_bar(title: str, show: bool = True) -> Iterator[Callable[[int, int | None], None]]:
     """Show a progress bar on stderr while the body runs, if stderr is a terminal.
 
-    Args:
-        title: text before the bar.
-        show: False shows no bar.
-
-    Yields:
-        ``update(done, total)``, which sets the number of finished steps and of all steps (None if it is unknown).
+    Yield ``update(done, total)``: it sets the number of finished steps and of all steps (None if unknown).
     """
     if not (show and sys.stderr.isatty()):
         yield lambda done, total: None
@@ -78,8 +73,6 @@ def closest_name(word: str, known: Iterable[str], cutoff: float = 0.6) -> str | 
     """Return the known name that is most similar to ``word`` if upper and lower case are ignored, or None.
 
     Args:
-        word: a mistyped name.
-        known: the known names.
         cutoff: minimum similarity, 0 to 1 (see :func:`difflib.get_close_matches`).
     """
     names = {name.lower(): name for name in known}

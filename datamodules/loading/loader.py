@@ -97,11 +97,7 @@ def _kill_workers() -> None:
 
 
 def ignore_signals(worker: int) -> None:
-    """Ignore the stop signals in a worker. Only the training process reacts to them, and it ends its workers.
-
-    Args:
-        worker: index of the worker; unused.
-    """
+    """Ignore the stop signals in a worker. Only the training process reacts to them, and it ends its workers."""
     for signal_number in STOP_SIGNALS:
         signal.signal(signal_number, signal.SIG_IGN)
 

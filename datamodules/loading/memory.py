@@ -73,13 +73,7 @@ class Pictures(Dataset):
 def normalize(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
     """Scale pixels to [0, 1], subtract ``mean`` and divide by ``std`` per channel.
 
-    Args:
-        images: (..., C, H, W) uint8.
-        mean: C numbers.
-        std: C numbers.
-
-    Returns:
-        (..., C, H, W) float32.
+    ``images`` are (..., C, H, W) uint8, the result is float32 of the same shape.
     """
     factor, offset = _factor_and_offset(tuple(mean), tuple(std))
     return images.to(torch.float32, memory_format=torch.contiguous_format).mul_(factor).sub_(offset)

@@ -25,10 +25,7 @@ class TrainSampler(DistributedSampler):
     repeated at its end (at most ranks - 1).
 
     Args:
-        length: number of samples.
-        ranks: number of ranks.
-        rank: index of this rank.
-        seed: seed of the order.
+        length: number of samples in the dataset.
         shuffle: False keeps the order of the dataset.
     """
 
@@ -58,9 +55,7 @@ class EvalSampler(DistributedSampler):
     less than the others gets an additional batch with one :data:`PADDING` key.
 
     Args:
-        length: number of samples.
-        ranks: number of ranks.
-        rank: index of this rank.
+        length: number of samples in the dataset.
         batch_size: number of samples in a batch of one rank.
     """
 
@@ -85,7 +80,6 @@ def gather_in_input_order(trainer: Any, results: Tensor, loader: Any) -> Tensor:
     """Gather the results of all ranks in the order of the dataset.
 
     Args:
-        trainer: the Trainer.
         results: (n, ...), the results of the batches of this rank, including padding rows.
         loader: the loader of these batches, with an :class:`EvalSampler`. All ranks must have used the same number of
             batches.

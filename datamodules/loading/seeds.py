@@ -19,9 +19,7 @@ def draw_uniform(seed: int, keys: Tensor, count: int) -> Tensor:
     """Return ``count`` uniform random numbers for each key. They depend only on ``seed`` and the key.
 
     Args:
-        seed: any integer.
         keys: (B,) int64.
-        count: random numbers per key.
 
     Returns:
         (B, count) float32 in [0, 1).
