@@ -94,7 +94,7 @@ class CIFAR10DataModule(SplitDataModule):
 
 
 def choose_stratified(labels: Tensor, count: int, seed: int) -> Tensor:
-    """Choose ``count`` random samples with the same share of each class as in ``labels``. Return their sorted indices."""
+    """Choose ``count`` random samples, with the share of each class as in ``labels``. Return their sorted indices."""
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(combine_seeds(seed)))
     by_class = order[labels[order].argsort(stable=True)]
     # The samples are now sorted by class. Positions at equal distances give each class its share.

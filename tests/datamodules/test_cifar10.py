@@ -1,4 +1,4 @@
-"""CIFAR10, with files in the official layout but with other contents and md5."""
+"""CIFAR10. The files have the official layout, but other contents and md5."""
 
 import hashlib
 import inspect
@@ -139,7 +139,7 @@ def test_failed_download_gives_one_message_that_says_what_to_do(tmp_path: Path) 
     assert [path.name for path in root.iterdir()] == [CIFAR10.filename]  # no new file that a later run could use
 
 
-def test_message_names_a_root_that_cannot_be_written(tmp_path: Path) -> None:
+def test_message_contains_a_root_that_cannot_be_written(tmp_path: Path) -> None:
     root = tmp_path / "data"
     root.touch()
     with pytest.raises(DataError, match=r"data cannot be written \(File exists\).* --data\.root"):

@@ -69,7 +69,7 @@ def test_every_network_gets_a_new_head(name: str) -> None:
     assert isinstance(head, nn.Linear | nn.Conv2d)
     fan_out, fan_in = head.weight.shape[:2]
     assert fan_out == 7
-    # Nothing else has changed: with 1000 outputs it is the published network without auxiliary heads.
+    # The other layers are unchanged: with 1000 outputs it is the published network without auxiliary heads.
     own = sum(parameter.numel() for parameter in network.parameters())
     published = models.get_model_weights(name).DEFAULT.meta["num_params"]
     auxiliary = (

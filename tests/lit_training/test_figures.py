@@ -28,7 +28,7 @@ def boxes(figure: Any, texts: Any) -> list[Any]:
     return [text.get_window_extent(renderer) for text in texts]
 
 
-def test_pixels_undoes_the_normalization() -> None:
+def test_undo_normalization_returns_the_pictures() -> None:
     colours = torch.rand(2, 3, 4, 4)
     mean, std = [0.4, 0.5, 0.6], [0.2, 0.3, 0.4]
     scaled = (colours - torch.tensor(mean).view(-1, 1, 1)) / torch.tensor(std).view(-1, 1, 1)

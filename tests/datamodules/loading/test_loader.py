@@ -21,9 +21,9 @@ from tests.support.loaders import Keys, epoch_of, loader_of, rank_of
 @given(st.integers(1, 40), st.integers(1, 3), st.integers(1, 7), st.data())
 def test_loader_resumes_in_the_middle_of_an_epoch(length: int, ranks: int, batch_size: int, data: Any) -> None:
     trainer = rank_of(ranks - 1, ranks)
-    whole = loader_of(length, batch_size, trainer)
-    epochs = [epoch_of(whole, epoch) for epoch in (4, 5)]
-    used = data.draw(st.integers(0, len(whole) - 1))
+    uninterrupted = loader_of(length, batch_size, trainer)
+    epochs = [epoch_of(uninterrupted, epoch) for epoch in (4, 5)]
+    used = data.draw(st.integers(0, len(uninterrupted) - 1))
     first = loader_of(length, batch_size, trainer)
     first.sampler.set_epoch(4)  # type: ignore[attr-defined]
     batches = iter(first)
@@ -63,26 +63,26 @@ class KeysInMemory(Keys):
     def __init__(self, length: int, samples_per_fetch: int) -> None:
         super().__init__(length)
         self.samples_per_fetch = samples_per_fetch
-        self.asked: list[int] = []
+        self.keys_per_call: list[int] = []
 
     def __getitems__(self, keys: list[int]) -> tuple[Tensor, Tensor]:  # type: ignore[override]
-        self.asked.append(len(keys))
+        self.keys_per_call.append(len(keys))
         return torch.tensor(keys), -torch.tensor(keys)
 
 
 @given(st.integers(1, 300), st.integers(1, 3), st.integers(1, 40), st.integers(0, 100), st.booleans())
 def test_data_in_memory_gives_the_same_batches_in_fewer_calls(
-    length: int, ranks: int, batch_size: int, at_once: int, train: bool
+    length: int, ranks: int, batch_size: int, samples_per_fetch: int, train: bool
 ) -> None:
     trainer = rank_of(ranks - 1, ranks)
-    data = KeysInMemory(length, at_once)
+    data = KeysInMemory(length, samples_per_fetch)
     loader = make_loader(data, trainer, batch_size=batch_size, seed=0, train=train)
     loader.sampler.set_epoch(4)  # type: ignore[attr-defined]
     batches = list(loader)
     assert [keys.tolist() for keys, _ in batches] == epoch_of(loader_of(length, batch_size, trainer, train=train), 4)
     assert all(torch.equal(keys, -minus) for keys, minus in batches)
-    assert max(data.asked) <= max(at_once, batch_size)
-    assert len(data.asked) == -(-len(batches) // max(1, at_once // batch_size))
+    assert max(data.keys_per_call) <= max(samples_per_fetch, batch_size)
+    assert len(data.keys_per_call) == -(-len(batches) // max(1, samples_per_fetch // batch_size))
 
 
 # --- workers ------------------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ SEEDS = st.integers(-(2**63), 2**64)
 
 
 @given(SEEDS, st.lists(st.integers(-1, 2**62), min_size=1, max_size=20), st.integers(1, 6))
-def test_uniforms_depend_only_on_seed_and_key(seed: int, keys: list[int], count: int) -> None:
+def test_uniform_numbers_depend_only_on_seed_and_key(seed: int, keys: list[int], count: int) -> None:
     numbers = draw_uniform(seed, torch.tensor(keys), count)
     assert numbers.shape == (len(keys), count)
     assert numbers.dtype == torch.float32
@@ -25,13 +25,13 @@ def chi_square(counts: np.ndarray) -> float:
     return float(((counts - expected) ** 2 / expected).sum())
 
 
-def test_uniforms_are_uniform_and_independent() -> None:
+def test_uniform_numbers_are_uniform_and_independent() -> None:
     numbers = draw_uniform(7, torch.arange(20_000), 5).numpy()
-    # 99.99 % quantiles of chi-square with 99 degrees of freedom; five lanes, four pairs, two seeds
-    for lane in range(5):
-        assert chi_square(np.histogram(numbers[:, lane], 100, (0, 1))[0]) < 161.3
-    for lane in range(4):
-        pair = np.histogram2d(numbers[:, lane], numbers[:, lane + 1], 10, [(0, 1), (0, 1)])[0]
+    # 161.3 is the 99.99 % quantile of chi-square with 99 degrees of freedom.
+    for column in range(5):
+        assert chi_square(np.histogram(numbers[:, column], 100, (0, 1))[0]) < 161.3
+    for column in range(4):
+        pair = np.histogram2d(numbers[:, column], numbers[:, column + 1], 10, [(0, 1), (0, 1)])[0]
         assert chi_square(pair) < 161.3
     following = np.histogram2d(numbers[:-1, 0], numbers[1:, 0], 10, [(0, 1), (0, 1)])[0]
     other_seed = np.histogram2d(numbers[:, 0], draw_uniform(8, torch.arange(20_000), 5).numpy()[:, 0], 10)[0]
@@ -39,13 +39,13 @@ def test_uniforms_are_uniform_and_independent() -> None:
 
 
 @given(st.lists(SEEDS, min_size=1, max_size=4))
-def test_mix_returns_seeds_that_torch_accepts(numbers: list[int]) -> None:
+def test_combined_seeds_are_accepted_by_torch(numbers: list[int]) -> None:
     seed = combine_seeds(*numbers)
     assert 0 <= seed < 2**63
     assert combine_seeds(*numbers) == seed
     torch.Generator().manual_seed(seed)
 
 
-def test_mix_differs_for_different_arguments() -> None:
+def test_combined_seeds_differ_for_different_arguments() -> None:
     seeds = {combine_seeds(a, b) for a in range(100) for b in range(100)} | {combine_seeds(a) for a in range(100)}
     assert len(seeds) == 10_100
