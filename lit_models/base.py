@@ -75,8 +75,8 @@ class LitBase(LightningModule):
         - ``val_loss``, ``test_loss``: mean of the losses of all samples.
         - ``val_acc``, ``test_acc``: accuracy, 0 to 1; only for classifiers.
 
-    With ``reduction = "sum"`` the loss of a batch is the sum over its samples. ``train_loss`` is then the mean of these
-    sums (over the samples of all devices in one step); ``val_loss`` and ``test_loss`` are the sums over all samples.
+    With ``reduction = "sum"`` the loss of a batch is the sum over its samples. For ``train_loss`` this sum includes the
+    batches of all devices in the same step. ``val_loss`` and ``test_loss`` are then sums over all samples.
     """
 
     task: Literal["classification", "regression"] = "classification"
@@ -99,7 +99,7 @@ class LitBase(LightningModule):
     """How a picture is converted to an input of the network: ``image_size`` and ``resize_size`` (pixels), ``mean`` and
     ``std`` (per channel, for pixels in [0, 1]), ``interpolation``. It is saved in checkpoints."""
     class_names: tuple[str, ...] | None = None
-    """Class names in the order of the outputs. They are read from the checkpoint."""
+    """Class names in the order of the outputs. They are set when a checkpoint is loaded."""
     fixed_features = False
     """True if ``features`` returns the same values for a picture in each epoch. They are then computed only once."""
     wants_augmentation = False
@@ -146,9 +146,9 @@ class LitBase(LightningModule):
         return F.mse_loss(output, target, reduction=self.reduction)
 
     def loss_per_sample(self, output: Tensor, target: Tensor) -> Tensor:
-        """Return the loss of each sample without class weights, (B,). The loss of a padding row is 0.
+        """Return the loss of each sample without class weights, (B,).
 
-        The arguments are those of :meth:`loss`.
+        The arguments are those of :meth:`loss`, but padding rows are allowed: their loss is 0.
         """
         if self.task == "classification":
             return F.cross_entropy(output, target, reduction="none", ignore_index=PADDING)
@@ -162,7 +162,7 @@ class LitBase(LightningModule):
         self.check_data(data)
         if (weights := getattr(data, "class_weights", None)) is not None:
             self.class_weights = weights.to(self.device)
-        # MPS has no float64. The strategy has the device; the model itself is still on the CPU in setup().
+        # MPS has no float64. The device is read from the strategy, because in setup() the model is still on the CPU.
         if self.trainer.strategy.root_device.type != "mps":
             self.val_loss.set_dtype(torch.float64)
             self.test_loss.set_dtype(torch.float64)
@@ -205,6 +205,7 @@ class LitBase(LightningModule):
         if self._train_batches:
             mean = torch.as_tensor(self._train_loss_sum, device=self.device) / self._train_batches
             ranks = self.trainer.world_size
+            # sync_dist averages over the ranks; `mean * ranks` makes this average a sum.
             self.log("train_loss", mean * ranks if self.reduction == "sum" else mean, sync_dist=ranks > 1)
         self._train_loss_sum, self._train_batches = 0.0, 0
 

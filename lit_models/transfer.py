@@ -31,7 +31,7 @@ class LitTransfer(LitBase):
         lr: learning rate of the head.
         momentum: momentum of SGD.
         step_size: number of epochs after which the learning rate is multiplied by ``gamma``.
-        gamma: factor of the learning rate after ``step_size`` epochs.
+        gamma: factor by which the learning rate is multiplied.
         unfreeze_epoch: in a fine-tuning, the first epoch in which the backbone is trained too, counted from 0.
         backbone_lr_factor: learning rate of the backbone as a multiple of the head's.
 

@@ -40,8 +40,8 @@ class ResumableLoader(DataLoader):
         samples_per_fetch = None if self.num_workers else getattr(self.dataset, "samples_per_fetch", None)
         batches = super().__iter__() if samples_per_fetch is None else self._fetch_batches(samples_per_fetch)
         if self.num_workers:
-            # atexit calls the newest handler first. The handlers of torch and multiprocessing wait for the workers, so
-            # _kill_workers must be registered after them.
+            # _kill_workers must run before the handlers of torch and multiprocessing, which wait for the workers. It is
+            # registered after them, because atexit calls the newest handler first.
             atexit.unregister(_kill_workers)
             atexit.register(_kill_workers)
         for batch in batches:
@@ -58,9 +58,9 @@ class ResumableLoader(DataLoader):
         """
         key_batches = iter(self.batch_sampler)  # type: ignore[arg-type]
         batches_per_fetch = max(1, samples_per_fetch // (self.batch_size or 1))
-        while fetched := list(islice(key_batches, batches_per_fetch)):
-            tensors = self.dataset.__getitems__([key for keys in fetched for key in keys])  # type: ignore[attr-defined]
-            yield from zip(*(tensor.split([len(keys) for keys in fetched]) for tensor in tensors), strict=True)
+        while key_lists := list(islice(key_batches, batches_per_fetch)):
+            tensors = self.dataset.__getitems__([key for keys in key_lists for key in keys])  # type: ignore[attr-defined]
+            yield from zip(*(tensor.split([len(keys) for keys in key_lists]) for tensor in tensors), strict=True)
 
 
 def keep_batch(batch: Any) -> Any:
