@@ -15,7 +15,7 @@ from datamodules.loading.module import SplitDataModule
 from datamodules.loading.seeds import combine_seeds
 from datamodules.preprocessing import Preprocessing
 
-PICTURE_BYTES = 3 * 32 * 32
+BYTES_PER_PICTURE = 3 * 32 * 32
 TRAIN_SIZE, TEST_SIZE = 50_000, 10_000
 
 
@@ -130,8 +130,8 @@ def _read_bytes(path: Path, count: int) -> tuple[Tensor, Tensor]:
 
     Return ``count`` pictures, (count, 3, 32, 32) uint8, and their labels, (count,) int64.
     """
-    size = count * (PICTURE_BYTES + 1)
+    size = count * (BYTES_PER_PICTURE + 1)
     if not path.is_file() or path.stat().st_size != size:
         raise DataError(f"{path} is incomplete: delete it and run again")
     data = torch.from_file(str(path), shared=False, size=size, dtype=torch.uint8)
-    return data[: count * PICTURE_BYTES].view(count, 3, 32, 32), data[count * PICTURE_BYTES :].long()
+    return data[: count * BYTES_PER_PICTURE].view(count, 3, 32, 32), data[count * BYTES_PER_PICTURE :].long()

@@ -57,12 +57,11 @@ def one_line_errors(program: str) -> Iterator[None]:
 
 
 def is_user_error(error: Exception) -> bool:
-    """Return True for the error classes of this project and of Lightning that the user can fix."""
+    """Return True if the error has a class of this project or of Lightning for errors that the user can fix."""
     if isinstance(error, UsageError | CheckpointError | DataError):
         return True
-    from lightning.pytorch.utilities.exceptions import (
-        MisconfigurationException,
-    )  # imported here because it is slow and check.py does not need it
+    # Importing these is slow, and check.py does not need them.
+    from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
     from lit_models import ModelError
 

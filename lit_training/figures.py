@@ -48,9 +48,9 @@ def draw_sheet(pictures: Tensor, titles: Sequence[str], columns: int = 4) -> "Fi
         left = gap + index % columns * (1 + gap)
         top = title_height + gap + index // columns * (ratio + title_height + gap)
         axes.imshow(picture.permute(1, 2, 0).numpy(), extent=(left, left + 1, top + ratio, top), aspect="auto")
-        short = "\n".join(_shorten(line, PICTURE_INCHES, 9) for line in title.split("\n"))
+        short_title = "\n".join(_shorten(line, PICTURE_INCHES, 9) for line in title.split("\n"))
         # parse_math=False: file names can contain dollar signs
-        axes.text(left, top - 0.03, short, fontsize=9, verticalalignment="bottom", parse_math=False)
+        axes.text(left, top - 0.03, short_title, fontsize=9, verticalalignment="bottom", parse_math=False)
     axes.set_xlim(0, sheet_width)
     axes.set_ylim(sheet_height, 0)
     return figure
