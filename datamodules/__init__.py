@@ -1,6 +1,6 @@
 """The data modules, one LightningDataModule per file.
 
-The data modules are imported on first use, so that ``scripts/check.py`` starts fast: it needs no torch.
+A data module is imported when it is first used. So ``scripts/check.py``, which does not need torch, starts fast.
 """
 
 from importlib import import_module
@@ -24,7 +24,7 @@ __all__ = [
     "ShapesDataModule",
 ]
 
-_HOMES = {
+_MODULE_OF = {
     "CIFAR10DataModule": "cifar10",
     "ImageFolderDataModule": "image_folder",
     "RandomDataModule": "random_data",
@@ -33,6 +33,6 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+    if name not in _MODULE_OF:
         raise AttributeError(f"module 'datamodules' has no attribute {name!r}")
-    return getattr(import_module(f"datamodules.{_HOMES[name]}"), name)
+    return getattr(import_module(f"datamodules.{_MODULE_OF[name]}"), name)

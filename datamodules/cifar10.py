@@ -12,26 +12,26 @@ from datamodules.errors import DataError
 from datamodules.files import atomic_write
 from datamodules.loading.memory import Pictures
 from datamodules.loading.module import SplitDataModule
-from datamodules.loading.seeds import mix_seeds
+from datamodules.loading.seeds import combine_seeds
 from datamodules.preprocessing import Preprocessing
 
-PIXELS = 3 * 32 * 32
-TRAIN, TEST = 50_000, 10_000
+BYTES_PER_PICTURE = 3 * 32 * 32
+TRAIN_SIZE, TEST_SIZE = 50_000, 10_000
 
 
 class CIFAR10DataModule(SplitDataModule):
     """The 60,000 pictures of CIFAR-10 (Krizhevsky 2009), as in the PyTorch tutorial "Training a Classifier".
 
-    The validation pictures are taken from the 50,000 training pictures, with the same share of each class. The
-    10,000 official test pictures are only used for testing. The data set is downloaded if it is not under ``root``.
-    Its files are pickles and are only opened if they have the official md5.
+    The validation pictures are chosen from the 50,000 training pictures, with the same share of each class. The
+    10,000 official test pictures are used for the test only. The data set is downloaded if it is not in ``root``.
+    Its files are pickles. They are opened only if they have the official md5.
 
     Args:
         root: folder of the data set.
         batch_size: pictures per step and device.
-        val_size: number of training pictures used for validation; 0 trains on all 50,000 without validation.
+        val_size: number of training pictures that are used for validation instead. With 0 there is no validation.
         augment: flip, shift and cut out the training pictures.
-        seed: seed of the split, the order and the augmentation.
+        seed: seed of the validation split, the order and the augmentation.
 
     Batches: (B, 3, 32, 32) float32 in [-1, 1] and (B,) int64.
 
@@ -58,9 +58,9 @@ class CIFAR10DataModule(SplitDataModule):
         super().__init__()
         if batch_size < 1:
             raise DataError(f"batch_size must be at least 1, but is {batch_size}: --data.batch_size 4")
-        if not 0 <= val_size < TRAIN:
-            raise DataError(f"val_size must be between 0 and {TRAIN - 1}, but is {val_size}: --data.val_size 5000")
-        root = str(root)  # a Path cannot be read from a checkpoint safely
+        if not 0 <= val_size < TRAIN_SIZE:
+            raise DataError(f"val_size must be between 0 and {TRAIN_SIZE - 1}, but is {val_size}: --data.val_size 5000")
+        root = str(root)  # a checkpoint with a Path cannot be loaded safely
         self.save_hyperparameters()
         self.root = Path(root).expanduser()
         self.files = {"train": self.root / "cifar10-train.uint8", "test": self.root / "cifar10-test.uint8"}
@@ -75,59 +75,63 @@ class CIFAR10DataModule(SplitDataModule):
                 _write_bytes(_download(self.root, train=split == "train"), file)
         except OSError as error:
             raise DataError(
-                f"{self.root} cannot be written ({error.strerror}): make room there, or name another folder with "
+                f"{self.root} cannot be written ({error.strerror}): free disk space, or give another folder with "
                 "--data.root"
             ) from error
 
     def setup(self, stage: str) -> None:
         augment, seed = self.hparams["augment"], self.hparams["seed"]
         if stage in ("fit", "validate") and "train" not in self.sets:
-            images, labels = _read_bytes(self.files["train"], TRAIN)
-            val = stratified(labels, self.hparams["val_size"], seed)
-            kept = torch.ones(TRAIN, dtype=torch.bool)
-            kept[val] = False
-            train = kept.nonzero().flatten()
+            images, labels = _read_bytes(self.files["train"], TRAIN_SIZE)
+            val = choose_stratified(labels, self.hparams["val_size"], seed)
+            is_train = torch.ones(TRAIN_SIZE, dtype=torch.bool)
+            is_train[val] = False
+            train = is_train.nonzero().flatten()
             self.sets["train"] = Pictures(images, labels, self.preprocessing, augment, seed, train)
             self.sets["val"] = Pictures(images, labels, self.preprocessing, indices=val)
         if stage in ("test", "predict") and "test" not in self.sets:
-            self.sets["test"] = Pictures(*_read_bytes(self.files["test"], TEST), self.preprocessing)
+            self.sets["test"] = Pictures(*_read_bytes(self.files["test"], TEST_SIZE), self.preprocessing)
 
 
-def stratified(labels: Tensor, count: int, seed: int) -> Tensor:
-    """Return ``count`` random indices, sorted; each class has the same share as in ``labels``."""
-    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(mix_seeds(seed)))
+def choose_stratified(labels: Tensor, count: int, seed: int) -> Tensor:
+    """Choose ``count`` random samples, with the share of each class as in ``labels``. Return their sorted indices."""
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(combine_seeds(seed)))
     by_class = order[labels[order].argsort(stable=True)]
-    # Take indices at equal distances from the shuffled classes: no rounding per class is needed.
-    places = (torch.arange(count) * len(labels) + len(labels) // 2) // max(count, 1)
-    return by_class[places].sort().values
+    # The samples are now sorted by class. Positions at equal distances give each class its share.
+    positions = (torch.arange(count) * len(labels) + len(labels) // 2) // max(count, 1)
+    return by_class[positions].sort().values
 
 
 def _download(root: Path, train: bool) -> CIFAR10:
-    """Open the data set of torchvision, which checks the md5 of each file; download it if it is not under ``root``."""
+    """Open the data set with torchvision, which checks the md5 of its files. Download it if it is not in ``root``."""
     if not any((root / name).exists() for name in (CIFAR10.base_folder, CIFAR10.filename)):
         print(f"downloading CIFAR10 (162 MB) from {CIFAR10.url}; this server is slow, it can take an hour")
     try:
         return CIFAR10(str(root), train=train, download=True)
-    except (OSError, RuntimeError) as error:  # RuntimeError: the md5 is wrong
+    except (OSError, RuntimeError) as error:  # a wrong md5 is a RuntimeError
         with contextlib.suppress(OSError):
             root.rmdir()  # only if it is empty
         raise DataError(
-            f"CIFAR10 is not under {root} and {CIFAR10.url} cannot be read ({error}): put {CIFAR10.filename} (md5 "
-            f"{CIFAR10.tgz_md5}) into {root}, name its folder with --data.root, or run --data ShapesDataModule"
+            f"CIFAR10 is not in {root} and {CIFAR10.url} cannot be read ({error}): put {CIFAR10.filename} (md5 "
+            f"{CIFAR10.tgz_md5}) into {root}, give its folder with --data.root, or use --data ShapesDataModule"
         ) from error
 
 
 def _write_bytes(official: CIFAR10, path: Path) -> None:
+    """Write all pictures, (N, 3, 32, 32) uint8, and then all labels, (N,) uint8."""
     with atomic_write(path) as file:
-        for start in range(0, len(official.data), 1000):  # in chunks, to avoid a second copy of the data in memory
+        for start in range(0, len(official.data), 1000):  # in chunks, because a second copy of the data takes memory
             file.write(np.ascontiguousarray(official.data[start : start + 1000].transpose(0, 3, 1, 2)).tobytes())
         file.write(np.asarray(official.targets, dtype=np.uint8).tobytes())
 
 
 def _read_bytes(path: Path, count: int) -> tuple[Tensor, Tensor]:
-    """Map the pictures and labels into memory, so that the processes of a machine share one copy."""
-    size = count * (PIXELS + 1)
+    """Map the file of :func:`_write_bytes` into memory, so that all processes of a machine share one copy.
+
+    Return ``count`` pictures, (count, 3, 32, 32) uint8, and their labels, (count,) int64.
+    """
+    size = count * (BYTES_PER_PICTURE + 1)
     if not path.is_file() or path.stat().st_size != size:
         raise DataError(f"{path} is incomplete: delete it and run again")
     data = torch.from_file(str(path), shared=False, size=size, dtype=torch.uint8)
-    return data[: count * PIXELS].view(count, 3, 32, 32), data[count * PIXELS :].long()
+    return data[: count * BYTES_PER_PICTURE].view(count, 3, 32, 32), data[count * BYTES_PER_PICTURE :].long()

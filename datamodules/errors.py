@@ -1,4 +1,4 @@
-"""The error class for the user's data."""
+"""The error class for data that cannot be used, and the names of special files."""
 
 from __future__ import annotations
 
@@ -10,6 +10,10 @@ class DataError(ValueError):
 
 
 def special_file_kind(mode: int) -> str:
-    """Return what a special file is, from its ``mode`` (:func:`os.stat`), or "" for a regular file."""
+    """Return the kind of a special file, such as ``a socket``, or "" for a regular file.
+
+    Args:
+        mode: ``st_mode`` of the file (:func:`os.stat`).
+    """
     kinds = {"-": "", "p": "a named pipe", "s": "a socket", "c": "a device", "b": "a device"}
     return kinds.get(stat.filemode(mode)[0], "not a regular file")

@@ -1,4 +1,4 @@
-"""Atomic writes, and CSV files that keep any text."""
+"""Atomic writes, and CSV files that can contain any text."""
 
 from __future__ import annotations
 
@@ -9,18 +9,19 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
-TEXT: dict[str, Any] = {"newline": "", "encoding": "utf-8", "errors": "surrogateescape"}
-"""Arguments of ``open`` for text files; ``surrogateescape`` keeps file names that are not valid UTF-8."""
+TEXT_FILE_ARGUMENTS: dict[str, Any] = {"newline": "", "encoding": "utf-8", "errors": "surrogateescape"}
+"""Arguments of ``open`` for text files. ``surrogateescape`` preserves file names that are not valid UTF-8."""
 
 
 @contextlib.contextmanager
 def atomic_write(path: str | Path, mode: str = "wb") -> Iterator[IO[Any]]:
-    """Open a temporary file and rename it to ``path`` at the end, so that ``path`` is never incomplete.
+    """Open a temporary file for writing and rename it to ``path`` at the end, so that ``path`` is never incomplete.
 
-    The file is synced to disk before the rename, and its folder afterwards. If the body raises, ``path`` is unchanged.
+    The file is synced to disk before the rename, and its folder after it. If the body of the ``with`` statement raises
+    an error, ``path`` does not change.
 
     Args:
-        path: the target; its folder is created if it does not exist.
+        path: the file to write. Its folder is created if it does not exist.
         mode: ``wb`` or ``w``.
 
     Raises:
@@ -30,13 +31,13 @@ def atomic_write(path: str | Path, mode: str = "wb") -> Iterator[IO[Any]]:
     part = target.with_name(f".{target.name}.{os.getpid()}.part")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        with part.open(mode, **({} if "b" in mode else TEXT)) as file:
+        with part.open(mode, **({} if "b" in mode else TEXT_FILE_ARGUMENTS)) as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
         part.replace(target)
     finally:
-        with contextlib.suppress(OSError):  # after the rename it does not exist
+        with contextlib.suppress(OSError):  # after the rename the temporary file does not exist
             part.unlink()
     with contextlib.suppress(OSError):  # Windows and some file systems cannot sync a folder
         folder = os.open(target.parent, os.O_RDONLY)
@@ -47,16 +48,17 @@ def atomic_write(path: str | Path, mode: str = "wb") -> Iterator[IO[Any]]:
 
 
 def write_csv(path: str | Path, rows: Iterable[Iterable[Any]]) -> None:
-    """Write a CSV file in UTF-8. The first row holds the column names."""
+    """Write a CSV file in UTF-8. The first of the ``rows`` contains the column names."""
     with atomic_write(path, "w") as file:
         csv.writer(file).writerows(rows)
 
 
 def read_csv(path: str | Path) -> list[dict[str, str]]:
-    """Read a CSV file; return each row as a dict from column name to cell.
+    """Read a CSV file and return each row as a dict from column names to cells.
 
     Raises:
-        OSError, csv.Error: the file cannot be read.
+        OSError: the file cannot be opened or read.
+        csv.Error: the file is not a CSV file.
     """
-    with Path(path).open(**TEXT) as file:
+    with Path(path).open(**TEXT_FILE_ARGUMENTS) as file:
         return list(csv.DictReader(file))

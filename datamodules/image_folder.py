@@ -8,7 +8,7 @@ from torch.utils.data import Dataset
 from torchvision.transforms import v2
 
 from datamodules.errors import DataError
-from datamodules.loading.loader import workers_for_decoding
+from datamodules.loading.loader import count_decoding_workers
 from datamodules.loading.memory import Pictures
 from datamodules.loading.module import SplitDataModule
 from datamodules.photos.dataset import PhotoFiles, read_pixels
@@ -165,4 +165,4 @@ class ImageFolderDataModule(SplitDataModule):
         if not isinstance(dataset, PhotoFiles):
             return 0
         chosen = self.hparams["num_workers"]
-        return workers_for_decoding(self.trainer) if chosen is None else chosen
+        return count_decoding_workers(self.trainer) if chosen is None else chosen

@@ -11,21 +11,21 @@ from datamodules.errors import DataError
 
 
 def available_cores() -> int:
-    """Return the number of cores that this process may use, from its CPU affinity and the container's quota."""
+    """Return the number of CPU cores that this process may use, according to its affinity and the container's quota."""
     affinity = getattr(os, "sched_getaffinity", None)  # Linux only
     cores = len(affinity(0)) if affinity else os.cpu_count() or 1
-    with contextlib.suppress(OSError, ValueError):  # no cgroup v2, or "max": no quota
+    with contextlib.suppress(OSError, ValueError):  # without cgroup v2, or with the quota "max", there is no limit
         quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
         cores = min(cores, max(1, int(quota) // int(period)))
     return cores
 
 
-SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1") if hasattr(signal, name))
-"""Signals that stop a training; Windows has no SIGUSR1."""
+STOP_SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1") if hasattr(signal, name))
+"""Signals that stop a run. Windows has no SIGUSR1."""
 
 
 def cache_folder() -> Path:
-    """Return ``lit-classics`` in the user's cache folder. Its files may be deleted at any time.
+    """Return the path of ``lit-classics`` in the user's cache folder. Its files can be deleted at any time.
 
     Raises:
         DataError: the user has no home folder.
@@ -34,6 +34,6 @@ def cache_folder() -> Path:
         return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lit-classics"
     except RuntimeError as error:
         raise DataError(
-            "there is no home folder for the cache of decoded pictures: set the environment variable XDG_CACHE_HOME "
-            "to a folder"
+            "there is no home folder, in which decoded pictures are cached: set the environment variable "
+            "XDG_CACHE_HOME to a folder"
         ) from error

@@ -9,10 +9,10 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """Resize, center crop and normalization of a picture. Sizes are in pixels.
+    """Sizes and numbers for resizing, cropping and normalizing a picture. Sizes are in pixels.
 
-    The defaults are those of ImageNet, as in the PyTorch tutorial "Transfer Learning for Computer Vision". A checkpoint
-    holds the same values as a plain dict.
+    The defaults are those for ImageNet, as in the PyTorch tutorial "Transfer Learning for Computer Vision". Checkpoints
+    contain the values as a dict.
     """
 
     image_size: int = 224
@@ -20,13 +20,14 @@ class Preprocessing:
     resize_size: int = 256
     """Length of the shorter side after resizing, before the center crop."""
     mean: list[float] = field(default_factory=lambda: [0.485, 0.456, 0.406])
-    """Per channel, for pixels in [0, 1]."""
+    """Mean per channel, which is subtracted. It is for pixels in [0, 1]."""
     std: list[float] = field(default_factory=lambda: [0.229, 0.224, 0.225])
+    """Standard deviation per channel, by which the difference is divided."""
     interpolation: str = "bilinear"
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any] | None) -> Preprocessing:
-        """Build it from a plain dict; missing keys get their defaults, unknown keys are ignored."""
+        """Build a Preprocessing from a dict. Missing keys get the defaults, unknown keys are ignored."""
         known = {field.name for field in fields(cls)}
         return cls(**{key: value for key, value in (values or {}).items() if key in known})
 
@@ -34,7 +35,7 @@ class Preprocessing:
         return asdict(self)
 
     def at_size(self, image_size: int | None) -> Preprocessing:
-        """Return a copy for another ``image_size``, with ``resize_size`` in proportion; itself if None."""
+        """Return a copy with another ``image_size`` and with ``resize_size`` in proportion. None changes nothing."""
         if not image_size:
             return self
         resize_size = round(image_size * self.resize_size / self.image_size)

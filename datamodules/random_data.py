@@ -11,60 +11,67 @@ from torch.utils.data import Dataset
 from datamodules.errors import DataError
 from datamodules.loading.module import SplitDataModule
 from datamodules.loading.order import PADDING
-from datamodules.loading.seeds import mix_seeds
+from datamodules.loading.seeds import combine_seeds
 
-NOISE = 0.1  # standard deviation of the noise that is added to linear targets
+NOISE = 0.1
+"""Standard deviation of the noise that is added to linear targets."""
 
 
-class Rows(Dataset):
-    """(N, ...) float32 inputs and (N, K) float32 targets, repeated until an epoch has ``draws`` rows."""
+class RepeatedRows(Dataset):
+    """A dataset that repeats its rows in order until an epoch has ``epoch_length`` rows.
 
-    samples_at_once = 0  # load batch by batch, because the fixed batch is not copied
+    Args:
+        inputs: (N, ...) float32.
+        targets: (N, K) float32.
+        epoch_length: number of rows in an epoch.
+    """
 
-    def __init__(self, inputs: Tensor, targets: Tensor, draws: int) -> None:
-        self.inputs, self.targets, self.draws = inputs, targets, draws
+    samples_per_fetch = 0  # one batch per call: a batch with all rows in order is returned without a copy
+
+    def __init__(self, inputs: Tensor, targets: Tensor, epoch_length: int) -> None:
+        self.inputs, self.targets, self.epoch_length = inputs, targets, epoch_length
 
     def __len__(self) -> int:
-        return self.draws
+        return self.epoch_length
 
     def __getitem__(self, key: int) -> tuple[Tensor, Tensor]:
-        row = key % self.draws % len(self.inputs)  # each epoch starts with the first row
+        row = key % self.epoch_length % len(self.inputs)  # each epoch starts with the first row
         return self.inputs[row], self.targets[row]
 
     def __getitems__(self, keys: list[int]) -> tuple[Tensor, Tensor]:
         first, size = keys[0], len(self.inputs)
-        start = first % self.draws
-        in_epoch = start % size == 0 and start + size <= self.draws
-        if in_epoch and first != PADDING and keys == list(range(first, first + size)):
-            return self.inputs, self.targets  # the fixed batch, without a copy
-        wanted = torch.tensor(keys)
-        rows = wanted % self.draws % size
+        start = first % self.epoch_length
+        may_be_all_rows = start % size == 0 and start + size <= self.epoch_length
+        if may_be_all_rows and first != PADDING and keys == list(range(first, first + size)):
+            return self.inputs, self.targets  # all rows in order, without a copy
+        key_tensor = torch.tensor(keys)
+        rows = key_tensor % self.epoch_length % size
         targets = self.targets.index_select(0, rows)
         if PADDING in keys:
-            targets = targets.masked_fill((wanted == PADDING).unsqueeze(1), torch.nan)
+            targets = targets.masked_fill((key_tensor == PADDING).unsqueeze(1), torch.nan)
         return self.inputs.index_select(0, rows), targets
 
 
 class RandomDataModule(SplitDataModule):
-    """Standard normal inputs with float targets, drawn once from a seed.
+    """Random inputs from a standard normal distribution, with float targets. They depend only on the arguments.
 
-    The defaults are the fixed batch of the PyTorch tutorial "Learning PyTorch with Examples", 64 x 1000 -> 64 x 10. It
-    is repeated ``steps`` times per epoch and is used for validation and test too.
+    The defaults are the fixed batch of the PyTorch tutorial "Learning PyTorch with Examples", 64 x 1000 -> 64 x 10.
+    An epoch repeats this batch ``steps`` times. Validation and test use the same rows.
 
     With ``steps=0`` an epoch has ``length`` shuffled rows, as in the tutorial "Data Parallelism" (``in_features=5,
-    out_features=2, length=100, batch_size=30``). The tutorial has no targets; ``target="linear"`` computes them with a
-    fixed linear map plus noise, and draws other rows for validation and test.
+    out_features=2, length=100, batch_size=30``). This tutorial has no targets. With ``target="linear"`` the targets are
+    a fixed linear map of the inputs plus noise, and validation and test use other rows.
 
     Args:
-        in_features: size of an input row, or the shape of a picture such as ``[1, 32, 32]``.
-        out_features: size of a target row.
+        in_features: number of values in an input row, or the shape of a picture such as ``[1, 32, 32]``.
+        out_features: number of values in a target row.
         length: number of rows.
         batch_size: rows per step and device.
-        steps: number of batches per epoch, in fixed order; 0 for one shuffled pass over the rows.
-        target: ``random`` (standard normal), ``linear`` or ``count`` (1, 2, ... as in "Neural Networks").
+        steps: number of batches in an epoch, in fixed order. With 0 an epoch is one shuffled pass over the rows.
+        target: ``random`` (standard normal), ``linear``, or ``count`` (1, 2, ... as in the tutorial "Neural Networks").
         seed: seed of the rows, the linear map and the order.
 
-    Batches: (B, in_features) float32 and (B, out_features) float32.
+    Batches: (B, in_features) float32, or (B, C, H, W) for pictures, and (B, out_features) float32.
 
     Raises:
         DataError: an argument is out of range.
@@ -106,19 +113,20 @@ class RandomDataModule(SplitDataModule):
             return
         hparams = self.hparams
         self.sets["train"] = self._draw(0, hparams["steps"] * hparams["batch_size"] or hparams["length"])
-        for number, split in ((1, "val"), (2, "test")):
-            self.sets[split] = self._draw(number if hparams["target"] == "linear" else 0, hparams["length"])
+        for stream, split in ((1, "val"), (2, "test")):
+            self.sets[split] = self._draw(stream if hparams["target"] == "linear" else 0, hparams["length"])
 
-    def _draw(self, split: int, draws: int) -> Rows:
+    def _draw(self, stream: int, epoch_length: int) -> RepeatedRows:
+        """Draw the rows of a split. Another ``stream`` gives other random numbers."""
         length, outputs, seed = self.hparams["length"], self.out_features, self.hparams["seed"]
-        generator = torch.Generator().manual_seed(mix_seeds(seed, split))
+        generator = torch.Generator().manual_seed(combine_seeds(seed, stream))
         inputs = torch.randn(length, *self.sample_shape, generator=generator)
         if self.hparams["target"] == "count":
             targets = torch.arange(1.0, outputs + 1).repeat(length, 1)
         else:
             targets = torch.randn(length, outputs, generator=generator)
         if self.hparams["target"] == "linear":
-            shared = torch.Generator().manual_seed(mix_seeds(seed, -1))
-            weight = torch.randn(self.in_features, outputs, generator=shared)
+            weight_generator = torch.Generator().manual_seed(combine_seeds(seed, -1))  # the same for all splits
+            weight = torch.randn(self.in_features, outputs, generator=weight_generator)
             targets = inputs.flatten(1) @ weight + NOISE * targets
-        return Rows(inputs, targets, draws)
+        return RepeatedRows(inputs, targets, epoch_length)

@@ -1,4 +1,4 @@
-"""Generated pictures of shapes, which need no download."""
+"""Generated pictures of shapes. No download is needed."""
 
 import math
 from collections.abc import Callable
@@ -10,34 +10,38 @@ from torch.utils.data import Dataset
 from datamodules.errors import DataError
 from datamodules.loading.memory import Pictures
 from datamodules.loading.module import SplitDataModule
-from datamodules.loading.seeds import mix_seeds
+from datamodules.loading.seeds import combine_seeds
 from datamodules.preprocessing import Preprocessing
 
 SIZE = 32
+"""Height and width of a picture in pixels."""
 
 
 def _radius(x: Tensor, y: Tensor) -> Tensor:
+    """Return the distance from the center."""
     return (x**2 + y**2).sqrt()
 
 
-def _box(x: Tensor, y: Tensor) -> Tensor:
+def _half_side(x: Tensor, y: Tensor) -> Tensor:
+    """Return half the side of the centered square whose border contains (x, y)."""
     return torch.maximum(x.abs(), y.abs())
 
 
-INSIDE: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+SHAPES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "disc": lambda x, y: _radius(x, y) < 0.9,
-    "square": lambda x, y: _box(x, y) < 0.8,
+    "square": lambda x, y: _half_side(x, y) < 0.8,
     "triangle": lambda x, y: (y < 0.7) & (y > 1.9 * x.abs() - 0.95),
-    "plus": lambda x, y: (_box(x, y) < 0.95) & (torch.minimum(x.abs(), y.abs()) < 0.3),
+    "plus": lambda x, y: (_half_side(x, y) < 0.95) & (torch.minimum(x.abs(), y.abs()) < 0.3),
     "ring": lambda x, y: (_radius(x, y) < 0.95) & (_radius(x, y) > 0.55),
-    "frame": lambda x, y: (_box(x, y) < 0.85) & (_box(x, y) > 0.5),
+    "frame": lambda x, y: (_half_side(x, y) < 0.85) & (_half_side(x, y) > 0.5),
     "half": lambda x, y: (_radius(x, y) < 0.95) & (y > 0),
     "bar": lambda x, y: (x.abs() < 0.3) & (y.abs() < 0.95),
     "star": lambda x, y: _radius(x, y) < 0.6 + 0.35 * (5 * (torch.atan2(y, x) + math.pi / 2)).cos(),
     "crescent": lambda x, y: (_radius(x, y) < 0.95) & (_radius(x - 0.4, y) > 0.75),
 }
-"""Class name -> function from pixel coordinates, (n, H, W) float32, to a mask of the shape, (n, H, W) bool."""
-CLASS_NAMES = tuple(INSIDE)
+"""A function per class name. It gets x and y of each pixel, (n, H, W) float32, relative to the shape's center and in
+units of its radius. It returns a mask, (n, H, W) bool, which is True inside the shape."""
+CLASS_NAMES = tuple(SHAPES)
 
 
 class ShapesDataModule(SplitDataModule):
@@ -45,7 +49,7 @@ class ShapesDataModule(SplitDataModule):
 
     Args:
         train_size: number of training pictures.
-        val_size: number of validation pictures; the number of test pictures is the same.
+        val_size: number of validation pictures, and also the number of test pictures.
         batch_size: pictures per step and device.
         channels: 3 (color) or 1 (gray).
         augment: flip, shift and cut out the training pictures.
@@ -90,26 +94,29 @@ class ShapesDataModule(SplitDataModule):
     def _draw(self, split: str) -> Pictures:
         size = self.hparams["train_size" if split == "train" else "val_size"]
         seed = self.hparams["seed"]
-        images, labels = draw(size, mix_seeds(seed, ("train", "val", "test").index(split)), self.in_channels)
+        split_seed = combine_seeds(seed, ("train", "val", "test").index(split))
+        images, labels = draw_pictures(size, split_seed, self.in_channels)
         return Pictures(images, labels, self.preprocessing, self.hparams["augment"] and split == "train", seed)
 
 
-def draw(count: int, seed: int, channels: int) -> tuple[Tensor, Tensor]:
-    """Draw pictures that depend on the arguments only.
+def draw_pictures(count: int, seed: int, channels: int) -> tuple[Tensor, Tensor]:
+    """Draw pictures of shapes. They depend only on the arguments.
 
     Returns:
-        Pictures (count, channels, 32, 32) uint8 and labels (count,) int64, with the same number of each class.
+        Pictures (count, channels, 32, 32) uint8 and labels (count,) int64. Each class has the same number of pictures,
+        if ``count`` is a multiple of the number of classes.
     """
     generator = torch.Generator().manual_seed(seed)
     labels = torch.arange(count) % len(CLASS_NAMES)
     labels = labels[torch.randperm(count, generator=generator)]
     images = torch.empty(count, channels, SIZE, SIZE, dtype=torch.uint8)
-    for chunk, target in zip(labels.split(1000), images.split(1000), strict=True):  # in chunks, to save memory
-        target.copy_(_draw_chunk(chunk, channels, generator))
+    for chunk_labels, chunk in zip(labels.split(1000), images.split(1000), strict=True):  # in chunks, to save memory
+        chunk.copy_(_draw_chunk(chunk_labels, channels, generator))
     return images, labels
 
 
 def _draw_chunk(labels: Tensor, channels: int, generator: torch.Generator) -> Tensor:
+    """Draw one picture per label, (n, channels, 32, 32) uint8."""
     n = len(labels)
 
     def uniform(low: float, high: float, *shape: int) -> Tensor:
@@ -117,18 +124,18 @@ def _draw_chunk(labels: Tensor, channels: int, generator: torch.Generator) -> Te
 
     axis = torch.arange(SIZE) + 0.5 - SIZE / 2
     radius = uniform(7.0, 12.0, 1, 1)
-    turn = uniform(-0.35, 0.35, 1, 1)  # radians; larger rotations could make two shapes look the same
+    angle = uniform(-0.35, 0.35, 1, 1)  # radians; larger rotations could make two shapes look the same
     x0 = axis.view(1, 1, SIZE) - uniform(-4.0, 4.0, 1, 1)
     y0 = axis.view(1, SIZE, 1) - uniform(-4.0, 4.0, 1, 1)
-    x = (x0 * turn.cos() + y0 * turn.sin()) / radius  # (n, H, W); the shape fills [-1, 1]
-    y = (y0 * turn.cos() - x0 * turn.sin()) / radius
+    x = (x0 * angle.cos() + y0 * angle.sin()) / radius  # (n, H, W); the shape is inside [-1, 1]
+    y = (y0 * angle.cos() - x0 * angle.sin()) / radius
     inside = torch.empty(n, 1, SIZE, SIZE, dtype=torch.bool)
-    for index, shape in enumerate(INSIDE.values()):
-        chosen = labels == index
-        inside[chosen, 0] = shape(x[chosen], y[chosen])
-    ground = uniform(0.15, 0.85, channels, 1, 1)
+    for index, shape in enumerate(SHAPES.values()):
+        has_shape = labels == index
+        inside[has_shape, 0] = shape(x[has_shape], y[has_shape])
+    background = uniform(0.15, 0.85, channels, 1, 1)
     contrast = uniform(0.25, 0.45, 1, 1, 1) * torch.where(uniform(-1, 1, 1, 1, 1) < 0, -1.0, 1.0)
-    color = ground + contrast * uniform(0.6, 1.0, channels, 1, 1)
-    picture = torch.where(inside, color, ground)
+    color = background + contrast * uniform(0.6, 1.0, channels, 1, 1)
+    picture = torch.where(inside, color, background)
     picture += torch.randn(n, channels, SIZE, SIZE, generator=generator).mul_(0.08)
     return picture.clamp_(0, 1).mul_(255).round_().to(torch.uint8)

@@ -6,19 +6,19 @@ from collections.abc import Sequence
 
 
 def printable(name: str) -> str:
-    """Return ``name`` with all characters escaped that cannot be printed on one line."""
-    if name.isprintable():  # surrogates (bytes that are not UTF-8) are not printable
+    """Return ``name`` on one line: all characters that are not printable are escaped."""
+    if name.isprintable():  # surrogates, which stand for bytes that are not UTF-8, are not printable
         return name
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in name)
 
 
-def plural(number: int, one: str, many: str = "") -> str:
-    """Return ``1 picture`` or ``2,000 pictures``; ``many`` is the plural if it does not just add an s."""
-    return f"{number:,} {one if number == 1 else many or one + 's'}"
+def plural(number: int, singular: str, plural_form: str = "") -> str:
+    """Return a number and a noun, as ``1 picture`` or ``2,000 pictures``. ``plural_form`` defaults to singular + s."""
+    return f"{number:,} {singular if number == 1 else plural_form or singular + 's'}"
 
 
 def first_names(names: Sequence[str], limit: int) -> str:
-    """Return the first ``limit`` names, printable, as ``a, b, ...``."""
+    """Return the first ``limit`` names as ``a, b, ...``. Characters that are not printable are escaped."""
     return ", ".join(map(printable, names[:limit])) + ", ..." * (len(names) > limit)
 
 
@@ -26,12 +26,12 @@ def align_columns(rows: Sequence[Sequence[str]], right: Sequence[bool] = ()) -> 
     """Return the lines of a table with two spaces between its columns.
 
     Args:
-        rows: rows with the same number of cells.
-        right: True for each column that is right-aligned; by default all are left-aligned.
+        rows: rows of cells. All rows have the same number of cells.
+        right: for each column, True if it is right-aligned. By default all columns are left-aligned.
     """
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    sides = ["<>"[side] for side in right] or ["<"] * len(widths)
+    alignments = ["<>"[is_right] for is_right in right] or ["<"] * len(widths)
     return [
-        "  ".join(f"{cell:{side}{width}}" for cell, side, width in zip(row, sides, widths, strict=True)).rstrip()
+        "  ".join(f"{cell:{align}{width}}" for cell, align, width in zip(row, alignments, widths, strict=True)).rstrip()
         for row in rows
     ]

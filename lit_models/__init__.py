@@ -1,4 +1,4 @@
-"""The models, one per file: first the ``nn.Module``, then its LightningModule."""
+"""The models. Each file has a network (``nn.Module``) and the LightningModule that trains it."""
 
 from lit_models.base import LitBase, ModelError
 from lit_models.cnn import LeNet, LitCNN

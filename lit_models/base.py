@@ -1,6 +1,6 @@
 """The base class of all models: training and evaluation steps, metrics, checkpoint contents.
 
-Shapes, here and in the model files: B batch, C channels, H height, W width, F features, K classes or outputs.
+Letters in the shapes of all model files: B batch, C channels, H height, W width, F features, K classes or outputs.
 """
 
 import inspect
@@ -17,100 +17,117 @@ from torchmetrics import Metric
 from torchmetrics.classification import MulticlassAccuracy
 from torchmetrics.utilities import dim_zero_cat
 
-PLAIN = (str, int, float, Tensor)
-"""Types of attribute values that ``nn.Module`` does not have to register."""
+PLAIN_TYPES = (str, int, float, Tensor)
+"""Types of attribute values that ``nn.Module`` does not register, unlike parameters and modules."""
 PADDING = -1
-"""Class index of a padding row, which is ignored by loss and metrics; float targets are padded with NaN."""
+"""Class index of a padding row; float targets of a padding row are NaN. Only validation and test have padding rows:
+the metrics and :meth:`LitBase.loss_per_sample` ignore them, but :meth:`LitBase.loss` does not."""
 
 
 class ModelError(ValueError):
-    """The model cannot be built or does not fit the data. The message is one line that ends with what to type."""
+    """The model cannot be built or cannot use the data. The message is one line that says what to type."""
 
 
 class EvaluationLoss(Metric):
-    """Mean or sum of the losses of all samples, bit-identical on any number of devices.
+    """Mean or sum of the losses of all samples. The result has the same bits on any number of devices.
 
-    Each batch is summed on its own; :func:`math.fsum` then adds the batch sums without rounding, in any order. This
-    needs batches that do not depend on the number of devices, such as those of this project's data modules.
+    The losses of each batch are added first. Then :func:`math.fsum` adds these batch sums and rounds only once, so that
+    their order has no effect. The contents of the batches must not depend on the number of devices; this is so for the
+    data modules of this project.
     """
 
     full_state_update = False
-    sums: list[Tensor] | Tensor
-    rows: Tensor
+    batch_sums: list[Tensor] | Tensor
+    sample_count: Tensor
 
     def __init__(self, reduction: str) -> None:
         super().__init__()
         self.reduction = reduction
-        self.add_state("sums", [], dist_reduce_fx="cat")
-        self.add_state("rows", torch.tensor(0.0), dist_reduce_fx="sum")
+        self.add_state("batch_sums", [], dist_reduce_fx="cat")
+        self.add_state("sample_count", torch.tensor(0.0), dist_reduce_fx="sum")
 
     def update(self, losses: Tensor) -> None:
         """Add the losses of one batch, (n,) float; n may be 0."""
-        assert isinstance(self.sums, list)
-        self.sums.append(losses.sum(dtype=self.dtype).view(1))
-        self.rows += len(losses)
+        assert isinstance(self.batch_sums, list)
+        self.batch_sums.append(losses.sum(dtype=self.dtype).view(1))
+        self.sample_count += len(losses)
 
     def compute(self) -> Tensor:
-        """Return a scalar. It is NaN if a loss is NaN, or for the mean of no samples."""
-        total = math.fsum(dim_zero_cat(self.sums).tolist())
-        value = torch.tensor(total, dtype=self.dtype, device=self.device)
-        return value / self.rows if self.reduction == "mean" else value
+        """Return the mean or the sum, a scalar. It is NaN if a loss is NaN, or for the mean of batches without samples.
+
+        Raises:
+            ValueError: ``update`` was never called.
+        """
+        total = torch.tensor(math.fsum(dim_zero_cat(self.batch_sums).tolist()), dtype=self.dtype, device=self.device)
+        return total / self.sample_count if self.reduction == "mean" else total
 
 
 class LitBase(LightningModule):
     """Training, validation, test and prediction steps of a classifier or a regression network.
 
-    A subclass sets ``task`` and ``reduction``, and defines ``__init__``, ``forward`` and ``configure_optimizers``.
+    A subclass defines ``__init__``, ``forward`` and ``configure_optimizers``. At its end ``__init__`` must call
+    ``make_metrics``. ``configure_optimizers`` should return the result of ``build_optimizers``, so that ``--optimizer``
+    and ``--lr_scheduler`` have an effect. The attributes below have defaults, which a subclass can replace.
 
-    Logged: ``train_loss`` (mean of the epoch's batch losses), ``train_loss_step`` (one batch, every
-    ``log_every_n_steps``), ``val_loss``, ``test_loss`` and, for classifiers, ``val_acc`` and ``test_acc`` (accuracy,
-    0 to 1). With ``reduction = "sum"`` a loss is the sum over all samples instead of their mean.
+    Logged values:
+        - ``train_loss``: mean of the losses of the epoch's batches.
+        - ``train_loss_step``: loss of one batch on rank 0, every ``log_every_n_steps`` steps.
+        - ``val_loss``, ``test_loss``: mean of the losses of all samples.
+        - ``val_acc``, ``test_acc``: accuracy, 0 to 1; only for classifiers.
+
+    With ``reduction = "sum"`` the loss of a batch is the sum over its samples. For ``train_loss`` this sum includes the
+    batches of all devices in the same step. ``val_loss`` and ``test_loss`` are then sums over all samples.
     """
 
     task: Literal["classification", "regression"] = "classification"
     reduction: Literal["mean", "sum"] = "mean"
+    """How the losses of the samples become one number."""
     samples_evaluated: int | None = None
-    """Number of samples in the last validation, over all devices; classifiers only."""
+    """Number of samples in the last validation, on all devices together. None for a regression."""
     default_data = "ShapesDataModule"
-    """Data module that ``scripts/fit.py`` uses without ``--data``."""
+    """Name of the data module that ``scripts/fit.py`` uses without ``--data``."""
     default_epochs = 5
-    """Epochs of ``scripts/fit.py`` without ``--max_epochs``, ``--max_steps`` and ``--max_time``."""
+    """Number of epochs that ``scripts/fit.py`` trains without ``--max_epochs``, ``--max_steps`` and ``--max_time``."""
     sample_ndim = 3
     """Number of dimensions of one sample: 3 for a picture (C, H, W), 1 for a row of features (F,)."""
     skips_layers = False
-    """True if a step may leave layers unused, so that DDP needs ``find_unused_parameters``."""
-    draws_per_batch = False
-    """True if a training step draws random numbers per batch, not per sample: all devices then draw the same ones."""
+    """True if a training step may not use all layers. DDP then needs ``find_unused_parameters``."""
+    same_random_numbers_on_all_ranks = False
+    """True if a training step uses one random number for the whole batch, such as a random depth. All devices then draw
+    the same random numbers in a step, as a single device would."""
     preprocessing: dict[str, Any] | None = None
-    """How a picture becomes an input, saved in the checkpoint: ``image_size``, ``resize_size`` (pixels), ``mean``,
-    ``std`` (per channel, for pixels in [0, 1]), ``interpolation``."""
+    """How a picture is converted to an input of the network: ``image_size`` and ``resize_size`` (pixels), ``mean`` and
+    ``std`` (per channel, for pixels in [0, 1]), ``interpolation``. It is saved in checkpoints."""
     class_names: tuple[str, ...] | None = None
+    """Class names in the order of the outputs. They are set when a checkpoint is loaded."""
     fixed_features = False
-    """True if ``features`` of a picture are the same in each epoch, so that they can be computed once."""
+    """True if ``features`` returns the same values for a picture in each epoch. They are then computed only once."""
     wants_augmentation = False
-    """True if photos are augmented when ``--data.augment`` is not given."""
+    """True if training photos are augmented when ``--data.augment`` is not given."""
 
     chosen_optimizer: Callable[..., Optimizer] | None = None
-    """Called with the parameters or parameter groups; replaces the model's optimizer (``--optimizer``)."""
+    """Function that builds an optimizer from parameters or parameter groups. It is set by ``--optimizer`` and replaces
+    the model's own optimizer."""
     chosen_schedule: Callable[[Optimizer], dict[str, Any]] | None = None
-    """Called with the optimizer; returns Lightning's ``lr_scheduler`` dictionary (``--lr_scheduler``)."""
+    """Function from the optimizer to Lightning's ``lr_scheduler`` dictionary. It is set by ``--lr_scheduler`` and
+    replaces the model's own schedule."""
 
     class_weights: Tensor | None
 
-    def _make_metrics(self, num_classes: int | None = None) -> None:
-        """Create the metrics; call it at the end of ``__init__``. Classifiers pass ``num_classes``."""
+    def make_metrics(self, num_classes: int | None = None) -> None:
+        """Create the metrics of validation and test. ``num_classes`` is None for a regression."""
         self.val_loss = EvaluationLoss(self.reduction)
         self.test_loss = EvaluationLoss(self.reduction)
         if num_classes is not None:
             self.val_acc = MulticlassAccuracy(num_classes, average="micro", ignore_index=PADDING, validate_args=False)
             self.test_acc = self.val_acc.clone()
-        self.register_buffer("class_weights", None, persistent=False)  # (K,) float32, for imbalanced data
+        self.register_buffer("class_weights", None, persistent=False)  # (K,) float32, from the data
         self._train_loss_sum: Tensor | float = 0.0
         self._train_batches = 0
 
     def __setattr__(self, name: str, value: Any) -> None:
-        # torch's __setattr__ takes 8 us, and Lightning sets 45 plain attributes in each step.
-        if name in self.__dict__ and (value is None or type(value) in PLAIN):
+        # nn.Module's __setattr__ takes 8 us per call, and Lightning sets 45 attributes of these types in each step.
+        if name in self.__dict__ and (value is None or type(value) in PLAIN_TYPES):
             self.__dict__[name] = value
         else:
             super().__setattr__(name, value)
@@ -118,22 +135,25 @@ class LitBase(LightningModule):
     # --- the loss -------------------------------------------------------------------------------------------------
 
     def loss(self, output: Tensor, target: Tensor) -> Tensor:
-        """Return the training loss, a scalar: cross-entropy for classification, squared error for regression.
+        """Return the training loss, a scalar: cross-entropy of a classifier, squared error of a regression.
 
         Args:
             output: (B, K) float.
-            target: (B,) int64 class indices, or (B, K) float.
+            target: (B,) int64 class indices, or (B, K) float. Padding rows are not allowed.
         """
         if self.task == "classification":
             return F.cross_entropy(output, target, weight=self.class_weights, reduction=self.reduction)
         return F.mse_loss(output, target, reduction=self.reduction)
 
-    def loss_rows(self, output: Tensor, target: Tensor) -> Tensor:
-        """Return the unweighted loss of each row, (B,); padding rows have loss 0."""
+    def loss_per_sample(self, output: Tensor, target: Tensor) -> Tensor:
+        """Return the loss of each sample without class weights, (B,).
+
+        The arguments are those of :meth:`loss`, but padding rows are allowed: their loss is 0.
+        """
         if self.task == "classification":
             return F.cross_entropy(output, target, reduction="none", ignore_index=PADDING)
-        rows = F.mse_loss(output, target, reduction="none").masked_fill(target.isnan(), 0).flatten(1)  # (B, K)
-        return rows.sum(1) if self.reduction == "sum" else rows.mean(1)
+        errors = F.mse_loss(output, target, reduction="none").masked_fill(target.isnan(), 0).flatten(1)  # (B, K)
+        return errors.sum(1) if self.reduction == "sum" else errors.mean(1)
 
     # --- the steps ------------------------------------------------------------------------------------------------
 
@@ -142,11 +162,12 @@ class LitBase(LightningModule):
         self.check_data(data)
         if (weights := getattr(data, "class_weights", None)) is not None:
             self.class_weights = weights.to(self.device)
-        if self.trainer.strategy.root_device.type != "mps":  # MPS has no float64; self.device is still the CPU
+        # MPS has no float64. The device is read from the strategy, because in setup() the model is still on the CPU.
+        if self.trainer.strategy.root_device.type != "mps":
             self.val_loss.set_dtype(torch.float64)
             self.test_loss.set_dtype(torch.float64)
         for metric in self.children():
-            if isinstance(metric, Metric):  # it holds inference tensors after an earlier validation
+            if isinstance(metric, Metric):  # an earlier validation leaves inference tensors in its states
                 metric.reset()
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
@@ -154,61 +175,65 @@ class LitBase(LightningModule):
         loss = self.loss(self(x), y)
         self._train_loss_sum = self._train_loss_sum + loss.detach()
         self._train_batches += 1
-        # self.log takes longer than a step of a small network, so it is only called when the value is written.
-        every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]  # 0 if barebones
-        if every and (self.global_step + 1) % every == 0:
+        # self.log takes longer than a step of a small network, so it is only called in steps whose loss is written.
+        log_interval = self.trainer.log_every_n_steps  # type: ignore[attr-defined]  # 0 if barebones
+        if log_interval and (self.global_step + 1) % log_interval == 0:
             self.log("train_loss_step", loss.detach(), on_step=True, on_epoch=False)
-        # DDP and gradient accumulation average the gradients; this factor makes the average a sum again.
-        factor = self.trainer.world_size * self.trainer.accumulate_grad_batches if self.reduction == "sum" else 1
-        return loss if factor == 1 else loss * factor
+        # DDP averages gradients over devices, accumulation averages over batches. `scale` turns the mean into a sum.
+        scale = self.trainer.world_size * self.trainer.accumulate_grad_batches if self.reduction == "sum" else 1
+        return loss if scale == 1 else loss * scale
 
-    # Lightning reads the signature in each step; inspecting the function each time takes 30 us.
+    # Lightning reads the signature of training_step in each step. Without a stored signature this takes 30 us.
     training_step.__signature__ = inspect.signature(training_step)  # type: ignore[attr-defined]
 
     def configure_gradient_clipping(
         self, optimizer: Optimizer, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
     ) -> None:
-        if gradient_clip_val is not None:  # Lightning's own check takes 20 us
+        if gradient_clip_val is not None:  # clip_gradients takes 20 us even if nothing is clipped
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
     @property
-    def epoch_losses(self) -> tuple[float, int]:
-        """Sum and number of this epoch's batch losses so far, on this rank; a resumed run sets it."""
+    def epoch_loss_sum_and_count(self) -> tuple[float, int]:
+        """Sum and number of the batch losses on this rank since the epoch began. A resumed run sets both."""
         return float(self._train_loss_sum), self._train_batches
 
-    @epoch_losses.setter
-    def epoch_losses(self, value: tuple[float, int]) -> None:
+    @epoch_loss_sum_and_count.setter
+    def epoch_loss_sum_and_count(self, value: tuple[float, int]) -> None:
         self._train_loss_sum, self._train_batches = value
 
     def on_train_epoch_end(self) -> None:
         if self._train_batches:
             mean = torch.as_tensor(self._train_loss_sum, device=self.device) / self._train_batches
             ranks = self.trainer.world_size
+            # sync_dist averages over the ranks; `mean * ranks` makes this average a sum.
             self.log("train_loss", mean * ranks if self.reduction == "sum" else mean, sync_dist=ranks > 1)
         self._train_loss_sum, self._train_batches = 0.0, 0
 
     def _evaluate(self, batch: tuple[Tensor, Tensor], stage: str) -> dict[str, Tensor]:
-        """Update the metrics and return ``output`` (B, K), ``target`` and ``loss`` (B,) for callbacks."""
+        """Update the metrics of ``stage`` (``val`` or ``test``) with one batch.
+
+        Return a dict for callbacks: ``output`` (B, K), ``target`` (B,) or (B, K), and ``loss`` (B,).
+        """
         x, y = batch
         output = self(x)
-        rows = self.loss_rows(output, y)
-        counted = y != PADDING if self.task == "classification" else ~y.flatten(1).isnan().any(1)  # (B,)
-        loss = getattr(self, f"{stage}_loss")
-        loss.update(rows[counted])
-        self.log(f"{stage}_loss", loss, on_step=False, on_epoch=True)
+        losses = self.loss_per_sample(output, y)
+        is_sample = y != PADDING if self.task == "classification" else ~y.flatten(1).isnan().any(1)  # (B,)
+        loss_metric = getattr(self, f"{stage}_loss")
+        loss_metric.update(losses[is_sample])
+        self.log(f"{stage}_loss", loss_metric, on_step=False, on_epoch=True)
         if self.task == "classification":
-            accuracy = getattr(self, f"{stage}_acc")
-            accuracy.update(output, y)
-            self.log(f"{stage}_acc", accuracy, on_step=False, on_epoch=True)
-        return {"output": output, "target": y, "loss": rows}
+            accuracy_metric = getattr(self, f"{stage}_acc")
+            accuracy_metric.update(output, y)
+            self.log(f"{stage}_acc", accuracy_metric, on_step=False, on_epoch=True)
+        return {"output": output, "target": y, "loss": losses}
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> dict[str, Tensor]:
         return self._evaluate(batch, "val")
 
     def on_validation_epoch_end(self) -> None:
         if self.task == "classification":
-            rows: Any = self.val_loss.rows  # on this rank
-            self.samples_evaluated = int(self.trainer.strategy.reduce(rows.clone(), reduce_op="sum"))
+            count: Any = self.val_loss.sample_count  # samples on this rank
+            self.samples_evaluated = int(self.trainer.strategy.reduce(count.clone(), reduce_op="sum"))
 
     def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> dict[str, Tensor]:
         return self._evaluate(batch, "test")
@@ -217,7 +242,7 @@ class LitBase(LightningModule):
         """Return class probabilities (B, K), or the outputs (B, K) of a regression.
 
         Args:
-            batch: inputs, or a tuple whose first element is the inputs. A single sample needs no batch dimension.
+            batch: inputs, or a tuple or list that begins with the inputs. A single sample needs no batch dimension.
         """
         x = batch[0] if isinstance(batch, (tuple, list)) else batch
         output = self(x.unsqueeze(0) if x.ndim == self.sample_ndim else x)
@@ -225,29 +250,33 @@ class LitBase(LightningModule):
 
     # --- the optimizer --------------------------------------------------------------------------------------------
 
-    def choose_optimizer(
+    def build_optimizers(
         self,
         optimizer: Callable[..., Optimizer],
         parameters: Iterable[nn.Parameter] | list[dict[str, Any]],
         schedule: Callable[[Optimizer], Any] | None = None,
     ) -> dict[str, Any]:
-        """Return the value of ``configure_optimizers``; the user's choice replaces this optimizer and schedule.
+        """Build the optimizer and the learning rate schedule; ``configure_optimizers`` returns the result.
 
-        A parameter group may have an ``lr_factor``, by which its learning rate is multiplied.
+        Args:
+            optimizer: builds the optimizer from ``parameters``, unless ``chosen_optimizer`` is set.
+            parameters: parameters or parameter groups. If a group has an ``lr_factor``, its learning rate is multiplied
+                by this number.
+            schedule: builds the schedule from the optimizer, unless ``chosen_schedule`` is set.
         """
-        chosen = (self.chosen_optimizer or optimizer)(parameters)
-        for group in chosen.param_groups:
+        built = (self.chosen_optimizer or optimizer)(parameters)
+        for group in built.param_groups:
             group["lr"] = group["lr"] * group.get("lr_factor", 1.0)
-        configured: dict[str, Any] = {"optimizer": chosen}
+        configuration: dict[str, Any] = {"optimizer": built}
         schedule = self.chosen_schedule or schedule
         if schedule is not None:
-            configured["lr_scheduler"] = schedule(chosen)
-        return configured
+            configuration["lr_scheduler"] = schedule(built)
+        return configuration
 
     # --- pretrained networks override these -----------------------------------------------------------------------
 
     def load_pretrained(self) -> None:
-        """Read the pretrained weights, if the model has any."""
+        """Load the pretrained weights into the model. The default does nothing."""
 
     def features(self, x: Tensor) -> Tensor | None:
         """Return the inputs of the last layer for a batch of pictures, (B, F), or None if they are not available."""
@@ -256,15 +285,18 @@ class LitBase(LightningModule):
     # --- data and checkpoint --------------------------------------------------------------------------------------
 
     def shape_error(self, shape: tuple[int, ...]) -> str | None:
-        """Return why the model cannot use samples of this shape (without batch dimension), or None if it can."""
+        """Return why the model cannot use samples of a shape, or None if it can use them.
+
+        The default compares rows with ``in_features`` and accepts all pictures. ``shape`` has no batch dimension.
+        """
         expected = (self.hparams["in_features"],) if self.sample_ndim == 1 else shape
-        return None if shape == expected else f"it takes rows of {expected}, not {shape} (--model.in_features)"
+        return None if shape == expected else f"it needs rows of shape {expected}, not {shape} (--model.in_features)"
 
     def check_data(self, data: Any) -> None:
-        """Check that the data module has the model's task and sample shape, if it defines them.
+        """Check ``task`` and ``sample_shape`` of a data module, if it has them.
 
         Raises:
-            ModelError: the data do not fit the model.
+            ModelError: the data have another task, or samples of another shape.
         """
         model_name, data_name = type(self).__name__, type(data).__name__
         task = getattr(data, "task", self.task)
@@ -278,27 +310,27 @@ class LitBase(LightningModule):
             raise ModelError(f"{model_name} cannot use the samples of {data_name}: {reason}")
 
     @property
-    def is_attached(self) -> bool:
-        """True if the model has a Trainer; otherwise ``self.trainer`` raises an error."""
+    def has_trainer(self) -> bool:
+        """True if a Trainer is attached to the model. Without a Trainer ``self.trainer`` raises an error."""
         try:
             return self.trainer is not None
         except RuntimeError:
             return False
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        data = getattr(self.trainer, "datamodule", None) if self.is_attached else None
-        spec: Any = getattr(data, "preprocessing", None)
-        plain = spec.to_dict() if hasattr(spec, "to_dict") else spec  # a user's data module may have a plain dict
+        data = getattr(self.trainer, "datamodule", None) if self.has_trainer else None
+        preprocessing: Any = getattr(data, "preprocessing", None)  # a Preprocessing, or a dict of a user's data module
+        as_dict = preprocessing.to_dict() if hasattr(preprocessing, "to_dict") else preprocessing
         class_names = getattr(data, "class_names", self.class_names)
         checkpoint["lit"] = {
             "model_class": type(self).__name__,
             "data_class": type(data).__name__ if data is not None else None,
             "task": self.task,
             "class_names": list(class_names) if class_names else None,
-            "preprocessing": plain or self.preprocessing,
+            "preprocessing": as_dict or self.preprocessing,
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        about = checkpoint.get("lit", {})
-        self.class_names = tuple(about["class_names"]) if about.get("class_names") else self.class_names
-        self.preprocessing = about.get("preprocessing") or self.preprocessing
+        saved = checkpoint.get("lit", {})
+        self.class_names = tuple(saved["class_names"]) if saved.get("class_names") else self.class_names
+        self.preprocessing = saved.get("preprocessing") or self.preprocessing

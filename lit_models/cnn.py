@@ -1,4 +1,4 @@
-"""LeNet, the first convolutional network of the PyTorch tutorials. The training steps are in base.py."""
+"""LeNet, the first convolutional network of the PyTorch tutorials. base.py has the training steps."""
 
 from functools import partial
 from typing import Literal
@@ -18,7 +18,7 @@ class LeNet(nn.Module):
 
     Args:
         in_channels: 1 (gray) or 3 (color).
-        num_classes: number of outputs K.
+        num_classes: number of classes K, which is the number of outputs.
 
     Input: (B, C, 32, 32) float32, pixels in [-1, 1]. Output: (B, K) float32, logits.
     Parameters: 62,006 at the defaults, 61,706 with one channel.
@@ -42,7 +42,7 @@ class LeNet(nn.Module):
 
 
 class LitCNN(LitBase):
-    """:class:`LeNet` with the training of "Training a Classifier": cross-entropy loss, SGD with momentum.
+    """:class:`LeNet`, trained as in "Training a Classifier": cross-entropy loss, SGD with momentum.
 
     Args:
         in_channels: 1 (gray) or 3 (color).
@@ -81,7 +81,7 @@ class LitCNN(LitBase):
             "interpolation": "bilinear",
         }
         self.net = LeNet(in_channels, num_classes)
-        self._make_metrics(num_classes if self.task == "classification" else None)
+        self.make_metrics(num_classes if self.task == "classification" else None)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.net(x)
@@ -90,8 +90,8 @@ class LitCNN(LitBase):
         expected = (self.hparams["in_channels"], 32, 32)
         if shape == expected:
             return None
-        return f"LeNet takes pictures of shape {expected}, not {shape} (--data.image_size 32, --model.in_channels)"
+        return f"LeNet needs pictures of shape {expected}, not {shape} (--data.image_size 32, --model.in_channels)"
 
     def configure_optimizers(self):
         sgd = partial(SGD, lr=self.hparams["lr"], momentum=self.hparams["momentum"])
-        return self.choose_optimizer(sgd, self.parameters())
+        return self.build_optimizers(sgd, self.parameters())

@@ -1,4 +1,4 @@
-"""The network whose graph changes at every forward pass. The training steps are in base.py."""
+"""A network whose number of layers changes in each forward pass. base.py has the training steps."""
 
 from functools import partial
 
@@ -9,15 +9,16 @@ from torch.optim import SGD
 from lit_models.base import LitBase, ModelError
 
 MAX_DEPTH = 3
+"""Largest number of times that the middle layer is applied."""
 
 
 class DynamicNet(nn.Module):
-    """Three linear layers, of which the middle one is applied 0 to 3 times.
+    """Three linear layers. The middle layer is applied 0 to 3 times.
 
     Source: PyTorch tutorial "Learning PyTorch with Examples" (control flow + weight sharing), 2017.
 
-    In training mode each forward pass draws the number of repetitions (the depth) from torch's CPU generator. In
-    evaluation mode nothing is drawn: the output is the mean over the four depths.
+    The depth is the number of times that the middle layer is applied. In training mode it is drawn from torch's CPU
+    generator in each forward pass. In evaluation mode the output is the mean of the outputs of all four depths.
 
     Input: (B, F) float32. Output: (B, K) float32. Parameters: 111,210 at the defaults.
     """
@@ -29,7 +30,7 @@ class DynamicNet(nn.Module):
         self.output_linear = nn.Linear(hidden, out_features)
 
     def forward(self, x: Tensor, depth: int | None = None) -> Tensor:
-        """Apply the network; ``depth`` (0 to 3) sets how often the middle layer is applied."""
+        """Compute the output. ``depth`` (0 to 3) replaces the drawn depth, or the mean over all depths."""
         h = self.input_linear(x).clamp(min=0)  # (B, hidden)
         if depth is None and not self.training:
             total = self.output_linear(h)  # (B, K)
@@ -45,7 +46,7 @@ class DynamicNet(nn.Module):
 
 
 class LitDynamic(LitBase):
-    """:class:`DynamicNet` with the training of its tutorial: summed squared error, SGD with momentum.
+    """:class:`DynamicNet`, trained as in its tutorial: summed squared error, SGD with momentum.
 
     Args:
         in_features: number of inputs F.
@@ -63,8 +64,8 @@ class LitDynamic(LitBase):
     default_data = "RandomDataModule"
     default_epochs = 1
     sample_ndim = 1
-    skips_layers = True  # with depth 0 the middle layer gets no gradient
-    draws_per_batch = True  # all devices use the same depth, as a single process would
+    skips_layers = True  # at depth 0 the middle layer is not used
+    same_random_numbers_on_all_ranks = True  # all devices use the same depth in a step, as a single device would
 
     def __init__(
         self,
@@ -82,11 +83,11 @@ class LitDynamic(LitBase):
             )
         self.save_hyperparameters()
         self.net = DynamicNet(in_features, hidden, out_features)
-        self._make_metrics()
+        self.make_metrics()
 
     def forward(self, x: Tensor) -> Tensor:
         return self.net(x)
 
     def configure_optimizers(self):
         sgd = partial(SGD, lr=self.hparams["lr"], momentum=self.hparams["momentum"])
-        return self.choose_optimizer(sgd, self.parameters())
+        return self.build_optimizers(sgd, self.parameters())

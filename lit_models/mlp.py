@@ -1,4 +1,4 @@
-"""Fully connected networks of the PyTorch tutorials. The training steps are in base.py."""
+"""Fully connected networks of the PyTorch tutorials. base.py has the training steps."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -13,19 +13,19 @@ from lit_models.base import LitBase, ModelError
 def mlp(in_features: int = 1000, hidden: Sequence[int] = (100,), out_features: int = 10) -> nn.Sequential:
     """Build a network of linear layers with ReLU between them.
 
-    Source: PyTorch tutorial "Learning PyTorch with Examples" (nn module), 1000 -> 100 -> 10. With ``hidden=()`` it is
-    a single linear layer, as in the tutorial "Data Parallelism" (5 -> 2).
+    Source: PyTorch tutorial "Learning PyTorch with Examples" (nn module), 1000 -> 100 -> 10. With ``hidden=()`` the
+    network is a single linear layer, as in the tutorial "Data Parallelism" (5 -> 2).
 
     Input: (B, F) float32. Output: (B, K) float32. Parameters: 101,110 at the defaults.
     """
     layers: list[nn.Module] = []
-    for fan_in, fan_out in pairwise([in_features, *hidden, out_features]):
-        layers += [nn.Linear(fan_in, fan_out), nn.ReLU()]
+    for width_in, width_out in pairwise([in_features, *hidden, out_features]):
+        layers += [nn.Linear(width_in, width_out), nn.ReLU()]
     return nn.Sequential(*layers[:-1])
 
 
 class LitMLP(LitBase):
-    """:func:`mlp` with the training of its tutorial: summed squared error, SGD without momentum.
+    """:func:`mlp`, trained as in its tutorial: summed squared error, SGD without momentum.
 
     Args:
         in_features: number of inputs F.
@@ -59,10 +59,10 @@ class LitMLP(LitBase):
             )
         self.save_hyperparameters()
         self.net = mlp(in_features, hidden, out_features)
-        self._make_metrics()
+        self.make_metrics()
 
     def forward(self, x: Tensor) -> Tensor:
         return self.net(x)
 
     def configure_optimizers(self):
-        return self.choose_optimizer(partial(SGD, lr=self.hparams["lr"]), self.parameters())
+        return self.build_optimizers(partial(SGD, lr=self.hparams["lr"]), self.parameters())

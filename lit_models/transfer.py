@@ -1,4 +1,4 @@
-"""A pretrained backbone with a new head. The training steps are in base.py, the backbones in backbones.py."""
+"""A pretrained network with a new head. base.py has the training steps, backbones.py the networks."""
 
 from functools import partial
 from typing import Any
@@ -14,29 +14,29 @@ from lit_models.base import LitBase, ModelError
 
 
 class LitTransfer(LitBase):
-    """A pretrained network with a new last layer. Either only this layer is trained (``freeze``), or all layers are.
+    """A pretrained network with a new last layer, the head. The other layers, the backbone, are trained or frozen.
 
-    Source: PyTorch tutorial "Transfer Learning for Computer Vision" (Chilamkurthy 2017): SGD with momentum, the
-    learning rate divided by ten every seven epochs.
+    Source: PyTorch tutorial "Transfer Learning for Computer Vision" (Chilamkurthy 2017). It uses SGD with momentum and
+    divides the learning rate by ten every seven epochs.
 
     A frozen backbone gets no gradient and stays in evaluation mode: BatchNorm does not update its statistics, and
-    dropout is off. The pretrained weights are read when a new fit starts. Building the model, opening its checkpoint
-    and resuming a fit need neither network nor weights file.
+    dropout is off. The pretrained weights are loaded when a new fit starts. They are not needed to build the model, to
+    load its checkpoint or to resume a fit.
 
     Args:
-        backbone: a torchvision classification network by name, or ``timm/NAME``.
+        backbone: name of a classification network of torchvision, or ``timm/NAME``.
         num_classes: number of classes K.
         weights: ``DEFAULT`` (the published weights, downloaded), ``none``, or a ``.pth``/``.safetensors`` state dict.
-        freeze: train only the head; false fine-tunes all layers.
+        freeze: True trains only the head, False trains all layers (fine-tuning).
         lr: learning rate of the head.
         momentum: momentum of SGD.
         step_size: number of epochs after which the learning rate is multiplied by ``gamma``.
-        gamma: factor of the learning rate after ``step_size`` epochs.
-        unfreeze_epoch: with ``freeze`` false, the first epoch (from 0) in which the backbone is trained too.
+        gamma: factor by which the learning rate is multiplied.
+        unfreeze_epoch: in a fine-tuning, the first epoch in which the backbone is trained too, counted from 0.
         backbone_lr_factor: learning rate of the backbone as a multiple of the head's.
 
-    Input: (B, 3, H, W) float32, normalized as in ``preprocessing``; or (B, F) float32, features of the backbone, which
-    go to the head only. Output: (B, K) float32, logits.
+    Input: (B, 3, H, W) float32, normalized as in ``preprocessing``. An input (B, F) float32 is taken as features of the
+    backbone, and only the head is applied. Output: (B, K) float32, logits.
     Parameters: 11,181,642 at the defaults, 5,130 of them in the head.
 
     Raises:
@@ -63,7 +63,7 @@ class LitTransfer(LitBase):
         if num_classes < 1:
             raise ModelError(f"num_classes must be at least 1, but is {num_classes}: --model.num_classes 10")
         if freeze and (unfreeze_epoch or backbone_lr_factor != 1.0):
-            raise ModelError("unfreeze_epoch and backbone_lr_factor are for fine-tuning: add --model.freeze false")
+            raise ModelError("unfreeze_epoch and backbone_lr_factor need fine-tuning: add --model.freeze false")
         weights = None if weights is None or weights.lower() == "none" else weights
         self.save_hyperparameters()
         self.net, self.head_name = backbones.build(backbone, num_classes)
@@ -74,9 +74,9 @@ class LitTransfer(LitBase):
         self.weights_ready = weights is None
         if weights is None and freeze:
             rank_zero_warn(
-                "weights=None with freeze: the frozen features are random; give --model.weights DEFAULT or a file"
+                "weights=None with freeze: the frozen backbone is random; give --model.weights DEFAULT or a file"
             )
-        self._make_metrics(num_classes)
+        self.make_metrics(num_classes)
         if freeze:
             self.net.requires_grad_(False)
             self.head.requires_grad_(True)
@@ -102,30 +102,32 @@ class LitTransfer(LitBase):
         return self.head(x) if x.ndim == 2 else self.net(x)
 
     def features(self, x: Tensor) -> Tensor | None:
-        """Return the inputs of the head, (B, F), without gradient.
+        """Return the inputs of the head for a batch of pictures, (B, F), without gradient.
 
         Return None if the head is not the last operation of the network (squeezenet).
         """
-        seen: list[Tensor] = []
-        hook = self.head.register_forward_hook(lambda _, inputs, output: seen.extend((inputs[0], output)))
+        head_tensors: list[Tensor] = []
+        hook = self.head.register_forward_hook(lambda _, inputs, output: head_tensors.extend((inputs[0], output)))
         try:
             with torch.no_grad():
                 output = self.net(x)
         finally:
             hook.remove()
-        return seen[0] if output is seen[1] and seen[0].ndim == 2 else None
+        head_input, head_output = head_tensors[:2]
+        return head_input if output is head_output and head_input.ndim == 2 else None
 
-    def on_fit_start(self) -> None:  # not setup(), which runs before a resumed fit reads its checkpoint
-        if self.local_rank == 0:  # one process per node downloads, the others read the cache
+    # The weights are not loaded in setup(), because it runs before a resumed fit reads its checkpoint.
+    def on_fit_start(self) -> None:
+        if self.local_rank == 0:  # one process per machine downloads, the others then read the cache
             self.load_pretrained()
         self.trainer.strategy.barrier()
         self.load_pretrained()
 
     def load_pretrained(self) -> None:
-        """Read the pretrained weights, unless these or the weights of a checkpoint were already read.
+        """Load the pretrained weights, unless they or the weights of a checkpoint are already loaded.
 
         Raises:
-            ModelError: see :func:`lit_models.backbones.load`.
+            ModelError: the weights cannot be read or downloaded (see :func:`lit_models.backbones.load`).
         """
         if not self.weights_ready:
             backbones.load(self.net, self.head_name, self.hparams["backbone"], self.hparams["weights"])
@@ -144,14 +146,14 @@ class LitTransfer(LitBase):
     def shape_error(self, shape: tuple[int, ...]) -> str | None:
         if len(shape) == 3 and shape[0] == 3:
             return None
-        return f"backbones take color pictures (3, H, W), not {shape} (--data.channels 3, or --model LitCNN)"
+        return f"backbones need color pictures (3, H, W), not {shape} (--data.channels 3, or --model LitCNN)"
 
     def configure_optimizers(self):
         groups: list[dict[str, Any]] = [{"params": list(self.head.parameters()), "name": "head"}]
         if not self.hparams["freeze"]:
-            head = f"{self.head_name}."
-            backbone = [parameter for name, parameter in self.net.named_parameters() if not name.startswith(head)]
+            prefix = f"{self.head_name}."
+            backbone = [parameter for name, parameter in self.net.named_parameters() if not name.startswith(prefix)]
             groups.append({"params": backbone, "name": "backbone", "lr_factor": self.hparams["backbone_lr_factor"]})
         sgd = partial(SGD, lr=self.hparams["lr"], momentum=self.hparams["momentum"])
-        step = partial(StepLR, step_size=self.hparams["step_size"], gamma=self.hparams["gamma"])
-        return self.choose_optimizer(sgd, groups, step)
+        step_lr = partial(StepLR, step_size=self.hparams["step_size"], gamma=self.hparams["gamma"])
+        return self.build_optimizers(sgd, groups, step_lr)

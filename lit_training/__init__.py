@@ -1,4 +1,4 @@
-"""Training runs and trained networks. ``load`` opens a trained network; names are imported on first use."""
+"""Training runs and trained networks. ``load`` opens a trained network. A name is imported when it is first used."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -9,10 +9,10 @@ if TYPE_CHECKING:
 
 __all__ = ["Prediction", "SavedRun", "load"]
 
-_HOMES = {"Prediction": "predict", "SavedRun": "load", "load": "load"}
+_MODULE_OF = {"Prediction": "predict", "SavedRun": "load", "load": "load"}
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+    if name not in _MODULE_OF:
         raise AttributeError(f"module 'lit_training' has no attribute {name!r}")
-    return getattr(import_module(f"lit_training.trained.{_HOMES[name]}"), name)
+    return getattr(import_module(f"lit_training.trained.{_MODULE_OF[name]}"), name)

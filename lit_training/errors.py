@@ -1,4 +1,4 @@
-"""Errors that the user can fix: one line on stderr, exit code 2, no traceback."""
+"""Errors that the user can fix. They are printed in one line on stderr, without traceback; the exit code is 2."""
 
 import os
 import re
@@ -14,12 +14,12 @@ from typing import NoReturn
 from datamodules.errors import DataError
 from datamodules.text import printable
 
-RANK_ZERO_GRACE = 15
-"""Seconds that another rank waits, so that rank 0 can print the same error and end all ranks."""
+SECONDS_FOR_RANK_ZERO = 15
+"""Seconds that the other ranks wait before they exit, so that rank 0 can print the same error and end all ranks."""
 
 
 class UsageError(ValueError):
-    """The command line is wrong. The message is one line that says what is wrong and what to type."""
+    """The command is wrong. The message is one line that says what is wrong and what to type."""
 
 
 class CheckpointError(ValueError):
@@ -32,9 +32,15 @@ class TrainingError(UsageError):
 
 @contextmanager
 def one_line_errors(program: str) -> Iterator[None]:
-    """End the program with one line if the body raises an error that the user can fix.
+    """End the program with one line on stderr if the body raises an error that the user can fix.
 
-    Other errors are bugs and keep their traceback.
+    Other errors are bugs of this project and are printed with their traceback.
+
+    Args:
+        program: name of the program, with which the line begins.
+
+    Raises:
+        SystemExit: exit code 2, or 130 after Ctrl-C.
     """
     try:
         yield
@@ -43,18 +49,19 @@ def one_line_errors(program: str) -> Iterator[None]:
         sys.exit(128 + signal.SIGINT)
     except Exception as error:
         if not is_rank_zero() and re.search(r"(closed|reset) by peer", str(error)):
-            sys.exit(2)  # another rank failed and prints why
-        late = isinstance(error, ValueError | TypeError | RuntimeError)
-        if not (is_user_error(error) or (late and is_library_error(error))):
+            sys.exit(2)  # the connection to another rank is lost: that rank failed and prints its error
+        may_be_bad_value = isinstance(error, ValueError | TypeError | RuntimeError)
+        if not (is_user_error(error) or (may_be_bad_value and is_library_error(error))):
             raise
         exit_with_error(program, str(error))
 
 
 def is_user_error(error: Exception) -> bool:
-    """True for the errors of this project and of Lightning that tell the user what to do."""
+    """Return True if the error has a class of this project or of Lightning for errors that the user can fix."""
     if isinstance(error, UsageError | CheckpointError | DataError):
         return True
-    from lightning.pytorch.utilities.exceptions import MisconfigurationException  # slow; check.py needs no torch
+    # Importing these is slow, and check.py does not need them.
+    from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
     from lit_models import ModelError
 
@@ -62,7 +69,7 @@ def is_user_error(error: Exception) -> bool:
 
 
 def is_library_error(error: Exception) -> bool:
-    """True if Lightning or a torch optimizer raised it: a bad value that is only found in a run."""
+    """Return True if Lightning or a torch optimizer raised the error, for example for a wrong learning rate."""
     import lightning
     import torch
 
@@ -72,18 +79,18 @@ def is_library_error(error: Exception) -> bool:
 
 
 def is_rank_zero() -> bool:
-    """True on rank 0. Works before the processes are connected."""
+    """Return True on rank 0. This also works before the processes are connected."""
     has_global_rank = {"RANK", "SLURM_PROCID"} & set(os.environ)  # LOCAL_RANK starts at 0 on each machine
-    first_node = os.environ.get("NODE_RANK", os.environ.get("GROUP_RANK", "0")) == "0"
-    ranks = sys.modules.get("lightning.fabric.utilities.rank_zero")  # set once Lightning is imported
-    rank = getattr(ranks.rank_zero_only, "rank", 0) if ranks else 0
-    return rank == 0 and (bool(has_global_rank) or first_node)
+    is_first_machine = os.environ.get("NODE_RANK", os.environ.get("GROUP_RANK", "0")) == "0"
+    rank_zero = sys.modules.get("lightning.fabric.utilities.rank_zero")  # None before Lightning is imported
+    rank = getattr(rank_zero.rank_zero_only, "rank", 0) if rank_zero else 0
+    return rank == 0 and (bool(has_global_rank) or is_first_machine)
 
 
 def exit_with_error(program: str, message: str) -> NoReturn:
-    """Print the message in one line and exit with code 2."""
+    """Print ``program: error: message`` in one line on stderr and exit with code 2."""
     line = printable(f"{program}: error: {' '.join(message.split())}")  # file names can contain control characters
-    if not is_rank_zero():  # Lightning kills rank 0 as soon as another rank exits
-        time.sleep(RANK_ZERO_GRACE)
+    if not is_rank_zero():  # Lightning kills rank 0 when another rank exits
+        time.sleep(SECONDS_FOR_RANK_ZERO)
     print(line, file=sys.stderr)
     sys.exit(2)

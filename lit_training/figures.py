@@ -1,4 +1,4 @@
-"""Figures of a run, drawn with matplotlib's ``Figure``: no window, no global state."""
+"""Figures of a run. They use matplotlib's ``Figure`` without pyplot, so there is no window and no global state."""
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
@@ -9,27 +9,28 @@ from torch import Tensor
 from datamodules import Preprocessing
 from datamodules.text import printable
 
-if TYPE_CHECKING:  # importing matplotlib takes a second, so functions import it
+if TYPE_CHECKING:  # importing matplotlib takes a second, so only the functions that draw import it
     from matplotlib.figure import Figure
 
-INCH = 1.6
+PICTURE_INCHES = 1.6
 """Width of a picture on a sheet in inches."""
-LARGEST_CELL, LARGEST_MATRIX, LARGEST_NAME = 0.45, 12.0, 2.0
-"""Largest size in inches of a cell, of all cells and of a class name in a confusion matrix."""
+MAX_CELL_INCHES, MAX_MATRIX_INCHES, MAX_NAME_INCHES = 0.45, 12.0, 2.0
+"""Largest width of a cell, of all cells and of a class name in a confusion matrix, in inches."""
 
 
-def pixels(inputs: Tensor, preprocessing: Preprocessing) -> Tensor:
-    """Undo the normalization: (B, C, H, W) network inputs -> (B, 3, H, W) float32 in [0, 1]."""
+def undo_normalization(inputs: Tensor, preprocessing: Preprocessing) -> Tensor:
+    """Convert normalized network inputs, (B, 1 or 3, H, W), to pictures, (B, 3, H, W) float32 in [0, 1] on the CPU."""
     mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (preprocessing.mean, preprocessing.std))
     return (inputs.detach().cpu().float() * std + mean).clamp(0, 1).expand(-1, 3, -1, -1)
 
 
 def draw_sheet(pictures: Tensor, titles: Sequence[str], columns: int = 4) -> "Figure":
-    """Draw pictures in a grid, with a title above each; title lines wider than the picture are shortened.
+    """Draw pictures in a grid, with a title above each picture. Title lines wider than a picture are shortened.
 
     Args:
         pictures: (B, 3, H, W) float32 in [0, 1].
         titles: B titles of one or more lines.
+        columns: largest number of pictures in a row.
     """
     from matplotlib.figure import Figure
 
@@ -37,19 +38,19 @@ def draw_sheet(pictures: Tensor, titles: Sequence[str], columns: int = 4) -> "Fi
     columns = min(columns, count)
     rows = -(-count // columns)
     lines = max(title.count("\n") + 1 for title in titles)
-    # One axes for all pictures, in units of a picture's width: one axes per picture takes four times as long.
-    ratio, gap, text = height / width, 0.1, 0.1 * lines
-    sheet_width, sheet_height = columns * (1 + gap) + gap, rows * (ratio + text + gap) + gap
-    figure = Figure(figsize=(INCH * sheet_width, INCH * sheet_height))
+    # All pictures share one axes: one axes per picture takes four times as long. The unit is the width of a picture.
+    ratio, gap, title_height = height / width, 0.1, 0.1 * lines
+    sheet_width, sheet_height = columns * (1 + gap) + gap, rows * (ratio + title_height + gap) + gap
+    figure = Figure(figsize=(PICTURE_INCHES * sheet_width, PICTURE_INCHES * sheet_height))
     axes = figure.add_axes((0, 0, 1, 1))
     axes.set_axis_off()
     for index, (picture, title) in enumerate(zip(pictures, titles, strict=True)):
         left = gap + index % columns * (1 + gap)
-        top = text + gap + index // columns * (ratio + text + gap)
+        top = title_height + gap + index // columns * (ratio + title_height + gap)
         axes.imshow(picture.permute(1, 2, 0).numpy(), extent=(left, left + 1, top + ratio, top), aspect="auto")
-        short = "\n".join(_shorten(line, INCH, 9) for line in title.split("\n"))
+        short_title = "\n".join(_shorten(line, PICTURE_INCHES, 9) for line in title.split("\n"))
         # parse_math=False: file names can contain dollar signs
-        axes.text(left, top - 0.03, short, fontsize=9, verticalalignment="bottom", parse_math=False)
+        axes.text(left, top - 0.03, short_title, fontsize=9, verticalalignment="bottom", parse_math=False)
     axes.set_xlim(0, sheet_width)
     axes.set_ylim(sheet_height, 0)
     return figure
@@ -60,31 +61,32 @@ def draw_mistakes(
     names: Sequence[str],
     labels: Sequence[int],
     predicted: Sequence[int],
-    probability: Sequence[float],
+    probabilities: Sequence[float],
     files: Sequence[str] | None,
     columns: int = 4,
 ) -> "Figure":
-    """Draw wrong predictions, each with predicted class, probability, true class and file name.
+    """Draw wrong predictions. Each title has the predicted class, its probability, the true class and the file name.
 
     Args:
         pictures: (B, 3, H, W) float32 in [0, 1].
         names: K class names.
         labels: B true class indices.
         predicted: B predicted class indices.
-        probability: B probabilities of the predicted classes.
+        probabilities: B probabilities of the predicted classes.
         files: B paths, or None if the pictures are not from files.
+        columns: largest number of pictures in a row.
     """
-    answers = zip(labels, predicted, probability, strict=True)
-    titles = [f"{names[wrong]} {share:.0%}\nis {names[label]}" for label, wrong, share in answers]
+    predictions = zip(labels, predicted, probabilities, strict=True)
+    titles = [f"{names[wrong]} {probability:.0%}\nis {names[label]}" for label, wrong, probability in predictions]
     if files is not None:
         titles = [f"{title}\n{printable(file).rpartition('/')[2]}" for title, file in zip(titles, files, strict=True)]
     return draw_sheet(pictures, titles, columns)
 
 
 def draw_confusion(matrix: Tensor, names: Sequence[str]) -> "Figure":
-    """Draw a confusion matrix. The numbers are counts, the colors are shares of the true class (the row).
+    """Draw a confusion matrix. The number in a cell is a count, its color is the count's share of the row (true class).
 
-    There are no class names for more than 115 classes, and no counts for more than 40.
+    With more than 115 classes the class names are left out, with more than 40 classes the counts.
 
     Args:
         matrix: (K, K) int64, ``matrix[true, predicted]``.
@@ -93,21 +95,21 @@ def draw_confusion(matrix: Tensor, names: Sequence[str]) -> "Figure":
     from matplotlib.figure import Figure
 
     count = len(names)
-    cells = min(max(3.0, LARGEST_CELL * count), LARGEST_MATRIX)
-    cell = cells / count
-    size = min(10, 0.8 * 72 * cell)  # font size in points
-    short = [_shorten(name, LARGEST_NAME, size) for name in names] if size >= 6 else []
-    margin = 0.6 + max((_width(name, size) for name in short), default=0)
-    side = margin + cells + 0.1
+    matrix_inches = min(max(3.0, MAX_CELL_INCHES * count), MAX_MATRIX_INCHES)
+    cell_inches = matrix_inches / count
+    points = min(10, 0.8 * 72 * cell_inches)  # font size
+    short_names = [_shorten(name, MAX_NAME_INCHES, points) for name in names] if points >= 6 else []
+    margin = 0.6 + max((_text_width(name, points) for name in short_names), default=0)
+    side = margin + matrix_inches + 0.1
     figure = Figure(figsize=(side, side))
-    axes = figure.add_axes((margin / side, margin / side, cells / side, cells / side))
+    axes = figure.add_axes((margin / side, margin / side, matrix_inches / side, matrix_inches / side))
     share = matrix / matrix.sum(1, keepdim=True).clamp(min=1)  # (K, K) in [0, 1]
     axes.imshow(share.numpy(), cmap="Blues", vmin=0, vmax=1, interpolation="nearest")
     axes.set_xlabel("predicted")
     axes.set_ylabel("true")
-    if short:
-        axes.set_xticks(range(count), short, rotation=90, parse_math=False, fontsize=size)
-        axes.set_yticks(range(count), short, parse_math=False, fontsize=size)
+    if short_names:
+        axes.set_xticks(range(count), short_names, rotation=90, parse_math=False, fontsize=points)
+        axes.set_yticks(range(count), short_names, parse_math=False, fontsize=points)
     if count <= 40:
         for true, predicted in matrix.nonzero().tolist():
             color = "white" if share[true, predicted] > 0.5 else "black"
@@ -116,26 +118,26 @@ def draw_confusion(matrix: Tensor, names: Sequence[str]) -> "Figure":
     return figure
 
 
-def _width(text: str, size: float) -> float:
-    """Return the width in inches of a line of text in a font of ``size`` points."""
+def _text_width(text: str, points: float) -> float:
+    """Return the width in inches of a line of text. ``points`` is the font size."""
     from matplotlib.font_manager import FontProperties
     from matplotlib.textpath import text_to_path
 
-    return text_to_path.get_text_width_height_descent(text, FontProperties(size=size), ismath=False)[0] / 72
+    return text_to_path.get_text_width_height_descent(text, FontProperties(size=points), ismath=False)[0] / 72
 
 
-def _shorten(text: str, inches: float, size: float) -> str:
-    """Shorten ``text`` to a width; unprintable characters are escaped."""
+def _shorten(text: str, inches: float, points: float) -> str:
+    """Shorten ``text`` to a width in inches and escape unprintable characters. ``points`` is the font size."""
     text = printable(text)
-    if _width(text, size) <= inches:
+    if _text_width(text, points) <= inches:
         return text
-    while text and _width(text + "…", size) > inches:
+    while text and _text_width(text + "…", points) > inches:
         text = text[:-1]
     return text + "…"
 
 
 def draw_curves(charts: Mapping[str, Mapping[str, tuple[Sequence[float], Sequence[float]]]]) -> "Figure":
-    """Draw charts side by side. ``charts[title][name]`` is a curve: its epochs and its values."""
+    """Draw charts side by side. ``charts[title][name]`` has the epochs and the values of a curve."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(5 * len(charts), 4), layout="constrained")

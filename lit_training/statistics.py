@@ -1,36 +1,40 @@
-"""Confidence intervals and tests of accuracies."""
+"""The confidence interval of an accuracy, and a test whether two accuracies differ."""
 
 from math import sqrt
 from statistics import NormalDist
 
 
-def wilson_interval(right: int, total: int, confidence: float = 0.95) -> tuple[float, float]:
-    """Return the confidence interval of a proportion (Wilson 1927), which is also accurate near 0 and 1.
+def wilson_interval(successes: int, trials: int, confidence: float = 0.95) -> tuple[float, float]:
+    """Return both ends of the confidence interval of a proportion (Wilson 1927). It is also accurate near 0 and 1.
 
     Args:
-        right: number of successes.
-        total: number of trials; the interval is (0, 1) for 0 trials.
+        successes: number of successes, such as correct predictions.
+        trials: number of trials. The interval for 0 trials is (0, 1).
+        confidence: probability that the interval contains the true proportion, 0 to 1.
     """
-    if total == 0:
+    if trials == 0:
         return 0.0, 1.0
     z = NormalDist().inv_cdf((1 + confidence) / 2)
-    share, z2 = right / total, z * z / total
-    centre = (share + z2 / 2) / (1 + z2)
-    half = z * sqrt(share * (1 - share) / total + z2 / (4 * total)) / (1 + z2)
-    # At the ends the formula gives 0 and 1 except for rounding.
-    return (centre - half if right > 0 else 0.0), (centre + half if right < total else 1.0)
+    proportion, z2 = successes / trials, z * z / trials
+    center = (proportion + z2 / 2) / (1 + z2)
+    half_width = z * sqrt(proportion * (1 - proportion) / trials + z2 / (4 * trials)) / (1 + z2)
+    # Without successes the formula gives 0, without failures 1, but only up to rounding errors.
+    low = center - half_width if successes > 0 else 0.0
+    high = center + half_width if successes < trials else 1.0
+    return low, high
 
 
 def mcnemar_p_value(only_first: int, only_second: int) -> float:
-    """Return the p-value of McNemar's exact test (1947): are two classifiers equally good?
+    """Return the two-sided p-value of McNemar's exact test (1947). A small value means that two classifiers differ.
 
     Args:
-        only_first: number of samples that only the first classifier got right.
-        only_second: number of samples that only the second classifier got right.
+        only_first: number of samples that only the first classifier predicts correctly.
+        only_second: number of samples that only the second classifier predicts correctly.
     """
-    n, least = only_first + only_second, min(only_first, only_second)
-    tail, ways = 0, 1  # tail: how many of the 2**n outcomes are at least as extreme, on one side
-    for k in range(least + 1):
-        tail += ways
-        ways = ways * (n - k) // (k + 1)
+    n, smaller = only_first + only_second, min(only_first, only_second)
+    # tail: number of outcomes that are at least as extreme, on one side. It is a sum of binomial coefficients.
+    tail, coefficient = 0, 1
+    for k in range(smaller + 1):
+        tail += coefficient
+        coefficient = coefficient * (n - k) // (k + 1)
     return min(1.0, 2 * tail / 2**n)

@@ -10,16 +10,16 @@ from datamodules.text import align_columns, first_names, printable
 
 
 def print_table(head: Sequence[str], body: Sequence[Sequence[str | list[str]]]) -> None:
-    """Print a table: with borders in a terminal, otherwise with spaces. Empty columns are left out.
+    """Print a table on stdout. It has borders if stdout is a terminal. Columns without text are left out.
 
     Args:
         head: column names.
-        body: rows of cells; a list is a cell with several lines.
+        body: rows of cells. A list of strings is a cell with several lines.
     """
     used = [column for column in range(len(head)) if any(row[column] for row in body)]
     if not used:
         return
-    rows = [[_lines(row[column]) for column in used] for row in body]
+    rows = [[_printable_lines(row[column]) for column in used] for row in body]
     titles = [printable(head[column]) for column in used]
     right = [all(_is_number_or_empty(cell[0]) for cell in cells) for cells in zip(*rows, strict=True)]
     if sys.stdout.isatty():
@@ -34,13 +34,13 @@ def print_table(head: Sequence[str], body: Sequence[Sequence[str | list[str]]]) 
             table.add_row(*(Text("\n".join(cell)) for cell in row))  # Text: names can contain rich markup
         Console().print(table)
         return
-    flat = [titles]
+    lines = [titles]
     for row in rows:
-        flat += map(list, itertools.zip_longest(*row, fillvalue=""))
-    print("\n".join(align_columns(flat, right)))
+        lines += map(list, itertools.zip_longest(*row, fillvalue=""))
+    print("\n".join(align_columns(lines, right)))
 
 
-def _lines(cell: str | list[str]) -> list[str]:
+def _printable_lines(cell: str | list[str]) -> list[str]:
     return [printable(line) for line in (cell if isinstance(cell, list) else [cell])]
 
 
@@ -54,7 +54,10 @@ def _is_number_or_empty(cell: str) -> bool:
 
 @contextlib.contextmanager
 def progress_bar(title: str, show: bool = True) -> Iterator[Callable[[int, int | None], None]]:
-    """Show a progress bar while the body runs, if stderr is a terminal; yield ``update(done, total)``."""
+    """Show a progress bar on stderr while the body runs, if stderr is a terminal.
+
+    Yield ``update(done, total)``: it sets the number of finished steps and of all steps (None if unknown).
+    """
     if not (show and sys.stderr.isatty()):
         yield lambda done, total: None
         return
@@ -67,19 +70,19 @@ def progress_bar(title: str, show: bool = True) -> Iterator[Callable[[int, int |
 
 
 def closest_name(word: str, known: Iterable[str], cutoff: float = 0.6) -> str | None:
-    """Return the known name that is closest to ``word``, ignoring case, or None.
+    """Return the known name that is most similar to ``word`` if upper and lower case are ignored, or None.
 
     Args:
         cutoff: minimum similarity, 0 to 1 (see :func:`difflib.get_close_matches`).
     """
     names = {name.lower(): name for name in known}
-    found = difflib.get_close_matches(word.lower(), names, n=1, cutoff=cutoff)
-    return names[found[0]] if found else None
+    matches = difflib.get_close_matches(word.lower(), names, n=1, cutoff=cutoff)
+    return names[matches[0]] if matches else None
 
 
 def suggest(word: str, known: Iterable[str]) -> str:
-    """Return ``did you mean NAME?`` with the closest known name, or a list of the known names."""
+    """Return ``did you mean NAME?`` with the most similar known name, or ``choose one of`` the first known names."""
     names = list(known)
-    if near := closest_name(word, names, cutoff=0.5):
-        return f"did you mean {near}?"
+    if closest := closest_name(word, names, cutoff=0.5):
+        return f"did you mean {closest}?"
     return f"choose one of {first_names(names, 12)}"

@@ -32,7 +32,7 @@ from datamodules.photos.dataset import read_pixels
 from datamodules.photos.find import find_photos
 from datamodules.photos.transforms import eval_transform, train_transform
 from datamodules.preprocessing import Preprocessing
-from datamodules.shapes import draw
+from datamodules.shapes import draw_pictures
 from lit_models import DynamicNet, LeNet, mlp
 from lit_training.cli.arguments import Parser, at_least
 from lit_training.cli.parser import FitCLI
@@ -93,7 +93,7 @@ class TutorialCIFAR10(CIFAR10):
         self.transform = transforms.Compose([transforms.ToTensor(), transforms.Normalize(half, half)])
 
 
-cached_draw = cache(draw)
+cached_draw = cache(draw_pictures)
 
 
 def lenet(batch_size: int, images: int, tutorial: bool = False) -> Pair:

@@ -1,1 +1,1 @@
-"""Data loading. The contents of a batch depend only on the seed, the epoch and the batch's position."""
+"""Data loading. The contents of a batch depend only on the seeds, the epoch and the position of the batch in it."""

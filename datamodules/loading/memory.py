@@ -1,4 +1,4 @@
-"""Pictures in memory as uint8. Whole batches are indexed, augmented and normalized at once."""
+"""Images in memory as uint8. All images of a batch are indexed, augmented and normalized together."""
 
 import functools
 from collections.abc import Sequence
@@ -10,30 +10,30 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from datamodules.loading.order import PADDING
-from datamodules.loading.seeds import run_seed, uniforms
+from datamodules.loading.seeds import combine_with_run_seed, draw_uniform
 from datamodules.preprocessing import Preprocessing
 
 SHIFT = 4
-"""Largest shift of an augmented 32x32 picture in pixels, as in He et al. 2015 (ResNet on CIFAR-10)."""
+"""Largest shift of an augmented image in pixels, as in He et al. 2015 (ResNet on CIFAR-10, 32x32)."""
 CUTOUT = 8
-"""Side in pixels of the square that is cut out of an augmented 32x32 picture (half of DeVries and Taylor 2017)."""
+"""Side in pixels of the square that is cut out of an augmented image (DeVries and Taylor 2017 used 16 for 32x32)."""
 
 
 class Pictures(Dataset):
-    """A dataset of small pictures in memory.
+    """A dataset of small images in memory.
 
     Args:
         images: (N, C, H, W) uint8.
         labels: (N,) int64.
-        preprocessing: only its mean and std are used; the pictures already have the right size.
-        augment: flip, shift and cut out each picture, differently in each epoch.
-        seed: seed of the augmentation, which depends on this seed, the run's seed, the epoch and the index.
-        indices: (M,) int64, the pictures of this dataset (all by default). The pictures are not copied.
+        preprocessing: only its mean and std are used, because the images already have the right size.
+        augment: flip and shift each image and cut out a square, differently in each epoch.
+        seed: the augmentation of an image depends on this seed, the run's seed, the epoch and the image's index.
+        indices: (M,) int64, indices of the images in this dataset (all by default). The images are not copied.
 
     ``__getitems__(keys)`` returns a batch: (B, C, H, W) float32 and labels (B,) int64, -1 for padding.
     """
 
-    samples_at_once = 128  # for a batch of four, a call takes longer than copying its pictures
+    samples_per_fetch = 128  # a call takes longer than copying four images, so small batches are fetched together
 
     def __init__(
         self,
@@ -46,7 +46,7 @@ class Pictures(Dataset):
     ) -> None:
         self.images, self.labels = images, labels
         self.mean, self.std = preprocessing.mean, preprocessing.std
-        self.augment, self.seed = augment, run_seed(seed)
+        self.augment, self.seed = augment, combine_with_run_seed(seed)
         self.indices = indices
 
     def __len__(self) -> int:
@@ -57,27 +57,31 @@ class Pictures(Dataset):
         return images[0], labels[0]
 
     def __getitems__(self, keys: list[int]) -> tuple[Tensor, Tensor]:
-        wanted = torch.tensor(keys)
-        indices = wanted % len(self)
+        key_tensor = torch.tensor(keys)
+        indices = key_tensor % len(self)
         if self.indices is not None:
             indices = self.indices.index_select(0, indices)
         # index_select is ten times as fast as images[indices]
         images, labels = self.images.index_select(0, indices), self.labels.index_select(0, indices)
         if self.augment:
-            images = flip_shift_cutout(images, uniforms(self.seed, wanted, 5))
+            images = flip_shift_cutout(images, draw_uniform(self.seed, key_tensor, 5))
         if PADDING in keys:
-            labels = labels.masked_fill(wanted == PADDING, PADDING)
+            labels = labels.masked_fill(key_tensor == PADDING, PADDING)
         return normalize(images, self.mean, self.std), labels
 
 
 def normalize(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """Scale (..., C, H, W) uint8 pixels to [0, 1] float32, subtract ``mean`` and divide by ``std`` per channel."""
+    """Scale pixels to [0, 1], subtract ``mean`` and divide by ``std`` per channel.
+
+    ``images`` are (..., C, H, W) uint8, the result is float32 of the same shape.
+    """
     factor, offset = _factor_and_offset(tuple(mean), tuple(std))
     return images.to(torch.float32, memory_format=torch.contiguous_format).mul_(factor).sub_(offset)
 
 
 @functools.cache
 def _factor_and_offset(mean: tuple[float, ...], std: tuple[float, ...]) -> tuple[Any, Any]:
+    """Return ``factor`` and ``offset``; the normalized value of a pixel (0 to 255) is ``pixel * factor - offset``."""
     if len(set(mean)) == 1 and len(set(std)) == 1:  # scalars are three times as fast
         return 1 / (255 * std[0]), mean[0] / std[0]
     mean_tensor, std_tensor = torch.tensor(mean).view(-1, 1, 1), torch.tensor(std).view(-1, 1, 1)
@@ -85,22 +89,25 @@ def _factor_and_offset(mean: tuple[float, ...], std: tuple[float, ...]) -> tuple
 
 
 def flip_shift_cutout(images: Tensor, numbers: Tensor) -> Tensor:
-    """Flip each picture with probability 1/2, shift it by up to :data:`SHIFT` pixels (filled with 0), cut out a square.
+    """Flip each image with probability 1/2, shift it by up to :data:`SHIFT` pixels and cut out a square.
+
+    Pixels that the shift uncovers and pixels of the square become 0. The side of the square is :data:`CUTOUT`.
 
     Args:
         images: (B, C, H, W) uint8.
-        numbers: (B, 5) random float32 in [0, 1): flip, shift down, shift right, row and column of the square.
+        numbers: (B, 5) float32, uniform in [0, 1): for the flip, the shift down, the shift right, and the row and
+            column of the center of the square.
     """
     batch, channels, height, width = images.shape
     down, right = ((numbers[:, i] * (2 * SHIFT + 1)).long() for i in (1, 2))  # (B,) in 0 .. 2 * SHIFT
-    rows = torch.arange(height) + down[:, None]  # (B, H), row indices in the padded picture
+    rows = torch.arange(height) + down[:, None]  # (B, H), row indices in the padded image
     columns = torch.arange(width)[None].expand(batch, -1)
     columns = torch.where(numbers[:, :1] < 0.5, columns.flip(1), columns) + right[:, None]  # (B, W)
     padded = F.pad(images, [SHIFT] * 4)
-    flat = (rows[:, :, None] * (width + 2 * SHIFT) + columns[:, None, :]).view(batch, 1, -1)  # (B, 1, H*W)
-    images = padded.flatten(2).gather(2, flat.expand(-1, channels, -1)).view(batch, channels, height, width)
+    flat_indices = (rows[:, :, None] * (width + 2 * SHIFT) + columns[:, None, :]).view(batch, 1, -1)  # (B, 1, H*W)
+    images = padded.flatten(2).gather(2, flat_indices.expand(-1, channels, -1)).view(batch, channels, height, width)
     top, left = ((numbers[:, i] * size).long() - CUTOUT // 2 for i, size in ((3, height), (4, width)))
     in_rows = (torch.arange(height) - top[:, None]).unsqueeze(2)  # (B, H, 1)
     in_columns = (torch.arange(width) - left[:, None]).unsqueeze(1)  # (B, 1, W)
-    hole = (in_rows >= 0) & (in_rows < CUTOUT) & (in_columns >= 0) & (in_columns < CUTOUT)  # (B, H, W)
-    return images.masked_fill(hole.unsqueeze(1), 0)
+    is_cut_out = (in_rows >= 0) & (in_rows < CUTOUT) & (in_columns >= 0) & (in_columns < CUTOUT)  # (B, H, W)
+    return images.masked_fill(is_cut_out.unsqueeze(1), 0)

@@ -10,37 +10,45 @@ from datamodules.loading.loader import make_loader
 
 
 class SplitDataModule(LightningDataModule):
-    """A data module with the arguments ``batch_size`` and ``seed`` and with one dataset per split in ``sets``.
+    """A data module with one dataset per split in ``sets``.
 
-    The attributes below have defaults, and your own data modules do not need them (lit_training/runs/foreign.py).
+    A subclass has the arguments ``batch_size`` and ``seed`` and calls ``save_hyperparameters``. Its ``setup`` creates
+    the datasets, whose ``__getitems__(keys)`` returns a batch. Data modules with another base class do not need the
+    attributes below: lit_training/runs/foreign.py has defaults for them.
     """
 
     task: Literal["classification", "regression"] | None = None
     default_model = "LitCNN"
-    """Model that ``scripts/fit.py`` uses without ``--model``."""
+    """Name of the model that ``scripts/fit.py`` uses without ``--model``."""
     class_names: Any = ()
     """Class names in the order of the labels; empty for regression."""
     sample_shape: Any = None
     """Shape of one sample, (C, H, W) or (F,)."""
     preprocessing: Any = None
-    """The :class:`~datamodules.preprocessing.Preprocessing` of the pictures; None for other samples."""
+    """The :class:`~datamodules.preprocessing.Preprocessing` of the pictures; None if the samples are not pictures."""
     class_weights: Tensor | None = None
-    """(K,) float32, class weights of the training loss."""
+    """(K,) float32, weight of each class in the training loss."""
     photos: Any = None
-    """The :class:`~datamodules.photos.folder.Photos` of a folder; None for other data."""
+    """The :class:`~datamodules.photos.folder.Photos` of a folder of photos; None for other data."""
     augment = False
     """True if training samples are augmented."""
     eval_batch_size = 100
-    """Batch size of evaluation, unless ``batch_size`` is larger."""
+    """Batch size of validation, test and prediction, unless ``batch_size`` is larger."""
     predict_split = "test"
+    """Split that ``predict_dataloader`` loads."""
     shuffle = True
+    """True if the training samples are shuffled in each epoch."""
     sets: dict[str, Dataset]
+    """Datasets by split: ``train``, ``val`` and ``test``."""
 
     def adapt_to(self, model: Any) -> None:
-        """Adopt the model's settings for its data; called after both are built."""
+        """Use the settings of ``model`` for the data, such as its ``preprocessing``. The default does nothing.
+
+        It is called after the model and the data module are built.
+        """
 
     def report(self) -> str:
-        """Return text about the data that is printed before training."""
+        """Return a text about the data, which is printed before training."""
         return ""
 
     def dataset(self, split: str) -> Dataset:
@@ -48,7 +56,7 @@ class SplitDataModule(LightningDataModule):
         return self.sets[split]
 
     def num_workers(self, dataset: Dataset) -> int:
-        """Return the number of loader processes for ``dataset``: 0 for data in memory."""
+        """Return the number of loader processes for ``dataset``. The default is 0, for data in memory."""
         return 0
 
     def train_dataloader(self) -> DataLoader:

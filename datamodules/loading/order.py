@@ -1,6 +1,7 @@
-"""Samplers for any number of devices; gathering results in the order of the data.
+"""Samplers for any number of devices, and a function that gathers results in the order of the dataset.
 
-TrainSampler yields *keys*, ``epoch * len(dataset) + index``. The augmentation of a sample depends on its key.
+The samplers yield *keys*. A training key is ``epoch * len(dataset) + index``, and the augmentation of a sample depends
+on it. An evaluation key is the index.
 """
 
 from collections.abc import Iterator
@@ -10,29 +11,34 @@ import torch
 from torch import Tensor
 from torch.utils.data import DistributedSampler
 
-from datamodules.loading.seeds import mix_seeds
+from datamodules.loading.seeds import combine_seeds
 
 PADDING = -1
-"""Key of a padding row in evaluation; its target is -1, or NaN for float targets."""
+"""Key of a padding row in an evaluation. The target of a padding row is -1, or NaN for float targets."""
 
 
 class TrainSampler(DistributedSampler):
-    """This rank's training keys, shuffled in each epoch by (seed, epoch).
+    """Yield the training keys of one rank. Their order depends on the seed and the epoch.
 
-    The batches of all ranks in one step make up the batch of a single process with the global batch size. If the number
-    of samples is not a multiple of the number of ranks, the first samples (at most ranks - 1) are repeated at the end.
+    In each step the batches of all ranks together have the samples that a single process with the global batch size
+    would use. If the number of samples is not a multiple of the number of ranks, the first samples of the epoch are
+    repeated at its end (at most ranks - 1).
+
+    Args:
+        length: number of samples in the dataset.
+        shuffle: False keeps the order of the dataset.
     """
 
     def __init__(self, length: int, ranks: int, rank: int, seed: int, shuffle: bool = True) -> None:
         super().__init__(range(length), ranks, rank, shuffle=shuffle, seed=seed)  # type: ignore[arg-type]
         self.length = length
         self.start = 0
-        """Number of keys to skip in the next epoch, to resume in its middle."""
+        """Number of keys that the next epoch skips, set by a resumed run."""
 
     def __iter__(self) -> Iterator[int]:
         start, self.start = self.start, 0
         if self.shuffle:
-            generator = torch.Generator().manual_seed(mix_seeds(self.seed, self.epoch))
+            generator = torch.Generator().manual_seed(combine_seeds(self.seed, self.epoch))
             order = torch.randperm(self.length, generator=generator)
         else:
             order = torch.arange(self.length)
@@ -42,45 +48,50 @@ class TrainSampler(DistributedSampler):
 
 
 class EvalSampler(DistributedSampler):
-    """Each sample exactly once over all ranks, in batches that do not depend on the number of ranks.
+    """Yield the evaluation keys of one rank. The batches do not depend on the number of ranks.
 
-    The last bits of a sample's result can depend on the other samples in its batch. So each rank gets whole batches:
-    rank r gets the batches r, r + ranks, and so on. A rank with one batch less than the others gets a last batch of one
-    :data:`PADDING` key.
+    The last bits of a sample's result can depend on the other samples in its batch. Therefore the batches of a single
+    process are distributed: rank r gets the batches r, r + ranks, r + 2 * ranks and so on. A rank that has one batch
+    less than the others gets an additional batch with one :data:`PADDING` key.
+
+    Args:
+        length: number of samples in the dataset.
+        batch_size: number of samples in a batch of one rank.
     """
 
     def __init__(self, length: int, ranks: int, rank: int, batch_size: int) -> None:
         super().__init__(range(length), ranks, rank, shuffle=False)  # type: ignore[arg-type]
         self.length, self.batch_size = length, batch_size
-        step = ranks * batch_size
-        self.starts = range(rank * batch_size, length, step)
-        self.padded = len(self.starts) < -(-length // step)
+        global_batch_size = ranks * batch_size
+        self.batch_starts = range(rank * batch_size, length, global_batch_size)
+        self.has_padding = len(self.batch_starts) < -(-length // global_batch_size)
 
     def __iter__(self) -> Iterator[int]:
-        for start in self.starts:
+        for start in self.batch_starts:
             yield from range(start, min(start + self.batch_size, self.length))
-        if self.padded:
+        if self.has_padding:
             yield PADDING
 
     def __len__(self) -> int:
-        return sum(min(self.batch_size, self.length - start) for start in self.starts) + self.padded
+        return sum(min(self.batch_size, self.length - start) for start in self.batch_starts) + self.has_padding
 
 
-def gather_in_input_order(trainer: Any, rows: Tensor, loader: Any) -> Tensor:
+def gather_in_input_order(trainer: Any, results: Tensor, loader: Any) -> Tensor:
     """Gather the results of all ranks in the order of the dataset.
 
     Args:
-        rows: (n, ...), the results of this rank's batches, with padding.
-        loader: the loader of these batches, with an :class:`EvalSampler`. All ranks must have used the same number.
+        results: (n, ...), the results of the batches of this rank, including padding rows.
+        loader: the loader of these batches, with an :class:`EvalSampler`. All ranks must have used the same number of
+            batches.
 
     Returns:
-        (N, ...), the results of all ranks without padding, the same on every rank.
+        (N, ...), the results of all ranks without padding rows, the same on each rank.
     """
     if trainer.world_size > 1:
-        size = loader.batch_sampler.batch_size  # for predictions Lightning removes loader.batch_size
-        batches = -(-len(rows) // size)
-        fill = rows.new_zeros(batches * size - len(rows), *rows.shape[1:])  # the last batch can be shorter
-        rows = torch.cat([rows, fill]).to(trainer.strategy.root_device)
-        gathered = trainer.strategy.all_gather(rows)  # (ranks, batches * size, ...)
-        rows = gathered.unflatten(1, (batches, size)).transpose(0, 1).flatten(0, 2)
-    return rows[: len(loader.dataset)]
+        batch_size = loader.batch_sampler.batch_size  # for predictions Lightning removes loader.batch_size
+        batches = -(-len(results) // batch_size)
+        missing = batches * batch_size - len(results)  # the last batch can have fewer samples
+        filled = torch.cat([results, results.new_zeros(missing, *results.shape[1:])])
+        gathered = trainer.strategy.all_gather(filled.to(trainer.strategy.root_device))  # (ranks, batches * size, ...)
+        results = gathered.unflatten(1, (batches, batch_size)).transpose(0, 1).flatten(0, 2)
+    return results[: len(loader.dataset)]

@@ -1,4 +1,4 @@
-"""Random numbers that depend only on seeds and keys, not on earlier draws."""
+"""Random numbers that depend only on seeds and keys, not on the random numbers before them."""
 
 import os
 
@@ -7,16 +7,16 @@ import torch
 from torch import Tensor
 
 
-def mix_seeds(*numbers: int) -> int:
-    """Hash several integers to one seed in [0, 2**63) (splitmix64, Steele et al. 2014)."""
+def combine_seeds(*numbers: int) -> int:
+    """Return a seed in [0, 2**63) that depends on all ``numbers``: their hash by splitmix64 (Steele et al. 2014)."""
     state = np.zeros(1, dtype=np.uint64)
     for number in numbers:
         state = _splitmix(state ^ np.uint64(number % 2**64))
     return int(state[0] >> np.uint64(1))
 
 
-def uniforms(seed: int, keys: Tensor, count: int) -> Tensor:
-    """Return ``count`` random numbers for each key. They depend only on ``seed`` and the key.
+def draw_uniform(seed: int, keys: Tensor, count: int) -> Tensor:
+    """Return ``count`` uniform random numbers for each key. They depend only on ``seed`` and the key.
 
     Args:
         keys: (B,) int64.
@@ -24,12 +24,13 @@ def uniforms(seed: int, keys: Tensor, count: int) -> Tensor:
     Returns:
         (B, count) float32 in [0, 1).
     """
-    lanes = keys.numpy().astype(np.uint64)[:, None] * np.uint64(count) + np.arange(count, dtype=np.uint64)
-    bits = _splitmix(_splitmix(lanes) ^ np.uint64(mix_seeds(seed)))
+    counters = keys.numpy().astype(np.uint64)[:, None] * np.uint64(count) + np.arange(count, dtype=np.uint64)
+    bits = _splitmix(_splitmix(counters) ^ np.uint64(combine_seeds(seed)))
     return torch.from_numpy((bits >> np.uint64(40)).astype(np.float32) / np.float32(2**24))
 
 
 def _splitmix(x: np.ndarray) -> np.ndarray:
+    """Return the hash of each number, uint64."""
     with np.errstate(over="ignore"):
         x = x + np.uint64(0x9E3779B97F4A7C15)
         x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
@@ -37,9 +38,10 @@ def _splitmix(x: np.ndarray) -> np.ndarray:
         return x ^ (x >> np.uint64(31))
 
 
-def run_seed(seed: int) -> int:
-    """Combine the seed of the data with the seed of the run (``seed_everything``), for order and augmentation.
+def combine_with_run_seed(seed: int) -> int:
+    """Return a seed that depends on the data module's ``seed`` and on the seed of the run (``seed_everything``).
 
-    Splits and generated data depend on the seed of the data only, so that runs with different seeds use the same data.
+    The order of the samples and their augmentation use this seed. Splits and generated data depend only on the data
+    module's seed, so that runs with different seeds use the same data.
     """
-    return mix_seeds(seed, int(os.environ.get("PL_GLOBAL_SEED", 0)))
+    return combine_seeds(seed, int(os.environ.get("PL_GLOBAL_SEED", 0)))

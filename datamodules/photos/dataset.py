@@ -17,7 +17,7 @@ from datamodules.errors import DataError
 from datamodules.loading.loader import return_data_errors
 from datamodules.loading.memory import normalize
 from datamodules.loading.order import PADDING
-from datamodules.loading.seeds import mix_seeds, run_seed
+from datamodules.loading.seeds import combine_seeds, combine_with_run_seed
 from datamodules.photos.decode import UPRIGHT, orientation, read_picture, to_upright_rgb
 from datamodules.photos.paths import Paths
 from datamodules.photos.store import PictureStore
@@ -55,7 +55,7 @@ class PhotoFiles(Dataset):
     ) -> None:
         self.root, self.paths, self.labels, self.store = root, paths, labels, store
         self.mean, self.std = preprocessing.mean, preprocessing.std
-        self.augment, self.seed = augment, run_seed(seed)
+        self.augment, self.seed = augment, combine_with_run_seed(seed)
         self.transform = train_transform(preprocessing) if augment else eval_transform(preprocessing)
 
     def __len__(self) -> int:
@@ -84,7 +84,7 @@ class PhotoFiles(Dataset):
     def transform_pixels(self, pixels: Tensor, key: int = 0) -> Tensor:
         """Transform (3, H, W) uint8 to (C, S, S) uint8, gray if the network's mean has one channel."""
         if self.augment:
-            torch.default_generator.manual_seed(mix_seeds(self.seed, key))
+            torch.default_generator.manual_seed(combine_seeds(self.seed, key))
         pixels = self.transform(pixels)
         return pixels if len(self.mean) == 3 else v2.functional.rgb_to_grayscale(pixels)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from datamodules.errors import DataError
-from datamodules.files import TEXT
+from datamodules.files import TEXT_FILE_ARGUMENTS
 from datamodules.photos.find import SPLITS, TRAIN, LeftOut, Listing
 from datamodules.text import first_names, plural, printable
 
@@ -106,7 +106,7 @@ def read_split_file(split_file: str) -> Iterator[tuple[str, str, int]]:
     """
     name = printable(split_file)
     try:
-        with Path(split_file).expanduser().open(**TEXT) as file:
+        with Path(split_file).expanduser().open(**TEXT_FILE_ARGUMENTS) as file:
             table = csv.reader(file)
             if next(table, None) != list(COLUMNS):
                 raise DataError(f"{name} does not begin with path,label,split: give a run's split.csv")

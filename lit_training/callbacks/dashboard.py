@@ -212,7 +212,7 @@ def _network_view(trainer: Trainer, dataset: Any, indices: list[int]) -> Tensor 
     if not (indices and preprocessing):
         return None
     inputs = [dataset[index][0] for index in indices]
-    return figures.pixels(torch.stack(inputs), preprocessing) if inputs[0].ndim == 3 else None
+    return figures.undo_normalization(torch.stack(inputs), preprocessing) if inputs[0].ndim == 3 else None
 
 
 def _add_samples(logger: TensorBoardLogger, trainer: Trainer) -> None:

@@ -65,7 +65,13 @@ class FeatureCache(Callback):
 def _compute(trainer: Trainer, model: LitBase, dataset: Any, data: SplitDataModule, split: str) -> Features | None:
     """Return the features in the order of the dataset, or None. Each rank computes a share; all ranks get all."""
     loader: Any = make_loader(
-        dataset, trainer, batch_size=BATCH, seed=0, train=False, num_workers=data.num_workers(dataset), persistent=False
+        dataset,
+        trainer,
+        batch_size=BATCH,
+        seed=0,
+        train=False,
+        num_workers=data.num_workers(dataset),
+        keep_workers=False,
     )
     shares: list[Tensor] = []
     show = trainer.is_global_zero and trainer.progress_bar_callback is not None

@@ -36,14 +36,14 @@ from lit_training.runs.processes import Stopped, Watch, gather_objects, is_child
 class StepSeed(Callback):
     """Seed torch before each training step with (seed, step number, rank), for dropout, random depth and noise.
 
-    If the model draws once per batch (``draws_per_batch``), all ranks draw the same.
+    If the model draws once per batch (``same_random_numbers_on_all_ranks``), all ranks draw the same.
     """
 
     def __init__(self, seed: int) -> None:
         self.seed = seed
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        rank = 0 if promises(pl_module).draws_per_batch else trainer.global_rank
+        rank = 0 if promises(pl_module).same_random_numbers_on_all_ranks else trainer.global_rank
         seed = (self.seed * 1_000_003 + trainer.fit_loop.total_batch_idx) * 4096 + rank
         torch.default_generator.manual_seed(seed)  # torch.manual_seed seeds every device and takes 290 us
         device = trainer.strategy.root_device
@@ -115,7 +115,7 @@ class ResumePoint(Callback):
             "epoch": trainer.current_epoch,
             "logged": logged_steps(trainer),
             "rows": rows,
-            "losses": gather_objects(trainer, promises(trainer.lightning_module).epoch_losses),
+            "losses": gather_objects(trainer, promises(trainer.lightning_module).epoch_loss_sum_and_count),
             "metrics": {name: value.detach().cpu() for name, value in trainer.callback_metrics.items()},
             "shape": _shape(trainer),
             "data": self._data,
@@ -164,7 +164,7 @@ class ResumePoint(Callback):
         metrics = {name: value.to(pl_module.device) for name, value in self.resumed["metrics"].items()}
         trainer.callback_metrics.update(metrics)
         if isinstance(pl_module, LitBase):
-            pl_module.epoch_losses = self.resumed["losses"][trainer.global_rank]
+            pl_module.epoch_loss_sum_and_count = self.resumed["losses"][trainer.global_rank]
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         self.watch.note_progress()

@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from datamodules.machine import SIGNALS
+from datamodules.machine import STOP_SIGNALS
 from lit_training.cli.arguments import Parser, at_least
 from lit_training.cli.fit import RESULT_FILE
 from lit_training.errors import UsageError
@@ -67,7 +67,7 @@ def _run(command: list[str], environment: dict[str, str]) -> tuple[int, str]:
         elif os.name == "posix":  # on Windows the console sends the signal to both
             process.send_signal(number)
 
-    before = {number: signal.signal(number, forward) for number in SIGNALS}
+    before = {number: signal.signal(number, forward) for number in STOP_SIGNALS}
     try:
         text: dict[str, Any] = {"text": True, "encoding": "utf-8", "errors": "surrogateescape"}
         pipe = subprocess.PIPE

@@ -12,8 +12,8 @@ DEFAULTS: dict[str, Any] = {
     # of a model
     "default_epochs": 1,
     "skips_layers": False,
-    "draws_per_batch": False,
-    "epoch_losses": None,
+    "same_random_numbers_on_all_ranks": False,
+    "epoch_loss_sum_and_count": None,
     "samples_evaluated": None,
     # of a data module
     "class_names": (),

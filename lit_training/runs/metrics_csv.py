@@ -10,7 +10,7 @@ from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
-from datamodules.files import TEXT, atomic_write
+from datamodules.files import TEXT_FILE_ARGUMENTS, atomic_write
 from lit_training.runs.folder import Start
 from lit_training.runs.layout import METRICS
 
@@ -70,7 +70,7 @@ class MetricsCSV(Logger):
             old = self._read() if self.path.is_file() else []
             self._names = names = sorted([*names, *new])
             self._replace(names, old)
-        with self.path.open("a", **TEXT) as file:
+        with self.path.open("a", **TEXT_FILE_ARGUMENTS) as file:
             csv.DictWriter(file, names).writerows(waiting)
         self._written += len(waiting)
         self._waiting = []
@@ -99,7 +99,7 @@ class MetricsCSV(Logger):
         return self._names
 
     def _read(self, count: int | None = None) -> list[dict[str, Any]]:
-        with self.path.open(**TEXT) as file:
+        with self.path.open(**TEXT_FILE_ARGUMENTS) as file:
             return list(itertools.islice(csv.DictReader(file), count))
 
     def _replace(self, names: list[str], rows: list[dict[str, Any]]) -> None:

@@ -15,7 +15,7 @@ import torch
 from lightning.fabric.plugins.environments import LightningEnvironment, SLURMEnvironment
 from lightning.pytorch import Trainer
 
-from datamodules.machine import SIGNALS
+from datamodules.machine import STOP_SIGNALS
 from lit_training.runs.lightning_internals import stop_process_observer
 
 POLL = 0.5
@@ -69,7 +69,7 @@ class Watch:
     def take_signals(self) -> None:
         """Set the signal handlers; called again after the Trainer has set its own, which hang under DDP."""
         if self._feed is not None:
-            for number in SIGNALS:
+            for number in STOP_SIGNALS:
                 signal.signal(number, lambda *_: None)  # the wake-up socket passes the number to the thread
 
     def note_progress(self) -> None:
@@ -81,7 +81,7 @@ class Watch:
         while True:
             if select.select([wake], [], [], POLL)[0]:
                 for signum in wake.recv(64):
-                    if signum in SIGNALS:
+                    if signum in STOP_SIGNALS:
                         self._handle_signal(signum)
             if is_child(self.trainer) and os.getppid() != self._parent:
                 self._end(1, "")  # rank 0 has exited and reported why

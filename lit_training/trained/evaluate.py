@@ -19,7 +19,7 @@ from torchmetrics.functional.classification import multiclass_confusion_matrix
 from datamodules import Preprocessing
 from datamodules.errors import DataError
 from datamodules.image_folder import ImageFolderDataModule
-from datamodules.loading.loader import make_loader, workers_for_decoding
+from datamodules.loading.loader import count_decoding_workers, make_loader
 from datamodules.loading.order import gather_in_input_order
 from datamodules.photos.dataset import PhotoFiles
 from datamodules.photos.find import SPLITS, TEST, TRAIN, VAL, Listing, find_photos
@@ -184,7 +184,7 @@ class PhotosToJudge(LightningDataModule):
         self.photos = photos
 
     def test_dataloader(self) -> DataLoader:
-        workers = workers_for_decoding(self.trainer)
+        workers = count_decoding_workers(self.trainer)
         return make_loader(self.photos, self.trainer, batch_size=32, seed=0, train=False, num_workers=workers)
 
 

@@ -128,7 +128,7 @@ def explain_predictions(model: LitBase, predictions: Sequence[Prediction], folde
                 continue
             x = normalize(sample.x[None], spec.mean, spec.std)  # (1, C, S, S)
             index = names.index(prediction.label)
-            picture = put_side_by_side(figures.pixels(x, spec), grad_cam(model, x, torch.tensor([index])))
+            picture = put_side_by_side(figures.undo_normalization(x, spec), grad_cam(model, x, torch.tensor([index])))
             figure = figures.draw_sheet(picture, [f"{prediction.label} {prediction.probability:.0%}"])
             figure.savefig(folder / f"{number}_{Path(prediction.path).stem}.png", dpi=300)
             drawn += 1
@@ -153,7 +153,7 @@ def explain_mistakes(model: LitBase, evaluation: Evaluation, file: Path) -> bool
     x = worst_inputs(evaluation)  # (B, C, S, S)
     assert evaluation.preprocessing is not None
     heat = grad_cam(model, x, evaluation.predicted[worst])
-    pictures = put_side_by_side(figures.pixels(x, evaluation.preprocessing), heat)
+    pictures = put_side_by_side(figures.undo_normalization(x, evaluation.preprocessing), heat)
     try:
         draw_worst(evaluation, pictures, columns=3).savefig(file, dpi=150)
     except OSError as error:

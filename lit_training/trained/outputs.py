@@ -65,7 +65,7 @@ def write_evaluation(evaluation: Evaluation) -> None:
         write_csv(folder / files[1], [["label", *evaluation.class_names], *matrix])
         figures.draw_confusion(confusion, evaluation.class_names).savefig(folder / files[2], dpi=100)
         if worst and evaluation.preprocessing is not None:
-            pictures = figures.pixels(worst_inputs(evaluation), evaluation.preprocessing)
+            pictures = figures.undo_normalization(worst_inputs(evaluation), evaluation.preprocessing)
             draw_worst(evaluation, pictures).savefig(folder / "worst.png", dpi=150)
             files.append("worst.png")
     except OSError as error:

@@ -1,4 +1,4 @@
-"""CIFAR10, with files in the official layout but with other contents and md5."""
+"""CIFAR10. The files have the official layout, but other contents and md5."""
 
 import hashlib
 import inspect
@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from torchvision.datasets import CIFAR10
 
 from datamodules import CIFAR10DataModule, DataError
-from datamodules.cifar10 import _write_bytes, stratified
+from datamodules.cifar10 import _write_bytes, choose_stratified
 
 NAMES = [name for name, _ in [*CIFAR10.train_list, *CIFAR10.test_list]]
 
@@ -139,7 +139,7 @@ def test_failed_download_gives_one_message_that_says_what_to_do(tmp_path: Path) 
     assert [path.name for path in root.iterdir()] == [CIFAR10.filename]  # no new file that a later run could use
 
 
-def test_message_names_a_root_that_cannot_be_written(tmp_path: Path) -> None:
+def test_message_contains_a_root_that_cannot_be_written(tmp_path: Path) -> None:
     root = tmp_path / "data"
     root.touch()
     with pytest.raises(DataError, match=r"data cannot be written \(File exists\).* --data\.root"):
@@ -173,12 +173,12 @@ def test_incomplete_file_is_refused(tmp_path: Path) -> None:
 def test_stratified_keeps_the_share_of_each_class(labels: list[int], count: int, seed: int) -> None:
     count = min(count, len(labels))
     every = torch.tensor(labels)
-    chosen = stratified(every, count, seed)
+    chosen = choose_stratified(every, count, seed)
     assert chosen.unique().tolist() == chosen.tolist()
     assert len(chosen) == count
     shares = every.bincount(minlength=4) * count / len(labels)
     assert ((every[chosen].bincount(minlength=4) - shares).abs() < 1).all()
-    assert torch.equal(stratified(every, count, seed), chosen)
+    assert torch.equal(choose_stratified(every, count, seed), chosen)
 
 
 @pytest.mark.parametrize("arguments", [{"batch_size": 0}, {"val_size": -1}, {"val_size": 50_000}])

@@ -1,4 +1,4 @@
-"""Preprocessing, and its plain dict in checkpoints."""
+"""Preprocessing, and its dict in checkpoints."""
 
 import pytest
 

@@ -9,7 +9,7 @@ import torch
 from lightning.pytorch import Callback, Trainer
 
 from datamodules import DataError, ShapesDataModule
-from datamodules.shapes import CLASS_NAMES, draw
+from datamodules.shapes import CLASS_NAMES, draw_pictures
 from lit_models import LitCNN
 
 
@@ -53,8 +53,8 @@ def test_batches_have_the_format_of_cifar10(channels: int) -> None:
 
 
 def test_pictures_are_fixed_by_the_seed_balanced_and_different_in_each_split() -> None:
-    images, labels = draw(1200, 3, 3)
-    again, _ = draw(1200, 3, 3)
+    images, labels = draw_pictures(1200, 3, 3)
+    again, _ = draw_pictures(1200, 3, 3)
     assert torch.equal(images, again)
     assert labels.bincount().tolist() == [120] * len(CLASS_NAMES)
     assert len(set(labels[:20].tolist())) > 3
@@ -66,7 +66,7 @@ def test_pictures_are_fixed_by_the_seed_balanced_and_different_in_each_split() -
 
 
 def test_mean_color_does_not_reveal_the_class() -> None:
-    images, labels = draw(4000, 0, 3)
+    images, labels = draw_pictures(4000, 0, 3)
     means = torch.stack([images[labels == k].float().mean() for k in range(10)])
     assert (means.max() - means.min()) / 255 < 0.05
 

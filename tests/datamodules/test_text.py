@@ -20,7 +20,7 @@ def test_plural() -> None:
     assert plural(2000, "class", "classes") == "2,000 classes"
 
 
-def test_omitted_names_become_dots() -> None:
+def test_omitted_names_are_shown_as_dots() -> None:
     assert first_names(["a", "b\n"], 2) == "a, b\\n"
     assert first_names(["a", "b", "c"], 2) == "a, b, ..."
 

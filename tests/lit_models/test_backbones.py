@@ -69,7 +69,7 @@ def test_every_network_gets_a_new_head(name: str) -> None:
     assert isinstance(head, nn.Linear | nn.Conv2d)
     fan_out, fan_in = head.weight.shape[:2]
     assert fan_out == 7
-    # Nothing else has changed: with 1000 outputs it is the published network without auxiliary heads.
+    # The other layers are unchanged: with 1000 outputs it is the published network without auxiliary heads.
     own = sum(parameter.numel() for parameter in network.parameters())
     published = models.get_model_weights(name).DEFAULT.meta["num_params"]
     auxiliary = (
@@ -185,7 +185,8 @@ def test_mismatch_message_lists_missing_unexpected_and_wrong_shapes() -> None:
     with pytest.raises(ModelError) as refusal:
         backbones.load(network, head_name, SMALL, "weights.pth")
     assert str(refusal.value) == (
-        "weights.pth does not hold weights of shufflenet_v2_x0_5: missing conv5.0.weight; unexpected conv9.0.weight; "
+        "weights.pth does not contain weights of shufflenet_v2_x0_5: "
+        "missing conv5.0.weight; unexpected conv9.0.weight; "
         "wrong shape conv1.0.weight (choose the matching --model.backbone)"
     )
     assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
@@ -269,7 +270,7 @@ def test_failed_download_gives_one_message_that_says_what_to_do(monkeypatch: Any
         backbones.fetch(SMALL)
     url = models.get_model_weights(SMALL).DEFAULT.url
     message = str(refusal.value)
-    assert f"fetch {url} and pass --model.weights path/to/{url.rsplit('/', 1)[1]}" in message
+    assert f"download {url} and give --model.weights path/to/{url.rsplit('/', 1)[1]}" in message
     assert "--model.weights none --model.freeze false" in message
     assert SMALL in message
     assert "\n" not in message

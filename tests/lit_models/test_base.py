@@ -32,13 +32,13 @@ class Tiny(LitBase):
         super().__init__()
         self.save_hyperparameters()
         self.net = nn.Linear(4, 3)
-        self._make_metrics(3)
+        self.make_metrics(3)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.net(x)
 
     def configure_optimizers(self) -> Any:
-        return self.choose_optimizer(lambda groups: SGD(groups, lr=self.hparams["lr"]), self.parameters())
+        return self.build_optimizers(lambda groups: SGD(groups, lr=self.hparams["lr"]), self.parameters())
 
 
 class TinyRegression(Tiny):
@@ -47,11 +47,11 @@ class TinyRegression(Tiny):
     def __init__(self, reduction: Any = "mean", lr: float = 0.1) -> None:
         super().__init__(lr)
         self.reduction = reduction
-        self._make_metrics()
+        self.make_metrics()
 
 
 def rows(n: int, batch_size: int, target: Tensor | None = None) -> DataLoader:
-    """Return the same ``n`` rows of 4 features with labels of 3 classes at every call."""
+    """Return ``n`` rows of 4 features with labels of 3 classes. All calls return the same rows."""
     generator = torch.Generator().manual_seed(1)
     x = torch.randn(n, 4, generator=generator)
     y = torch.randint(3, (n,), generator=generator) if target is None else target
@@ -68,7 +68,7 @@ def tensors(loader: DataLoader) -> tuple[Tensor, ...]:
 
 @pytest.mark.parametrize(("device", "dtype"), [("cpu", "float64"), ("cuda", "float64"), ("mps", "float32")])
 def test_losses_are_summed_in_float64_except_on_mps(device: str, dtype: str) -> None:
-    """MPS has no float64. In ``setup`` the model is still on the CPU, only the strategy has the device."""
+    """MPS has no float64. In ``setup`` the model is still on the CPU; only the strategy has the device."""
     model = Tiny()
     strategy = SimpleNamespace(root_device=torch.device(device))
     trainer: Any = SimpleNamespace(strategy=strategy, datamodule=None)
@@ -96,30 +96,32 @@ def test_metrics_of_uneven_batches_are_per_sample(bare: Bare, stage: str) -> Non
 
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
 def test_evaluation_loss_does_not_depend_on_how_batches_are_distributed(reduction: str) -> None:
-    """Losses from 1e-8 to 1e8; their sum in float64 depends on the order."""
+    """The losses range from 1e-8 to 1e8, so that a plain sum in float64 depends on their order."""
     batches = [10 ** (8 - 16 * torch.rand(7)) for _ in range(60)]
 
-    def of(*shares: list[Tensor]) -> Tensor:
+    def merged_loss(*shares: list[Tensor]) -> Tensor:
+        """Return the loss of several ranks; each rank gets one share of the batches."""
         merged = EvaluationLoss(reduction)
         merged.set_dtype(torch.float64)
         for share in shares:
-            mine = EvaluationLoss(reduction)
-            mine.set_dtype(torch.float64)
+            of_rank = EvaluationLoss(reduction)
+            of_rank.set_dtype(torch.float64)
             for batch in share:
-                mine.update(batch)
-            merged.sums, merged.rows = [*merged.sums, *mine.sums], merged.rows + mine.rows
+                of_rank.update(batch)
+            merged.batch_sums = [*merged.batch_sums, *of_rank.batch_sums]
+            merged.sample_count = merged.sample_count + of_rank.sample_count
         merged.update(torch.zeros(0))
         return merged.compute()
 
-    alone = of(batches)
+    alone = merged_loss(batches)
     assert alone.dtype == torch.float64
     total = torch.cat(batches).double().sum() / (420 if reduction == "mean" else 1)
     torch.testing.assert_close(alone, total, rtol=1e-12, atol=0)
     nothing = [torch.zeros(0)]
     for shares in ([batches[0::2], batches[1::2]], [batches[0::3], batches[1::3], batches[2::3]], [nothing, batches]):
-        assert torch.equal(of(*shares), alone)
+        assert torch.equal(merged_loss(*shares), alone)
     orders = [torch.stack([b.double().sum() for b in share]).cumsum(0)[-1] for share in (batches, batches[::-1])]
-    assert orders[0] != orders[1]  # a plain sum does depend on the order
+    assert orders[0] != orders[1]  # a plain sum depends on the order
 
 
 def test_padding_rows_are_ignored(bare: Bare) -> None:
@@ -262,7 +264,7 @@ def test_chosen_schedule_replaces_the_default() -> None:
         ),
     ],
 )
-def test_data_that_do_not_fit_are_refused_in_one_line_that_names_both(
+def test_refusal_of_unsuitable_data_contains_both_class_names(
     bare: Bare, model: Callable[[], LitBase], data: Callable[[], LightningDataModule], words: list[str]
 ) -> None:
     with pytest.raises(ModelError) as refusal:
@@ -278,11 +280,11 @@ def test_data_without_task_and_shape_are_accepted() -> None:
     LitCNN().check_data(ShapesDataModule())
 
 
-def test_is_attached(bare: Bare) -> None:
+def test_has_trainer(bare: Bare) -> None:
     model = Tiny()
-    assert not model.is_attached
+    assert not model.has_trainer
     bare(max_epochs=1).fit(model, rows(4, 4))
-    assert model.is_attached
+    assert model.has_trainer
 
 
 def test_only_a_frozen_backbone_has_fixed_features() -> None:

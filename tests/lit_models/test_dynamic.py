@@ -38,7 +38,7 @@ def test_evaluation_is_deterministic_and_the_mean_over_depths() -> None:
     state = torch.get_rng_state()
     torch.testing.assert_close(net(x), mean, rtol=0, atol=1e-6)
     assert torch.equal(net(x), net(x))
-    assert torch.equal(torch.get_rng_state(), state)  # nothing is drawn
+    assert torch.equal(torch.get_rng_state(), state)  # no random number is drawn
 
 
 def depths(net: DynamicNet, x: Tensor, n: int) -> list[int]:
@@ -76,7 +76,7 @@ def test_unused_layer_has_no_gradient_and_is_not_updated(bare: Callable[..., Tra
     bare(max_epochs=1, callbacks=[watch]).fit(LitDynamic(), RandomDataModule(steps=12))
     moved = [not torch.equal(a, b) for a, b in zip(watch.weights, watch.weights[1:], strict=False)]
     assert moved == watch.used[1:]
-    assert False in moved[moved.index(True) :]  # not even by its momentum
+    assert False in moved[moved.index(True) :]  # momentum does not change it either
 
 
 def test_validation_is_repeatable(bare: Callable[..., Trainer]) -> None:

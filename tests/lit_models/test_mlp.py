@@ -44,7 +44,7 @@ def test_without_hidden_layers_it_is_one_linear_layer() -> None:
 def test_the_loss_is_summed_squared_error() -> None:
     output, target = torch.randn(4, 10), torch.randn(4, 10)
     torch.testing.assert_close(LitMLP().loss(output, target), ((output - target) ** 2).sum())
-    torch.testing.assert_close(LitMLP().loss_rows(output, target), ((output - target) ** 2).sum(1))
+    torch.testing.assert_close(LitMLP().loss_per_sample(output, target), ((output - target) ** 2).sum(1))
 
 
 @pytest.mark.parametrize("arguments", [{"in_features": 0}, {"hidden": (3, 0)}, {"out_features": -1}])

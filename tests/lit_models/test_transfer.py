@@ -1,4 +1,4 @@
-"""LitTransfer: freezing, fine-tuning, and pretrained weights, which are only read when a fit starts."""
+"""LitTransfer: freezing, fine-tuning, and pretrained weights, which are read only when a fit starts."""
 
 import math
 from collections.abc import Callable
@@ -31,7 +31,7 @@ def values(model: LitTransfer) -> dict[str, Tensor]:
     return {name: tensor.clone() for name, tensor in model.net.state_dict().items()}
 
 
-def moved(model: LitTransfer, before: dict[str, Tensor]) -> set[str]:
+def changed_names(model: LitTransfer, before: dict[str, Tensor]) -> set[str]:
     """Return the names of the parameters and buffers that have changed."""
     return {name for name, tensor in model.net.state_dict().items() if not torch.equal(tensor, before[name])}
 
@@ -58,7 +58,7 @@ def test_frozen_backbone_does_not_change_in_a_fit(bare: Bare, backbone: str) -> 
     trainer = bare(max_epochs=2)
     trainer.fit(model, pictures(), pictures())  # validation switches between the modes
     head = model.head_name
-    assert {f"{head}.bias"} <= moved(model, before) <= {f"{head}.weight", f"{head}.bias"}
+    assert {f"{head}.bias"} <= changed_names(model, before) <= {f"{head}.weight", f"{head}.bias"}
     [group] = trainer.optimizers[0].param_groups
     assert {id(p) for p in group["params"]} == {id(p) for p in model.head.parameters()}
     assert all(p.grad is None for name, p in model.net.named_parameters() if not name.startswith(head))
@@ -69,14 +69,14 @@ def test_frozen_batchnorm_keeps_its_statistics() -> None:
     before = values(model)
     model(torch.randn(4, 3, 32, 32))
     model.train()(torch.randn(4, 3, 32, 32))
-    assert moved(model, before) == set()
+    assert changed_names(model, before) == set()
 
 
 def test_fine_tuning_changes_every_layer(bare: Bare) -> None:
     model = LitTransfer(SMALL, 3, weights=None, freeze=False)
     before = values(model)
     bare(max_epochs=1).fit(model, pictures(), pictures())
-    assert moved(model, before) == set(before)
+    assert changed_names(model, before) == set(before)
 
 
 class EachEpoch(Callback):
@@ -96,7 +96,7 @@ class EachEpoch(Callback):
         self.networks.append(values(pl_module))
 
 
-def late(**more: Any) -> LitTransfer:
+def model_with_late_unfreezing(**more: Any) -> LitTransfer:
     torch.manual_seed(1)
     return LitTransfer(
         SMALL, 3, weights=None, freeze=False, unfreeze_epoch=2, backbone_lr_factor=0.1, lr=0.01, step_size=3, **more
@@ -104,7 +104,7 @@ def late(**more: Any) -> LitTransfer:
 
 
 def test_backbone_is_frozen_until_unfreeze_epoch(bare: Bare) -> None:
-    model, seen = late(), EachEpoch()
+    model, seen = model_with_late_unfreezing(), EachEpoch()
     before = values(model)
     bare(max_epochs=4, callbacks=[seen]).fit(model, pictures(), pictures())
     backbone = {name for name in before if not name.startswith(model.head_name)}
@@ -118,14 +118,14 @@ def test_backbone_is_frozen_until_unfreeze_epoch(bare: Bare) -> None:
 
 
 def test_a_resumed_fit_unfreezes_at_the_same_epoch(bare: Bare, tmp_path: Path) -> None:
-    whole = late()
+    whole = model_with_late_unfreezing()
     bare(max_epochs=3).fit(whole, pictures())
     first = bare(max_epochs=2)
-    first.fit(late(), pictures())
+    first.fit(model_with_late_unfreezing(), pictures())
     first.save_checkpoint(tmp_path / "a.ckpt")
-    resumed = late(momentum=0.9)
+    resumed = model_with_late_unfreezing(momentum=0.9)
     bare(max_epochs=3).fit(resumed, pictures(), ckpt_path=str(tmp_path / "a.ckpt"), weights_only=True)
-    assert moved(resumed, values(whole)) == set()
+    assert changed_names(resumed, values(whole)) == set()
 
 
 def test_features_are_the_same_in_a_fit_and_in_evaluation(bare: Bare) -> None:
@@ -165,8 +165,8 @@ def test_invalid_arguments_are_refused() -> None:
         LitTransfer("resnet19")
 
 
-def test_frozen_random_backbone_gets_a_warning() -> None:
-    with pytest.warns(UserWarning, match="the frozen features are random"):
+def test_frozen_random_backbone_raises_a_warning() -> None:
+    with pytest.warns(UserWarning, match="the frozen backbone is random"):
         LitTransfer(SMALL, 3, weights="none")
 
 
@@ -201,7 +201,7 @@ def test_weights_are_read_once_at_the_start_of_a_fit(bare: Bare, weights_file: P
     trainer = bare(max_epochs=1)
     trainer.fit(model, pictures(), pictures())
     published = torch.load(weights_file, weights_only=True)
-    assert moved(model, {**published, **values_of_head(model)}) == set()
+    assert changed_names(model, {**published, **values_of_head(model)}) == set()
     bare().validate(model, pictures(), verbose=False)
     trainer.fit_loop.max_epochs = 2
     trainer.fit(model, pictures())
@@ -212,7 +212,7 @@ def values_of_head(model: LitTransfer) -> dict[str, Tensor]:
     return {name: tensor for name, tensor in values(model).items() if name.startswith(model.head_name)}
 
 
-def test_opening_and_resuming_a_checkpoint_need_no_weights_file(
+def test_checkpoints_are_opened_and_resumed_without_weights_file(
     bare: Bare, weights_file: Path, reads: list[str], tmp_path: Path
 ) -> None:
     model, trainer = LitTransfer(SMALL, 3, weights=str(weights_file), freeze=False), bare(max_epochs=1)
@@ -223,7 +223,7 @@ def test_opening_and_resuming_a_checkpoint_need_no_weights_file(
     opened = LitTransfer.load_from_checkpoint(tmp_path / "a.ckpt", weights_only=True)
     bare().test(opened, pictures(), verbose=False)
     opened.load_pretrained()  # must not overwrite the trained weights
-    assert moved(opened, values(model)) == set()
+    assert changed_names(opened, values(model)) == set()
     resumed = LitTransfer(SMALL, 3, weights=str(weights_file), freeze=False)
     bare(max_epochs=2).fit(resumed, pictures(), ckpt_path=str(tmp_path / "a.ckpt"), weights_only=True)
     assert reads == []

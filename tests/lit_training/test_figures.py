@@ -28,12 +28,17 @@ def boxes(figure: Any, texts: Any) -> list[Any]:
     return [text.get_window_extent(renderer) for text in texts]
 
 
-def test_pixels_undoes_the_normalization() -> None:
+def test_undo_normalization_returns_the_pictures() -> None:
     colours = torch.rand(2, 3, 4, 4)
     mean, std = [0.4, 0.5, 0.6], [0.2, 0.3, 0.4]
     scaled = (colours - torch.tensor(mean).view(-1, 1, 1)) / torch.tensor(std).view(-1, 1, 1)
-    assert torch.allclose(figures.pixels(scaled, Preprocessing(mean=mean, std=std)), colours, atol=1e-6)
-    assert figures.pixels(torch.zeros(1, 1, 4, 4), Preprocessing(mean=[0.5], std=[0.5])).shape == (1, 3, 4, 4)
+    assert torch.allclose(figures.undo_normalization(scaled, Preprocessing(mean=mean, std=std)), colours, atol=1e-6)
+    assert figures.undo_normalization(torch.zeros(1, 1, 4, 4), Preprocessing(mean=[0.5], std=[0.5])).shape == (
+        1,
+        3,
+        4,
+        4,
+    )
 
 
 def test_sheet_shows_pictures_in_order() -> None:
@@ -53,12 +58,12 @@ def test_titles_fit_above_their_pictures(count: int) -> None:
     texts = figure.axes[0].texts
     assert all("…" in line for line in texts[0].get_text().split("\n"))
     found, inch = boxes(figure, texts), figure.dpi
-    assert all(box.width < 1.1 * figures.INCH * inch for box in found)  # the gap is 0.1
+    assert all(box.width < 1.1 * figures.PICTURE_INCHES * inch for box in found)  # the gap is 0.1
     for box in found:
         assert box.y0 >= 0
         assert box.y1 <= figure.bbox.height
     if count > 4:  # titles of the second row are below the pictures of the first row
-        tile = figures.INCH * inch
+        tile = figures.PICTURE_INCHES * inch
         assert found[4].y1 < found[0].y0 - tile
 
 

@@ -223,4 +223,4 @@ def test_validation_evaluation_and_prediction_use_evaluation_mode(workspace: Wor
 def test_weights_of_another_network_are_refused(workspace: Workspace) -> None:
     ended = run(f"fit.py {LINE} --model.backbone timm/test_resnet --max_epochs 1")
     assert ended.code == 2
-    assert "w.pth does not hold weights of timm/test_resnet" in ended.err
+    assert "w.pth does not contain weights of timm/test_resnet" in ended.err

@@ -128,7 +128,7 @@ def test_a_folder_that_is_refused_leaves_no_run(photo_folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("weights", "message"), [("nowhere.pth", "no weights file nowhere.pth"), ("DEFAULT", "fetch ")]
+    ("weights", "message"), [("nowhere.pth", "no weights file nowhere.pth"), ("DEFAULT", "download ")]
 )
 def test_missing_weights_are_reported_before_photos_are_opened(
     weights: str, message: str, photo_folder: Path, monkeypatch: pytest.MonkeyPatch

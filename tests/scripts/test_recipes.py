@@ -39,8 +39,8 @@ def test_a_recipe_is_short_and_starts_with_its_command(recipe: Path) -> None:
     assert len(lines) <= 30
     head = " ".join(line.lstrip("# ") for line in lines if line.startswith("#"))
     assert f"python scripts/fit.py --config scripts/recipes/{recipe.name}" in head
-    assert re.search(r"CPU|GPU|not measured here", head)
-    assert re.search(r"\+- .*\(\d+ seeds\)|not measured here", head)
+    assert re.search(r"CPU|GPU|were not measured", head)
+    assert re.search(r"\+- .*\(\d+ seeds\)|were not measured", head)
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)

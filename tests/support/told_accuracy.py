@@ -23,7 +23,7 @@ class ToldAccuracy(LitCNN):
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> dict[str, Tensor]:
         x, y = batch
         output = self(x)
-        rows = self.loss_rows(output, y)
+        rows = self.loss_per_sample(output, y)
         self.val_loss.update(rows)
         self.log("val_loss", self.val_loss, on_step=False, on_epoch=True)
         return {"output": output, "target": y, "loss": rows}

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from datamodules.loading.loader import make_loader, workers_for_decoding
+from datamodules.loading.loader import count_decoding_workers, make_loader
 from tests.support.commands import ENVIRONMENT
 from tests.support.loaders import Keys, epoch_of, loader_of, rank_of
 
@@ -21,9 +21,9 @@ from tests.support.loaders import Keys, epoch_of, loader_of, rank_of
 @given(st.integers(1, 40), st.integers(1, 3), st.integers(1, 7), st.data())
 def test_loader_resumes_in_the_middle_of_an_epoch(length: int, ranks: int, batch_size: int, data: Any) -> None:
     trainer = rank_of(ranks - 1, ranks)
-    whole = loader_of(length, batch_size, trainer)
-    epochs = [epoch_of(whole, epoch) for epoch in (4, 5)]
-    used = data.draw(st.integers(0, len(whole) - 1))
+    uninterrupted = loader_of(length, batch_size, trainer)
+    epochs = [epoch_of(uninterrupted, epoch) for epoch in (4, 5)]
+    used = data.draw(st.integers(0, len(uninterrupted) - 1))
     first = loader_of(length, batch_size, trainer)
     first.sampler.set_epoch(4)  # type: ignore[attr-defined]
     batches = iter(first)
@@ -60,29 +60,29 @@ def test_loader_with_workers_resumes_too(num_workers: int) -> None:
 class KeysInMemory(Keys):
     """A dataset of its keys, which records the number of keys per call."""
 
-    def __init__(self, length: int, samples_at_once: int) -> None:
+    def __init__(self, length: int, samples_per_fetch: int) -> None:
         super().__init__(length)
-        self.samples_at_once = samples_at_once
-        self.asked: list[int] = []
+        self.samples_per_fetch = samples_per_fetch
+        self.keys_per_call: list[int] = []
 
     def __getitems__(self, keys: list[int]) -> tuple[Tensor, Tensor]:  # type: ignore[override]
-        self.asked.append(len(keys))
+        self.keys_per_call.append(len(keys))
         return torch.tensor(keys), -torch.tensor(keys)
 
 
 @given(st.integers(1, 300), st.integers(1, 3), st.integers(1, 40), st.integers(0, 100), st.booleans())
 def test_data_in_memory_gives_the_same_batches_in_fewer_calls(
-    length: int, ranks: int, batch_size: int, at_once: int, train: bool
+    length: int, ranks: int, batch_size: int, samples_per_fetch: int, train: bool
 ) -> None:
     trainer = rank_of(ranks - 1, ranks)
-    data = KeysInMemory(length, at_once)
+    data = KeysInMemory(length, samples_per_fetch)
     loader = make_loader(data, trainer, batch_size=batch_size, seed=0, train=train)
     loader.sampler.set_epoch(4)  # type: ignore[attr-defined]
     batches = list(loader)
     assert [keys.tolist() for keys, _ in batches] == epoch_of(loader_of(length, batch_size, trainer, train=train), 4)
     assert all(torch.equal(keys, -minus) for keys, minus in batches)
-    assert max(data.asked) <= max(at_once, batch_size)
-    assert len(data.asked) == -(-len(batches) // max(1, at_once // batch_size))
+    assert max(data.keys_per_call) <= max(samples_per_fetch, batch_size)
+    assert len(data.keys_per_call) == -(-len(batches) // max(1, samples_per_fetch // batch_size))
 
 
 # --- workers ------------------------------------------------------------------------------------------------------
@@ -96,13 +96,13 @@ def test_number_of_workers(
     cores: int, ranks: int, beside_a_gpu: int, on_the_cpu: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("datamodules.loading.loader.available_cores", lambda: cores)
-    assert workers_for_decoding(rank_of(0, ranks, device="cuda")) == beside_a_gpu
-    assert workers_for_decoding(rank_of(0, ranks)) == on_the_cpu
+    assert count_decoding_workers(rank_of(0, ranks, device="cuda")) == beside_a_gpu
+    assert count_decoding_workers(rank_of(0, ranks)) == on_the_cpu
 
 
 def test_number_of_workers_without_a_trainer(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("datamodules.loading.loader.available_cores", lambda: 64)
-    assert workers_for_decoding(None) == 8
+    assert count_decoding_workers(None) == 8
 
 
 @pytest.mark.slow

@@ -9,7 +9,7 @@ from torch import Tensor
 from datamodules import Preprocessing
 from datamodules.loading.memory import CUTOUT, SHIFT, Pictures, flip_shift_cutout, normalize
 from datamodules.loading.order import PADDING
-from datamodules.loading.seeds import uniforms
+from datamodules.loading.seeds import draw_uniform
 
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 
@@ -40,7 +40,7 @@ def test_normalize_equals_its_formula(mean: list[float], std: list[float]) -> No
 
 def test_batch_has_the_requested_pictures_and_padding_has_label_minus_1() -> None:
     data = pictures(mean=MEAN, std=STD)
-    images, labels = data.__getitems__([3, PADDING, 15])  # 15 is picture 3 in the second epoch
+    images, labels = data.__getitems__([3, PADDING, 15])  # key 15 is picture 3 in the second epoch
     assert (images.dtype, labels.dtype) == (torch.float32, torch.int64)
     assert labels.tolist() == [3, -1, 3]
     assert torch.equal(images[0], images[2])
@@ -49,15 +49,15 @@ def test_batch_has_the_requested_pictures_and_padding_has_label_minus_1() -> Non
 
 
 def test_subset_does_not_copy_pictures() -> None:
-    whole = pictures()
-    part = Pictures(whole.images, whole.labels, Preprocessing(), indices=torch.tensor([7, 2]))
+    all_pictures = pictures()
+    part = Pictures(all_pictures.images, all_pictures.labels, Preprocessing(), indices=torch.tensor([7, 2]))
     assert len(part) == 2
     assert part.__getitems__([1, 0])[1].tolist() == [2, 7]
-    assert part.images.data_ptr() == whole.images.data_ptr()
+    assert part.images.data_ptr() == all_pictures.images.data_ptr()
 
 
-def slow(image: Tensor, numbers: list[float]) -> Tensor:
-    """Shift, flip and cut out pixel by pixel."""
+def augment_slowly(image: Tensor, numbers: list[float]) -> Tensor:
+    """Shift, flip and cut out one image, pixel by pixel."""
     _, height, width = image.shape
     flip, down, right = numbers[0] < 0.5, int(numbers[1] * (2 * SHIFT + 1)), int(numbers[2] * (2 * SHIFT + 1))
     top, left = int(numbers[3] * height) - CUTOUT // 2, int(numbers[4] * width) - CUTOUT // 2
@@ -75,14 +75,12 @@ def slow(image: Tensor, numbers: list[float]) -> Tensor:
 @pytest.mark.parametrize("channels", [1, 3])
 def test_augmentation_equals_a_slow_reference(channels: int) -> None:
     data = pictures(8, channels)
-    numbers = uniforms(3, torch.arange(8), 5)
-    numbers[0] = torch.tensor(
-        [0.0, 0.0, 0.0, 0.0, 0.0]
-    )  # the smallest numbers that can be drawn, and below the largest ones
+    numbers = draw_uniform(3, torch.arange(8), 5)
+    numbers[0] = torch.tensor([0.0, 0.0, 0.0, 0.0, 0.0])  # the smallest numbers; the next row has nearly the largest
     numbers[1] = torch.tensor([0.9999, 0.9999, 0.9999, 0.9999, 0.9999])
     got = flip_shift_cutout(data.images, numbers)
     for image, row, one in zip(data.images, numbers.tolist(), got, strict=True):
-        want = slow(image, row)
+        want = augment_slowly(image, row)
         assert torch.equal(one, want)
 
 
@@ -92,7 +90,7 @@ def test_augmentation_depends_only_on_seed_epoch_and_index(keys: list[int], seed
     images, _ = data.__getitems__(keys)
     for image, key in zip(images, keys, strict=True):
         assert torch.equal(image, data[key][0])
-        numbers = uniforms(data.seed, torch.tensor([key]), 5)
+        numbers = draw_uniform(data.seed, torch.tensor([key]), 5)
         raw = flip_shift_cutout(data.images[key % 12 : key % 12 + 1], numbers)
         assert torch.equal(image, normalize(raw, data.mean, data.std)[0])
 

@@ -183,7 +183,7 @@ def test_the_sheet_shows_the_most_confident_mistakes(watched: Watched) -> None:
     confidence, predicted = model(x).softmax(-1).max(-1)
     worst = confidence.masked_fill(predicted == y, 0).argsort(descending=True)[:12]
     assert (predicted != y)[worst].all()
-    expected = figures.draw_sheet(figures.pixels(x[worst], data.preprocessing), ["\n"] * 12)
+    expected = figures.draw_sheet(figures.undo_normalization(x[worst], data.preprocessing), ["\n"] * 12)
     picture = Image.open(io.BytesIO(board.Images("validation/most_confident_mistakes")[-1].encoded_image_string))
     shown, wanted = np.asarray(picture.convert("RGB"), float), as_array(expected)
     assert shown.shape == wanted.shape

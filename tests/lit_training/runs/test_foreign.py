@@ -11,7 +11,13 @@ from datamodules import CIFAR10DataModule, ImageFolderDataModule, Preprocessing,
 from lit_models import LitCNN, LitDynamic, LitMLP, LitTransfer
 from lit_training.runs.foreign import DEFAULTS, data_of, promises
 
-OF_MODELS = ("default_epochs", "skips_layers", "draws_per_batch", "epoch_losses", "samples_evaluated")
+OF_MODELS = (
+    "default_epochs",
+    "skips_layers",
+    "same_random_numbers_on_all_ranks",
+    "epoch_loss_sum_and_count",
+    "samples_evaluated",
+)
 OF_DATA = ("class_names", "sample_shape", "photos", "adapt_to", "report")
 
 
@@ -28,7 +34,7 @@ class ModelWithAttributes(LightningModule):
 
     task = "classification"
     default_epochs = 7
-    draws_per_batch = True
+    same_random_numbers_on_all_ranks = True
 
     def __init__(self, width: int = 3) -> None:
         super().__init__()
@@ -57,8 +63,8 @@ class DataWithAttributes(LightningDataModule):
 def test_missing_attributes_have_defaults(own: Any) -> None:
     about = promises(own())
     assert about.default_epochs == 1
-    assert (about.skips_layers, about.draws_per_batch) == (False, False)
-    assert (about.epoch_losses, about.samples_evaluated) == (None, None)
+    assert (about.skips_layers, about.same_random_numbers_on_all_ranks) == (False, False)
+    assert (about.epoch_loss_sum_and_count, about.samples_evaluated) == (None, None)
     assert about.class_names == ()
     assert (about.sample_shape, about.photos, about.task, about.preprocessing) == (None, None, None, None)
     assert about.report() == ""
@@ -68,7 +74,7 @@ def test_missing_attributes_have_defaults(own: Any) -> None:
 
 def test_existing_attributes_are_returned() -> None:
     about = promises(ModelWithAttributes())
-    assert (about.task, about.default_epochs, about.draws_per_batch) == ("classification", 7, True)
+    assert (about.task, about.default_epochs, about.same_random_numbers_on_all_ranks) == ("classification", 7, True)
     assert about.hparams == {"width": 3}
     assert about.skips_layers is False
     data = DataWithAttributes()

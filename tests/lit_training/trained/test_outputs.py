@@ -92,7 +92,7 @@ def test_mistakes_are_drawn_as_the_network_sees_them(photo_run: Trained, monkeyp
     x = worst_inputs(found)
     assert torch.equal(x[0], found.dataset[wrong[0]][0])
     assert found.preprocessing is not None
-    draw_worst(found, figures.pixels(x, found.preprocessing))
+    draw_worst(found, figures.undo_normalization(x, found.preprocessing))
     pictures, titles, _ = drawn[0]
     assert torch.allclose(pictures, x / 2 + 0.5)
     assert len(titles) == len(wrong)
