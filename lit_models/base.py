@@ -287,9 +287,10 @@ class LitBase(LightningModule):
     def shape_error(self, shape: tuple[int, ...]) -> str | None:
         """Return why the model cannot use samples of a shape, or None if it can use them.
 
-        The default compares rows with ``in_features`` and accepts all pictures. ``shape`` has no batch dimension.
+        The default compares rows with ``in_features``, if the model has this argument, and accepts all pictures.
+        ``shape`` has no batch dimension.
         """
-        expected = (self.hparams["in_features"],) if self.sample_ndim == 1 else shape
+        expected = (self.hparams.get("in_features", *shape[:1]),) if self.sample_ndim == 1 else shape
         return None if shape == expected else f"it needs rows of shape {expected}, not {shape} (--model.in_features)"
 
     def check_data(self, data: Any) -> None:

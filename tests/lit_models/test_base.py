@@ -276,6 +276,9 @@ def test_refusal_of_unsuitable_data_contains_both_class_names(
 
 def test_data_without_task_and_shape_are_accepted() -> None:
     Tiny().check_data(None)
+    data = LightningDataModule()
+    data.sample_shape = (3,)  # type: ignore[attr-defined]
+    Tiny().check_data(data)  # it has rows, but no argument in_features
     Tiny().check_data(LightningDataModule())
     LitCNN().check_data(ShapesDataModule())
 
