@@ -9,7 +9,7 @@ from lightning.pytorch.callbacks import ProgressBar
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from lit_training.callbacks.throughput import samples_in
+from lit_training.callbacks.throughput import count_samples
 from lit_training.runs.best_epoch import BestSoFar
 
 REFRESH_SECONDS = 0.2
@@ -69,7 +69,7 @@ class EpochLines(ProgressBar):
     ) -> None:
         if self.bar is None:
             return
-        self.samples += samples_in(batch)
+        self.samples += count_samples(batch)
         if (now := time.monotonic()) - self.shown > REFRESH_SECONDS:
             self.shown = now
             speed = self.samples * trainer.world_size / (now - self.started)

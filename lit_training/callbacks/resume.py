@@ -20,10 +20,10 @@ from lit_models import LitBase
 from lit_training.callbacks.records import fingerprint
 from lit_training.errors import CheckpointError
 from lit_training.runs.folder import resume_hint
-from lit_training.runs.foreign import data_of, promises
+from lit_training.runs.foreign import data_of, with_default_attributes
 from lit_training.runs.layout import CHECKPOINTS, LAST
 from lit_training.runs.lightning_internals import (
-    count_epoch_as_whole,
+    count_epoch_as_complete,
     logged_steps,
     restore_loaders,
     set_logged_steps,
@@ -43,7 +43,7 @@ class StepSeed(Callback):
         self.seed = seed
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        rank = 0 if promises(pl_module).draws_per_batch else trainer.global_rank
+        rank = 0 if with_default_attributes(pl_module).draws_per_batch else trainer.global_rank
         seed = (self.seed * 1_000_003 + trainer.fit_loop.total_batch_idx) * 4096 + rank
         torch.default_generator.manual_seed(seed)  # torch.manual_seed seeds every device and takes 290 us
         device = trainer.strategy.root_device
@@ -56,13 +56,13 @@ class StepSeed(Callback):
 class ResumePoint(Callback):
     """Write resume points to ``last.ckpt`` between two steps, keep the one before as ``previous.ckpt``, and resume.
 
-    The interval adapts to how long one takes to write, so that they cost the share :attr:`COST` of the run. With
+    The interval adapts to how long one takes to write, so that they cost the share :attr:`TIME_SHARE` of the run. With
     several processes the clock of rank 0 decides. All ranks share their signals and that decision in one reduction
-    about every :attr:`TALK` seconds.
+    about every :attr:`SECONDS_BETWEEN_EXCHANGES` seconds.
     """
 
-    COST = 0.01
-    TALK = 0.5
+    TIME_SHARE = 0.01
+    SECONDS_BETWEEN_EXCHANGES = 0.5
     FIRST = 0.1
     """Expected seconds for the first one."""
     PATIENCE = 5.0
@@ -115,7 +115,7 @@ class ResumePoint(Callback):
             "epoch": trainer.current_epoch,
             "logged": logged_steps(trainer),
             "rows": rows,
-            "losses": gather_objects(trainer, promises(trainer.lightning_module).epoch_losses),
+            "losses": gather_objects(trainer, with_default_attributes(trainer.lightning_module).epoch_losses),
             "metrics": {name: value.detach().cpu() for name, value in trainer.callback_metrics.items()},
             "shape": _shape(trainer),
             "data": self._data,
@@ -142,7 +142,7 @@ class ResumePoint(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._saved = self._talked = time.monotonic()
         self._data = fingerprint(trainer.train_dataloader)
-        self.watch.take_signals()
+        self.watch.set_signal_handlers()
         self.watch.stepping = True
         if not self.resumed:
             return
@@ -200,7 +200,7 @@ class ResumePoint(Callback):
                 self._stop(trainer, signum)  # without a new resume point: validation is not between two steps
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        count_epoch_as_whole(trainer)
+        count_epoch_as_complete(trainer)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.save(trainer, finished=True)  # here, because all callbacks have finished on_train_end
@@ -241,7 +241,7 @@ class ResumePoint(Callback):
         if self.watch.signum and self._signaled is None:
             self._signaled = now
         if self._signaled is None:
-            due = now - self._saved > self._took / self.COST
+            due = now - self._saved > self._took / self.TIME_SHARE
         else:
             due = now - self._signaled > self.PATIENCE
         if trainer.world_size == 1:
@@ -249,7 +249,7 @@ class ResumePoint(Callback):
         self._calls += 1
         if self._calls < self._calls_between_talks:
             return 0, False
-        gap = min(1000, max(1, round(self._calls * self.TALK / max(now - self._talked, 1e-6))))
+        gap = min(1000, max(1, round(self._calls * self.SECONDS_BETWEEN_EXCHANGES / max(now - self._talked, 1e-6))))
         self._calls, self._talked = 0, now
         mine = [self.watch.signum, int(due), gap] if trainer.is_global_zero else [self.watch.signum, 0, 0]
         ours = torch.tensor(mine, device=trainer.strategy.root_device)
@@ -275,7 +275,7 @@ def other_optimizer_message(trainer: Trainer) -> str:
 
 
 def _run_of(trainer: Any) -> Path:
-    return trainer.start.run  # a FitTrainer
+    return trainer.start.folder  # a FitTrainer
 
 
 def _shape(trainer: Trainer) -> list[Any]:

@@ -10,7 +10,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
 
-def samples_in(batch: Any) -> int:
+def count_samples(batch: Any) -> int:
     """Return the first dimension of the first tensor in a batch, or 0 if there is no tensor."""
     first = batch[0] if isinstance(batch, (tuple, list)) and batch else batch
     if isinstance(first, Tensor) and first.ndim:
@@ -29,7 +29,7 @@ class Throughput(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        self.samples += samples_in(batch)
+        self.samples += count_samples(batch)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.pause = time.monotonic()

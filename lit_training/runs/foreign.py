@@ -28,7 +28,7 @@ DEFAULTS: dict[str, Any] = {
 }
 
 
-class Promises:
+class DefaultAttributes:
     """Adapter for a LightningModule, a LightningDataModule or None: its own attributes, and defaults for the others."""
 
     def __init__(self, own: Any) -> None:
@@ -43,11 +43,11 @@ class Promises:
         return value
 
 
-def promises(own: Any) -> Any:
+def with_default_attributes(own: Any) -> Any:
     """Return ``own`` itself if it is a LitBase or a SplitDataModule, which have all attributes, else an adapter."""
-    return own if isinstance(own, LitBase | SplitDataModule) else Promises(own)
+    return own if isinstance(own, LitBase | SplitDataModule) else DefaultAttributes(own)
 
 
 def data_of(trainer: Trainer) -> Any:
     """Return a Trainer's data module, or an adapter with the defaults."""
-    return promises(getattr(trainer, "datamodule", None))
+    return with_default_attributes(getattr(trainer, "datamodule", None))

@@ -77,7 +77,7 @@ def forget_loaders(trainer: Trainer) -> None:
     trainer.fit_loop._combined_loader = None
 
 
-def count_epoch_as_whole(trainer: Trainer) -> None:
+def count_epoch_as_complete(trainer: Trainer) -> None:
     """Mark a resumed epoch as complete: Lightning would skip its ReduceLROnPlateau update."""
     trainer.fit_loop._restarting = False
 

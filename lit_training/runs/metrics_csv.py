@@ -11,7 +11,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
 from datamodules.files import TEXT, atomic_write
-from lit_training.runs.folder import Start
+from lit_training.runs.folder import RunStart
 from lit_training.runs.layout import METRICS
 
 ROWS_BETWEEN_WRITES = 100
@@ -26,16 +26,16 @@ class MetricsCSV(Logger):
         start: the run's folder and the number of rows to keep.
     """
 
-    def __init__(self, start: Start) -> None:
+    def __init__(self, start: RunStart) -> None:
         super().__init__()
-        self.path, self._start = start.run / METRICS, start
+        self.path, self._start = start.folder / METRICS, start
         self._names: list[str] | None = None
         self._written = 0
         self._waiting: list[dict[str, Any]] = []
 
     @property
     def name(self) -> str:
-        return self._start.run.parent.name
+        return self._start.folder.parent.name
 
     @property
     def version(self) -> int | str:
@@ -91,7 +91,7 @@ class MetricsCSV(Logger):
         """Return the file's columns. The first call drops the rows of steps after the resume point."""
         if self._names is None:
             self._names = []
-            if self.path.is_file() and (kept := self._read(self._start.rows)):
+            if self.path.is_file() and (kept := self._read(self._start.metrics_rows)):
                 self._names, self._written = list(kept[0]), len(kept)
                 self._replace(self._names, kept)
             else:

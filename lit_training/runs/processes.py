@@ -61,12 +61,12 @@ class Watch:
         wake, self._feed = socket.socketpair()  # on Windows select() and set_wakeup_fd() need sockets
         self._feed.setblocking(False)
         os.environ.setdefault(LAUNCHER, str(os.getpid()))
-        self.take_signals()
+        self.set_signal_handlers()
         signal.set_wakeup_fd(self._feed.fileno(), warn_on_full_buffer=False)
         stop_process_observer()
         threading.Thread(target=self._look, args=(wake,), name="watch", daemon=True).start()
 
-    def take_signals(self) -> None:
+    def set_signal_handlers(self) -> None:
         """Set the signal handlers; called again after the Trainer has set its own, which hang under DDP."""
         if self._feed is not None:
             for number in SIGNALS:

@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from typing import Any
 
-from lit_training.runs.folder import Start
-from lit_training.runs.foreign import promises
+from lit_training.runs.folder import RunStart
+from lit_training.runs.foreign import with_default_attributes
 from lit_training.runs.processes import Watch
 
 
@@ -23,7 +23,7 @@ class Run:
     """The value of ``--resume``."""
     quiet: bool = False
     """True to print only the result."""
-    start: Start | None = None
+    start: RunStart | None = None
     """The run's folder and resume point; None if the run writes no files."""
     trainer: Any = None
     """The Trainer; None until it is built."""
@@ -31,7 +31,7 @@ class Run:
     @property
     def validates(self) -> bool:
         """True if the run validates."""
-        has_val = promises(self.data).hparams.get("val_size", 1) != 0
+        has_val = with_default_attributes(self.data).hparams.get("val_size", 1) != 0
         return has_val and self.config["trainer"]["limit_val_batches"] != 0
 
     @property
@@ -39,7 +39,7 @@ class Run:
         """The metric that decides which epoch is the best, and ``max`` or ``min``."""
         if not self.validates:
             return "train_loss", "min"
-        task = promises(self.model).task
+        task = with_default_attributes(self.model).task
         if task is None:  # a model from outside this project may log anything: the last epoch counts as the best
             return None, "min"
         return ("val_acc", "max") if task == "classification" else ("val_loss", "min")

@@ -2,14 +2,14 @@
 
 from pathlib import Path
 
-from lit_training.runs.folder import Start
+from lit_training.runs.folder import RunStart
 from lit_training.runs.lightning_internals import ConnectedTrainer
 
 
 class FitTrainer(ConnectedTrainer):
     """A Trainer whose rank 0 sends the resume point to all other ranks, however they were launched."""
 
-    start: Start | None = None
+    start: RunStart | None = None
     """Rank 0's choice; on all ranks once the processes are connected."""
 
     def choose_checkpoint(self) -> Path | None:

@@ -91,9 +91,9 @@ def test_run_json_names_the_commit_and_the_changed_files(tmp_path: Path, monkeyp
 def test_a_broken_run_json_is_replaced(tmp_path: Path) -> None:
     cli = parse(f"{SHAPES} --max_epochs 1 --accelerator cpu")
     assert cli.run.start is not None
-    (cli.run.start.run / "run.json").write_text("[{")
+    (cli.run.start.folder / "run.json").write_text("[{")
     cli.trainer.fit(cli.model, cli.datamodule)
-    assert len(json.loads((cli.run.start.run / "run.json").read_text())) == 1
+    assert len(json.loads((cli.run.start.folder / "run.json").read_text())) == 1
 
 
 def train_loader(**arguments: Any) -> DataLoader:

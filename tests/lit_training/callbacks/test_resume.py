@@ -192,7 +192,7 @@ def test_a_run_killed_before_its_first_step_starts_again_in_its_folder() -> None
     for _ in range(2):
         start = parse(f"{SHAPES} {QUIET} --max_epochs 1 --resume auto").run.start
         assert start is not None
-        assert (start.run.name, start.checkpoint) == ("version_0", None)
+        assert (start.folder.name, start.checkpoint) == ("version_0", None)
 
 
 def test_the_seed_decides_all_randomness() -> None:
@@ -215,7 +215,7 @@ def test_a_signal_stops_between_two_steps_and_gives_the_exit_code(capsys: pytest
 
 def test_resume_points_cost_one_percent(monkeypatch: pytest.MonkeyPatch) -> None:
     """With a simulated clock: the time between two resume points is at least 100 times the time to save one."""
-    monkeypatch.setattr(ResumePoint, "COST", 0.01)
+    monkeypatch.setattr(ResumePoint, "TIME_SHARE", 0.01)
     now, times = 0.0, []
     monkeypatch.setattr("lit_training.callbacks.resume.time", SimpleNamespace(monotonic=lambda: now))
     cli = parse(f"{SHAPES} {QUIET} --max_epochs 20")
@@ -252,7 +252,7 @@ def test_a_model_from_outside_this_project_is_resumed(capsys: pytest.CaptureFixt
     assert start is not None
     assert start.step == 11
     assert "warning" not in capsys.readouterr().err
-    assert_same_end(whole, start.run)
+    assert_same_end(whole, start.folder)
 
 
 @pytest.mark.slow

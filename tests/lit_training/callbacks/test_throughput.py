@@ -11,7 +11,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from datamodules import RandomDataModule
 from lit_models import LitMLP
 from lit_training.callbacks import throughput
-from lit_training.callbacks.throughput import Throughput, samples_in
+from lit_training.callbacks.throughput import Throughput, count_samples
 
 
 @pytest.mark.parametrize(
@@ -28,7 +28,7 @@ from lit_training.callbacks.throughput import Throughput, samples_in
     ids=["pair", "list", "tensor", "dictionary", "empty", "nothing", "text"],
 )
 def test_samples_in_a_batch(batch: Any, count: int) -> None:
-    assert samples_in(batch) == count
+    assert count_samples(batch) == count
 
 
 class Clock:

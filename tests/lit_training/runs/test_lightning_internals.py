@@ -25,7 +25,7 @@ from lit_training.runs.lightning_internals import (
     ConnectedTrainer,
     NullProfiler,
     actions_of,
-    count_epoch_as_whole,
+    count_epoch_as_complete,
     drop_empty_hooks,
     forget_loaders,
     logged_steps,
@@ -222,12 +222,12 @@ def test_a_resumed_epoch_can_be_marked_as_complete(bare: BareTrainer) -> None:
     trainer = bare(max_epochs=1)
     trainer.fit_loop._restarting = True
     assert trainer.fit_loop.restarting
-    count_epoch_as_whole(trainer)
+    count_epoch_as_complete(trainer)
     assert not trainer.fit_loop.restarting
 
 
 @pytest.mark.usefixtures("at_every_step")
-@pytest.mark.parametrize("helper", ["count_epoch_as_whole", "set_logged_steps"])
+@pytest.mark.parametrize("helper", ["count_epoch_as_complete", "set_logged_steps"])
 def test_a_resumed_run_needs_each_workaround(helper: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """callbacks/test_resume.py shows that with all workarounds a resumed run equals the uninterrupted one."""
     plateau = "--lr_scheduler ReduceLROnPlateau --lr_scheduler.patience 0 --lr_scheduler.threshold 0.9"

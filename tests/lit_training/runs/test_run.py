@@ -8,7 +8,7 @@ from lightning.pytorch import LightningDataModule, LightningModule
 
 from datamodules import ImageFolderDataModule, RandomDataModule, ShapesDataModule
 from lit_models import LitCNN, LitMLP
-from lit_training.runs.folder import Start
+from lit_training.runs.folder import RunStart
 from lit_training.runs.processes import Watch
 from lit_training.runs.run import Run
 from tests.support.fits import parse
@@ -58,12 +58,12 @@ def test_the_metric_that_decides_which_epoch_is_best(
     ("start", "is_resumed"),
     [
         (None, False),
-        (Start(Path("run"), made=True), False),
-        (Start(Path("run"), finished=True), True),
-        (Start(Path("run"), checkpoint=Path("run/checkpoints/last.ckpt")), True),
+        (RunStart(Path("run"), is_new=True), False),
+        (RunStart(Path("run"), finished=True), True),
+        (RunStart(Path("run"), checkpoint=Path("run/checkpoints/last.ckpt")), True),
     ],
 )
-def test_a_run_goes_on_if_it_resumes_or_is_finished(start: Start | None, is_resumed: bool) -> None:
+def test_a_run_goes_on_if_it_resumes_or_is_finished(start: RunStart | None, is_resumed: bool) -> None:
     assert run_of(start=start).is_resumed == is_resumed
 
 
@@ -75,5 +75,5 @@ def test_a_command_line_becomes_a_run() -> None:
     assert run.watch.trainer is cli.trainer
     assert run.watch.timeout == 2.5
     assert run.start is not None
-    assert run.start.run == Path("lightning_logs/version_0")
+    assert run.start.folder == Path("lightning_logs/version_0")
     assert not run.is_resumed
