@@ -225,7 +225,7 @@ def _make_folder(root: str, config_yaml: str) -> RunStart:
         return start
     except OSError as error:
         raise CheckpointError(
-            f"cannot create the run's folder in {logs} ({error.strerror}): choose another folder with --default_root_dir"
+            f"cannot create a run in {logs} ({error.strerror}): choose another folder with --default_root_dir"
         ) from error
 
 

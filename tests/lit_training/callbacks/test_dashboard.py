@@ -140,7 +140,7 @@ def test_confusion_matrix_and_mistakes(
 
     monkeypatch.setattr(figures, "draw_confusion", confusion)
     monkeypatch.setattr(figures, "draw_sheet", sheet)
-    monkeypatch.setattr(dashboard, "DRAWING", float("inf"))
+    monkeypatch.setattr(dashboard, "DRAWING_TIME_SHARE", float("inf"))
     data = shapes(val_size=130)  # two batches, the last one not full
     board = fit(bare, tmp_path, LitCNN(), data, counted, max_epochs=3)
     accuracy = [event.value for event in board.Scalars("val_acc")]
@@ -169,7 +169,7 @@ class Improving(LitCNN):
 def test_without_time_for_drawing_the_first_and_the_last_best_epoch_are_drawn(
     bare: Callable[..., Trainer], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(dashboard, "DRAWING", 0.0)
+    monkeypatch.setattr(dashboard, "DRAWING_TIME_SHARE", 0.0)
     board = fit(bare, tmp_path, Improving(), shapes(), max_epochs=4, monitor=("made_up", "max"))
     for tag in ("validation/confusion_matrix", "validation/most_confident_mistakes"):
         assert [event.step for event in board.Images(tag)] == [10, 30]
@@ -237,12 +237,12 @@ def test_the_dashboard_does_not_change_the_run(
 
 
 def test_class_indices_are_exact_in_half_precision(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Dashboard, "_classifies", lambda *_: True)
+    monkeypatch.setattr(Dashboard, "_collects_predictions", lambda *_: True)
     board, nothing = Dashboard("val_acc", "max"), cast(Any, None)
     output = torch.zeros(1, 2050, dtype=torch.float16)
     output[0, 2049] = 9  # float16 cannot represent it
     board.on_validation_batch_end(nothing, nothing, {"output": output, "target": torch.tensor([2049])}, None, 0)
-    assert board.rows[0][:, :2].tolist() == [[2049, 2049]]
+    assert board.validation_rows[0][:, :2].tolist() == [[2049, 2049]]
 
 
 def test_a_network_that_cannot_be_traced_is_still_trained(bare: Callable[..., Trainer], tmp_path: Path) -> None:
@@ -284,14 +284,16 @@ def test_padding_is_not_counted_in_the_matrix(sampler: Any, monkeypatch: pytest.
     """Also with a user's own loader, whose order is unknown and whose padding has target -1."""
     drawn: list[torch.Tensor] = []
     monkeypatch.setattr(figures, "draw_confusion", lambda matrix, names: drawn.append(matrix))
-    monkeypatch.setattr(Dashboard, "_classifies", staticmethod(lambda *_: True))
-    monkeypatch.setattr(Dashboard, "_sheet", staticmethod(lambda trainer, names, worst, _: mistakes.extend(worst)))
+    monkeypatch.setattr(Dashboard, "_collects_predictions", staticmethod(lambda *_: True))
+    monkeypatch.setattr(
+        Dashboard, "_draw_mistakes", staticmethod(lambda trainer, names, worst, _: mistakes.extend(worst))
+    )
 
     class Board:
         def add_figure(self, *_: Any) -> None: ...
 
     mistakes: list[int] = []
-    monkeypatch.setattr(dashboard, "_tensorboards", lambda _: [type("L", (), {"experiment": Board()})()])
+    monkeypatch.setattr(dashboard, "_tensorboard_loggers", lambda _: [type("L", (), {"experiment": Board()})()])
 
     class Strategy:
         root_device = torch.device("cpu")
@@ -307,7 +309,7 @@ def test_padding_is_not_counted_in_the_matrix(sampler: Any, monkeypatch: pytest.
         callback_metrics = {"val_acc": torch.tensor(0.5)}  # noqa: RUF012
 
     watching = Dashboard("val_acc", "max")
-    watching.started, watching.drawing = 0.0, 0.0
+    watching.start_time, watching.drawing_seconds = 0.0, 0.0
     outputs = {"output": torch.tensor([[4.0, 0.0], [0.0, 4.0]]), "target": torch.tensor([0, 1])}
     watching.on_validation_batch_end(Two(), None, outputs, None, 0)  # type: ignore[arg-type]
     watching.on_validation_end(Two(), None)  # type: ignore[arg-type]

@@ -12,12 +12,12 @@ from lit_training.errors import CheckpointError, UsageError
 from lit_training.runs import folder
 from lit_training.runs.folder import (
     RunStart,
-    prepare_start,
     adds_epochs,
     find_checkpoint,
     find_resume_target,
     lock_run,
     newest_first,
+    prepare_start,
     relative_path,
     resume_hint,
     run_folder,
@@ -129,10 +129,14 @@ def test_latest_of_the_newest_run_needs_no_note(capsys: pytest.CaptureFixture[st
 
 
 def test_latest_without_a_usable_run_is_an_error() -> None:
-    with pytest.raises(CheckpointError, match=r"no run under lightning_logs yet: start a run with python scripts/fit\.py"):
+    with pytest.raises(
+        CheckpointError, match=r"no run under lightning_logs yet: start a run with python scripts/fit\.py"
+    ):
         find_checkpoint("latest")
     make_run(0)
-    with pytest.raises(CheckpointError, match=r"no run under lightning_logs has a checkpoint: start a run with python scripts/fit\.py"):
+    with pytest.raises(
+        CheckpointError, match=r"no run under lightning_logs has a checkpoint: start a run with python scripts/fit\.py"
+    ):
         find_checkpoint("latest")
     with pytest.raises(CheckpointError, match="no run under lightning_logs has a resume point"):
         find_resume_target("latest", ".")
