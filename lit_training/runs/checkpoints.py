@@ -119,9 +119,7 @@ def read_any(path: Path) -> dict[str, Any]:
     except Exception as error:  # unpickling may raise any error
         raise CheckpointError(f"{path} is not a checkpoint that can be read safely ({type(error).__name__})") from error
     if not isinstance(checkpoint, dict):
-        raise CheckpointError(
-            f"{path} is a {type(checkpoint).__name__}, not a checkpoint: give a run's .ckpt file"
-        )
+        raise CheckpointError(f"{path} is a {type(checkpoint).__name__}, not a checkpoint: give a run's .ckpt file")
     return checkpoint
 
 

@@ -50,7 +50,7 @@ def test_run_json_names_the_machine() -> None:
     assert machine["threads"] == threads + 1
     assert (machine["device"], machine["processes"]) == ("cpu", 1)
     assert start["python"] == sys.version.split()[0]
-    assert start["packages"] == {name: importlib.metadata.version(name) for name in records.PACKAGES}
+    assert start["packages"] == {name: importlib.metadata.version(name) for name in records.RECORDED_PACKAGES}
     assert start["command"] == shlex.join(sys.argv)
 
 

@@ -100,7 +100,7 @@ def test_the_watch_ends_the_process_without_the_main_thread() -> None:
 def test_exit_code_2_of_a_launched_process_means_that_it_reported_why(
     codes: tuple[int, ...], first: int, reported: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(processes, "GRACE", 0.2)
+    monkeypatch.setattr(processes, "SECONDS_TO_REPORT", 0.2)
     launched = [subprocess.Popen([sys.executable, "-c", f"raise SystemExit({code})"]) for code in codes]
     for process in launched:
         process.wait()
