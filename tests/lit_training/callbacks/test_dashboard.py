@@ -94,7 +94,7 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> Watched:
     return Watched(model.eval(), data, board)
 
 
-def test_settings_name_the_metrics_that_the_run_logs(watched: Watched) -> None:
+def test_settings_contain_the_metrics_that_the_run_logs(watched: Watched) -> None:
     model, data, board = watched
     content = board.summary_metadata
     start = HParamsPluginData.FromString(content["_hparams_/session_start_info"].plugin_data.content)
@@ -127,11 +127,11 @@ def test_confusion_matrix_and_mistakes(
 ) -> None:
     drawn: list[tuple[torch.Tensor, torch.Tensor]] = []
     sheets: list[list[str]] = []
-    counted = Matrices()
+    expected = Matrices()
     real_confusion, real_sheet = figures.draw_confusion, figures.draw_sheet
 
     def confusion(matrix: torch.Tensor, names: Any) -> Any:
-        drawn.append((matrix, counted.matrix.clone()))
+        drawn.append((matrix, expected.matrix.clone()))
         return real_confusion(matrix, names)
 
     def sheet(pictures: torch.Tensor, titles: list[str], *columns: int) -> Any:
@@ -142,21 +142,21 @@ def test_confusion_matrix_and_mistakes(
     monkeypatch.setattr(figures, "draw_sheet", sheet)
     monkeypatch.setattr(dashboard, "DRAWING_TIME_SHARE", float("inf"))
     data = shapes(val_size=130)  # two batches, the last one not full
-    board = fit(bare, tmp_path, LitCNN(), data, counted, max_epochs=3)
+    board = fit(bare, tmp_path, LitCNN(), data, expected, max_epochs=3)
     accuracy = [event.value for event in board.Scalars("val_acc")]
     best = [value for place, value in enumerate(accuracy) if value > max(accuracy[:place], default=-1)]
     assert len(board.Images("validation/confusion_matrix")) == len(drawn) == len(best)
-    for (matrix, by_hand), value in zip(drawn, best, strict=True):
-        assert torch.equal(matrix, by_hand)
+    for (matrix, expected_matrix), value in zip(drawn, best, strict=True):
+        assert torch.equal(matrix, expected_matrix)
         assert matrix.trace() / 130 == pytest.approx(value)
     assert sheets[0] == [data.class_names[int(data.sets["train"][place * 40 // 16][1])] for place in range(16)]
     assert len(sheets[1]) == 12
     shares = [int(title.partition("%")[0].rsplit(" ", 1)[1]) for title in sheets[1]]
     assert shares == sorted(shares, reverse=True)
     for title in sheets[1]:
-        taken_for, label = title.split(" ")[0], title.rpartition("is ")[2]
-        assert taken_for != label
-        assert {taken_for, label} <= set(data.class_names)
+        predicted_name, label = title.split(" ")[0], title.rpartition("is ")[2]
+        assert predicted_name != label
+        assert {predicted_name, label} <= set(data.class_names)
 
 
 class Improving(LitCNN):
@@ -230,7 +230,7 @@ def test_the_dashboard_does_not_change_the_run(
         drawn: Any = np.random.get_state()
         ends.append((list(model.parameters()), modes, torch.get_rng_state(), drawn[1]))
     (one, modes, rng, numbers), (other, other_modes, other_rng, other_numbers) = ends
-    assert all(torch.equal(mine, theirs) for mine, theirs in zip(one, other, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
     assert modes == other_modes
     assert torch.equal(rng, other_rng)
     assert np.array_equal(numbers, other_numbers)

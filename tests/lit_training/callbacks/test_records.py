@@ -1,4 +1,4 @@
-"""run.json, split.csv and left_out.csv record how a run was made."""
+"""run.json, split.csv and left_out.csv record how a run was started."""
 
 import importlib.metadata
 import json
@@ -36,7 +36,7 @@ def test_run_json_has_an_entry_for_each_start(copy_run: Callable[..., Path]) -> 
     assert starts[0]["data"] == starts[1]["data"]
 
 
-def test_run_json_names_the_machine() -> None:
+def test_run_json_contains_the_machine() -> None:
     threads = torch.get_num_threads()
     torch.set_num_threads(threads + 1)
     try:
@@ -54,7 +54,7 @@ def test_run_json_names_the_machine() -> None:
     assert start["command"] == shlex.join(sys.argv)
 
 
-def test_run_json_names_the_commit_and_the_changed_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_run_json_contains_the_commit_and_the_changed_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The commit is that of the code, not that of the current folder."""
     for name in ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE"):  # git sets these in a hook
         monkeypatch.delenv(name, raising=False)

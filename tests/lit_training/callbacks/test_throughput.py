@@ -1,4 +1,4 @@
-"""Samples per second count training samples and leave out the time of validation."""
+"""The speed counts training samples, without the time of validation."""
 
 from collections.abc import Callable
 from types import SimpleNamespace
@@ -32,7 +32,7 @@ def test_samples_in_a_batch(batch: Any, count: int) -> None:
 
 
 class Clock:
-    """A clock that tests move by hand."""
+    """A clock that a test sets."""
 
     def __init__(self) -> None:
         self.now = 100.0

@@ -196,7 +196,7 @@ def test_the_best_epoch_is_written_only_after_some_seconds(tmp_path: Path, clock
 
 
 @pytest.mark.parametrize("end", ["flush", "teardown", "another checkpoint", "reading"])
-def test_the_pending_best_epoch_is_written_when_it_is_needed(end: str, tmp_path: Path, clock: SimpleNamespace) -> None:
+def test_the_waiting_best_epoch_is_written_when_it_is_needed(end: str, tmp_path: Path, clock: SimpleNamespace) -> None:
     writer, best = FitCheckpointIO(), tmp_path / "best.ckpt"
     save_best(writer, tmp_path, 1)
     save_best(writer, tmp_path, 2)
@@ -212,7 +212,7 @@ def test_the_pending_best_epoch_is_written_when_it_is_needed(end: str, tmp_path:
     assert number(best) == 2  # the time since this write counts
 
 
-def test_a_pending_checkpoint_does_not_change_with_the_model(tmp_path: Path, clock: SimpleNamespace) -> None:
+def test_a_waiting_checkpoint_does_not_change_with_the_model(tmp_path: Path, clock: SimpleNamespace) -> None:
     writer, weights = FitCheckpointIO(), torch.zeros(3)
     for _ in range(2):
         writer.save_checkpoint({"weights": weights}, tmp_path / "best.ckpt")

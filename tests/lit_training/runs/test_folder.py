@@ -1,4 +1,4 @@
-"""A run's folder is made once, locked against other processes, and found again by the same command."""
+"""A run's folder is created once, locked against other processes, and found again by the same command."""
 
 import subprocess
 import sys
@@ -73,7 +73,7 @@ def test_a_resume_cannot_change_the_settings_of_a_run(copy_run: CopyRun) -> None
         ("lightning_logs/version_0", "has no resume point"),
     ],
 )
-def test_a_target_that_cannot_be_resumed_is_named(resume: str, message: str, copy_run: CopyRun) -> None:
+def test_a_target_that_cannot_be_resumed_is_an_error(resume: str, message: str, copy_run: CopyRun) -> None:
     if "version_0" in resume:
         for path in (copy_run(ONE_EPOCH) / "checkpoints").glob("*"):
             if "best" not in resume or path.name != "best.ckpt":
@@ -92,7 +92,7 @@ def test_latest_is_the_newest_run_in_the_root_however_the_flag_is_typed(flag: st
 
 
 @pytest.mark.parametrize(
-    ("trainer", "more"),
+    ("trainer", "adds"),
     [
         ({"max_epochs": 3}, False),
         ({"max_epochs": 4}, True),
@@ -100,11 +100,11 @@ def test_latest_is_the_newest_run_in_the_root_however_the_flag_is_typed(flag: st
         ({"max_epochs": 4, "max_steps": 100}, False),
     ],
 )
-def test_only_more_epochs_extend_a_finished_run(trainer: dict[str, Any], more: bool, copy_run: CopyRun) -> None:
+def test_only_more_epochs_extend_a_finished_run(trainer: dict[str, Any], adds: bool, copy_run: CopyRun) -> None:
     copy_run(THREE_EPOCHS)
     start = start_of(f"{THREE_EPOCHS} --resume auto")
     assert start.finished
-    assert adds_epochs(trainer, start) == more
+    assert adds_epochs(trainer, start) == adds
 
 
 # --- latest ---------------------------------------------------------------------------------------------------------
@@ -154,7 +154,7 @@ def test_a_checkpoint_is_found_by_run_by_file_and_as_latest(tmp_path: Path) -> N
     assert find_checkpoint(str(last)) == last
 
 
-def test_a_folder_without_a_checkpoint_is_named() -> None:
+def test_a_folder_without_a_checkpoint_is_an_error() -> None:
     with pytest.raises(CheckpointError, match=r"nothing does not exist: give a run's folder, a \.ckpt file, or latest"):
         find_checkpoint("nothing")
     Path("empty").mkdir()
@@ -188,7 +188,7 @@ def test_a_run_locked_by_another_process_is_refused(copy_run: CopyRun) -> None:
     assert start_of(f"{ONE_EPOCH} --resume auto").folder.name == "version_0"
 
 
-def test_a_run_is_locked_until_its_process_ends_or_undoes_it() -> None:
+def test_a_run_is_locked_until_its_process_ends_or_removes_it() -> None:
     code = "import fcntl, sys; fcntl.lockf(open(sys.argv[1], 'w'), fcntl.LOCK_EX | fcntl.LOCK_NB)"
 
     def is_free(run: Path) -> bool:
@@ -197,7 +197,7 @@ def test_a_run_is_locked_until_its_process_ends_or_undoes_it() -> None:
 
     start = prepare_start("never", ".", "{}")
     assert not is_free(start.folder)
-    lock_run(start.folder)  # again: closing a second handle would release the lock
+    lock_run(start.folder)  # a second call must not open the file, because closing it releases the lock
     assert not is_free(start.folder)
     start.remove_if_new()
     assert not Path("lightning_logs").exists()
@@ -218,7 +218,7 @@ def test_two_starts_at_once_get_two_folders(monkeypatch: pytest.MonkeyPatch) -> 
     assert prepare_start("never", ".", "{}").folder == Path("lightning_logs/version_1")
 
 
-def test_undo_removes_only_a_new_run() -> None:
+def test_remove_if_new_keeps_the_folder_of_an_old_run() -> None:
     run = make_run(0, "last.ckpt")
     RunStart(run).remove_if_new()
     assert run.exists()
@@ -226,7 +226,7 @@ def test_undo_removes_only_a_new_run() -> None:
     assert not Path("lightning_logs").exists()
 
 
-def test_a_folder_that_cannot_be_written_is_named() -> None:
+def test_a_folder_that_cannot_be_written_is_an_error() -> None:
     Path("file").touch()
     with pytest.raises(CheckpointError, match="choose another folder with --default_root_dir"):
         prepare_start("never", "file", "{}")
@@ -238,6 +238,6 @@ def test_a_failed_start_leaves_no_folder() -> None:
     assert not Path(folder.LOGS).exists()
 
 
-def test_the_version_is_the_one_in_lightnings_loggers() -> None:
+def test_the_version_equals_the_version_of_lightnings_loggers() -> None:
     assert RunStart(Path("lightning_logs/version_12")).version == 12
     assert RunStart(Path("lightning_logs/my_run")).version == "my_run"

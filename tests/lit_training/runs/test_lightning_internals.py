@@ -40,7 +40,7 @@ from tests.support.private_names import private_names, private_names_in
 
 HOME = "lit_training/runs/lightning_internals.py"
 MOST = 10
-"""Private names of libraries in the whole project."""
+"""Private names of libraries in the uninterrupted project."""
 
 BareTrainer = Callable[..., Trainer]
 QUIET: dict[str, Any] = {
@@ -232,14 +232,14 @@ def test_a_resumed_run_needs_each_workaround(helper: str, monkeypatch: pytest.Mo
     """callbacks/test_resume.py shows that with all workarounds a resumed run equals the uninterrupted one."""
     plateau = "--lr_scheduler ReduceLROnPlateau --lr_scheduler.patience 0 --lr_scheduler.threshold 0.9"
     line = f"{SHAPES} --max_epochs 3 {plateau}"
-    whole = fit_run(f"{line} --default_root_dir whole")
+    uninterrupted = fit_run(f"{line} --default_root_dir uninterrupted")
     line += " --default_root_dir killed --resume auto"
     monkeypatch.setattr(f"lit_training.callbacks.resume.{helper}", lambda *_: None)
     for step in (6, 13):
         fit(line, kill_at=step)
     run = fit_run(line)
     with pytest.raises(AssertionError):  # otherwise Lightning no longer needs this helper: remove it
-        assert_same_end(whole, run)
+        assert_same_end(uninterrupted, run)
 
 
 # --- hooks ----------------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""metrics.csv holds each step once, even if the run was stopped and resumed."""
+"""metrics.csv contains each step once, even if the run was stopped and resumed."""
 
 import errno
 import itertools
@@ -77,7 +77,7 @@ def test_a_logger_without_metrics_changes_no_file(tmp_path: Path) -> None:
     MetricsCSV(RunStart(Path("file"))).finalize("failed")
 
 
-def test_rows_are_written_in_groups(tmp_path: Path) -> None:
+def test_several_rows_are_written_together(tmp_path: Path) -> None:
     start = RunStart(tmp_path)
     logger = MetricsCSV(start)
     logger.log_metrics({"a": 0.0}, 0)
@@ -127,22 +127,22 @@ def test_kills_at_any_moment_leave_every_row_that_was_synced(tmp_path: Path) -> 
     """Each step logs a new metric, so each step rewrites the table."""
     kept, kills = 0, 12
     for kill in range(kills):
-        ours, theirs = os.pipe()
+        read_end, write_end = os.pipe()
         child = os.fork()
         if not child:
             logger = MetricsCSV(RunStart(tmp_path, metrics_rows=kept))
             for step in itertools.count(kept):
                 logger.log_metrics({f"metric{step:03}": float(step)}, step)
                 logger.sync()
-                os.write(theirs, b".")
-        os.close(theirs)
-        done = len(os.read(ours, 1))
+                os.write(write_end, b".")
+        os.close(write_end)
+        done = len(os.read(read_end, 1))
         time.sleep(0.003 * kill)
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
-        while part := os.read(ours, 65536):
+        while part := os.read(read_end, 65536):
             done += len(part)
-        os.close(ours)
+        os.close(read_end)
         kept += done
         again = MetricsCSV(RunStart(tmp_path, metrics_rows=kept))
         assert again.rows == kept

@@ -1,4 +1,4 @@
-"""A run: whether it validates, which metric decides, and whether it resumes."""
+"""A run validates if it has validation data, has a metric that decides, and may be resumed."""
 
 from pathlib import Path
 from typing import Any
@@ -44,7 +44,7 @@ def test_a_run_validates_if_it_has_validation_data(data: Any, limit: float | Non
         (REGRESSION, ROWS, None, ("val_loss", "min")),
         (CLASSIFIER, SHAPES, 0, ("train_loss", "min")),
         (REGRESSION, ROWS, 0, ("train_loss", "min")),
-        (LightningModule(), SHAPES, None, (None, "min")),  # it may log anything
+        (LightningModule(), SHAPES, None, (None, "min")),  # it may log any metric
         (LightningModule(), SHAPES, 0, ("train_loss", "min")),
     ],
 )
@@ -63,7 +63,7 @@ def test_the_metric_that_decides_which_epoch_is_best(
         (RunStart(Path("run"), checkpoint=Path("run/checkpoints/last.ckpt")), True),
     ],
 )
-def test_a_run_goes_on_if_it_resumes_or_is_finished(start: RunStart | None, is_resumed: bool) -> None:
+def test_a_run_is_resumed_if_it_has_a_resume_point_or_is_finished(start: RunStart | None, is_resumed: bool) -> None:
     assert run_of(start=start).is_resumed == is_resumed
 
 
