@@ -32,7 +32,7 @@ LAUNCHER_VARIABLE = "FIT_LAUNCHER_PID"
 
 
 class Stopped(SystemExit):
-    """Raised when a signal stops the training. The exit code is 128 plus the number of the signal."""
+    """Raised when a signal stops the training. The exit code of the run is 128 plus the number of the signal."""
 
 
 class Watch:
