@@ -238,7 +238,7 @@ from pathlib import Path
 from lightning.pytorch import Callback
 from lit_training.callbacks.resume import ResumePoint
 
-ResumePoint.COST, ResumePoint.TALK = 1e9, 0.0  # a resume point after each step
+ResumePoint.TIME_SHARE, ResumePoint.SECONDS_BETWEEN_EXCHANGES = 1e9, 0.0  # a resume point after each step
 
 class FullDisk(Callback):
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):

@@ -246,7 +246,7 @@ def test_truncated_checkpoint(cut: int) -> None:
 
 @pytest.mark.parametrize("where", ["http://127.0.0.1:9/x.ckpt", "https://example.com/x.ckpt", "s3://bucket/x.ckpt"])
 def test_urls_are_refused(where: str, capfd: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(CheckpointError, match="is not there"):
+    with pytest.raises(CheckpointError, match="does not exist"):
         find_checkpoint(where)
     with pytest.raises(ModelError, match="no weights file"):
         LitTransfer(weights=where).load_pretrained()

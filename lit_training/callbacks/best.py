@@ -1,4 +1,4 @@
-"""Save the best epoch as ``best.ckpt``, and stop early when no epoch is better."""
+"""Save the best epoch as ``best.ckpt``, and stop early if the model no longer gets better."""
 
 import math
 from typing import Any
@@ -14,22 +14,27 @@ from lit_training.runs.layout import BEST
 
 
 class BestCheckpoint(ModelCheckpoint):
-    """Save the best epoch. :class:`FitCheckpointIO` limits how often the file is written.
+    """Save the model as ``best.ckpt`` after each epoch that is better than all epochs before.
 
-    :class:`BestSoFar` decides which epoch is better; the first epoch is always saved. If ``monitor`` is None, every
-    epoch is saved, so the last one counts as the best.
+    :class:`BestSoFar` decides which epoch is better. The first epoch is always saved. :class:`FitCheckpointIO`
+    limits how often the file is written.
+
+    Args:
+        monitor: name of the metric that decides. With None, every epoch is saved, so the last epoch counts as the best.
+        mode: ``max`` or ``min``.
     """
 
     def __init__(self, monitor: str | None, mode: str) -> None:
         super().__init__(filename="best", monitor=monitor, mode=mode, enable_version_counter=False)
         self.best = BestSoFar(monitor, mode)
-        self.on_train_batch_end = None  # type: ignore[assignment]  # saves time: Lightning skips a hook that is None
+        self.on_train_batch_end = None  # type: ignore[assignment]  # Lightning skips a hook that is None, which saves time
 
     def check_monitor_top_k(self, trainer: Trainer, current: Tensor | None = None) -> bool:
+        """Return True if Lightning should save this epoch. The result is the same on all ranks."""
         if current is None:
             return False
-        first = not self.best_k_models
-        return trainer.strategy.reduce_boolean_decision(self.best.improved(trainer.callback_metrics) or first)
+        is_first = not self.best_k_models
+        return trainer.strategy.reduce_boolean_decision(self.best.improved(trainer.callback_metrics) or is_first)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         super().load_state_dict(state_dict)
@@ -38,7 +43,7 @@ class BestCheckpoint(ModelCheckpoint):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_train_end(trainer, pl_module)
         _flush(trainer)
-        trainer.strategy.barrier(BEST)  # no rank may open the file before it is written
+        trainer.strategy.barrier(BEST)  # no rank may read the file before it is written
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         super().on_exception(trainer, pl_module, exception)
@@ -46,19 +51,27 @@ class BestCheckpoint(ModelCheckpoint):
 
 
 def _flush(trainer: Trainer) -> None:
-    if isinstance(writer := trainer.strategy.checkpoint_io, FitCheckpointIO):
-        writer.flush()
+    """Write best.ckpt now, if it waits in memory."""
+    if isinstance(checkpoint_io := trainer.strategy.checkpoint_io, FitCheckpointIO):
+        checkpoint_io.flush()
 
 
 class StopEarly(EarlyStopping):
-    """Stop after ``patience`` checks in a row without a better epoch, or when the metric is not finite.
+    """Stop training after ``patience`` checks in a row without a better epoch, or if the metric is NaN or infinite.
 
-    :class:`BestSoFar` decides which epoch is better. As Lightning's EarlyStopping, it checks after each epoch, or after
-    each validation if these differ. It can load the state of Lightning's EarlyStopping.
+    :class:`BestSoFar` decides which epoch is better. With one validation per epoch, the check is after the epoch,
+    otherwise after each validation. This callback can load the state of Lightning's EarlyStopping.
+
+    Args:
+        monitor: name of the metric that decides.
+        mode: ``max`` or ``min``.
+        patience: number of checks in a row without a better epoch after which training stops.
     """
 
     def __init__(self, monitor: str, mode: str, patience: int) -> None:
-        super().__init__(monitor, mode=mode, patience=patience)  # Lightning calls it after the model has logged
+        super().__init__(
+            monitor, mode=mode, patience=patience
+        )  # Lightning calls an EarlyStopping after the model has logged
         self.best, self.waited = BestSoFar(monitor, mode), 0
 
     @property
@@ -74,21 +87,21 @@ class StopEarly(EarlyStopping):
         self.best.value = None if score is None or math.isinf(score) else float(score)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        self.each_epoch = trainer.val_check_interval == 1.0 and trainer.check_val_every_n_epoch == 1
+        self.checks_after_epoch = trainer.val_check_interval == 1.0 and trainer.check_val_every_n_epoch == 1
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self.each_epoch:
+        if self.checks_after_epoch:
             self.check(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if not self.each_epoch and trainer.state.fn == "fit" and not trainer.sanity_checking:
+        if not self.checks_after_epoch and trainer.state.fn == "fit" and not trainer.sanity_checking:
             self.check(trainer)
 
     def check(self, trainer: Trainer) -> None:
-        """Compare the newest metrics with the best. All ranks stop together.
+        """Compare the newest metrics with the best ones, and set ``should_stop`` on all ranks.
 
         Raises:
-            UsageError: the metric is not logged.
+            UsageError: the model does not log the metric.
         """
         metrics = trainer.callback_metrics
         if trainer.fast_dev_run:  # type: ignore[attr-defined]

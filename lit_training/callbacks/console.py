@@ -9,16 +9,22 @@ from lightning.pytorch.callbacks import ProgressBar
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from lit_training.callbacks.throughput import samples_in
+from lit_training.callbacks.throughput import count_samples
 from lit_training.runs.best_epoch import BestSoFar
 
-REFRESH_SECONDS = 0.2
+SECONDS_BETWEEN_REFRESHES = 0.2
+"""Minimum number of seconds between two updates of the progress bar."""
 
 
 class EpochLines(ProgressBar):
-    """Print one line per epoch on stdout. In a terminal also show a bar with remaining time and samples per second.
+    """Print one line per epoch on stdout. If stderr is a terminal, also show a progress bar.
 
-    An epoch gets a star if :class:`BestSoFar` finds it better than all before.
+    The bar shows the remaining time and the samples per second. A star marks an epoch that is better than all epochs
+    before (see :class:`BestSoFar`).
+
+    Args:
+        monitor: name of the metric that decides which epoch is better. With None, no epoch gets a star.
+        mode: ``max`` or ``min``.
     """
 
     def __init__(self, monitor: str | None, mode: str) -> None:
@@ -40,7 +46,7 @@ class EpochLines(ProgressBar):
         self.best.value = state_dict["best"]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.unprinted: int | None = None
+        self.unprinted_epoch: int | None = None
         if self.enabled and sys.stderr.isatty():
             self.bar = Progress(
                 TextColumn("{task.description}"),
@@ -51,44 +57,46 @@ class EpochLines(ProgressBar):
                 console=Console(stderr=True),
                 transient=True,
                 auto_refresh=False,
-                redirect_stdout=sys.stdout.isatty(),  # lines for a file must not appear in the terminal
+                redirect_stdout=sys.stdout.isatty(),  # if stdout is a file, its lines must not appear in the terminal
             )
             self.bar.start()
             total = trainer.estimated_stepping_batches * trainer.accumulate_grad_batches
-            self.task = self.bar.add_task("training", total=None if total == float("inf") else int(total), speed="")
+            self.bar_task = self.bar.add_task("training", total=None if total == float("inf") else int(total), speed="")
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._print_line(trainer)
-        self.unprinted = trainer.current_epoch
-        self.started = self.shown = time.monotonic()
+        self.unprinted_epoch = trainer.current_epoch
+        self.start_time = self.refresh_time = time.monotonic()
         self.samples = 0
-        self.rates = [optimizer.param_groups[0]["lr"] for optimizer in trainer.optimizers]  # before schedules step
+        self.learning_rates = [
+            optimizer.param_groups[0]["lr"] for optimizer in trainer.optimizers
+        ]  # before the schedules change them
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         if self.bar is None:
             return
-        self.samples += samples_in(batch)
-        if (now := time.monotonic()) - self.shown > REFRESH_SECONDS:
-            self.shown = now
-            speed = self.samples * trainer.world_size / (now - self.started)
+        self.samples += count_samples(batch)
+        if (now := time.monotonic()) - self.refresh_time > SECONDS_BETWEEN_REFRESHES:
+            self.refresh_time = now
+            speed = self.samples * trainer.world_size / (now - self.start_time)
             self.bar.update(
-                self.task,
+                self.bar_task,
                 completed=trainer.fit_loop.total_batch_idx + 1,
-                description=f"epoch {_epoch_of_all(trainer.current_epoch, trainer)}",
+                description=f"epoch {_epoch_text(trainer.current_epoch, trainer)}",
                 speed=f"{speed:,.0f} samples/s",
             )
             self.bar.refresh()
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.bar is not None:
-            epoch = _epoch_of_all(trainer.current_epoch, trainer)
-            self.bar.update(self.task, description=f"epoch {epoch} validation")
+            epoch = _epoch_text(trainer.current_epoch, trainer)
+            self.bar.update(self.bar_task, description=f"epoch {epoch} validation")
             self.bar.refresh()
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.seconds = time.monotonic() - self.started
+        self.epoch_seconds = time.monotonic() - self.start_time
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._print_line(trainer)
@@ -103,22 +111,22 @@ class EpochLines(ProgressBar):
             self.bar = None
 
     def _print_line(self, trainer: Trainer) -> None:
-        """Print the line of the epoch before. Its training loss is known only after the epoch's last hook."""
-        if self.unprinted is None or not self.enabled:
+        """Print the line of the last complete epoch. Its training loss is known only after its last hook."""
+        if self.unprinted_epoch is None or not self.enabled:
             return
-        epoch, self.unprinted = self.unprinted, None
+        epoch, self.unprinted_epoch = self.unprinted_epoch, None
         metrics = trainer.callback_metrics
-        shown = [f"{name} {float(metrics[name]):.4g}" for name in ("train_loss", "val_loss") if name in metrics]
-        shown += [f"val_acc {float(metrics['val_acc']):.4f}"] if "val_acc" in metrics else []
-        shown += [f"lr {rate:.3g}" for rate in self.rates]
-        shown += [f"{self.seconds:.1f} s"]
+        parts = [f"{name} {float(metrics[name]):.4g}" for name in ("train_loss", "val_loss") if name in metrics]
+        parts += [f"val_acc {float(metrics['val_acc']):.4f}"] if "val_acc" in metrics else []
+        parts += [f"lr {rate:.3g}" for rate in self.learning_rates]
+        parts += [f"{self.epoch_seconds:.1f} s"]
         if "samples_per_second" in metrics:
-            shown += [f"{float(metrics['samples_per_second']):,.0f} samples/s"]
+            parts += [f"{float(metrics['samples_per_second']):,.0f} samples/s"]
         star = "  *" if self.best.improved(metrics) else ""
-        print(f"epoch {_epoch_of_all(epoch, trainer)}  {'  '.join(shown)}{star}", flush=True)
+        print(f"epoch {_epoch_text(epoch, trainer)}  {'  '.join(parts)}{star}", flush=True)
 
 
-def _epoch_of_all(epoch: int, trainer: Trainer) -> str:
-    """Return ``3/20``, or ``3`` if the number of epochs is not known."""
+def _epoch_text(epoch: int, trainer: Trainer) -> str:
+    """Return the text for an epoch, counted from 1: ``3/20``, or ``3`` if the number of epochs is not known."""
     last = trainer.max_epochs
     return f"{epoch + 1:>{len(str(last))}}/{last}" if last is not None and last > 0 else str(epoch + 1)

@@ -1,4 +1,4 @@
-"""Write pictures, figures, text and settings to TensorBoard."""
+"""Write scalars, pictures, figures, text and settings to TensorBoard."""
 
 import contextlib
 import io
@@ -30,30 +30,40 @@ from lit_training.runs.devices import evaluation_mode
 from lit_training.runs.foreign import data_of
 from lit_training.runs.layout import CONFIG
 
-SAMPLES, MISTAKES = 16, 12
-DRAWING = 0.02
-"""Largest share of the run's time for the figures of the best epoch. Above it, figures wait; only the newest are kept,
-and they are drawn at the end at the latest."""
-BY_EPOCH = ("train_loss", "val_loss", "val_acc", "samples_per_second")
+SAMPLE_COUNT = 16
+"""Number of training pictures that are shown."""
+MISTAKE_COUNT = 12
+"""Number of most confident mistakes that are shown."""
+DRAWING_TIME_SHARE = 0.02
+"""Share of the run's time. While drawing has taken more than this share, the figures of a new best epoch are not drawn
+at once: they replace the figures that wait, and are drawn at the end of training."""
+METRICS_BY_EPOCH = ("train_loss", "val_loss", "val_acc", "samples_per_second")
 
 
 class Dashboard(Callback):
-    """Write to TensorBoard's tabs.
+    """Write to the tabs of TensorBoard.
 
-    - At the start: the model's graph, training pictures as the network sees them, settings for the tab HPARAMS, the
-      command and the configuration as text, charts that combine training and validation.
-    - After each epoch: its scalars against the epoch.
-    - When the best epoch (see :class:`BestSoFar`) improves: the confusion matrix and the most confident mistakes, at
-      most as often as :data:`DRAWING` allows. At the end those of the best epoch are always drawn.
+    - At the start: the graph of the model, training pictures as the network gets them, the settings for the tab
+      HPARAMS, the command and the configuration as text, and the layout of the charts in the tab CUSTOM SCALARS.
+    - After each epoch: scalars with the epoch number as x-axis.
+    - When the best epoch (see :class:`BestSoFar`) improves: the confusion matrix and the most confident mistakes.
+      They are drawn at once, or at the end of training (see :data:`DRAWING_TIME_SHARE`). If the run is stopped before
+      its end, figures that wait are lost.
 
-    The callback does not change the run: random states and the modes of all modules are restored.
+    The callback does not change the training: it restores random states and the training modes of all modules.
+
+    Args:
+        monitor: name of the metric that decides which epoch is the best. With None, no figure is drawn.
+        mode: ``max`` or ``min``.
     """
 
     def __init__(self, monitor: str | None, mode: str) -> None:
         self.best = BestSoFar(monitor, mode)
-        self.rows: list[Tensor] = []
+        self.validation_rows: list[Tensor] = []
+        """One tensor (B, 3) per validation batch: class, predicted class, and probability of the predicted class."""
         self.unwritten_epoch: int | None = None
-        self.draw_pending: Callable[[], None] | None = None
+        self.draw_waiting: Callable[[], None] | None = None
+        """Draws the figures of the best epoch; None if they are drawn."""
 
     def state_dict(self) -> dict[str, Any]:
         return {"best": self.best.value}
@@ -64,12 +74,12 @@ class Dashboard(Callback):
     # --- at the start ---------------------------------------------------------------------------------------------
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.unwritten_epoch = self.draw_pending = None
-        self.started, self.drawing = time.monotonic(), 0.0
+        self.unwritten_epoch = self.draw_waiting = None
+        self.start_time, self.drawing_seconds = time.monotonic(), 0.0
         if not trainer.is_global_zero:
             return
         with isolate_rng():
-            for logger in _tensorboards(trainer):
+            for logger in _tensorboard_loggers(trainer):
                 _add_charts(logger, pl_module)
                 _add_text(logger)
                 _add_settings(logger, trainer, pl_module)
@@ -80,19 +90,19 @@ class Dashboard(Callback):
     # --- each epoch -----------------------------------------------------------------------------------------------
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._add_epoch(trainer)
+        self._write_epoch_scalars(trainer)
         self.unwritten_epoch = trainer.current_epoch
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._add_epoch(trainer)
-        if self.draw_pending is not None:
-            self.draw_pending()
+        self._write_epoch_scalars(trainer)
+        if self.draw_waiting is not None:
+            self.draw_waiting()
 
-    def _add_epoch(self, trainer: Trainer) -> None:
-        """Write the scalars of the epoch before. Its training loss is known only after the epoch's last hook."""
+    def _write_epoch_scalars(self, trainer: Trainer) -> None:
+        """Write the scalars of the last complete epoch. Its training loss is known only after its last hook."""
         if self.unwritten_epoch is not None and trainer.is_global_zero:
-            for logger in _tensorboards(trainer):
-                for name in BY_EPOCH:
+            for logger in _tensorboard_loggers(trainer):
+                for name in METRICS_BY_EPOCH:
                     if name in trainer.callback_metrics:
                         value = trainer.callback_metrics[name]
                         logger.experiment.add_scalar(f"by_epoch/{name}", value, self.unwritten_epoch + 1)
@@ -101,7 +111,7 @@ class Dashboard(Callback):
     # --- validation -----------------------------------------------------------------------------------------------
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.rows = []
+        self.validation_rows = []
 
     def on_validation_batch_end(
         self,
@@ -112,58 +122,65 @@ class Dashboard(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        if self._classifies(trainer, pl_module) and dataloader_idx == 0:
+        if self._collects_predictions(trainer, pl_module) and dataloader_idx == 0:
             self.num_classes = outputs["output"].shape[-1]
             confidence, predicted = outputs["output"].float().softmax(-1).max(-1)  # (B,), (B,)
-            self.rows.append(torch.stack([outputs["target"], predicted, confidence], 1))  # (B, 3) float32
+            self.validation_rows.append(torch.stack([outputs["target"], predicted, confidence], 1))  # (B, 3) float32
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if not (self.rows and self._classifies(trainer, pl_module) and self.best.improved(trainer.callback_metrics)):
+        if not (self.validation_rows and self._collects_predictions(trainer, pl_module)):
             return
-        rows, self.rows = torch.cat(self.rows), []
-        # The metric is the same on all ranks, so all of them reach the collective operations below.
+        if not self.best.improved(trainer.callback_metrics):
+            return
+        rows, self.validation_rows = torch.cat(self.validation_rows), []
+        # The metric is the same on all ranks, so all ranks come here and call the collective operations below.
         loader = _val_loader(trainer)
-        if _in_order(loader):
+        if _has_known_order(loader):
             rows = gather_in_input_order(trainer, rows, loader)  # (N, 3)
         else:
-            rows = trainer.strategy.all_gather(rows).flatten(0, -2)  # of all ranks
+            rows = trainer.strategy.all_gather(rows).flatten(0, -2)  # (N, 3) of all ranks
         if not trainer.is_global_zero:
             return
         target, predicted, confidence = rows.cpu().T  # (N,) each
         target, predicted = target.long(), predicted.long()
         names = _class_names(trainer, self.num_classes)
-        known = target >= 0  # padding is negative
-        matrix = multiclass_confusion_matrix(predicted[known], target[known], len(names))
-        confidence = confidence.masked_fill((target == predicted) | ~known, 0)
-        worst = confidence.argsort(descending=True)[:MISTAKES]
+        is_sample = target >= 0  # padding has a negative class
+        matrix = multiclass_confusion_matrix(predicted[is_sample], target[is_sample], len(names))
+        confidence = confidence.masked_fill((target == predicted) | ~is_sample, 0)
+        worst = confidence.argsort(descending=True)[:MISTAKE_COUNT]
         worst = worst[confidence[worst] > 0]
         mistakes = [column[worst].tolist() for column in (target, predicted, confidence)]
-        self.draw_pending = partial(self._draw, trainer, names, matrix, worst.tolist(), mistakes, trainer.global_step)
-        if self.drawing <= DRAWING * (time.monotonic() - self.started):
-            self.draw_pending()
+        self.draw_waiting = partial(self._draw, trainer, names, matrix, worst.tolist(), mistakes, trainer.global_step)
+        if self.drawing_seconds <= DRAWING_TIME_SHARE * (time.monotonic() - self.start_time):
+            self.draw_waiting()
 
     def _draw(
         self, trainer: Trainer, names: list[str], matrix: Tensor, worst: list[int], mistakes: list[Any], step: int
     ) -> None:
-        """Draw the confusion matrix (K, K) and the samples with indices ``worst``.
+        """Draw the confusion matrix and the most confident mistakes.
 
         Args:
-            mistakes: three lists, one entry per sample: class, predicted class, and the probability of the latter.
+            names: the K class names.
+            matrix: (K, K) int64 counts. The row is the class, the column the predicted class.
+            worst: indices of the mistakes in the validation data, the most confident one first.
+            mistakes: the classes, the predicted classes and their probabilities. Each is a list as long as ``worst``.
+            step: the optimizer step at which the figures appear.
         """
-        began, self.draw_pending = time.monotonic(), None
+        draw_start, self.draw_waiting = time.monotonic(), None
         with isolate_rng():  # reading a sample may draw random numbers
-            sheet = self._sheet(trainer, names, worst, mistakes)
-        for logger in _tensorboards(trainer):
+            mistakes_figure = self._draw_mistakes(trainer, names, worst, mistakes)
+        for logger in _tensorboard_loggers(trainer):
             logger.experiment.add_figure("validation/confusion_matrix", figures.draw_confusion(matrix, names), step)
-            if sheet is not None:
-                logger.experiment.add_figure("validation/most_confident_mistakes", sheet, step)
-        self.drawing += time.monotonic() - began
+            if mistakes_figure is not None:
+                logger.experiment.add_figure("validation/most_confident_mistakes", mistakes_figure, step)
+        self.drawing_seconds += time.monotonic() - draw_start
 
     @staticmethod
-    def _sheet(trainer: Trainer, names: list[str], worst: list[int], mistakes: list[Any]) -> Any:
+    def _draw_mistakes(trainer: Trainer, names: list[str], worst: list[int], mistakes: list[Any]) -> Any:
+        """Return the figure of the most confident mistakes, or None if they are not pictures."""
         loader = _val_loader(trainer)
         data = _pictures_of(loader)
-        pictures = _network_view(trainer, data, worst) if _in_order(loader) else None
+        pictures = _network_inputs_as_pictures(trainer, data, worst) if _has_known_order(loader) else None
         if pictures is None:
             return None
         paths = getattr(data, "paths", None)
@@ -172,12 +189,13 @@ class Dashboard(Callback):
         return figures.draw_mistakes(pictures, names, labels, predicted, probability, files)
 
     @staticmethod
-    def _classifies(trainer: Trainer, pl_module: LightningModule) -> bool:
+    def _collects_predictions(trainer: Trainer, pl_module: LightningModule) -> bool:
+        """Return True in a fit of a classifier with TensorBoard, after the sanity check."""
         fitting = trainer.state.fn == "fit" and not trainer.sanity_checking
-        return fitting and _is_classifier(pl_module) and bool(_tensorboards(trainer))
+        return fitting and _is_classifier(pl_module) and bool(_tensorboard_loggers(trainer))
 
 
-def _tensorboards(trainer: Trainer) -> list[TensorBoardLogger]:
+def _tensorboard_loggers(trainer: Trainer) -> list[TensorBoardLogger]:
     return [logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
 
 
@@ -186,8 +204,8 @@ def _val_loader(trainer: Trainer) -> Any:
     return loaders[0] if isinstance(loaders, list) else loaders
 
 
-def _in_order(loader: Any) -> bool:
-    """Return True if the order of the rows is known."""
+def _has_known_order(loader: Any) -> bool:
+    """Return True if the order in which the loader reads the samples is known."""
     return isinstance(getattr(loader, "sampler", None), EvalSampler)
 
 
@@ -201,13 +219,16 @@ def _class_names(trainer: Trainer, count: int) -> list[str]:
 
 
 def _pictures_of(loader: Any) -> Any:
-    """Return a loader's dataset; for cached features, the pictures that they were computed from."""
+    """Return the dataset of a loader. If it contains cached features, return the dataset of their pictures."""
     dataset = getattr(loader, "dataset", None)
     return getattr(dataset, "pictures", dataset)
 
 
-def _network_view(trainer: Trainer, dataset: Any, indices: list[int]) -> Tensor | None:
-    """Return samples as the network sees them, (B, 3, H, W) in [0, 1], or None if they are not pictures."""
+def _network_inputs_as_pictures(trainer: Trainer, dataset: Any, indices: list[int]) -> Tensor | None:
+    """Return the network's inputs for these samples as pictures (B, 3, H, W) in [0, 1].
+
+    Return None if there are no indices, or if the samples are not pictures.
+    """
     preprocessing = data_of(trainer).preprocessing
     if not (indices and preprocessing):
         return None
@@ -216,23 +237,23 @@ def _network_view(trainer: Trainer, dataset: Any, indices: list[int]) -> Tensor 
 
 
 def _add_samples(logger: TensorBoardLogger, trainer: Trainer) -> None:
-    """Show evenly spaced training pictures, augmented as in the first epoch."""
+    """Draw evenly spaced training pictures with their class names. They are augmented as in the first epoch."""
     dataset: Any = _pictures_of(trainer.train_dataloader)
     data = data_of(trainer)
     names = data.class_names
     if not (names and data.preprocessing):
         return
-    count = min(SAMPLES, len(dataset))
-    indices = [place * len(dataset) // count for place in range(count)]
+    count = min(SAMPLE_COUNT, len(dataset))
+    indices = [number * len(dataset) // count for number in range(count)]
     labels = [int(dataset[index][1]) for index in indices]
-    pictures = _network_view(trainer, dataset, indices)
+    pictures = _network_inputs_as_pictures(trainer, dataset, indices)
     if pictures is not None:
-        drawn = figures.draw_sheet(pictures, [names[label] for label in labels])
-        logger.experiment.add_figure("training/samples", drawn, trainer.global_step)
+        figure = figures.draw_sheet(pictures, [names[label] for label in labels])
+        logger.experiment.add_figure("training/samples", figure, trainer.global_step)
 
 
 def _add_charts(logger: TensorBoardLogger, model: LightningModule) -> None:
-    """Write the layout of the tab CUSTOM SCALARS: which curves share a chart."""
+    """Write the layout of the tab CUSTOM SCALARS. It lists the curves of each chart."""
     layout = {
         "by step": {
             "loss": ["Multiline", ["^train_loss$", "^val_loss$"]],
@@ -247,6 +268,7 @@ def _add_charts(logger: TensorBoardLogger, model: LightningModule) -> None:
 
 
 def _add_text(logger: TensorBoardLogger) -> None:
+    """Write the command and the configuration to the tab TEXT."""
     logger.experiment.add_text("command", f"    {shlex.join(['python', *sys.argv])}")
     config = Path(logger.log_dir) / CONFIG
     if config.is_file():
@@ -254,7 +276,7 @@ def _add_text(logger: TensorBoardLogger) -> None:
 
 
 def _add_settings(logger: TensorBoardLogger, trainer: Trainer, model: LightningModule) -> None:
-    """Write the run's row in the tab HPARAMS. TensorBoard takes the metrics from the scalars with the same names."""
+    """Write the settings of the run to the tab HPARAMS. TensorBoard adds the scalars with the names of the metrics."""
     data: Any = getattr(trainer, "datamodule", None)
     settings = {"model": type(model).__name__, **model.hparams}
     if data is not None:
@@ -264,28 +286,29 @@ def _add_settings(logger: TensorBoardLogger, trainer: Trainer, model: LightningM
         "seed": os.environ.get("PL_GLOBAL_SEED"),
         "devices": trainer.world_size,
     }
-    plain = {
+    simple_settings = {
         name: value if isinstance(value, (bool, int, float, str)) else str(value) for name, value in settings.items()
     }
     metrics = ["val_acc", "val_loss", "train_loss"] if _is_classifier(model) else ["val_loss", "train_loss"]
-    for summary in hparams(plain, dict.fromkeys(metrics, 0.0)):
+    for summary in hparams(simple_settings, dict.fromkeys(metrics, 0.0)):
         logger.experiment.file_writer.add_summary(summary)
 
 
 def _add_graph(logger: TensorBoardLogger, trainer: Trainer, model: LightningModule) -> None:
+    """Write the graph of the network. If it cannot be traced, write the reason to the tab TEXT."""
     shape = data_of(trainer).sample_shape
     if shape is None:
         return
     dtype: Any = model.dtype  # a half-precision network needs half-precision input
     example = torch.zeros(1, *shape, device=model.device, dtype=dtype)
-    silent = contextlib.redirect_stdout(io.StringIO())
-    with evaluation_mode(model), torch.no_grad(), warnings.catch_warnings(), silent:
-        warnings.simplefilter("ignore")  # tracing warns about Python branches
+    no_output = contextlib.redirect_stdout(io.StringIO())
+    with evaluation_mode(model), torch.no_grad(), warnings.catch_warnings(), no_output:
+        warnings.simplefilter("ignore")  # tracing warns about Python branches in the network
         try:
-            # A plain module around the network; the outermost box of the graph has the name of its class.
+            # Trace a plain module that contains the model. Its class name is the name of the outermost box.
             wrapped = type(type(model).__name__, (torch.nn.Module,), {"forward": lambda self, x: self.model(x)})()
             wrapped.model = model
-            # add_graph would trace twice to compare the results, which takes a second for a backbone.
+            # With a model, add_graph traces twice to compare the results, which takes a second for a backbone.
             logger.experiment.add_graph(torch.jit.trace(wrapped, example, check_trace=False), example)
         except Exception as error:  # a network that cannot be traced can still be trained
             logger.experiment.add_text("graph", f"not drawn: {error}")

@@ -1,4 +1,4 @@
-"""Print the shapes of each device's input and output in the first step."""
+"""Print the input and output shapes of each device in the first step."""
 
 from typing import Any
 
@@ -8,34 +8,40 @@ from torch import Tensor, nn
 
 
 class DeviceReport(Callback):
-    """Print, in the first training step, the input and output shapes of each device and of all devices together.
+    """Print the input and output shapes of each device and of all devices together, in the first training step.
 
-    Source: PyTorch tutorial "Data Parallelism", whose network prints "In Model" and whose loop prints "Outside".
+    The lines look like those of the PyTorch tutorial "Data Parallelism": its network prints "In Model", its training
+    loop prints "Outside".
     """
 
     def __init__(self) -> None:
         self.shapes: tuple[torch.Size, torch.Size] | None = None
-        self.done = False
+        self.is_done = False
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        if not self.done:
+        if not self.is_done:
             self.hook = pl_module.register_forward_hook(self._keep_shapes)
 
     def _keep_shapes(self, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        if self.shapes is None:  # DDP also calls the module around the step, but this inner call ends first
+        if self.shapes is None:  # with DDP there is an outer call too, but the inner call ends first
             self.shapes = inputs[0].shape, output.shape
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if self.done or self.shapes is None:
+        if self.is_done or self.shapes is None:
             return
-        self.done = True
+        self.is_done = True
         self.hook.remove()
         input_size, output_size = self.shapes
-        place = f"rank {trainer.global_rank} of {trainer.world_size}, {pl_module.device}"
-        print(f"\tIn Model: input size {input_size} output size {output_size} ({place})", flush=True)
-        rows = int(trainer.strategy.reduce(torch.tensor(input_size[0], device=pl_module.device), reduce_op="sum"))
+        device_text = f"rank {trainer.global_rank} of {trainer.world_size}, {pl_module.device}"
+        print(f"\tIn Model: input size {input_size} output size {output_size} ({device_text})", flush=True)
+        sample_count = int(
+            trainer.strategy.reduce(torch.tensor(input_size[0], device=pl_module.device), reduce_op="sum")
+        )
         if trainer.is_global_zero:
-            all_inputs, all_outputs = torch.Size([rows, *input_size[1:]]), torch.Size([rows, *output_size[1:]])
+            all_inputs, all_outputs = (
+                torch.Size([sample_count, *input_size[1:]]),
+                torch.Size([sample_count, *output_size[1:]]),
+            )
             print(f"Outside: input size {all_inputs} output_size {all_outputs}", flush=True)

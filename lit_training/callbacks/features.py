@@ -1,4 +1,4 @@
-"""Compute the features of a frozen backbone once per picture, not once per epoch."""
+"""Compute the features of a frozen backbone once per picture, instead of once per picture and epoch."""
 
 from typing import Any
 
@@ -16,11 +16,19 @@ from lit_training.runs.foreign import data_of
 from lit_training.runs.lightning_internals import forget_loaders
 from lit_training.text import progress_bar
 
-BATCH = 32
+BATCH_SIZE = 32
+"""Pictures per batch when the features are computed."""
 
 
 class Features(Dataset):
-    """(N, F) float features of the dataset ``pictures`` and its (N,) int64 labels, in memory. Padding has label -1."""
+    """A dataset of the features of pictures. It is in memory.
+
+    A key that is not in 0 to N-1 selects the sample ``key % N``. The key PADDING gets the label -1.
+
+    Args:
+        features: (N, F) float.
+        pictures: the dataset of the N pictures. Its attribute ``labels`` is (N,) int64.
+    """
 
     def __init__(self, features: Tensor, pictures: Any) -> None:
         self.features, self.pictures, self.labels = features, pictures, pictures.labels
@@ -32,16 +40,16 @@ class Features(Dataset):
         return self.features[key % len(self)], self.labels[key % len(self)]
 
     def __getitems__(self, keys: list[int]) -> tuple[Tensor, Tensor]:
-        wanted = torch.tensor(keys)
-        rows = wanted % len(self)
-        return self.features.index_select(0, rows), self.labels[rows].masked_fill(wanted == PADDING, PADDING)
+        key_tensor = torch.tensor(keys)
+        rows = key_tensor % len(self)
+        return self.features.index_select(0, rows), self.labels[rows].masked_fill(key_tensor == PADDING, PADDING)
 
 
 class FeatureCache(Callback):
-    """Replace the photos of a run with a frozen backbone and no augmentation by their features, before the first step.
+    """Replace photos by their features before the first step, if the backbone is frozen.
 
-    Metrics and checkpoints equal those of the uncached run to 1e-5; checkpoints hold the whole network. Nothing happens
-    with augmentation, or if the head is not the network's last layer.
+    Without the cache, metrics and weights are the same up to 1e-5. Checkpoints contain the complete network. The
+    callback does nothing if the photos are augmented, or if the head is not the last layer of the network.
     """
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -50,38 +58,46 @@ class FeatureCache(Callback):
             return
         if not pl_module.fixed_features or data.augment:
             return
-        pl_module.on_fit_start()  # callbacks run before the module, which loads its weights here
+        pl_module.on_fit_start()  # Lightning calls it after the callbacks, but it loads the weights
         with evaluation_mode(pl_module):
             for split in ("train", "val"):
                 dataset: Any = data.dataset(split)
                 if not isinstance(dataset, Features) and len(dataset):
-                    features = _compute(trainer, pl_module, dataset, data, split)
+                    features = _compute_features(trainer, pl_module, dataset, data, split)
                     if features is None:
                         break
                     data.sets[split] = features
-        forget_loaders(trainer)  # a schedule that needs the run's length has made some already
+        forget_loaders(trainer)  # a schedule that needs the number of steps has created them
 
 
-def _compute(trainer: Trainer, model: LitBase, dataset: Any, data: SplitDataModule, split: str) -> Features | None:
-    """Return the features in the order of the dataset, or None. Each rank computes a share; all ranks get all."""
+def _compute_features(
+    trainer: Trainer, model: LitBase, dataset: Any, data: SplitDataModule, split: str
+) -> Features | None:
+    """Compute the features of all pictures, in the order of the dataset.
+
+    Each rank computes a part of the features. All ranks return all features.
+
+    Returns:
+        The features, or None if the model cannot compute features.
+    """
     loader: Any = make_loader(
         dataset,
         trainer,
-        batch_size=BATCH,
+        batch_size=BATCH_SIZE,
         seed=0,
         train=False,
         num_workers=data.num_workers(dataset),
         keep_workers=False,
     )
-    shares: list[Tensor] = []
-    show = trainer.is_global_zero and trainer.progress_bar_callback is not None
-    with progress_bar(f"features of {split}", show) as progress:
+    batches: list[Tensor] = []
+    show_bar = trainer.is_global_zero and trainer.progress_bar_callback is not None
+    with progress_bar(f"features of {split}", show_bar) as progress:
         for x, _ in loader:
             with trainer.precision_plugin.forward_context():
-                part = model.features(trainer.precision_plugin.convert_input(x.to(model.device)))
-            if part is None:
+                batch_features = model.features(trainer.precision_plugin.convert_input(x.to(model.device)))
+            if batch_features is None:
                 return None
-            shares.append(part.cpu())
-            progress(len(shares), len(loader))
-    features = gather_in_input_order(trainer, torch.cat(shares), loader).cpu()
+            batches.append(batch_features.cpu())
+            progress(len(batches), len(loader))
+    features = gather_in_input_order(trainer, torch.cat(batches), loader).cpu()
     return Features(features.clone(), dataset)

@@ -14,22 +14,22 @@ from lit_training.runs.processes import gather_objects
 
 
 class FiniteGuard(Callback):
-    """Stop a run whose loss or weights are NaN or infinite, before they are saved in a checkpoint.
+    """Stop a run whose loss or weights are NaN or infinite, before the weights are saved in a checkpoint.
 
-    The losses are checked together, every ``log_every_n_steps`` steps and before each checkpoint, so that the CPU does
-    not wait for the GPU at each step.
+    The losses of several steps are checked together, so that the CPU does not wait for the GPU at each step: every
+    ``log_every_n_steps`` steps, after each epoch, and before each checkpoint.
     """
 
     def __init__(self) -> None:
-        self._steps: list[tuple[Tensor, int, int, int]] = []
-        """Loss, step, epoch and number of the batch, since the last check."""
+        self._unchecked_steps: list[tuple[Tensor, int, int, int]] = []
+        """Loss, step, epoch and batch number of each step since the last check."""
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         if not isinstance(outputs, dict) or not isinstance(outputs.get("loss"), Tensor):
-            return  # a model with its own optimization loop
-        self._steps.append((outputs["loss"].detach(), trainer.global_step, trainer.current_epoch, batch_idx))
+            return  # the model has its own optimization loop and returns no loss
+        self._unchecked_steps.append((outputs["loss"].detach(), trainer.global_step, trainer.current_epoch, batch_idx))
         if (trainer.fit_loop.total_batch_idx + 1) % (trainer.log_every_n_steps or 50) == 0:  # type: ignore[attr-defined]
             self.check(trainer, pl_module)
 
@@ -41,22 +41,22 @@ class FiniteGuard(Callback):
             self.check(trainer, pl_module)
 
     def check(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Check the steps since the last check. All ranks call it at the same step.
+        """Check the losses since the last check, and the weights. All ranks must call this method at the same step.
 
         Raises:
-            TrainingError: a value is NaN or infinite; the message names step, batch and learning rate.
+            TrainingError: a value is NaN or infinite. The message contains the step, the batch and the learning rate.
         """
-        steps, self._steps = self._steps, []
+        steps, self._unchecked_steps = self._unchecked_steps, []
         losses = [loss for loss, *_ in steps]
         weights = [
             p.detach() for p in pl_module.parameters() if p.requires_grad and p.is_floating_point() and p.numel()
         ]
-        # The largest weight, because a sum of squares may overflow although each weight is finite.
-        sizes = [get_total_norm(weights, float("inf"))] if weights else []
-        bad = bool(losses or sizes) and not torch.stack([*losses, *sizes]).isfinite().all().item()
-        if not trainer.strategy.reduce_boolean_decision(bad, all=False):
+        # This uses the largest weight, because a sum of squares may overflow although each weight is finite.
+        largest_weight = [get_total_norm(weights, float("inf"))] if weights else []
+        is_bad = bool(losses or largest_weight) and not torch.stack([*losses, *largest_weight]).isfinite().all().item()
+        if not trainer.strategy.reduce_boolean_decision(is_bad, all=False):
             return
-        _, reason = min(gather_objects(trainer, _describe(trainer, steps)))
+        _, reason = min(gather_objects(trainer, _describe_failure(trainer, steps)))
         rate = trainer.optimizers[0].param_groups[0]["lr"]
         raise TrainingError(
             f"{reason}, learning rate {rate:.3g}; the last good checkpoint is kept. "
@@ -64,18 +64,22 @@ class FiniteGuard(Callback):
         )
 
 
-def _describe(trainer: Trainer, steps: list[tuple[Tensor, int, int, int]]) -> tuple[int, str]:
-    """Return the first step whose loss is NaN or infinite, and the message that names its batch."""
+def _describe_failure(trainer: Trainer, steps: list[tuple[Tensor, int, int, int]]) -> tuple[int, str]:
+    """Return the first step whose loss is NaN or infinite, and the message with its batch.
+
+    If all losses are finite, the weights are wrong: return a later step number than those of the losses, and a message
+    with the range of steps.
+    """
     for loss, step, epoch, batch_idx in steps:
         if not loss.isfinite():
             batch = _describe_batch(trainer, epoch, batch_idx)
             return step, f"the loss became {float(loss)} at step {step} (epoch {epoch + 1}, {batch})"
-    last = steps[-1][1] if steps else trainer.global_step
-    return last + 1, f"the weights became NaN or infinite at step {last} or up to {len(steps)} steps before"
+    last_step = steps[-1][1] if steps else trainer.global_step
+    return last_step + 1, f"the weights became NaN or infinite at step {last_step} or up to {len(steps)} steps before"
 
 
 def _describe_batch(trainer: Trainer, epoch: int, batch_idx: int) -> str:
-    """Return the batch's number and its files, or the indices of its samples."""
+    """Return the number of a batch and the names of its files. Without files, return the indices of its samples."""
     loader: Any = trainer.train_dataloader
     sampler = getattr(loader, "sampler", None)
     if not isinstance(sampler, TrainSampler):
@@ -86,5 +90,5 @@ def _describe_batch(trainer: Trainer, epoch: int, batch_idx: int) -> str:
     indices = [key % sampler.length for key in keys]
     paths = getattr(loader.dataset, "paths", None)
     names = [str(index) if paths is None else printable(paths[index]) for index in indices]
-    named = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
-    return f"batch {batch_idx}: {'samples' if paths is None else 'files'} {named}"
+    name_list = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
+    return f"batch {batch_idx}: {'samples' if paths is None else 'files'} {name_list}"

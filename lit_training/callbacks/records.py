@@ -1,4 +1,4 @@
-"""Record how a run was made: command, versions, machine, and which photo is in which split."""
+"""Record how a run was started (command, versions, machine), and the split of each photo."""
 
 import hashlib
 import importlib.metadata
@@ -23,14 +23,15 @@ from datamodules.photos.folder import Photos
 from lit_training.runs.foreign import data_of
 from lit_training.runs.layout import LEFT_OUT, RECORD, SPLIT
 
-PACKAGES = ("torch", "torchvision", "lightning", "torchmetrics", "numpy", "pillow", "jsonargparse")
+RECORDED_PACKAGES = ("torch", "torchvision", "lightning", "torchmetrics", "numpy", "pillow", "jsonargparse")
 
 
 def fingerprint(loader: Any) -> str:
     """Return a hash of the training data: the number of samples, all labels, and the first, middle and last sample.
 
-    A large folder would take too long to read, so a changed pixel in another sample is not noticed. For loaders from
-    outside this project only the number of samples counts, because reading a sample may draw random numbers.
+    A change in another sample does not change the hash, because reading all samples would take too long. For data
+    loaders that are not from this project, only the number of samples is used, because reading a sample may change the
+    state of the random number generators.
     """
     dataset: Any = getattr(loader, "dataset", None)
     digest = hashlib.sha256(str(len(dataset) if isinstance(dataset, Sized) else None).encode())
@@ -38,13 +39,17 @@ def fingerprint(loader: Any) -> str:
         labels = getattr(dataset, "labels", None)
         if isinstance(labels, Tensor):
             digest.update(labels.cpu().numpy().tobytes())
-        for part in dataset.__getitems__([0, len(dataset) // 2, len(dataset) - 1]):
-            digest.update(part.cpu().numpy().tobytes())
+        for tensor in dataset.__getitems__([0, len(dataset) // 2, len(dataset) - 1]):
+            digest.update(tensor.cpu().numpy().tobytes())
     return digest.hexdigest()[:16]
 
 
 class Provenance(Callback):
-    """Write ``run.json``: for each start of the run its command, versions, machine, git state and data fingerprint."""
+    """Write ``run.json``. Each start of the run adds its command, versions, machine, git state and data fingerprint.
+
+    Args:
+        run: the folder of the run.
+    """
 
     def __init__(self, run: Path) -> None:
         self.path = run / RECORD
@@ -65,7 +70,7 @@ class Provenance(Callback):
                 "seed": int(os.environ.get("PL_GLOBAL_SEED", 0)),
                 "data": fingerprint(trainer.train_dataloader),
                 "python": platform.python_version(),
-                "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
+                "packages": {name: importlib.metadata.version(name) for name in RECORDED_PACKAGES},
                 "machine": {
                     "system": platform.platform(),
                     "cpus": os.cpu_count(),
@@ -73,19 +78,25 @@ class Provenance(Callback):
                     "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
                     "processes": trainer.world_size,
                 },
-                "git": _git(),
+                "git": _git_state(),
             }
         )
         with atomic_write(self.path, "w") as file:
             file.write(json.dumps(starts, indent=1) + "\n")
 
 
-def _git() -> dict[str, Any] | None:
-    """Return the commit of this code and the files that differ from it, or None outside a repository."""
-    here = Path(__file__).resolve().parent
+def _git_state() -> dict[str, Any] | None:
+    """Return the commit of this project and the files that differ from it.
+
+    Returns:
+        A dict with ``commit`` and ``changed``, or None if this code is not in a git repository.
+    """
+    code_folder = Path(__file__).resolve().parent
     try:
         commit, changes = (
-            subprocess.run(["git", *arguments], cwd=here, capture_output=True, text=True, check=True, timeout=10).stdout
+            subprocess.run(
+                ["git", *arguments], cwd=code_folder, capture_output=True, text=True, check=True, timeout=10
+            ).stdout
             for arguments in (["rev-parse", "HEAD"], ["status", "--porcelain", "--untracked-files=no"])
         )
     except (OSError, subprocess.SubprocessError):
@@ -94,7 +105,7 @@ def _git() -> dict[str, Any] | None:
 
 
 class PhotoRecords(Callback):
-    """Write which photo is in which split (``split.csv``) and which photos were left out (``left_out.csv``)."""
+    """Write the split of each photo to ``split.csv``, and the photos that were left out to ``left_out.csv``."""
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         folder = trainer.log_dir  # a collective operation: all ranks must call it

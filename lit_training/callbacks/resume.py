@@ -1,9 +1,10 @@
-"""Resume points: a run that is killed at any moment and resumed gives the same result as an uninterrupted run.
+"""Resume points. A run that is killed at any moment and then resumed gives the same result as an uninterrupted run.
 
-All randomness of a step is a function of the seed and the step's number: the order and augmentation of the data
-(datamodules/loading) and what the network draws (:class:`StepSeed`). A resume point is therefore Lightning's checkpoint
-plus a few numbers. It is written *between* two steps. Lightning writes its own checkpoints inside its loop, so a run
-that resumes from them repeats or skips a step, a validation or a schedule update.
+The random numbers of a step depend only on the seed, the number of the step and the rank. This holds for the order and
+the augmentation of the data (datamodules/loading) and for the random numbers of the network (:class:`StepSeed`). A
+resume point is therefore a checkpoint of Lightning with a few numbers added. It is written *between* two steps.
+Lightning writes its own checkpoints inside its loop, so a run that resumes from such a checkpoint repeats or skips a
+step, a validation or a schedule update.
 """
 
 import signal
@@ -20,10 +21,10 @@ from lit_models import LitBase
 from lit_training.callbacks.records import fingerprint
 from lit_training.errors import CheckpointError
 from lit_training.runs.folder import resume_hint
-from lit_training.runs.foreign import data_of, promises
+from lit_training.runs.foreign import data_of, with_default_attributes
 from lit_training.runs.layout import CHECKPOINTS, LAST
 from lit_training.runs.lightning_internals import (
-    count_epoch_as_whole,
+    count_epoch_as_complete,
     logged_steps,
     restore_loaders,
     set_logged_steps,
@@ -34,18 +35,22 @@ from lit_training.runs.processes import Stopped, Watch, gather_objects, is_child
 
 
 class StepSeed(Callback):
-    """Seed torch before each training step with (seed, step number, rank), for dropout, random depth and noise.
+    """Seed torch before each training step, so that dropout, random depth and noise do not depend on earlier steps.
 
-    If the model draws once per batch (``same_random_numbers_on_all_ranks``), all ranks draw the same.
+    The seed of a step is computed from the seed of the run, the number of the step and the rank. If the model has
+    ``same_random_numbers_on_all_ranks``, the rank is not used, so that all ranks get the same random numbers.
+
+    Args:
+        seed: the seed of the run.
     """
 
     def __init__(self, seed: int) -> None:
         self.seed = seed
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        rank = 0 if promises(pl_module).same_random_numbers_on_all_ranks else trainer.global_rank
+        rank = 0 if with_default_attributes(pl_module).same_random_numbers_on_all_ranks else trainer.global_rank
         seed = (self.seed * 1_000_003 + trainer.fit_loop.total_batch_idx) * 4096 + rank
-        torch.default_generator.manual_seed(seed)  # torch.manual_seed seeds every device and takes 290 us
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed seeds all devices, which takes 290 us
         device = trainer.strategy.root_device
         if device.type == "cuda":
             torch.cuda.default_generators[device.index or 0].manual_seed(seed)
@@ -54,131 +59,148 @@ class StepSeed(Callback):
 
 
 class ResumePoint(Callback):
-    """Write resume points to ``last.ckpt`` between two steps, keep the one before as ``previous.ckpt``, and resume.
+    """Write resume points between two steps, and restore the run from a resume point.
 
-    The interval adapts to how long one takes to write, so that they cost the share :attr:`COST` of the run. With
-    several processes the clock of rank 0 decides. All ranks share their signals and that decision in one reduction
-    about every :attr:`TALK` seconds.
+    The newest resume point is ``last.ckpt``. The one before is kept as ``previous.ckpt``.
+
+    Writing takes about the share :attr:`TIME_SHARE` of the run's time: the longer the last write took, the longer the
+    callback waits before the next write. With several processes, rank 0 decides when to write. About every
+    :attr:`SECONDS_BETWEEN_EXCHANGES` seconds the ranks exchange the decision and the signals that they received.
+
+    Args:
+        watch: receives the signals of this process.
     """
 
-    COST = 0.01
-    TALK = 0.5
-    FIRST = 0.1
-    """Expected seconds for the first one."""
-    PATIENCE = 5.0
-    """Seconds after a signal in which a validation may end, so that a resume point can still be written."""
+    TIME_SHARE = 0.01
+    """Share of the run's time that is used to write resume points."""
+    SECONDS_BETWEEN_EXCHANGES = 0.5
+    """Seconds between two exchanges of signals and decisions between the ranks."""
+    FIRST_SAVE_SECONDS = 0.1
+    """Assumed seconds to write a resume point, before the first one was written."""
+    SECONDS_TO_END_VALIDATION = 5.0
+    """Seconds that a validation may continue after a signal. If the validation ends in this time, a resume point is
+    written."""
 
     def __init__(self, watch: Watch) -> None:
         self.watch = watch
-        self.resumed: dict[str, Any] = {}
-        self._state: dict[str, Any] = {}
-        self._took = self.FIRST
-        self._data = ""
-        self._signaled: float | None = None
-        self._first = True
-        self._calls = self._calls_between_talks = 0
+        self.loaded_state: dict[str, Any] = {}
+        """This callback's state in the resume point, until the first step after the resume; then empty."""
+        self._state_to_save: dict[str, Any] = {}
+        self._save_seconds = self.FIRST_SAVE_SECONDS
+        self._data_fingerprint = ""
+        self._signal_time: float | None = None
+        """Clock time at which this rank learned of the signal that stops the run."""
+        self._no_step_saved = True
+        """True until a resume point contains at least one step."""
+        self._calls_since_exchange = self._calls_between_exchanges = 0
+        """Calls of :meth:`_agree_on_stop_and_save`."""
 
     # --- what is saved --------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        return self._state  # empty except while save() runs
+        return self._state_to_save  # empty, except while save() runs
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.resumed = state_dict
-        self._first = False
+        self.loaded_state = state_dict
+        self._no_step_saved = False
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Update the paths in ModelCheckpoint's state: it forgets its best score if the run's folder was moved."""
-        folder = str(_run_of(trainer) / CHECKPOINTS)
+        """Replace the old folder by the new one in the states of ModelCheckpoint callbacks, if the run was moved.
+
+        ModelCheckpoint drops its best score if the folder in its state is not its own folder.
+        """
+        folder = str(_run_folder_of(trainer) / CHECKPOINTS)
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             state = checkpoint["callbacks"].get(callback.state_key)
             if isinstance(callback, ModelCheckpoint) and state is not None:
                 moved = _replace_prefix(state, state["dirpath"], str(callback.dirpath or folder))
                 checkpoint["callbacks"][callback.state_key] = moved
 
-    def save(self, trainer: Trainer, finished: bool = False, fetched: bool = True) -> None:
-        """Write a resume point. All ranks call it, between two steps or at the end.
+    def save(self, trainer: Trainer, finished: bool = False, next_batch_fetched: bool = True) -> None:
+        """Write a resume point. All ranks must call this method, between two steps or after the last step.
 
         Args:
-            finished: training is over.
-            fetched: the batch of the next step is already fetched.
+            finished: True if training is complete.
+            next_batch_fetched: True if Lightning has already fetched the batch of the next step.
         """
-        began = time.monotonic()
-        rows = 0
+        start_time = time.monotonic()
+        metrics_rows = 0
         for logger in trainer.loggers:
             logger.save()
             if isinstance(logger, MetricsCSV) and trainer.is_global_zero:
                 logger.sync()
-                rows = logger.rows
-        self._state = {
+                metrics_rows = logger.rows
+        self._state_to_save = {
             "finished": finished,
             "epoch": trainer.current_epoch,
             "logged": logged_steps(trainer),
-            "rows": rows,
-            "losses": gather_objects(trainer, promises(trainer.lightning_module).epoch_loss_sum_and_count),
+            "rows": metrics_rows,
+            "losses": gather_objects(
+                trainer, with_default_attributes(trainer.lightning_module).epoch_loss_sum_and_count
+            ),
             "metrics": {name: value.detach().cpu() for name, value in trainer.callback_metrics.items()},
-            "shape": _shape(trainer),
-            "data": self._data,
+            "shape": _batch_layout(trainer),
+            "data": self._data_fingerprint,
         }
         progress = trainer.fit_loop.epoch_loop.batch_progress
-        ready, is_last = int(fetched and not finished), progress.is_last_batch
-        # A resumed run fetches the next batch again.
-        progress.current.ready -= ready
-        progress.total.ready -= ready
+        # A resumed run fetches the next batch again, so the resume point must not count this batch.
+        uncounted, is_last = int(next_batch_fetched and not finished), progress.is_last_batch
+        progress.current.ready -= uncounted
+        progress.total.ready -= uncounted
         progress.is_last_batch = is_last and finished
         try:
-            trainer.save_checkpoint(_run_of(trainer) / CHECKPOINTS / LAST)
+            trainer.save_checkpoint(_run_folder_of(trainer) / CHECKPOINTS / LAST)
         finally:
-            progress.current.ready += ready
-            progress.total.ready += ready
+            progress.current.ready += uncounted
+            progress.total.ready += uncounted
             progress.is_last_batch = is_last
-            self._state = {}
-        self._saved = time.monotonic()
-        self._took = self._saved - began
-        self._first &= trainer.global_step == 0
+            self._state_to_save = {}
+        self._last_save_time = time.monotonic()
+        self._save_seconds = self._last_save_time - start_time
+        self._no_step_saved &= trainer.global_step == 0
 
-    # --- when -----------------------------------------------------------------------------------------------------
+    # --- when it is saved -------------------------------------------------------------------------------------------
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._saved = self._talked = time.monotonic()
-        self._data = fingerprint(trainer.train_dataloader)
-        self.watch.take_signals()
+        self._last_save_time = self._last_exchange_time = time.monotonic()
+        self._data_fingerprint = fingerprint(trainer.train_dataloader)
+        self.watch.set_signal_handlers()
         self.watch.stepping = True
-        if not self.resumed:
+        if not self.loaded_state:
             return
-        if self.resumed["shape"] != _shape(trainer):
+        if self.loaded_state["shape"] != _batch_layout(trainer):
             raise CheckpointError(
-                f"the resume point has {_describe_shape(*self.resumed['shape'])}, but this command has "
-                f"{_describe_shape(*_shape(trainer))}: use the same --devices, --data.batch_size and "
+                f"the resume point has {_describe_batch_layout(*self.loaded_state['shape'])}, but this command has "
+                f"{_describe_batch_layout(*_batch_layout(trainer))}: use the same --devices, --data.batch_size and "
                 "--accumulate_grad_batches"
             )
-        for optimizer in trainer.optimizers:  # some load the state of another optimizer without an error
+        for optimizer in trainer.optimizers:  # some optimizers load the state of another class without an error
             if optimizer.defaults.keys() - optimizer.param_groups[0].keys():
                 raise CheckpointError(other_optimizer_message(trainer))
-        if self.resumed["data"] != self._data:
+        if self.loaded_state["data"] != self._data_fingerprint:
             raise CheckpointError("the training data has changed since the run began: use --resume never")
-        if self.resumed["finished"]:  # this command adds epochs
-            self.resumed = {}
+        if self.loaded_state["finished"]:  # this command adds epochs to a complete run
+            self.loaded_state = {}
             return
         restore_loaders(trainer)
-        metrics = {name: value.to(pl_module.device) for name, value in self.resumed["metrics"].items()}
+        metrics = {name: value.to(pl_module.device) for name, value in self.loaded_state["metrics"].items()}
         trainer.callback_metrics.update(metrics)
         if isinstance(pl_module, LitBase):
-            pl_module.epoch_loss_sum_and_count = self.resumed["losses"][trainer.global_rank]
+            pl_module.epoch_loss_sum_and_count = self.loaded_state["losses"][trainer.global_rank]
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         self.watch.note_progress()
-        if self.resumed:
-            set_logged_steps(trainer, self.resumed["logged"])
-            self.resumed = {}
+        if self.loaded_state:
+            set_logged_steps(trainer, self.loaded_state["logged"])
+            self.loaded_state = {}
             start_resumed_epoch(trainer, pl_module)
             return
         if batch_idx % trainer.accumulate_grad_batches:  # checkpoints do not hold accumulated gradients
             return
-        if batch_idx == 0:  # the time between two epochs may be that of many steps
-            self._calls_between_talks = 0
-        signum, due = self._agree(trainer)
-        if due or signum or self._needs_early_save(trainer):
+        if batch_idx == 0:  # validation may have taken a long time, so exchange at once
+            self._calls_between_exchanges = 0
+        signum, save_is_due = self._agree_on_stop_and_save(trainer)
+        if save_is_due or signum or self._needs_early_save(trainer):
             self.save(trainer)
         if signum:
             self._stop(trainer, signum)
@@ -193,100 +215,121 @@ class ResumePoint(Callback):
     ) -> None:
         if trainer.sanity_checking:
             return
-        self.watch.note_progress()  # also in the evaluation after training, which may take longer than --timeout
+        self.watch.note_progress()  # the validation after training may take longer than --timeout
         if self.watch.stepping:
-            signum, late = self._agree(trainer)
-            if signum and late:
-                self._stop(trainer, signum)  # without a new resume point: validation is not between two steps
+            signum, time_is_up = self._agree_on_stop_and_save(trainer)
+            if signum and time_is_up:
+                self._stop(trainer, signum)  # writes no resume point, because this is not between two steps
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        count_epoch_as_whole(trainer)
+        count_epoch_as_complete(trainer)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.save(trainer, finished=True)  # here, because all callbacks have finished on_train_end
+        self.save(trainer, finished=True)  # all callbacks have completed on_train_end
         self.watch.stepping = False
-        self._calls_between_talks = 0
-        if signum := self._agree(trainer)[0]:
+        self._calls_between_exchanges = 0
+        if signum := self._agree_on_stop_and_save(trainer)[0]:
             self._stop(trainer, signum)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         if isinstance(exception, Exception) and self._failed_while_fetching(trainer):
-            self.save(trainer, fetched=False)
+            self.save(trainer, next_batch_fetched=False)
         self.watch.ending, self.watch.stepping = True, False
 
     def _needs_early_save(self, trainer: Trainer) -> bool:
-        """Return True after the first step on photos: a file that disappears may end the run where it cannot save."""
-        return self._first and trainer.global_step > 0 and data_of(trainer).photos is not None
+        """Return True if no resume point contains a step yet, and the run trains on photos.
+
+        A photo file that is deleted may end the run at a time when no resume point can be written.
+        """
+        return self._no_step_saved and trainer.global_step > 0 and data_of(trainer).photos is not None
 
     def _failed_while_fetching(self, trainer: Trainer) -> bool:
-        """Return True if fetching the next batch failed after a complete step, in a run without other ranks."""
+        """Return True if the error was raised while the next batch was fetched, so that a resume point can be written.
+
+        This needs a run with one process, an optimizer step that is complete, and no accumulated gradients.
+        """
         progress = trainer.fit_loop.epoch_loop.batch_progress
         return (
             self.watch.stepping
             and trainer.training
             and trainer.world_size == 1
             and trainer.global_step > 0
-            and not self.resumed  # no step since the resume point
+            and not self.loaded_state  # a step has begun since the resume
             and not progress.is_last_batch
             and progress.current.ready == progress.current.completed
             and progress.current.ready % trainer.accumulate_grad_batches == 0
         )
 
-    def _agree(self, trainer: Trainer) -> tuple[int, bool]:
-        """Return the signal that stops all ranks, or 0, and True if it is time for a resume point.
+    def _agree_on_stop_and_save(self, trainer: Trainer) -> tuple[int, bool]:
+        """Return the same two decisions on all ranks.
 
-        After a signal the second value is True once :attr:`PATIENCE` is over.
+        With several processes the ranks exchange their values in one reduction. Most calls do nothing and return
+        (0, False), so that the reductions are about :attr:`SECONDS_BETWEEN_EXCHANGES` seconds apart.
+
+        Returns:
+            The number of the signal that stops the run, or 0. True if it is time to write a resume point; after a
+            signal, True if :attr:`SECONDS_TO_END_VALIDATION` seconds are over.
         """
         now = time.monotonic()
-        if self.watch.signum and self._signaled is None:
-            self._signaled = now
-        if self._signaled is None:
-            due = now - self._saved > self._took / self.COST
+        if self.watch.signum and self._signal_time is None:
+            self._signal_time = now
+        if self._signal_time is None:
+            is_time = now - self._last_save_time > self._save_seconds / self.TIME_SHARE
         else:
-            due = now - self._signaled > self.PATIENCE
+            is_time = now - self._signal_time > self.SECONDS_TO_END_VALIDATION
         if trainer.world_size == 1:
-            return self.watch.signum, due
-        self._calls += 1
-        if self._calls < self._calls_between_talks:
+            return self.watch.signum, is_time
+        self._calls_since_exchange += 1
+        if self._calls_since_exchange < self._calls_between_exchanges:
             return 0, False
-        gap = min(1000, max(1, round(self._calls * self.TALK / max(now - self._talked, 1e-6))))
-        self._calls, self._talked = 0, now
-        mine = [self.watch.signum, int(due), gap] if trainer.is_global_zero else [self.watch.signum, 0, 0]
-        ours = torch.tensor(mine, device=trainer.strategy.root_device)
-        torch.distributed.all_reduce(ours, torch.distributed.ReduceOp.MAX)
-        signum, agreed, self._calls_between_talks = ours.tolist()
-        if signum and self._signaled is None:
-            self._signaled = now
-        return signum, bool(agreed)
+        calls_per_second = self._calls_since_exchange / max(now - self._last_exchange_time, 1e-6)
+        calls_to_next = min(1000, max(1, round(self.SECONDS_BETWEEN_EXCHANGES * calls_per_second)))
+        self._calls_since_exchange, self._last_exchange_time = 0, now
+        values = [self.watch.signum, int(is_time), calls_to_next]
+        if not trainer.is_global_zero:  # only the signals of the other ranks count
+            values[1:] = 0, 0
+        maxima = torch.tensor(values, device=trainer.strategy.root_device)
+        torch.distributed.all_reduce(maxima, torch.distributed.ReduceOp.MAX)
+        signum, is_time_on_rank_zero, self._calls_between_exchanges = maxima.tolist()
+        if signum and self._signal_time is None:
+            self._signal_time = now
+        return signum, bool(is_time_on_rank_zero)
 
     def _stop(self, trainer: Trainer, signum: int) -> None:
+        """Print how to resume, requeue the SLURM job if its time is nearly over, and end the program.
+
+        Raises:
+            Stopped: always.
+        """
         if trainer.is_global_zero:
-            hint = resume_hint(_run_of(trainer)) or "no resume point yet"
+            hint = resume_hint(_run_folder_of(trainer)) or "no resume point yet"
             print(f"stopped by {signal.Signals(signum).name} after step {trainer.global_step}; {hint}", flush=True)
             requeue_slurm_job(signum)
-        # Lightning kills rank 0 when a process that it launched ends with a code other than 0.
+        # A launched process must end with code 0: Watch on rank 0 treats every other code as a failure.
         raise Stopped(0 if is_child(trainer) else 128 + signum)
 
 
 def other_optimizer_message(trainer: Trainer) -> str:
-    """Return the error message for a resume point of another optimizer."""
+    """Return the error message for a resume point that was written with another optimizer."""
     name = type(trainer.optimizers[0]).__name__
-    return f"the resume point is of another optimizer than {name}: leave --optimizer as it was, or use --resume never"
+    return f"the resume point is of another optimizer than {name}: do not change --optimizer, or use --resume never"
 
 
-def _run_of(trainer: Any) -> Path:
-    return trainer.start.run  # a FitTrainer
+def _run_folder_of(trainer: Any) -> Path:
+    return trainer.start.folder  # this Trainer is a FitTrainer
 
 
-def _shape(trainer: Trainer) -> list[Any]:
+def _batch_layout(trainer: Trainer) -> list[Any]:
+    """Return the number of processes, of batches per epoch, and of batches per optimizer step."""
     return [trainer.world_size, trainer.num_training_batches, trainer.accumulate_grad_batches]
 
 
-def _describe_shape(processes: int, batches: int, accumulated: int) -> str:
+def _describe_batch_layout(processes: int, batches: int, accumulated: int) -> str:
     return f"{plural(processes, 'process', 'processes')} with {batches} batches per epoch and {accumulated} accumulated"
 
 
 def _replace_prefix(value: Any, old: str, new: str) -> Any:
+    """Return a copy of nested dicts. Each string in the copy, also as a key, begins with ``new`` instead of ``old``."""
     if isinstance(value, dict):
         return {_replace_prefix(key, old, new): _replace_prefix(item, old, new) for key, item in value.items()}
     return new + value.removeprefix(old) if isinstance(value, str) and value.startswith(old) else value

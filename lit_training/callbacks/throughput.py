@@ -1,4 +1,4 @@
-"""Measure samples per second."""
+"""Measure the training speed in samples per second."""
 
 import contextlib
 import time
@@ -10,8 +10,8 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
 
-def samples_in(batch: Any) -> int:
-    """Return the first dimension of the first tensor in a batch, or 0 if there is no tensor."""
+def count_samples(batch: Any) -> int:
+    """Return the number of samples in a batch: the length of its first tensor, or 0 without a tensor."""
     first = batch[0] if isinstance(batch, (tuple, list)) and batch else batch
     if isinstance(first, Tensor) and first.ndim:
         return len(first)
@@ -21,24 +21,27 @@ def samples_in(batch: Any) -> int:
 
 
 class Throughput(Callback):
-    """Log ``samples_per_second`` once per epoch: training samples of all devices, without the time of validation."""
+    """Log ``samples_per_second`` once per epoch.
+
+    It is the number of training samples of all devices, divided by the time of the epoch without validation.
+    """
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.samples, self.paused, self.started = 0, 0.0, time.monotonic()
+        self.sample_count, self.validation_seconds, self.start_time = 0, 0.0, time.monotonic()
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        self.samples += samples_in(batch)
+        self.sample_count += count_samples(batch)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.pause = time.monotonic()
+        self.validation_start_time = time.monotonic()
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.state.fn == "fit" and not trainer.sanity_checking:
-            self.paused += time.monotonic() - self.pause
+            self.validation_seconds += time.monotonic() - self.validation_start_time
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        seconds = time.monotonic() - self.started - self.paused
-        speed = self.samples * trainer.world_size / max(seconds, 1e-9)
+        seconds = time.monotonic() - self.start_time - self.validation_seconds
+        speed = self.sample_count * trainer.world_size / max(seconds, 1e-9)
         pl_module.log("samples_per_second", speed, sync_dist=trainer.world_size > 1)

@@ -19,7 +19,7 @@ from lit_training.callbacks.resume import ResumePoint, StepSeed
 from lit_training.callbacks.throughput import Throughput
 from lit_training.errors import UsageError, is_rank_zero
 from lit_training.runs.checkpoints import FitCheckpointIO
-from lit_training.runs.folder import Start, choose_start
+from lit_training.runs.folder import RunStart, prepare_start
 from lit_training.runs.layout import LOGS
 from lit_training.runs.lightning_internals import NullProfiler, drop_empty_hooks
 from lit_training.runs.metrics_csv import MetricsCSV
@@ -40,7 +40,7 @@ def with_defaults(trainer: dict[str, Any], run: Run, config_yaml: str, save_conf
 
     Raises:
         UsageError: flags contradict each other.
-        CheckpointError: see :func:`choose_start`.
+        CheckpointError: see :func:`prepare_start`.
     """
     config = dict(trainer)
     _refuse_contradictions(config, run)
@@ -53,9 +53,9 @@ def with_defaults(trainer: dict[str, Any], run: Run, config_yaml: str, save_conf
     config["enable_model_summary"] = bool(config["enable_model_summary"])  # print_start() prints one line
     if config["logger"] in (None, True) and not config["fast_dev_run"]:
         root = config["default_root_dir"] or "."
-        placeholder = Start(Path(root) / LOGS / "version_0")  # rank 0 broadcasts its choice later
-        run.start = start = choose_start(run.resume, root, config_yaml) if is_rank_zero() else placeholder
-        folder, name = str(start.run.parent.parent), start.run.parent.name
+        placeholder = RunStart(Path(root) / LOGS / "version_0")  # rank 0 broadcasts its choice later
+        run.start = start = prepare_start(run.resume, root, config_yaml) if is_rank_zero() else placeholder
+        folder, name = str(start.folder.parent.parent), start.folder.parent.name
         board = TensorBoardLogger(
             folder, name=name, version=start.version, default_hp_metric=False, purge_step=start.step
         )
@@ -74,7 +74,7 @@ def with_defaults(trainer: dict[str, Any], run: Run, config_yaml: str, save_conf
         callbacks += [BestCheckpoint(monitor, mode)]
         if run.start is not None:
             callbacks[:0] = [ResumePoint(run.watch)]  # first: it saves the state before other callbacks change it
-            callbacks += [Provenance(run.start.run)]
+            callbacks += [Provenance(run.start.folder)]
     if (patience := run.config.get("early_stopping")) is not None:
         callbacks += [StopEarly(monitor or "train_loss", mode, int(patience))]
     drop_empty_hooks(callbacks)

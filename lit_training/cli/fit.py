@@ -13,7 +13,7 @@ from datamodules.text import plural
 from lit_models import LitBase
 from lit_training.errors import is_rank_zero
 from lit_training.runs.folder import relative_path
-from lit_training.runs.foreign import promises
+from lit_training.runs.foreign import with_default_attributes
 from lit_training.runs.layout import LOGS
 from lit_training.runs.run import Run
 from lit_training.statistics import wilson_interval
@@ -28,16 +28,16 @@ def print_start(run: Run) -> None:
         return
     trainer, model, data, start = run.trainer, run.model, run.data, run.start
     if start is not None and start.finished:
-        print(f"{relative_path(start.run)} is at its end: nothing to do; for a new run: --resume never", flush=True)
+        print(f"{relative_path(start.folder)} is at its end: nothing to do; for a new run: --resume never", flush=True)
         return
     if start is not None and start.checkpoint is not None:
         print(f"resume  {relative_path(start.checkpoint)}, after step {start.step}")
-    about = promises(data)
+    about = with_default_attributes(data)
     if report := about.report():
         print(report)
     name, classes = type(data).__name__, about.class_names
     shape = f": samples of {' x '.join(map(str, about.sample_shape))}" if about.sample_shape else ""
-    task = plural(len(classes), "class", "classes") if classes else promises(model).task
+    task = plural(len(classes), "class", "classes") if classes else with_default_attributes(model).task
     print(f"data    {', '.join(filter(None, (name + shape, task)))}")
     device, count = type(trainer.accelerator).__name__.removesuffix("Accelerator"), trainer.world_size
     batch = data.hparams.get("batch_size", 0)
@@ -71,7 +71,7 @@ def remove_unstarted_run(run: Run) -> Iterator[None]:
         yield
     except Exception:
         if run.start is not None and is_rank_zero() and run.trainer.global_step <= run.start.step:
-            run.start.undo()
+            run.start.remove_if_new()
         raise
 
 
@@ -93,7 +93,7 @@ def print_result(run: Run) -> None:
         return
     print()
     if "val_acc" in metrics:
-        accuracy, n = metrics["val_acc"], promises(model).samples_evaluated
+        accuracy, n = metrics["val_acc"], with_default_attributes(model).samples_evaluated
         interval = ""
         if n is not None:  # a custom model may not count its samples
             low, high = wilson_interval(round(accuracy * n), n)

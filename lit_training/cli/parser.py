@@ -22,7 +22,7 @@ from lit_training.cli.limits import check_trainer, trainer_error
 from lit_training.cli.schedules import FROM_THE_RUN, SCHEDULES, schedule_factory
 from lit_training.cli.usage_errors import parse_error
 from lit_training.errors import CheckpointError, UsageError, exit_with_error, is_rank_zero
-from lit_training.runs.foreign import promises
+from lit_training.runs.foreign import with_default_attributes
 from lit_training.runs.lightning_internals import actions_of
 from lit_training.runs.processes import Watch, bind_to_loopback
 from lit_training.runs.run import Run
@@ -105,7 +105,7 @@ class FitCLI(LightningCLI):
         self.datamodule: LightningDataModule = self._build("data")
         self._fill_from_data()
         self.model: Any = self._build("model")
-        promises(self.datamodule).adapt_to(self.model)
+        with_default_attributes(self.datamodule).adapt_to(self.model)
         if isinstance(self.model, LitBase):
             self.model.check_data(self.datamodule)
         watch = Watch(self.config["timeout"])
@@ -167,7 +167,7 @@ class FitCLI(LightningCLI):
             self.model.chosen_schedule = schedule_factory(kind, options, self.model, monitor)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        trainer_config, about = self.config["trainer"], promises(self.model)
+        trainer_config, about = self.config["trainer"], with_default_attributes(self.model)
         check_trainer(trainer_config)
         config = dict(self.parser.instantiate(Namespace(trainer=trainer_config))["trainer"])
         if config["max_epochs"] is None and config["max_steps"] == -1 and config["max_time"] is None:
@@ -181,7 +181,7 @@ class FitCLI(LightningCLI):
             raise
         except (MisconfigurationException, ValueError, TypeError, RuntimeError, ImportError) as error:
             if self.run.start is not None and is_rank_zero():
-                self.run.start.undo()
+                self.run.start.remove_if_new()
             raise UsageError(trainer_error(error, config)) from error
         trainer.start = self.run.start
         self.run.watch.trainer = trainer

@@ -43,7 +43,7 @@ def _translate(error: Exception, run: Run) -> BaseException | None:
     text, start = str(error), run.trainer.start
     resume_point = start.checkpoint if start is not None else None
     if isinstance(error, BadPicture):
-        hint = resume_hint(start.run) if start is not None else ""
+        hint = resume_hint(start.folder) if start is not None else ""
         return TrainingError(
             f"{printable(error.name)}: {error.kind} ({error.reason}), but it was readable when the run started: "
             f"restore it, then {hint or 'start again'}"

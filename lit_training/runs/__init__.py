@@ -1,1 +1,1 @@
-"""A training run: its folder, files, checkpoints and processes."""
+"""The folder, the files, the checkpoints and the processes of a training run."""

@@ -1,21 +1,24 @@
-"""Decide which epoch is the best. The star, best.ckpt, the dashboard, early stopping and compare.py share this rule."""
+"""Decide which epoch is the best.
+
+The star in the console, best.ckpt, the dashboard, early stopping and compare.py all use this rule.
+"""
 
 import math
 from collections.abc import Mapping
 from typing import Any
 
 MODES = {"val_acc": "max", "val_loss": "min", "train_loss": "min"}
-"""Metric -> ``max`` or ``min``. The first metric that a run logs decides which epoch is the best."""
+"""Metric -> ``max`` or ``min``. The first of these metrics that a run logs decides which epoch is the best."""
 
 
 class BestSoFar:
-    """The metrics of the best epoch so far.
+    """Remember the metrics of the best epoch so far.
 
-    On a tie the earlier epoch stays the best. NaN is never better.
+    On a tie the earlier epoch stays the best. An epoch whose metric is NaN is never the best.
 
     Args:
-        monitor: name of the metric that decides. With None, no epoch is an improvement.
-        mode: ``max`` or ``min``.
+        monitor: name of the metric that decides which epoch is better. With None, no epoch is better.
+        mode: ``max`` if a larger metric is better, or ``min`` if a smaller metric is better.
     """
 
     def __init__(self, monitor: str | None, mode: str) -> None:
@@ -24,7 +27,7 @@ class BestSoFar:
 
     @property
     def value(self) -> float | None:
-        """The deciding metric of the best epoch, or None; checkpoints hold it."""
+        """The value of ``monitor`` in the best epoch, or None without a best epoch. Checkpoints contain it."""
         return self.row.get(self.monitor or "")
 
     @value.setter
@@ -32,16 +35,16 @@ class BestSoFar:
         self.row = {} if value is None or self.monitor is None else {self.monitor: value}
 
     def improved(self, metrics: Mapping[str, Any]) -> bool:
-        """Return True, and keep the metrics, if the epoch with these ``metrics`` is better than all before."""
+        """Return True if an epoch with these metrics is better than all epochs before, and remember its metrics."""
         if self.monitor is None or self.monitor not in metrics:
             return False
-        value, best = float(metrics[self.monitor]), self.value
-        if best is None:
+        value, best_value = float(metrics[self.monitor]), self.value
+        if best_value is None:
             better = not math.isnan(value)
         elif self.mode == "max":
-            better = value > best
+            better = value > best_value
         else:
-            better = value < best
+            better = value < best_value
         if better:
             self.row = {name: float(metrics[name]) for name in {self.monitor, *MODES} if name in metrics}
         return better
@@ -52,9 +55,11 @@ def best_epoch(rows: Mapping[int, Mapping[str, Any]], monitor: str, mode: str) -
 
     Args:
         rows: epoch number -> metrics, in the order of training.
+        monitor: name of the metric that decides which epoch is better.
+        mode: ``max`` or ``min``.
     """
-    best, found = BestSoFar(monitor, mode), None
+    best, number = BestSoFar(monitor, mode), None
     for epoch, row in rows.items():
         if best.improved(row):
-            found = epoch
-    return found
+            number = epoch
+    return number

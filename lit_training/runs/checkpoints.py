@@ -1,4 +1,4 @@
-"""Write checkpoints atomically, and read them without executing anything."""
+"""Write checkpoints atomically, and read checkpoints without executing code in the file."""
 
 import io
 import math
@@ -23,27 +23,29 @@ from lit_training.errors import CheckpointError
 from lit_training.runs.layout import BEST, LAST, PREVIOUS
 
 SECONDS_BETWEEN_WRITES = 5.0
-"""Least seconds between two writes of best.ckpt."""
+"""Minimum number of seconds between two writes of best.ckpt."""
 
 
 class FitCheckpointIO(TorchCheckpointIO):
     """Write checkpoints atomically, and limit how often best.ckpt is written.
 
-    A reader sees the old file or the new one. The last.ckpt before is kept as previous.ckpt, so that one of the two is
-    always complete. best.ckpt is copied in memory at once. The copy is written if the last write is
-    :data:`SECONDS_BETWEEN_WRITES` ago, before any other checkpoint (whose state refers to it), before a checkpoint is
-    read, and at the end.
+    Another process that reads a checkpoint gets the old file or the new file, never a part of it. When last.ckpt is
+    written, the old last.ckpt is kept as previous.ckpt, so that one of the two files is always complete.
+
+    best.ckpt is first copied to memory. The copy is written to the disk if the last write was more than
+    :data:`SECONDS_BETWEEN_WRITES` ago. Otherwise it waits. A waiting copy is written before any other checkpoint
+    (because the state in that checkpoint refers to best.ckpt), before a checkpoint is read, and at the end.
     """
 
     def __init__(self) -> None:
-        self._pending: tuple[io.BytesIO, Path] | None = None
-        self._written = -float("inf")
+        self._waiting_copy: tuple[io.BytesIO, Path] | None = None
+        self._last_write_time = -float("inf")
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        """Write a checkpoint, or keep a copy to write later.
+        """Write a checkpoint, or copy best.ckpt to memory and write it later.
 
         Raises:
-            CheckpointError: the folder cannot be written, or the disk is full.
+            CheckpointError: the file cannot be written, for example because the disk is full.
         """
         if Path(path).name != BEST:
             self.flush()
@@ -51,18 +53,19 @@ class FitCheckpointIO(TorchCheckpointIO):
             return
         buffer = io.BytesIO()
         torch.save(checkpoint, buffer)
-        self._pending = buffer, Path(path)
-        if time.monotonic() - self._written > SECONDS_BETWEEN_WRITES:
+        self._waiting_copy = buffer, Path(path)
+        if time.monotonic() - self._last_write_time > SECONDS_BETWEEN_WRITES:
             self.flush()
 
     def flush(self) -> None:
-        """Write the pending checkpoint."""
-        if self._pending is not None:
-            (buffer, path), self._pending = self._pending, None
+        """Write the waiting copy of best.ckpt, if there is one."""
+        if self._waiting_copy is not None:
+            (buffer, path), self._waiting_copy = self._waiting_copy, None
             _write(path, lambda file: file.write(buffer.getbuffer()))
-            self._written = time.monotonic()
+            self._last_write_time = time.monotonic()
 
     def load_checkpoint(self, path: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Read a checkpoint, after a waiting best.ckpt is written."""
         self.flush()
         return super().load_checkpoint(path, *args, **kwargs)
 
@@ -71,12 +74,17 @@ class FitCheckpointIO(TorchCheckpointIO):
 
 
 def _write(target: Path, save: Callable[[IO[bytes]], Any]) -> None:
+    """Write a file atomically. ``save`` writes the content. An existing last.ckpt becomes previous.ckpt.
+
+    Raises:
+        CheckpointError: the file cannot be written.
+    """
     try:
         with atomic_write(target) as file:
             save(file)
             if target.name == LAST and target.exists():
                 file.flush()
-                os.fsync(file.fileno())  # the new file is on the disk before the old one is renamed
+                os.fsync(file.fileno())  # the new file must be on the disk before the old file is renamed
                 target.replace(target.with_name(PREVIOUS))
     except (OSError, RuntimeError) as error:  # torch raises RuntimeError for a full disk
         cause = error if isinstance(error, OSError) else error.__context__
@@ -89,29 +97,29 @@ def _write(target: Path, save: Callable[[IO[bytes]], Any]) -> None:
 
 
 def read(path: Path) -> dict[str, Any]:
-    """Read a checkpoint of a model of this project, without executing anything in it.
+    """Read a checkpoint of one of this project's models, without executing code in the file.
 
     Raises:
-        CheckpointError: it does not name its model, or cannot be read safely.
+        CheckpointError: the file cannot be read safely, or does not contain the name of its model.
     """
     checkpoint = read_any(path)
     if not all(isinstance(checkpoint.get(key), dict) for key in ("lit", "state_dict")):
-        raise CheckpointError(f"{path} was not written by this project: it does not name its model")
+        raise CheckpointError(f"{path} was not written by this project: it does not contain the name of its model")
     return checkpoint
 
 
 def read_any(path: Path) -> dict[str, Any]:
-    """Read a checkpoint of any model, as tensors and plain values, without executing anything in it.
+    """Read a checkpoint of any model, without executing code in the file. Tensors are loaded to the CPU.
 
     Raises:
-        CheckpointError: it cannot be read safely, or is not a checkpoint.
+        CheckpointError: the file cannot be read safely, or is not a checkpoint.
     """
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # unpickling has many ways to fail
+    except Exception as error:  # unpickling may raise any error
         raise CheckpointError(f"{path} is not a checkpoint that can be read safely ({type(error).__name__})") from error
     if not isinstance(checkpoint, dict):
-        raise CheckpointError(f"{path} holds a {type(checkpoint).__name__}, not a checkpoint: give a run's .ckpt file")
+        raise CheckpointError(f"{path} is a {type(checkpoint).__name__}, not a checkpoint: give a run's .ckpt file")
     return checkpoint
 
 
@@ -119,12 +127,12 @@ def load_model(checkpoint: dict[str, Any]) -> LitBase:
     """Return the model of a checkpoint, in evaluation mode on the CPU.
 
     Raises:
-        CheckpointError: this project does not have the model, or the weights do not fit it.
+        CheckpointError: this project does not have the model, or the weights or the metadata do not fit the model.
     """
     name = checkpoint["lit"].get("model_class")
     model_class = getattr(lit_models, name, None) if name in lit_models.__all__ else None
     if not isinstance(model_class, type) or not issubclass(model_class, LitBase):
-        raise CheckpointError(f"the checkpoint holds a {name}, which this project does not have")
+        raise CheckpointError(f"the checkpoint is of the model {name}, which this project does not have")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # these warnings are for training
@@ -133,15 +141,17 @@ def load_model(checkpoint: dict[str, Any]) -> LitBase:
         model.load_state_dict(checkpoint["state_dict"])
         _validate_metadata(model)
     except Exception as error:  # the values in a file may be anything
-        raise _misfit(name, error) from error
+        raise _does_not_fit_error(name, error) from error
     return model.eval()
 
 
 def _validate_metadata(model: LitBase) -> None:
-    """Check the class names and the preprocessing of a checkpoint's model; name outputs without a name by number.
+    """Check the class names and the preprocessing of a model that was read from a checkpoint.
+
+    If there are fewer names than outputs, the remaining outputs get their numbers as names.
 
     Raises:
-        ValueError, TypeError: the model cannot use them.
+        ValueError, TypeError: the names or the preprocessing do not fit the model.
     """
     outputs, names = model.hparams.get("num_classes", 0), model.class_names
     if names is not None:
@@ -163,10 +173,11 @@ def _validate_metadata(model: LitBase) -> None:
 
 
 def load_data(checkpoint: dict[str, Any]) -> Any:
-    """Return the data module that a checkpoint was trained on, before ``setup``.
+    """Build the data module that a checkpoint was trained on. Its ``setup`` is not called.
 
     Raises:
-        CheckpointError: this project does not have the data module, or cannot build it.
+        CheckpointError: this project does not have the data module, or its arguments in the checkpoint are wrong.
+        DataError: see the data module.
     """
     name = checkpoint["lit"].get("data_class")
     data_class = getattr(datamodules, name) if name in datamodules.__all__ else None
@@ -178,9 +189,10 @@ def load_data(checkpoint: dict[str, Any]) -> Any:
     except DataError:
         raise
     except Exception as error:  # the values in a file may be anything
-        raise _misfit(name, error) from error
+        raise _does_not_fit_error(name, error) from error
 
 
-def _misfit(name: str, error: Exception) -> CheckpointError:
+def _does_not_fit_error(name: str, error: Exception) -> CheckpointError:
+    """Return the error for a checkpoint that does not fit the class ``name``, with the first line of ``error``."""
     first_line = (str(error) or type(error).__name__).splitlines()[0]
     return CheckpointError(f"the checkpoint does not fit {name}: {first_line}")

@@ -1,4 +1,4 @@
-"""Devices and evaluation mode."""
+"""Find a device, and set evaluation mode for a while."""
 
 import contextlib
 from collections.abc import Iterator
@@ -10,28 +10,31 @@ from lit_training.errors import UsageError
 
 
 def find_device(accelerator: str) -> torch.device:
-    """Return the device for ``auto``, ``cpu``, ``gpu`` or ``mps``.
+    """Return the device for an accelerator.
+
+    Args:
+        accelerator: ``cpu``, ``gpu``, ``mps``, or ``auto`` for the first available of gpu, mps and cpu.
 
     Raises:
-        UsageError: there is no such device.
+        UsageError: this machine does not have such a device.
     """
     available = {"gpu": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if accelerator == "auto":
-        accelerator = next(name for name, found in available.items() if found)
+        accelerator = next(name for name, is_available in available.items() if is_available)
     if not available[accelerator]:
         raise UsageError(missing_device_message(accelerator))
     return torch.device("cuda" if accelerator == "gpu" else accelerator)
 
 
 def missing_device_message(accelerator: str) -> str:
-    """Return the error message for a device that is missing."""
+    """Return the error message for an accelerator that this machine does not have."""
     kind = "GPU" if accelerator in ("gpu", "cuda", "mps") else accelerator.upper()
     return f"--accelerator {accelerator}: no {kind} was found; use --accelerator cpu, or auto"
 
 
 @contextlib.contextmanager
 def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Set evaluation mode while the body runs, then restore the mode of each module."""
+    """Set evaluation mode inside the ``with`` block, then restore the mode of each module."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:

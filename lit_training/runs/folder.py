@@ -1,4 +1,4 @@
-"""The folder of a run: make it, lock it against other processes, find it again."""
+"""Create the folder of a run, lock it against other processes, and find it again later."""
 
 import contextlib
 import shutil
@@ -26,120 +26,129 @@ except ImportError:  # Windows
     fcntl = None
 
 
-RESUME_POINTS = (LAST, PREVIOUS)
+RESUME_POINT_NAMES = (LAST, PREVIOUS)
+"""File names of the resume points of a run, the newest first."""
 _locks: dict[Path, IO[str]] = {}
-"""Run folder -> its open lock file. The system releases the locks when this process ends; forks do not inherit them."""
+"""Run folder -> its open lock file. The operating system releases a lock when this process ends. A forked process does
+not inherit the locks."""
 
 
 @dataclass(frozen=True)
-class Start:
-    """Where a run writes, and what it resumes from."""
+class RunStart:
+    """The folder that a run writes to, and the resume point that it starts from."""
 
-    run: Path
+    folder: Path
+    """The folder of the run."""
     checkpoint: Path | None = None
-    """The resume point, or None for a new run."""
+    """The file of the resume point, or None for a new run."""
     step: int = 0
-    """Optimizer steps before the resume point."""
-    rows: int = 0
-    """Rows of metrics.csv that belong to those steps."""
+    """Number of optimizer steps before the resume point."""
+    metrics_rows: int = 0
+    """Number of rows in metrics.csv when the resume point was written."""
     epoch: int = 0
-    """Complete epochs before the resume point."""
+    """Number of complete epochs before the resume point."""
     finished: bool = False
-    """True if the run is complete and there is nothing to train."""
-    made: bool = False
-    """True if the folder is new. It is removed if training never begins."""
+    """True if the run is complete, so that there is nothing to train."""
+    is_new: bool = False
+    """True if this command created the folder. The folder is removed if training fails before its first step."""
 
     @property
     def version(self) -> int | str:
-        """The folder's version in Lightning's loggers: N for ``version_N``, otherwise its name."""
-        number = _number(self.run)
-        return self.run.name if number < 0 else number
+        """The version of the folder in Lightning's loggers: N for ``version_N``, otherwise the folder's name."""
+        number = _version_number(self.folder)
+        return self.folder.name if number < 0 else number
 
-    def undo(self) -> None:
-        """Remove the folder if it is new, because no step was trained."""
-        if self.made:
-            if (lock := _locks.pop(self.run.resolve(), None)) is not None:
+    def remove_if_new(self) -> None:
+        """Remove the folder if this command created it. Call this if training failed before its first step."""
+        if self.is_new:
+            if (lock := _locks.pop(self.folder.resolve(), None)) is not None:
                 lock.close()
-            shutil.rmtree(self.run, ignore_errors=True)
-            with contextlib.suppress(OSError):  # not empty: it holds other runs
-                self.run.parent.rmdir()
+            shutil.rmtree(self.folder, ignore_errors=True)
+            with contextlib.suppress(OSError):  # the parent folder contains other runs
+                self.folder.parent.rmdir()
 
 
-def choose_start(resume: str, root: str, config: str) -> Start:
-    """Decide where to write and what to resume from. Only rank 0 calls it.
+def prepare_start(resume: str, root: str, config_yaml: str) -> RunStart:
+    """Choose the run's folder and the resume point. Create the folder of a new run. Lock the folder.
+
+    Only rank 0 calls this function. A complete run whose resume point is given as a file outside a run gets no folder.
 
     Args:
-        resume: ``never``, ``auto`` (the newest run with the same configuration), a run's folder, ``latest``, or the
-            file of a resume point.
-        root: the folder that holds ``lightning_logs``.
-        config: the configuration of this command as YAML, without ``resume``.
+        resume: ``never``, ``auto`` (the newest run with the same configuration), the folder of a run, ``latest``, or
+            the file of a resume point.
+        root: the folder that contains ``lightning_logs``.
+        config_yaml: the configuration of this command as YAML text, without ``resume``.
 
     Raises:
-        UsageError: another process trains the run, or the settings differ from the run's.
-        CheckpointError: there is no resume point that can be read.
+        UsageError: another process trains the run, or this command's settings differ from the settings of the run.
+        CheckpointError: there is no resume point, no resume point can be read, or no folder can be created.
     """
-    wanted = yaml.safe_load(config)
+    new_config = yaml.safe_load(config_yaml)
     if resume == "auto":
         for run in newest_first(root):
-            if _config_of(run) == wanted:
-                return newest_resume_point(run) or lock_run(run)  # without a resume point it starts again in its folder
+            if _read_config(run) == new_config:
+                # A run without a resume point starts again at step 0, in the same folder.
+                return lock_and_read_resume_point(run) or lock_run(run)
     if resume in ("auto", "never"):
-        return _make_folder(root, config)
+        return _make_folder(root, config_yaml)
     path = find_resume_target(resume, root).resolve()
     if path.is_file() and path.parent.name != CHECKPOINTS:
-        copied = _read_resume_point(Start(path), path)
-        if copied.finished and not extends(wanted["trainer"], copied):
-            return copied  # nothing to train, so no folder is made
-        new = _make_folder(root, config)
-        return replace(copied, run=new.run, made=new.made, finished=False)
+        file_start = _read_resume_point(RunStart(path), path)
+        if file_start.finished and not adds_epochs(new_config["trainer"], file_start):
+            return file_start  # nothing to train, so no folder is created
+        new_run = _make_folder(root, config_yaml)
+        return replace(file_start, folder=new_run.folder, is_new=new_run.is_new, finished=False)
     run = path if path.is_dir() else path.parent.parent
-    saved = _config_of(run)
-    if saved is not None:
-        _refuse_other_settings(wanted, saved, run)
-    start = _read_resume_point(lock_run(run), path) if path.is_file() else newest_resume_point(run)
+    run_config = _read_config(run)
+    if run_config is not None:
+        _refuse_other_settings(new_config, run_config, run)
+    start = _read_resume_point(lock_run(run), path) if path.is_file() else lock_and_read_resume_point(run)
     if start is None:
-        raise CheckpointError(f"{run} holds no resume point: leave --resume out to train a new run")
-    if start.finished and saved != wanted and extends(wanted["trainer"], start):
+        raise CheckpointError(f"{run} has no resume point: leave --resume out to train a new run")
+    if start.finished and run_config != new_config and adds_epochs(new_config["trainer"], start):
         start = replace(start, finished=False)
     return start
 
 
 def newest_first(root: str) -> list[Path]:
     """Return the folders of the runs under ``root``, the newest run first."""
-    return sorted((Path(root) / LOGS).glob("version_*"), key=_number, reverse=True)
+    return sorted((Path(root) / LOGS).glob("version_*"), key=_version_number, reverse=True)
 
 
-def latest(root: str, can_serve: Callable[[Path], bool], what: str) -> Path:
-    """Return the folder of the newest run that can be used. Newer runs that cannot are named on stderr.
+def newest_usable_run(root: str, is_usable: Callable[[Path], bool], needed_file: str) -> Path:
+    """Return the folder of the newest run that can be used. If newer runs cannot be used, print a note on stderr.
 
     Args:
-        root: the folder that holds ``lightning_logs``.
-        can_serve: returns True for the folder of a run that can be used.
-        what: what such a run has, for example ``checkpoint``.
+        root: the folder that contains ``lightning_logs``.
+        is_usable: a function that gets the folder of a run and returns True if the run can be used.
+        needed_file: the file that a usable run has, for the messages. For example ``checkpoint``.
 
     Raises:
-        CheckpointError: there is none.
+        CheckpointError: there is no usable run.
     """
     runs = newest_first(root)
-    for newer, run in enumerate(runs):
-        if can_serve(run):
-            if newer and is_rank_zero():
-                passed = first_names([skipped.name for skipped in runs[:newer]], 3)
-                verb = "has" if newer == 1 else "have"
-                print(f"note: latest is {run.name}: {passed} {verb} no {what}", file=sys.stderr)
+    for newer_count, run in enumerate(runs):
+        if is_usable(run):
+            if newer_count and is_rank_zero():
+                skipped = first_names([newer.name for newer in runs[:newer_count]], 3)
+                verb = "has" if newer_count == 1 else "have"
+                print(f"note: latest is {run.name}, because {skipped} {verb} no {needed_file}", file=sys.stderr)
             return run
-    missing = f"has a {what}" if runs else "yet"
-    raise CheckpointError(f"no run under {Path(root) / LOGS} {missing}: python scripts/fit.py")
+    logs = Path(root) / LOGS
+    problem = f"no run under {logs} has a {needed_file}" if runs else f"there is no run under {logs} yet"
+    raise CheckpointError(f"{problem}: start a run with python scripts/fit.py")
 
 
 def find_resume_target(resume: str, root: str) -> Path:
-    """Return the run's folder or the file that ``--resume`` names.
+    """Return the path that ``--resume`` refers to: the folder of a run, or the file of a resume point.
 
     Raises:
-        CheckpointError: it does not exist.
+        CheckpointError: the path does not exist, or no run has a resume point.
     """
     if resume == "latest":
-        return latest(root, lambda run: _first_file(run / CHECKPOINTS, RESUME_POINTS) is not None, "resume point")
+        return newest_usable_run(
+            root, lambda run: _first_file(run / CHECKPOINTS, RESUME_POINT_NAMES) is not None, "resume point"
+        )
     path = Path(resume).expanduser()
     if not path.exists():
         raise CheckpointError(f"--resume {resume}: there is no such run; give never, auto, latest or a run's folder")
@@ -147,19 +156,24 @@ def find_resume_target(resume: str, root: str) -> Path:
 
 
 def find_checkpoint(run: str, root: str = ".") -> Path:
-    """Return the checkpoint that ``run`` names: a file, a run's folder (its best checkpoint), or ``latest``.
+    """Return the path of a checkpoint file.
+
+    Args:
+        run: a checkpoint file, the folder of a run, or ``latest``. In a folder, best.ckpt is used; if it does not
+            exist, last.ckpt.
+        root: for ``latest``, the folder that contains ``lightning_logs``.
 
     Raises:
-        CheckpointError: there is none.
+        CheckpointError: there is no checkpoint.
     """
     path = Path(run).expanduser()
     if run == "latest":
-        path = latest(root, lambda run: _checkpoint_in(run) is not None, "checkpoint")
-    found = path if path.is_file() else _checkpoint_in(path)
-    if found is None:
-        what = "holds no checkpoint" if path.exists() else "is not there"
-        raise CheckpointError(f"{run} {what}: give a run's folder, a .ckpt file, or latest")
-    return found
+        path = newest_usable_run(root, lambda run: _checkpoint_in(run) is not None, "checkpoint")
+    checkpoint = path if path.is_file() else _checkpoint_in(path)
+    if checkpoint is None:
+        problem = "has no checkpoint" if path.exists() else "does not exist"
+        raise CheckpointError(f"{run} {problem}: give a run's folder, a .ckpt file, or latest")
+    return checkpoint
 
 
 def _checkpoint_in(folder: Path) -> Path | None:
@@ -170,28 +184,34 @@ def _first_file(folder: Path, names: tuple[str, ...]) -> Path | None:
     return next((folder / name for name in names if (folder / name).is_file()), None)
 
 
-def _number(run: Path) -> int:
-    """Return N for the folder ``version_N``, and -1 for other names."""
+def _version_number(run: Path) -> int:
+    """Return N if the name of the folder is ``version_N``, otherwise -1."""
     number = run.name.removeprefix("version_")
     return int(number) if number.isdigit() else -1
 
 
-def _config_of(run: Path) -> dict[str, Any] | None:
+def _read_config(run: Path) -> dict[str, Any] | None:
+    """Return the configuration of a run, or None if config.yaml cannot be read."""
     try:
         return yaml.safe_load((run / CONFIG).read_text(encoding="utf-8"))
     except (OSError, yaml.YAMLError, UnicodeDecodeError):
         return None
 
 
-def _make_folder(root: str, config: str) -> Start:
-    """Make and lock the folder with the next number. If several processes try a number, ``mkdir`` works for only one.
+def _make_folder(root: str, config_yaml: str) -> RunStart:
+    """Create and lock the folder of a new run.
 
-    The configuration is written at once, so that ``auto`` also finds a run that was killed before its first step.
+    The folder gets the number after the highest one. Several processes may try the same number: then ``mkdir`` succeeds
+    in only one of them. The configuration is written at once, so that ``auto`` also finds a run that was killed before
+    its first step.
+
+    Raises:
+        CheckpointError: the folder cannot be created.
     """
     logs = Path(root) / LOGS
     try:
         logs.mkdir(parents=True, exist_ok=True)
-        number = max(map(_number, logs.glob("version_*")), default=-1) + 1
+        number = max(map(_version_number, logs.glob("version_*")), default=-1) + 1
         while True:
             run = logs / f"version_{number}"
             try:
@@ -199,23 +219,23 @@ def _make_folder(root: str, config: str) -> Start:
                 break
             except FileExistsError:
                 number += 1
-        start = replace(lock_run(run), made=True)
+        start = replace(lock_run(run), is_new=True)
         with atomic_write(run / CONFIG, "w") as file:
-            file.write(config)
+            file.write(config_yaml)
         return start
     except OSError as error:
         raise CheckpointError(
-            f"cannot make a folder for the run in {logs} ({error.strerror}): choose another one with --default_root_dir"
+            f"cannot create a run in {logs} ({error.strerror}): choose another folder with --default_root_dir"
         ) from error
 
 
-def lock_run(run: Path) -> Start:
-    """Lock a run against other processes that would write into it.
+def lock_run(run: Path) -> RunStart:
+    """Lock the folder of a run, so that no other process trains in it. Return the start of a run without resume point.
 
     Raises:
-        UsageError: another process has locked it.
+        UsageError: another process has locked the folder.
     """
-    if (key := run.resolve()) not in _locks:  # closing a second handle would release the lock of the first
+    if (key := run.resolve()) not in _locks:  # do not open the file twice: closing one handle releases the lock
         lock = (run / ".lock").open("w")
         try:
             if fcntl is not None:
@@ -228,16 +248,26 @@ def lock_run(run: Path) -> Start:
                 f"{run} is being trained by another process: wait for it, or start with --resume never"
             ) from error
         _locks[key] = lock
-    return Start(run)
+    return RunStart(run)
 
 
-def newest_resume_point(run: Path) -> Start | None:
-    """Lock the run and return its newest resume point that can be read. A broken one is reported and renamed."""
+def lock_and_read_resume_point(run: Path) -> RunStart | None:
+    """Lock the run and read its newest resume point.
+
+    If a resume point cannot be read, a warning is printed, the file is renamed to ``NAME.broken``, and the one before
+    is read. Incomplete files of a killed process are removed.
+
+    Returns:
+        The start with this resume point, or None if no resume point can be read.
+
+    Raises:
+        UsageError: another process has locked the run.
+    """
     start = lock_run(run)
-    for part in (*run.glob(".*.part"), *(run / CHECKPOINTS).glob(".*.part")):  # left by a killed process
+    for unfinished in (*run.glob(".*.part"), *(run / CHECKPOINTS).glob(".*.part")):
         with contextlib.suppress(OSError):
-            part.unlink()
-    for name in RESUME_POINTS:
+            unfinished.unlink()
+    for name in RESUME_POINT_NAMES:
         path = run / CHECKPOINTS / name
         if not path.exists():
             continue
@@ -249,42 +279,53 @@ def newest_resume_point(run: Path) -> Start | None:
     return None
 
 
-def _read_resume_point(start: Start, path: Path) -> Start:
-    """Return ``start`` with the state of the resume point at ``path``; the model may be any LightningModule."""
+def _read_resume_point(start: RunStart, path: Path) -> RunStart:
+    """Return a copy of ``start`` that has the values of the resume point in the file ``path``.
+
+    The model in the file may be any LightningModule.
+
+    Raises:
+        CheckpointError: the file cannot be read, or is not a resume point.
+    """
     checkpoint = checkpoints.read_any(path)
     try:
         state = checkpoint["callbacks"]["ResumePoint"]
-        step, rows, epoch, finished = (state[key] for key in ("logged", "rows", "epoch", "finished"))
+        step, metrics_rows, epoch, finished = (state[key] for key in ("logged", "rows", "epoch", "finished"))
     except (KeyError, TypeError) as error:
         raise CheckpointError(f"{path} is not a resume point: give the run's folder, or its last.ckpt") from error
-    return replace(start, checkpoint=path, step=step, rows=rows, epoch=epoch, finished=finished)
+    return replace(start, checkpoint=path, step=step, metrics_rows=metrics_rows, epoch=epoch, finished=finished)
 
 
-def _refuse_other_settings(wanted: dict[str, Any], saved: dict[str, Any], run: Path) -> None:
+def _refuse_other_settings(new_config: dict[str, Any], run_config: dict[str, Any], run: Path) -> None:
+    """Raise a UsageError if this command's seed, model, data, optimizer or schedule differ from those of the run."""
     for key in ("seed_everything", "model", "data", "optimizer", "lr_scheduler"):
-        if wanted.get(key) != saved.get(key):
+        if new_config.get(key) != run_config.get(key):
             flag = "seed" if key == "seed_everything" else key
             raise UsageError(f"{run} was started with another --{flag}: leave the flag out, or use --resume never")
 
 
-def extends(trainer: dict[str, Any], start: Start) -> bool:
-    """Return True if ``trainer`` has more epochs than a finished run. Lightning cannot resume after ``max_steps``."""
-    return trainer.get("max_steps", -1) == -1 and (trainer.get("max_epochs") or 0) > start.epoch
+def adds_epochs(trainer_config: dict[str, Any], start: RunStart) -> bool:
+    """Return True if this command trains more epochs than the finished run did.
+
+    With ``max_steps`` it returns False, because Lightning cannot continue a run that ended at ``max_steps``.
+    """
+    max_epochs = trainer_config.get("max_epochs") or 0
+    return trainer_config.get("max_steps", -1) == -1 and max_epochs > start.epoch
 
 
 def run_folder(checkpoint_file: Path) -> Path:
-    """Return the folder of the run that a checkpoint belongs to."""
+    """Return the absolute path of the run's folder that contains a checkpoint file."""
     folder = checkpoint_file.absolute().parent
     return folder.parent if folder.name == CHECKPOINTS else folder
 
 
 def resume_hint(run: Path) -> str:
-    """Return how to resume a stopped run, or "" if it has no resume point."""
+    """Return the text that tells the user how to resume a stopped run, or "" if the run has no last.ckpt."""
     return f"go on with --resume {run}" if (run / CHECKPOINTS / LAST).is_file() else ""
 
 
 def relative_path(path: Path) -> Path:
-    """Return the path relative to the current folder, or unchanged if it is elsewhere."""
+    """Return the path relative to the current folder. A path outside the current folder is returned unchanged."""
     with contextlib.suppress(ValueError):
         return path.resolve().relative_to(Path.cwd())
     return path

@@ -1,4 +1,4 @@
-"""Default attributes for models and data modules from outside this project."""
+"""Default attributes for models and data modules that are not classes of this project."""
 
 from typing import Any
 
@@ -9,45 +9,52 @@ from datamodules.loading.module import SplitDataModule
 from lit_models import LitBase
 
 DEFAULTS: dict[str, Any] = {
-    # of a model
+    # attributes of a model
     "default_epochs": 1,
     "skips_layers": False,
     "same_random_numbers_on_all_ranks": False,
     "epoch_loss_sum_and_count": None,
     "samples_evaluated": None,
-    # of a data module
+    # attributes of a data module
     "class_names": (),
     "sample_shape": None,
     "photos": None,
     "adapt_to": lambda model: None,
     "report": lambda: "",
-    # of both
+    # attributes of both
     "task": None,
     "preprocessing": None,
     "hparams": {},
 }
 
 
-class Promises:
-    """Adapter for a LightningModule, a LightningDataModule or None: its own attributes, and defaults for the others."""
+class DefaultAttributes:
+    """Return the attributes of an object. A missing attribute gets its value in :data:`DEFAULTS`.
+
+    Args:
+        own: a LightningModule, a LightningDataModule or None.
+    """
 
     def __init__(self, own: Any) -> None:
         self.own = own
 
     def __getattr__(self, name: str) -> Any:
         if name not in DEFAULTS:
-            raise AttributeError(f"{name} has no default in DEFAULTS")
+            raise AttributeError(f"there is no default for the attribute {name}")
         value = getattr(self.own, name, DEFAULTS[name])
         if name == "preprocessing" and isinstance(value, dict):
             return Preprocessing.from_dict(value)
         return value
 
 
-def promises(own: Any) -> Any:
-    """Return ``own`` itself if it is a LitBase or a SplitDataModule, which have all attributes, else an adapter."""
-    return own if isinstance(own, LitBase | SplitDataModule) else Promises(own)
+def with_default_attributes(own: Any) -> Any:
+    """Return an object that has all attributes in :data:`DEFAULTS`.
+
+    A LitBase or a SplitDataModule has them and is returned unchanged. Anything else is wrapped.
+    """
+    return own if isinstance(own, LitBase | SplitDataModule) else DefaultAttributes(own)
 
 
 def data_of(trainer: Trainer) -> Any:
-    """Return a Trainer's data module, or an adapter with the defaults."""
-    return promises(getattr(trainer, "datamodule", None))
+    """Return the data module of a Trainer, with default attributes if it is not a SplitDataModule or is None."""
+    return with_default_attributes(getattr(trainer, "datamodule", None))

@@ -1,6 +1,6 @@
-"""Private names of Lightning for which there is no public one. All other code uses public names only.
+"""All uses of Lightning's private names. Each of them has no public replacement.
 
-Checked with lightning 2.6.6. tests/lit_training/runs/test_lightning_internals.py fails if one changes.
+Checked with lightning 2.6.6. tests/lit_training/runs/test_lightning_internals.py fails if Lightning changes them.
 """
 
 import contextlib
@@ -27,31 +27,34 @@ STEP_HOOKS = (
 
 
 class ConnectedTrainer(Trainer):
-    """A Trainer that chooses a fit's checkpoint after its processes are connected; ``fit`` needs it before."""
+    """A Trainer that chooses the checkpoint to resume from after its processes are connected.
+
+    ``Trainer.fit`` takes the checkpoint as an argument, so without this class it must be known before.
+    """
 
     def choose_checkpoint(self) -> Path | None:
-        """Return the checkpoint to resume from, or None. Called on every rank; a subclass overrides it."""
+        """Return the checkpoint to resume from, or None. Subclasses override it. It is called on every rank."""
         return None
 
     def _run(self, model: Any, ckpt_path: Any = None, weights_only: bool | None = None) -> Any:
         if self.state.fn == TrainerFn.FITTING:
-            self.strategy.setup_environment()  # connects the ranks; the Trainer's own call then does nothing
-            if (chosen := self.choose_checkpoint()) is not None:
-                self.ckpt_path = ckpt_path = chosen  # a model's setup() then loads no pretrained weights
+            self.strategy.setup_environment()  # connects the ranks; a second call, by the Trainer, does nothing
+            if (checkpoint := self.choose_checkpoint()) is not None:
+                self.ckpt_path = ckpt_path = checkpoint  # setup() of a model then loads no pretrained weights
         return super()._run(model, ckpt_path, weights_only)
 
 
 class NullProfiler(PassThroughProfiler):
-    """Use one empty context for the about 30 profiling contexts that Lightning opens per step."""
+    """A profiler that does nothing. It saves time, because Lightning opens about 30 profiling contexts per step."""
 
-    nothing: contextlib.AbstractContextManager = contextlib.nullcontext()
+    empty_context: contextlib.AbstractContextManager = contextlib.nullcontext()
 
     def profile(self, action_name: str) -> Any:
-        return self.nothing
+        return self.empty_context
 
 
 def drop_empty_hooks(callbacks: list[Callback]) -> None:
-    """Remove the empty hooks of a step from these callbacks. Lightning would call about 70 of them, 0.2 ms per step."""
+    """Replace the empty hooks of a step by None, so that Lightning does not call them. This saves 0.2 ms per step."""
     for callback in callbacks:
         for hook in STEP_HOOKS:
             if getattr(type(callback), hook) is getattr(Callback, hook):
@@ -59,32 +62,40 @@ def drop_empty_hooks(callbacks: list[Callback]) -> None:
 
 
 def logged_steps(trainer: Trainer) -> int:
-    """Return the step number that loggers get. In a resumed run Lightning counts one too many."""
+    """Return the step number that Lightning passes to loggers. In a resumed run this number is one too large."""
     return trainer.fit_loop.epoch_loop._batches_that_stepped
 
 
 def set_logged_steps(trainer: Trainer, steps: int) -> None:
+    """Set the step number that Lightning passes to loggers."""
     trainer.fit_loop.epoch_loop._batches_that_stepped = steps
 
 
 def restore_loaders(trainer: Trainer) -> None:
-    """Restore the state of the loaders, which Lightning builds too early for a schedule that needs the run's length."""
+    """Load the state of the data loaders from the resume point.
+
+    Lightning does this when it creates the loaders. If the learning rate schedule needs the number of steps, it creates
+    them before the resume point is read.
+    """
     trainer.fit_loop._load_combined_loader_states()
 
 
 def forget_loaders(trainer: Trainer) -> None:
-    """Let Lightning build the fit's loaders again, after their data was replaced."""
+    """Make Lightning create the training data loaders again. Call this function after their data was replaced."""
     trainer.fit_loop._combined_loader = None
 
 
-def count_epoch_as_whole(trainer: Trainer) -> None:
-    """Mark a resumed epoch as complete: Lightning would skip its ReduceLROnPlateau update."""
+def count_epoch_as_complete(trainer: Trainer) -> None:
+    """Mark a resumed epoch as complete. Otherwise Lightning skips the ReduceLROnPlateau update of this epoch."""
     trainer.fit_loop._restarting = False
 
 
 def start_resumed_epoch(trainer: Trainer, model: LightningModule) -> None:
-    """Call the hooks ``on_train_epoch_start``, which Lightning skips in a resumed epoch: a frozen backbone would be
-    trained. The loggers are removed meanwhile, because they already have what the hooks log."""
+    """Call the hooks ``on_train_epoch_start``, which Lightning skips in a resumed epoch.
+
+    Without these hooks a frozen backbone would be trained. The loggers are removed during the call, because the values
+    that the hooks log were logged before the resume.
+    """
     loggers, trainer.loggers = trainer.loggers, []
     call._call_callback_hooks(trainer, "on_train_epoch_start")
     call._call_lightning_module_hook(trainer, "on_train_epoch_start")
@@ -92,10 +103,13 @@ def start_resumed_epoch(trainer: Trainer, model: LightningModule) -> None:
 
 
 def stop_process_observer() -> None:
-    """Turn off Lightning's observer. It kills this process when another one dies, so exit code and message get lost."""
+    """Turn off the thread of Lightning that watches the launched processes.
+
+    It kills this process when another process ends with an error. The exit code and the error message are then lost.
+    """
     subprocess_script._launch_process_observer = lambda child_processes: None
 
 
 def actions_of(parser: ArgumentParser) -> list[Action]:
-    """Return the arguments of a jsonargparse parser. Their ``option_strings`` may be changed."""
+    """Return the list of arguments of a jsonargparse parser. The caller may change their ``option_strings``."""
     return parser._actions

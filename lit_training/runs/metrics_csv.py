@@ -1,4 +1,4 @@
-"""Write metrics.csv, also for runs that are resumed."""
+"""Write the logged metrics of a run to metrics.csv, also after a resume."""
 
 import csv
 import itertools
@@ -11,31 +11,33 @@ from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
 from datamodules.files import TEXT_FILE_ARGUMENTS, atomic_write
-from lit_training.runs.folder import Start
+from lit_training.runs.folder import RunStart
 from lit_training.runs.layout import METRICS
 
-ROWS_BETWEEN_WRITES = 100
+STEPS_BETWEEN_WRITES = 100
+"""The file is written after this number of training steps, and when a logger is saved."""
 
 
 class MetricsCSV(Logger):
-    """Write each logged dictionary as a row. A resumed run keeps the rows of the steps before the resume point.
+    """Write each logged dictionary as one row of metrics.csv.
 
-    The columns are sorted by name. A new metric rewrites the file atomically.
+    A resumed run keeps the rows that the file had at the resume point, and drops the rows after them. The columns are
+    sorted by name. If a new metric is logged, the file is written again, atomically, with the new column.
 
     Args:
-        start: the run's folder and the number of rows to keep.
+        start: contains the folder of the run and the number of rows to keep.
     """
 
-    def __init__(self, start: Start) -> None:
+    def __init__(self, start: RunStart) -> None:
         super().__init__()
-        self.path, self._start = start.run / METRICS, start
-        self._names: list[str] | None = None
-        self._written = 0
-        self._waiting: list[dict[str, Any]] = []
+        self.path, self._start = start.folder / METRICS, start
+        self._column_names: list[str] | None = None
+        self._written_count = 0
+        self._waiting_rows: list[dict[str, Any]] = []
 
     @property
     def name(self) -> str:
-        return self._start.run.parent.name
+        return self._start.folder.parent.name
 
     @property
     def version(self) -> int | str:
@@ -43,41 +45,42 @@ class MetricsCSV(Logger):
 
     @property
     def rows(self) -> int:
-        """Number of rows so far, with those from before a resume."""
+        """Number of rows so far. It includes the rows from before a resume, and rows that are not written yet."""
         self._columns()
-        return self._written + len(self._waiting)
+        return self._written_count + len(self._waiting_rows)
 
     @rank_zero_only
     def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
-        """Do nothing: config.yaml and hparams.yaml hold them."""
+        """Do nothing, because config.yaml and hparams.yaml contain the hyperparameters."""
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        step = len(self._waiting) if step is None else step
+        """Add a row. It is written to the file later, by :meth:`save`."""
+        step = len(self._waiting_rows) if step is None else step
         values = {name: value.item() if isinstance(value, Tensor) else value for name, value in metrics.items()}
-        self._waiting.append(values | {"step": step})
-        if (step + 1) % ROWS_BETWEEN_WRITES == 0:
+        self._waiting_rows.append(values | {"step": step})
+        if (step + 1) % STEPS_BETWEEN_WRITES == 0:
             self.save()
 
     @rank_zero_only
     def save(self) -> None:
-        """Write the waiting rows."""
-        if not self._waiting:
+        """Write the rows that are not in the file yet."""
+        if not self._waiting_rows:
             return
-        names, waiting = self._columns(), self._waiting
-        new = set().union(*waiting) - set(names)
-        if new or not self.path.is_file():
-            old = self._read() if self.path.is_file() else []
-            self._names = names = sorted([*names, *new])
-            self._replace(names, old)
+        names, rows = self._columns(), self._waiting_rows
+        new_names = set().union(*rows) - set(names)
+        if new_names or not self.path.is_file():
+            old_rows = self._read() if self.path.is_file() else []
+            self._column_names = names = sorted([*names, *new_names])
+            self._replace_file(names, old_rows)
         with self.path.open("a", **TEXT_FILE_ARGUMENTS) as file:
-            csv.DictWriter(file, names).writerows(waiting)
-        self._written += len(waiting)
-        self._waiting = []
+            csv.DictWriter(file, names).writerows(rows)
+        self._written_count += len(rows)
+        self._waiting_rows = []
 
     @rank_zero_only
     def sync(self) -> None:
-        """Write all rows and sync the file to the disk, because a resume point relies on them."""
+        """Write all rows and sync the file to the disk. Resume points contain the number of rows."""
         self.save()
         if self.path.exists():
             with self.path.open() as file:
@@ -88,21 +91,23 @@ class MetricsCSV(Logger):
         self.save()
 
     def _columns(self) -> list[str]:
-        """Return the file's columns. The first call drops the rows of steps after the resume point."""
-        if self._names is None:
-            self._names = []
-            if self.path.is_file() and (kept := self._read(self._start.rows)):
-                self._names, self._written = list(kept[0]), len(kept)
-                self._replace(self._names, kept)
+        """Return the column names of the file. The first call drops the rows after the resume point."""
+        if self._column_names is None:
+            self._column_names = []
+            if self.path.is_file() and (kept := self._read(self._start.metrics_rows)):
+                self._column_names, self._written_count = list(kept[0]), len(kept)
+                self._replace_file(self._column_names, kept)
             else:
                 self.path.unlink(missing_ok=True)
-        return self._names
+        return self._column_names
 
     def _read(self, count: int | None = None) -> list[dict[str, Any]]:
+        """Return the first ``count`` rows of the file, or all rows if ``count`` is None."""
         with self.path.open(**TEXT_FILE_ARGUMENTS) as file:
             return list(itertools.islice(csv.DictReader(file), count))
 
-    def _replace(self, names: list[str], rows: list[dict[str, Any]]) -> None:
+    def _replace_file(self, names: list[str], rows: list[dict[str, Any]]) -> None:
+        """Replace the file atomically by a file with these columns and rows."""
         with atomic_write(self.path, "w") as file:
             writer = csv.DictWriter(file, names)
             writer.writeheader()

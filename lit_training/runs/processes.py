@@ -1,4 +1,7 @@
-"""Processes of a run: stop on signals, end the run when a rank dies or hangs, bind to the loopback interface."""
+"""Control the processes of a run.
+
+Signals stop the run. If a process ends with an error or hangs, all processes of the run end.
+"""
 
 import os
 import re
@@ -18,116 +21,134 @@ from lightning.pytorch import Trainer
 from datamodules.machine import STOP_SIGNALS
 from lit_training.runs.lightning_internals import stop_process_observer
 
-POLL = 0.5
-"""Seconds between two checks of the clock and of the other processes."""
-GRACE = 2.0
-"""Seconds that this process gets to report why another process ended."""
+SECONDS_BETWEEN_CHECKS = 0.5
+"""Maximum number of seconds between two checks of the timeout and of the other processes."""
+SECONDS_TO_REPORT = 2.0
+"""Seconds to wait for a better error message after another process ended with an error."""
 ALREADY_REPORTED = 2
-"""Exit code of a process that has printed why it ended."""
-LAUNCHER = "FIT_LAUNCHER_PID"
-"""Environment variable that holds the process ID of the process that launched the others."""
+"""Exit code of a process that has printed an error message."""
+LAUNCHER_VARIABLE = "FIT_LAUNCHER_PID"
+"""Environment variable with the ID of the process that launches the other processes of the run."""
 
 
 class Stopped(SystemExit):
-    """Training was stopped between two steps by a signal."""
+    """Raised when a signal stops the training. The exit code of the run is 128 plus the number of the signal."""
 
 
 class Watch:
-    """Receive signals, and end the process if the main thread cannot.
+    """Receive signals, and end the process if another process has failed or if training hangs.
 
-    Before the first step and after the last one a signal ends the program at once, because there is nothing to save.
-    During training the callback ResumePoint reacts to the first signal; a second one ends the program at once. All this
-    runs in a thread: the main thread may hang in a collective operation, where Python runs no signal handler.
+    During training the callback ResumePoint reacts to the first signal: it writes a resume point and stops the run. A
+    second signal ends the program at once. Before the first step and after the last step, the first signal ends the
+    program at once, because there is nothing to save.
+
+    All this runs in a thread, because the main thread may hang in a collective operation, where Python does not run
+    signal handlers.
 
     Args:
-        timeout: minutes without a step, counted from the first step on, after which the run ends with an error.
+        timeout: minutes without progress after which the run ends with an error. They are counted from the first step.
     """
 
     def __init__(self, timeout: float) -> None:
         self.timeout = timeout
         self.signum = 0
-        """The signal that stops the run, or 0."""
+        """Number of the first signal that was received, or 0."""
         self.stepping = False
         """True between the first and the last training step."""
         self.ending = False
-        """True if the main thread is already ending because of an error."""
+        """True if the main thread is ending the program because of an exception."""
         self.trainer: Trainer | None = None
-        self._progress: float | None = None
-        self._feed: socket.socket | None = None
-        self._parent = int(os.environ.get(LAUNCHER, os.getppid()))
+        self._last_progress_time: float | None = None
+        self._signal_socket: socket.socket | None = None
+        self._launcher_pid = int(os.environ.get(LAUNCHER_VARIABLE, os.getppid()))
 
     def start(self) -> None:
-        """Handle signals from now on. Call it from the main thread."""
-        wake, self._feed = socket.socketpair()  # on Windows select() and set_wakeup_fd() need sockets
-        self._feed.setblocking(False)
-        os.environ.setdefault(LAUNCHER, str(os.getpid()))
-        self.take_signals()
-        signal.set_wakeup_fd(self._feed.fileno(), warn_on_full_buffer=False)
+        """Set the signal handlers and start the thread. Call this method from the main thread."""
+        wake_socket, self._signal_socket = socket.socketpair()  # on Windows select() and set_wakeup_fd() need sockets
+        self._signal_socket.setblocking(False)
+        os.environ.setdefault(LAUNCHER_VARIABLE, str(os.getpid()))
+        self.set_signal_handlers()
+        signal.set_wakeup_fd(self._signal_socket.fileno(), warn_on_full_buffer=False)
         stop_process_observer()
-        threading.Thread(target=self._look, args=(wake,), name="watch", daemon=True).start()
+        threading.Thread(target=self._run_thread, args=(wake_socket,), name="watch", daemon=True).start()
 
-    def take_signals(self) -> None:
-        """Set the signal handlers; called again after the Trainer has set its own, which hang under DDP."""
-        if self._feed is not None:
+    def set_signal_handlers(self) -> None:
+        """Set handlers that pass the signal to the thread.
+
+        ResumePoint calls this method again when training starts, because the Trainer has then set its own handlers,
+        which hang with DDP.
+        """
+        if self._signal_socket is not None:
             for number in STOP_SIGNALS:
-                signal.signal(number, lambda *_: None)  # the wake-up socket passes the number to the thread
+                signal.signal(number, lambda *_: None)  # Python writes the number to the socket of the thread
 
     def note_progress(self) -> None:
-        """Restart the timeout, after a step or a batch."""
-        self._progress = time.monotonic()
+        """Start the timeout again. Called for each training or validation batch."""
+        self._last_progress_time = time.monotonic()
 
-    def _look(self, wake: socket.socket) -> None:
-        dead_since: float | None = None
+    def _run_thread(self, wake_socket: socket.socket) -> None:
+        """Check the signals, the launching process, the timeout and the launched processes, again and again."""
+        failed_since: float | None = None
         while True:
-            if select.select([wake], [], [], POLL)[0]:
-                for signum in wake.recv(64):
+            if select.select([wake_socket], [], [], SECONDS_BETWEEN_CHECKS)[0]:
+                for signum in wake_socket.recv(64):
                     if signum in STOP_SIGNALS:
                         self._handle_signal(signum)
-            if is_child(self.trainer) and os.getppid() != self._parent:
-                self._end(1, "")  # rank 0 has exited and reported why
-            if self._progress is not None and time.monotonic() - self._progress > 60 * self.timeout:
+            if is_child(self.trainer) and os.getppid() != self._launcher_pid:
+                self._end(1, "")  # the launching process has ended and printed the reason
+            if self._last_progress_time is not None and time.monotonic() - self._last_progress_time > 60 * self.timeout:
                 message = f"no step for {self.timeout:g} minutes (--timeout): a training process hangs"
                 self._end(1, f"{message}; the last resume point is complete")
             if not self.ending and (code := self._failed_child()):
-                dead_since = dead_since or time.monotonic()
+                failed_since = failed_since or time.monotonic()
                 if code == ALREADY_REPORTED:
                     self._end(ALREADY_REPORTED, "")
-                if time.monotonic() - dead_since > GRACE:
-                    how = f"signal {-code}" if code < 0 else f"code {code}"
-                    kept = "" if self._progress is None else "; the last resume point is complete"
-                    self._end(1, f"a training process ended with {how}{kept}")
+                if time.monotonic() - failed_since > SECONDS_TO_REPORT:
+                    exit_text = f"signal {-code}" if code < 0 else f"code {code}"
+                    kept_text = "" if self._last_progress_time is None else "; the last resume point is complete"
+                    self._end(1, f"a training process ended with {exit_text}{kept_text}")
 
     def _handle_signal(self, signum: int) -> None:
-        first, self.signum = not self.signum, self.signum or signum
-        if not (first and self.stepping):  # read last, so that either the end of training or this sees the signal
+        """Note the first signal during training. End the program for any other signal."""
+        is_first, self.signum = not self.signum, self.signum or signum
+        # ``stepping`` is read after ``signum`` is set. ResumePoint sets ``stepping`` to False before it reads
+        # ``signum`` for the last time. So no signal is lost.
+        if not (is_first and self.stepping):
             self._end(128 + signum, "")
 
     def _failed_child(self) -> int:
-        """Return the exit code of a launched process that failed, or 0. One that reported why comes first."""
+        """Return the exit code of a launched process that failed, or 0 if none has failed.
+
+        If several have failed, return :data:`ALREADY_REPORTED` if one of them has printed an error message.
+        """
         codes = [code for process in _children(self.trainer) if (code := process.poll())]
         return ALREADY_REPORTED if ALREADY_REPORTED in codes else (codes or [0])[0]
 
     def is_reported(self) -> bool:
-        """Return True if a launched process has printed why it ended. It may have exited but not been reaped yet."""
-        end = time.monotonic() + GRACE
+        """Return True if a launched process has printed an error message and ended.
+
+        Wait up to :data:`SECONDS_TO_REPORT` seconds for it, because its exit code may not be available yet.
+        """
+        end = time.monotonic() + SECONDS_TO_REPORT
         while not (code := self._failed_child()) and _children(self.trainer) and time.monotonic() < end:
             time.sleep(0.05)
         return code == ALREADY_REPORTED
 
     def _end(self, code: int, message: str) -> None:
-        """Exit without the main thread, and end all other processes of the run."""
+        """Print the message on rank 0, end all other processes of the run, and exit without the main thread."""
         if message and (self.trainer is None or self.trainer.is_global_zero):
             print(f"fit.py: error: {message}", file=sys.stderr, flush=True)
         for process in _children(self.trainer):
             process.kill()  # a process that hangs ignores SIGTERM
-        if is_child(self.trainer) and os.getppid() == self._parent and code == 1:
-            # The parent is suspended, or it would have ended this process. On Windows SIGTERM acts like SIGKILL.
-            os.kill(self._parent, getattr(signal, "SIGKILL", signal.SIGTERM))
+        if is_child(self.trainer) and os.getppid() == self._launcher_pid and code == 1:
+            # The launching process is suspended, otherwise it would have ended this process. Windows has no SIGKILL;
+            # SIGTERM has the same effect there.
+            os.kill(self._launcher_pid, getattr(signal, "SIGKILL", signal.SIGTERM))
         os._exit(code)
 
 
 def is_child(trainer: Trainer | None) -> bool:
-    """Return True if another process of this run launched this one. That process sets the exit code of the run."""
+    """Return True if another process of the run launched this process."""
     if trainer is None:
         return False
     environment = getattr(trainer.strategy, "cluster_environment", None)
@@ -135,12 +156,13 @@ def is_child(trainer: Trainer | None) -> bool:
 
 
 def _children(trainer: Trainer | None) -> list[subprocess.Popen]:
+    """Return the processes that this process launched."""
     launcher = trainer.strategy.launcher if trainer is not None else None
     return [process for process in getattr(launcher, "procs", []) if isinstance(process, subprocess.Popen)]
 
 
 def gather_objects(trainer: Trainer, value: Any) -> list[Any]:
-    """Return the values of all ranks. All ranks must call it."""
+    """Return a list with the value of each rank. All ranks must call this function."""
     values = [value] * trainer.world_size
     if trainer.world_size > 1:
         torch.distributed.all_gather_object(values, value)
@@ -148,15 +170,16 @@ def gather_objects(trainer: Trainer, value: Any) -> list[Any]:
 
 
 def disconnect() -> None:
-    """Close the connection between the processes. With gloo, torch may otherwise abort when the interpreter exits."""
+    """Close the connection between the processes. Otherwise torch with gloo may abort when Python exits."""
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
 
 
 def bind_to_loopback(trainer: Trainer) -> None:
-    """Let the processes of a single machine talk over its loopback interface, unless the user chose an interface.
+    """Use the loopback interface for the connections between processes on a single machine.
 
-    The port of torch's rendezvous stays open on all interfaces: torch has no setting for it.
+    An interface that the user has chosen is kept. The port of torch's rendezvous is open on all interfaces, because
+    torch has no setting for it.
     """
     loopback = {"linux": "lo", "darwin": "lo0"}.get(sys.platform)
     if trainer.num_nodes == 1 and loopback:
@@ -165,9 +188,10 @@ def bind_to_loopback(trainer: Trainer) -> None:
 
 
 def requeue_slurm_job(signum: int) -> None:
-    """Requeue the SLURM job when its time is nearly over (``#SBATCH --signal=USR1@120``).
+    """Requeue the SLURM job if the signal is SIGUSR1. SLURM sends it before the time of the job is over.
 
-    The job's command then resumes with ``--resume auto``.
+    This needs ``#SBATCH --signal=USR1@120`` (120 seconds before the end) in the script of the job, and
+    ``--resume auto`` in its command.
     """
     job = os.environ.get("SLURM_JOB_ID", "")
     if signum != getattr(signal, "SIGUSR1", None) or not SLURMEnvironment.detect() or not re.fullmatch(r"\d+", job):

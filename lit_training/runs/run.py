@@ -1,19 +1,19 @@
-"""One training run of scripts/fit.py."""
+"""The parts of one training run of scripts/fit.py."""
 
 from dataclasses import dataclass
 from typing import Any
 
-from lit_training.runs.folder import Start
-from lit_training.runs.foreign import promises
+from lit_training.runs.folder import RunStart
+from lit_training.runs.foreign import with_default_attributes
 from lit_training.runs.processes import Watch
 
 
 @dataclass
 class Run:
-    """Everything that one training run consists of. ``FitCLI`` builds it from a command line."""
+    """The configuration and the objects of one training run. ``FitCLI`` creates it from a command line."""
 
     config: Any
-    """The whole configuration, a jsonargparse Namespace, with the values that depend on the data."""
+    """The full configuration: a jsonargparse Namespace that includes values computed from the data."""
     model: Any
     """A LightningModule."""
     data: Any
@@ -22,16 +22,16 @@ class Run:
     resume: str = "never"
     """The value of ``--resume``."""
     quiet: bool = False
-    """True to print only the result."""
-    start: Start | None = None
-    """The run's folder and resume point; None if the run writes no files."""
+    """True if only the result is printed (``--quiet``)."""
+    start: RunStart | None = None
+    """The folder and the resume point of the run, or None if the run writes no files."""
     trainer: Any = None
-    """The Trainer; None until it is built."""
+    """The Trainer, or None before it is created."""
 
     @property
     def validates(self) -> bool:
-        """True if the run validates."""
-        has_val = promises(self.data).hparams.get("val_size", 1) != 0
+        """True if the run has validation data and uses it."""
+        has_val = with_default_attributes(self.data).hparams.get("val_size", 1) != 0
         return has_val and self.config["trainer"]["limit_val_batches"] != 0
 
     @property
@@ -39,12 +39,12 @@ class Run:
         """The metric that decides which epoch is the best, and ``max`` or ``min``."""
         if not self.validates:
             return "train_loss", "min"
-        task = promises(self.model).task
-        if task is None:  # a model from outside this project may log anything: the last epoch counts as the best
+        task = with_default_attributes(self.model).task
+        if task is None:  # such a model may log any metric, so the last epoch counts as the best
             return None, "min"
         return ("val_acc", "max") if task == "classification" else ("val_loss", "min")
 
     @property
     def is_resumed(self) -> bool:
-        """True if the run resumes, or is finished."""
+        """True if the run starts from a resume point, or is already complete."""
         return self.start is not None and (self.start.finished or self.start.checkpoint is not None)

@@ -2,17 +2,22 @@
 
 from pathlib import Path
 
-from lit_training.runs.folder import Start
+from lit_training.runs.folder import RunStart
 from lit_training.runs.lightning_internals import ConnectedTrainer
 
 
 class FitTrainer(ConnectedTrainer):
-    """A Trainer whose rank 0 sends the resume point to all other ranks, however they were launched."""
+    """A Trainer that sends the start of the run from rank 0 to all other ranks, with any launcher."""
 
-    start: Start | None = None
-    """Rank 0's choice; on all ranks once the processes are connected."""
+    start: RunStart | None = None
+    """The folder and the resume point that rank 0 chose. Other ranks have them after the processes are connected."""
 
     def choose_checkpoint(self) -> Path | None:
+        """Return the resume point that rank 0 chose, or None.
+
+        Raises:
+            SystemExit: the run is already complete.
+        """
         if self.start is None:
             return None
         self.start = self.strategy.broadcast(self.start)

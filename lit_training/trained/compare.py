@@ -14,7 +14,7 @@ from datamodules.files import read_csv
 from lit_training import figures
 from lit_training.errors import UsageError
 from lit_training.runs.best_epoch import MODES, best_epoch
-from lit_training.runs.folder import find_checkpoint, latest, run_folder
+from lit_training.runs.folder import find_checkpoint, newest_usable_run, run_folder
 from lit_training.runs.layout import CONFIG, EVALUATION, METRICS, PREDICTIONS
 from lit_training.statistics import mcnemar_p_value, wilson_interval
 from lit_training.text import print_table
@@ -57,7 +57,7 @@ def read_run(run: str) -> ComparedRun:
         UsageError: the folder is not a run's folder, or a file in it cannot be read.
     """
     if run == "latest":
-        folder = latest(".", lambda folder: (folder / METRICS).is_file(), METRICS)
+        folder = newest_usable_run(".", lambda folder: (folder / METRICS).is_file(), METRICS)
     elif not ((folder := Path(run).expanduser()) / METRICS).is_file():
         folder = run_folder(find_checkpoint(run))
     try:

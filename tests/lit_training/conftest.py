@@ -18,7 +18,7 @@ CopyRun = Callable[..., Path]
 @pytest.fixture
 def at_every_step(monkeypatch: pytest.MonkeyPatch) -> None:
     """Write a resume point before every step."""
-    monkeypatch.setattr(ResumePoint, "COST", 1e9)
+    monkeypatch.setattr(ResumePoint, "TIME_SHARE", 1e9)
 
 
 @pytest.fixture(scope="session")
@@ -29,7 +29,7 @@ def trained_runs(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, int
     def train(line: str, kill_at: int | None) -> Path:
         if (line, kill_at) not in kept:
             folder = tmp_path_factory.mktemp("trained")
-            with _inside(folder), mock.patch.object(ResumePoint, "COST", 1e9):
+            with _inside(folder), mock.patch.object(ResumePoint, "TIME_SHARE", 1e9):
                 fit_run(line, kill_at)
             kept[line, kill_at] = folder
         return kept[line, kill_at]

@@ -32,7 +32,7 @@ def test_describe_a_trained_network() -> None:
     [
         ("LitCN", "there is no model LitCN: did you mean LitCNN?"),
         ("litcnn", "there is no model litcnn: did you mean LitCNN?"),
-        ("nowhere/run", "nowhere/run is not there"),
+        ("nowhere/run", "nowhere/run does not exist"),
         ("LitCNN --model.los x", "los"),
         ("latest --model.lr 1", "--model.lr: a trained network takes no arguments; leave --model.lr out"),
         ("latest", "no run"),

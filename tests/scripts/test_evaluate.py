@@ -24,7 +24,7 @@ def test_the_checkpoint_is_enough_to_evaluate(bare: Callable[..., Trainer]) -> N
     ("line", "message"),
     [
         ("latest", "no run under lightning_logs yet"),
-        ("nowhere", "nowhere is not there"),
+        ("nowhere", "nowhere does not exist"),
         ("latest --date x", "there is no --date: did you mean --data?"),
         ("", "required: RUN"),
         ("latest --accelerator cpu --devices 0", "--devices 0 must be an integer of at least 1"),

@@ -65,7 +65,7 @@ def test_a_run_names_a_deleted_photo_and_resumes_when_it_is_restored(
 ) -> None:
     """``kept`` is the number of batches in the resume point; None means all trained batches."""
     monkeypatch.setattr(
-        ResumePoint, "COST", 1e-9
+        ResumePoint, "TIME_SHARE", 1e-9
     )  # no resume points by the clock, which depends on the load of the machine
     undisturbed = undisturbed_run(flags)
     photo, away = photo_folder / gone, photo_folder.parent / "away.jpg"

@@ -63,7 +63,7 @@ def test_the_exit_code_shows_unreadable_inputs(latest: None) -> None:
     ("line", "message"),
     [
         ("latest x.jpg", "no run under lightning_logs yet"),
-        ("nowhere.ckpt x.jpg", "nowhere.ckpt is not there"),
+        ("nowhere.ckpt x.jpg", "nowhere.ckpt does not exist"),
         ("latest x.jpg --output x.txt", "--output x.txt ends in neither .csv nor .json"),
         ("latest x.jpg --outptu x.csv", "there is no --outptu: did you mean --output?"),
         ("latest x.jpg --top_k 0", "0 must be an integer of at least 1"),

@@ -170,7 +170,7 @@ def _fit(cost: float) -> int:
     from lit_training.callbacks.resume import ResumePoint
     from lit_training.cli.parser import FitCLI
 
-    ResumePoint.COST = cost
+    ResumePoint.TIME_SHARE = cost
     build = FitCLI.instantiate_trainer
 
     def with_used(cli: FitCLI, **more: Any) -> Any:

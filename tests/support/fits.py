@@ -73,7 +73,7 @@ def fit_run(line: str, kill_at: int | None = None) -> Path:
 
 def run_of(cli: FitCLI) -> Path:
     assert cli.run.start is not None
-    return cli.run.start.run
+    return cli.run.start.folder
 
 
 def last(run: Path) -> dict[str, Any]:

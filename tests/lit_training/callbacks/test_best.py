@@ -1,4 +1,4 @@
-"""best.ckpt holds the best epoch and is written rarely; training stops early without a better epoch."""
+"""best.ckpt contains the best epoch and is written rarely. Training stops early without a better epoch."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -24,42 +24,42 @@ def written(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     names: list[str] = []
     write = checkpoints.atomic_write
 
-    def note(path: Path, *arguments: Any) -> Any:
+    def note_name(path: Path, *arguments: Any) -> Any:
         names.append(path.name)
         return write(path, *arguments)
 
-    monkeypatch.setattr(checkpoints, "atomic_write", note)
+    monkeypatch.setattr(checkpoints, "atomic_write", note_name)
     return names
 
 
 def fit(folder: Path, epochs: int, *callbacks: Callback) -> tuple[BestCheckpoint, LitMLP]:
     torch.manual_seed(0)
-    kept = BestCheckpoint("val_loss", "min")
+    best_checkpoint = BestCheckpoint("val_loss", "min")
     trainer = Trainer(
         max_epochs=epochs,
         logger=False,
         default_root_dir=folder,
         plugins=[FitCheckpointIO()],
-        callbacks=[kept, *callbacks],
+        callbacks=[best_checkpoint, *callbacks],
         enable_progress_bar=False,
         enable_model_summary=False,
         accelerator="cpu",
     )
     model = LitMLP(20, (5,), 2)
     trainer.fit(model, RandomDataModule(20, 2, length=8, batch_size=8, steps=3))
-    return kept, model
+    return best_checkpoint, model
 
 
 def test_many_improvements_are_written_twice_and_the_last_one_is_on_disk(tmp_path: Path, written: list[str]) -> None:
-    kept, model = fit(tmp_path, 8)
+    best_checkpoint, model = fit(tmp_path, 8)
     assert written == ["best.ckpt", "best.ckpt"]  # the first at once, the last at the end
-    saved = torch.load(kept.best_model_path, weights_only=True)
+    saved = torch.load(best_checkpoint.best_model_path, weights_only=True)
     assert saved["epoch"] == 7
     for name, tensor in model.state_dict().items():
         assert torch.equal(saved["state_dict"][name], tensor)
 
 
-def test_a_pending_checkpoint_does_not_change_with_the_model(tmp_path: Path) -> None:
+def test_a_waiting_checkpoint_does_not_change_with_the_model(tmp_path: Path) -> None:
     class Spoil(Callback):
         """Makes training diverge after the best epoch, which must not change the saved weights."""
 
@@ -67,8 +67,8 @@ def test_a_pending_checkpoint_does_not_change_with_the_model(tmp_path: Path) -> 
             if trainer.current_epoch == 1:
                 trainer.optimizers[0].param_groups[0]["lr"] = 1.0  # epoch 1 stays the best
 
-    kept, model = fit(tmp_path, 3, Spoil())
-    saved = torch.load(kept.best_model_path, weights_only=True)
+    best_checkpoint, model = fit(tmp_path, 3, Spoil())
+    saved = torch.load(best_checkpoint.best_model_path, weights_only=True)
     assert saved["epoch"] == 1
     assert not torch.equal(saved["state_dict"]["net.0.weight"], model.state_dict()["net.0.weight"])
     assert saved["state_dict"]["net.0.weight"].isfinite().all()
@@ -163,14 +163,14 @@ def test_a_monitored_metric_that_is_not_logged_is_an_error(bare: Callable[..., T
 
 
 @pytest.mark.parametrize(("monitor", "mode"), [("val_loss", "min"), ("val_acc", "max")])
-def test_it_loads_the_state_of_lightnings_early_stopping(monitor: str, mode: str) -> None:
-    theirs, ours = EarlyStopping(monitor, mode=mode), StopEarly(monitor, mode, 3)
-    assert ours.state_key == theirs.state_key
-    ours.load_state_dict(theirs.state_dict())  # before the first check the best score is infinite
-    assert (ours.waited, ours.best.value) == (0, None)
-    theirs.load_state_dict({**theirs.state_dict(), "wait_count": 2, "best_score": torch.tensor(0.5)})
-    ours.load_state_dict(theirs.state_dict())
-    assert (ours.waited, ours.best.value) == (2, 0.5)
+def test_stop_early_loads_the_state_of_lightnings_early_stopping(monitor: str, mode: str) -> None:
+    early_stopping, stop_early = EarlyStopping(monitor, mode=mode), StopEarly(monitor, mode, 3)
+    assert stop_early.state_key == early_stopping.state_key
+    stop_early.load_state_dict(early_stopping.state_dict())  # before the first check the best score is infinite
+    assert (stop_early.waited, stop_early.best.value) == (0, None)
+    early_stopping.load_state_dict({**early_stopping.state_dict(), "wait_count": 2, "best_score": torch.tensor(0.5)})
+    stop_early.load_state_dict(early_stopping.state_dict())
+    assert (stop_early.waited, stop_early.best.value) == (2, 0.5)
     again = StopEarly(monitor, mode, 3)
-    again.load_state_dict(ours.state_dict())
+    again.load_state_dict(stop_early.state_dict())
     assert (again.waited, again.best.value) == (2, 0.5)

@@ -94,7 +94,7 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> Watched:
     return Watched(model.eval(), data, board)
 
 
-def test_settings_name_the_metrics_that_the_run_logs(watched: Watched) -> None:
+def test_settings_contain_the_metrics_that_the_run_logs(watched: Watched) -> None:
     model, data, board = watched
     content = board.summary_metadata
     start = HParamsPluginData.FromString(content["_hparams_/session_start_info"].plugin_data.content)
@@ -127,11 +127,11 @@ def test_confusion_matrix_and_mistakes(
 ) -> None:
     drawn: list[tuple[torch.Tensor, torch.Tensor]] = []
     sheets: list[list[str]] = []
-    counted = Matrices()
+    expected = Matrices()
     real_confusion, real_sheet = figures.draw_confusion, figures.draw_sheet
 
     def confusion(matrix: torch.Tensor, names: Any) -> Any:
-        drawn.append((matrix, counted.matrix.clone()))
+        drawn.append((matrix, expected.matrix.clone()))
         return real_confusion(matrix, names)
 
     def sheet(pictures: torch.Tensor, titles: list[str], *columns: int) -> Any:
@@ -140,23 +140,23 @@ def test_confusion_matrix_and_mistakes(
 
     monkeypatch.setattr(figures, "draw_confusion", confusion)
     monkeypatch.setattr(figures, "draw_sheet", sheet)
-    monkeypatch.setattr(dashboard, "DRAWING", float("inf"))
+    monkeypatch.setattr(dashboard, "DRAWING_TIME_SHARE", float("inf"))
     data = shapes(val_size=130)  # two batches, the last one not full
-    board = fit(bare, tmp_path, LitCNN(), data, counted, max_epochs=3)
+    board = fit(bare, tmp_path, LitCNN(), data, expected, max_epochs=3)
     accuracy = [event.value for event in board.Scalars("val_acc")]
     best = [value for place, value in enumerate(accuracy) if value > max(accuracy[:place], default=-1)]
     assert len(board.Images("validation/confusion_matrix")) == len(drawn) == len(best)
-    for (matrix, by_hand), value in zip(drawn, best, strict=True):
-        assert torch.equal(matrix, by_hand)
+    for (matrix, expected_matrix), value in zip(drawn, best, strict=True):
+        assert torch.equal(matrix, expected_matrix)
         assert matrix.trace() / 130 == pytest.approx(value)
     assert sheets[0] == [data.class_names[int(data.sets["train"][place * 40 // 16][1])] for place in range(16)]
     assert len(sheets[1]) == 12
     shares = [int(title.partition("%")[0].rsplit(" ", 1)[1]) for title in sheets[1]]
     assert shares == sorted(shares, reverse=True)
     for title in sheets[1]:
-        taken_for, label = title.split(" ")[0], title.rpartition("is ")[2]
-        assert taken_for != label
-        assert {taken_for, label} <= set(data.class_names)
+        predicted_name, label = title.split(" ")[0], title.rpartition("is ")[2]
+        assert predicted_name != label
+        assert {predicted_name, label} <= set(data.class_names)
 
 
 class Improving(LitCNN):
@@ -169,7 +169,7 @@ class Improving(LitCNN):
 def test_without_time_for_drawing_the_first_and_the_last_best_epoch_are_drawn(
     bare: Callable[..., Trainer], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(dashboard, "DRAWING", 0.0)
+    monkeypatch.setattr(dashboard, "DRAWING_TIME_SHARE", 0.0)
     board = fit(bare, tmp_path, Improving(), shapes(), max_epochs=4, monitor=("made_up", "max"))
     for tag in ("validation/confusion_matrix", "validation/most_confident_mistakes"):
         assert [event.step for event in board.Images(tag)] == [10, 30]
@@ -230,19 +230,19 @@ def test_the_dashboard_does_not_change_the_run(
         drawn: Any = np.random.get_state()
         ends.append((list(model.parameters()), modes, torch.get_rng_state(), drawn[1]))
     (one, modes, rng, numbers), (other, other_modes, other_rng, other_numbers) = ends
-    assert all(torch.equal(mine, theirs) for mine, theirs in zip(one, other, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
     assert modes == other_modes
     assert torch.equal(rng, other_rng)
     assert np.array_equal(numbers, other_numbers)
 
 
 def test_class_indices_are_exact_in_half_precision(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Dashboard, "_classifies", lambda *_: True)
+    monkeypatch.setattr(Dashboard, "_collects_predictions", lambda *_: True)
     board, nothing = Dashboard("val_acc", "max"), cast(Any, None)
     output = torch.zeros(1, 2050, dtype=torch.float16)
     output[0, 2049] = 9  # float16 cannot represent it
     board.on_validation_batch_end(nothing, nothing, {"output": output, "target": torch.tensor([2049])}, None, 0)
-    assert board.rows[0][:, :2].tolist() == [[2049, 2049]]
+    assert board.validation_rows[0][:, :2].tolist() == [[2049, 2049]]
 
 
 def test_a_network_that_cannot_be_traced_is_still_trained(bare: Callable[..., Trainer], tmp_path: Path) -> None:
@@ -284,14 +284,16 @@ def test_padding_is_not_counted_in_the_matrix(sampler: Any, monkeypatch: pytest.
     """Also with a user's own loader, whose order is unknown and whose padding has target -1."""
     drawn: list[torch.Tensor] = []
     monkeypatch.setattr(figures, "draw_confusion", lambda matrix, names: drawn.append(matrix))
-    monkeypatch.setattr(Dashboard, "_classifies", staticmethod(lambda *_: True))
-    monkeypatch.setattr(Dashboard, "_sheet", staticmethod(lambda trainer, names, worst, _: mistakes.extend(worst)))
+    monkeypatch.setattr(Dashboard, "_collects_predictions", staticmethod(lambda *_: True))
+    monkeypatch.setattr(
+        Dashboard, "_draw_mistakes", staticmethod(lambda trainer, names, worst, _: mistakes.extend(worst))
+    )
 
     class Board:
         def add_figure(self, *_: Any) -> None: ...
 
     mistakes: list[int] = []
-    monkeypatch.setattr(dashboard, "_tensorboards", lambda _: [type("L", (), {"experiment": Board()})()])
+    monkeypatch.setattr(dashboard, "_tensorboard_loggers", lambda _: [type("L", (), {"experiment": Board()})()])
 
     class Strategy:
         root_device = torch.device("cpu")
@@ -307,7 +309,7 @@ def test_padding_is_not_counted_in_the_matrix(sampler: Any, monkeypatch: pytest.
         callback_metrics = {"val_acc": torch.tensor(0.5)}  # noqa: RUF012
 
     watching = Dashboard("val_acc", "max")
-    watching.started, watching.drawing = 0.0, 0.0
+    watching.start_time, watching.drawing_seconds = 0.0, 0.0
     outputs = {"output": torch.tensor([[4.0, 0.0], [0.0, 4.0]]), "target": torch.tensor([0, 1])}
     watching.on_validation_batch_end(Two(), None, outputs, None, 0)  # type: ignore[arg-type]
     watching.on_validation_end(Two(), None)  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""The report of each device about the first batch, as in the tutorial "Data Parallelism"."""
+"""Each device prints the shapes of the first batch, as in the tutorial "Data Parallelism"."""
 
 from collections.abc import Callable
 

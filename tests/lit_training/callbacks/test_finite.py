@@ -14,13 +14,13 @@ from tests.support.fits import SHAPES as SIX_BATCHES
 SHAPES = f"{SIX_BATCHES} --max_epochs 3 {QUIET} --log_every_n_steps 4"
 
 
-def spoil(cli: FitCLI, at: int, value: float) -> None:
-    """Multiply the loss of batch ``at``, counted over all epochs, by ``value``."""
+def spoil(cli: FitCLI, batch_number: int, value: float) -> None:
+    """Multiply the loss of one batch by ``value``. The batches are counted over all epochs."""
     step = cli.model.training_step
 
     def training_step(batch: Any, batch_idx: int) -> torch.Tensor:
         loss = step(batch, batch_idx)
-        return loss * value if cli.trainer.fit_loop.total_batch_idx == at else loss
+        return loss * value if cli.trainer.fit_loop.total_batch_idx == batch_number else loss
 
     cli.model.training_step = training_step
 
@@ -44,7 +44,7 @@ def test_a_loss_of_nan_or_infinity_stops_the_run_and_names_step_batch_and_rate(v
     assert max(batches) < 8 + 4  # within one logging interval
 
 
-def test_all_checkpoints_of_a_stopped_run_hold_finite_weights() -> None:
+def test_all_checkpoints_of_a_stopped_run_have_finite_weights() -> None:
     cli = parse(SHAPES)
     spoil(cli, 17, torch.nan)
     with pytest.raises(TrainingError, match="step 18"):
@@ -54,7 +54,7 @@ def test_all_checkpoints_of_a_stopped_run_hold_finite_weights() -> None:
         assert all(weight.isfinite().all() for weight in weights.values())
 
 
-def test_weights_that_overflow_under_a_finite_loss_stop_the_run() -> None:
+def test_weights_that_overflow_with_a_finite_loss_stop_the_run() -> None:
     cli = parse(SHAPES)
 
     def overflow(*_: Any) -> None:
@@ -77,7 +77,7 @@ def test_the_files_of_a_batch_with_nan_loss_are_named(photo_folder: Path) -> Non
     assert all((photo_folder / name).is_file() for name in names)
 
 
-def test_losses_are_not_waited_for_at_each_step(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_losses_of_several_steps_are_checked_together(monkeypatch: pytest.MonkeyPatch) -> None:
     """``item()`` waits for the GPU. The guard calls it every 4 steps, after each epoch and before each checkpoint."""
     cli = parse(f"{SHAPES} --max_epochs 1 --logger false --enable_checkpointing false")
     checks = 0

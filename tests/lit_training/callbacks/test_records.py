@@ -1,4 +1,4 @@
-"""run.json, split.csv and left_out.csv record how a run was made."""
+"""run.json, split.csv and left_out.csv record how a run was started."""
 
 import importlib.metadata
 import json
@@ -36,7 +36,7 @@ def test_run_json_has_an_entry_for_each_start(copy_run: Callable[..., Path]) -> 
     assert starts[0]["data"] == starts[1]["data"]
 
 
-def test_run_json_names_the_machine() -> None:
+def test_run_json_contains_the_machine() -> None:
     threads = torch.get_num_threads()
     torch.set_num_threads(threads + 1)
     try:
@@ -50,11 +50,11 @@ def test_run_json_names_the_machine() -> None:
     assert machine["threads"] == threads + 1
     assert (machine["device"], machine["processes"]) == ("cpu", 1)
     assert start["python"] == sys.version.split()[0]
-    assert start["packages"] == {name: importlib.metadata.version(name) for name in records.PACKAGES}
+    assert start["packages"] == {name: importlib.metadata.version(name) for name in records.RECORDED_PACKAGES}
     assert start["command"] == shlex.join(sys.argv)
 
 
-def test_run_json_names_the_commit_and_the_changed_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_run_json_contains_the_commit_and_the_changed_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The commit is that of the code, not that of the current folder."""
     for name in ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE"):  # git sets these in a hook
         monkeypatch.delenv(name, raising=False)
@@ -91,9 +91,9 @@ def test_run_json_names_the_commit_and_the_changed_files(tmp_path: Path, monkeyp
 def test_a_broken_run_json_is_replaced(tmp_path: Path) -> None:
     cli = parse(f"{SHAPES} --max_epochs 1 --accelerator cpu")
     assert cli.run.start is not None
-    (cli.run.start.run / "run.json").write_text("[{")
+    (cli.run.start.folder / "run.json").write_text("[{")
     cli.trainer.fit(cli.model, cli.datamodule)
-    assert len(json.loads((cli.run.start.run / "run.json").read_text())) == 1
+    assert len(json.loads((cli.run.start.folder / "run.json").read_text())) == 1
 
 
 def train_loader(**arguments: Any) -> DataLoader:

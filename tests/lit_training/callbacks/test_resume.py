@@ -55,25 +55,25 @@ CASES = {
 
 @pytest.mark.parametrize("case", CASES)
 def test_a_killed_and_resumed_run_equals_the_uninterrupted_run(case: str) -> None:
-    whole = fit_run(f"{CASES[case]} --default_root_dir whole")
-    steps = last(whole)["loops"]["fit_loop"]["epoch_loop.batch_progress"]["total"]["ready"]
+    uninterrupted = fit_run(f"{CASES[case]} --default_root_dir uninterrupted")
+    steps = last(uninterrupted)["loops"]["fit_loop"]["epoch_loop.batch_progress"]["total"]["ready"]
     line = f"{CASES[case]} --default_root_dir killed --resume auto"
     for step in (steps // 3, 3 * steps // 4):
         fit(line, kill_at=step)
     run = fit_run(line)
     assert [path.name for path in run.parent.iterdir()] == ["version_0"]
-    assert_same_end(whole, run)
+    assert_same_end(uninterrupted, run)
 
 
 @pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
 def test_fine_tuning_resumes_before_and_after_the_unfreezing_epoch(photo_folder: Path, workers: int) -> None:
     line = f"--data {photo_folder} {SMALL_NET} --model.freeze false --max_epochs 3 --model.unfreeze_epoch 1"
     line += f" --data.image_size 72 --data.num_workers {workers}"
-    whole = fit_run(f"{line} --default_root_dir whole")
+    uninterrupted = fit_run(f"{line} --default_root_dir uninterrupted")
     line += " --default_root_dir killed --resume auto"
     for step in (2, 5):
         fit(line, kill_at=step)
-    assert_same_end(whole, fit_run(line))
+    assert_same_end(uninterrupted, fit_run(line))
 
 
 def test_the_frozen_backbone_stays_frozen_in_a_resumed_epoch(photo_folder: Path) -> None:
@@ -96,10 +96,10 @@ def test_a_resumed_run_reads_no_pretrained_weights(photo_folder: Path) -> None:
     assert last(fit_run(line))["callbacks"]["ResumePoint"]["finished"]
 
 
-def test_each_sample_is_used_once_per_epoch_without_the_lost_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_sample_is_used_once_per_epoch_if_repeated_steps_count_once(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: dict[int, tuple[int, list[float]]] = {}
 
-    class Notes(Callback):
+    class RecordSamples(Callback):
         def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
             seen[trainer.fit_loop.total_batch_idx] = trainer.current_epoch, batch[0].sum((1, 2, 3)).tolist()
 
@@ -107,7 +107,7 @@ def test_each_sample_is_used_once_per_epoch_without_the_lost_steps(monkeypatch: 
     monkeypatch.setattr(
         FitCLI,
         "instantiate_trainer",
-        lambda cli: (trainer := build(cli), trainer.callbacks.append(Notes()))[0],  # type: ignore[attr-defined]
+        lambda cli: (trainer := build(cli), trainer.callbacks.append(RecordSamples()))[0],  # type: ignore[attr-defined]
     )
     for step in (2, 5, 8, 13, None):
         fit(f"{SHAPES} --max_epochs 3 --resume auto", kill_at=step)
@@ -120,9 +120,9 @@ def test_resuming_a_finished_run_changes_nothing(copy_run: CopyRun) -> None:
     line = f"{SHAPES} --max_epochs 1"
     run = copy_run(line)
     before = {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.is_file()}
-    again = fit(f"{line} --resume auto").run.start
-    assert again is not None
-    assert again.finished
+    second_start = fit(f"{line} --resume auto").run.start
+    assert second_start is not None
+    assert second_start.finished
     del before[run / ".lock"]
     assert {path: path.stat().st_mtime_ns for path in before} == before
 
@@ -136,11 +136,11 @@ def test_max_epochs_alone_extends_a_finished_run(copy_run: CopyRun) -> None:
 
 def test_a_run_that_was_moved_keeps_its_best_score() -> None:
     line = f"{SHAPES} --max_epochs 3 --model.lr 0.02"
-    whole = fit_run(f"{line} --default_root_dir whole")
+    uninterrupted = fit_run(f"{line} --default_root_dir uninterrupted")
     fit(f"{line} --default_root_dir here", kill_at=14)
     Path("here").rename("there")
     fit("--resume there/lightning_logs/version_0")
-    assert_same_end(whole, Path("there/lightning_logs/version_0"))
+    assert_same_end(uninterrupted, Path("there/lightning_logs/version_0"))
     assert not Path("here").exists()
 
 
@@ -148,7 +148,7 @@ def test_a_broken_last_ckpt_is_renamed_and_previous_ckpt_is_used(
     copy_run: CopyRun, capsys: pytest.CaptureFixture[str]
 ) -> None:
     line = f"{SHAPES} --max_epochs 3"
-    whole = copy_run(line, root="whole")
+    uninterrupted = copy_run(line, root="uninterrupted")
     folder = copy_run(line, kill_at=9) / "checkpoints"
     (folder / "last.ckpt").write_bytes((folder / "last.ckpt").read_bytes()[:-1000])
     start = fit(f"{line} --resume auto").run.start
@@ -156,7 +156,7 @@ def test_a_broken_last_ckpt_is_renamed_and_previous_ckpt_is_used(
     assert (start.checkpoint, start.step) == (folder / "previous.ckpt", 8)
     assert "last.ckpt is not a checkpoint that can be read safely" in capsys.readouterr().err
     assert (folder / "last.ckpt.broken").exists()
-    assert_same_end(whole, folder.parent)
+    assert_same_end(uninterrupted, folder.parent)
 
 
 @pytest.mark.parametrize("flag", ["--accumulate_grad_batches 2", "--limit_train_batches 0.5"])
@@ -180,9 +180,9 @@ def test_a_copy_of_a_finished_resume_point_trains_more_epochs_in_a_new_folder_or
     long = copy_run(f"{SHAPES} --max_epochs 3", root="long")
     copy = Path("copy.ckpt")
     copy.write_bytes((copy_run(f"{SHAPES} --max_epochs 1") / "checkpoints" / "last.ckpt").read_bytes())
-    again = fit(f"{SHAPES} --max_epochs 1 --resume {copy}").run.start
-    assert again is not None
-    assert again.finished
+    second_start = fit(f"{SHAPES} --max_epochs 1 --resume {copy}").run.start
+    assert second_start is not None
+    assert second_start.finished
     assert [path.name for path in Path("lightning_logs").iterdir()] == ["version_0"]
     fit(f"{SHAPES} --max_epochs 3 --resume {copy}")
     assert_same_weights(long, Path("lightning_logs/version_1"))
@@ -192,7 +192,7 @@ def test_a_run_killed_before_its_first_step_starts_again_in_its_folder() -> None
     for _ in range(2):
         start = parse(f"{SHAPES} {QUIET} --max_epochs 1 --resume auto").run.start
         assert start is not None
-        assert (start.run.name, start.checkpoint) == ("version_0", None)
+        assert (start.folder.name, start.checkpoint) == ("version_0", None)
 
 
 def test_the_seed_decides_all_randomness() -> None:
@@ -214,16 +214,16 @@ def test_a_signal_stops_between_two_steps_and_gives_the_exit_code(capsys: pytest
 
 
 def test_resume_points_cost_one_percent(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With a simulated clock: the time between two resume points is at least 100 times the time to save one."""
-    monkeypatch.setattr(ResumePoint, "COST", 0.01)
+    """The time between two writes is at least 100 times the time of a write. The clock is simulated."""
+    monkeypatch.setattr(ResumePoint, "TIME_SHARE", 0.01)
     now, times = 0.0, []
     monkeypatch.setattr("lit_training.callbacks.resume.time", SimpleNamespace(monotonic=lambda: now))
     cli = parse(f"{SHAPES} {QUIET} --max_epochs 20")
     save = cli.trainer.save_checkpoint
 
-    def slow(path: Any, *args: Any, **kwargs: Any) -> None:
+    def slow_save(path: Any, *args: Any, **kwargs: Any) -> None:
         nonlocal now
-        if Path(path).name == "last.ckpt":  # not the best epoch
+        if Path(path).name == "last.ckpt":  # not best.ckpt
             times.append(now)
             now += 0.3
         save(path, *args, **kwargs)
@@ -232,11 +232,11 @@ def test_resume_points_cost_one_percent(monkeypatch: pytest.MonkeyPatch) -> None
         nonlocal now
         now += 1.0
 
-    monkeypatch.setattr(cli.trainer, "save_checkpoint", slow)
+    monkeypatch.setattr(cli.trainer, "save_checkpoint", slow_save)
     cli.model.on_train_batch_end = step
     cli.trainer.fit(cli.model, cli.datamodule)
     between = [b - a - 0.3 for a, b in itertools.pairwise(times[:-1])]
-    assert times[0] == pytest.approx(11.0)  # the first one is assumed to take 0.1 s
+    assert times[0] == pytest.approx(11.0)  # the first write is assumed to take 0.1 s
     assert between
     assert min(between) >= 30.0 - 1e-6
 
@@ -244,7 +244,7 @@ def test_resume_points_cost_one_percent(monkeypatch: pytest.MonkeyPatch) -> None
 def test_a_model_from_outside_this_project_is_resumed(capsys: pytest.CaptureFixture[str]) -> None:
     write_own_classes()
     line = f"--model own_classes.PictureModel --data ShapesDataModule {SHAPES} --max_epochs 3"
-    whole = fit_run(f"{line} --default_root_dir whole")
+    uninterrupted = fit_run(f"{line} --default_root_dir uninterrupted")
     line += " --default_root_dir killed --resume auto"
     for step in (4, 11):
         fit(line, kill_at=step)
@@ -252,7 +252,7 @@ def test_a_model_from_outside_this_project_is_resumed(capsys: pytest.CaptureFixt
     assert start is not None
     assert start.step == 11
     assert "warning" not in capsys.readouterr().err
-    assert_same_end(whole, start.run)
+    assert_same_end(uninterrupted, start.folder)
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""Samples per second count training samples and leave out the time of validation."""
+"""The speed counts training samples, without the time of validation."""
 
 from collections.abc import Callable
 from types import SimpleNamespace
@@ -11,7 +11,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from datamodules import RandomDataModule
 from lit_models import LitMLP
 from lit_training.callbacks import throughput
-from lit_training.callbacks.throughput import Throughput, samples_in
+from lit_training.callbacks.throughput import Throughput, count_samples
 
 
 @pytest.mark.parametrize(
@@ -28,11 +28,11 @@ from lit_training.callbacks.throughput import Throughput, samples_in
     ids=["pair", "list", "tensor", "dictionary", "empty", "nothing", "text"],
 )
 def test_samples_in_a_batch(batch: Any, count: int) -> None:
-    assert samples_in(batch) == count
+    assert count_samples(batch) == count
 
 
 class Clock:
-    """A clock that tests move by hand."""
+    """A clock that a test sets."""
 
     def __init__(self) -> None:
         self.now = 100.0

@@ -72,7 +72,7 @@ def test_a_photo_lost_during_training_is_named() -> None:
     said = "ants/0.jpg: unreadable (No such file or directory), but it was readable when the run started: restore it"
     assert str(begun.value) == f"{said}, then start again"
     assert run.start is not None
-    point = run.start.run / "checkpoints" / "last.ckpt"
+    point = run.start.folder / "checkpoints" / "last.ckpt"
     point.parent.mkdir()
     point.touch()
     with pytest.raises(TrainingError) as known, one_line_failures(run):

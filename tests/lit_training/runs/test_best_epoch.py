@@ -1,4 +1,4 @@
-"""Which epoch is the best: everything that uses the rule gives the same answer."""
+"""All parts of the project agree which epoch is the best."""
 
 from pathlib import Path
 from typing import Any
@@ -61,11 +61,11 @@ def test_an_epoch_without_the_metric_is_not_better(mode: str) -> None:
 @given(st.lists(st.floats(allow_infinity=False), max_size=20), st.sampled_from(["max", "min"]))
 def test_each_improvement_is_found(values: list[float], mode: str) -> None:
     best = BestSoFar("m", mode)
-    known: list[float] = []
+    earlier_values: list[float] = []
     for value in values:
-        better = value == value and all(value > old if mode == "max" else value < old for old in known)
+        better = value == value and all(value > old if mode == "max" else value < old for old in earlier_values)
         assert best.improved({"m": torch.tensor(value, dtype=torch.float64)}) == better
-        known += [value] if value == value else []
+        earlier_values += [value] if value == value else []
     assert not best.improved({})
     assert not BestSoFar(None, mode).improved({"m": torch.tensor(1.0)})
 
@@ -141,7 +141,7 @@ def test_star_checkpoint_early_stopping_dashboard_and_comparison_agree(
 @pytest.mark.parametrize(
     ("accuracy", "ran"),
     [
-        ("[0.25,0.5,0.75,0.75,0.75,0.75,0.75]", 5),  # epochs 4 and 5 are no better than 3
+        ("[0.25,0.5,0.75,0.75,0.75,0.75,0.75]", 5),  # epochs 4 and 5 are not better than epoch 3
         ("[0.25,0.5,.nan,0.75,0.75,0.75,0.75]", 3),
         ("[0.25,0.5,0.25,0.75,0.75,0.5,0.75]", 6),
     ],

@@ -71,7 +71,7 @@ def test_an_error_between_the_two_renames_leaves_previous(tmp_path: Path, monkey
 def test_temporary_files_are_in_the_folder_of_the_target_not_in_tmpdir(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("TMPDIR", str(tmp_path / "is not there"))
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "does not exist"))
     write(tmp_path / "last.ckpt", 1)
     assert number(tmp_path / "last.ckpt") == 1
 
@@ -79,7 +79,7 @@ def test_temporary_files_are_in_the_folder_of_the_target_not_in_tmpdir(
 def test_a_full_disk_is_reported_and_leaves_the_old_file(
     small_disk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With a real full disk and TMPDIR on another one; Lightning's own writer leaves half a file there."""
+    """The disk is full, and TMPDIR is on another disk. Lightning's own writer leaves half a file on the full disk."""
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     assert small_disk.stat().st_dev != tmp_path.stat().st_dev
     write(small_disk / "last.ckpt", 1)
@@ -112,22 +112,22 @@ def test_kills_while_saving_leave_complete_files_if_tmpdir_is_another_file_syste
         one_save = time.monotonic() - began
         seen, unfinished = [], 0
         for kill in range(12):
-            ours, theirs = os.pipe()
+            read_end, write_end = os.pipe()
             child = os.fork()
             if not child:
                 for count in itertools.count():
-                    os.write(theirs, b".")
+                    os.write(write_end, b".")
                     FitCheckpointIO().save_checkpoint({"number": count, "weights": weights}, target)
             for _ in range(2 + kill % 4):  # kill in one of the saves 2 to 5
-                os.read(ours, 1)
+                os.read(read_end, 1)
             time.sleep(draw.uniform(0, one_save))
             os.kill(child, signal.SIGKILL)
             os.waitpid(child, 0)
-            os.close(ours)
-            os.close(theirs)
-            whole = [path for path in (target, tmp_path / "previous.ckpt") if path.exists()]
-            assert whole
-            seen += [(path.name, number(path)) for path in whole]
+            os.close(read_end)
+            os.close(write_end)
+            complete_files = [path for path in (target, tmp_path / "previous.ckpt") if path.exists()]
+            assert complete_files
+            seen += [(path.name, number(path)) for path in complete_files]
             assert list(Path(elsewhere).iterdir()) == []
             unfinished += bool(list(tmp_path.glob(".*.part")))
             for path in (*tmp_path.glob("*.ckpt"), *tmp_path.glob(".*.part")):
@@ -136,7 +136,7 @@ def test_kills_while_saving_leave_complete_files_if_tmpdir_is_another_file_syste
     assert len({count for _, count in seen}) >= 4  # the kills hit several saves
 
 
-def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("no folder")
     with pytest.raises(CheckpointError, match="choose another folder with --default_root_dir"):
         write(tmp_path / "file" / "last.ckpt", 1)
@@ -156,9 +156,9 @@ def as_nobody() -> Iterator[None]:
 
 
 @pytest.mark.skipif(not hasattr(os, "seteuid"), reason="needs seteuid")
-def test_a_read_only_folder_is_named_and_its_file_stays() -> None:
+def test_a_read_only_folder_is_an_error_and_its_file_stays() -> None:
     """Lightning's own writer ignores the error."""
-    with tempfile.TemporaryDirectory() as folder:  # nobody may not enter pytest's folders
+    with tempfile.TemporaryDirectory() as folder:  # the user nobody cannot enter the folders of pytest
         write(Path(folder, "last.ckpt"), 1)
         Path(folder).chmod(0o555)
         said = r"last.ckpt \(Permission denied\): earlier checkpoints are complete"
@@ -173,10 +173,10 @@ def test_a_read_only_folder_is_named_and_its_file_stays() -> None:
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
-    """A clock that is set with ``now``."""
-    shown = SimpleNamespace(now=100.0)
-    monkeypatch.setattr(checkpoints, "time", SimpleNamespace(monotonic=lambda: shown.now))
-    return shown
+    """A clock that shows the time ``now``."""
+    fake_clock = SimpleNamespace(now=100.0)
+    monkeypatch.setattr(checkpoints, "time", SimpleNamespace(monotonic=lambda: fake_clock.now))
+    return fake_clock
 
 
 def save_best(writer: FitCheckpointIO, folder: Path, number: int) -> None:
@@ -196,7 +196,7 @@ def test_the_best_epoch_is_written_only_after_some_seconds(tmp_path: Path, clock
 
 
 @pytest.mark.parametrize("end", ["flush", "teardown", "another checkpoint", "reading"])
-def test_the_pending_best_epoch_is_written_when_it_is_needed(end: str, tmp_path: Path, clock: SimpleNamespace) -> None:
+def test_the_waiting_best_epoch_is_written_when_it_is_needed(end: str, tmp_path: Path, clock: SimpleNamespace) -> None:
     writer, best = FitCheckpointIO(), tmp_path / "best.ckpt"
     save_best(writer, tmp_path, 1)
     save_best(writer, tmp_path, 2)
@@ -209,10 +209,10 @@ def test_the_pending_best_epoch_is_written_when_it_is_needed(end: str, tmp_path:
         getattr(writer, end)()
     assert number(best) == 2
     save_best(writer, tmp_path, 3)
-    assert number(best) == 2  # the time since this write counts
+    assert number(best) == 2  # too early after this write
 
 
-def test_a_pending_checkpoint_does_not_change_with_the_model(tmp_path: Path, clock: SimpleNamespace) -> None:
+def test_a_waiting_checkpoint_does_not_change_with_the_model(tmp_path: Path, clock: SimpleNamespace) -> None:
     writer, weights = FitCheckpointIO(), torch.zeros(3)
     for _ in range(2):
         writer.save_checkpoint({"weights": weights}, tmp_path / "best.ckpt")

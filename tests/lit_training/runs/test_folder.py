@@ -1,4 +1,4 @@
-"""A run's folder is made once, locked against other processes, and found again by the same command."""
+"""A run's folder is created once, locked against other processes, and found again by the same command."""
 
 import subprocess
 import sys
@@ -11,13 +11,13 @@ import pytest
 from lit_training.errors import CheckpointError, UsageError
 from lit_training.runs import folder
 from lit_training.runs.folder import (
-    Start,
-    choose_start,
-    extends,
+    RunStart,
+    adds_epochs,
     find_checkpoint,
     find_resume_target,
     lock_run,
     newest_first,
+    prepare_start,
     relative_path,
     resume_hint,
     run_folder,
@@ -28,7 +28,7 @@ CopyRun = Callable[..., Path]
 ONE_EPOCH, THREE_EPOCHS = f"{SHAPES} --max_epochs 1", f"{SHAPES} --max_epochs 3"
 
 
-def start_of(line: str) -> Start:
+def start_of(line: str) -> RunStart:
     """Return where a command line writes and what it resumes from."""
     start = parse(f"{QUIET} {line}").run.start
     assert start is not None
@@ -49,11 +49,11 @@ def make_run(number: int, *checkpoints: str) -> Path:
 
 def test_auto_starts_a_new_run_if_no_run_has_the_same_settings(copy_run: CopyRun) -> None:
     copy_run(ONE_EPOCH, kill_at=3)
-    assert start_of(f"{ONE_EPOCH} --resume auto --seed 1").run.name == "version_1"
+    assert start_of(f"{ONE_EPOCH} --resume auto --seed 1").folder.name == "version_1"
     same = start_of(f"{ONE_EPOCH} --resume auto")
-    assert (same.run.name, same.step) == ("version_0", 3)
+    assert (same.folder.name, same.step) == ("version_0", 3)
     never = start_of(ONE_EPOCH)
-    assert (never.run.name, never.checkpoint) == ("version_2", None)
+    assert (never.folder.name, never.checkpoint) == ("version_2", None)
 
 
 def test_a_resume_cannot_change_the_settings_of_a_run(copy_run: CopyRun) -> None:
@@ -70,10 +70,10 @@ def test_a_resume_cannot_change_the_settings_of_a_run(copy_run: CopyRun) -> None
         ("nowhere", "there is no such run"),
         ("latest", "no run under"),
         ("lightning_logs/version_0/checkpoints/best.ckpt", "is not a resume point"),
-        ("lightning_logs/version_0", "holds no resume point"),
+        ("lightning_logs/version_0", "has no resume point"),
     ],
 )
-def test_a_target_that_cannot_be_resumed_is_named(resume: str, message: str, copy_run: CopyRun) -> None:
+def test_a_target_that_cannot_be_resumed_is_an_error(resume: str, message: str, copy_run: CopyRun) -> None:
     if "version_0" in resume:
         for path in (copy_run(ONE_EPOCH) / "checkpoints").glob("*"):
             if "best" not in resume or path.name != "best.ckpt":
@@ -92,7 +92,7 @@ def test_latest_is_the_newest_run_in_the_root_however_the_flag_is_typed(flag: st
 
 
 @pytest.mark.parametrize(
-    ("trainer", "more"),
+    ("trainer", "adds"),
     [
         ({"max_epochs": 3}, False),
         ({"max_epochs": 4}, True),
@@ -100,11 +100,11 @@ def test_latest_is_the_newest_run_in_the_root_however_the_flag_is_typed(flag: st
         ({"max_epochs": 4, "max_steps": 100}, False),
     ],
 )
-def test_only_more_epochs_extend_a_finished_run(trainer: dict[str, Any], more: bool, copy_run: CopyRun) -> None:
+def test_only_more_epochs_extend_a_finished_run(trainer: dict[str, Any], adds: bool, copy_run: CopyRun) -> None:
     copy_run(THREE_EPOCHS)
     start = start_of(f"{THREE_EPOCHS} --resume auto")
     assert start.finished
-    assert extends(trainer, start) == more
+    assert adds_epochs(trainer, start) == adds
 
 
 # --- latest ---------------------------------------------------------------------------------------------------------
@@ -116,9 +116,9 @@ def test_latest_is_the_newest_run_that_has_the_needed_file(capsys: pytest.Captur
     make_run(11)
     assert [run.name for run in newest_first(".")] == ["version_11", "version_10", "version_2"]
     assert find_checkpoint("latest") == Path("lightning_logs/version_10/checkpoints/best.ckpt")
-    assert capsys.readouterr().err == "note: latest is version_10: version_11 has no checkpoint\n"
+    assert capsys.readouterr().err == "note: latest is version_10, because version_11 has no checkpoint\n"
     assert find_resume_target("latest", ".") == Path("lightning_logs/version_2")
-    assert capsys.readouterr().err == "note: latest is version_2: version_11, version_10 have no resume point\n"
+    assert capsys.readouterr().err == "note: latest is version_2, because version_11, version_10 have no resume point\n"
 
 
 def test_latest_of_the_newest_run_needs_no_note(capsys: pytest.CaptureFixture[str]) -> None:
@@ -129,10 +129,14 @@ def test_latest_of_the_newest_run_needs_no_note(capsys: pytest.CaptureFixture[st
 
 
 def test_latest_without_a_usable_run_is_an_error() -> None:
-    with pytest.raises(CheckpointError, match=r"no run under lightning_logs yet: python scripts/fit\.py"):
+    with pytest.raises(
+        CheckpointError, match=r"no run under lightning_logs yet: start a run with python scripts/fit\.py"
+    ):
         find_checkpoint("latest")
     make_run(0)
-    with pytest.raises(CheckpointError, match=r"no run under lightning_logs has a checkpoint: python scripts/fit\.py"):
+    with pytest.raises(
+        CheckpointError, match=r"no run under lightning_logs has a checkpoint: start a run with python scripts/fit\.py"
+    ):
         find_checkpoint("latest")
     with pytest.raises(CheckpointError, match="no run under lightning_logs has a resume point"):
         find_resume_target("latest", ".")
@@ -150,11 +154,11 @@ def test_a_checkpoint_is_found_by_run_by_file_and_as_latest(tmp_path: Path) -> N
     assert find_checkpoint(str(last)) == last
 
 
-def test_a_folder_without_a_checkpoint_is_named() -> None:
-    with pytest.raises(CheckpointError, match=r"nothing is not there: give a run's folder, a \.ckpt file, or latest"):
+def test_a_folder_without_a_checkpoint_is_an_error() -> None:
+    with pytest.raises(CheckpointError, match=r"nothing does not exist: give a run's folder, a \.ckpt file, or latest"):
         find_checkpoint("nothing")
     Path("empty").mkdir()
-    with pytest.raises(CheckpointError, match="empty holds no checkpoint"):
+    with pytest.raises(CheckpointError, match="empty has no checkpoint"):
         find_checkpoint("empty")
 
 
@@ -181,25 +185,25 @@ def test_a_run_locked_by_another_process_is_refused(copy_run: CopyRun) -> None:
         with pytest.raises(UsageError, match="version_0 is being trained by another process"):
             start_of(f"{ONE_EPOCH} --resume auto")
         other.communicate()
-    assert start_of(f"{ONE_EPOCH} --resume auto").run.name == "version_0"
+    assert start_of(f"{ONE_EPOCH} --resume auto").folder.name == "version_0"
 
 
-def test_a_run_is_locked_until_its_process_ends_or_undoes_it() -> None:
+def test_a_run_is_locked_until_its_process_ends_or_removes_it() -> None:
     code = "import fcntl, sys; fcntl.lockf(open(sys.argv[1], 'w'), fcntl.LOCK_EX | fcntl.LOCK_NB)"
 
     def is_free(run: Path) -> bool:
         command = [sys.executable, "-c", code, str(run / ".lock")]
         return subprocess.run(command, capture_output=True, check=False).returncode == 0
 
-    start = choose_start("never", ".", "{}")
-    assert not is_free(start.run)
-    lock_run(start.run)  # again: closing a second handle would release the lock
-    assert not is_free(start.run)
-    start.undo()
+    start = prepare_start("never", ".", "{}")
+    assert not is_free(start.folder)
+    lock_run(start.folder)  # a second call must not open the file, because closing it releases the lock
+    assert not is_free(start.folder)
+    start.remove_if_new()
     assert not Path("lightning_logs").exists()
-    again = choose_start("never", ".", "{}")
-    assert again.run == start.run
-    assert not is_free(again.run)
+    again = prepare_start("never", ".", "{}")
+    assert again.folder == start.folder
+    assert not is_free(again.folder)
 
 
 def test_two_starts_at_once_get_two_folders(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -211,21 +215,21 @@ def test_two_starts_at_once_get_two_folders(monkeypatch: pytest.MonkeyPatch) -> 
         make(self, *args, **kwargs)
 
     monkeypatch.setattr(Path, "mkdir", other_is_first)
-    assert choose_start("never", ".", "{}").run == Path("lightning_logs/version_1")
+    assert prepare_start("never", ".", "{}").folder == Path("lightning_logs/version_1")
 
 
-def test_undo_removes_only_a_new_run() -> None:
+def test_remove_if_new_keeps_the_folder_of_an_old_run() -> None:
     run = make_run(0, "last.ckpt")
-    Start(run).undo()
+    RunStart(run).remove_if_new()
     assert run.exists()
-    Start(run, made=True).undo()
+    RunStart(run, is_new=True).remove_if_new()
     assert not Path("lightning_logs").exists()
 
 
-def test_a_folder_that_cannot_be_written_is_named() -> None:
+def test_a_folder_that_cannot_be_written_is_an_error() -> None:
     Path("file").touch()
-    with pytest.raises(CheckpointError, match="choose another one with --default_root_dir"):
-        choose_start("never", "file", "{}")
+    with pytest.raises(CheckpointError, match="choose another folder with --default_root_dir"):
+        prepare_start("never", "file", "{}")
 
 
 def test_a_failed_start_leaves_no_folder() -> None:
@@ -234,6 +238,6 @@ def test_a_failed_start_leaves_no_folder() -> None:
     assert not Path(folder.LOGS).exists()
 
 
-def test_the_version_is_the_one_in_lightnings_loggers() -> None:
-    assert Start(Path("lightning_logs/version_12")).version == 12
-    assert Start(Path("lightning_logs/my_run")).version == "my_run"
+def test_the_version_equals_the_version_of_lightnings_loggers() -> None:
+    assert RunStart(Path("lightning_logs/version_12")).version == 12
+    assert RunStart(Path("lightning_logs/my_run")).version == "my_run"

@@ -9,7 +9,7 @@ from lightning.pytorch import LightningDataModule, LightningModule
 
 from datamodules import CIFAR10DataModule, ImageFolderDataModule, Preprocessing, RandomDataModule, ShapesDataModule
 from lit_models import LitCNN, LitDynamic, LitMLP, LitTransfer
-from lit_training.runs.foreign import DEFAULTS, data_of, promises
+from lit_training.runs.foreign import DEFAULTS, data_of, with_default_attributes
 
 OF_MODELS = (
     "default_epochs",
@@ -61,7 +61,7 @@ class DataWithAttributes(LightningDataModule):
 
 @pytest.mark.parametrize("own", [OwnModel, OwnData, lambda: None], ids=["model", "data", "nothing"])
 def test_missing_attributes_have_defaults(own: Any) -> None:
-    about = promises(own())
+    about = with_default_attributes(own())
     assert about.default_epochs == 1
     assert (about.skips_layers, about.same_random_numbers_on_all_ranks) == (False, False)
     assert (about.epoch_loss_sum_and_count, about.samples_evaluated) == (None, None)
@@ -73,12 +73,12 @@ def test_missing_attributes_have_defaults(own: Any) -> None:
 
 
 def test_existing_attributes_are_returned() -> None:
-    about = promises(ModelWithAttributes())
+    about = with_default_attributes(ModelWithAttributes())
     assert (about.task, about.default_epochs, about.same_random_numbers_on_all_ranks) == ("classification", 7, True)
     assert about.hparams == {"width": 3}
     assert about.skips_layers is False
     data = DataWithAttributes()
-    about = promises(data)
+    about = with_default_attributes(data)
     about.adapt_to(None)
     assert data.followed == [None]
     assert (about.class_names, about.sample_shape, about.report()) == (("yes", "no"), (3, 8, 8), "much data")
@@ -86,17 +86,17 @@ def test_existing_attributes_are_returned() -> None:
 
 def test_preprocessing_may_be_a_dict_or_an_object() -> None:
     data: Any = DataWithAttributes()
-    assert promises(data).preprocessing == Preprocessing(image_size=8, mean=[0.1, 0.2, 0.3])
+    assert with_default_attributes(data).preprocessing == Preprocessing(image_size=8, mean=[0.1, 0.2, 0.3])
     data.preprocessing = Preprocessing(32, 32)
-    assert promises(data).preprocessing is data.preprocessing
+    assert with_default_attributes(data).preprocessing is data.preprocessing
     data.preprocessing = None
-    assert promises(data).preprocessing is None
+    assert with_default_attributes(data).preprocessing is None
 
 
 @pytest.mark.parametrize("make", [LitCNN, lambda: LitMLP(3, (), 2), lambda: LitDynamic(3, 2, 2)])
 def test_models_of_this_project_need_no_adapter(make: Any) -> None:
     model = make()
-    assert promises(model) is model
+    assert with_default_attributes(model) is model
     for name in (*OF_MODELS, "task", "preprocessing", "hparams"):
         getattr(model, name)
 
@@ -104,7 +104,7 @@ def test_models_of_this_project_need_no_adapter(make: Any) -> None:
 @pytest.mark.parametrize("data_class", [CIFAR10DataModule, RandomDataModule, ShapesDataModule])
 def test_data_modules_of_this_project_need_no_adapter(data_class: Any) -> None:
     data = data_class()
-    assert promises(data) is data
+    assert with_default_attributes(data) is data
     for name in (*OF_DATA, "task", "preprocessing", "hparams"):
         getattr(data, name)
 
@@ -119,7 +119,7 @@ def test_the_base_classes_have_all_attributes_with_defaults() -> None:
 
 def test_an_unknown_attribute_is_an_error() -> None:
     with pytest.raises((AttributeError, KeyError), match="colour"):
-        _ = promises(OwnModel()).colour
+        _ = with_default_attributes(OwnModel()).colour
 
 
 def test_the_data_of_a_trainer() -> None:
@@ -135,5 +135,5 @@ def test_the_data_of_a_trainer() -> None:
 
 def test_an_adapter_does_not_add_parameters_to_the_model() -> None:
     model = torch.nn.Linear(2, 1)
-    assert promises(model).task is None
+    assert with_default_attributes(model).task is None
     assert list(model.state_dict()) == ["weight", "bias"]

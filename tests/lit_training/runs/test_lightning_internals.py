@@ -25,7 +25,7 @@ from lit_training.runs.lightning_internals import (
     ConnectedTrainer,
     NullProfiler,
     actions_of,
-    count_epoch_as_whole,
+    count_epoch_as_complete,
     drop_empty_hooks,
     forget_loaders,
     logged_steps,
@@ -39,8 +39,8 @@ from tests.support.fits import SHAPES, assert_same_end, fit, fit_run, parse
 from tests.support.private_names import private_names, private_names_in
 
 HOME = "lit_training/runs/lightning_internals.py"
-MOST = 10
-"""Private names of libraries in the whole project."""
+MAX_PRIVATE_NAMES = 10
+"""Maximum number of private names of libraries in this project."""
 
 BareTrainer = Callable[..., Trainer]
 QUIET: dict[str, Any] = {
@@ -144,11 +144,11 @@ def test_fit_calls_run_and_resumes_from_the_chosen_checkpoint(tmp_path: Path, ba
 def test_the_step_number_of_loggers_can_be_read_and_set(bare: BareTrainer) -> None:
     logger, seen = Steps(), []
 
-    def look(trainer: Trainer, model: Any) -> None:
+    def read_and_set(trainer: Trainer, model: Any) -> None:
         seen.append(logged_steps(trainer))
         set_logged_steps(trainer, 100)
 
-    trainer = bare(max_epochs=1, logger=logger, log_every_n_steps=1, callbacks=[At(3, look)])
+    trainer = bare(max_epochs=1, logger=logger, log_every_n_steps=1, callbacks=[At(3, read_and_set)])
     trainer.fit(Model())
     assert seen == [3]
     assert [step for name, step in logger.logged if name == "loss"] == [0, 1, 2, 100, 101, 102]
@@ -167,8 +167,8 @@ class Stateful(DataLoader):
         self.state = state_dict["number"]
 
 
-class Impatient(Model):
-    """Needs the run's length when the optimizer is built, as OneCycleLR does."""
+class NeedsRunLength(Model):
+    """Needs the number of steps when the optimizer is created, as OneCycleLR does."""
 
     def train_dataloader(self) -> DataLoader:
         self.loader = Stateful(torch.ones(6, 2))  # type: ignore[arg-type]
@@ -179,29 +179,29 @@ class Impatient(Model):
         return super().configure_optimizers()
 
 
-@pytest.mark.parametrize(("ours", "state"), [(True, 7), (False, 0)])
+@pytest.mark.parametrize(("restores", "state"), [(True, 7), (False, 0)])
 def test_loaders_that_were_built_too_early_get_their_state(
-    ours: bool, state: int, tmp_path: Path, bare: BareTrainer
+    restores: bool, state: int, tmp_path: Path, bare: BareTrainer
 ) -> None:
     point = tmp_path / "point.ckpt"
     first = bare(max_epochs=1, callbacks=[At(3, lambda trainer, _: trainer.save_checkpoint(point))])
-    first.fit(Impatient())
+    first.fit(NeedsRunLength())
 
     class Restore(Callback):
         def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-            if ours:
+            if restores:
                 restore_loaders(trainer)
 
-    model = Impatient()
+    model = NeedsRunLength()
     bare(max_epochs=1, callbacks=[Restore()]).fit(model, ckpt_path=point, weights_only=False)
-    assert model.loader.state == state, "Lightning restores the loaders itself: restore_loaders can go"
+    assert model.loader.state == state, "Lightning restores the loaders itself: remove restore_loaders"
 
 
-@pytest.mark.parametrize("forget", [True, False])
-def test_forgotten_loaders_are_built_again(forget: bool, bare: BareTrainer) -> None:
+@pytest.mark.parametrize("forgets", [True, False])
+def test_forgotten_loaders_are_built_again(forgets: bool, bare: BareTrainer) -> None:
     made: list[int] = []
 
-    class Counting(Impatient):
+    class Counting(NeedsRunLength):
         def train_dataloader(self) -> DataLoader:
             made.append(1)
             return super().train_dataloader()
@@ -209,12 +209,12 @@ def test_forgotten_loaders_are_built_again(forget: bool, bare: BareTrainer) -> N
     class Forget(Callback):
         def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
             assert trainer.train_dataloader is not None  # built early for a schedule
-            if forget:
+            if forgets:
                 forget_loaders(trainer)
 
     trainer = bare(max_epochs=2, callbacks=[Forget()])
     trainer.fit(Counting())
-    assert len(made) == 1 + forget
+    assert len(made) == 1 + forgets
     assert trainer.global_step == 12
 
 
@@ -222,24 +222,24 @@ def test_a_resumed_epoch_can_be_marked_as_complete(bare: BareTrainer) -> None:
     trainer = bare(max_epochs=1)
     trainer.fit_loop._restarting = True
     assert trainer.fit_loop.restarting
-    count_epoch_as_whole(trainer)
+    count_epoch_as_complete(trainer)
     assert not trainer.fit_loop.restarting
 
 
 @pytest.mark.usefixtures("at_every_step")
-@pytest.mark.parametrize("helper", ["count_epoch_as_whole", "set_logged_steps"])
+@pytest.mark.parametrize("helper", ["count_epoch_as_complete", "set_logged_steps"])
 def test_a_resumed_run_needs_each_workaround(helper: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """callbacks/test_resume.py shows that with all workarounds a resumed run equals the uninterrupted one."""
     plateau = "--lr_scheduler ReduceLROnPlateau --lr_scheduler.patience 0 --lr_scheduler.threshold 0.9"
     line = f"{SHAPES} --max_epochs 3 {plateau}"
-    whole = fit_run(f"{line} --default_root_dir whole")
+    uninterrupted = fit_run(f"{line} --default_root_dir uninterrupted")
     line += " --default_root_dir killed --resume auto"
     monkeypatch.setattr(f"lit_training.callbacks.resume.{helper}", lambda *_: None)
     for step in (6, 13):
         fit(line, kill_at=step)
     run = fit_run(line)
     with pytest.raises(AssertionError):  # otherwise Lightning no longer needs this helper: remove it
-        assert_same_end(whole, run)
+        assert_same_end(uninterrupted, run)
 
 
 # --- hooks ----------------------------------------------------------------------------------------------------------
@@ -252,14 +252,14 @@ def test_the_hooks_of_a_resumed_epoch_are_called_without_loggers(bare: BareTrain
         def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
             order.append(pl_module.starts)
 
-    def again(trainer: Trainer, model: Any) -> None:
+    def call_hooks(trainer: Trainer, model: Any) -> None:
         before = len(logger.logged)
         start_resumed_epoch(trainer, model)
         assert trainer.loggers == [logger]
         assert len(logger.logged) == before
 
     model = Model()
-    trainer = bare(max_epochs=1, logger=logger, log_every_n_steps=1, callbacks=[Starts(), At(3, again)])
+    trainer = bare(max_epochs=1, logger=logger, log_every_n_steps=1, callbacks=[Starts(), At(3, call_hooks)])
     trainer.fit(model)
     assert (order, model.starts) == ([0, 1], 2)  # each time before the hook of the model
     assert float(trainer.callback_metrics["starts"]) in (1.5, 2.0)  # the model logged twice
@@ -277,7 +277,7 @@ def test_lightning_skips_the_start_hooks_of_a_resumed_epoch(tmp_path: Path, bare
     first.fit(Model())
     model = Model()
     bare(max_epochs=1).fit(model, ckpt_path=point, weights_only=False)
-    assert model.starts == 0, "Lightning calls these hooks itself: start_resumed_epoch can go"
+    assert model.starts == 0, "Lightning calls these hooks itself: remove start_resumed_epoch"
 
 
 def test_empty_hooks_are_removed_and_others_are_called(bare: BareTrainer) -> None:
@@ -350,7 +350,9 @@ def test_all_private_names_of_libraries_are_in_one_file() -> None:
     elsewhere = sorted(str(name) for name in found if name.file != HOME)
     assert not elsewhere, f"private names of libraries belong in {HOME}:\n" + "\n".join(elsewhere)
     names = sorted({name.name for name in found})
-    assert len(names) <= MOST, f"{len(names)} private names of libraries, more than {MOST}: {', '.join(names)}"
+    assert len(names) <= MAX_PRIVATE_NAMES, (
+        f"{len(names)} private names of libraries, more than {MAX_PRIVATE_NAMES}: {', '.join(names)}"
+    )
 
 
 def test_each_private_name_has_a_test_here() -> None:

@@ -1,4 +1,4 @@
-"""metrics.csv holds each step once, even if the run was stopped and resumed."""
+"""metrics.csv contains each step once, even if the run was stopped and resumed."""
 
 import errno
 import itertools
@@ -13,8 +13,8 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from datamodules.files import read_csv
-from lit_training.runs.folder import Start
-from lit_training.runs.metrics_csv import ROWS_BETWEEN_WRITES, MetricsCSV
+from lit_training.runs.folder import RunStart
+from lit_training.runs.metrics_csv import STEPS_BETWEEN_WRITES, MetricsCSV
 from tests.support.fits import SHAPES, fit, rows
 
 
@@ -32,12 +32,12 @@ def test_tensorboard_and_csv_show_each_step_once(copy_run: Callable[..., Path]) 
     assert [int(row["step"]) for row in table if "val_loss" in row] == [5, 11, 17]
 
 
-def table(start: Start) -> list[str]:
-    return (start.run / "metrics.csv").read_text().splitlines()
+def table(start: RunStart) -> list[str]:
+    return (start.folder / "metrics.csv").read_text().splitlines()
 
 
 def test_columns_are_sorted_and_a_new_metric_gets_a_column(tmp_path: Path) -> None:
-    start = Start(tmp_path)
+    start = RunStart(tmp_path)
     logger = MetricsCSV(start)
     logger.log_metrics({"b": 1.0, "a": torch.tensor(2.0)}, 0)  # type: ignore[dict-item]  # Lightning passes both
     logger.save()
@@ -50,11 +50,11 @@ def test_columns_are_sorted_and_a_new_metric_gets_a_column(tmp_path: Path) -> No
 
 @pytest.mark.parametrize("kept", [0, 1, 2, 3])
 def test_a_resumed_run_keeps_the_rows_before_the_resume_point(kept: int, tmp_path: Path) -> None:
-    first = MetricsCSV(Start(tmp_path))
+    first = MetricsCSV(RunStart(tmp_path))
     for step in range(3):
         first.log_metrics({"a": float(step)}, step)
     first.finalize("success")
-    again = MetricsCSV(Start(tmp_path, rows=kept))
+    again = MetricsCSV(RunStart(tmp_path, metrics_rows=kept))
     assert again.rows == kept
     again.log_metrics({"a": 9.0}, 9)
     assert again.rows == kept + 1
@@ -64,51 +64,51 @@ def test_a_resumed_run_keeps_the_rows_before_the_resume_point(kept: int, tmp_pat
 
 def test_a_logger_without_metrics_changes_no_file(tmp_path: Path) -> None:
     """This happens if a finished run is resumed."""
-    first = MetricsCSV(Start(tmp_path))
+    first = MetricsCSV(RunStart(tmp_path))
     first.log_metrics({"a": 1.0}, 0)
     first.save()
     before = (tmp_path / "metrics.csv").stat()
-    again = MetricsCSV(Start(tmp_path, rows=1, finished=True))
+    again = MetricsCSV(RunStart(tmp_path, metrics_rows=1, finished=True))
     again.save()
     again.finalize("failed")
     after = (tmp_path / "metrics.csv").stat()
     assert (after.st_ino, after.st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
     Path("file").touch()
-    MetricsCSV(Start(Path("file"))).finalize("failed")
+    MetricsCSV(RunStart(Path("file"))).finalize("failed")
 
 
-def test_rows_are_written_in_groups(tmp_path: Path) -> None:
-    start = Start(tmp_path)
+def test_several_rows_are_written_together(tmp_path: Path) -> None:
+    start = RunStart(tmp_path)
     logger = MetricsCSV(start)
     logger.log_metrics({"a": 0.0}, 0)
     assert not (tmp_path / "metrics.csv").exists()
-    logger.log_metrics({"a": 1.0}, ROWS_BETWEEN_WRITES - 1)
+    logger.log_metrics({"a": 1.0}, STEPS_BETWEEN_WRITES - 1)
     assert len(table(start)) == 3
 
 
 def test_name_and_version_are_those_of_the_folder() -> None:
-    logger = MetricsCSV(Start(Path("runs/lightning_logs/version_7")))
+    logger = MetricsCSV(RunStart(Path("runs/lightning_logs/version_7")))
     assert (logger.name, logger.version) == ("lightning_logs", 7)
 
 
 def test_a_new_metric_of_a_resumed_run_gets_a_column_and_the_kept_rows_stay(tmp_path: Path) -> None:
-    first = MetricsCSV(Start(tmp_path))
+    first = MetricsCSV(RunStart(tmp_path))
     for step in range(3):
         first.log_metrics({"b": float(step)}, step)
     first.finalize("failed")
-    again = MetricsCSV(Start(tmp_path, rows=2))
+    again = MetricsCSV(RunStart(tmp_path, metrics_rows=2))
     again.log_metrics({"a": 7.0}, 2)
     again.save()
-    assert table(Start(tmp_path)) == ["a,b,step", ",0.0,0", ",1.0,1", "7.0,,2"]
+    assert table(RunStart(tmp_path)) == ["a,b,step", ",0.0,0", ",1.0,1", "7.0,,2"]
 
 
 def test_a_new_column_that_cannot_be_written_leaves_the_old_table(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    logger = MetricsCSV(Start(tmp_path))
+    logger = MetricsCSV(RunStart(tmp_path))
     logger.log_metrics({"a": 1.0}, 0)
     logger.save()
-    before = table(Start(tmp_path))
+    before = table(RunStart(tmp_path))
 
     def full(_: int) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -118,7 +118,7 @@ def test_a_new_column_that_cannot_be_written_leaves_the_old_table(
         patch.setattr(os, "fsync", full)
         with pytest.raises(OSError, match="No space left on device"):
             logger.save()
-    assert table(Start(tmp_path)) == before
+    assert table(RunStart(tmp_path)) == before
     assert [path.name for path in tmp_path.iterdir()] == ["metrics.csv"]
 
 
@@ -127,24 +127,24 @@ def test_kills_at_any_moment_leave_every_row_that_was_synced(tmp_path: Path) -> 
     """Each step logs a new metric, so each step rewrites the table."""
     kept, kills = 0, 12
     for kill in range(kills):
-        ours, theirs = os.pipe()
+        read_end, write_end = os.pipe()
         child = os.fork()
         if not child:
-            logger = MetricsCSV(Start(tmp_path, rows=kept))
+            logger = MetricsCSV(RunStart(tmp_path, metrics_rows=kept))
             for step in itertools.count(kept):
                 logger.log_metrics({f"metric{step:03}": float(step)}, step)
                 logger.sync()
-                os.write(theirs, b".")
-        os.close(theirs)
-        done = len(os.read(ours, 1))
+                os.write(write_end, b".")
+        os.close(write_end)
+        done = len(os.read(read_end, 1))
         time.sleep(0.003 * kill)
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
-        while part := os.read(ours, 65536):
+        while part := os.read(read_end, 65536):
             done += len(part)
-        os.close(ours)
+        os.close(read_end)
         kept += done
-        again = MetricsCSV(Start(tmp_path, rows=kept))
+        again = MetricsCSV(RunStart(tmp_path, metrics_rows=kept))
         assert again.rows == kept
         rows = read_csv(again.path)
         assert [int(row["step"]) for row in rows] == list(range(kept))

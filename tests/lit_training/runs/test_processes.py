@@ -1,4 +1,4 @@
-"""Signals, processes that hang, and SLURM: a run ends in time with the right exit code and message."""
+"""After a signal or a hang a run ends in time, with the right exit code and message."""
 
 import os
 import signal
@@ -19,9 +19,9 @@ from tests.support.slurm import JOB, stand_in_scontrol
 @pytest.fixture
 def scontrol(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The file in which a fake ``scontrol`` writes its arguments."""
-    asked, path = stand_in_scontrol(tmp_path)
+    log_file, path = stand_in_scontrol(tmp_path)
     monkeypatch.setenv("PATH", path)
-    return asked
+    return log_file
 
 
 @pytest.mark.parametrize(
@@ -46,7 +46,7 @@ def test_a_slurm_job_is_requeued_when_its_time_is_over(
         (signal.SIGUSR1, {**JOB, "SLURM_JOB_ID": "17; rm -r x"}),
     ],
 )
-def test_nothing_else_is_requeued(
+def test_other_signals_and_jobs_without_a_batch_script_do_not_requeue(
     scontrol: Path, monkeypatch: pytest.MonkeyPatch, signum: int, environment: dict[str, str]
 ) -> None:
     for name in JOB:
@@ -77,15 +77,15 @@ def watched(code: str, stepping: bool = False, timeout: float = 5) -> subprocess
 @pytest.mark.slow
 def test_the_watch_ends_the_process_without_the_main_thread() -> None:
     started = {
-        # Before the first step: at once.
+        # A signal before the first step ends the process at once.
         128 + signal.SIGTERM: watched("os.kill(os.getpid(), signal.SIGTERM)"),
         128 + signal.SIGINT: watched("os.kill(os.getpid(), signal.SIGINT)"),
-        # Between first and last step: at the second signal.
+        # Between the first and the last step the second signal ends it.
         128 + signal.SIGUSR1: watched(
             "os.kill(os.getpid(), signal.SIGTERM)\nwhile not watch.signum: pass\nos.kill(os.getpid(), signal.SIGUSR1)",
             stepping=True,
         ),
-        # No step for the timeout, counted from the first one.
+        # No progress during the timeout.
         1: watched("watch.note_progress()", stepping=True, timeout=0.001),
     }
     ends = {code: (process.communicate(timeout=300)[1], process.returncode) for code, process in started.items()}
@@ -97,10 +97,10 @@ def test_the_watch_ends_the_process_without_the_main_thread() -> None:
 @pytest.mark.parametrize(
     ("codes", "first", "reported"), [((), 0, False), ((0,), 0, False), ((1,), 1, False), ((1, 2), 2, True)]
 )
-def test_exit_code_2_of_a_launched_process_means_that_it_reported_why(
+def test_exit_code_2_of_a_launched_process_means_that_it_printed_an_error(
     codes: tuple[int, ...], first: int, reported: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(processes, "GRACE", 0.2)
+    monkeypatch.setattr(processes, "SECONDS_TO_REPORT", 0.2)
     launched = [subprocess.Popen([sys.executable, "-c", f"raise SystemExit({code})"]) for code in codes]
     for process in launched:
         process.wait()
@@ -128,7 +128,7 @@ def test_a_signal_at_the_end_of_training_is_not_lost(monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.parametrize(("nodes", "named", "used"), [(1, None, "lo"), (2, None, None), (1, "eth7", "eth7")])
-def test_processes_of_one_machine_talk_over_its_loopback(
+def test_processes_of_one_machine_use_its_loopback_interface(
     nodes: int, named: str | None, used: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys, "platform", "linux")

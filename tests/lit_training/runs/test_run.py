@@ -1,4 +1,4 @@
-"""A run: whether it validates, which metric decides, and whether it resumes."""
+"""A run validates if it has validation data, has a metric that decides, and may be resumed."""
 
 from pathlib import Path
 from typing import Any
@@ -8,7 +8,7 @@ from lightning.pytorch import LightningDataModule, LightningModule
 
 from datamodules import ImageFolderDataModule, RandomDataModule, ShapesDataModule
 from lit_models import LitCNN, LitMLP
-from lit_training.runs.folder import Start
+from lit_training.runs.folder import RunStart
 from lit_training.runs.processes import Watch
 from lit_training.runs.run import Run
 from tests.support.fits import parse
@@ -44,7 +44,7 @@ def test_a_run_validates_if_it_has_validation_data(data: Any, limit: float | Non
         (REGRESSION, ROWS, None, ("val_loss", "min")),
         (CLASSIFIER, SHAPES, 0, ("train_loss", "min")),
         (REGRESSION, ROWS, 0, ("train_loss", "min")),
-        (LightningModule(), SHAPES, None, (None, "min")),  # it may log anything
+        (LightningModule(), SHAPES, None, (None, "min")),  # it may log any metric
         (LightningModule(), SHAPES, 0, ("train_loss", "min")),
     ],
 )
@@ -58,12 +58,12 @@ def test_the_metric_that_decides_which_epoch_is_best(
     ("start", "is_resumed"),
     [
         (None, False),
-        (Start(Path("run"), made=True), False),
-        (Start(Path("run"), finished=True), True),
-        (Start(Path("run"), checkpoint=Path("run/checkpoints/last.ckpt")), True),
+        (RunStart(Path("run"), is_new=True), False),
+        (RunStart(Path("run"), finished=True), True),
+        (RunStart(Path("run"), checkpoint=Path("run/checkpoints/last.ckpt")), True),
     ],
 )
-def test_a_run_goes_on_if_it_resumes_or_is_finished(start: Start | None, is_resumed: bool) -> None:
+def test_a_run_is_resumed_if_it_has_a_resume_point_or_is_finished(start: RunStart | None, is_resumed: bool) -> None:
     assert run_of(start=start).is_resumed == is_resumed
 
 
@@ -75,5 +75,5 @@ def test_a_command_line_becomes_a_run() -> None:
     assert run.watch.trainer is cli.trainer
     assert run.watch.timeout == 2.5
     assert run.start is not None
-    assert run.start.run == Path("lightning_logs/version_0")
+    assert run.start.folder == Path("lightning_logs/version_0")
     assert not run.is_resumed

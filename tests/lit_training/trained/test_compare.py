@@ -149,7 +149,7 @@ def test_latest_is_the_newest_run_with_metrics(tmp_path: Path, capsys: pytest.Ca
         make_run(tmp_path / "lightning_logs" / f"version_{number}", 0.1, [value])
     (tmp_path / "lightning_logs" / "version_2").mkdir()
     assert read_run("latest").best["val_acc"] == 0.75
-    assert capsys.readouterr().err == "note: latest is version_1: version_2 has no metrics.csv\n"
+    assert capsys.readouterr().err == "note: latest is version_1, because version_2 has no metrics.csv\n"
 
 
 def test_runs_with_the_same_number_are_named_by_their_path(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

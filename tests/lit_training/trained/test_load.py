@@ -53,13 +53,13 @@ def test_latest_skips_a_run_without_checkpoint_and_names_it(
 ) -> None:
     runs_of(shapes_run, True, True, False)
     assert load("latest").path == Path("lightning_logs/version_1/checkpoints/best.ckpt")
-    assert capsys.readouterr().err == "note: latest is version_1: version_2 has no checkpoint\n"
+    assert capsys.readouterr().err == "note: latest is version_1, because version_2 has no checkpoint\n"
 
 
 def test_latest_names_all_skipped_runs(shapes_run: Trained, capsys: pytest.CaptureFixture[str]) -> None:
     runs_of(shapes_run, True, False, False, False, False)
     load("latest")
-    said = "note: latest is version_0: version_4, version_3, version_2, ... have no checkpoint\n"
+    said = "note: latest is version_0, because version_4, version_3, version_2, ... have no checkpoint\n"
     assert capsys.readouterr().err == said
 
 
@@ -73,9 +73,9 @@ def test_latest_is_the_highest_number(shapes_run: Trained, capsys: pytest.Captur
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        ("latest", "no run under lightning_logs has a checkpoint: python scripts/fit.py"),
-        ("nowhere", "nowhere is not there: give a run's folder, a .ckpt file, or latest"),
-        ("lightning_logs/version_0", "lightning_logs/version_0 holds no checkpoint: give a run's folder"),
+        ("latest", "no run under lightning_logs has a checkpoint: start a run with python scripts/fit.py"),
+        ("nowhere", "nowhere does not exist: give a run's folder, a .ckpt file, or latest"),
+        ("lightning_logs/version_0", "lightning_logs/version_0 has no checkpoint: give a run's folder"),
     ],
 )
 def test_missing_run_is_named(shapes_run: Trained, name: str, said: str) -> None:
@@ -265,4 +265,4 @@ def test_evaluation_of_other_photos_is_the_same_as_in_evaluate_py(saved: SavedRu
 def test_scripts_name_the_run_that_latest_skips(script: str, shapes_run: Trained, picture: Path) -> None:
     runs_of(shapes_run, True, True, False)
     ended = run(f"{script} --accelerator cpu")
-    assert (ended.code, ended.err) == (0, "note: latest is version_1: version_2 has no checkpoint\n")
+    assert (ended.code, ended.err) == (0, "note: latest is version_1, because version_2 has no checkpoint\n")
