@@ -25,11 +25,11 @@ from lit_training.runs.lightning_internals import NullProfiler, drop_empty_hooks
 from lit_training.runs.metrics_csv import MetricsCSV
 from lit_training.runs.run import Run
 
-STRATEGIES = {name: dict(StrategyRegistry[name]) for name in StrategyRegistry.available_strategies()}
+LIGHTNING_STRATEGIES = {name: dict(StrategyRegistry[name]) for name in StrategyRegistry.available_strategies()}
 """Lightning's own strategies, by name."""
 
 
-def with_defaults(trainer: dict[str, Any], run: Run, config_yaml: str, save_config: Callback) -> dict[str, Any]:
+def add_defaults(trainer: dict[str, Any], run: Run, config_yaml: str, save_config: Callback) -> dict[str, Any]:
     """Add this project's loggers, callbacks and plugins to the arguments of the Trainer, unless the user chose others.
 
     Args:
@@ -88,7 +88,7 @@ def register_strategies(skips_layers: bool) -> None:
     Args:
         skips_layers: True if a step may leave out layers, which DDP must then search for.
     """
-    for name, entry in STRATEGIES.items():
+    for name, entry in LIGHTNING_STRATEGIES.items():
         if "timeout" not in inspect.signature(entry["strategy"]).parameters:
             continue
         arguments = {**entry["init_params"], "timeout": timedelta(days=1)}

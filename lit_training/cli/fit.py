@@ -18,7 +18,7 @@ from lit_training.runs.layout import LOGS
 from lit_training.runs.run import Run
 from lit_training.statistics import wilson_interval
 
-RESULT_FILE = "FIT_RESULT_FILE"
+RESULT_FILE_VARIABLE = "FIT_RESULT_FILE"
 """Environment variable: a file to which a successful run writes its folder."""
 
 
@@ -106,7 +106,7 @@ def print_result(run: Run) -> None:
         print("nothing was measured")
     if trainer.loggers and folder is not None:
         print(f"run         {relative_path(Path(folder))}")
-        if result := os.environ.get(RESULT_FILE):
+        if result := os.environ.get(RESULT_FILE_VARIABLE):
             Path(result).write_text(folder, encoding="utf-8", errors="surrogateescape")
     if best and not run.quiet:
         _print_next(model, Path(best), bool(trainer.loggers))

@@ -17,18 +17,18 @@ from lit_training.runs.layout import CONFIG
 from lit_training.text import closest_name, suggest
 
 MODELS = {name: getattr(lit_models, name) for name in ("LitCNN", "LitMLP", "LitDynamic", "LitTransfer")}
-DATA = {name: getattr(datamodules, name) for name in datamodules.__all__ if name.endswith("DataModule")}
+DATA_MODULES = {name: getattr(datamodules, name) for name in datamodules.__all__ if name.endswith("DataModule")}
 TRAINER_FLAGS = {name: p for name, p in inspect.signature(Trainer.__init__).parameters.items() if name != "self"}
-SWITCHES = {name for name, p in TRAINER_FLAGS.items() if bool in (p.annotation, *get_args(p.annotation))}
+TRAINER_BOOLEAN_FLAGS = {name for name, p in TRAINER_FLAGS.items() if bool in (p.annotation, *get_args(p.annotation))}
 """Flags of the Trainer that are true without a value."""
-OWN_SWITCHES = ("--quiet", "--dashboard")
+OWN_BOOLEAN_FLAGS = ("--quiet", "--dashboard")
 SCHEDULE_PATHS = {kind.__name__: f"torch.optim.lr_scheduler.{kind.__name__}" for kind in SCHEDULES}
 """Full names, because Lightning has another ReduceLROnPlateau."""
 MAX_CONFIG, MAX_DEPTH = 100_000, 20
 """Bytes and nesting depth of a configuration; usual ones have some thousand bytes."""
 
 
-def expand_flags(arguments: list[str]) -> list[str]:
+def to_lightning_arguments(arguments: list[str]) -> list[str]:
     """Turn a command line into the arguments that LightningCLI parses.
 
     ``--max_epochs 3`` becomes ``--trainer.max_epochs 3`` (in YAML too), ``--seed`` becomes ``--seed_everything``,
@@ -48,7 +48,7 @@ def expand_flags(arguments: list[str]) -> list[str]:
         else:
             flags.append(_spell_flag(flag, value))
     model, data = _named("model", configs, flags), _named("data", configs, flags)
-    model = model or getattr(DATA.get(data.rpartition(".")[2]), "default_model", "LitCNN")
+    model = model or getattr(DATA_MODULES.get(data.rpartition(".")[2]), "default_model", "LitCNN")
     data = data or getattr(MODELS.get(model.rpartition(".")[2]), "default_data", "ShapesDataModule")
     # A class comes before its arguments, which may be in a configuration.
     partners = [f"--model={model}", f"--data={data}"]
@@ -83,14 +83,14 @@ def _spell_flag(flag: str, value: str | None) -> str:
         flag = f"--trainer.{name}{dot}{rest}"
     if flag == "--lr_scheduler" and value in SCHEDULE_PATHS:
         value = SCHEDULE_PATHS[value]
-    if value is None and (flag.removeprefix("--trainer.") in SWITCHES or flag in OWN_SWITCHES):
+    if value is None and (flag.removeprefix("--trainer.") in TRAINER_BOOLEAN_FLAGS or flag in OWN_BOOLEAN_FLAGS):
         value = "true"
     return flag if value is None else f"{flag}={value}"
 
 
 def _is_class(value: str) -> bool:
     """Return True for the name of one of our data modules, or a dotted path of a class that is not a file."""
-    return value in DATA or ("." in value and not re.search(r"[/\\]|^[.~]", value) and not Path(value).exists())
+    return value in DATA_MODULES or ("." in value and not re.search(r"[/\\]|^[.~]", value) and not Path(value).exists())
 
 
 def _folder_data(value: str) -> dict[str, Any]:
@@ -104,7 +104,7 @@ def _folder_data(value: str) -> dict[str, Any]:
         return {"class_path": "ImageFolderDataModule", "init_args": {"root": value}}
     if folder.exists():
         raise UsageError(f"--data {value} is a file: give the folder with a subfolder of images for each class")
-    raise UsageError(f"--data {value}: there is no such folder or data module: {suggest(value, DATA)}")
+    raise UsageError(f"--data {value}: there is no such folder or data module: {suggest(value, DATA_MODULES)}")
 
 
 def _read_config(value: str | None) -> dict[str, Any]:
@@ -176,7 +176,7 @@ def _named(key: str, configs: list[dict[str, Any]], flags: list[str]) -> str:
     return next(filter(None, reversed(named)), "")
 
 
-def with_run_config(arguments: list[str]) -> list[str]:
+def add_run_config(arguments: list[str]) -> list[str]:
     """Insert the configuration of the run that ``--resume`` names, and replace ``latest`` by the run's path.
 
     Raises:

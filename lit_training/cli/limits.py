@@ -80,7 +80,7 @@ def check_devices(accelerator: Any, devices: Any) -> None:
         raise UsageError(f"--devices {text}: this machine has {plural(cores, 'core')}; --devices {cores}, or auto")
 
 
-def trainer_error(error: Exception, config: dict[str, Any]) -> str:
+def explain_trainer_error(error: Exception, config: dict[str, Any]) -> str:
     """Return one line for an exception that the Trainer's constructor raised."""
     accelerator, text = config["accelerator"], str(error)
     if accelerator in ("gpu", "cuda", "mps", "tpu") and re.search(

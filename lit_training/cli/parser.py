@@ -16,11 +16,11 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch.optim import Optimizer
 
 from lit_models import LitBase
-from lit_training.cli.defaults import register_strategies, with_defaults
-from lit_training.cli.flags import expand_flags, with_run_config
-from lit_training.cli.limits import check_trainer, trainer_error
-from lit_training.cli.schedules import FROM_THE_RUN, SCHEDULES, schedule_factory
-from lit_training.cli.usage_errors import parse_error
+from lit_training.cli.defaults import add_defaults, register_strategies
+from lit_training.cli.flags import add_run_config, to_lightning_arguments
+from lit_training.cli.limits import check_trainer, explain_trainer_error
+from lit_training.cli.schedules import FROM_THE_RUN, SCHEDULES, make_schedule_factory
+from lit_training.cli.usage_errors import explain_parse_error
 from lit_training.errors import UsageError, exit_with_error, is_rank_zero
 from lit_training.runs.foreign import promises
 from lit_training.runs.lightning_internals import actions_of
@@ -48,7 +48,7 @@ class OneLineParser(LightningArgumentParser):
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         if not self.exit_on_error:  # a nested parser: its parent reports the error with the full name
             super().error(message, ex)
-        exit_with_error(self.prog, parse_error(message, self))
+        exit_with_error(self.prog, explain_parse_error(message, self))
 
 
 class FitCLI(LightningCLI):
@@ -84,12 +84,12 @@ class FitCLI(LightningCLI):
         parser.add_subclass_arguments(Optimizer, "optimizer", skip={"params"}, help=text, **options)
         text = "Learning rate schedule class and its arguments; the schedule has the length of the run."
         parser.add_subclass_arguments(SCHEDULES, "lr_scheduler", skip=FROM_THE_RUN, help=text, **options)
-        for action in actions_of(parser):  # for --help_all; expand_flags() parses them
+        for action in actions_of(parser):  # for --help_all; to_lightning_arguments() parses them
             if action.dest.startswith("trainer."):
                 action.option_strings = [*action.option_strings, f"--{action.dest.removeprefix('trainer.')}"]
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        spelled = expand_flags(with_run_config(self.arguments))
+        spelled = to_lightning_arguments(add_run_config(self.arguments))
         self.config = parser.parse_args(spelled)
         self.typed = parser.parse_args(spelled, defaults=False)
         self.resume = self.config.pop("resume")  # not a setting: the same command may resume the run
@@ -164,7 +164,7 @@ class FitCLI(LightningCLI):
             if options.get("step_size", 1) < 1:
                 raise UsageError("--lr_scheduler.step_size must be at least 1 epoch: --lr_scheduler.step_size 7")
             monitor = "val_loss" if self.run.validates else "train_loss"
-            self.model.chosen_schedule = schedule_factory(kind, options, self.model, monitor)
+            self.model.chosen_schedule = make_schedule_factory(kind, options, self.model, monitor)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         trainer_config, about = self.config["trainer"], promises(self.model)
@@ -175,13 +175,13 @@ class FitCLI(LightningCLI):
         config_yaml = self.parser.dump(self.config, skip_unset=False)
         save_config = SaveConfigCallback(self.parser, self.config, overwrite=True)
         register_strategies(about.skips_layers)
-        arguments = with_defaults(config, self.run, config_yaml, save_config)
+        arguments = add_defaults(config, self.run, config_yaml, save_config)
         try:
             trainer = FitTrainer(**arguments)
         except (MisconfigurationException, ValueError, TypeError, RuntimeError, ImportError) as error:
             if self.run.start is not None and is_rank_zero():
                 self.run.start.undo()
-            raise UsageError(trainer_error(error, config)) from error
+            raise UsageError(explain_trainer_error(error, config)) from error
         trainer.start = self.run.start
         self.run.watch.trainer = trainer
         bind_to_loopback(trainer)

@@ -16,7 +16,7 @@ FROM_THE_RUN = {"optimizer", "T_max", "max_lr", "total_steps", "epochs", "steps_
 """Arguments that are not flags: they follow from the run's length and the optimizer's learning rate."""
 
 
-def schedule_factory(
+def make_schedule_factory(
     schedule: type, arguments: dict[str, Any], model: LitBase, monitor: str
 ) -> Callable[[Optimizer], dict[str, Any]]:
     """Return a function for ``chosen_schedule`` of a model: optimizer -> Lightning's ``lr_scheduler`` dictionary.

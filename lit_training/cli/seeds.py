@@ -11,7 +11,7 @@ from typing import Any
 
 from datamodules.machine import SIGNALS
 from lit_training.cli.arguments import Parser, at_least
-from lit_training.cli.fit import RESULT_FILE
+from lit_training.cli.fit import RESULT_FILE_VARIABLE
 from lit_training.errors import UsageError
 from lit_training.runs.folder import relative_path
 from lit_training.trained.compare import format_metric, read_run, summarize_seeds
@@ -38,7 +38,7 @@ def run_seeds(arguments: list[str], count: int) -> int:
         command = [sys.executable, sys.argv[0], *rest, "--quiet", "--seed", str(seed)]
         with tempfile.TemporaryDirectory() as temporary:
             result = Path(temporary) / "run"
-            code, output = _run(command, {**os.environ, RESULT_FILE: str(result)})
+            code, output = _run(command, {**os.environ, RESULT_FILE_VARIABLE: str(result)})
             folder = result.read_text(encoding="utf-8", errors="surrogateescape") if result.is_file() else None
         if code:
             print(output, end="", flush=True)

@@ -8,7 +8,7 @@ from pkgutil import resolve_name
 from lightning.pytorch.cli import LightningArgumentParser
 from torch.optim import Optimizer
 
-from lit_training.cli.flags import DATA, MODELS
+from lit_training.cli.flags import DATA_MODULES, MODELS
 from lit_training.cli.schedules import SCHEDULES
 from lit_training.runs.lightning_internals import actions_of
 from lit_training.text import closest_name, suggest
@@ -25,7 +25,7 @@ OTHER_NAMES = {"epochs": "max_epochs", "learning_rate": "model.lr", "gpus": "dev
 """Name in other programs -> name of the flag here."""
 
 
-def parse_error(message: str, parser: LightningArgumentParser) -> str:
+def explain_parse_error(message: str, parser: LightningArgumentParser) -> str:
     """Return one line that says what is wrong and what to type; an unknown message is returned as it is."""
     if match := re.search(r"[Uu]nrecognized arguments?: ([^\s=]*)", message):
         word = match[1]
@@ -84,7 +84,7 @@ def _unknown_argument(name: str, flag: str, class_path: str, parser: LightningAr
 
 def _suggest_flag(flag: str, parser: LightningArgumentParser) -> str:
     spelled: dict[str, str] = {}
-    for key, classes in (("model", MODELS), ("data", DATA)):  # --lr is --model.lr
+    for key, classes in (("model", MODELS), ("data", DATA_MODULES)):  # --lr is --model.lr
         for klass in classes.values():
             spelled |= {argument: f"{key}.{argument}" for argument in inspect.signature(klass).parameters}
     for action in actions_of(parser):
@@ -98,7 +98,7 @@ def _suggest_flag(flag: str, parser: LightningArgumentParser) -> str:
 def _class_names(key: str, message: str) -> list[str]:
     """Return the names of the classes that the flag ``--key`` accepts."""
     if key in ("model", "data"):
-        return list(MODELS if key == "model" else DATA)
+        return list(MODELS if key == "model" else DATA_MODULES)
     if key == "lr_scheduler":
         return [schedule.__name__ for schedule in SCHEDULES]
     base = re.search(r"(lightning\.[\w.]+)", message)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from lit_models import LitCNN, LitMLP
-from lit_training.cli.flags import with_run_config
+from lit_training.cli.flags import add_run_config
 from lit_training.errors import CheckpointError, one_line_errors
 from tests.support.fits import parse
 
@@ -61,7 +61,7 @@ def test_a_name_that_is_not_utf8_is_refused(capfd: pytest.CaptureFixture[str]) -
 
 @pytest.mark.parametrize("typed", [[], ["--resume", "never"], ["--resume=auto"]])
 def test_without_a_named_run_no_configuration_is_added(typed: list[str]) -> None:
-    assert with_run_config(typed) == typed
+    assert add_run_config(typed) == typed
 
 
 @pytest.mark.parametrize("root", [["--default_root_dir", "runs"], ["--trainer.default_root_dir=runs"]])
@@ -70,11 +70,11 @@ def test_latest_is_replaced_by_the_run_and_adds_its_configuration(root: list[str
     (run / "checkpoints").mkdir(parents=True)
     (run / "checkpoints" / "last.ckpt").touch()
     typed = ["--resume", "latest", *root]
-    assert with_run_config(typed) == [*typed, f"--resume={run}"]
+    assert add_run_config(typed) == [*typed, f"--resume={run}"]
     (run / "config.yaml").touch()
-    assert with_run_config(typed) == ["--config", str(run / "config.yaml"), *typed, f"--resume={run}"]
+    assert add_run_config(typed) == ["--config", str(run / "config.yaml"), *typed, f"--resume={run}"]
 
 
 def test_a_missing_run_is_an_error() -> None:
     with pytest.raises(CheckpointError, match="--resume nowhere: there is no such run"):
-        with_run_config(["--resume", "nowhere"])
+        add_run_config(["--resume", "nowhere"])
