@@ -15,7 +15,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser = Parser("evaluate.py", DESCRIPTION)
     parser.add_argument("run", metavar="RUN", help="folder of a run, .ckpt file, or latest")
     parser.add_argument("--data", metavar="DIR", help="test on these photos: a subfolder for each class")
-    parser.add_accelerator()
+    parser.add_accelerator_flag()
     parser.add_argument("--devices", default="1", metavar="N", help="number of devices (default: 1)")
     parser.add_argument("--explain", action="store_true", help="draw heat maps of the worst mistakes")
     chosen = parser.parse_args(arguments)

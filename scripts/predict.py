@@ -20,7 +20,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--output", metavar="FILE", help="write the predictions to a .csv or .json file too")
     parser.add_argument("--batch_size", type=at_least(1), default=32, metavar="N", help="batch size (default: 32)")
-    parser.add_accelerator()
+    parser.add_accelerator_flag()
     parser.add_argument("--explain", action="store_true", help="draw heat maps into explanations/")
     chosen = parser.parse_intermixed_args(arguments)
 

@@ -10,7 +10,6 @@ from lit_training.cli.flags import add_run_config
 from lit_training.errors import CheckpointError, one_line_errors
 from tests.support.fits import parse
 
-
 DEFAULT_DATA = {"LitCNN": "ShapesDataModule", "LitMLP": "RandomDataModule", "LitDynamic": "RandomDataModule"}
 
 
