@@ -34,14 +34,14 @@ def main(arguments: list[str] | None = None) -> None:
         saved = load(chosen.run)
         if chosen.explain:
             check_explainable(saved.model())
-        found = saved.evaluate(chosen.data, chosen.accelerator, chosen.devices)
+        evaluation = saved.evaluate(chosen.data, chosen.accelerator, chosen.devices)
         disconnect()
         if not is_rank_zero():
             return
-        write_evaluation(found)
+        write_evaluation(evaluation)
         if chosen.explain:
-            file = found.folder / EXPLAINED
-            if explain_mistakes(saved.model(), found, file):
+            file = evaluation.folder / EXPLAINED
+            if explain_mistakes(saved.model(), evaluation, file):
                 print(f"drawn       {os.path.relpath(file)}: the worst mistakes, with heat maps")
             else:
                 print("drawn       nothing: there are no mistakes")
