@@ -39,8 +39,8 @@ from lit_training.cli.parser import FitCLI
 from lit_training.runs.layout import LOGS, METRICS
 
 DESCRIPTION = (
-    "Compare the speed of this project with hand-written loops. Each row runs several pairs, and prints the median, "
-    "the minimum and the maximum of ours / theirs."
+    "Compare the speed of this project (ours) with hand-written loops (theirs). Each row measures several pairs and "
+    "prints the median, the minimum and the maximum of ours / theirs."
 )
 IMAGENET = Preprocessing()
 TO_TENSOR = [transforms.ToTensor(), transforms.Normalize(IMAGENET.mean, IMAGENET.std)]
@@ -53,7 +53,7 @@ TRAIN_ONLY = ["--max_epochs", "1", "--limit_val_batches", "0"]
 
 
 def time_fit(*arguments: str, start_up: bool = False) -> float:
-    """Return the training seconds of scripts/fit.py with all its defaults; ``start_up`` counts the start too."""
+    """Return the seconds that a run with the defaults of fit.py trains; with ``start_up``, of all of ``fit()``."""
     with tempfile.TemporaryDirectory() as root, contextlib.redirect_stdout(io.StringIO()):
         run = FitCLI([*arguments, "--default_root_dir", root, "--accelerator", "cpu"]).run
         times: list[float] = []
@@ -68,6 +68,7 @@ def time_fit(*arguments: str, start_up: bool = False) -> float:
 
 
 def time_hand_loop(net: nn.Module, batches: Iterable[Any], loss: Callable, optimizer: torch.optim.Optimizer) -> float:
+    """Return the seconds of a plain training loop over the batches."""
     started = time.perf_counter()
     for x, y in batches:
         optimizer.zero_grad()
@@ -97,7 +98,7 @@ cached_draw = cache(draw_pictures)
 
 
 def lenet(batch_size: int, images: int, tutorial: bool = False) -> Pair:
-    """Compare an epoch with a loop over float images in memory, or with the tutorial's loader with two workers."""
+    """Compare an epoch of LeNet with a loop over float images in memory, or over the tutorial's loader (2 workers)."""
     pixels, labels = cached_draw(images, 0, 3)
     net = LeNet()
     sgd = torch.optim.SGD(net.parameters(), lr=0.001, momentum=0.9)
@@ -113,7 +114,7 @@ def lenet(batch_size: int, images: int, tutorial: bool = False) -> Pair:
 
 
 def fixed_batch(model: str, net: nn.Module, momentum: float, steps: int) -> Pair:
-    """Compare steps on one random batch."""
+    """Compare training steps that all use one random batch."""
     sgd = torch.optim.SGD(net.parameters(), lr=1e-4, momentum=momentum)
     x, y = torch.randn(64, 1000), torch.randn(64, 10)
 
@@ -151,7 +152,7 @@ def read_eval(files: list[Path]) -> Tensor:
 
 
 def one_pass(root: Path) -> float:
-    """Return the seconds that the features of all photos take once."""
+    """Return the seconds to compute the features of all photos once."""
     net, files = models.resnet18().eval(), photo_files(root)
     started = time.perf_counter()
     with torch.no_grad():
@@ -179,13 +180,13 @@ def tutorial_epoch(root: Path) -> float:
 
 
 def frozen(root: Path, tutorial: bool = False) -> Pair:
-    """Compare 25 frozen epochs with one pass over the photos, or with 25 times one epoch of the tutorial."""
+    """Compare 25 epochs with a frozen backbone with one pass over the photos, or with 25 epochs of the tutorial."""
     theirs = 25 * tutorial_epoch(root) if tutorial else one_pass(root)
     return time_fit("--data", str(root), "--model.weights=none", "--max_epochs=25", start_up=True), theirs
 
 
 def decoding(root: Path) -> Pair:
-    """Compare the CPU time that decoding, the train transform and normalization take, in batches of 4."""
+    """Compare the CPU seconds of decoding, train transform and normalization with those of PIL and torchvision."""
     files = photo_files(root)[:192]
     batches = [files[first : first + 4] for first in range(0, len(files), 4)]
     transform = train_transform(IMAGENET)
@@ -226,7 +227,7 @@ def time_process(*arguments: str, threads: int | None = None, check: bool = True
 
 
 def start_up(flag: str, code: str) -> Pair:
-    """Compare ``fit.py`` and a flag that ends it with a Python that runs ``code``."""
+    """Compare the seconds of ``fit.py FLAG``, where the flag ends fit.py early, with those of ``python -c CODE``."""
     theirs = time_process("-c", code)
     return time_process(FIT, flag, check=False), theirs
 
@@ -262,14 +263,14 @@ def listing(count: int) -> Pair:
     """Compare listing a folder of ``count`` files with ``os.walk`` and Python strings."""
     folder = folder_of_empty_files(count).name
     started = time.perf_counter()
-    [os.path.join(at, name) for at, _, names in os.walk(folder) for name in names]  # noqa: PTH118
+    [os.path.join(parent, name) for parent, _, names in os.walk(folder) for name in names]  # noqa: PTH118
     between = time.perf_counter()
     find_photos(folder)
     return time.perf_counter() - between, between - started
 
 
 def memory(images: int) -> Pair:
-    """Compare the peak MB that a LeNet run adds to its imports with the MB of its data."""
+    """Compare the peak MB that a LeNet run needs in addition to its imports with the MB of its data."""
     code = (
         "import pathlib, re, sys, tempfile; from lit_training.cli.parser import FitCLI; import torch._dynamo;"
         # Not resource.getrusage: its peak starts at the peak of the parent process.
@@ -289,7 +290,7 @@ def memory(images: int) -> Pair:
 
 def rows(photos: Path, small: bool) -> dict[str, tuple[str, Callable[[], Pair]]]:
     """Return name -> (title with the target, function that measures one pair)."""
-    images, steps, many = (512, 20, 1000) if small else (50_000, 3000, 1_000_000)
+    images, steps, files = (512, 20, 1000) if small else (50_000, 3000, 1_000_000)
     imports = "import torch, lightning"
     return {
         "lenet128": ("LeNet batch 128 / floor, <= 1.15", lambda: lenet(128, images)),
@@ -306,7 +307,7 @@ def rows(photos: Path, small: bool) -> dict[str, tuple[str, Callable[[], Pair]]]
         "decode": ("decode + train transform / PIL, <= 0.667", lambda: decoding(photos)),
         "finetune": ("fine-tuning from files / from memory", lambda: fine_tuning(photos)),
         "ddp": ("s/image 2 processes / 1 with 2 threads, <= 1.053", lambda: two_processes(images)),
-        "listing": (f"listing {many:,} files / os.walk; <= 15 s", lambda: listing(many)),
+        "listing": (f"listing {files:,} files / os.walk; <= 15 s", lambda: listing(files)),
         "help": ("fit.py --help / python -c pass, <= 1 s", lambda: start_up("--help", "pass")),
         "help-all": ("fit.py --help_all / imports, <= 1.2", lambda: start_up("--help_all", imports)),
         "error": ("an error message / imports, <= 1.2", lambda: start_up("--bad", imports)),
@@ -337,11 +338,11 @@ def main() -> None:
             title, measure = table[name]
             pairs = [measure() for _ in range(arguments.pairs + 1)][1:]  # the first pair warms up
             ratios = [ours / theirs for ours, theirs in pairs]
-            middle = dict(zip(("ours", "theirs"), map(statistics.median, zip(*pairs, strict=True)), strict=True))
-            results[name] = {"title": title, "ratios": ratios, **middle}
+            medians = dict(zip(("ours", "theirs"), map(statistics.median, zip(*pairs, strict=True)), strict=True))
+            results[name] = {"title": title, "ratios": ratios, **medians}
             if not arguments.json:
                 spread = f"{statistics.median(ratios):8.3f} {min(ratios):8.3f} {max(ratios):8.3f}"
-                print(f"{title:<52} {spread}   {middle['ours']:9.4g} {middle['theirs']:9.4g}", flush=True)
+                print(f"{title:<52} {spread}   {medians['ours']:9.4g} {medians['theirs']:9.4g}", flush=True)
         if arguments.json:
             print(json.dumps({"machine": machine, "pairs": arguments.pairs, "rows": results}, indent=1))
 

@@ -9,8 +9,8 @@ DESCRIPTION = (
     "Check a folder of photos before training: broken files, copies, wrong labels. Exit code 0: nothing found, 1: "
     "problems found, 2: the folder cannot be read."
 )
-EXAMPLES = 3
-"""Items of a finding that the table shows."""
+MAX_EXAMPLES = 3
+"""Number of examples that the table shows for each finding."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -36,8 +36,8 @@ def main(arguments: list[str] | None = None) -> int:
         print(summary if found else f"{summary}: nothing found")
         body: list[list[str | list[str]]] = []
         for finding in found:
-            examples = [printable(" = ".join(item)) for item in finding.items[:EXAMPLES]]
-            examples += ["..."] * (len(finding.items) > EXAMPLES)
+            examples = [printable(" = ".join(item)) for item in finding.items[:MAX_EXAMPLES]]
+            examples += ["..."] * (len(finding.items) > MAX_EXAMPLES)
             body.append([finding.kind, f"{len(finding.items):,}", examples, ADVICE[finding.kind]])
         if body:
             print_table(["finding", "count", "first ones", "what to do"], body)

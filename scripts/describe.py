@@ -36,8 +36,8 @@ def main(arguments: list[str] | None = None) -> None:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # advice about training
                 model = MODELS[chosen.model](**settings.init_args)
-        elif (near := closest_name(chosen.model, MODELS)) and not (path.is_file() or any(path.rglob("*.ckpt"))):
-            raise UsageError(f"there is no model {chosen.model}: did you mean {near}?")
+        elif (closest := closest_name(chosen.model, MODELS)) and not (path.is_file() or any(path.rglob("*.ckpt"))):
+            raise UsageError(f"there is no model {chosen.model}: did you mean {closest}?")
         elif rest:
             raise UsageError(f"{rest[0]}: a trained network takes no arguments; leave {rest[0]} out, or name a class")
         else:

@@ -15,7 +15,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser = Parser("evaluate.py", DESCRIPTION)
     parser.add_argument("run", metavar="RUN", help="folder of a run, .ckpt file, or latest")
     parser.add_argument("--data", metavar="DIR", help="test on these photos: a subfolder for each class")
-    parser.add_accelerator()
+    parser.add_accelerator_flag()
     parser.add_argument("--devices", default="1", metavar="N", help="number of devices (default: 1)")
     parser.add_argument("--explain", action="store_true", help="draw heat maps of the worst mistakes")
     chosen = parser.parse_args(arguments)
@@ -34,14 +34,14 @@ def main(arguments: list[str] | None = None) -> None:
         saved = load(chosen.run)
         if chosen.explain:
             check_explainable(saved.model())
-        found = saved.evaluate(chosen.data, chosen.accelerator, chosen.devices)
+        evaluation = saved.evaluate(chosen.data, chosen.accelerator, chosen.devices)
         disconnect()
         if not is_rank_zero():
             return
-        write_evaluation(found)
+        write_evaluation(evaluation)
         if chosen.explain:
-            file = found.folder / EXPLAINED
-            if explain_mistakes(saved.model(), found, file):
+            file = evaluation.folder / EXPLAINED
+            if explain_mistakes(saved.model(), evaluation, file):
                 print(f"drawn       {os.path.relpath(file)}: the worst mistakes, with heat maps")
             else:
                 print("drawn       nothing: there are no mistakes")

@@ -20,7 +20,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--output", metavar="FILE", help="write the predictions to a .csv or .json file too")
     parser.add_argument("--batch_size", type=at_least(1), default=32, metavar="N", help="batch size (default: 32)")
-    parser.add_accelerator()
+    parser.add_accelerator_flag()
     parser.add_argument("--explain", action="store_true", help="draw heat maps into explanations/")
     chosen = parser.parse_intermixed_args(arguments)
 
@@ -47,8 +47,8 @@ def main(arguments: list[str] | None = None) -> int:
         files = find_files(chosen.inputs, PICTURE_SUFFIXES if pictures else ROW_SUFFIXES)
         predictions = []
         with progress_bar("predicting") as progress:
-            for answer in predict(model, files, top_k=chosen.top_k, batch_size=chosen.batch_size, device=device):
-                predictions.append(answer)
+            for prediction in predict(model, files, top_k=chosen.top_k, batch_size=chosen.batch_size, device=device):
+                predictions.append(prediction)
                 progress(len(predictions), len(files) if pictures else None)
         print_table(*prediction_table(predictions))
         if chosen.output:
@@ -57,7 +57,7 @@ def main(arguments: list[str] | None = None) -> int:
         if chosen.explain:
             drawn = explain_predictions(model, predictions, Path("explanations"))
             print(f"\ndrawn: {drawn} in explanations/, each image with the heat map of its most probable class")
-        unread = sum(bool(answer.error) for answer in predictions)
+        unread = sum(bool(prediction.error) for prediction in predictions)
         if unread == len(predictions):
             exit_with_error("predict.py", f"none of {' '.join(chosen.inputs)} could be read: the table says why")
     return 1 if unread else 0

@@ -1,4 +1,4 @@
-"""An argparse parser with one-line errors for all scripts. It imports nothing that takes long."""
+"""An argparse parser with one-line errors for all scripts. This module imports no slow library."""
 
 import argparse
 import io
@@ -12,32 +12,32 @@ from lit_training.text import closest_name
 
 
 class Parser(argparse.ArgumentParser):
-    """An argparse parser without abbreviations; its error for an unknown flag suggests the nearest one."""
+    """An argparse parser that accepts no abbreviated flags, and suggests the closest flag for an unknown one."""
 
     def __init__(self, prog: str, description: str) -> None:
         super().__init__(prog, description=description, allow_abbrev=False)
-        if isinstance(sys.stdout, io.TextIOWrapper):  # for terminals without UTF-8
+        if isinstance(sys.stdout, io.TextIOWrapper):  # prints an escape where the terminal lacks a character
             sys.stdout.reconfigure(errors="backslashreplace")
 
-    def add_accelerator(self) -> None:
-        names, text = ("auto", "cpu", "gpu", "mps"), "auto (default), cpu, gpu or mps"
-        self.add_argument("--accelerator", choices=names, default="auto", metavar="NAME", help=text)
+    def add_accelerator_flag(self) -> None:
+        names, help_text = ("auto", "cpu", "gpu", "mps"), "auto (default), cpu, gpu or mps"
+        self.add_argument("--accelerator", choices=names, default="auto", metavar="NAME", help=help_text)
 
     def error(self, message: str) -> NoReturn:
         unknown = re.match(r"unrecognized arguments: (\S+)", message)
         if unknown:
-            near = closest_name(unknown[1].partition("=")[0], re.findall(r"--[a-z_]+", self.format_usage()))
-            hint = f"did you mean {near}?" if near else f"see python scripts/{self.prog} --help"
+            closest = closest_name(unknown[1].partition("=")[0], re.findall(r"--[a-z_]+", self.format_usage()))
+            hint = f"did you mean {closest}?" if closest else f"see python scripts/{self.prog} --help"
             message = f"there is no {unknown[1]}: {hint}"
         self.exit(2, printable(f"{self.prog}: error: {message}") + "\n")
 
 
-def at_least(least: int) -> Callable[[str], int]:
-    """Return an argument type: an integer of at least ``least``."""
+def at_least(minimum: int) -> Callable[[str], int]:
+    """Return a ``type`` for argparse: a function that accepts integers of at least ``minimum``."""
 
-    def integer(text: str) -> int:
-        if not text.isdecimal() or int(text) < least:
-            raise argparse.ArgumentTypeError(f"{text} must be an integer of at least {least}")
+    def to_integer(text: str) -> int:
+        if not text.isdecimal() or int(text) < minimum:
+            raise argparse.ArgumentTypeError(f"{text} must be an integer of at least {minimum}")
         return int(text)
 
-    return integer
+    return to_integer

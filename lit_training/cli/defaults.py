@@ -25,24 +25,26 @@ from lit_training.runs.lightning_internals import NullProfiler, drop_empty_hooks
 from lit_training.runs.metrics_csv import MetricsCSV
 from lit_training.runs.run import Run
 
-STRATEGIES = {name: dict(StrategyRegistry[name]) for name in StrategyRegistry.available_strategies()}
-"""Lightning's own strategies, by name."""
+LIGHTNING_STRATEGIES = {name: dict(StrategyRegistry[name]) for name in StrategyRegistry.available_strategies()}
+"""Name -> entry of Lightning's registry, before :func:`register_strategies` replaces the entries."""
 
 
-def with_defaults(trainer: dict[str, Any], run: Run, config_yaml: str, save_config: Callback) -> dict[str, Any]:
-    """Add this project's loggers, callbacks and plugins to the arguments of the Trainer, unless the user chose others.
+def add_defaults(arguments: dict[str, Any], run: Run, config_yaml: str, save_config: Callback) -> dict[str, Any]:
+    """Return the Trainer's arguments with this project's loggers, callbacks and plugins added.
+
+    Loggers and a profiler that the user chose are kept, and the user's callbacks and plugins are called too.
 
     Args:
-        trainer: arguments of the Trainer.
-        run: the run without its Trainer; this function sets ``run.start``.
+        arguments: arguments of the Trainer from the command line.
+        run: the run. Its Trainer does not exist yet. This function sets ``run.start``.
         config_yaml: the full configuration as YAML.
-        save_config: the callback that writes the configuration.
+        save_config: the callback that writes the configuration to the run's folder.
 
     Raises:
-        UsageError: flags contradict each other.
+        UsageError: flags contradict each other, or see :func:`prepare_start`.
         CheckpointError: see :func:`prepare_start`.
     """
-    config = dict(trainer)
+    config = dict(arguments)
     _refuse_contradictions(config, run)
     config["plugins"] = [*_as_list(config["plugins"]), FitCheckpointIO()]
     if config["num_sanity_val_steps"] is None:
@@ -53,27 +55,27 @@ def with_defaults(trainer: dict[str, Any], run: Run, config_yaml: str, save_conf
     config["enable_model_summary"] = bool(config["enable_model_summary"])  # print_start() prints one line
     if config["logger"] in (None, True) and not config["fast_dev_run"]:
         root = config["default_root_dir"] or "."
-        placeholder = RunStart(Path(root) / LOGS / "version_0")  # rank 0 broadcasts its choice later
+        placeholder = RunStart(Path(root) / LOGS / "version_0")  # other ranks receive the choice of rank 0 later
         run.start = start = prepare_start(run.resume, root, config_yaml) if is_rank_zero() else placeholder
         folder, name = str(start.folder.parent.parent), start.folder.parent.name
-        board = TensorBoardLogger(
+        tensorboard = TensorBoardLogger(
             folder, name=name, version=start.version, default_hp_metric=False, purge_step=start.step
         )
-        config["logger"] = [board, MetricsCSV(start)]
-    logs = config["logger"] not in (None, False) and not config["fast_dev_run"]
+        config["logger"] = [tensorboard, MetricsCSV(start)]
+    writes_logs = config["logger"] not in (None, False) and not config["fast_dev_run"]
     monitor, mode = run.monitor
     callbacks: list[Callback] = [StepSeed(run.config["seed_everything"]), FiniteGuard(), Throughput()]
     config["enable_progress_bar"] = not run.quiet and config["enable_progress_bar"] is not False
     if config["enable_progress_bar"]:
         callbacks += [EpochLines(monitor, mode)]
     callbacks += [FeatureCache()]
-    if logs:
+    if writes_logs:
         callbacks += [PhotoRecords(), LearningRateMonitor(), save_config]
         callbacks += [Dashboard(monitor, mode)] if run.config["dashboard"] else []
     if config["enable_checkpointing"] is not False and not config["fast_dev_run"]:
         callbacks += [BestCheckpoint(monitor, mode)]
         if run.start is not None:
-            callbacks[:0] = [ResumePoint(run.watch)]  # first: it saves the state before other callbacks change it
+            callbacks[:0] = [ResumePoint(run.watch)]  # first, so that it saves the state before other callbacks run
             callbacks += [Provenance(run.start.folder)]
     if (patience := run.config.get("early_stopping")) is not None:
         callbacks += [StopEarly(monitor or "train_loss", mode, int(patience))]
@@ -83,28 +85,28 @@ def with_defaults(trainer: dict[str, Any], run: Run, config_yaml: str, save_conf
 
 
 def register_strategies(skips_layers: bool) -> None:
-    """Replace Lightning's strategies by ones with a long process group timeout, because ``--timeout`` ends a hang.
+    """Register Lightning's strategies again with a process group timeout of one day: ``--timeout`` ends hanging runs.
 
     Args:
-        skips_layers: True if a step may leave out layers, which DDP must then search for.
+        skips_layers: True if a training step may skip layers. DDP must then search for unused parameters.
     """
-    for name, entry in STRATEGIES.items():
+    for name, entry in LIGHTNING_STRATEGIES.items():
         if "timeout" not in inspect.signature(entry["strategy"]).parameters:
             continue
-        arguments = {**entry["init_params"], "timeout": timedelta(days=1)}
+        parameters = {**entry["init_params"], "timeout": timedelta(days=1)}
         if skips_layers and issubclass(entry["strategy"], DDPStrategy):
-            arguments.setdefault("find_unused_parameters", True)
-        StrategyRegistry.register(name, entry["strategy"], entry["description"], override=True, **arguments)
+            parameters.setdefault("find_unused_parameters", True)
+        StrategyRegistry.register(name, entry["strategy"], entry["description"], override=True, **parameters)
 
 
 def _refuse_contradictions(config: dict[str, Any], run: Run) -> None:
-    unmet = [flag for flag in ("barebones", "fast_dev_run") if config[flag]]
-    unmet += ["logger"] if config["logger"] not in (None, True) else []
-    unmet += ["enable_checkpointing"] if config["enable_checkpointing"] is False else []
-    if run.resume != "never" and unmet:
-        raise UsageError(f"--resume {run.resume} needs the run's folder and its checkpoints: leave --{unmet[0]} out")
+    conflicts = [flag for flag in ("barebones", "fast_dev_run") if config[flag]]
+    conflicts += ["logger"] if config["logger"] not in (None, True) else []
+    conflicts += ["enable_checkpointing"] if config["enable_checkpointing"] is False else []
+    if run.resume != "never" and conflicts:
+        raise UsageError(f"--resume {run.resume} needs a run's folder and its checkpoints: leave --{conflicts[0]} out")
     if config["barebones"] and run.config.get("early_stopping") is not None:
-        raise UsageError("--barebones excludes --early_stopping: remove one of the two")
+        raise UsageError("--barebones and --early_stopping cannot be used together: remove one of the two")
 
 
 def _as_list(value: Any) -> list[Any]:

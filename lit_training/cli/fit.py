@@ -1,4 +1,4 @@
-"""What scripts/fit.py does before and after training."""
+"""The steps of scripts/fit.py before and after training: print the start, load weights, print the result."""
 
 import contextlib
 import os
@@ -18,44 +18,47 @@ from lit_training.runs.layout import LOGS
 from lit_training.runs.run import Run
 from lit_training.statistics import wilson_interval
 
-RESULT_FILE = "FIT_RESULT_FILE"
-"""Environment variable: a file to which a successful run writes its folder."""
+RESULT_FILE_VARIABLE = "FIT_RESULT_FILE"
+"""Name of an environment variable with a file name. A successful run writes the path of its folder to this file."""
 
 
 def print_start(run: Run) -> None:
-    """Print the data, device, batch size and model before training."""
+    """Print the resume point, data, device, batch size and model on rank 0, unless the run is quiet."""
     if not is_rank_zero() or run.quiet:
         return
     trainer, model, data, start = run.trainer, run.model, run.data, run.start
     if start is not None and start.finished:
-        print(f"{relative_path(start.folder)} is at its end: nothing to do; for a new run: --resume never", flush=True)
+        print(f"{relative_path(start.folder)} has finished: nothing to do; for a new run: --resume never", flush=True)
         return
     if start is not None and start.checkpoint is not None:
         print(f"resume  {relative_path(start.checkpoint)}, after step {start.step}")
-    about = with_default_attributes(data)
-    if report := about.report():
+    data_attributes = with_default_attributes(data)
+    if report := data_attributes.report():
         print(report)
-    name, classes = type(data).__name__, about.class_names
-    shape = f": samples of {' x '.join(map(str, about.sample_shape))}" if about.sample_shape else ""
+    name, classes, shape = type(data).__name__, data_attributes.class_names, data_attributes.sample_shape
+    shape_text = f": samples of {' x '.join(map(str, shape))}" if shape else ""
     task = plural(len(classes), "class", "classes") if classes else with_default_attributes(model).task
-    print(f"data    {', '.join(filter(None, (name + shape, task)))}")
-    device, count = type(trainer.accelerator).__name__.removesuffix("Accelerator"), trainer.world_size
-    batch = data.hparams.get("batch_size", 0)
-    accumulate, devices = trainer.accumulate_grad_batches, plural(count, "device")
-    total = f"; global batch = {batch * count * accumulate} ({batch} x {devices} x {accumulate} accumulated)"
-    print(f"device  {count} x {device}, precision {trainer.precision}{total if batch else ''}")
+    print(f"data    {', '.join(filter(None, (name + shape_text, task)))}")
+    device, devices = type(trainer.accelerator).__name__.removesuffix("Accelerator"), trainer.world_size
+    batch, accumulated = data.hparams.get("batch_size", 0), trainer.accumulate_grad_batches
+    global_batch = batch * devices * accumulated
+    factors = f"{batch} x {plural(devices, 'device')} x {accumulated} accumulated"
+    batch_text = f"; global batch = {global_batch} ({factors})" if batch else ""
+    print(f"device  {devices} x {device}, precision {trainer.precision}{batch_text}")
     if isinstance(data, SplitDataModule) and data.photos is not None:
         workers = data.num_workers(data.dataset("train"))
-        why = plural(available_cores(), "core") if workers else "images are in memory, or the network uses the cores"
-        print(f"workers {workers} to decode images ({why}; --data.num_workers)")
-    sizes = [(parameter.numel(), parameter.requires_grad) for parameter in model.parameters()]
-    trainable, parameters = sum(size for size, trained in sizes if trained), sum(size for size, _ in sizes)
+        reason = plural(available_cores(), "core") if workers else "images are in memory, or the network uses the cores"
+        print(f"workers {workers} to decode images ({reason}; --data.num_workers)")
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     weights = f", weights {model.hparams['weights']}" if "weights" in model.hparams else ""
     print(f"model   {type(model).__name__}: {trainable:,} trainable of {parameters:,} parameters{weights}", flush=True)
 
 
-def load_weights(run: Run) -> None:
-    """Read pretrained weights first, so that a missing file is reported at once; a resumed run has them already.
+def load_pretrained_weights(run: Run) -> None:
+    """Load pretrained weights before training, so that a missing file is reported at once.
+
+    A resumed run does not need them: its checkpoint has the weights.
 
     Raises:
         ModelError: see :func:`lit_models.backbones.load`.
@@ -66,7 +69,7 @@ def load_weights(run: Run) -> None:
 
 @contextlib.contextmanager
 def remove_unstarted_run(run: Run) -> Iterator[None]:
-    """Remove the run's new folder if training fails before the first step."""
+    """Remove the run's folder, if it is new, when the body raises an error before the first training step."""
     try:
         yield
     except Exception:
@@ -76,28 +79,32 @@ def remove_unstarted_run(run: Run) -> Iterator[None]:
 
 
 def print_result(run: Run) -> None:
-    """Evaluate the best checkpoint; print the result, the run's folder and the next commands."""
+    """Validate with the best checkpoint, and print the result, the run's folder and the next commands.
+
+    All ranks must call this function. It prints the last metrics without this validation if the run does not validate,
+    if the model is not a LitBase, and with ``--fast_dev_run`` or ``--barebones``.
+    """
     trainer, model = run.trainer, run.model
     paths = [getattr(callback, "best_model_path", "") for callback in trainer.checkpoint_callbacks]
     best = next((path for path in paths if path), "")
     metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
-    skipped = trainer.barebones or trainer.fast_dev_run
-    if isinstance(model, LitBase) and run.validates and not skipped:
-        trainer.ckpt_path = None  # else Lightning reads the checkpoint that training resumed from
-        loggers, trainer.loggers = trainer.loggers, []  # the evaluation must not add points to the curves
+    is_test_run = trainer.barebones or trainer.fast_dev_run
+    if isinstance(model, LitBase) and run.validates and not is_test_run:
+        trainer.ckpt_path = None  # otherwise Lightning reads the checkpoint from which training resumed
+        loggers, trainer.loggers = trainer.loggers, []  # this validation must not add points to the curves
         options: dict[str, Any] = {"ckpt_path": best, "weights_only": True} if best else {}
         metrics |= trainer.validate(model, run.data, verbose=False, **options)[0]
         trainer.loggers = loggers
-    folder = trainer.log_dir  # every rank must call this
+    folder = trainer.log_dir  # a collective operation: all ranks must read it
     if not trainer.is_global_zero:
         return
     print()
     if "val_acc" in metrics:
-        accuracy, n = metrics["val_acc"], with_default_attributes(model).samples_evaluated
+        accuracy, count = metrics["val_acc"], with_default_attributes(model).samples_evaluated
         interval = ""
-        if n is not None:  # a custom model may not count its samples
-            low, high = wilson_interval(round(accuracy * n), n)
-            interval = f"  (95 % interval {low:.3f} to {high:.3f}, n = {n})"
+        if count is not None:  # a custom model may not count its samples
+            low, high = wilson_interval(round(accuracy * count), count)
+            interval = f"  (95 % interval {low:.3f} to {high:.3f}, n = {count})"
         print(f"val_acc     {accuracy:.4f}{interval}")
     for name in ("val_loss", "train_loss"):
         if name in metrics:
@@ -106,19 +113,19 @@ def print_result(run: Run) -> None:
         print("nothing was measured")
     if trainer.loggers and folder is not None:
         print(f"run         {relative_path(Path(folder))}")
-        if result := os.environ.get(RESULT_FILE):
-            Path(result).write_text(folder, encoding="utf-8", errors="surrogateescape")
+        if result_file := os.environ.get(RESULT_FILE_VARIABLE):
+            Path(result_file).write_text(folder, encoding="utf-8", errors="surrogateescape")
     if best and not run.quiet:
-        _print_next(model, Path(best), bool(trainer.loggers))
+        _print_next_commands(model, Path(best), bool(trainer.loggers))
 
 
-def _print_next(model: Any, best: Path, logged: bool) -> None:
-    """Print commands to paste."""
-    print(f"checkpoint  {relative_path(best)}\n\nnext:")
-    run = best.parent.parent
-    name = "latest" if run.parent.resolve() == Path(LOGS).resolve() else shlex.quote(str(relative_path(run)))
+def _print_next_commands(model: Any, checkpoint: Path, has_loggers: bool) -> None:
+    """Print the path of the checkpoint, and commands for this run that the user can copy."""
+    print(f"checkpoint  {relative_path(checkpoint)}\n\nnext:")
+    folder = checkpoint.parent.parent
+    run = "latest" if folder.parent.resolve() == Path(LOGS).resolve() else shlex.quote(str(relative_path(folder)))
     if isinstance(model, LitBase):
         inputs = "IMAGE_OR_FOLDER..." if model.sample_ndim == 3 else "ROWS.csv"
-        print(f"  python scripts/evaluate.py {name}\n  python scripts/predict.py {name} {inputs}")
-    if logged:
-        print(f"  tensorboard --logdir {shlex.quote(str(relative_path(run.parent)))}", flush=True)
+        print(f"  python scripts/evaluate.py {run}\n  python scripts/predict.py {run} {inputs}")
+    if has_loggers:
+        print(f"  tensorboard --logdir {shlex.quote(str(relative_path(folder.parent)))}", flush=True)

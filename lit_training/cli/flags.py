@@ -17,52 +17,54 @@ from lit_training.runs.layout import CONFIG
 from lit_training.text import closest_name, suggest
 
 MODELS = {name: getattr(lit_models, name) for name in ("LitCNN", "LitMLP", "LitDynamic", "LitTransfer")}
-DATA = {name: getattr(datamodules, name) for name in datamodules.__all__ if name.endswith("DataModule")}
-TRAINER_FLAGS = {name: p for name, p in inspect.signature(Trainer.__init__).parameters.items() if name != "self"}
-SWITCHES = {name for name, p in TRAINER_FLAGS.items() if bool in (p.annotation, *get_args(p.annotation))}
-"""Flags of the Trainer that are true without a value."""
-OWN_SWITCHES = ("--quiet", "--dashboard")
+DATA_MODULES = {name: getattr(datamodules, name) for name in datamodules.__all__ if name.endswith("DataModule")}
+TRAINER_FLAGS = {name: flag.annotation for name, flag in inspect.signature(Trainer).parameters.items()}
+"""Name of each argument of the Trainer -> its type."""
+TRAINER_BOOLEAN_FLAGS = {name for name, kind in TRAINER_FLAGS.items() if bool in (kind, *get_args(kind))}
+OWN_BOOLEAN_FLAGS = ("--quiet", "--dashboard")
+"""A boolean flag without a value means true."""
 SCHEDULE_PATHS = {kind.__name__: f"torch.optim.lr_scheduler.{kind.__name__}" for kind in SCHEDULES}
-"""Full names, because Lightning has another ReduceLROnPlateau."""
-MAX_CONFIG, MAX_DEPTH = 100_000, 20
-"""Bytes and nesting depth of a configuration; usual ones have some thousand bytes."""
+"""Class name -> full name, which is needed because Lightning has another ReduceLROnPlateau."""
+MAX_CONFIG_BYTES, MAX_CONFIG_LEVELS = 100_000, 20
+"""Limits of a configuration file: its size and its nesting depth. Usual files have a few thousand bytes."""
 
 
-def expand_flags(arguments: list[str]) -> list[str]:
+def to_lightning_arguments(arguments: list[str]) -> list[str]:
     """Turn a command line into the arguments that LightningCLI parses.
 
-    ``--max_epochs 3`` becomes ``--trainer.max_epochs 3`` (in YAML too), ``--seed`` becomes ``--seed_everything``,
-    ``--data DIR`` becomes an ImageFolderDataModule, and a bare ``--fast_dev_run`` is true. Configurations come first,
-    so that flags override them. A missing model or data module is the usual partner of the other one.
+    ``--max_epochs 3`` becomes ``--trainer.max_epochs=3`` (also in YAML). ``--seed`` becomes ``--seed_everything``.
+    ``--data DIR`` becomes an ImageFolderDataModule. A boolean flag without a value becomes true. If only the model or
+    only the data is named, the other is its default. The result is the classes of model and data, then the
+    configurations, then the flags: flags override configurations.
 
     Raises:
-        UsageError: the configuration cannot be read, the folder does not exist, or a name is not UTF-8.
+        UsageError: a configuration cannot be read, the folder does not exist, or a name is not UTF-8.
     """
     configs: list[dict[str, Any]] = []
     flags: list[str] = []
-    for flag, value in _pair_flags(arguments):
+    for flag, value in _split_flags(arguments):
         if flag in ("--config", "-c"):
             configs.append(_read_config(value))
-        elif flag == "--data" and value is not None and not _is_class(value):
-            flags += [f"--data={_folder_data(value)['class_path']}", f"--data.root={value}"]
+        elif flag == "--data" and value is not None and not _looks_like_class(value):
+            flags += [f"--data={_image_folder_config(value)['class_path']}", f"--data.root={value}"]
         else:
-            flags.append(_spell_flag(flag, value))
-    model, data = _named("model", configs, flags), _named("data", configs, flags)
-    model = model or getattr(DATA.get(data.rpartition(".")[2]), "default_model", "LitCNN")
+            flags.append(_to_lightning_flag(flag, value))
+    model, data = _class_name_for("model", configs, flags), _class_name_for("data", configs, flags)
+    model = model or getattr(DATA_MODULES.get(data.rpartition(".")[2]), "default_model", "LitCNN")
     data = data or getattr(MODELS.get(model.rpartition(".")[2]), "default_data", "ShapesDataModule")
-    # A class comes before its arguments, which may be in a configuration.
-    partners = [f"--model={model}", f"--data={data}"]
+    # jsonargparse needs a class before the arguments of the class. Configurations can have arguments without a class.
+    class_flags = [f"--model={model}", f"--data={data}"]
     flags.sort(key=lambda flag: not re.match(r"--(model|data|optimizer|lr_scheduler)=", flag))
-    front = [f"--config={yaml.safe_dump(config)}" for config in configs]
-    return partners + front + flags
+    config_flags = [f"--config={yaml.safe_dump(config)}" for config in configs]
+    return class_flags + config_flags + flags
 
 
-def _pair_flags(arguments: list[str]) -> list[tuple[str, str | None]]:
-    """Split a command line into flags and their values, as ``--flag value`` or ``--flag=value``; None for no value."""
+def _split_flags(arguments: list[str]) -> list[tuple[str, str | None]]:
+    """Split ``--flag value`` and ``--flag=value`` into pairs of flag and value. The value of a flag alone is None."""
     pairs: list[tuple[str, str | None]] = []
     for argument in arguments:
-        if any("\ud800" <= letter <= "\udfff" for letter in argument):
-            raise UsageError(f"{argument} holds bytes that are not UTF-8: rename it")
+        if any("\ud800" <= character <= "\udfff" for character in argument):
+            raise UsageError(f"{argument} has characters that are not UTF-8: rename the file or folder")
         if pairs and pairs[-1][1] is None and not re.match(r"--[a-zA-Z]", argument):
             pairs[-1] = pairs[-1][0], argument
         elif argument.startswith("-") and "=" in argument:
@@ -75,7 +77,8 @@ def _pair_flags(arguments: list[str]) -> list[tuple[str, str | None]]:
     return pairs
 
 
-def _spell_flag(flag: str, value: str | None) -> str:
+def _to_lightning_flag(flag: str, value: str | None) -> str:
+    """Return ``--flag=value`` with the names that LightningCLI uses."""
     name, dot, rest = flag.removeprefix("--").partition(".")
     if flag == "--seed":
         flag = "--seed_everything"
@@ -83,107 +86,110 @@ def _spell_flag(flag: str, value: str | None) -> str:
         flag = f"--trainer.{name}{dot}{rest}"
     if flag == "--lr_scheduler" and value in SCHEDULE_PATHS:
         value = SCHEDULE_PATHS[value]
-    if value is None and (flag.removeprefix("--trainer.") in SWITCHES or flag in OWN_SWITCHES):
+    if value is None and (flag.removeprefix("--trainer.") in TRAINER_BOOLEAN_FLAGS or flag in OWN_BOOLEAN_FLAGS):
         value = "true"
     return flag if value is None else f"{flag}={value}"
 
 
-def _is_class(value: str) -> bool:
-    """Return True for the name of one of our data modules, or a dotted path of a class that is not a file."""
-    return value in DATA or ("." in value and not re.search(r"[/\\]|^[.~]", value) and not Path(value).exists())
+def _looks_like_class(value: str) -> bool:
+    """Return True for the name of a data module of this project, and for a dotted name that is not a path."""
+    return value in DATA_MODULES or ("." in value and not re.search(r"[/\\]|^[.~]", value) and not Path(value).exists())
 
 
-def _folder_data(value: str) -> dict[str, Any]:
-    """Return the configuration of the ImageFolderDataModule on a folder.
+def _image_folder_config(root: str) -> dict[str, Any]:
+    """Return the configuration of an ImageFolderDataModule for the folder.
 
     Raises:
         UsageError: there is no such folder.
     """
-    folder = Path(value).expanduser()
+    folder = Path(root).expanduser()
     if folder.is_dir():
-        return {"class_path": "ImageFolderDataModule", "init_args": {"root": value}}
+        return {"class_path": "ImageFolderDataModule", "init_args": {"root": root}}
     if folder.exists():
-        raise UsageError(f"--data {value} is a file: give the folder with a subfolder of images for each class")
-    raise UsageError(f"--data {value}: there is no such folder or data module: {suggest(value, DATA)}")
+        raise UsageError(f"--data {root} is a file: give the folder with a subfolder of images for each class")
+    raise UsageError(f"--data {root}: there is no such folder or data module: {suggest(root, DATA_MODULES)}")
 
 
-def _read_config(value: str | None) -> dict[str, Any]:
-    """Read a YAML file in the form that LightningCLI parses: Trainer flags under ``trainer``, classes as class_path.
+def _read_config(path_text: str | None) -> dict[str, Any]:
+    """Read a YAML file; put Trainer flags under ``trainer`` and class names under ``class_path`` for LightningCLI.
 
     Raises:
-        UsageError: the file does not exist, or does not hold plain settings.
+        UsageError: the file does not exist, or its content is not a dictionary of settings.
     """
-    if value is None:
+    if path_text is None:
         raise UsageError("--config needs a YAML file: --config scripts/recipes/cnn_cifar10.yaml")
-    config = _read_yaml(value)
+    config = _read_yaml(path_text)
     trainer = config.pop("trainer", None) or {}
     if not isinstance(trainer, dict):
-        raise UsageError(f"--config {value}: trainer must hold settings such as 'max_epochs: 3', not {trainer}")
+        raise UsageError(f"--config {path_text}: trainer must have settings such as 'max_epochs: 3', but is {trainer}")
     trainer |= {name: config.pop(name) for name in list(config) if name in TRAINER_FLAGS}
     if trainer:
         config["trainer"] = trainer
     if "seed" in config:
         config["seed_everything"] = config.pop("seed")
-    if isinstance(config.get("data"), str) and not _is_class(config["data"]):
-        config["data"] = _folder_data(config["data"])
+    if isinstance(config.get("data"), str) and not _looks_like_class(config["data"]):
+        config["data"] = _image_folder_config(config["data"])
     for key in ("model", "data", "optimizer", "lr_scheduler"):
         if isinstance(config.get(key), str):
             config[key] = {"class_path": SCHEDULE_PATHS.get(config[key], config[key])}
         if not isinstance(config.get(key, {}), dict | None):
             raise UsageError(
-                f"--config {value}: {key} must be a class name, or class_path and init_args, not {config[key]}"
+                f"--config {path_text}: {key} must be a class name, or class_path and init_args, but is {config[key]}"
             )
     return config
 
 
-def _read_yaml(value: str) -> dict[str, Any]:
-    path = Path(value).expanduser()
+def _read_yaml(path_text: str) -> dict[str, Any]:
+    """Read a YAML file. Refuse a file that is not a dictionary of settings, or that would need much memory or time."""
+    path = Path(path_text).expanduser()
     if not path.is_file():
-        what = "this is a folder" if path.is_dir() else "there is no such file"
-        near = closest_name(path.name, [p.name for p in path.parent.glob("*.y*ml")])
-        hint = f"did you mean {path.parent / near}?" if near else "see the recipes in scripts/recipes"
-        raise UsageError(f"--config {value}: {what}; {hint}")
+        problem = "this is a folder" if path.is_dir() else "there is no such file"
+        closest = closest_name(path.name, [file.name for file in path.parent.glob("*.y*ml")])
+        hint = f"did you mean {path.parent / closest}?" if closest else "see the recipes in scripts/recipes"
+        raise UsageError(f"--config {path_text}: {problem}; {hint}")
     try:
-        if path.stat().st_size > MAX_CONFIG:
-            raise UsageError(f"--config {value} is too large for a configuration: give a YAML file of settings")
+        if path.stat().st_size > MAX_CONFIG_BYTES:
+            raise UsageError(f"--config {path_text} is too large for a configuration: give a YAML file with settings")
         text = path.read_text(encoding="utf-8")
-        depth = 0
+        level = 0
         for event in yaml.parse(text):  # a few aliases can expand to gigabytes; deep nesting takes quadratic time
             if isinstance(event, yaml.AliasEvent):
-                raise UsageError(f"--config {value} uses YAML aliases (*name): write the values out")
-            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
-            if depth > MAX_DEPTH:
-                raise UsageError(f"--config {value} is nested too deeply: a line looks like 'max_epochs: 3'")
+                raise UsageError(f"--config {path_text} has YAML aliases (*name): replace each alias with its value")
+            level += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            if level > MAX_CONFIG_LEVELS:
+                raise UsageError(f"--config {path_text} is nested too deeply: write lines such as 'max_epochs: 3'")
         config = yaml.safe_load(text)
     except UsageError:
         raise
     except yaml.MarkedYAMLError as error:
         line = f" (line {error.problem_mark.line + 1})" if error.problem_mark else ""
-        hint = (
-            "remove the tag" if isinstance(error, yaml.constructor.ConstructorError) else "write lines such as 'lr: 1'"
-        )
-        raise UsageError(f"--config {value} is not plain YAML{line}: {error.problem}; {hint}") from error
+        has_tag = isinstance(error, yaml.constructor.ConstructorError)
+        hint = "remove the tag" if has_tag else "write lines such as 'max_epochs: 3'"
+        raise UsageError(f"--config {path_text} is not plain YAML{line}: {error.problem}; {hint}") from error
     except (yaml.YAMLError, ValueError, OSError) as error:
-        raise UsageError(f"--config {value} cannot be read: {error}; give a YAML file of settings") from error
+        raise UsageError(f"--config {path_text} cannot be read: {error}; give a YAML file with settings") from error
     if not isinstance(config, dict) or not all(isinstance(key, str) for key in config):
-        raise UsageError(f"--config {value} holds no settings: a line looks like 'max_epochs: 3'")
+        raise UsageError(f"--config {path_text} has no settings: write lines such as 'max_epochs: 3'")
     return config
 
 
-def _named(key: str, configs: list[dict[str, Any]], flags: list[str]) -> str:
-    """Return the class that the flags, or else the configurations, give to ``key``; "" if there is none."""
-    named = [str((config.get(key) or {}).get("class_path") or "") for config in configs]
-    named += [flag.partition("=")[2] for flag in flags if flag.startswith((f"--{key}=", f"--{key}.class_path="))]
-    return next(filter(None, reversed(named)), "")
+def _class_name_for(key: str, configs: list[dict[str, Any]], flags: list[str]) -> str:
+    """Return the class that the last flag ``--key`` names, else the last configuration with it, else ""."""
+    names = [str((config.get(key) or {}).get("class_path") or "") for config in configs]
+    names += [flag.partition("=")[2] for flag in flags if flag.startswith((f"--{key}=", f"--{key}.class_path="))]
+    return next(filter(None, reversed(names)), "")
 
 
-def with_run_config(arguments: list[str]) -> list[str]:
-    """Insert the configuration of the run that ``--resume`` names, and replace ``latest`` by the run's path.
+def add_run_config(arguments: list[str]) -> list[str]:
+    """Add the configuration and the path of the run that ``--resume`` names; do nothing if it names no run.
+
+    ``--config FILE`` is added at the start, so that flags override it. ``--resume=PATH`` is added at the end, because
+    the last flag wins: the path replaces ``latest``.
 
     Raises:
         CheckpointError: there is no such run.
     """
-    typed = dict(_pair_flags(arguments))
+    typed = dict(_split_flags(arguments))
     resume = typed.get("--resume")
     if resume in (None, "never", "auto"):
         return arguments

@@ -1,4 +1,4 @@
-"""Refuse values that the Trainer would refuse late, in many lines, or not at all."""
+"""Check arguments of the Trainer. Lightning refuses some wrong values late, with a long message, or not at all."""
 
 import math
 import os
@@ -23,35 +23,37 @@ CHOICES = {
     "profiler": ["simple", "advanced", "pytorch", "xla"],
     "gradient_clip_algorithm": ["norm", "value"],
 }
+"""Flag -> the values that it accepts."""
 MINIMA = {
     -1: ("max_epochs", "max_steps", "num_sanity_val_steps"),
     0: ("gradient_clip_val", "min_epochs", "min_steps", "reload_dataloaders_every_n_epochs"),
     1: ("accumulate_grad_batches", "check_val_every_n_epoch", "log_every_n_steps", "num_nodes"),
 }
+"""Smallest value -> the flags."""
 FRACTIONS = ("limit_val_batches", "limit_test_batches", "limit_predict_batches", "overfit_batches")
 FRACTIONS_ABOVE_ZERO = ("limit_train_batches", "val_check_interval")
-"""A float is a fraction of the batches, an integer is a number of batches."""
-PROCESSES_PER_CORE = 8
+"""Flags with a fraction of the batches (a float) or a number of batches (an integer)."""
+MAX_PROCESSES_PER_CORE = 8
 
 
 def check_trainer(config: dict[str, Any]) -> None:
-    """Check the arguments of the Trainer.
+    """Check the arguments of the Trainer, and that the folder for the runs is writable.
 
     Raises:
-        UsageError: the flag, and what it accepts.
+        UsageError: a value is not possible. The message has the flag and the possible values.
     """
-    for name, known in CHOICES.items():
+    for name, choices in CHOICES.items():
         value = config[name]
-        if isinstance(value, str) and value.lower() not in known:
-            raise UsageError(f"--{name} {value}: {suggest(value, known)}")
+        if isinstance(value, str) and value.lower() not in choices:
+            raise UsageError(f"--{name} {value}: {suggest(value, choices)}")
     for minimum, name in ((minimum, name) for minimum, names in MINIMA.items() for name in names):
         value = config[name]
         if isinstance(value, int | float) and not value >= minimum:
             raise UsageError(f"--{name} must be at least {minimum}, but is {value}: --{name} {max(minimum, 1)}")
     for name in FRACTIONS + FRACTIONS_ABOVE_ZERO:
-        value, most = config[name], 1 if isinstance(config[name], float) else math.inf
-        is_zero = value == 0 and name in FRACTIONS_ABOVE_ZERO
-        if isinstance(value, int | float) and (is_zero or not 0 <= value <= most):
+        value, maximum = config[name], 1 if isinstance(config[name], float) else math.inf
+        is_wrong_zero = value == 0 and name in FRACTIONS_ABOVE_ZERO
+        if isinstance(value, int | float) and (is_wrong_zero or not 0 <= value <= maximum):
             interval = "above 0.0 and up to 1.0" if name in FRACTIONS_ABOVE_ZERO else "from 0.0 to 1.0"
             raise UsageError(f"--{name} {value} must be a fraction {interval}, or a number of batches: --{name} 0.5")
     duration = config["max_time"]
@@ -66,26 +68,26 @@ def check_trainer(config: dict[str, Any]) -> None:
 
 
 def check_devices(accelerator: Any, devices: Any) -> None:
-    """Check the number of processes on a CPU.
+    """Check ``--devices`` if the run uses the CPU: it is then the number of processes. Lightning checks other devices.
 
     Raises:
-        UsageError: it is not an integer of at least 1, or too large for this machine.
+        UsageError: the number is not an integer of at least 1, or is too large for this machine.
     """
-    text, on_gpu = str(devices), torch.cuda.is_available() or torch.backends.mps.is_available()
-    if text == "auto" or accelerator not in ("auto", "cpu") or (accelerator == "auto" and on_gpu):
+    number, has_gpu = str(devices), torch.cuda.is_available() or torch.backends.mps.is_available()
+    if number == "auto" or accelerator not in ("auto", "cpu") or (accelerator == "auto" and has_gpu):
         return
-    if not text.isdecimal() or int(text) < 1:
-        raise UsageError(f"--devices {text} must be an integer of at least 1: --devices 2, or auto")
-    if int(text) > PROCESSES_PER_CORE * (cores := available_cores()):
-        raise UsageError(f"--devices {text}: this machine has {plural(cores, 'core')}; --devices {cores}, or auto")
+    if not number.isdecimal() or int(number) < 1:
+        raise UsageError(f"--devices {number} must be an integer of at least 1: --devices 2, or auto")
+    if int(number) > MAX_PROCESSES_PER_CORE * (cores := available_cores()):
+        raise UsageError(f"--devices {number}: this machine has {plural(cores, 'core')}; --devices {cores}, or auto")
 
 
-def trainer_error(error: Exception, config: dict[str, Any]) -> str:
-    """Return one line for an exception that the Trainer's constructor raised."""
+def explain_trainer_error(error: Exception, config: dict[str, Any]) -> str:
+    """Return a message for an exception from the Trainer's constructor: the flag that caused it, and what to type."""
     accelerator, text = config["accelerator"], str(error)
     if accelerator in ("gpu", "cuda", "mps", "tpu") and re.search(
         r"No supported gpu backend found|can not run on your system|torch_xla|CUDA|not available", text
     ):
         return missing_device_message(accelerator)
-    named = re.search(rf"\b({'|'.join(TRAINER_FLAGS)})\b", text)
-    return f"--{named[1]} {config[named[1]]}: {text.rstrip('.')}; change or remove --{named[1]}" if named else text
+    flag = re.search(rf"\b({'|'.join(TRAINER_FLAGS)})\b", text)
+    return f"--{flag[1]} {config[flag[1]]}: {text.rstrip('.')}; change or remove --{flag[1]}" if flag else text

@@ -16,11 +16,11 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch.optim import Optimizer
 
 from lit_models import LitBase
-from lit_training.cli.defaults import register_strategies, with_defaults
-from lit_training.cli.flags import expand_flags, with_run_config
-from lit_training.cli.limits import check_trainer, trainer_error
-from lit_training.cli.schedules import FROM_THE_RUN, SCHEDULES, schedule_factory
-from lit_training.cli.usage_errors import parse_error
+from lit_training.cli.defaults import add_defaults, register_strategies
+from lit_training.cli.flags import add_run_config, to_lightning_arguments
+from lit_training.cli.limits import check_trainer, explain_trainer_error
+from lit_training.cli.schedules import ARGUMENTS_FROM_RUN, SCHEDULES, make_schedule_factory
+from lit_training.cli.usage_errors import explain_parse_error
 from lit_training.errors import CheckpointError, UsageError, exit_with_error, is_rank_zero
 from lit_training.runs.foreign import with_default_attributes
 from lit_training.runs.lightning_internals import actions_of
@@ -28,13 +28,13 @@ from lit_training.runs.processes import Watch, bind_to_loopback
 from lit_training.runs.run import Run
 from lit_training.runs.trainer import FitTrainer
 
-FROM_DATA = ("num_classes", "in_channels", "in_features", "out_features")
-"""Constructor arguments of models that are taken from the data."""
+ARGUMENTS_FROM_DATA = ("num_classes", "in_channels", "in_features", "out_features")
+"""Constructor arguments of models. Their values are attributes of the data module."""
 
-FLAGS: list[tuple[str, Any, Any, str]] = [
-    ("resume", str, "never", "never; auto: the newest run of the same command; latest, or the folder of a run."),
+OWN_FLAGS: list[tuple[str, Any, Any, str]] = [
+    ("resume", str, "never", "never; auto: the newest run of the same command; latest; or the folder of a run."),
     ("early_stopping", PositiveInt | None, None, "Stop after this number of epochs without improvement."),
-    ("timeout", PositiveFloat, 5.0, "Minutes without a step after which a hanging run is ended."),
+    ("timeout", PositiveFloat, 5.0, "End the run with an error after this number of minutes without a step."),
     ("quiet", bool, False, "Print only the result."),
     ("dashboard", bool, True, "Write images, graph and settings to TensorBoard."),
     ("seeds", PositiveInt, 1, "Train with this number of seeds; print mean and standard deviation."),
@@ -43,28 +43,31 @@ FLAGS: list[tuple[str, Any, Any, str]] = [
 
 
 class OneLineParser(LightningArgumentParser):
-    """A parser that prints errors in one line, with the nearest name for a mistyped one."""
+    """A parser that prints errors in one line and suggests the closest name for a mistyped name."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        if not self.exit_on_error:  # a nested parser: its parent reports the error with the full name
+        if not self.exit_on_error:  # a nested parser: the outer parser prints the error with the full flag
             super().error(message, ex)
-        exit_with_error(self.prog, parse_error(message, self))
+        exit_with_error(self.prog, explain_parse_error(message, self))
 
 
 class FitCLI(LightningCLI):
-    """Parses a command line, and builds the data, the model and the Trainer; ``scripts/fit.py`` then trains.
+    """Parse a command line, and build the data, the model and the Trainer. It does not train; ``run`` has the result.
+
+    Args:
+        arguments: the command line without the name of the script; default: ``sys.argv[1:]``.
 
     Raises:
-        SystemExit: 2 if the command line cannot be parsed, after one line on stderr; 0 after ``--help_all``.
-        UsageError, DataError, ModelError: a value is not possible.
+        SystemExit: code 2 after one line on stderr if the command line cannot be parsed; code 0 after ``--help_all``.
+        UsageError, DataError, ModelError, CheckpointError: a value is not possible.
     """
 
     def __init__(self, arguments: list[str] | None = None) -> None:
         self.arguments = sys.argv[1:] if arguments is None else arguments
         silence_libraries()
         set_parsing_settings(config_read_mode_fsspec_enabled=False)  # configurations are files, not URLs
-        if (here := str(Path.cwd())) not in sys.path:
-            sys.path.append(here)  # for --model mine.MyModel; Python adds only the script's folder
+        if (current_folder := str(Path.cwd())) not in sys.path:
+            sys.path.append(current_folder)  # for --model mine.MyModel: Python adds only the script's folder
         super().__init__(
             save_config_callback=None,
             parser_class=OneLineParser,
@@ -76,23 +79,23 @@ class FitCLI(LightningCLI):
         )
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        for name, kind, default, text in FLAGS:
-            parser.add_argument(f"--{name}", type=kind, default=default, help=text)
+        for name, kind, default, help_text in OWN_FLAGS:
+            parser.add_argument(f"--{name}", type=kind, default=default, help=help_text)
         parser.add_argument("--help_all", action="help", help="Show every flag; --model.help LitCNN shows a class.")
         options: dict[str, Any] = {"required": False, "instantiate": False}
-        text = "Optimizer class and its arguments; the model keeps its parameter groups and its schedule."
-        parser.add_subclass_arguments(Optimizer, "optimizer", skip={"params"}, help=text, **options)
-        text = "Learning rate schedule class and its arguments; the schedule has the length of the run."
-        parser.add_subclass_arguments(SCHEDULES, "lr_scheduler", skip=FROM_THE_RUN, help=text, **options)
-        for action in actions_of(parser):  # for --help_all; expand_flags() parses them
+        help_text = "Optimizer class and its arguments; the model keeps its parameter groups and its schedule."
+        parser.add_subclass_arguments(Optimizer, "optimizer", skip={"params"}, help=help_text, **options)
+        help_text = "Learning rate schedule class and its arguments; the schedule has the length of the run."
+        parser.add_subclass_arguments(SCHEDULES, "lr_scheduler", skip=ARGUMENTS_FROM_RUN, help=help_text, **options)
+        for action in actions_of(parser):  # --help_all shows these names; to_lightning_arguments() accepts them
             if action.dest.startswith("trainer."):
                 action.option_strings = [*action.option_strings, f"--{action.dest.removeprefix('trainer.')}"]
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        spelled = expand_flags(with_run_config(self.arguments))
-        self.config = parser.parse_args(spelled)
-        self.typed = parser.parse_args(spelled, defaults=False)
-        self.resume = self.config.pop("resume")  # not a setting: the same command may resume the run
+        arguments = to_lightning_arguments(add_run_config(self.arguments))
+        self.config = parser.parse_args(arguments)
+        self.typed = parser.parse_args(arguments, defaults=False)
+        self.resume = self.config.pop("resume")  # not part of the configuration, which must stay equal on resume
         self.quiet = self.config.pop("quiet")
         if (seeds := self.config.pop("seeds")) > 1:  # scripts/fit.py has removed the flag
             raise UsageError(f"seeds {seeds} works only on the command line: python scripts/fit.py --seeds {seeds}")
@@ -101,7 +104,7 @@ class FitCLI(LightningCLI):
             raise UsageError(f"--seed {seed} must be an integer from 0 to {2**32 - 1}: --seed 0")
 
     def instantiate_classes(self) -> None:
-        # The classes may be a user's: any LightningDataModule and any LightningModule.
+        # Users may choose their own classes: any LightningDataModule and any LightningModule.
         self.datamodule: LightningDataModule = self._build("data")
         self._fill_from_data()
         self.model: Any = self._build("model")
@@ -116,7 +119,7 @@ class FitCLI(LightningCLI):
     def _build(self, key: str) -> Any:
         try:
             return self.parser.instantiate(Namespace({key: self.config[key]}))[key]
-        except ValueError as error:  # jsonargparse wraps what the constructor raised
+        except ValueError as error:  # jsonargparse wraps the exception of the constructor
             cause: BaseException = error
             while isinstance(cause.__cause__, ValueError | TypeError):
                 cause = cause.__cause__
@@ -125,16 +128,16 @@ class FitCLI(LightningCLI):
             raise cause from None
 
     def _fill_from_data(self) -> None:
-        """Fill in :data:`FROM_DATA` before the model is built, so that its hyperparameters hold the values."""
+        """Set :data:`ARGUMENTS_FROM_DATA` before the model is built, so that its hyperparameters have these values."""
         model, name_of_data = self.config["model"], type(self.datamodule).__name__
         typed = vars(self.typed).get("model", {}).get("init_args") or {}
         accepted = inspect.signature(resolve_name(model["class_path"])).parameters
-        for name in FROM_DATA:
+        for name in ARGUMENTS_FROM_DATA:
             if name in accepted and hasattr(self.datamodule, name):
                 value = getattr(self.datamodule, name)
                 if name in typed and typed[name] != value:
                     hint = f"leave --model.{name} out"
-                    if self.resume not in ("never", "auto"):  # the value is from the run's configuration
+                    if self.resume not in ("never", "auto"):  # the value comes from the configuration of that run
                         hint = f"--resume {self.resume} needs the run's own --data"
                     raise UsageError(
                         f"--model.{name} {typed[name]} contradicts {name_of_data}, which has {name} {value}: {hint}"
@@ -164,25 +167,25 @@ class FitCLI(LightningCLI):
             if options.get("step_size", 1) < 1:
                 raise UsageError("--lr_scheduler.step_size must be at least 1 epoch: --lr_scheduler.step_size 7")
             monitor = "val_loss" if self.run.validates else "train_loss"
-            self.model.chosen_schedule = schedule_factory(kind, options, self.model, monitor)
+            self.model.chosen_schedule = make_schedule_factory(kind, options, self.model, monitor)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        trainer_config, about = self.config["trainer"], with_default_attributes(self.model)
+        trainer_config, model_attributes = self.config["trainer"], with_default_attributes(self.model)
         check_trainer(trainer_config)
         config = dict(self.parser.instantiate(Namespace(trainer=trainer_config))["trainer"])
         if config["max_epochs"] is None and config["max_steps"] == -1 and config["max_time"] is None:
-            config["max_epochs"] = trainer_config["max_epochs"] = about.default_epochs
+            config["max_epochs"] = trainer_config["max_epochs"] = model_attributes.default_epochs
         config_yaml = self.parser.dump(self.config, skip_unset=False)
         save_config = SaveConfigCallback(self.parser, self.config, overwrite=True)
-        register_strategies(about.skips_layers)
+        register_strategies(model_attributes.skips_layers)
         try:
-            trainer = FitTrainer(**with_defaults(config, self.run, config_yaml, save_config))
+            trainer = FitTrainer(**add_defaults(config, self.run, config_yaml, save_config))
         except (CheckpointError, UsageError):
             raise
         except (MisconfigurationException, ValueError, TypeError, RuntimeError, ImportError) as error:
             if self.run.start is not None and is_rank_zero():
                 self.run.start.remove_if_new()
-            raise UsageError(trainer_error(error, config)) from error
+            raise UsageError(explain_trainer_error(error, config)) from error
         trainer.start = self.run.start
         self.run.watch.trainer = trainer
         bind_to_loopback(trainer)
@@ -195,5 +198,5 @@ def silence_libraries() -> None:
     logging.getLogger("lightning.fabric").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", category=UserWarning, module=r"lightning\..*")
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"(lightning|torch)\..*")
-    # Other warnings are for the user: one line, without a file name and line number.
+    # Print the other warnings in one line, without file name and line number.
     warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"

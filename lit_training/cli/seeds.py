@@ -11,7 +11,7 @@ from typing import Any
 
 from datamodules.machine import STOP_SIGNALS
 from lit_training.cli.arguments import Parser, at_least
-from lit_training.cli.fit import RESULT_FILE
+from lit_training.cli.fit import RESULT_FILE_VARIABLE
 from lit_training.errors import UsageError
 from lit_training.runs.folder import relative_path
 from lit_training.trained.compare import format_metric, read_run, summarize_seeds
@@ -20,43 +20,49 @@ from lit_training.trained.compare import format_metric, read_run, summarize_seed
 def run_seeds(arguments: list[str], count: int) -> int:
     """Run ``sys.argv[0]`` once for each seed, one after the other, and print mean and standard deviation.
 
-    Each run is a separate process, so its result is the same as that of a single run.
+    Each run is a separate process, so its result is the same as without ``--seeds``. The first run that fails stops
+    the series, and its output is printed.
 
     Args:
-        arguments: the command line; its ``--seed`` (default 0) is the first seed.
-        count: the number of seeds.
+        arguments: the command line without ``--seeds``. Its ``--seed`` (default 0) is the first seed.
+        count: the number of seeds. Each seed is one more than the seed before.
 
     Returns:
-        0, or the exit code of the first run that fails; no run follows it.
+        0, or the exit code of the run that failed.
+
+    Raises:
+        UsageError: a run has no folder, so its result cannot be read.
     """
-    seeds = Parser("fit.py", "")
-    seeds.add_argument("--seed", "--seed_everything", type=at_least(0), default=0)
-    chosen, rest = seeds.parse_known_args(arguments)
+    parser = Parser("fit.py", "")
+    parser.add_argument("--seed", "--seed_everything", type=at_least(0), default=0)
+    chosen, rest = parser.parse_known_args(arguments)
     runs = []
     for seed in range(chosen.seed, chosen.seed + count):
         started = time.monotonic()
         command = [sys.executable, sys.argv[0], *rest, "--quiet", "--seed", str(seed)]
         with tempfile.TemporaryDirectory() as temporary:
-            result = Path(temporary) / "run"
-            code, output = _run(command, {**os.environ, RESULT_FILE: str(result)})
-            folder = result.read_text(encoding="utf-8", errors="surrogateescape") if result.is_file() else None
+            result_file = Path(temporary) / "run"
+            code, output = _run(command, {**os.environ, RESULT_FILE_VARIABLE: str(result_file)})
+            written = result_file.is_file()
+            folder = result_file.read_text(encoding="utf-8", errors="surrogateescape") if written else None
         if code:
             print(output, end="", flush=True)
             return code
         if folder is None:
             raise UsageError("--seeds needs the folder of each run: leave --logger and --fast_dev_run out")
         runs.append(read_run(folder))
-        reached = [f"{name} {format_metric(name, value)}" for name, value in runs[-1].best.items()]
-        where = relative_path(Path(folder))
-        print(f"seed {seed}  {'  '.join(reached)}  {time.monotonic() - started:.0f} s  {where}", flush=True)
+        metrics = "  ".join(f"{name} {format_metric(name, value)}" for name, value in runs[-1].best.items())
+        duration, shown_folder = time.monotonic() - started, relative_path(Path(folder))
+        print(f"seed {seed}  {metrics}  {duration:.0f} s  {shown_folder}", flush=True)
     print("\n" + "\n".join(summarize_seeds(runs)))
     return 0
 
 
 def _run(command: list[str], environment: dict[str, str]) -> tuple[int, str]:
-    """Return the exit code and output of a command, and pass the signals of this process on to it.
+    """Run a command, send it each signal that this process receives, and return its exit code and output.
 
-    The command runs in its own session. Otherwise Ctrl-C, which goes to the process group, would reach it twice.
+    The command runs in its own session. In the same session Ctrl-C, which goes to the process group, would reach the
+    command twice.
     """
     process: subprocess.Popen[str] | None = None
     pending: list[int] = []
@@ -64,19 +70,18 @@ def _run(command: list[str], environment: dict[str, str]) -> tuple[int, str]:
     def forward(number: int, frame: Any) -> None:
         if process is None:
             pending.append(number)
-        elif os.name == "posix":  # on Windows the console sends the signal to both
+        elif os.name == "posix":  # on Windows the console sends the signal to both processes
             process.send_signal(number)
 
-    before = {number: signal.signal(number, forward) for number in STOP_SIGNALS}
+    old_handlers = {number: signal.signal(number, forward) for number in STOP_SIGNALS}
     try:
-        text: dict[str, Any] = {"text": True, "encoding": "utf-8", "errors": "surrogateescape"}
-        pipe = subprocess.PIPE
-        process = subprocess.Popen(command, stdout=pipe, start_new_session=True, env=environment, **text)
+        options: dict[str, Any] = {"text": True, "encoding": "utf-8", "errors": "surrogateescape", "env": environment}
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, start_new_session=True, **options)
         for number in pending:
             process.send_signal(number)
         output, _ = process.communicate()
     finally:
-        for number, handler in before.items():
+        for number, handler in old_handlers.items():
             signal.signal(number, handler)
     code = process.returncode
     return (code if code >= 0 else 128 - code), output

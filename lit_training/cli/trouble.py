@@ -1,4 +1,4 @@
-"""One-line errors for failures during a run: lost photo, out of memory, disk full, lost rank."""
+"""One-line errors for failures of a run: lost photo, out of memory, disk full, a rank that ended."""
 
 import errno
 import re
@@ -18,28 +18,29 @@ from lit_training.runs.folder import resume_hint
 from lit_training.runs.processes import ALREADY_REPORTED
 from lit_training.runs.run import Run
 
-UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EACCES, errno.EIO)
+WRITE_ERROR_NUMBERS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EACCES, errno.EIO)
 
 
 @contextmanager
 def one_line_failures(run: Run) -> Iterator[None]:
-    """Replace exceptions that the user can fix by one-line errors.
+    """Replace an exception of the body by a one-line error if the user can fix its cause.
 
     Raises:
-        TrainingError: a photo can no longer be read, memory is full, or another rank ended.
+        TrainingError: a photo can no longer be read, memory is full, BatchNorm got one value, or another rank ended.
         CheckpointError: a file cannot be written, or the resume point does not fit the model or the optimizer.
-        SystemExit: another rank has reported why it ended.
+        SystemExit: another rank ended and has printed the reason.
     """
     try:
         yield
     except Exception as error:
-        one_line_error = _translate(error, run)
+        one_line_error = _to_one_line_error(error, run)
         if one_line_error is None:
             raise
         raise one_line_error from error
 
 
-def _translate(error: Exception, run: Run) -> BaseException | None:
+def _to_one_line_error(error: Exception, run: Run) -> BaseException | None:
+    """Return the one-line error for an exception; None if the exception is not known."""
     text, start = str(error), run.trainer.start
     resume_point = start.checkpoint if start is not None else None
     if isinstance(error, BadPicture):
@@ -48,13 +49,13 @@ def _translate(error: Exception, run: Run) -> BaseException | None:
             f"{printable(error.name)}: {error.kind} ({error.reason}), but it was readable when the run started: "
             f"restore it, then {hint or 'start again'}"
         )
-    if isinstance(error, OSError) and error.errno in UNWRITABLE:
+    if isinstance(error, OSError) and error.errno in WRITE_ERROR_NUMBERS:
         return CheckpointError(
-            f"cannot write {error.filename or 'to the folder of the run'} ({error.strerror}): free disk space and go "
-            "on with --resume, or choose another folder with --default_root_dir"
+            f"cannot write {error.filename or 'to the folder of the run'} ({error.strerror}): free disk space and "
+            "continue with --resume, or choose another folder with --default_root_dir"
         )
     if isinstance(error, KeyError) and resume_point is not None and is_library_error(error):
-        return CheckpointError(other_optimizer_message(run.trainer))  # Adam does not find its state in SGD's
+        return CheckpointError(other_optimizer_message(run.trainer))  # for example Adam with the state of SGD
     if isinstance(error, ValueError) and "more than 1 value per channel" in text:
         return TrainingError(
             "BatchNorm cannot train on a batch of one image of this size: choose a --data.batch_size that does not "
@@ -63,26 +64,26 @@ def _translate(error: Exception, run: Run) -> BaseException | None:
     if not isinstance(error, RuntimeError):
         return None
     if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in text:
-        return TrainingError(_out_of_memory(run))
+        return TrainingError(_out_of_memory_message(run))
     if resume_point is not None and "loading state_dict" in text:
-        return CheckpointError(_does_not_fit(resume_point, run.model, text))
+        return CheckpointError(_wrong_weights_message(resume_point, run.model, text))
     if run.trainer.world_size > 1 and re.search(r"gloo|NCCL|closed by peer|reset by peer|Socket", text):
         if run.watch.is_reported():
             return SystemExit(ALREADY_REPORTED)
-        return TrainingError("another rank ended: go on with --resume auto")
+        return TrainingError("another rank ended: continue with --resume auto")
     return None
 
 
-def _does_not_fit(point: Path, model: Any, error: str) -> str:
+def _wrong_weights_message(resume_point: Path, model: Any, error: str) -> str:
     """Say why the weights of a resume point do not fit the model, and what to type."""
-    holds, here = checkpoints.read_any(point).get("lit", {}).get("model_class"), type(model).__name__
-    if holds not in (None, here):
-        return f"{point} holds a {holds}, not a {here}: --model {holds}, or --resume never to start a new run"
-    first = next((line.strip(" \t.") for line in error.splitlines()[1:] if line.strip()), error)
-    return f"{point} does not fit this {here} ({first}): use the settings that it was started with, or --resume never"
+    saved, current = checkpoints.read_any(resume_point).get("lit", {}).get("model_class"), type(model).__name__
+    if saved not in (None, current):
+        return f"{resume_point} is of a {saved}, not a {current}: use --model {saved}, or --resume never for a new run"
+    reason = next((line.strip(" \t.") for line in error.splitlines()[1:] if line.strip()), error)
+    return f"{resume_point} does not fit this {current} ({reason}): use the settings of that run, or --resume never"
 
 
-def _out_of_memory(run: Run) -> str:
+def _out_of_memory_message(run: Run) -> str:
     size = run.data.hparams.get("batch_size", 1)
     accumulated = run.trainer.accumulate_grad_batches
     if size > 1:

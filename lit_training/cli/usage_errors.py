@@ -1,4 +1,4 @@
-"""Turn the long error messages of jsonargparse into one line: the wrong word, the reason, the nearest name."""
+"""Turn the long error messages of jsonargparse into one line: the wrong word, the reason, the closest name."""
 
 import ast
 import inspect
@@ -8,37 +8,37 @@ from pkgutil import resolve_name
 from lightning.pytorch.cli import LightningArgumentParser
 from torch.optim import Optimizer
 
-from lit_training.cli.flags import DATA, MODELS
+from lit_training.cli.flags import DATA_MODULES, MODELS
 from lit_training.cli.schedules import SCHEDULES
 from lit_training.runs.lightning_internals import actions_of
 from lit_training.text import closest_name, suggest
 
-KINDS = {
+TYPE_HELP = {
     "bool": ("true or false", "true"),
     "int": ("an integer", "3"),
     "float": ("a number", "0.1"),
     "PositiveInt": ("an integer of at least 1", "3"),
     "PositiveFloat": ("a number above 0", "0.5"),
 }
-"""Type in a message of jsonargparse -> its description, an example."""
-OTHER_NAMES = {"epochs": "max_epochs", "learning_rate": "model.lr", "gpus": "devices", "seed": "seed"}
-"""Name in other programs -> name of the flag here."""
+"""Type in a message of jsonargparse -> (description, example value)."""
+FLAGS_BY_COMMON_NAME = {"epochs": "max_epochs", "learning_rate": "model.lr", "gpus": "devices", "seed": "seed"}
+"""Name of a flag in other programs -> name of the flag of fit.py."""
 
 
-def parse_error(message: str, parser: LightningArgumentParser) -> str:
-    """Return one line that says what is wrong and what to type; an unknown message is returned as it is."""
+def explain_parse_error(message: str, parser: LightningArgumentParser) -> str:
+    """Return one line that says what is wrong and what to type. Return a message of an unknown form unchanged."""
     if match := re.search(r"[Uu]nrecognized arguments?: ([^\s=]*)", message):
         word = match[1]
         if word.startswith("-"):
             return f"there is no flag {word}: {_suggest_flag(word, parser)}"
-        return f"{word} follows no flag: leave it out, or see --help"
+        return f"{word} is not the value of a flag: leave {word} out, or see --help"
     if match := re.search(r"--(\w+)\.help: .*: (\S+)$", message):
         key, name = match.groups()
         return f"there is no --{key} {name}: {suggest(name, _class_names(key, message))}"
     if match := re.search(r"argument ([^\s/:]+)\S*: expected one argument", message):
-        return f"{_short(match[1])} needs a value: {_short(match[1])} VALUE"
+        return f"{_shorten(match[1])} needs a value: {_shorten(match[1])} VALUE"
     keys = list(dict.fromkeys(re.findall(r'Parser key "([^"]+)":', message)))
-    flag = _short("--" + ".".join(keys))
+    flag = _shorten("--" + ".".join(keys))
     class_path = next(reversed(re.findall(r"given class_path '([^']+)':", message)), "")
     class_name = class_path.rpartition(".")[2]
     if match := re.search(r"(?:Option|does not accept option) '([^']+)'", message):
@@ -52,18 +52,19 @@ def parse_error(message: str, parser: LightningArgumentParser) -> str:
         return message
     values = re.findall(r"(?:Given value|Got value|import path string|to float|base 10): (.*)", message)
     values += re.findall(r": (\S+) does not conform", message)
-    value = next((v.strip("'") for v in values if not v.startswith(("NestedArg(", "Namespace("))), "")
+    value = next((text.strip("'") for text in values if not text.startswith(("NestedArg(", "Namespace("))), "")
     if not value:
         return f"{flag} needs a value: {flag} VALUE"
     expected = message.split("Given value")[0]
-    kinds = [kind for kind in KINDS if re.search(rf"<class '{kind}'>|Not of type {kind}:", expected)]
+    types = [name for name in TYPE_HELP if re.search(rf"<class '{name}'>|Not of type {name}:", expected)]
     if literals := re.findall(r"Literal(\[[^]]*\])", message):
         choices = dict.fromkeys(str(choice) for literal in literals for choice in ast.literal_eval(literal))
-        return f"{flag} {value}: {suggest(value, [*choices, *['true', 'false'] * ('bool' in kinds)])}"
-    if kinds:
-        if "float" in kinds or keys == ["seed_everything"]:  # a float may be an integer; a seed is no switch
-            kinds = kinds[-1:]
-        return f"{flag} {value} must be {' or '.join(KINDS[kind][0] for kind in kinds)}: {flag} {KINDS[kinds[-1]][1]}"
+        return f"{flag} {value}: {suggest(value, [*choices, *['true', 'false'] * ('bool' in types)])}"
+    if types:
+        if "float" in types or keys == ["seed_everything"]:  # numbers include integers; a seed is not true or false
+            types = types[-1:]
+        description = " or ".join(TYPE_HELP[name][0] for name in types)
+        return f"{flag} {value} must be {description}: {flag} {TYPE_HELP[types[-1]][1]}"
     if len(keys) > 1:
         return f"{flag} {value} does not fit {class_name}: --{keys[0]}.help {class_name} shows its arguments"
     hint = suggest(value, _class_names(keys[0], message))
@@ -83,30 +84,30 @@ def _unknown_argument(name: str, flag: str, class_path: str, parser: LightningAr
 
 
 def _suggest_flag(flag: str, parser: LightningArgumentParser) -> str:
-    spelled: dict[str, str] = {}
-    for key, classes in (("model", MODELS), ("data", DATA)):  # --lr is --model.lr
+    full_names: dict[str, str] = {}
+    for key, classes in (("model", MODELS), ("data", DATA_MODULES)):  # suggests --model.lr for --lr
         for klass in classes.values():
-            spelled |= {argument: f"{key}.{argument}" for argument in inspect.signature(klass).parameters}
+            full_names |= {argument: f"{key}.{argument}" for argument in inspect.signature(klass).parameters}
     for action in actions_of(parser):
         names = [option.removeprefix("--") for option in action.option_strings]
-        spelled |= {name: name for name in [*names, action.dest.removeprefix("trainer.").split(".")[0]]}
-    spelled |= OTHER_NAMES
-    near = closest_name(flag.strip("-").removeprefix("trainer."), spelled, cutoff=0.7)
-    return f"did you mean --{spelled[near]}?" if near else "see --help, or --help_all for every flag"
+        full_names |= {name: name for name in [*names, action.dest.removeprefix("trainer.").split(".")[0]]}
+    full_names |= FLAGS_BY_COMMON_NAME
+    closest = closest_name(flag.strip("-").removeprefix("trainer."), full_names, cutoff=0.7)
+    return f"did you mean --{full_names[closest]}?" if closest else "see --help, or --help_all for every flag"
 
 
 def _class_names(key: str, message: str) -> list[str]:
     """Return the names of the classes that the flag ``--key`` accepts."""
     if key in ("model", "data"):
-        return list(MODELS if key == "model" else DATA)
+        return list(MODELS if key == "model" else DATA_MODULES)
     if key == "lr_scheduler":
         return [schedule.__name__ for schedule in SCHEDULES]
     base = re.search(r"(lightning\.[\w.]+)", message)
-    known = set((resolve_name(base[1]) if base else Optimizer).__subclasses__())
-    while deeper := {sub for klass in known for sub in klass.__subclasses__()} - known:
-        known |= deeper
-    return sorted({klass.__name__ for klass in known if not klass.__name__.startswith("_")})
+    classes = set((resolve_name(base[1]) if base else Optimizer).__subclasses__())
+    while further := {subclass for klass in classes for subclass in klass.__subclasses__()} - classes:
+        classes |= further
+    return sorted({klass.__name__ for klass in classes if not klass.__name__.startswith("_")})
 
 
-def _short(flag: str) -> str:
+def _shorten(flag: str) -> str:
     return flag.replace("--trainer.", "--").replace(".init_args", "").replace("seed_everything", "seed")

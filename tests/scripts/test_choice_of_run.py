@@ -98,7 +98,7 @@ def check_compare(number: int) -> None:
 def check_resume(number: int) -> None:
     for further in ("", "--max_epochs 1", "--max_epochs 2 --log_every_n_steps 7"):  # it has trained two
         out = run_well(f"fit.py --resume latest {further}")
-        assert f"lightning_logs/version_{number} is at its end: nothing to do" in out
+        assert f"lightning_logs/version_{number} has finished: nothing to do" in out
     out = run_well("fit.py --resume latest --max_epochs 3")
     assert f"resume  lightning_logs/version_{number}/checkpoints/last.ckpt, after step 8" in out
     starts = json.loads((LOGS / f"version_{number}" / "run.json").read_text())
@@ -164,7 +164,7 @@ def test_auto_resumes_the_newest_run_of_the_same_command(monkeypatch: pytest.Mon
             tables = [printed.read_csv(Path(run, "metrics.csv")) for run in (f"{LOGS}/version_{number}", WHOLE)]
             assert printed.column(tables[0], name) == printed.column(tables[1], name)
         again = run_well(f"{SAME} --resume auto")
-        assert f"lightning_logs/version_{number} is at its end" in again
+        assert f"lightning_logs/version_{number} has finished" in again
     out = run_well(f"{SAME} --resume auto")
     assert "resume" not in out
     assert (LOGS / "version_13").is_dir()

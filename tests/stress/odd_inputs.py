@@ -32,7 +32,7 @@ from PIL import Image
 from datamodules import DataError
 from datamodules.photos.dataset import read_pixels
 from datamodules.photos.decode import look, read_picture
-from lit_training.cli.flags import DATA, MODELS, TRAINER_FLAGS
+from lit_training.cli.flags import DATA_MODULES, MODELS, TRAINER_FLAGS
 from lit_training.cli.parser import FitCLI
 from lit_training.errors import one_line_errors
 
@@ -184,8 +184,8 @@ def words() -> tuple[list[str], list[str]]:
     names += ["optimizer.lr", "optimizer.betas", "lr_scheduler.step_size", "callbacks+", "help_all", "model.help"]
     values = ["0", "1", "-1", "1e9", "nan", "inf", "true", "null", "", "[]", "{}", "[[", "{a: 1}", "!!python/none"]
     values += ["*a", "auto", "cpu", "gpu", "ddp", "16-mixed", "00:00:01:00", "recipe.yaml", ".", "/", "~", "a.b", ".."]
-    values += ["-", "--", *MODELS, *DATA, "Adam", "SGD", "StepLR", "OneCycleLR", "EarlyStopping", "torch.optim.Adam"]
-    return names, [*values, "os.getcwd"]
+    values += ["-", "--", *MODELS, *DATA_MODULES, "Adam", "SGD", "StepLR", "OneCycleLR", "EarlyStopping"]
+    return names, [*values, "torch.optim.Adam", "os.getcwd"]
 
 
 def command_line(draw: random.Random) -> list[str]:

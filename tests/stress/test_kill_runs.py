@@ -28,7 +28,7 @@ def ended(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         run_well(f"{FIT} --lr_scheduler StepLR --lr_scheduler.step_size 1 --log_every_n_steps 2")
         batches = [[number, number // 6, [f"{number % 6} {place}" for place in range(4)]] for number in range(12)]
         Path("used0.jsonl").write_text("".join(f"\n{json.dumps(batch)}" for batch in batches))
-        Path("output.txt").write_text("lightning_logs/version_0 is at its end: nothing to do")
+        Path("output.txt").write_text("lightning_logs/version_0 has finished: nothing to do")
         yield place
 
 

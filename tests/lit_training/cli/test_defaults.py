@@ -7,7 +7,7 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.profilers import SimpleProfiler
 from lightning.pytorch.strategies import DDPStrategy
 
-from lit_training.cli.defaults import STRATEGIES, register_strategies
+from lit_training.cli.defaults import LIGHTNING_STRATEGIES, register_strategies
 from lit_training.runs.checkpoints import FitCheckpointIO
 from lit_training.runs.lightning_internals import NullProfiler
 from lit_training.runs.metrics_csv import MetricsCSV
@@ -88,7 +88,7 @@ def test_ddp_finds_unused_parameters_of_models_that_skip_layers(line: str, finds
     assert strategy._ddp_kwargs.get("find_unused_parameters") == finds
 
 
-@pytest.mark.parametrize("name", [name for name in STRATEGIES if name.startswith("ddp")])
+@pytest.mark.parametrize("name", [name for name in LIGHTNING_STRATEGIES if name.startswith("ddp")])
 def test_the_process_group_timeout_is_longer_than_the_watch(name: str) -> None:
     """``--timeout`` ends a hang; the default of torch ends a slow job after 30 minutes."""
     register_strategies(skips_layers=False)

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import lit_models
-from lit_training.cli.fit import RESULT_FILE, load_weights, print_result, remove_unstarted_run
+from lit_training.cli.fit import RESULT_FILE_VARIABLE, load_pretrained_weights, print_result, remove_unstarted_run
 from lit_training.errors import UsageError
 from tests.support.fits import SHAPES, fit, parse, run_of
 
@@ -25,7 +25,7 @@ def test_the_evaluation_after_training_reports_progress(monkeypatch: pytest.Monk
 
 
 def test_a_successful_run_writes_its_folder_to_the_result_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv(RESULT_FILE, str(tmp_path / "told"))
+    monkeypatch.setenv(RESULT_FILE_VARIABLE, str(tmp_path / "told"))
     cli = fit(f"{SHAPES} --max_epochs 1")
     assert not (tmp_path / "told").exists()
     print_result(cli.run)
@@ -58,9 +58,9 @@ def test_weights_are_loaded_unless_the_run_is_resumed(
     asked: list[int] = []
     monkeypatch.setattr(lit_models.LitCNN, "load_pretrained", lambda self: asked.append(1))
     copy_run(f"{SHAPES} --max_epochs 1", kill_at=3)
-    load_weights(parse("--resume latest").run)
+    load_pretrained_weights(parse("--resume latest").run)
     assert asked == []
-    load_weights(parse(SHAPES).run)
+    load_pretrained_weights(parse(SHAPES).run)
     assert asked == [1]
 
 

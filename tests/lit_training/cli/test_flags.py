@@ -1,4 +1,4 @@
-"""Command lines become the arguments that LightningCLI parses."""
+"""flags.py turns a command line into the arguments that LightningCLI parses."""
 
 import os
 from pathlib import Path
@@ -6,9 +6,11 @@ from pathlib import Path
 import pytest
 
 from lit_models import LitCNN, LitMLP
-from lit_training.cli.flags import with_run_config
+from lit_training.cli.flags import add_run_config
 from lit_training.errors import CheckpointError, one_line_errors
 from tests.support.fits import parse
+
+DEFAULT_DATA = {"LitCNN": "ShapesDataModule", "LitMLP": "RandomDataModule", "LitDynamic": "RandomDataModule"}
 
 
 @pytest.mark.parametrize("name", ["max_epochs", "trainer.max_epochs"])
@@ -28,14 +30,14 @@ def test_yaml_accepts_both_spellings_and_flags_override_it(text: str) -> None:
 
 
 @pytest.mark.parametrize("flag", ["fast_dev_run", "barebones", "deterministic", "detect_anomaly"])
-def test_a_bare_switch_is_true(flag: str) -> None:
+def test_a_boolean_flag_without_a_value_is_true(flag: str) -> None:
     assert parse(f"--{flag} --model LitMLP").config["trainer"][flag] is True
     assert isinstance(parse(f"--model LitMLP --{flag} false").model, LitMLP)
 
 
-def test_model_and_data_choose_their_usual_partner() -> None:
-    built = {name: type(parse(f"--model {name}").datamodule).__name__ for name in ("LitCNN", "LitMLP", "LitDynamic")}
-    assert built == {"LitCNN": "ShapesDataModule", "LitMLP": "RandomDataModule", "LitDynamic": "RandomDataModule"}
+def test_if_only_model_or_data_is_named_the_other_is_its_default() -> None:
+    default_data = {name: type(parse(f"--model {name}").datamodule).__name__ for name in DEFAULT_DATA}
+    assert default_data == DEFAULT_DATA
     assert isinstance(parse("--data RandomDataModule").model, LitMLP)
     assert isinstance(parse("--data ShapesDataModule").model, LitCNN)
 
@@ -47,7 +49,7 @@ def test_a_configuration_may_name_a_folder_as_data(photo_folder: Path) -> None:
     assert cli.model.hparams["in_channels"] == 3
 
 
-def test_arguments_of_a_class_may_come_before_it() -> None:
+def test_arguments_of_a_class_may_come_before_the_class() -> None:
     assert parse("--model.hidden [3,4] --model LitMLP").model.hparams["hidden"] == (3, 4)
 
 
@@ -56,25 +58,26 @@ def test_a_name_that_is_not_utf8_is_refused(capfd: pytest.CaptureFixture[str]) -
     Path(folder).mkdir()
     with pytest.raises(SystemExit, match="2"), one_line_errors("fit.py"):
         parse(f"--data {folder}")
-    assert capfd.readouterr().err == "fit.py: error: caf\\udce9 holds bytes that are not UTF-8: rename it\n"
+    expected = "caf\\udce9 has characters that are not UTF-8: rename the file or folder"
+    assert capfd.readouterr().err == f"fit.py: error: {expected}\n"
 
 
 @pytest.mark.parametrize("typed", [[], ["--resume", "never"], ["--resume=auto"]])
-def test_without_a_named_run_no_configuration_is_added(typed: list[str]) -> None:
-    assert with_run_config(typed) == typed
+def test_without_a_named_run_the_arguments_are_not_changed(typed: list[str]) -> None:
+    assert add_run_config(typed) == typed
 
 
 @pytest.mark.parametrize("root", [["--default_root_dir", "runs"], ["--trainer.default_root_dir=runs"]])
-def test_latest_is_replaced_by_the_run_and_adds_its_configuration(root: list[str]) -> None:
+def test_latest_adds_the_configuration_and_the_path_of_the_run(root: list[str]) -> None:
     run = Path("runs/lightning_logs/version_3")
     (run / "checkpoints").mkdir(parents=True)
     (run / "checkpoints" / "last.ckpt").touch()
     typed = ["--resume", "latest", *root]
-    assert with_run_config(typed) == [*typed, f"--resume={run}"]
+    assert add_run_config(typed) == [*typed, f"--resume={run}"]
     (run / "config.yaml").touch()
-    assert with_run_config(typed) == ["--config", str(run / "config.yaml"), *typed, f"--resume={run}"]
+    assert add_run_config(typed) == ["--config", str(run / "config.yaml"), *typed, f"--resume={run}"]
 
 
 def test_a_missing_run_is_an_error() -> None:
     with pytest.raises(CheckpointError, match="--resume nowhere: there is no such run"):
-        with_run_config(["--resume", "nowhere"])
+        add_run_config(["--resume", "nowhere"])

@@ -12,7 +12,7 @@ from lit_training.cli.limits import (
     MINIMA,
     check_devices,
     check_trainer,
-    trainer_error,
+    explain_trainer_error,
 )
 from lit_training.errors import UsageError
 from tests.support.fits import parse
@@ -90,4 +90,4 @@ def test_auto_is_the_cpu_if_there_is_no_gpu(monkeypatch: pytest.MonkeyPatch) -> 
     ],
 )
 def test_errors_of_the_trainer_get_the_name_of_the_flag(error: str, line: str) -> None:
-    assert trainer_error(ValueError(error), {"accelerator": "gpu", "max_epochs": 3}) == line
+    assert explain_trainer_error(ValueError(error), {"accelerator": "gpu", "max_epochs": 3}) == line

@@ -76,6 +76,6 @@ def test_the_fuzzed_parser_distinguishes_right_wrong_and_crash(
     def fail(*_: Any) -> None:
         raise KeyError("no error of a user")
 
-    monkeypatch.setattr("lit_training.cli.parser.expand_flags", fail)
+    monkeypatch.setattr("lit_training.cli.parser.to_lightning_arguments", fail)
     with pytest.raises(AssertionError, match="KeyError"):
         judge([])
