@@ -49,7 +49,7 @@ class Finding(NamedTuple):
     items: list[tuple[str, ...]]
 
 
-def findings(
+def find_problems(
     listing: Listing, *, num_workers: int | None = None, progress: Callable[[int, int], None] | None = None
 ) -> tuple[Listing, list[Finding]]:
     """Return the pictures that training would use, and all findings in the order of ADVICE.
@@ -93,12 +93,12 @@ def findings(
     if train.max() >= IMBALANCE * max(train.min(), 1):
         least, most = listing.class_names[train.argmin()], listing.class_names[train.argmax()]
         found["uneven classes"] = [(f"{least}: {train.min()}", f"{most}: {train.max()}")]
-    used = listing.rows(np.flatnonzero(~two_classes))
+    used = listing.take(np.flatnonzero(~two_classes))
     return used, [Finding(kind, items) for kind, items in found.items() if items]
 
 
 def to_document(used: Listing, found: list[Finding]) -> dict[str, object]:
-    """Convert the result of :func:`findings` to plain values for JSON."""
+    """Convert the result of :func:`find_problems` to plain values for JSON."""
     return {
         "root": str(used.root),
         "pictures": len(used.paths),

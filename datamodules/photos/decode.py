@@ -24,7 +24,7 @@ FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF", "PPM")  # Pillow tries no other
 # megapixels passes, a decompression bomb of 50,000 x 50,000 pixels does not.
 MAX_PIXELS = 178_956_970
 MAX_SIDE = 65_535  # the limit of JPEG; other decoders take minutes for strips of millions of pixels
-MISNAMED, ROTATED = 1, 2  # bits of Look.flags
+MISNAMED, ROTATED = 1, 2  # bits of Inspection.flags
 _ORIENTATION = 0x0112  # EXIF tag
 UPRIGHT = {
     2: (False, True, False),
@@ -65,8 +65,8 @@ class BadPicture(DataError):
         return f"{printable(self.name)}: {self.kind} ({self.reason}): replace the file or leave it out"
 
 
-class Look(NamedTuple):
-    """What :func:`look` found in one file; `kind` is "" for a picture that can be decoded.
+class Inspection(NamedTuple):
+    """What :func:`inspect_picture` found in one file; `kind` is "" for a picture that can be decoded.
 
     `width` and `height` are in pixels, as stored. `dhash` is a perceptual hash of 64 bits. `content` is a BLAKE2b hash
     of 64 bits; among a million different pictures, two have the same hash with a probability of 1 in 30 million.
@@ -94,10 +94,10 @@ def read_picture(path: str | Path) -> Image.Image:
         return to_upright_rgb(image)
 
 
-def look(path: Path, with_content: bool) -> Look:
+def inspect_picture(path: Path, with_content: bool) -> Inspection:
     """Decode all of a file, at a reduced scale if its format allows, and describe it.
 
-    Never raises for a bad file: `kind` and `reason` say what is wrong. `Look.content` is 0 unless `with_content`.
+    Never raises for a bad file: `kind` and `reason` say what is wrong. `Inspection.content` is 0 unless `with_content`.
     """
     try:
         with _open_picture(path) as image:
@@ -112,9 +112,9 @@ def look(path: Path, with_content: bool) -> Look:
                 image.load()  # errors. TIFF loses its tag when it is decoded.
             flags |= ROTATED * (orientation(image) in UPRIGHT)
             dhash = _dhash(to_upright_rgb(image))
-            return Look("", "", flags, width, height, dhash, _hash_content(path) if with_content else 0)
+            return Inspection("", "", flags, width, height, dhash, _hash_content(path) if with_content else 0)
     except BadPicture as bad:
-        return Look(bad.kind, bad.reason)
+        return Inspection(bad.kind, bad.reason)
 
 
 @contextlib.contextmanager

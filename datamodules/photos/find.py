@@ -76,14 +76,14 @@ class Listing:
         classes = len(self.class_names)
         return np.bincount(self.splits.astype(np.int64) * classes + self.labels, minlength=3 * classes).reshape(3, -1)
 
-    def rows(self, rows: np.ndarray) -> Listing:
-        """Keep only the files at the indices `rows`."""
-        if len(rows) == len(self.paths):
+    def take(self, indices: np.ndarray) -> Listing:
+        """Return a listing of only the files at `indices`."""
+        if len(indices) == len(self.paths):
             return self
-        columns = {name: getattr(self, name)[rows] for name in ("labels", "splits", "sizes", "mtimes")}
-        return replace(self, paths=self.paths.take(rows), **columns)
+        columns = {name: getattr(self, name)[indices] for name in ("labels", "splits", "sizes", "mtimes")}
+        return replace(self, paths=self.paths.take(indices), **columns)
 
-    def only(self, learned: set[str]) -> Listing:
+    def keep_classes(self, learned: set[str]) -> Listing:
         """Keep only the classes in `learned` and renumber the labels. Files of other classes go to `left_out`."""
         names = tuple(name for name in self.class_names if name in learned)
         new_label = {name: label for label, name in enumerate(names)}
@@ -97,7 +97,7 @@ class Listing:
             reason = f"class {name} is only in {where}"
             left_out += [LeftOut(self.paths[row], "class not in train", reason) for row in rows]
         changed = replace(self, class_names=names, labels=labels, left_out=left_out, notes=notes)
-        return changed.rows(np.flatnonzero(labels >= 0))
+        return changed.take(np.flatnonzero(labels >= 0))
 
 
 def find_class_names(root: str | Path) -> tuple[str, ...]:
@@ -158,7 +158,7 @@ def find_photos(root: str | Path) -> Listing:
         left_out,
         notes,
     )
-    return listing.only(_learned_classes(root, folders, filled))
+    return listing.keep_classes(_learned_classes(root, folders, filled))
 
 
 def find_files_below(folder: str | Path, suffixes: Container[str]) -> list[str]:

@@ -111,7 +111,7 @@ def examine(
     across = copies_across(scan.listing.labels, scan.copies)
     left_out = [*listing.left_out, *bad, *_find_twins(scan.listing, scan.copies, across)]
     rows = np.flatnonzero(~across)
-    listing, verdicts = scan.listing.rows(rows), scan.verdicts[rows]
+    listing, verdicts = scan.listing.take(rows), scan.verdicts[rows]
     _refuse_empty_classes(listing, left_out)
     groups = content_groups(verdicts["content"])
     notes = [*listing.notes]

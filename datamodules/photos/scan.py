@@ -20,7 +20,7 @@ import numpy as np
 from datamodules.errors import DataError
 from datamodules.files import atomic_write
 from datamodules.machine import available_cores, cache_folder
-from datamodules.photos.decode import Look, look
+from datamodules.photos.decode import Inspection, inspect_picture
 from datamodules.photos.find import LeftOut, Listing
 
 _CHUNK = 64  # files per message to a worker: about 0.1 s of work
@@ -82,7 +82,7 @@ def scan_photos(
         if cache_file and done[todo].any():
             with contextlib.suppress(OSError), atomic_write(cache_file) as file:  # the cache only saves time
                 np.save(file, known[done][np.argsort(known["key"][done])])
-    return Scan(listing.rows(np.flatnonzero(done)), verdicts[done], content_groups(verdicts["content"][done]), bad)
+    return Scan(listing.take(np.flatnonzero(done)), verdicts[done], content_groups(verdicts["content"][done]), bad)
 
 
 def content_groups(content: np.ndarray) -> np.ndarray:
@@ -93,7 +93,7 @@ def content_groups(content: np.ndarray) -> np.ndarray:
 
 def _look_at_files(
     listing: Listing, todo: np.ndarray, with_content: np.ndarray, num_workers: int | None
-) -> Iterator[tuple[np.ndarray, list[Look]]]:
+) -> Iterator[tuple[np.ndarray, list[Inspection]]]:
     """Yield chunks of the indices `todo` with the results for their files, in order."""
     root = listing.root.absolute()  # workers have another current folder
     chunks = [todo[start : start + _CHUNK] for start in range(0, len(todo), _CHUNK)]
@@ -106,7 +106,7 @@ def _look_at_files(
     num_workers = min(num_workers, int(listing.sizes[todo].sum()) // _BYTES_PER_PROCESS)
     if num_workers < 2:
         for rows in chunks:
-            yield rows, [look(Path(name), hash_it) for name, hash_it in request(rows)]
+            yield rows, [inspect_picture(Path(name), hash_it) for name, hash_it in request(rows)]
         return
     # Not multiprocessing: its "spawn" imports the caller's main module again, with torch, and fails if a script has
     # no __main__ guard.
@@ -115,13 +115,13 @@ def _look_at_files(
     for worker in workers:
         idle.put(worker)
 
-    def ask(rows: np.ndarray) -> list[Look]:
+    def ask(rows: np.ndarray) -> list[Inspection]:
         worker = idle.get()
         try:
             with contextlib.suppress(BrokenPipeError):  # the worker has died
                 print(json.dumps(request(rows)), file=worker.stdin, flush=True)
             if answer := worker.stdout.readline():  # type: ignore[union-attr]
-                return [Look(*fields) for fields in json.loads(answer)]
+                return [Inspection(*fields) for fields in json.loads(answer)]
             if worker.wait() == 1:  # a Python exception is a bug of ours; the worker has printed it
                 raise RuntimeError("a process that examines pictures failed; see its error message above")
             worker = _start_worker()
@@ -130,7 +130,7 @@ def _look_at_files(
             idle.put(worker)
         # A decoder has crashed the worker: try the files one by one to find out which.
         if len(rows) == 1:
-            return [Look("damaged", "its decoder crashed")]
+            return [Inspection("damaged", "its decoder crashed")]
         return [found for row in rows for found in ask(row[None])]
 
     threads = ThreadPoolExecutor(num_workers)
@@ -156,14 +156,15 @@ def _serve_requests() -> None:
     """Run as a worker: read chunks as lines of JSON and print the results as JSON, until the input ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent process handles Ctrl-C
     for line in sys.stdin:
-        print(json.dumps([look(Path(name), with_content) for name, with_content in json.loads(line)]), flush=True)
+        results = [inspect_picture(Path(name), with_content) for name, with_content in json.loads(line)]
+        print(json.dumps(results), flush=True)
 
 
 def _cache_file(root: Path) -> Path | None:
     """Return the file that holds the results for `root`, or None if there is no cache folder."""
     with contextlib.suppress(DataError, OSError):
         name = hashlib.blake2b(os.fsencode(root.resolve()), digest_size=8).hexdigest()
-        return cache_folder() / f"pictures-1-{name}.npy"  # raise the 1 if look() judges or hashes differently
+        return cache_folder() / f"pictures-1-{name}.npy"  # increase the 1 if inspect_picture() changes its results
     return None
 
 

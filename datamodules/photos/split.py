@@ -95,7 +95,7 @@ def apply_split_file(listing: Listing, split_file: str) -> Listing:
     rows = np.flatnonzero(splits >= 0)
     extra = len(splits) - len(rows)
     notes = [*listing.notes, *[f"{plural(extra, 'picture')} left out: not in {csv_name}"] * bool(extra)]
-    return replace(listing, splits=splits, left_out=left_out, notes=notes).rows(rows).only(learned)
+    return replace(listing, splits=splits, left_out=left_out, notes=notes).take(rows).keep_classes(learned)
 
 
 def read_split_file(split_file: str) -> Iterator[tuple[str, str, int]]:

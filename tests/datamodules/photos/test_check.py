@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from datamodules.photos import check
-from datamodules.photos.check import DISTANCE, findings, to_document
+from datamodules.photos.check import DISTANCE, find_problems, to_document
 from datamodules.photos.find import find_photos
 from tests.support.photos import look_at, scene, turned
 
@@ -35,7 +35,7 @@ def clean(tmp_path: Path) -> Path:
 
 def document(folder: Path) -> dict[str, Any]:
     """Return the document that ``check.py --json`` prints."""
-    return json.loads(json.dumps(to_document(*findings(find_photos(folder), num_workers=0))))
+    return json.loads(json.dumps(to_document(*find_problems(find_photos(folder), num_workers=0))))
 
 
 def found(folder: Path) -> dict[str, list[list[str]]]:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from datamodules.photos import scan
-from datamodules.photos.decode import Look
+from datamodules.photos.decode import Inspection
 from datamodules.photos.find import LeftOut, find_photos
 from datamodules.photos.scan import content_groups, scan_photos
 from tests.support.photos import BROKEN, JPEG, encoded, look_at, put, two
@@ -46,8 +46,8 @@ def test_a_decoder_that_crashes_loses_only_its_own_picture(tmp_path: Path, monke
     fake.write_text(
         "import os, sys; sys.path.insert(0, os.getcwd())\n"
         "from datamodules.photos import scan\n"
-        "real = scan.look\n"
-        "scan.look = lambda path, c: os.abort() if path.name == 'crash.jpg' else real(path, c)\n"
+        "real = scan.inspect_picture\n"
+        "scan.inspect_picture = lambda path, c: os.abort() if path.name == 'crash.jpg' else real(path, c)\n"
         "scan._serve_requests()\n"
     )
     start = subprocess.Popen
@@ -72,13 +72,13 @@ def test_second_scan_opens_only_what_changed(tmp_path: Path, own_cache: Path, mo
     put(two(tmp_path) / "cat" / "broken.jpg", b"")
     first = look_at(tmp_path)
     opened: list[str] = []
-    real = scan.look
+    real = scan.inspect_picture
 
-    def watched(path: Path, with_content: bool) -> Look:
+    def watched(path: Path, with_content: bool) -> Inspection:
         opened.append(path.name)
         return real(path, with_content)
 
-    monkeypatch.setattr(scan, "look", watched)
+    monkeypatch.setattr(scan, "inspect_picture", watched)
     second = look_at(tmp_path)
     assert opened == ["broken.jpg"]
     assert second.report() == first.report()
@@ -113,6 +113,6 @@ def test_a_scan_of_some_files_keeps_the_results_of_the_others(tmp_path: Path, ow
     put(two(tmp_path) / "cat" / "broken.jpg", b"")
     listing = find_photos(tmp_path)
     scan_photos(listing)
-    assert [file.path for file in scan_photos(listing.rows(np.arange(7))).bad] == ["cat/broken.jpg"]
+    assert [file.path for file in scan_photos(listing.take(np.arange(7))).bad] == ["cat/broken.jpg"]
     (file,) = (own_cache / "lit-classics").iterdir()
     assert len(np.load(file)) == 12
