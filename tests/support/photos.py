@@ -110,7 +110,7 @@ BROKEN = {
     "truncated.jpg": (JPEG[: len(JPEG) // 2], "truncated", "image file is truncated"),
     "late.jpg": (JPEG[:-60], "truncated", "image file is truncated"),
     "progressive.jpg": (encoded(903, progressive=True)[:-300], "truncated", "image file is truncated"),
-    "head.jpg": (JPEG[:4], "truncated", "breaks off in its header"),
+    "head.jpg": (JPEG[:4], "truncated", "the file ends in its header"),
     "truncated.png": (PNG[: len(PNG) // 2], "truncated", "image file is truncated"),
     "truncated.webp": (WEBP[:300], "truncated", f"300 of {len(WEBP)} bytes"),
     "empty.jpg": (b"", "empty", "0 bytes"),

@@ -12,7 +12,7 @@ from PIL import Image
 
 from datamodules.errors import DataError
 from datamodules.photos import decode
-from datamodules.photos.check import DISTANCE
+from datamodules.photos.check import MAX_HASH_DISTANCE
 from datamodules.photos.decode import read_picture
 from tests.support.photos import BOMB, BROKEN, JPEG, look_at, put, scene, turned, two
 
@@ -110,7 +110,7 @@ def test_large_pictures_are_converted_in_strips(tmp_path: Path, monkeypatch: pyt
         image.save(path)
         whole = np.asarray(read_picture(path))
         with monkeypatch.context() as patch:
-            patch.setattr(decode, "_STRIP", 29)
+            patch.setattr(decode, "_PIXELS_PER_STRIP", 29)
             patch.setattr(Image, "alpha_composite", noted)
             assert np.array_equal(np.asarray(read_picture(path)), whole)
     assert sizes == [4, 4, 4, 4, 4, 4, 4, 2] * 3
@@ -151,4 +151,4 @@ def test_hash_survives_compression_and_scaling() -> None:
         picture = scene(seed)
         file = io.BytesIO()
         picture.resize((80, 60)).save(file, "JPEG", quality=60)
-        assert (decode._dhash(picture) ^ decode._dhash(Image.open(file))).bit_count() <= DISTANCE
+        assert (decode._dhash(picture) ^ decode._dhash(Image.open(file))).bit_count() <= MAX_HASH_DISTANCE

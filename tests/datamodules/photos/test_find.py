@@ -31,7 +31,7 @@ def test_text_files_and_loose_pictures_are_left_out(tmp_path: Path) -> None:
     put(two(tmp_path) / "cat" / "labels.txt", b"x")
     put(tmp_path / "loose.jpg", JPEG)
     assert look_at(tmp_path).left_out == [
-        LeftOut("cat/labels.txt", "not a picture by its name", "ends in .txt"),
+        LeftOut("cat/labels.txt", "not a picture by its name", ".txt is not a picture suffix"),
         LeftOut("loose.jpg", "in no class folder", "is next to the class folders, not in one"),
     ]
 

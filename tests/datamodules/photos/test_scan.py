@@ -12,13 +12,13 @@ import pytest
 from datamodules.photos import scan
 from datamodules.photos.decode import Inspection
 from datamodules.photos.find import LeftOut, find_photos
-from datamodules.photos.scan import content_groups, scan_photos
+from datamodules.photos.scan import first_with_same_content, scan_photos
 from tests.support.photos import BROKEN, JPEG, encoded, look_at, put, two
 
 
-def test_content_groups() -> None:
+def test_first_with_same_content() -> None:
     hashes = np.array([7, 0, 9, 7, 0, 9, 7], np.uint64)
-    assert content_groups(hashes).tolist() == [0, 1, 2, 0, 4, 2, 0]
+    assert first_with_same_content(hashes).tolist() == [0, 1, 2, 0, 4, 2, 0]
 
 
 def test_result_does_not_depend_on_workers(tmp_path: Path, own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -26,14 +26,14 @@ def test_result_does_not_depend_on_workers(tmp_path: Path, own_cache: Path, monk
     for name, (data, _, _) in BROKEN.items():
         put(tmp_path / "cat" / name, data)
     listing = find_photos(tmp_path)
-    monkeypatch.setattr(scan, "_BYTES_PER_PROCESS", 1)
+    monkeypatch.setattr(scan, "_MIN_BYTES_PER_PROCESS", 1)
     calls: list[tuple[int, int]] = []
     alone = scan_photos(listing, num_workers=0)
     (own_cache / "lit-classics").rename(own_cache / "away")
     many = scan_photos(listing, num_workers=3, progress=lambda *numbers: calls.append(numbers))
     assert list(many.listing.paths) == list(alone.listing.paths)
-    assert np.array_equal(many.verdicts, alone.verdicts)
-    assert np.array_equal(many.copies, alone.copies)
+    assert np.array_equal(many.inspections, alone.inspections)
+    assert np.array_equal(many.first_copies, alone.first_copies)
     assert many.bad == alone.bad
     assert len(many.bad) == len(BROKEN)
     assert calls == [(64, 173), (128, 173), (173, 173)]
@@ -52,7 +52,7 @@ def test_a_decoder_that_crashes_loses_only_its_own_picture(tmp_path: Path, monke
     )
     start = subprocess.Popen
     monkeypatch.setattr(scan.subprocess, "Popen", lambda command, **rest: start([sys.executable, str(fake)], **rest))
-    monkeypatch.setattr(scan, "_BYTES_PER_PROCESS", 1)
+    monkeypatch.setattr(scan, "_MIN_BYTES_PER_PROCESS", 1)
     found = scan_photos(find_photos(root), num_workers=2)
     assert found.bad == [LeftOut("dog/crash.jpg", "damaged", "its decoder crashed")]
     assert len(found.listing.paths) == 80
@@ -63,7 +63,7 @@ def test_an_exception_in_a_worker_is_an_error(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(
         scan.subprocess, "Popen", lambda command, **rest: start([sys.executable, "-c", "input(); 1 / 0"], **rest)
     )
-    monkeypatch.setattr(scan, "_BYTES_PER_PROCESS", 1)
+    monkeypatch.setattr(scan, "_MIN_BYTES_PER_PROCESS", 1)
     with pytest.raises(RuntimeError, match="a process that examines pictures failed"):
         scan_photos(find_photos(two(tmp_path)), num_workers=2)
 

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from datamodules.photos.find import LeftOut
-from datamodules.photos.split import stratified_split
+from datamodules.photos.split import choose_validation_pictures
 from tests.support.photos import JPEG, content, look_at, put, refused, two
 
 
@@ -34,7 +34,7 @@ def test_split_is_stratified_and_keeps_copies_together(
     folder: tuple[np.ndarray, np.ndarray, np.ndarray], val_size: float
 ) -> None:
     labels, groups, ranks = folder
-    val = stratified_split(labels, groups, ranks, val_size)
+    val = choose_validation_pictures(labels, groups, ranks, val_size)
     assert (val == val[groups]).all()
     for label in np.unique(labels):
         own = labels == label
@@ -54,7 +54,7 @@ def test_split_is_stratified_and_keeps_copies_together(
 @pytest.mark.parametrize(("count", "val"), [(1, 0), (2, 1), (3, 1), (10, 2), (100, 20)])
 def test_split_sizes(count: int, val: int) -> None:
     rows = np.arange(count)
-    assert stratified_split(np.zeros(count, int), rows, rows, 0.2).sum() == val
+    assert choose_validation_pictures(np.zeros(count, int), rows, rows, 0.2).sum() == val
 
 
 def test_split_file_gives_the_same_split(tmp_path: Path) -> None:
@@ -88,14 +88,15 @@ def test_wrong_split_files_are_refused(tmp_path: Path) -> None:
         "CSV, line 2: must be path,label,split with split train, val or test"
     )
     assert message(head + "cat/gone.jpg,cat,val\n") == (
-        "DIR lacks 1 picture of CSV (cat/gone.jpg): restore them, or leave out --data.split_file"
+        "DIR does not contain 1 picture of CSV (cat/gone.jpg): restore the missing files, or leave out "
+        "--data.split_file"
     )
     assert message(head + "cat/0.jpg,dog,train\n") == (
-        "CSV says cat/0.jpg is dog, its folder says cat: move the file or correct the line"
+        "CSV: cat/0.jpg has the class dog, but is in the folder of class cat: move the file or correct the line"
     )
     assert message(head) == "CSV has no line with split train: give a run's split.csv"
     assert message(head + "cat/0.jpg,cat,train\ncat/1.jpg,cat,val\ncat/0.jpg,cat,val\n") == (
-        "CSV names cat/0.jpg more than once: keep one line for it"
+        "CSV has more than one line for cat/0.jpg: keep one of them"
     )
     assert message(head + "x" * 200_000 + ",cat,train\n") == (
         "CSV cannot be read (field larger than field limit (131072)): give a run's split.csv"
