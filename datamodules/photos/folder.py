@@ -44,10 +44,8 @@ class Photos(Listing):
     def write_split(self, csv_path: str | Path) -> None:
         """Write a CSV file with `path,label,split` for each picture. :func:`examine` accepts it as `split_file`."""
         rows = zip(self.paths, self.labels, self.splits, strict=True)
-        write_csv(
-            csv_path,
-            [SPLIT_FILE_COLUMNS, *((path, self.class_names[label], SPLITS[split]) for path, label, split in rows)],
-        )
+        lines = [(path, self.class_names[label], SPLITS[split]) for path, label, split in rows]
+        write_csv(csv_path, [SPLIT_FILE_COLUMNS, *lines])
 
     def write_left_out(self, csv_path: str | Path) -> None:
         """Write a CSV file with `path,kind,reason` for each file that is not used."""
@@ -124,9 +122,8 @@ def examine(
     if split_file is None and not (splits == VAL).any():
         train = np.flatnonzero(splits == TRAIN)
         order = listing.paths.hashes(str(seed))
-        splits[
-            train[choose_validation_pictures(listing.labels[train], first_copies[train], order[train], val_size)]
-        ] = VAL
+        is_val = choose_validation_pictures(listing.labels[train], first_copies[train], order[train], val_size)
+        splits[train[is_val]] = VAL
         notes.append(f"no folder val/: {val_size:.0%} of each class became val (seed {seed})")
     photos = Photos(**{**vars(listing), "splits": splits, "left_out": left_out, "notes": notes})
     notes += _make_notes(photos, inspections["flags"], first_copies)
