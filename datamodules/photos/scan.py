@@ -83,12 +83,9 @@ def scan_photos(
             finished += len(rows)
             if progress:
                 progress(finished, n)
-    finally:  # also after an interruption: the next scan of the folder then continues from this point
+    finally:  # also after Ctrl-C: the next scan then uses the results so far
         if cache_file and done[todo].any():
-            with (
-                contextlib.suppress(OSError),
-                atomic_write(cache_file) as file,
-            ):  # without a cache, scans are only slower
+            with contextlib.suppress(OSError), atomic_write(cache_file) as file:  # the cache only saves time
                 np.save(file, cache_rows[done][np.argsort(cache_rows["key"][done])])
     first_copies = first_with_same_content(inspections["content"][done])
     return Scan(listing.take(np.flatnonzero(done)), inspections[done], first_copies, bad)
