@@ -20,32 +20,36 @@ from datamodules.photos.store import PictureStore, store_path
 from datamodules.photos.transforms import eval_transform
 from datamodules.preprocessing import Preprocessing
 
-SMALL = 64
-"""Largest image_size, in pixels, for which all pictures are kept in memory."""
+MAX_IMAGE_SIZE_IN_MEMORY = 64
+"""Largest ``image_size``, in pixels, for which all decoded pictures are kept in memory."""
 
 
 class ImageFolderDataModule(SplitDataModule):
     """Photos in ``root/train/<class>/...`` and ``root/val/<class>/...``, or in ``root/<class>/...``.
 
-    Size, mean, std and interpolation are those of the model's ``preprocessing``. The default is that of the PyTorch
-    tutorial "Transfer Learning for Computer Vision" (224 pixels, ImageNet's mean and std). If ``image_size`` is at
-    most 64, all pictures are decoded once and kept in memory as uint8.
+    Image size, mean, std and interpolation are those of the model's ``preprocessing``. If the model has none, they are
+    those of the PyTorch tutorial "Transfer Learning for Computer Vision" (224 pixels, ImageNet's mean and std). If
+    ``image_size`` is at most 64, all pictures are decoded once and kept in memory as uint8.
 
     Args:
-        root: the folder. It contains ``train/``, ``val/`` (``valid/``, ``validation/``) and ``test/``, or the classes.
+        root: folder that contains ``train/``, ``val/`` (or ``valid/``, ``validation/``) and ``test/``, or the class
+            folders. Only ``train/`` is required.
         batch_size: pictures per step and device.
-        image_size: height and width of the network's input in pixels; if not given, the model's.
-        augment: use random crops and flips (small pictures: flip, shift, cutout); if not given, the model decides.
-        val_size: fraction of the training pictures that becomes the validation set if the folder has no ``val/``.
-        split_file: a ``split.csv`` of an earlier run, to use the same split.
-        balance: ``loss`` weights each class by the inverse of its frequency in the training loss.
-        max_bad_fraction: largest fraction of broken files that is accepted; they are left out.
-        cache: keep the decoded pictures, resized to ``resize_size``, in a memory-mapped file, so that only the first
-            epoch decodes. Random crops are then taken from the resized picture, so small crops are less sharp.
-        num_workers: processes that load pictures; if not given, it depends on the number of cores.
-        seed: of the split, the order and the augmentation.
+        image_size: height and width of the network's input in pixels. Default: the size in the model's
+            ``preprocessing``.
+        augment: augment the training pictures with random crops and flips, or, if ``image_size`` is at most 64, with
+            random flips, shifts and cutout. Default: the model's ``wants_augmentation``, or True.
+        val_size: fraction of the training pictures of each class that becomes the validation set if the folder has no
+            ``val/``.
+        split_file: the ``split.csv`` of an earlier run, to use the same split.
+        balance: ``loss`` weights each class in the training loss by the inverse of its frequency; ``none`` does not.
+        max_bad_fraction: largest fraction of broken files that is accepted. Broken files are left out.
+        cache: store the decoded pictures, resized to ``resize_size``, in a memory-mapped file, so that they are decoded
+            only once. Random crops are then taken from the resized pictures, so small crops are less sharp.
+        num_workers: number of processes that load pictures. Default: depends on the number of cores.
+        seed: seed of the split, of the order and of the augmentation.
 
-    Batches: (B, 3, S, S) float32 and (B,) int64.
+    Batches: images (B, 3, S, S) float32 and labels (B,) int64.
 
     Raises:
         DataError: an argument is out of range, or the folder cannot be used for training.
@@ -83,7 +87,7 @@ class ImageFolderDataModule(SplitDataModule):
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """The classes that have training pictures, sorted. Opens no picture."""
+        """The names of the classes that have training pictures, sorted. Opens no picture."""
         if self.photos:
             return self.photos.class_names
         split_file = self.hparams["split_file"]
@@ -114,11 +118,11 @@ class ImageFolderDataModule(SplitDataModule):
         augment = self.hparams["augment"]
         self.augment = getattr(model, "wants_augmentation", True) if augment is None else augment
         if (self.preprocessing, self.augment) != before:
-            self.sets = {}  # the old ones were prepared for another model
+            self.sets = {}  # the existing datasets have other transforms
 
     def prepare_data(self) -> None:
-        self.examine()  # one process per machine decodes the pictures and remembers the results for the others
-        if self.preprocessing.image_size <= SMALL or self.hparams["cache"]:
+        self.examine()  # one process per machine decodes the pictures; the others use its cached results
+        if self.preprocessing.image_size <= MAX_IMAGE_SIZE_IN_MEMORY or self.hparams["cache"]:
             for split in ("train", "val"):
                 self.dataset(split)
 
@@ -128,7 +132,7 @@ class ImageFolderDataModule(SplitDataModule):
         self.examine()
 
     def examine(self) -> Photos:
-        """Decode every picture, leave out the broken ones and split the others, the first time it is called."""
+        """Decode every picture, leave out the broken ones and split the others. Later calls return the same result."""
         if self.photos is None:
             settings = {name: self.hparams[name] for name in ("val_size", "seed", "split_file", "max_bad_fraction")}
             self.photos = examine(self.root, **settings)
@@ -140,29 +144,29 @@ class ImageFolderDataModule(SplitDataModule):
     def dataset(self, split: str) -> Dataset:
         if split not in self.sets:
             photos = self.examine()
-            chosen = photos.select(SPLITS.index(split))
-            paths, labels = photos.paths.take(chosen), torch.from_numpy(photos.labels[chosen]).long()
+            rows = photos.select(SPLITS.index(split))
+            paths, labels = photos.paths.take(rows), torch.from_numpy(photos.labels[rows]).long()
             augment, seed, spec = self.augment and split == "train", self.hparams["seed"], self.preprocessing
-            small = spec.image_size <= SMALL
-            store = self._store(paths, small) if len(paths) and (small or self.hparams["cache"]) else None
-            if store and small:
+            in_memory = spec.image_size <= MAX_IMAGE_SIZE_IN_MEMORY
+            store = self._open_store(paths, in_memory) if len(paths) and (in_memory or self.hparams["cache"]) else None
+            if store and in_memory:
                 self.sets[split] = Pictures(store.stacked(), labels, spec, augment, seed)
             else:
                 self.sets[split] = PhotoFiles(self.root, paths, labels, spec, augment, seed, store)
         return self.sets[split]
 
-    def _store(self, paths: Paths, whole: bool) -> PictureStore:
-        """Return these pictures decoded and resized, and also cropped if ``whole``."""
+    def _open_store(self, paths: Paths, cropped: bool) -> PictureStore:
+        """Return a store of these pictures, resized, and with the center crop if ``cropped``. Write it if missing."""
         spec = self.preprocessing
         sizes = {key: getattr(spec, key) for key in ("image_size", "resize_size", "interpolation")}
-        path = store_path(self.root, paths, {**sizes, "whole": whole})
+        path = store_path(self.root, paths, {**sizes, "whole": cropped})
         if not path.is_file():
-            transform = eval_transform(spec) if whole else v2.Compose(eval_transform(spec).transforms[:2])
+            transform = eval_transform(spec) if cropped else v2.Compose(eval_transform(spec).transforms[:2])
             PictureStore.write(path, len(paths), lambda index: transform(read_pixels(self.root / paths[index])))
         return PictureStore(path)
 
     def num_workers(self, dataset: Dataset) -> int:
         if not isinstance(dataset, PhotoFiles):
             return 0
-        chosen = self.hparams["num_workers"]
-        return count_decoding_workers(self.trainer) if chosen is None else chosen
+        given = self.hparams["num_workers"]
+        return count_decoding_workers(self.trainer) if given is None else given

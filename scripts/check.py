@@ -20,7 +20,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--workers", type=at_least(0), metavar="N", help="reader processes (default: one per core)")
     chosen = parser.parse_args(arguments)
 
-    from datamodules.photos.check import ADVICE, findings, to_document  # here, so that --help needs no numpy
+    from datamodules.photos.check import ADVICE, find_problems, to_document  # here, so that --help needs no numpy
     from datamodules.photos.find import find_photos
     from datamodules.text import plural, printable
     from lit_training.errors import one_line_errors
@@ -28,7 +28,7 @@ def main(arguments: list[str] | None = None) -> int:
 
     with one_line_errors("check.py"):
         with progress_bar("examining") as progress:
-            used, found = findings(find_photos(chosen.dir), num_workers=chosen.workers, progress=progress)
+            used, found = find_problems(find_photos(chosen.dir), num_workers=chosen.workers, progress=progress)
         if chosen.json:
             print(json.dumps(to_document(used, found), indent=1))
             return bool(found)

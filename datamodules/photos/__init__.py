@@ -1,1 +1,5 @@
-"""Photos, in this order: find, decode, scan, split and folder (none of them imports torch), then the datasets."""
+"""Folders of photos.
+
+The steps, in this order: find, decode, scan, split, folder. These modules do not import torch. The modules dataset,
+store and transforms read the pictures during training. The module check finds problems before training.
+"""

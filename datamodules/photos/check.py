@@ -9,140 +9,152 @@ import numpy as np
 
 from datamodules.photos.decode import MISNAMED, ROTATED
 from datamodules.photos.find import SPLITS, TRAIN, Listing
-from datamodules.photos.folder import IMBALANCE
+from datamodules.photos.folder import UNEVEN_CLASS_RATIO
 from datamodules.photos.scan import scan_photos
-from datamodules.photos.split import copies_across
+from datamodules.photos.split import is_in_mixed_group
 
-DISTANCE = 3  # the perceptual hashes of near duplicates differ in at most this many of 64 bits
-OUTLIER = 4  # an unusual picture is this many times larger or smaller than the median, by the root of its area
+MAX_HASH_DISTANCE = 3  # bits; the perceptual hashes (64 bits) of near duplicates differ in at most this many
+# A picture has an unusual size if the square root of its area is this many times larger or smaller than the median.
+UNUSUAL_SIZE_FACTOR = 4
 ADVICE = {
     "truncated": "copy them again or delete them",
     "empty": "copy them again or delete them",
     "damaged": "copy them again or delete them",
     "not a picture": "delete them, or convert them to .jpg",
     "too large": "make them smaller: the network sees a few hundred pixels",
-    "no file": "move them out: pipes, sockets and devices are not pictures",
-    "unreadable": "repair the permission (chmod u+r) or the link",
+    "no file": "move them out of the folder: they are named pipes, sockets or devices",
+    "unreadable": "allow reading (chmod u+r) or repair the link",
     "not a format we read": "convert them to .jpg",
-    "not a picture by its name": "add the suffix of its format, or move it out",
+    "not a picture by its name": "they have no picture suffix: add the right one, or move them out of the folder",
     "in no class folder": "move them into the folder of their class",
-    "folder passed over": "fill it, rename it or delete it",
+    "folder passed over": "add pictures, or rename or delete the folder",
     "wrong suffix": "give them the right suffix; they are still used",
     "exact duplicates": "keep one of each",
-    "near duplicates": "compare them, keep one of each",
-    "exact duplicates across splits": "delete one side: the score would be too good",
-    "near duplicates across splits": "compare them, delete one side: the score would be too good",
-    "same picture under two classes": "choose one class; training leaves all of them out",
+    "near duplicates": "compare them and keep one of each",
+    "exact duplicates across splits": "keep them in one split only: the score would be too good",
+    "near duplicates across splits": "compare them and keep them in one split only: the score would be too good",
+    "same picture under two classes": "keep them in the right class only; training leaves all of them out",
     "classes differ between splits": "move pictures so that each split has every class",
     "one class only": "add a folder for a second class",
-    "turned by EXIF": "nothing, if other programs show them upright, as training does",
-    "unusual size": "check that they belong here",
-    "uneven classes": "add pictures to the small ones, or use --data.balance loss",
+    "turned by EXIF": "nothing to do if an image viewer shows them upright: training does the same",
+    "unusual size": "check that they belong in this folder",
+    "uneven classes": "add pictures to the small classes, or use --data.balance loss",
 }
 
 
 class Finding(NamedTuple):
-    """A possible problem: `kind` is a key of ADVICE, each of `items` contains file names (or texts) that belong
-    together."""
+    """A possible problem in the folder.
+
+    `kind` is a key of ADVICE. `items` has one tuple per case, usually the names of the files that it concerns (such as
+    a picture and its copies), otherwise texts.
+    """
 
     kind: str
     items: list[tuple[str, ...]]
 
 
-def findings(
+def find_problems(
     listing: Listing, *, num_workers: int | None = None, progress: Callable[[int, int], None] | None = None
 ) -> tuple[Listing, list[Finding]]:
-    """Return the pictures that training would use, and all findings in the order of ADVICE.
+    """Return the pictures that training would use, and the findings in the order of ADVICE.
 
     The arguments are those of :func:`~datamodules.photos.scan.scan_photos`.
     """
-    found: dict[str, list[tuple[str, ...]]] = {kind: [] for kind in ADVICE}
-    listing, verdicts, copies, bad = scan_photos(listing, num_workers=num_workers, progress=progress)
+    items: dict[str, list[tuple[str, ...]]] = {kind: [] for kind in ADVICE}
+    listing, inspections, first_copies, bad = scan_photos(listing, num_workers=num_workers, progress=progress)
     for path, kind, _ in [*bad, *listing.left_out]:
         if kind != "class not in train":  # reported below, once for each class
-            found[kind].append((path,))
-    found["folder passed over"] = [(note,) for note in listing.notes if note.endswith(": ignored")]
+            items[kind].append((path,))
+    items["folder passed over"] = [(note,) for note in listing.notes if note.endswith(": ignored")]
 
-    def names(chosen: np.ndarray) -> list[tuple[str, ...]]:
+    def one_item_each(chosen: np.ndarray) -> list[tuple[str, ...]]:
         return [(listing.paths[row],) for row in np.flatnonzero(chosen)]
 
-    found["wrong suffix"] = names(verdicts["flags"] & MISNAMED)
-    found["turned by EXIF"] = names(verdicts["flags"] & ROTATED)
-    sides = np.sqrt(verdicts["width"].astype(float) * verdicts["height"])
-    median = np.median(sides) if len(sides) else 0
-    found["unusual size"] = names((sides > OUTLIER * median) | (sides * OUTLIER < median))
+    items["wrong suffix"] = one_item_each(inspections["flags"] & MISNAMED)
+    items["turned by EXIF"] = one_item_each(inspections["flags"] & ROTATED)
+    lengths = np.sqrt(inspections["width"].astype(float) * inspections["height"])
+    median = np.median(lengths) if len(lengths) else 0
+    is_unusual = (lengths > UNUSUAL_SIZE_FACTOR * median) | (lengths * UNUSUAL_SIZE_FACTOR < median)
+    items["unusual size"] = one_item_each(is_unusual)
 
-    alike = near_groups(verdicts["dhash"], copies)
-    two_classes = copies_across(listing.labels, copies)
-    across, near_across = copies_across(listing.splits, copies), copies_across(listing.splits, alike)
-    found["same picture under two classes"] = _together(listing, copies, two_classes)
-    found["exact duplicates across splits"] = _together(listing, copies, across & ~two_classes)
-    found["exact duplicates"] = _together(listing, copies, ~across & ~two_classes)
-    lookalike = copies_across(copies, alike)  # in a group that contains more than exact copies
-    found["near duplicates across splits"] = _together(listing, alike, lookalike & near_across)
-    found["near duplicates"] = _together(listing, alike, lookalike & ~near_across)
+    in_two_classes = is_in_mixed_group(listing.labels, first_copies)
+    in_two_splits = is_in_mixed_group(listing.splits, first_copies)
+    items["same picture under two classes"] = _group_names(listing, first_copies, in_two_classes)
+    items["exact duplicates across splits"] = _group_names(listing, first_copies, in_two_splits & ~in_two_classes)
+    items["exact duplicates"] = _group_names(listing, first_copies, ~in_two_splits & ~in_two_classes)
+    near_groups = group_near_duplicates(inspections["dhash"], first_copies)
+    has_near_duplicate = is_in_mixed_group(first_copies, near_groups)  # the group contains more than exact copies
+    near_in_two_splits = is_in_mixed_group(listing.splits, near_groups)
+    items["near duplicates across splits"] = _group_names(listing, near_groups, has_near_duplicate & near_in_two_splits)
+    items["near duplicates"] = _group_names(listing, near_groups, has_near_duplicate & ~near_in_two_splits)
 
     counts = listing.counts()
     for split, label in np.argwhere((counts == 0) & counts.any(axis=1, keepdims=True)).tolist():
-        found["classes differ between splits"].append((f"{listing.class_names[label]} is not in {SPLITS[split]}",))
-    only_elsewhere = sorted({file.reason for file in listing.left_out if file.kind == "class not in train"})
-    found["classes differ between splits"] += [(reason.removeprefix("class "),) for reason in only_elsewhere]
+        items["classes differ between splits"].append((f"{listing.class_names[label]} is not in {SPLITS[split]}",))
+    not_in_train = sorted({file.reason for file in listing.left_out if file.kind == "class not in train"})
+    items["classes differ between splits"] += [(reason.removeprefix("class "),) for reason in not_in_train]
     if len(listing.class_names) == 1:
-        found["one class only"] = [listing.class_names]
+        items["one class only"] = [listing.class_names]
     train = counts[TRAIN]
-    if train.max() >= IMBALANCE * max(train.min(), 1):
-        least, most = listing.class_names[train.argmin()], listing.class_names[train.argmax()]
-        found["uneven classes"] = [(f"{least}: {train.min()}", f"{most}: {train.max()}")]
-    used = listing.rows(np.flatnonzero(~two_classes))
-    return used, [Finding(kind, items) for kind, items in found.items() if items]
+    if train.max() >= UNEVEN_CLASS_RATIO * max(train.min(), 1):
+        smallest, largest = listing.class_names[train.argmin()], listing.class_names[train.argmax()]
+        items["uneven classes"] = [(f"{smallest}: {train.min()}", f"{largest}: {train.max()}")]
+    used = listing.take(np.flatnonzero(~in_two_classes))
+    return used, [Finding(kind, cases) for kind, cases in items.items() if cases]
 
 
-def to_document(used: Listing, found: list[Finding]) -> dict[str, object]:
-    """Convert the result of :func:`findings` to plain values for JSON."""
+def to_document(used: Listing, findings: list[Finding]) -> dict[str, object]:
+    """Convert the result of :func:`find_problems` to values that the json module can write."""
     return {
         "root": str(used.root),
         "pictures": len(used.paths),
         "classes": list(used.class_names),
         "counts": dict(zip(SPLITS, used.counts().tolist(), strict=True)),
         "findings": [
-            {"kind": f.kind, "count": len(f.items), "items": f.items, "advice": ADVICE[f.kind]} for f in found
+            {"kind": f.kind, "count": len(f.items), "items": f.items, "advice": ADVICE[f.kind]} for f in findings
         ],
     }
 
 
-def near_groups(hashes: np.ndarray, copies: np.ndarray) -> np.ndarray:
-    """Group pictures that are connected by perceptual hashes that differ in at most DISTANCE bits.
+def group_near_duplicates(hashes: np.ndarray, first_copies: np.ndarray) -> np.ndarray:
+    """Group pictures that look almost the same.
+
+    Two pictures are in the same group if their perceptual hashes differ in at most MAX_HASH_DISTANCE bits, or if a
+    chain of such pairs connects them.
 
     Args:
         hashes: uint64 array (n,).
-        copies: int array (n,), as from :func:`~datamodules.photos.scan.content_groups`.
+        first_copies: int array (n,), from :func:`~datamodules.photos.scan.first_with_same_content`.
 
     Returns:
-        int array (n,): for each picture, the index of the first one of its group.
+        int array (n,): for each picture, the index of the first picture of its group.
     """
-    # Pictures of one color or an even gradient have almost only 0 bits or 1 bits, so all of them would look alike.
     bits = _count_bits(hashes)
-    usable = np.flatnonzero((copies == np.arange(len(copies))) & (bits > DISTANCE) & (bits < 64 - DISTANCE))
-    one, other = usable[_near_pairs(hashes[usable])]
+    # The hash of a picture of one color or of an even gradient has almost only 0 bits or almost only 1 bits. Such
+    # pictures would all be in one group, so they are not compared.
+    is_usable = (bits > MAX_HASH_DISTANCE) & (bits < 64 - MAX_HASH_DISTANCE)
+    usable = np.flatnonzero((first_copies == np.arange(len(first_copies))) & is_usable)
+    left, right = usable[_find_near_pairs(hashes[usable])]
     group = np.arange(len(hashes))
-    while True:  # each round passes the lowest index on to the neighbors
+    while True:  # in each round, the two pictures of a pair both get the lower group index, until nothing changes
         lower = group.copy()
-        least = np.minimum(group[one], group[other])
-        np.minimum.at(lower, one, least)
-        np.minimum.at(lower, other, least)
+        minimum = np.minimum(group[left], group[right])
+        np.minimum.at(lower, left, minimum)
+        np.minimum.at(lower, right, minimum)
         if (lower == group).all():
-            return group[copies]
+            return group[first_copies]
         group = lower
 
 
-def _near_pairs(hashes: np.ndarray) -> np.ndarray:
-    """Return the indices, shape (2, pairs), of all pairs of hashes that differ in at most DISTANCE bits.
+def _find_near_pairs(hashes: np.ndarray) -> np.ndarray:
+    """Return the indices, shape (2, pairs), of all pairs of hashes that differ in at most MAX_HASH_DISTANCE bits.
 
-    Such a pair agrees in at least one of DISTANCE + 1 bands of bits, so only hashes that share a band are compared.
+    The 64 bits are divided into MAX_HASH_DISTANCE + 1 bands. The hashes of such a pair are equal in at least one band,
+    so only hashes that are equal in a band are compared.
     """
-    width = 64 // (DISTANCE + 1)
+    width = 64 // (MAX_HASH_DISTANCE + 1)
     pairs = [np.empty((2, 0), np.int64)]
-    for band in range(DISTANCE + 1):
+    for band in range(MAX_HASH_DISTANCE + 1):
         values = hashes >> np.uint64(width * band) & np.uint64((1 << width) - 1)
         order = np.argsort(values, kind="stable")
         values = values[order]
@@ -150,17 +162,18 @@ def _near_pairs(hashes: np.ndarray) -> np.ndarray:
         while len(left := left[left + step < len(order)]):
             left = left[values[left] == values[left + step]]
             pair = order[np.stack([left, left + step])]
-            pairs.append(pair[:, _count_bits(hashes[pair[0]] ^ hashes[pair[1]]) <= DISTANCE])
+            pairs.append(pair[:, _count_bits(hashes[pair[0]] ^ hashes[pair[1]]) <= MAX_HASH_DISTANCE])
             step += 1
     return np.concatenate(pairs, axis=1)
 
 
 def _count_bits(values: np.ndarray) -> np.ndarray:
+    """Return the number of 1 bits of each uint64 value."""
     return np.unpackbits(np.ascontiguousarray(values).view(np.uint8).reshape(-1, 8), axis=1).sum(axis=1)
 
 
-def _together(listing: Listing, groups: np.ndarray, chosen: np.ndarray) -> list[tuple[str, ...]]:
-    """Return the file names of each group with two or more members, for the `chosen` rows."""
+def _group_names(listing: Listing, groups: np.ndarray, chosen: np.ndarray) -> list[tuple[str, ...]]:
+    """Return the file names of the chosen pictures (bool array), one tuple for each group of two or more pictures."""
     rows = np.flatnonzero(chosen & (np.bincount(groups, minlength=len(groups))[groups] > 1))
     rows = rows[np.argsort(groups[rows], kind="stable")]
     parts = np.split(rows, np.flatnonzero(np.diff(groups[rows])) + 1)

@@ -18,29 +18,32 @@ from datamodules.loading.loader import return_data_errors
 from datamodules.loading.memory import normalize
 from datamodules.loading.order import PADDING
 from datamodules.loading.seeds import combine_seeds, combine_with_run_seed
-from datamodules.photos.decode import UPRIGHT, orientation, read_picture, to_upright_rgb
+from datamodules.photos.decode import STEPS_TO_UPRIGHT, read_orientation, read_picture, to_upright_rgb
 from datamodules.photos.paths import Paths
 from datamodules.photos.store import PictureStore
 from datamodules.photos.transforms import eval_transform, train_transform
 from datamodules.preprocessing import Preprocessing
 
-FAST_PIXELS = 50_000_000
-"""Larger pictures are decoded by read_picture, which has size limits."""
+MAX_PIXELS_FOR_TORCHVISION = 50_000_000
+"""Larger pictures are decoded by read_picture, which limits their size."""
 
 
 class PhotoFiles(Dataset):
-    """Pictures that are decoded from files, or taken from a :class:`PictureStore`, for each batch.
+    """N labeled pictures. Each batch is decoded from the files, or read from a :class:`PictureStore`.
 
     Args:
         root: folder that ``paths`` are relative to.
-        paths: of N files.
+        paths: the N picture files.
         labels: (N,) int64.
         preprocessing: sizes, mean and std of the network's input.
         augment: use RandomResizedCrop and flip instead of Resize and CenterCrop.
-        seed: of the augmentation, which depends only on (seed, seed of the run, epoch, index).
-        store: the same pictures, decoded.
+        seed: seed of the augmentation. A picture's augmentation depends only on this seed, the seed of the run, the
+            epoch and the index of the picture.
+        store: the same N pictures, decoded, to read instead of the files.
 
-    ``__getitems__(keys)`` returns (B, 3, S, S) float32 and (B,) int64, -1 for padding keys.
+    ``__getitems__(keys)`` returns images (B, 3, S, S) float32 and labels (B,) int64. A key is ``epoch * N + index``, or
+    :data:`~datamodules.loading.order.PADDING`, whose label is -1. Images are (B, 1, S, S) if ``preprocessing.mean`` has
+    one channel.
     """
 
     def __init__(
@@ -67,22 +70,25 @@ class PhotoFiles(Dataset):
 
     @return_data_errors
     def __getitems__(self, keys: list[int]) -> tuple[Tensor, Tensor]:
-        wanted = torch.tensor(keys)
-        labels = self.labels[wanted % len(self)].masked_fill(wanted == PADDING, PADDING)
+        key_tensor = torch.tensor(keys)
+        labels = self.labels[key_tensor % len(self)].masked_fill(key_tensor == PADDING, PADDING)
         with ThreadPoolExecutor(torch.get_num_threads()) as threads:  # one thread in a worker process
-            pictures = threads.map(self._pixels, [key % len(self) for key in keys])
-            state = torch.get_rng_state()  # without workers, the network uses the same generator
+            pictures = threads.map(self._load_pixels, [key % len(self) for key in keys])
+            state = torch.get_rng_state()  # restored below: without worker processes, the network uses this generator
             transformed = [self.transform_pixels(pixels, key) for key, pixels in zip(keys, pictures, strict=True)]
             torch.set_rng_state(state)
-        # (B, S, S, C) is the layout in which decoders return pictures, so stacking copies whole blocks.
+        # Decoders return pictures in the memory layout (S, S, C). Stacking is fast if it keeps this layout.
         images = torch.stack([picture.permute(1, 2, 0) for picture in transformed])
         return normalize(images.permute(0, 3, 1, 2), self.mean, self.std), labels
 
-    def _pixels(self, index: int) -> Tensor:
+    def _load_pixels(self, index: int) -> Tensor:
         return self.store[index] if self.store else read_pixels(self.root / self.paths[index])
 
     def transform_pixels(self, pixels: Tensor, key: int = 0) -> Tensor:
-        """Transform (3, H, W) uint8 to (C, S, S) uint8, gray if the network's mean has one channel."""
+        """Transform (3, H, W) uint8 to (C, S, S) uint8. C is 3, or 1 (gray) if the network's mean has one channel.
+
+        With augmentation, ``key`` is the seed of the random crop and flip.
+        """
         if self.augment:
             torch.default_generator.manual_seed(combine_seeds(self.seed, key))
         pixels = self.transform(pixels)
@@ -92,11 +98,11 @@ class PhotoFiles(Dataset):
 def read_pixels(source: str | Path | Image.Image | np.ndarray) -> Tensor:
     """Decode one picture to (3, H, W) uint8, upright, RGB.
 
-    JPEGs are decoded by torchvision, which gives the same pixels as Pillow in two thirds of the time. For all other
-    files :func:`~datamodules.photos.decode.read_picture` is used.
+    torchvision decodes JPEGs. It gives the same pixels as Pillow in two thirds of the time. All other files, very large
+    JPEGs and JPEGs of unusual modes are decoded by :func:`~datamodules.photos.decode.read_picture`.
 
     Args:
-        source: a file, a PIL image, or a uint8 array (H, W, 3) or (H, W).
+        source: the path of a file, a PIL image, or a uint8 array (H, W, 3) or (H, W).
 
     Raises:
         DataError: the file cannot be decoded, or the array has another shape or dtype.
@@ -107,18 +113,21 @@ def read_pixels(source: str | Path | Image.Image | np.ndarray) -> Tensor:
         source = Image.fromarray(source)
     if isinstance(source, Image.Image):
         return v2.functional.pil_to_tensor(to_upright_rgb(source))
-    # Decoders raise any error if the file is not a JPEG, broken or too large. read_picture then says which.
+    # If the file is not a JPEG or is broken, Pillow and torchvision raise errors of many types. All are ignored here,
+    # because read_picture then decodes the file or raises a BadPicture with the reason.
     with contextlib.suppress(Exception):
         data = Path(source).read_bytes()
         with Image.open(io.BytesIO(data), formats=("JPEG",)) as header:
-            plain = header.mode in ("RGB", "L") and header.width * header.height < FAST_PIXELS
-            turn = UPRIGHT.get(orientation(header))  # torchvision handles damaged tags differently
-        if plain:
+            is_plain = header.mode in ("RGB", "L") and header.width * header.height < MAX_PIXELS_FOR_TORCHVISION
+            steps = STEPS_TO_UPRIGHT.get(
+                read_orientation(header)
+            )  # not by torchvision, which handles damaged tags differently
+        if is_plain:
             encoded = torch.frombuffer(bytearray(data), dtype=torch.uint8)
             pixels = decode_image(encoded, ImageReadMode.RGB)
-            if turn is None:
+            if steps is None:
                 return pixels
-            transpose, left_right, top_bottom = turn
+            transpose, left_right, top_bottom = steps
             pixels = pixels.transpose(1, 2) if transpose else pixels
             return pixels.flip([axis for axis, needed in ((2, left_right), (1, top_bottom)) if needed]).contiguous()
     return v2.functional.pil_to_tensor(read_picture(source))

@@ -1,4 +1,4 @@
-"""Decode one picture in the way that every part of this project uses, or report what is wrong with the file."""
+"""Decode one picture file, or report why it cannot be decoded. All parts of the project decode in this way."""
 
 from __future__ import annotations
 
@@ -16,17 +16,18 @@ import numpy as np
 from PIL import Image
 
 from datamodules.errors import DataError
-from datamodules.photos.find import SUFFIXES
+from datamodules.photos.find import FORMAT_OF_SUFFIX
 from datamodules.text import printable
 
-FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF", "PPM")  # Pillow tries no others: its EPS decoder starts a program
-# Pillow's default limit, applied here because some programs switch Pillow's check off. A phone's photo of 108
-# megapixels passes, a decompression bomb of 50,000 x 50,000 pixels does not.
+# Pillow is only allowed to use the decoders of these formats. For example, its decoder for EPS starts another program.
+FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF", "PPM")
+# Pillow's default limit. It is also checked here, because some programs switch Pillow's check off. A phone photo of 108
+# megapixels is accepted, a decompression bomb of 50,000 x 50,000 pixels is not.
 MAX_PIXELS = 178_956_970
-MAX_SIDE = 65_535  # the limit of JPEG; other decoders take minutes for strips of millions of pixels
-MISNAMED, ROTATED = 1, 2  # bits of Look.flags
+MAX_SIDE = 65_535  # pixels; the limit of JPEG. Other decoders take minutes for a side of millions of pixels
+MISNAMED, ROTATED = 1, 2  # bits of Inspection.flags
 _ORIENTATION = 0x0112  # EXIF tag
-UPRIGHT = {
+STEPS_TO_UPRIGHT = {
     2: (False, True, False),
     3: (False, True, True),
     4: (False, False, True),
@@ -35,9 +36,10 @@ UPRIGHT = {
     7: (True, True, True),
     8: (True, False, True),
 }
-"""EXIF orientation -> steps that make a picture upright: transpose, then flip left-right, then flip top-bottom."""
-_STRIP = 1 << 22  # pixels that are converted at once if the conversion makes several copies
-_OTHER_CONTENTS = (
+"""EXIF orientation -> which of these steps, in this order, make a picture upright: transpose, flip left-right, flip
+top-bottom."""
+_PIXELS_PER_STRIP = 1 << 22  # a conversion that makes several copies is done in strips of this size, to save memory
+_CONTENT_PATTERNS = (
     (rb"gif8", "a GIF"),
     (rb".{4}ftyp", "HEIC, AVIF or video"),
     (rb"\s*(<!doctype html|<html)", "a web page"),
@@ -45,16 +47,16 @@ _OTHER_CONTENTS = (
     (rb"[^\0]*$", "text"),
     (rb"", "unknown data"),
 )
-"""Patterns of the first bytes of a file in lower case, and what the first one that matches tells about the file."""
+"""(pattern, content) pairs: the first pattern that matches the first bytes of a file, in lower case, applies."""
 
 
 class BadPicture(DataError):
-    """Raised for one file that cannot be decoded.
+    """Raised if a picture file cannot be opened or decoded.
 
     Args:
-        name: the file, as the user named it.
+        name: the path of the file, as the user wrote it.
         kind: "truncated", "empty", "not a picture", "damaged", "too large" or "unreadable".
-        reason: details.
+        reason: details about this file, for the user.
     """
 
     def __init__(self, name: str, kind: str, reason: str) -> None:
@@ -65,11 +67,14 @@ class BadPicture(DataError):
         return f"{printable(self.name)}: {self.kind} ({self.reason}): replace the file or leave it out"
 
 
-class Look(NamedTuple):
-    """What :func:`look` found in one file; `kind` is "" for a picture that can be decoded.
+class Inspection(NamedTuple):
+    """The result of :func:`inspect_picture` for one file.
 
-    `width` and `height` are in pixels, as stored. `dhash` is a perceptual hash of 64 bits. `content` is a BLAKE2b hash
-    of 64 bits; among a million different pictures, two have the same hash with a probability of 1 in 30 million.
+    `kind` and `reason` are those of :class:`BadPicture`, or "" if the picture can be decoded. `flags` contains the bits
+    MISNAMED (the suffix does not match the format) and ROTATED (the picture is flipped or rotated by its EXIF tag).
+    `width` and `height` are in pixels, before the rotation. `dhash` is a perceptual hash of 64 bits. `content` is a
+    BLAKE2b hash of the file, 64 bits, or 0 if the file was not hashed. The probability that two of a million different
+    files have the same hash is 1 in 30 million.
     """
 
     kind: str = ""
@@ -82,10 +87,11 @@ class Look(NamedTuple):
 
 
 def read_picture(path: str | Path) -> Image.Image:
-    """Decode a JPEG, PNG, BMP, WEBP, TIFF or PPM file. Its suffix may be wrong.
+    """Decode a JPEG, PNG, BMP, WEBP, TIFF or PPM file. The format is detected from the content, not from the suffix.
 
     Returns:
-        The (first) picture in mode RGB, 8 bits, upright according to its EXIF tag, transparent pixels on white.
+        The picture in mode RGB with 8 bits per channel, rotated upright as its EXIF tag says. Transparent pixels are
+        laid on white. If a file contains several pictures, the first one.
 
     Raises:
         BadPicture: the file cannot be opened or decoded.
@@ -94,32 +100,34 @@ def read_picture(path: str | Path) -> Image.Image:
         return to_upright_rgb(image)
 
 
-def look(path: Path, with_content: bool) -> Look:
-    """Decode all of a file, at a reduced scale if its format allows, and describe it.
+def inspect_picture(path: Path, with_content: bool) -> Inspection:
+    """Decode the whole file and return its properties, or the reason why it cannot be decoded. Raise no error.
 
-    Never raises for a bad file: `kind` and `reason` say what is wrong. `Look.content` is 0 unless `with_content`.
+    The content is hashed only if `with_content` is True.
     """
     try:
         with _open_picture(path) as image:
             width, height = image.size
-            expected = SUFFIXES.get(path.suffix[1:].lower())
-            # Phones write MPO: a JPEG that is followed by more pictures.
+            expected = FORMAT_OF_SUFFIX.get(path.suffix[1:].lower())
+            # Phones write MPO files with the suffix .jpg: a JPEG followed by more pictures.
             flags = MISNAMED * (image.format != expected and (image.format, expected) != ("MPO", "JPEG"))
-            # Decoding at a reduced scale finds the same faults, because it reads the whole file, but is faster. 64
-            # pixels are enough for the hash.
+            # Decode a JPEG at a reduced size of at least 64 x 64 pixels, which is enough for the hash. This is faster
+            # and detects the same errors, because the whole file is read.
             image.draft(image.mode, (64, 64))
-            if image.format == "PNG":  # The EXIF tag may follow the pixels. getexif() would decode them and hide
-                image.load()  # errors. TIFF loses its tag when it is decoded.
-            flags |= ROTATED * (orientation(image) in UPRIGHT)
+            # In a PNG, the EXIF tag may be after the pixels. Then getexif() decodes the pixels and hides their errors,
+            # so decode them first. Not in a TIFF: Pillow rotates it while decoding and removes the tag.
+            if image.format == "PNG":
+                image.load()
+            flags |= ROTATED * (read_orientation(image) in STEPS_TO_UPRIGHT)
             dhash = _dhash(to_upright_rgb(image))
-            return Look("", "", flags, width, height, dhash, _hash_content(path) if with_content else 0)
+            return Inspection("", "", flags, width, height, dhash, _hash_content(path) if with_content else 0)
     except BadPicture as bad:
-        return Look(bad.kind, bad.reason)
+        return Inspection(bad.kind, bad.reason)
 
 
 @contextlib.contextmanager
 def _open_picture(path: str | Path) -> Iterator[Image.Image]:
-    """Open a picture and read its header. Any error, also one of the body's, is raised as a BadPicture."""
+    """Open a picture and read its header. All errors, also those of the `with` block, are raised as BadPicture."""
     _silence_pillow()
     name = str(path)
     try:
@@ -131,7 +139,7 @@ def _open_picture(path: str | Path) -> Iterator[Image.Image]:
                     raise
                 file.seek(0)
                 head = file.read(256)
-                raise BadPicture(name, *_guess_content(head, file.seek(0, os.SEEK_END))) from None
+                raise BadPicture(name, *_explain_open_error(head, file.seek(0, os.SEEK_END))) from None
             if image.width * image.height > MAX_PIXELS:
                 raise Image.DecompressionBombError
             if max(image.size) > MAX_SIDE:
@@ -153,69 +161,74 @@ def _open_picture(path: str | Path) -> Iterator[Image.Image]:
 
 @functools.cache
 def _silence_pillow() -> None:
-    """Turn off two warnings about pictures that are decoded correctly. Not done on import: it affects the process."""
+    """Switch off two warnings about good pictures. Not done on import, because it changes the whole process."""
     warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
     warnings.filterwarnings("ignore", "(?s).*Corrupt EXIF data", UserWarning)
 
 
-def _guess_content(head: bytes, size: int) -> tuple[str, str]:
-    """Return (kind, reason) for a file of `size` bytes that Pillow cannot open, from its first bytes."""
-    if not head:
+def _explain_open_error(first_bytes: bytes, size: int) -> tuple[str, str]:
+    """Return (kind, reason) for a file of `size` bytes that Pillow cannot open."""
+    if not first_bytes:
         return "empty", "0 bytes"
-    if head.startswith((b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"II*\0", b"MM\0*")):
-        return "truncated", "breaks off in its header"
-    if head.startswith(b"RIFF") and head[8:12] == b"WEBP":
-        whole = int.from_bytes(head[4:8], "little") + 8
-        return ("truncated", f"{size} of {whole} bytes") if size < whole else ("damaged", "cannot be decoded")
-    inside = next(name for pattern, name in _OTHER_CONTENTS if re.match(pattern, head.lower(), re.DOTALL))
-    return "not a picture", f"{inside} inside"
+    if first_bytes.startswith((b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"II*\0", b"MM\0*")):
+        return "truncated", "the file ends in its header"
+    if first_bytes.startswith(b"RIFF") and first_bytes[8:12] == b"WEBP":
+        full_size = int.from_bytes(first_bytes[4:8], "little") + 8
+        return ("truncated", f"{size} of {full_size} bytes") if size < full_size else ("damaged", "cannot be decoded")
+    lower_case = first_bytes.lower()
+    content = next(content for pattern, content in _CONTENT_PATTERNS if re.match(pattern, lower_case, re.DOTALL))
+    return "not a picture", f"{content} inside"
 
 
-def orientation(image: Image.Image) -> int:
-    """Return the EXIF orientation: 1 is upright, 2 to 8 are flipped or rotated. Ignore all other values."""
+def read_orientation(image: Image.Image) -> int:
+    """Return the EXIF orientation: 2 to 8 are flipped or rotated, all other values are upright."""
     try:
         return int(image.getexif().get(_ORIENTATION, 1))
-    except Exception:  # the picture is good even if its tag is broken
+    except Exception:  # the tag is damaged, but the picture can be used
         return 1
 
 
 def to_upright_rgb(image: Image.Image) -> Image.Image:
-    """Decode `image` and convert it as :func:`read_picture` describes."""
+    """Decode `image` and convert it to mode RGB, 8 bits per channel, upright, with transparent pixels on white."""
     image.load()
     if image.mode[0] in "IF" or image.has_transparency_data:
         rgb = Image.new("RGB", image.size)
-        rows = max(1, _STRIP // image.width)  # all at once would need many times the picture's memory
+        rows = max(1, _PIXELS_PER_STRIP // image.width)  # the whole picture at once would need too much memory
         for top in range(0, image.height, rows):
             box = (0, top, image.width, min(top + rows, image.height))
             rgb.paste(_convert_strip(image.crop(box)).convert("RGB"), box)
     else:
         rgb = image.convert("RGB")
-    rgb.info.clear()  # or code that applies the EXIF tag would rotate the picture a second time
+    rgb.info.clear()  # removes the EXIF tag, so that other code does not rotate the picture a second time
     steps = (Image.Transpose.TRANSPOSE, Image.Transpose.FLIP_LEFT_RIGHT, Image.Transpose.FLIP_TOP_BOTTOM)
-    for step, needed in zip(steps, UPRIGHT.get(orientation(image), ()), strict=False):
+    for step, needed in zip(steps, STEPS_TO_UPRIGHT.get(read_orientation(image), ()), strict=False):
         rgb = rgb.transpose(step) if needed else rgb
     return rgb
 
 
 def _convert_strip(image: Image.Image) -> Image.Image:
-    """Convert a picture with more than 8 bits to 8 bits, and lay a transparent one on white."""
+    """Convert a picture of more than 8 bits per channel to 8 bits, or lay a transparent picture on white."""
     if image.mode.startswith("I"):  # 16 bits; Pillow's conversion clips at 255
         return Image.fromarray((np.asarray(image).clip(0, 65535) / 257 + 0.5).astype(np.uint8))
-    if image.mode == "F":  # a TIFF, whose values are in [0, 1] by convention
+    if image.mode == "F":  # a TIFF; by convention its values are in [0, 1]
         return Image.fromarray((np.nan_to_num(np.asarray(image)).clip(0, 1) * 255 + 0.5).astype(np.uint8))
     layer = image.convert("RGBA")
     return Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer)
 
 
 def _dhash(image: Image.Image) -> int:
-    """Return 64 bits, one per cell of an 8 x 8 grid: 1 if it is brighter than its left neighbor (Krawetz 2013)."""
+    """Return the difference hash of a picture (Krawetz 2013), an integer of 64 bits.
+
+    The picture is scaled to 8 rows of 9 cells. A bit is 1 if a cell is brighter than its left neighbor.
+    """
     cells = np.asarray(image.convert("L").resize((9, 8), Image.Resampling.LANCZOS))
     return int.from_bytes(np.packbits(cells[:, 1:] > cells[:, :-1]).tobytes(), "big")
 
 
 def _hash_content(path: Path) -> int:
+    """Return a BLAKE2b hash of the file, an integer of 64 bits that is not 0."""
     digest = hashlib.blake2b(digest_size=8)
     with path.open("rb") as file:
         while block := file.read(1 << 20):
             digest.update(block)
-    return int.from_bytes(digest.digest(), "little") or 1  # 0 means not hashed
+    return int.from_bytes(digest.digest(), "little") or 1  # 0 means that the file was not hashed

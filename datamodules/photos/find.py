@@ -1,6 +1,6 @@
-"""Find the pictures of a folder by their names, without opening them.
+"""Find the pictures in a folder by their file names. No file is opened.
 
-Paths, labels and sizes are kept in arrays, because a million of them then need only about 50 bytes each.
+Paths, labels and sizes are stored in arrays, so a folder of a million pictures needs only about 50 bytes per picture.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from datamodules.text import plural, printable
 
 TRAIN, VAL, TEST = 0, 1, 2
 SPLITS = ("train", "val", "test")
-SUFFIXES = {
+FORMAT_OF_SUFFIX = {
     **dict.fromkeys(("jpg", "jpeg", "jpe", "jfif"), "JPEG"),
     **dict.fromkeys(("ppm", "pgm", "pbm", "pnm"), "PPM"),
     **dict.fromkeys(("tif", "tiff"), "TIFF"),
@@ -28,16 +28,16 @@ SUFFIXES = {
     "bmp": "BMP",
     "webp": "WEBP",
 }
-_SPLIT_FOLDERS = {"train": TRAIN, "val": VAL, "valid": VAL, "validation": VAL, "test": TEST}
-_SYSTEM_NAMES = frozenset(("__macosx", "@eadir", "thumbs.db", "desktop.ini"))  # ignored, like hidden files
-_OTHER_FORMATS = frozenset(
+_SPLIT_OF_NAME = {"train": TRAIN, "val": VAL, "valid": VAL, "validation": VAL, "test": TEST}
+_IGNORED_NAMES = frozenset(("__macosx", "@eadir", "thumbs.db", "desktop.ini"))  # made by macOS, Synology, Windows
+_UNSUPPORTED_SUFFIXES = frozenset(
     ("gif", "svg", "heic", "heif", "avif", "jxl", "jp2", "psd", "eps", "tga", "dng", "cr2", "nef", "arw")
 )
-PICTURE_SUFFIXES = SUFFIXES.keys() | _OTHER_FORMATS  # pictures, including those that cannot be read
+PICTURE_SUFFIXES = FORMAT_OF_SUFFIX.keys() | _UNSUPPORTED_SUFFIXES  # includes the formats that cannot be decoded
 
 
 class LeftOut(NamedTuple):
-    """A file that is not used. `kind` is one of a few fixed texts, `reason` gives details."""
+    """A file that is not used. `kind` is a fixed text such as "truncated". `reason` gives details about this file."""
 
     path: str
     kind: str
@@ -45,7 +45,7 @@ class LeftOut(NamedTuple):
 
 
 class ClassFolder(NamedTuple):
-    """A folder, `path` below the root, whose pictures all have the same class and split."""
+    """A folder whose pictures all have the same class and the same split. `path` is relative to the root."""
 
     name: str
     split: int
@@ -54,11 +54,11 @@ class ClassFolder(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Listing:
-    """The files of a folder, found by name. No file has been opened.
+    """The pictures in a folder, and the files that are not used.
 
-    `labels` (int32), `splits` (int8; TRAIN if the folders do not tell), `sizes` (int64, bytes) and `mtimes` (int64,
-    nanoseconds) have one row for each of `paths`. `left_out` lists the files that are not used, `notes` are warnings
-    of one line each.
+    `paths` are relative to `root`. `labels` (int32, indices of `class_names`), `splits` (int8; TRAIN, VAL or TEST),
+    `sizes` (int64, bytes) and `mtimes` (int64, nanoseconds) have one value for each path. Without split folders, all
+    `splits` are TRAIN. `left_out` lists the files that are not used. `notes` are warnings of one line each.
     """
 
     root: Path
@@ -72,85 +72,100 @@ class Listing:
     notes: list[str]
 
     def counts(self) -> np.ndarray:
-        """Return the number of files per split and class: int64 array (3, classes)."""
+        """Return the number of pictures per split and class: int64 array (3, classes)."""
         classes = len(self.class_names)
         return np.bincount(self.splits.astype(np.int64) * classes + self.labels, minlength=3 * classes).reshape(3, -1)
 
-    def rows(self, rows: np.ndarray) -> Listing:
-        """Keep only the files at the indices `rows`."""
-        if len(rows) == len(self.paths):
+    def take(self, indices: np.ndarray) -> Listing:
+        """Return a listing of only the pictures at `indices` (int array), in this order."""
+        if len(indices) == len(self.paths):
             return self
-        columns = {name: getattr(self, name)[rows] for name in ("labels", "splits", "sizes", "mtimes")}
-        return replace(self, paths=self.paths.take(rows), **columns)
+        columns = {name: getattr(self, name)[indices] for name in ("labels", "splits", "sizes", "mtimes")}
+        return replace(self, paths=self.paths.take(indices), **columns)
 
-    def only(self, learned: set[str]) -> Listing:
-        """Keep only the classes in `learned` and renumber the labels. Files of other classes go to `left_out`."""
-        names = tuple(name for name in self.class_names if name in learned)
-        new_label = {name: label for label, name in enumerate(names)}
+    def keep_classes(self, names: set[str]) -> Listing:
+        """Return a listing of only the classes in `names`, with new labels. Add the other pictures to `left_out`."""
+        kept_names = tuple(name for name in self.class_names if name in names)
+        new_label = {name: label for label, name in enumerate(kept_names)}
         labels = np.array([new_label.get(name, -1) for name in self.class_names], np.int32)[self.labels]
         left_out, notes = [*self.left_out], [*self.notes]
         for label in np.unique(self.labels[labels < 0]).tolist():
             name, rows = self.class_names[label], np.flatnonzero(self.labels == label)
-            where = " and ".join(SPLITS[split] for split in np.unique(self.splits[rows]))
-            many = plural(len(rows), "picture")
-            notes.append(f"class {printable(name)} is only in {where}: it cannot be learned, {many} left out")
-            reason = f"class {name} is only in {where}"
+            split_names = " and ".join(SPLITS[split] for split in np.unique(self.splits[rows]))
+            count_text = plural(len(rows), "picture")
+            notes.append(
+                f"class {printable(name)} is only in {split_names}: it cannot be learned, {count_text} left out"
+            )
+            reason = f"class {name} is only in {split_names}"
             left_out += [LeftOut(self.paths[row], "class not in train", reason) for row in rows]
-        changed = replace(self, class_names=names, labels=labels, left_out=left_out, notes=notes)
-        return changed.rows(np.flatnonzero(labels >= 0))
+        changed = replace(self, class_names=kept_names, labels=labels, left_out=left_out, notes=notes)
+        return changed.take(np.flatnonzero(labels >= 0))
 
 
 def find_class_names(root: str | Path) -> tuple[str, ...]:
-    """Return the `class_names` of :func:`find_photos`, but faster: read each folder only up to its first picture."""
+    """Return the `class_names` of :func:`find_photos`, but faster.
+
+    Only training folders are read, and a class folder is not read further after the first subfolder with a picture.
+
+    Raises:
+        DataError: as :func:`find_photos`.
+    """
     root = Path(root).expanduser()
-    folders, _ = _read_layout(root)
-    excluded = _excluded_targets(root, folders)
-    train = [folder for folder in folders if folder.split == TRAIN]
-    filled = {folder for folder in train if any(_is_candidate(name) for _, name in _walk(root, folder.path, excluded))}
-    return tuple(sorted(_learned_classes(root, folders, filled)))
+    folders, _ = _find_class_folders(root)
+    excluded = _folders_links_must_not_enter(root, folders)
+    folders_with_pictures = set[ClassFolder]()
+    for folder in folders:
+        if folder.split == TRAIN and any(_counts_as_picture(n) for _, n in _walk_files(root, folder.path, excluded)):
+            folders_with_pictures.add(folder)
+    return tuple(sorted(_trainable_classes(root, folders, folders_with_pictures)))
 
 
 def find_photos(root: str | Path) -> Listing:
-    """Find the pictures of a folder with the layout `train/<class>/`, `val/<class>/` or `<class>/`. Opens no file.
+    """Find the pictures in a folder with the layout `train/<class>/`, `val/<class>/` or `<class>/`. Opens no file.
 
-    Files are sorted by name. Hidden files are ignored. A linked folder is read once per class. A link to another
-    class folder, to `root` or to a folder above it is not followed.
+    The class folders are read in the order of their paths. In each folder, the files come first, sorted by name, then
+    the subfolders, sorted by name. Linked folders inside a class folder come last. Hidden files are ignored.
+
+    A link inside a class folder is not followed if it leads to a folder of this class that was already read, to
+    another class folder, to a split folder, to `root` or to a folder above `root`.
 
     Raises:
-        DataError: `root` is not a directory, has no class folders or has no pictures to train on.
+        DataError: `root` or a split folder cannot be read, `root` is not a folder, has no class folders, has val or
+            test but no train, has two folders for the same split, or has no training pictures.
     """
     root = Path(root).expanduser()
-    folders, notes = _read_layout(root)
-    excluded = _excluded_targets(root, folders)
+    folders, notes = _find_class_folders(root)
+    excluded = _folders_links_must_not_enter(root, folders)
     left_out = []
-    data, offsets = bytearray(), array("q", [0])
+    path_bytes, offsets = bytearray(), array("q", [0])
     labels, splits, sizes, mtimes = array("i"), array("b"), array("q"), array("q")
-    names = sorted({folder.name for folder in folders})
-    label_of = {name: label for label, name in enumerate(names)}
-    filled = set[ClassFolder]()
+    class_names = sorted({folder.name for folder in folders})
+    label_of = {name: label for label, name in enumerate(class_names)}
+    folders_with_pictures = set[ClassFolder]()
     for folder in folders:
-        for path, name in _walk(root, folder.path, excluded):
-            if _is_candidate(name):
-                filled.add(folder)
-            status = _status(root, path, name)
+        for path, name in _walk_files(root, folder.path, excluded):
+            if _counts_as_picture(name):
+                folders_with_pictures.add(folder)
+            status = _stat_or_left_out(root, path, name)
             if isinstance(status, LeftOut):
                 left_out.append(status)
                 continue
-            data += path.encode("utf-8", "surrogateescape")
-            offsets.append(len(data))
+            path_bytes += path.encode("utf-8", "surrogateescape")
+            offsets.append(len(path_bytes))
             labels.append(label_of[folder.name])
             splits.append(folder.split)
             sizes.append(status.st_size)
             mtimes.append(status.st_mtime_ns)
-    for parent in _parents(folders):
-        for name in filter(_is_candidate, _list_folder(root / parent)[0]):
+    for parent in _folders_of_class_folders(folders):
+        for name in filter(_counts_as_picture, _list_folder(root / parent)[0]):
             path = f"{parent}/{name}".lstrip("/")
             left_out.append(LeftOut(path, "in no class folder", "is next to the class folders, not in one"))
-    notes += [f"{printable(folder.path)}/ contains no pictures: ignored" for folder in folders if folder not in filled]
+    empty_folders = [folder for folder in folders if folder not in folders_with_pictures]
+    notes += [f"{printable(folder.path)}/ contains no pictures: ignored" for folder in empty_folders]
     listing = Listing(
         root,
-        tuple(names),
-        Paths(np.frombuffer(data, np.uint8), np.frombuffer(offsets, np.int64)),
+        tuple(class_names),
+        Paths(np.frombuffer(path_bytes, np.uint8), np.frombuffer(offsets, np.int64)),
         np.frombuffer(labels, np.int32),
         np.frombuffer(splits, np.int8),
         np.frombuffer(sizes, np.int64),
@@ -158,86 +173,87 @@ def find_photos(root: str | Path) -> Listing:
         left_out,
         notes,
     )
-    return listing.only(_learned_classes(root, folders, filled))
+    return listing.keep_classes(_trainable_classes(root, folders, folders_with_pictures))
 
 
 def find_files_below(folder: str | Path, suffixes: Container[str]) -> list[str]:
-    """Return the files below `folder` whose suffix (lower case, no dot) is in `suffixes`, sorted.
+    """Return the paths of all files below `folder` that have one of the `suffixes` (lower case, no dot), sorted.
 
-    Hidden files and links back into `folder` are ignored. A subfolder that cannot be read is returned like a file.
+    Hidden files are ignored, and each linked folder is read once. The list also contains the subfolders that cannot
+    be read, so that the caller can report them.
     """
-    found = _walk(Path(folder), ".", set())
-    return sorted(str(Path(folder, path)) for path, name in found if not name or _suffix(name) in suffixes)
+    files = _walk_files(Path(folder), ".", set())
+    return sorted(str(Path(folder, path)) for path, name in files if not name or _suffix(name) in suffixes)
 
 
-def _learned_classes(root: Path, folders: list[ClassFolder], filled: set[ClassFolder]) -> set[str]:
-    """Return the classes with training pictures. `filled` are the `folders` that contain pictures."""
-    learned = {folder.name for folder in filled if folder.split == TRAIN}
-    if not learned:
-        first = next((folder.path for folder in folders if folder.split == TRAIN), "train/<class>")
-        put = printable(f"{root}/{first}/")
-        raise DataError(f"no pictures to train on in {printable(str(root))}: put some in {put}")
-    return learned
+def _trainable_classes(root: Path, folders: list[ClassFolder], folders_with_pictures: set[ClassFolder]) -> set[str]:
+    """Return the names of the classes that have pictures in a training folder. Raise DataError if there are none."""
+    names = {folder.name for folder in folders_with_pictures if folder.split == TRAIN}
+    if not names:
+        example = next((folder.path for folder in folders if folder.split == TRAIN), "train/<class>")
+        example_text = printable(f"{root}/{example}/")
+        raise DataError(f"no pictures to train on in {printable(str(root))}: put some in {example_text}")
+    return names
 
 
-def _read_layout(root: Path) -> tuple[list[ClassFolder], list[str]]:
-    """Return the class folders below `root` and notes about the other folders."""
-    here = printable(str(root))
+def _find_class_folders(root: Path) -> tuple[list[ClassFolder], list[str]]:
+    """Return the class folders in `root`, and a note for each subfolder that is ignored."""
+    root_text = printable(str(root))
     try:
         if not root.is_dir():
-            what = "is not a folder" if root.exists() else "does not exist"
-            raise DataError(f"{here} {what}: give the folder that contains your class folders")
-        inside = _subfolders(root)
-        split_of = {folder: _SPLIT_FOLDERS[folder.lower()] for folder in inside if folder.lower() in _SPLIT_FOLDERS}
-        classes = {folder: _subfolders(root / folder) for folder in split_of}
+            problem = "is not a folder" if root.exists() else "does not exist"
+            raise DataError(f"{root_text} {problem}: give the folder that contains your class folders")
+        subfolders = _list_subfolders(root)
+        split_of = {name: _SPLIT_OF_NAME[name.lower()] for name in subfolders if name.lower() in _SPLIT_OF_NAME}
+        classes = {split_folder: _list_subfolders(root / split_folder) for split_folder in split_of}
     except OSError as error:
-        raise DataError(f"{here} cannot be read ({error.strerror}): chmod -R u+rX {here}") from error
-    train = [folder for folder, split in split_of.items() if split == TRAIN]
+        raise DataError(f"{root_text} cannot be read ({error.strerror}): chmod -R u+rX {root_text}") from error
+    train_folders = [name for name, split in split_of.items() if split == TRAIN]
     notes: list[str] = []
-    if any(classes[folder] for folder in train) or (train and len(split_of) > 1):  # else "train" is a class
+    # A folder "train" without subfolders and without val or test next to it is a class with this name.
+    if any(classes[name] for name in train_folders) or (train_folders and len(split_of) > 1):
         for split in set(split_of.values()):
-            same = [folder for folder in split_of if split_of[folder] == split]
-            if len(same) > 1:
-                raise DataError(f"{here} has {' and '.join(same)}, which mean the same: keep one of them")
-        notes += [f"{printable(name)}/ is next to train/: ignored" for name in inside if name not in split_of]
+            synonyms = [name for name in split_of if split_of[name] == split]
+            if len(synonyms) > 1:
+                raise DataError(f"{root_text} has {' and '.join(synonyms)}, which mean the same: keep one of them")
+        notes += [f"{printable(name)}/ is next to train/: ignored" for name in subfolders if name not in split_of]
         folders = [ClassFolder(name, split_of[top], f"{top}/{name}") for top in split_of for name in classes[top]]
-        example = f"{here}/train/<class>/<picture>.jpg"
-    elif split_of and len(split_of) == len(inside) and not train:
-        raise DataError(f"{here} has {', '.join(split_of)} but no train: make {here}/train/<class>/<picture>.jpg")
+        example = f"{root_text}/train/<class>/<picture>.jpg"
+    elif split_of and len(split_of) == len(subfolders) and not train_folders:
+        raise DataError(
+            f"{root_text} has {', '.join(split_of)} but no train: make {root_text}/train/<class>/<picture>.jpg"
+        )
     else:
-        folders = [ClassFolder(name, TRAIN, name) for name in inside]
-        example = f"{here}/<class>/<picture>.jpg"
+        folders = [ClassFolder(name, TRAIN, name) for name in subfolders]
+        example = f"{root_text}/<class>/<picture>.jpg"
     if not folders:
-        raise DataError(f"{here} has no class folders: make one for each class, {example}")
+        raise DataError(f"{root_text} has no class folders: make one for each class, {example}")
     return folders, notes
 
 
-def _parents(folders: list[ClassFolder]) -> list[str]:
-    """Return the root ("") and the folders that contain class folders, sorted."""
+def _folders_of_class_folders(folders: list[ClassFolder]) -> list[str]:
+    """Return the paths of the root ("") and of the split folders, sorted."""
     return sorted({"", *(folder.path.rpartition("/")[0] for folder in folders)})
 
 
-def _excluded_targets(root: Path, folders: list[ClassFolder]) -> set[tuple[int, int]]:
-    """Return the identities of the folders that are not read if a link inside a class folder leads to them.
-
-    A split folder is one of them even if it has no class folders.
-    """
-    own = [root / path for path in (*_parents(folders), *(folder.path for folder in folders))]
-    splits = [root / name for name in _subfolders(root) if name.lower() in _SPLIT_FOLDERS]
-    return {_identity(folder) for folder in [*root.absolute().parents, *own, *splits]}
+def _folders_links_must_not_enter(root: Path, folders: list[ClassFolder]) -> set[tuple[int, int]]:
+    """Return (device, inode) of the class folders, the split folders, `root` and all folders above `root`."""
+    splits = [name for name in _list_subfolders(root) if name.lower() in _SPLIT_OF_NAME]
+    paths = [*_folders_of_class_folders(folders), *(folder.path for folder in folders), *splits]
+    return {_device_and_inode(folder) for folder in [*root.absolute().parents, *(root / path for path in paths)]}
 
 
-def _identity(folder: Path) -> tuple[int, int]:
+def _device_and_inode(folder: Path) -> tuple[int, int]:
     status = folder.stat()
     return status.st_dev, status.st_ino
 
 
 def _list_folder(folder: Path) -> tuple[list[str], list[str], list[str]]:
-    """Return the names of the files, folders and links to folders in `folder`, each sorted, without hidden ones."""
+    """Return the sorted names of the files, folders and links to folders in `folder`, without hidden ones."""
     files, folders, links = list[str](), list[str](), list[str]()
     with os.scandir(folder) as entries:
         for entry in entries:
-            if entry.name.startswith(".") or entry.name.lower() in _SYSTEM_NAMES:
+            if entry.name.startswith(".") or entry.name.lower() in _IGNORED_NAMES:
                 continue
             try:
                 is_folder = entry.is_dir()
@@ -248,7 +264,7 @@ def _list_folder(folder: Path) -> tuple[list[str], list[str], list[str]]:
     return sorted(files), sorted(folders), sorted(links)
 
 
-def _subfolders(folder: Path) -> list[str]:
+def _list_subfolders(folder: Path) -> list[str]:
     _, folders, links = _list_folder(folder)
     return sorted(folders + links)
 
@@ -257,41 +273,52 @@ def _suffix(name: str) -> str:
     return name.rpartition(".")[2].lower()
 
 
-def _is_candidate(name: str) -> bool:
-    """True if a file with this name makes its folder a class: it has the suffix of a picture, readable or not."""
-    return _suffix(name) in PICTURE_SUFFIXES or not name  # no name: see _walk
+def _counts_as_picture(name: str) -> bool:
+    """Return True if a file with this name makes its folder a class.
+
+    Such a file has the suffix of a picture, also of a format that cannot be decoded. The name "" stands for a folder
+    that cannot be read (see :func:`_walk_files`), which may contain pictures.
+    """
+    return _suffix(name) in PICTURE_SUFFIXES or not name
 
 
-def _walk(root: Path, folder: str, excluded: set[tuple[int, int]]) -> Iterator[tuple[str, str]]:
-    """Yield (path, name) of all files below `folder` of `root`, and (path, "") of a folder that cannot be read."""
-    seen = set(excluded)
-    todo, links = [folder], list[str]()
-    while todo or links:
-        # Links come last, so that a link to a folder that is also below `folder` is the one that is ignored.
-        at = todo.pop() if todo else links.pop(0)
+def _walk_files(root: Path, folder: str, excluded: set[tuple[int, int]]) -> Iterator[tuple[str, str]]:
+    """Yield (path, name) of each file below `folder`, and (path, "") of each folder that cannot be read.
+
+    Paths are relative to `root`, and so is `folder`. Folders whose (device, inode) is in `excluded` are skipped.
+    """
+    already_read = set(excluded)
+    folders_to_read, links_to_read = [folder], list[str]()
+    while folders_to_read or links_to_read:
+        # Links are read last. So if a link leads to another folder below `folder`, the link is the one to be skipped.
+        current = folders_to_read.pop() if folders_to_read else links_to_read.pop(0)
         try:
-            identity = _identity(root / at)
-            if identity in seen and at != folder:
+            identity = _device_and_inode(root / current)
+            if identity in already_read and current != folder:
                 continue
-            seen.add(identity)
-            names, folders, linked = _list_folder(root / at)
+            already_read.add(identity)
+            files, subfolders, links = _list_folder(root / current)
         except OSError:
-            yield at, ""
+            yield current, ""
             continue
-        todo += [f"{at}/{name}" for name in reversed(folders)]
-        links = sorted([*links, *(f"{at}/{name}" for name in linked)])
-        yield from ((f"{at}/{name}", name) for name in names)
+        folders_to_read += [f"{current}/{name}" for name in reversed(subfolders)]
+        links_to_read = sorted([*links_to_read, *(f"{current}/{name}" for name in links)])
+        yield from ((f"{current}/{name}", name) for name in files)
 
 
-def _status(root: Path, path: str, name: str) -> os.stat_result | LeftOut:
-    """Return the status of a file that may be a picture, or the reason why it is left out unopened."""
+def _stat_or_left_out(root: Path, path: str, name: str) -> os.stat_result | LeftOut:
+    """Return the status of a picture file, or a LeftOut if the file cannot be a readable picture. Opens no file.
+
+    `path` and `name` are from :func:`_walk_files`.
+    """
     if not name:
         return LeftOut(path, "unreadable", "folder cannot be read: allow it with chmod u+rx")
     suffix = _suffix(name)
-    if suffix in _OTHER_FORMATS:
+    if suffix in _UNSUPPORTED_SUFFIXES:
         return LeftOut(path, "not a format we read", f".{suffix}: convert to .jpg")
-    if suffix not in SUFFIXES:
-        return LeftOut(path, "not a picture by its name", f"ends in .{suffix}" if "." in name else "no suffix")
+    if suffix not in FORMAT_OF_SUFFIX:
+        reason = f".{suffix} is not a picture suffix" if "." in name else "the name has no suffix"
+        return LeftOut(path, "not a picture by its name", reason)
     try:
         status = os.stat(f"{root}/{path}")  # noqa: PTH116 - creating a Path for each file doubles the time
     except OSError as error:

@@ -11,17 +11,17 @@ import numpy as np
 
 
 class Paths:
-    """A sequence of relative paths with `/`, in one array of UTF-8 bytes.
+    """A sequence of relative paths, stored in one array of UTF-8 bytes.
 
-    Bytes that are not UTF-8 are kept as lone surrogates, see :func:`os.fsdecode`.
+    The separator of folders is `/`. Bytes that are not UTF-8 become lone surrogates, as in :func:`os.fsdecode`.
 
     Args:
-        data: uint8 array, the joined paths.
-        offsets: int64 array (n + 1,), the start of each path and the end of the last one.
+        joined: uint8 array, the bytes of all paths, one path after the other.
+        offsets: int64 array (n + 1,), the start of each path in `joined`, and the end of the last path.
     """
 
-    def __init__(self, data: np.ndarray, offsets: np.ndarray) -> None:
-        self._data, self._offsets = data, offsets
+    def __init__(self, joined: np.ndarray, offsets: np.ndarray) -> None:
+        self._joined, self._offsets = joined, offsets
 
     @classmethod
     def from_iterable(cls, paths: Iterable[str]) -> Paths:
@@ -29,14 +29,14 @@ class Paths:
 
     @classmethod
     def _join(cls, paths: Iterable[bytes]) -> Paths:
-        data, offsets = bytearray(), array("q", [0])
+        joined, offsets = bytearray(), array("q", [0])
         for path in paths:
-            data += path
-            offsets.append(len(data))
-        return cls(np.frombuffer(data, np.uint8), np.frombuffer(offsets, np.int64))
+            joined += path
+            offsets.append(len(joined))
+        return cls(np.frombuffer(joined, np.uint8), np.frombuffer(offsets, np.int64))
 
     def _bytes(self, index: int) -> bytes:
-        return self._data[self._offsets[index] : self._offsets[index + 1]].tobytes()
+        return self._joined[self._offsets[index] : self._offsets[index + 1]].tobytes()
 
     def __len__(self) -> int:
         return len(self._offsets) - 1
@@ -52,7 +52,10 @@ class Paths:
         return self._join(map(self._bytes, indices))
 
     def hashes(self, salt: str = "") -> np.ndarray:
-        """Return a BLAKE2b hash of 64 bits for each path: uint64 array (n,). `salt` (up to 64 bytes) changes them."""
+        """Return a BLAKE2b hash of 64 bits for each path: uint64 array (n,).
+
+        Another `salt` (at most 64 bytes) gives other hashes.
+        """
         digests, key = bytearray(), salt.encode()
         for index in range(len(self)):
             digests += hashlib.blake2b(self._bytes(index), digest_size=8, key=key).digest()
@@ -61,4 +64,4 @@ class Paths:
     def update(self, digest: hashlib._Hash) -> None:
         """Add all paths to the hash `digest`."""
         digest.update(self._offsets.astype("<i8").tobytes())
-        digest.update(self._data.tobytes())
+        digest.update(self._joined.tobytes())

@@ -1,4 +1,4 @@
-"""Decode every picture of a folder once, in parallel processes that do not import torch, and remember the results."""
+"""Decode every picture in a folder, in parallel processes that do not import torch, and cache the results."""
 
 from __future__ import annotations
 
@@ -20,126 +20,138 @@ import numpy as np
 from datamodules.errors import DataError
 from datamodules.files import atomic_write
 from datamodules.machine import available_cores, cache_folder
-from datamodules.photos.decode import Look, look
+from datamodules.photos.decode import Inspection, inspect_picture
 from datamodules.photos.find import LeftOut, Listing
 
-_CHUNK = 64  # files per message to a worker: about 0.1 s of work
-_BYTES_PER_PROCESS = 32 << 20  # decoding fewer takes about as long as starting a process
-# One row per picture. content is 0 if it was not hashed: files of different sizes cannot be copies.
-VERDICT = np.dtype([("flags", "u1"), ("width", "u4"), ("height", "u4"), ("dhash", "u8"), ("content", "u8")])
-_CACHE_ROW = np.dtype([("key", "u8"), ("size", "i8"), ("mtime", "i8"), ("verdict", VERDICT)])
+_FILES_PER_REQUEST = 64  # about 0.1 s of work for a worker
+_MIN_BYTES_PER_PROCESS = 32 << 20  # decoding fewer bytes takes about as long as starting a process
+# One row per picture, with the fields of Inspection. content is 0 if the file was not hashed.
+INSPECTION_DTYPE = np.dtype([("flags", "u1"), ("width", "u4"), ("height", "u4"), ("dhash", "u8"), ("content", "u8")])
+_CACHE_DTYPE = np.dtype([("key", "u8"), ("size", "i8"), ("mtime", "i8"), ("verdict", INSPECTION_DTYPE)])
 
 
 class Scan(NamedTuple):
-    """The pictures that can be decoded, n of them, and the files that cannot.
+    """The n pictures that can be decoded, and the files that cannot.
 
-    `verdicts` is an array (n,) of :data:`VERDICT`, `copies` the array (n,) that :func:`content_groups` returns.
+    `inspections` is an array (n,) of :data:`INSPECTION_DTYPE`. `first_copies` is the array (n,) that
+    :func:`first_with_same_content` returns. `bad` lists the files that cannot be decoded.
     """
 
     listing: Listing
-    verdicts: np.ndarray
-    copies: np.ndarray
+    inspections: np.ndarray
+    first_copies: np.ndarray
     bad: list[LeftOut]
 
 
 def scan_photos(
     listing: Listing, *, num_workers: int | None = None, progress: Callable[[int, int], None] | None = None
 ) -> Scan:
-    """Decode every file in parallel, leave out the bad ones and group exact copies.
+    """Decode every file in parallel, leave out the bad ones and find exact copies.
 
-    Good pictures are remembered by path, size and mtime and are not decoded again. Bad files are, because a repair
-    may change none of the three (permissions).
+    The results for good pictures are cached by path, size and mtime, so these pictures are not decoded again. Bad
+    files are decoded again in each scan, because a repair (of permissions) may change none of these three.
 
     Args:
-        listing: the files. The content of a file is hashed only if another file has the same size.
+        listing: the files. The content of a file is hashed only if another file has the same size: files of different
+            sizes cannot be copies.
         num_workers: maximum number of processes, 0 for none, None for one per core. The result does not depend on it.
-        progress: called with (files done, number of files) after each chunk.
+        progress: called with (number of finished files, number of files) after each request.
+
+    Raises:
+        RuntimeError: a worker process failed with a Python exception.
     """
     n = len(listing.paths)
-    _, same_size, copies = np.unique(listing.sizes, return_inverse=True, return_counts=True)
-    with_content = copies[same_size] > 1
-    known = np.zeros(n, _CACHE_ROW)
-    known["key"], known["size"], known["mtime"] = listing.paths.hashes(), listing.sizes, listing.mtimes
+    _, size_index, files_per_size = np.unique(listing.sizes, return_inverse=True, return_counts=True)
+    with_content = files_per_size[size_index] > 1
+    cache_rows = np.zeros(n, _CACHE_DTYPE)
+    cache_rows["key"], cache_rows["size"], cache_rows["mtime"] = listing.paths.hashes(), listing.sizes, listing.mtimes
     cache_file = _cache_file(listing.root)
-    done = _read_cache(cache_file, known) if cache_file else np.zeros(n, bool)
-    verdicts = known["verdict"]
-    done &= (verdicts["content"] != 0) | ~with_content
+    done = _read_cache(cache_file, cache_rows) if cache_file else np.zeros(n, bool)
+    inspections = cache_rows["verdict"]
+    done &= (inspections["content"] != 0) | ~with_content
     todo = np.flatnonzero(~done)
     bad: list[LeftOut] = []
     finished = n - len(todo)
     try:
-        for rows, looks in _look_at_files(listing, todo, with_content, num_workers):
-            for row, seen in zip(rows.tolist(), looks, strict=True):
-                if seen.kind:
-                    bad.append(LeftOut(listing.paths[row], seen.kind, seen.reason))
+        for rows, results in _inspect_files(listing, todo, with_content, num_workers):
+            for row, inspection in zip(rows.tolist(), results, strict=True):
+                if inspection.kind:
+                    bad.append(LeftOut(listing.paths[row], inspection.kind, inspection.reason))
                 else:
-                    verdicts[row] = seen[2:]
+                    inspections[row] = inspection[2:]
                     done[row] = True
             finished += len(rows)
             if progress:
                 progress(finished, n)
-    finally:  # the next scan of the folder continues where this one was interrupted
+    finally:  # also after Ctrl-C: the next scan then uses the results so far
         if cache_file and done[todo].any():
             with contextlib.suppress(OSError), atomic_write(cache_file) as file:  # the cache only saves time
-                np.save(file, known[done][np.argsort(known["key"][done])])
-    return Scan(listing.rows(np.flatnonzero(done)), verdicts[done], content_groups(verdicts["content"][done]), bad)
+                np.save(file, cache_rows[done][np.argsort(cache_rows["key"][done])])
+    first_copies = first_with_same_content(inspections["content"][done])
+    return Scan(listing.take(np.flatnonzero(done)), inspections[done], first_copies, bad)
 
 
-def content_groups(content: np.ndarray) -> np.ndarray:
-    """For each picture, return the index of the first one with the same content hash; a hash of 0 equals no other."""
+def first_with_same_content(content: np.ndarray) -> np.ndarray:
+    """Return, for each picture, the index of the first picture with the same content hash: int64 array (n,).
+
+    A hash of 0 means that the picture was not hashed, because it has no copies. It gets its own index.
+    """
     _, first, group = np.unique(content, return_index=True, return_inverse=True)
     return np.where(content == 0, np.arange(len(content)), first[group])
 
 
-def _look_at_files(
+def _inspect_files(
     listing: Listing, todo: np.ndarray, with_content: np.ndarray, num_workers: int | None
-) -> Iterator[tuple[np.ndarray, list[Look]]]:
-    """Yield chunks of the indices `todo` with the results for their files, in order."""
-    root = listing.root.absolute()  # workers have another current folder
-    chunks = [todo[start : start + _CHUNK] for start in range(0, len(todo), _CHUNK)]
+) -> Iterator[tuple[np.ndarray, list[Inspection]]]:
+    """Inspect the files at the indices `todo`. Yield (indices, results) for each request, in the order of `todo`.
 
-    def request(rows: np.ndarray) -> list[tuple[str, bool]]:  # for one chunk: a million names need much memory
+    `with_content` is a bool array with one value for each file of `listing`.
+    """
+    root = listing.root.absolute()  # workers have another current folder
+    chunks = [todo[start : start + _FILES_PER_REQUEST] for start in range(0, len(todo), _FILES_PER_REQUEST)]
+
+    def make_request(rows: np.ndarray) -> list[tuple[str, bool]]:  # one at a time: a million names need much memory
         return [(f"{root}/{listing.paths[row]}", bool(with_content[row])) for row in rows]
 
     if num_workers is None:
         num_workers = available_cores()
-    num_workers = min(num_workers, int(listing.sizes[todo].sum()) // _BYTES_PER_PROCESS)
+    num_workers = min(num_workers, int(listing.sizes[todo].sum()) // _MIN_BYTES_PER_PROCESS)
     if num_workers < 2:
         for rows in chunks:
-            yield rows, [look(Path(name), hash_it) for name, hash_it in request(rows)]
+            yield rows, [inspect_picture(Path(name), hash_it) for name, hash_it in make_request(rows)]
         return
-    # Not multiprocessing: its "spawn" imports the caller's main module again, with torch, and fails if a script has
-    # no __main__ guard.
+    # multiprocessing is not used, because its "spawn" method imports the caller's main module again, with torch, and
+    # fails if a script has no __main__ guard.
     workers = [_start_worker() for _ in range(num_workers)]
-    idle: SimpleQueue[subprocess.Popen[str]] = SimpleQueue()
+    idle_workers: SimpleQueue[subprocess.Popen[str]] = SimpleQueue()
     for worker in workers:
-        idle.put(worker)
+        idle_workers.put(worker)
 
-    def ask(rows: np.ndarray) -> list[Look]:
-        worker = idle.get()
+    def inspect_in_worker(rows: np.ndarray) -> list[Inspection]:
+        worker = idle_workers.get()
         try:
             with contextlib.suppress(BrokenPipeError):  # the worker has died
-                print(json.dumps(request(rows)), file=worker.stdin, flush=True)
+                print(json.dumps(make_request(rows)), file=worker.stdin, flush=True)
             if answer := worker.stdout.readline():  # type: ignore[union-attr]
-                return [Look(*fields) for fields in json.loads(answer)]
-            if worker.wait() == 1:  # a Python exception is a bug of ours; the worker has printed it
+                return [Inspection(*fields) for fields in json.loads(answer)]
+            if worker.wait() == 1:  # a Python exception is a bug in this project; the worker has printed it
                 raise RuntimeError("a process that examines pictures failed; see its error message above")
             worker = _start_worker()
             workers.append(worker)
         finally:
-            idle.put(worker)
-        # A decoder has crashed the worker: try the files one by one to find out which.
+            idle_workers.put(worker)
+        # A decoder has crashed the worker. To find the file, inspect each file in a request of its own.
         if len(rows) == 1:
-            return [Look("damaged", "its decoder crashed")]
-        return [found for row in rows for found in ask(row[None])]
+            return [Inspection("damaged", "its decoder crashed")]
+        return [inspection for row in rows for inspection in inspect_in_worker(row[None])]
 
     threads = ThreadPoolExecutor(num_workers)
     try:
-        yield from zip(chunks, threads.map(ask, chunks), strict=True)
+        yield from zip(chunks, threads.map(inspect_in_worker, chunks), strict=True)
     finally:
         threads.shutdown(cancel_futures=True)
         for worker in workers:
-            worker.communicate()  # closes its input, which ends it
+            worker.communicate()  # closes the worker's input, so the worker ends
 
 
 def _start_worker() -> subprocess.Popen[str]:
@@ -153,30 +165,34 @@ def _start_worker() -> subprocess.Popen[str]:
 
 
 def _serve_requests() -> None:
-    """Run as a worker: read chunks as lines of JSON and print the results as JSON, until the input ends."""
+    """Run as a worker: read requests from stdin and print results, both as lines of JSON, until the input ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent process handles Ctrl-C
     for line in sys.stdin:
-        print(json.dumps([look(Path(name), with_content) for name, with_content in json.loads(line)]), flush=True)
+        results = [inspect_picture(Path(name), with_content) for name, with_content in json.loads(line)]
+        print(json.dumps(results), flush=True)
 
 
 def _cache_file(root: Path) -> Path | None:
-    """Return the file that holds the results for `root`, or None if there is no cache folder."""
+    """Return the path of the cache file for `root`, or None if there is no cache folder."""
     with contextlib.suppress(DataError, OSError):
         name = hashlib.blake2b(os.fsencode(root.resolve()), digest_size=8).hexdigest()
-        return cache_folder() / f"pictures-1-{name}.npy"  # raise the 1 if look() judges or hashes differently
+        return cache_folder() / f"pictures-1-{name}.npy"  # increase the 1 if inspect_picture() changes its results
     return None
 
 
-def _read_cache(file: Path, wanted: np.ndarray) -> np.ndarray:
-    """Set the verdicts of the `wanted` rows from `file`; return a bool array that is True where they are valid."""
-    rows = np.empty(0, _CACHE_ROW)
-    with contextlib.suppress(OSError, ValueError, EOFError):  # not written yet, or damaged
-        rows = np.load(file, allow_pickle=False)
-    if rows.dtype != _CACHE_ROW or not len(rows):
-        return np.zeros(len(wanted), bool)
-    found = rows[np.searchsorted(rows["key"], wanted["key"]).clip(max=len(rows) - 1)]
-    unchanged = np.all([found[column] == wanted[column] for column in ("key", "size", "mtime")], axis=0)
-    wanted["verdict"] = found["verdict"]
+def _read_cache(file: Path, rows: np.ndarray) -> np.ndarray:
+    """Fill in the column "verdict" of `rows` (array (n,) of :data:`_CACHE_DTYPE`) from the cache file, in place.
+
+    Return a bool array (n,): True where the verdict is valid, because key, size and mtime are those in the cache file.
+    """
+    cached = np.empty(0, _CACHE_DTYPE)
+    with contextlib.suppress(OSError, ValueError, EOFError):  # missing or damaged
+        cached = np.load(file, allow_pickle=False)
+    if cached.dtype != _CACHE_DTYPE or not len(cached):
+        return np.zeros(len(rows), bool)
+    found = cached[np.searchsorted(cached["key"], rows["key"]).clip(max=len(cached) - 1)]
+    unchanged = np.all([found[column] == rows[column] for column in ("key", "size", "mtime")], axis=0)
+    rows["verdict"] = found["verdict"]
     return unchanged
 
 

@@ -1,4 +1,4 @@
-"""Split photos into train, val and test, by chance or by a split.csv."""
+"""Split photos into train, val and test: randomly, or as a split.csv says."""
 
 from __future__ import annotations
 
@@ -14,32 +14,38 @@ from datamodules.files import TEXT_FILE_ARGUMENTS
 from datamodules.photos.find import SPLITS, TRAIN, LeftOut, Listing
 from datamodules.text import first_names, plural, printable
 
-COLUMNS = ("path", "label", "split")  # of split.csv
-NAMED = 10  # maximum number of files that a message names
+SPLIT_FILE_COLUMNS = ("path", "label", "split")  # of split.csv
+MAX_NAMES_IN_MESSAGE = 10
 
 
-def copies_across(sides: np.ndarray, groups: np.ndarray) -> np.ndarray:
-    """Return a bool array that is True for pictures with a copy on another side.
+def is_in_mixed_group(values: np.ndarray, groups: np.ndarray) -> np.ndarray:
+    """Return True for each picture whose group contains pictures with different values: bool array (n,).
 
-    `sides` are labels or splits, `groups` comes from :func:`~datamodules.photos.scan.content_groups`.
+    `values` is an int array (n,), such as the labels. `groups` is an int array (n,): for each picture, the index of the
+    first picture of its group.
     """
-    mixed = np.zeros(len(sides), bool)
-    mixed[groups[sides != sides[groups]]] = True
+    mixed = np.zeros(len(values), bool)
+    mixed[groups[values != values[groups]]] = True
     return mixed[groups]
 
 
-def stratified_split(labels: np.ndarray, groups: np.ndarray, order: np.ndarray, val_size: float) -> np.ndarray:
-    """Choose validation pictures: the fraction `val_size` of each class, rounded. Copies are not separated.
+def choose_validation_pictures(
+    labels: np.ndarray, groups: np.ndarray, order: np.ndarray, val_size: float
+) -> np.ndarray:
+    """Choose the fraction `val_size` of the pictures of each class, rounded, for validation.
+
+    Pictures of the same group (copies) stay together, so the number of chosen pictures may differ a little.
 
     Args:
         labels: int array (n,).
-        groups: int array (n,). Pictures of the same group stay together; they must have the same class.
-        order: array (n,). Groups with the smallest value of their first picture are chosen first.
+        groups: int array (n,): for each picture, the index of the first picture of its group. All pictures of a group
+            must have the same class.
+        order: array (n,) that sorts the groups: those whose first picture has the smallest values are chosen first.
         val_size: in (0, 1).
 
     Returns:
-        bool array (n,), True for validation. A class with at least two groups has pictures on both sides, a class with
-        one group has none in validation.
+        bool array (n,), True for validation. If a class has at least two groups, some of its pictures are chosen and
+        some are not. If a class has only one group, none of its pictures are chosen.
     """
     chosen = np.zeros(len(labels), bool)
     by_class = np.argsort(labels, kind="stable")
@@ -47,75 +53,80 @@ def stratified_split(labels: np.ndarray, groups: np.ndarray, order: np.ndarray, 
         _, first, group, sizes = np.unique(groups[members], return_index=True, return_inverse=True, return_counts=True)
         if len(sizes) < 2:
             continue
-        wanted = min(max(int(val_size * len(members) + 0.5), 1), len(members) - 1)
-        taken = np.zeros(len(sizes), bool)
-        ranked = np.argsort(order[members][first], kind="stable")
-        room = wanted
-        for candidate in ranked.tolist():
-            if sizes[candidate] <= room:
-                taken[candidate] = True
-                room -= int(sizes[candidate])
-        if room == wanted:  # all groups are larger than that
-            taken[ranked[np.argmin(sizes[ranked])]] = True
-        chosen[members] = taken[group]
+        val_count = min(max(int(val_size * len(members) + 0.5), 1), len(members) - 1)
+        is_chosen_group = np.zeros(len(sizes), bool)
+        sorted_groups = np.argsort(order[members][first], kind="stable")
+        remaining = val_count
+        for candidate in sorted_groups.tolist():
+            if sizes[candidate] <= remaining:
+                is_chosen_group[candidate] = True
+                remaining -= int(sizes[candidate])
+        if remaining == val_count:  # every group has more than val_count pictures: choose the smallest group
+            is_chosen_group[sorted_groups[np.argmin(sizes[sorted_groups])]] = True
+        chosen[members] = is_chosen_group[group]
     return chosen
 
 
 def apply_split_file(listing: Listing, split_file: str) -> Listing:
-    """Return `listing` with the splits of `split_file` and without the pictures that are not in it.
+    """Return `listing` with the splits of the split file. Pictures that are not in the split file are left out.
 
     Raises:
-        DataError: the file cannot be read or does not match the folder.
+        DataError: the split file cannot be read, has two lines for one picture or no training picture, or a picture
+            does not exist or is in the folder of another class.
     """
-    wanted: dict[str, tuple[str, int]] = {}
-    here, csv_name = printable(str(listing.root)), printable(split_file)
+    entries: dict[str, tuple[str, int]] = {}
+    root_text, csv_text = printable(str(listing.root)), printable(split_file)
     for path, label, split in read_split_file(split_file):
-        if path in wanted:
-            raise DataError(f"{csv_name} names {printable(path)} more than once: keep one line for it")
-        wanted[path] = label, split
-    learned = {label for label, split in wanted.values() if split == TRAIN}
+        if path in entries:
+            raise DataError(f"{csv_text} has more than one line for {printable(path)}: keep one of them")
+        entries[path] = label, split
+    trainable = {label for label, split in entries.values() if split == TRAIN}
     splits = np.full(len(listing.paths), -1, np.int8)
     left_out = [*listing.left_out]
     for row, path in enumerate(listing.paths):
-        if path not in wanted:
+        if path not in entries:
             left_out.append(LeftOut(path, "not in the split file", split_file))
             continue
-        label, splits[row] = wanted.pop(path)
-        own = listing.class_names[listing.labels[row]]
-        if label != own:
+        label, splits[row] = entries.pop(path)
+        folder_label = listing.class_names[listing.labels[row]]
+        if label != folder_label:
             raise DataError(
-                f"{csv_name} says {printable(path)} is {printable(label)}, its folder says {printable(own)}: "
-                "move the file or correct the line"
+                f"{csv_text}: {printable(path)} has the class {printable(label)}, but is in the folder of class "
+                f"{printable(folder_label)}: move the file or correct the line"
             )
-    if wanted:
-        many, names = plural(len(wanted), "picture"), first_names(list(wanted), NAMED)
-        raise DataError(f"{here} lacks {many} of {csv_name} ({names}): restore them, or leave out --data.split_file")
-    if not learned:
-        raise DataError(f"{csv_name} has no line with split train: give a run's split.csv")
+    if entries:
+        count_text, names = plural(len(entries), "picture"), first_names(list(entries), MAX_NAMES_IN_MESSAGE)
+        raise DataError(
+            f"{root_text} does not contain {count_text} of {csv_text} ({names}): restore the missing files, or leave "
+            "out --data.split_file"
+        )
+    if not trainable:
+        raise DataError(f"{csv_text} has no line with split train: give a run's split.csv")
     rows = np.flatnonzero(splits >= 0)
-    extra = len(splits) - len(rows)
-    notes = [*listing.notes, *[f"{plural(extra, 'picture')} left out: not in {csv_name}"] * bool(extra)]
-    return replace(listing, splits=splits, left_out=left_out, notes=notes).rows(rows).only(learned)
+    left_out_count = len(splits) - len(rows)
+    notes = [*listing.notes]
+    notes += [f"{plural(left_out_count, 'picture')} left out: not in {csv_text}"] * bool(left_out_count)
+    return replace(listing, splits=splits, left_out=left_out, notes=notes).take(rows).keep_classes(trainable)
 
 
 def read_split_file(split_file: str) -> Iterator[tuple[str, str, int]]:
-    """Yield (path, label, split) for each line of a split file.
+    """Yield (path, class name, split) for each line of a split file. The split is TRAIN, VAL or TEST.
 
     Raises:
-        DataError: the file or one of its lines cannot be read.
+        DataError: the file cannot be read, or a line is not a valid line of a split file.
     """
-    name = printable(split_file)
+    csv_text = printable(split_file)
     try:
         with Path(split_file).expanduser().open(**TEXT_FILE_ARGUMENTS) as file:
             table = csv.reader(file)
-            if next(table, None) != list(COLUMNS):
-                raise DataError(f"{name} does not begin with path,label,split: give a run's split.csv")
+            if next(table, None) != list(SPLIT_FILE_COLUMNS):
+                raise DataError(f"{csv_text} does not begin with path,label,split: give a run's split.csv")
             for row in table:
-                if len(row) != len(COLUMNS) or row[2] not in SPLITS:
+                if len(row) != len(SPLIT_FILE_COLUMNS) or row[2] not in SPLITS:
                     raise DataError(
-                        f"{name}, line {table.line_num}: must be path,label,split with split train, val or test"
+                        f"{csv_text}, line {table.line_num}: must be path,label,split with split train, val or test"
                     )
                 yield row[0], row[1], SPLITS.index(row[2])
     except (OSError, csv.Error) as error:
         reason = error.strerror if isinstance(error, OSError) else error
-        raise DataError(f"{name} cannot be read ({reason}): give a run's split.csv") from error
+        raise DataError(f"{csv_text} cannot be read ({reason}): give a run's split.csv") from error

@@ -1,4 +1,4 @@
-"""Keep decoded pictures in a file that all processes and all runs share by memory mapping."""
+"""Store decoded pictures in a memory-mapped file, which all processes and all runs share."""
 
 import hashlib
 import json
@@ -17,14 +17,14 @@ from datamodules.machine import available_cores, cache_folder
 from datamodules.photos.decode import BadPicture
 from datamodules.photos.paths import Paths
 
-AHEAD = 256  # maximum number of decoded pictures that wait to be written
+MAX_WAITING_PICTURES = 256  # decoded pictures in memory that are not written yet
 
 
 class PictureStore:
-    """N pictures of any size, (3, H, W) uint8 each, memory-mapped from one file.
+    """N decoded pictures in one memory-mapped file. Each is (3, H, W) uint8; H and W may differ between pictures.
 
     Args:
-        path: a file from :meth:`write`.
+        path: a file that :meth:`write` has written.
     """
 
     def __init__(self, path: Path) -> None:
@@ -33,10 +33,12 @@ class PictureStore:
         count = int(np.fromfile(path, np.int64, offset=size - 8)[0])
         self.sizes = np.fromfile(path, np.int64, 2 * count, offset=size - 8 - 16 * count).reshape(count, 2)
         self.starts = np.concatenate([[0], (3 * self.sizes.prod(1)).cumsum()])
-        # A private mapping: nothing is written to it, and all processes share its pages.
+        # shared=False is a private mapping. Nothing is written to it, so all processes still share its memory pages.
         self._bytes = torch.from_file(str(path), shared=False, size=int(self.starts[-1]), dtype=torch.uint8)
 
-    def __reduce__(self) -> tuple[type["PictureStore"], tuple[Path]]:  # a spawned worker maps the file itself
+    def __reduce__(
+        self,
+    ) -> tuple[type["PictureStore"], tuple[Path]]:  # pickles only the path: a spawned worker maps the file again
         return PictureStore, (self.path,)
 
     def __len__(self) -> int:
@@ -47,24 +49,30 @@ class PictureStore:
         return self._bytes[self.starts[index] : self.starts[index + 1]].view(3, int(height), int(width))
 
     def stacked(self) -> Tensor:
-        """Return all pictures as (N, 3, H, W) without a copy. They must have the same size."""
+        """Return all pictures as one tensor (N, 3, H, W) without a copy. All pictures must have the same size."""
         height, width = self.sizes[0]
         return self._bytes.view(len(self), 3, int(height), int(width))
 
     @staticmethod
     def write(path: Path, count: int, read: Callable[[int], Tensor]) -> None:
-        """Decode `count` pictures with one thread per core and write them, atomically.
+        """Decode pictures with one thread per core and write them to a file, atomically.
 
-        The file contains the pixels of all pictures, then int64: height and width of each one, and `count`.
+        The file contains the pixels of all pictures, then the height and width of each picture (int64), then `count`
+        (int64).
+
+        Args:
+            path: the file.
+            count: the number of pictures.
+            read: returns the decoded picture of an index in [0, count), (3, H, W) uint8.
 
         Raises:
-            DataError: the file cannot be written.
+            DataError: the file cannot be written. Errors of `read` are passed on.
         """
         sizes = np.empty((count, 2), np.int64)
         try:
             with atomic_write(path) as file, ThreadPoolExecutor(available_cores()) as threads:
-                for first in range(0, count, AHEAD):
-                    indices = range(first, min(count, first + AHEAD))
+                for first in range(0, count, MAX_WAITING_PICTURES):
+                    indices = range(first, min(count, first + MAX_WAITING_PICTURES))
                     for index, picture in zip(indices, threads.map(read, indices), strict=True):
                         sizes[index] = picture.shape[1:]
                         file.write(picture.contiguous().numpy().data)
@@ -77,10 +85,13 @@ class PictureStore:
 
 
 def store_path(root: Path, paths: Paths, settings: dict[str, Any]) -> Path:
-    """Return the file for these pictures. It depends on their paths, sizes and times and on `settings`.
+    """Return the path of the store for some pictures.
+
+    The path depends on `root`, on the path, file size and mtime of each picture, and on `settings`. So a changed file
+    or setting gives another store.
 
     Raises:
-        DataError: a picture does not exist, or there is no cache folder.
+        DataError: a picture cannot be found (:class:`BadPicture`), or there is no cache folder.
     """
     digest = hashlib.sha256(json.dumps([str(root.resolve()), settings], sort_keys=True).encode())
     paths.update(digest)

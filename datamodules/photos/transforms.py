@@ -9,14 +9,20 @@ from datamodules.preprocessing import Preprocessing
 
 
 def train_transform(preprocessing: Preprocessing) -> v2.Transform:
-    """Return RandomResizedCrop and flip for uint8, as in the tutorial "Transfer Learning for Computer Vision"."""
+    """Return a random crop and a random horizontal flip: (3, H, W) uint8 -> (3, S, S) uint8.
+
+    They are those of the PyTorch tutorial "Transfer Learning for Computer Vision".
+    """
     interpolation = InterpolationMode(preprocessing.interpolation)
     crop = _CropThenResize(preprocessing.image_size, interpolation=interpolation, antialias=True)
     return v2.Compose([crop, v2.RandomHorizontalFlip()])
 
 
 class _CropThenResize(v2.RandomResizedCrop):
-    """Give the same result, but copy the crop to channels-last memory first: torch then resizes it twice as fast."""
+    """A faster RandomResizedCrop with the same result.
+
+    It copies the crop to channels-last memory before resizing, because torch resizes this layout twice as fast.
+    """
 
     def transform(self, inpt: Tensor, params: dict[str, Any]) -> Tensor:
         crop = v2.functional.crop_image(inpt, **params).permute(1, 2, 0).contiguous().permute(2, 0, 1)
@@ -27,11 +33,14 @@ def eval_transform(preprocessing: Preprocessing) -> v2.Transform:
     """Return a transform that resizes the shorter side and crops the center: (3, H, W) uint8 -> (3, S, S) uint8."""
     interpolation = InterpolationMode(preprocessing.interpolation)
     resize = v2.Resize(preprocessing.resize_size, interpolation=interpolation, antialias=True)
-    return v2.Compose([v2.Lambda(_cut_strip), resize, v2.CenterCrop(preprocessing.image_size)])
+    return v2.Compose([v2.Lambda(_cut_long_side), resize, v2.CenterCrop(preprocessing.image_size)])
 
 
-def _cut_strip(picture: Tensor) -> Tensor:
-    """Cut off most of what the center crop removes anyway: resizing would enlarge 3000 x 2 pixels to 384,000 x 256."""
+def _cut_long_side(picture: Tensor) -> Tensor:
+    """Cut the longer side to at most 4 times the shorter side. The center crop would remove these parts anyway.
+
+    Without this, resizing the shorter side would enlarge a picture of 3000 x 2 pixels to 384,000 x 256 pixels.
+    """
     height, width = picture.shape[-2:]
-    most = 4 * min(height, width)
-    return v2.functional.center_crop(picture, [min(height, most), min(width, most)])
+    max_length = 4 * min(height, width)
+    return v2.functional.center_crop(picture, [min(height, max_length), min(width, max_length)])

@@ -208,14 +208,14 @@ def _choose_data(
     data = checkpoints.load_data({**checkpoint, "datamodule_hyper_parameters": arguments})
     data.setup("test")
     split = TEST if data.has_test else VAL
-    return _label_photos(model, data.photos.rows(data.photos.select(split))), SPLITS[split]
+    return _label_photos(model, data.photos.take(data.photos.select(split))), SPLITS[split]
 
 
 def _readable_photos(root: str) -> Listing:
     """Return the photos of a folder: its test split, else its validation split, else all. Name unreadable files."""
     listing = find_photos(root)
     split = next(split for split in (TEST, VAL, TRAIN) if (listing.splits == split).any())  # TRAIN: it has no splits
-    scan = scan_photos(listing.rows(np.flatnonzero(listing.splits == split)))
+    scan = scan_photos(listing.take(np.flatnonzero(listing.splits == split)))
     if is_rank_zero():
         for note in listing.notes:
             print(f"note: {note}", file=sys.stderr)

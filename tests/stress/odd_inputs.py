@@ -31,7 +31,7 @@ from PIL import Image
 
 from datamodules import DataError
 from datamodules.photos.dataset import read_pixels
-from datamodules.photos.decode import look, read_picture
+from datamodules.photos.decode import inspect_picture, read_picture
 from lit_training.cli.flags import DATA_MODULES, MODELS, TRAINER_FLAGS
 from lit_training.cli.parser import FitCLI
 from lit_training.errors import one_line_errors
@@ -147,7 +147,7 @@ def try_picture(data: bytes, path: Path) -> str:
     path.write_bytes(data)
     size: tuple[int, ...] | None = None
     try:
-        judged = look(path, True)
+        judged = inspect_picture(path, True)
         with contextlib.suppress(DataError):
             size = read_picture(path).size[::-1]
         try:
@@ -165,7 +165,7 @@ def try_picture(data: bytes, path: Path) -> str:
     except Exception as error:
         raise Wrong(f"{type(error).__name__}: {error}") from error
     if not judged.kind and size is None:
-        raise Wrong("look accepts what read_picture refuses")
+        raise Wrong("inspect_picture accepts what read_picture refuses")
     return judged.kind or "read"
 
 

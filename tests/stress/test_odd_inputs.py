@@ -32,8 +32,8 @@ def test_valid_images_are_read(tmp_path: Path) -> None:
     [
         ("read_pixels", KeyError("a bug"), "KeyError: 'a bug'"),
         ("read_pixels", DataError("no name in it"), "does not name the file"),
-        ("read_picture", DataError("refused"), "look accepts what read_picture refuses"),
-        ("look", RecursionError("deep"), "RecursionError: deep"),
+        ("read_picture", DataError("refused"), "inspect_picture accepts what read_picture refuses"),
+        ("inspect_picture", RecursionError("deep"), "RecursionError: deep"),
     ],
 )
 def test_errors_are_found(

@@ -37,43 +37,43 @@ def encoded(seed: int, form: str = "JPEG", **options: object) -> bytes:
     return file.getvalue()
 
 
-def turned(orientation: int) -> Image.Exif:
+def exif_with_orientation(orientation: int) -> Image.Exif:
     """Return EXIF data with an orientation."""
     exif = Image.Exif()
     exif[ORIENTATION] = orientation
     return exif
 
 
-def put(path: Path, content: bytes) -> Path:
+def write_file(path: Path, content: bytes) -> Path:
     """Write a file; create its folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(content)
     return path
 
 
-def fill(root: Path, counts: dict[str, int], seed: int = 0) -> Path:
+def write_pictures(root: Path, counts: dict[str, int], seed: int = 0) -> Path:
     """Write this number of images, all different, to each folder in ``root``."""
     for folder, count in counts.items():
         for i in range(count):
             seed += 1
-            put(root / folder / f"{i}.jpg", encoded(seed))
+            write_file(root / folder / f"{i}.jpg", encoded(seed))
     return root
 
 
-def two(root: Path, count: int = 6) -> Path:
+def write_cats_and_dogs(root: Path, count: int = 6) -> Path:
     """Write images of the classes cat and dog."""
-    return fill(root, {"cat": count, "dog": count})
+    return write_pictures(root, {"cat": count, "dog": count})
 
 
-def look_at(root: Path, **options: Any) -> Photos:
+def examine_leniently(root: Path, **options: Any) -> Photos:
     """Examine a folder; up to 90 % of the files may be broken."""
     return examine(root, **{"max_bad_fraction": 0.9, **options})
 
 
-def refused(root: Path, **options: Any) -> str:
-    """Return the one-line error of :func:`look_at`, with DIR for ``root``."""
+def refusal_of(root: Path, **options: Any) -> str:
+    """Return the one-line error of :func:`examine_leniently`, with DIR for ``root``."""
     with pytest.raises(DataError) as caught:
-        look_at(root, **options)
+        examine_leniently(root, **options)
     message = str(caught.value)
     assert "\n" not in message
     return message.replace(str(root), "DIR")
@@ -103,14 +103,14 @@ def _png(width: int, height: int, pixels: bytes) -> bytes:
 
 
 JPEG, PNG, WEBP = encoded(900), encoded(901, "PNG"), encoded(902, "WEBP")
-BOMB = _png(50_000, 50_000, zlib.compress(bytes(1000)))
-SPOILT = _png(40, 30, zlib.compress(noise(1).tobytes())[:99] + bytes(99))
+DECOMPRESSION_BOMB = _png(50_000, 50_000, zlib.compress(bytes(1000)))
+PNG_WITH_DAMAGED_PIXELS = _png(40, 30, zlib.compress(noise(1).tobytes())[:99] + bytes(99))
 """A PNG with correct checksums and pixel data that cannot be decompressed."""
 BROKEN = {
     "truncated.jpg": (JPEG[: len(JPEG) // 2], "truncated", "image file is truncated"),
     "late.jpg": (JPEG[:-60], "truncated", "image file is truncated"),
     "progressive.jpg": (encoded(903, progressive=True)[:-300], "truncated", "image file is truncated"),
-    "head.jpg": (JPEG[:4], "truncated", "breaks off in its header"),
+    "head.jpg": (JPEG[:4], "truncated", "the file ends in its header"),
     "truncated.png": (PNG[: len(PNG) // 2], "truncated", "image file is truncated"),
     "truncated.webp": (WEBP[:300], "truncated", f"300 of {len(WEBP)} bytes"),
     "empty.jpg": (b"", "empty", "0 bytes"),
@@ -118,7 +118,7 @@ BROKEN = {
     "page.jpg": (b"<!DOCTYPE html><p>404</p>", "not a picture", "a web page inside"),
     "gif.jpg": (encoded(904, "GIF"), "not a picture", "a GIF inside"),
     "postscript.jpg": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "not a picture", "text inside"),
-    "spoilt.png": (SPOILT, "damaged", "unrecognized data stream"),
-    "bomb.png": (BOMB, "too large", "more than 178,956,970 pixels"),
+    "spoilt.png": (PNG_WITH_DAMAGED_PIXELS, "damaged", "unrecognized data stream"),
+    "bomb.png": (DECOMPRESSION_BOMB, "too large", "more than 178,956,970 pixels"),
 }
 """File name -> content, kind of the error, beginning of its reason."""

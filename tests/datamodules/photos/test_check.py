@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from datamodules.photos import check
-from datamodules.photos.check import DISTANCE, findings, to_document
+from datamodules.photos.check import MAX_HASH_DISTANCE, find_problems, to_document
 from datamodules.photos.find import find_photos
-from tests.support.photos import look_at, scene, turned
+from tests.support.photos import examine_leniently, exif_with_orientation, scene
 
 
 def save(picture: Image.Image, path: Path, **options: Any) -> None:
@@ -35,7 +35,7 @@ def clean(tmp_path: Path) -> Path:
 
 def document(folder: Path) -> dict[str, Any]:
     """Return the document that ``check.py --json`` prints."""
-    return json.loads(json.dumps(to_document(*findings(find_photos(folder), num_workers=0))))
+    return json.loads(json.dumps(to_document(*find_problems(find_photos(folder), num_workers=0))))
 
 
 def found(folder: Path) -> dict[str, list[list[str]]]:
@@ -47,12 +47,12 @@ def found(folder: Path) -> dict[str, list[list[str]]]:
     return {finding["kind"]: finding["items"] for finding in every}
 
 
-def test_clean(clean: Path) -> None:
+def test_a_folder_without_problems_has_no_findings(clean: Path) -> None:
     assert found(clean) == {}
     assert document(clean)["pictures"] == 16
 
 
-def test_bad_files(clean: Path) -> None:
+def test_each_bad_file_is_a_finding(clean: Path) -> None:
     whole = (clean / "train/cat/0.jpg").read_bytes()
     (clean / "train/cat/cut.jpg").write_bytes(whole[: len(whole) // 2])
     (clean / "train/cat/empty.jpg").write_bytes(b"")
@@ -72,8 +72,8 @@ def test_bad_files(clean: Path) -> None:
     }
 
 
-def test_odd_pictures(clean: Path) -> None:
-    save(scene(50), clean / "val/cat/phone.jpg", exif=turned(8))
+def test_unusual_pictures_are_findings(clean: Path) -> None:
+    save(scene(50), clean / "val/cat/phone.jpg", exif=exif_with_orientation(8))
     save(scene(51), clean / "val/cat/named.jpg", format="PNG")
     save(scene(52, (1600, 1200)), clean / "val/cat/huge.jpg")
     save(scene(53, (16, 12)), clean / "val/dog/tiny.png")
@@ -84,7 +84,7 @@ def test_odd_pictures(clean: Path) -> None:
     }
 
 
-def test_duplicates(clean: Path) -> None:
+def test_duplicates_are_findings(clean: Path) -> None:
     for number, copy in enumerate(("train/cat/copy.jpg", "val/cat/copy.jpg", "train/dog/copy.jpg")):
         (clean / copy).write_bytes((clean / f"train/cat/{number}.jpg").read_bytes())
     save(scene(4), clean / "train/dog/near.png")
@@ -104,7 +104,7 @@ def test_pictures_of_one_color_are_not_near_duplicates(clean: Path) -> None:
     assert found(clean) == {}
 
 
-def test_classes(clean: Path) -> None:
+def test_class_problems_are_findings(clean: Path) -> None:
     for number in range(40):
         save(scene(100 + number), clean / f"train/bird/{number}.jpg")
     save(scene(200), clean / "val/fish/0.jpg")
@@ -114,7 +114,7 @@ def test_classes(clean: Path) -> None:
     }
 
 
-def test_one_class(tmp_path: Path) -> None:
+def test_a_single_class_is_a_finding(tmp_path: Path) -> None:
     save(scene(0), tmp_path / "cat" / "0.jpg")
     assert found(tmp_path) == {"one class only": [["cat"]]}
 
@@ -126,11 +126,11 @@ def test_all_files_are_broken(tmp_path: Path) -> None:
     assert found(tmp_path)["empty"] == [["cat/x.jpg"], ["dog/x.jpg"]]
 
 
-def test_it_counts_the_pictures_that_training_uses(clean: Path) -> None:
+def test_check_counts_the_pictures_that_training_uses(clean: Path) -> None:
     (clean / "train/cat/empty.jpg").write_bytes(b"")
     os.mkfifo(clean / "train/cat/pipe.jpg")
     (clean / "train/dog/twin.jpg").write_bytes((clean / "train/cat/0.jpg").read_bytes())
-    trained_on, checked = look_at(clean), document(clean)
+    trained_on, checked = examine_leniently(clean), document(clean)
     assert checked["pictures"] == len(trained_on.paths) == 15
     assert list(checked["counts"].values()) == trained_on.counts().tolist() == [[3, 4], [4, 4], [0, 0]]
     assert found(clean) == {
@@ -146,13 +146,13 @@ def test_near_pairs_finds_all_near_pairs(hashes: list[int], data: st.DataObject)
     for value in list(hashes):  # because two random hashes are never near
         bits = data.draw(st.sets(st.integers(0, 63), max_size=5))
         hashes.append(value ^ sum(1 << bit for bit in bits))
-    one, other = check._near_pairs(np.array(hashes, np.uint64))
+    one, other = check._find_near_pairs(np.array(hashes, np.uint64))
     found = {frozenset(pair) for pair in zip(one.tolist(), other.tolist(), strict=True)}
     assert found == {
         frozenset((i, j))
         for i in range(len(hashes))
         for j in range(i)
-        if (hashes[i] ^ hashes[j]).bit_count() <= DISTANCE
+        if (hashes[i] ^ hashes[j]).bit_count() <= MAX_HASH_DISTANCE
     }
 
 
@@ -168,6 +168,6 @@ def test_near_pairs_compares_few_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(check, "_count_bits", counted)
     hashes = np.random.default_rng(0).integers(0, 2**64, 100_000, np.uint64)
     hashes[-1] = hashes[0] ^ np.uint64(0b101)
-    one, other = check._near_pairs(hashes)
+    one, other = check._find_near_pairs(hashes)
     assert compared < 1_000_000  # all pairs are 5,000,000,000
     assert (one.tolist(), other.tolist()) in (([0] * 3, [99_999] * 3), ([99_999] * 3, [0] * 3))

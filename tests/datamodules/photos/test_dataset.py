@@ -13,7 +13,7 @@ from torchvision.transforms import v2
 from datamodules import DataError, ImageFolderDataModule
 from datamodules.photos.dataset import read_pixels
 from datamodules.photos.decode import BadPicture, read_picture
-from tests.support.photos import turned
+from tests.support.photos import exif_with_orientation
 
 
 def test_a_jpeg_with_enormous_size_in_its_header_is_refused(tmp_path: Path) -> None:
@@ -29,7 +29,7 @@ def test_a_jpeg_with_enormous_size_in_its_header_is_refused(tmp_path: Path) -> N
 @pytest.mark.parametrize("orientation", range(10))
 def test_jpegs_are_rotated_as_by_pillow(tmp_path: Path, orientation: int) -> None:
     pixels = torch.randint(0, 256, (24, 40, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    Image.fromarray(pixels.numpy()).save(tmp_path / "photo.jpg", exif=turned(orientation))
+    Image.fromarray(pixels.numpy()).save(tmp_path / "photo.jpg", exif=exif_with_orientation(orientation))
     want = v2.functional.pil_to_tensor(read_picture(tmp_path / "photo.jpg"))
     assert want.shape == ((3, 40, 24) if orientation in (5, 6, 7, 8) else (3, 24, 40))
     assert torch.equal(read_pixels(tmp_path / "photo.jpg"), want)
@@ -74,7 +74,7 @@ def test_workers_give_the_same_batches_for_each_start_method(photo_folder: Path,
 
 def test_pictures_in_memory_give_the_same_pixels_as_their_files(tmp_path: Path) -> None:
     array = np.random.default_rng(0).integers(0, 256, (24, 40, 3), np.uint8)
-    Image.fromarray(array).save(tmp_path / "photo.png", exif=turned(6))
+    Image.fromarray(array).save(tmp_path / "photo.png", exif=exif_with_orientation(6))
     want = read_pixels(tmp_path / "photo.png")
     assert want.shape == (3, 40, 24)
     with Image.open(tmp_path / "photo.png") as picture:

@@ -12,9 +12,18 @@ from PIL import Image
 
 from datamodules.errors import DataError
 from datamodules.photos import decode
-from datamodules.photos.check import DISTANCE
+from datamodules.photos.check import MAX_HASH_DISTANCE
 from datamodules.photos.decode import read_picture
-from tests.support.photos import BOMB, BROKEN, JPEG, look_at, put, scene, turned, two
+from tests.support.photos import (
+    BROKEN,
+    DECOMPRESSION_BOMB,
+    JPEG,
+    examine_leniently,
+    exif_with_orientation,
+    scene,
+    write_cats_and_dogs,
+    write_file,
+)
 
 # --- bad files ------------------------------------------------------------
 
@@ -22,8 +31,8 @@ from tests.support.photos import BOMB, BROKEN, JPEG, look_at, put, scene, turned
 @pytest.mark.parametrize("name", BROKEN)
 def test_a_broken_file_is_left_out_with_its_reason(tmp_path: Path, name: str) -> None:
     content, kind, reason = BROKEN[name]
-    put(two(tmp_path) / "cat" / name, content)
-    (left,) = look_at(tmp_path).left_out
+    write_file(write_cats_and_dogs(tmp_path) / "cat" / name, content)
+    (left,) = examine_leniently(tmp_path).left_out
     assert (left.path, left.kind) == (f"cat/{name}", kind)
     assert left.reason.startswith(reason)
     with pytest.raises(DataError, match=rf"^\S*cat/{name}: {kind} \({reason}.*\): replace the file or leave it"):
@@ -33,7 +42,7 @@ def test_a_broken_file_is_left_out_with_its_reason(tmp_path: Path, name: str) ->
 def test_a_decompression_bomb_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)  # as some programs do
     with pytest.raises(DataError, match="too large"):
-        read_picture(put(tmp_path / "bomb.png", BOMB))
+        read_picture(write_file(tmp_path / "bomb.png", DECOMPRESSION_BOMB))
 
 
 def test_a_very_long_strip_is_refused(tmp_path: Path) -> None:
@@ -60,10 +69,10 @@ def test_every_mode_is_decoded(tmp_path: Path, mode: str) -> None:
         picture = Image.fromarray(np.full((30, 40), 51 * 257, np.int32))
     else:
         picture = Image.new("RGB", (40, 30), (51, 51, 51)).convert(mode)
-    path = two(tmp_path) / "cat" / "odd.tif"
+    path = write_cats_and_dogs(tmp_path) / "cat" / "odd.tif"
     picture.save(path)
     assert Image.open(path).mode == mode
-    assert look_at(tmp_path).left_out == []
+    assert examine_leniently(tmp_path).left_out == []
     rgb = read_picture(path)
     assert (rgb.mode, rgb.size) == ("RGB", (40, 30))
     if mode != "1":
@@ -110,40 +119,40 @@ def test_large_pictures_are_converted_in_strips(tmp_path: Path, monkeypatch: pyt
         image.save(path)
         whole = np.asarray(read_picture(path))
         with monkeypatch.context() as patch:
-            patch.setattr(decode, "_STRIP", 29)
+            patch.setattr(decode, "_PIXELS_PER_STRIP", 29)
             patch.setattr(Image, "alpha_composite", noted)
             assert np.array_equal(np.asarray(read_picture(path)), whole)
     assert sizes == [4, 4, 4, 4, 4, 4, 4, 2] * 3
 
 
-def test_first_picture_of_an_animation(tmp_path: Path) -> None:
+def test_the_first_picture_of_an_animation_is_used(tmp_path: Path) -> None:
     red, blue = Image.new("RGB", (9, 9), "red"), Image.new("RGB", (9, 9), "blue")
     for suffix in ("png", "webp", "tif"):
-        path = two(tmp_path) / "cat" / f"moving.{suffix}"
+        path = write_cats_and_dogs(tmp_path) / "cat" / f"moving.{suffix}"
         red.save(path, save_all=True, append_images=[blue], lossless=True)
         r, _, b = read_picture(path).getpixel((4, 4))  # type: ignore[misc]
         assert r > 250 > 5 > b
-    assert len(look_at(tmp_path).paths) == 15
+    assert len(examine_leniently(tmp_path).paths) == 15
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "tif"])
 def test_an_exif_tag_rotates_a_picture_once(tmp_path: Path, suffix: str) -> None:
-    path = two(tmp_path) / "cat" / f"phone.{suffix}"
+    path = write_cats_and_dogs(tmp_path) / "cat" / f"phone.{suffix}"
     picture = Image.new("RGB", (40, 30), "red")
     picture.paste("blue", (0, 0, 20, 30))  # left, so on top after a rotation by 90 degrees clockwise
-    picture.save(path, exif=turned(6))
+    picture.save(path, exif=exif_with_orientation(6))
     upright = read_picture(path)
     assert upright.size == (30, 40)
     assert upright.getpixel((15, 3))[2] > 200  # type: ignore[index]
     assert upright.getexif().get(0x0112) is None
-    assert "1 picture rotated by an EXIF tag, as phones do: used upright" in look_at(tmp_path).notes
+    assert "1 picture rotated by an EXIF tag, as phones do: used upright" in examine_leniently(tmp_path).notes
 
 
 def test_broken_exif_does_not_break_a_picture(tmp_path: Path) -> None:
     exif = b"Exif\0\0II*\0\x08\0\0\0\xff\xff" + b"\xee" * 14
-    path = put(tmp_path / "x.jpg", b"\xff\xd8\xff\xe1" + struct.pack(">H", len(exif) + 2) + exif + JPEG[2:])
+    path = write_file(tmp_path / "x.jpg", b"\xff\xd8\xff\xe1" + struct.pack(">H", len(exif) + 2) + exif + JPEG[2:])
     assert read_picture(path).size == (40, 30)
-    assert decode.look(path, False).kind == ""
+    assert decode.inspect_picture(path, False).kind == ""
 
 
 def test_hash_survives_compression_and_scaling() -> None:
@@ -151,4 +160,4 @@ def test_hash_survives_compression_and_scaling() -> None:
         picture = scene(seed)
         file = io.BytesIO()
         picture.resize((80, 60)).save(file, "JPEG", quality=60)
-        assert (decode._dhash(picture) ^ decode._dhash(Image.open(file))).bit_count() <= DISTANCE
+        assert (decode._dhash(picture) ^ decode._dhash(Image.open(file))).bit_count() <= MAX_HASH_DISTANCE

@@ -13,30 +13,38 @@ import pytest
 
 from datamodules.errors import DataError
 from datamodules.photos.find import TEST, TRAIN, VAL, LeftOut, find_class_names, find_photos
-from tests.support.photos import JPEG, fill, look_at, names, put, refused, two
+from tests.support.photos import (
+    JPEG,
+    examine_leniently,
+    names,
+    refusal_of,
+    write_cats_and_dogs,
+    write_file,
+    write_pictures,
+)
 
 # --- files that are left out ------------------------------------------------------------
 
 
 @pytest.mark.parametrize("suffix", ["gif", "svg", "heic", "GIF"])
 def test_other_formats_do_not_count_as_broken(tmp_path: Path, suffix: str) -> None:
-    put(two(tmp_path) / "cat" / f"x.{suffix}", b"placeholder")
-    photos = look_at(tmp_path, max_bad_fraction=0.0)
+    write_file(write_cats_and_dogs(tmp_path) / "cat" / f"x.{suffix}", b"placeholder")
+    photos = examine_leniently(tmp_path, max_bad_fraction=0.0)
     assert photos.left_out == [
         LeftOut(f"cat/x.{suffix}", "not a format we read", f".{suffix.lower()}: convert to .jpg")
     ]
 
 
 def test_text_files_and_loose_pictures_are_left_out(tmp_path: Path) -> None:
-    put(two(tmp_path) / "cat" / "labels.txt", b"x")
-    put(tmp_path / "loose.jpg", JPEG)
-    assert look_at(tmp_path).left_out == [
-        LeftOut("cat/labels.txt", "not a picture by its name", "ends in .txt"),
+    write_file(write_cats_and_dogs(tmp_path) / "cat" / "labels.txt", b"x")
+    write_file(tmp_path / "loose.jpg", JPEG)
+    assert examine_leniently(tmp_path).left_out == [
+        LeftOut("cat/labels.txt", "not a picture by its name", ".txt is not a picture suffix"),
         LeftOut("loose.jpg", "in no class folder", "is next to the class folders, not in one"),
     ]
 
 
-def test_permission() -> None:
+def test_files_and_folders_without_read_permission() -> None:
     """Root can read every file, so this test runs as the user nobody."""
     code = (
         "import os, sys; from datamodules.photos.folder import examine\n"
@@ -45,10 +53,10 @@ def test_permission() -> None:
         "print([tuple(file) for file in photos.left_out])\n"
     )
     with tempfile.TemporaryDirectory() as folder:  # pytest's own folders are closed to nobody
-        root = two(Path(folder))
+        root = write_cats_and_dogs(Path(folder))
         root.chmod(0o755)
         (root / "cat" / "0.jpg").chmod(0)
-        closed = fill(root, {"dog/closed": 1}, seed=50) / "dog" / "closed"
+        closed = write_pictures(root, {"dog/closed": 1}, seed=50) / "dog" / "closed"
         closed.chmod(0)
         done = subprocess.run([sys.executable, "-c", code, folder], capture_output=True, text=True)
         closed.chmod(0o755)
@@ -61,7 +69,7 @@ def test_permission() -> None:
 
 
 def test_missing_and_special_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    two(tmp_path)
+    write_cats_and_dogs(tmp_path)
     (tmp_path / "cat" / "dangling.jpg").symlink_to(tmp_path / "nowhere")
     os.mkfifo(tmp_path / "cat" / "pipe.jpg")
     (tmp_path / "cat" / "null.jpg").symlink_to("/dev/null")
@@ -69,7 +77,7 @@ def test_missing_and_special_files(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     with socket.socket(socket.AF_UNIX) as listener:
         monkeypatch.chdir(tmp_path / "cat")  # the path of a socket must be short
         listener.bind("socket.jpg")
-    assert look_at(tmp_path).left_out == [
+    assert examine_leniently(tmp_path).left_out == [
         LeftOut("cat/dangling.jpg", "unreadable", "No such file or directory"),
         LeftOut("cat/null.jpg", "no file", "a device: move it out of the folder"),
         LeftOut("cat/pipe.jpg", "no file", "a named pipe: move it out of the folder"),
@@ -79,12 +87,12 @@ def test_missing_and_special_files(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_hidden_and_system_files_are_ignored(tmp_path: Path) -> None:
-    two(tmp_path)
+    write_cats_and_dogs(tmp_path)
     for path in (".x/0.jpg", ".ipynb_checkpoints/0.jpg", "__MACOSX/0.jpg", "cat/.ipynb_checkpoints/0.jpg"):
-        put(tmp_path / path, JPEG)
+        write_file(tmp_path / path, JPEG)
     for path in ("cat/._0.jpg", "cat/.DS_Store", "cat/Thumbs.db"):
-        put(tmp_path / path, b"x")
-    photos = look_at(tmp_path)
+        write_file(tmp_path / path, b"x")
+    photos = examine_leniently(tmp_path)
     assert (len(photos.paths), photos.class_names, photos.left_out) == (12, ("cat", "dog"), [])
 
 
@@ -92,9 +100,9 @@ def test_hidden_and_system_files_are_ignored(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("val", ["val", "valid", "validation", "Val"])
-def test_given_splits(tmp_path: Path, val: str) -> None:
-    fill(tmp_path, {"train/a": 3, "train/b": 2, f"{val}/a": 1, f"{val}/b": 1, "test/a": 1, "test/b": 2})
-    photos = look_at(tmp_path)
+def test_split_folders_give_the_splits(tmp_path: Path, val: str) -> None:
+    write_pictures(tmp_path, {"train/a": 3, "train/b": 2, f"{val}/a": 1, f"{val}/b": 1, "test/a": 1, "test/b": 2})
+    photos = examine_leniently(tmp_path)
     assert photos.class_names == find_class_names(tmp_path) == ("a", "b")
     assert photos.counts().tolist() == [[3, 2], [1, 1], [1, 2]]
     assert photos.notes == []
@@ -102,8 +110,10 @@ def test_given_splits(tmp_path: Path, val: str) -> None:
 
 
 def test_class_only_in_val_and_class_missing_from_val(tmp_path: Path) -> None:
-    fill(tmp_path, {"train/a": 3, "train/b": 3, "train/c": 3, "val/a": 1, "val/aa": 2, "val/c": 1, "test/aa": 1})
-    photos = look_at(tmp_path)
+    write_pictures(
+        tmp_path, {"train/a": 3, "train/b": 3, "train/c": 3, "val/a": 1, "val/aa": 2, "val/c": 1, "test/aa": 1}
+    )
+    photos = examine_leniently(tmp_path)
     assert photos.class_names == find_class_names(tmp_path) == ("a", "b", "c")
     assert photos.counts()[VAL].tolist() == [1, 0, 1]
     assert [file.path for file in photos.left_out] == ["test/aa/0.jpg", "val/aa/0.jpg", "val/aa/1.jpg"]
@@ -115,26 +125,26 @@ def test_class_only_in_val_and_class_missing_from_val(tmp_path: Path) -> None:
 
 
 def test_empty_class_folder_is_a_note(tmp_path: Path) -> None:
-    (two(tmp_path) / "empty").mkdir()
-    photos = look_at(tmp_path)
+    (write_cats_and_dogs(tmp_path) / "empty").mkdir()
+    photos = examine_leniently(tmp_path)
     assert photos.class_names == find_class_names(tmp_path) == ("cat", "dog")
     assert "empty/ contains no pictures: ignored" in photos.notes
 
 
 def test_nested_folders_belong_to_the_class(tmp_path: Path) -> None:
-    put(two(tmp_path) / "cat" / "2019" / "may" / "x.jpg", JPEG)
-    assert "cat/2019/may/x.jpg" in list(look_at(tmp_path).paths)
+    write_file(write_cats_and_dogs(tmp_path) / "cat" / "2019" / "may" / "x.jpg", JPEG)
+    assert "cat/2019/may/x.jpg" in list(examine_leniently(tmp_path).paths)
 
 
 def test_a_class_called_train(tmp_path: Path) -> None:
-    fill(tmp_path, {"train": 3, "plane": 3})
-    assert look_at(tmp_path).class_names == ("plane", "train")
+    write_pictures(tmp_path, {"train": 3, "plane": 3})
+    assert examine_leniently(tmp_path).class_names == ("plane", "train")
 
 
 def test_links_are_followed_once_and_loops_ignored(tmp_path: Path) -> None:
-    root = two(tmp_path / "root", 2)
-    fill(tmp_path, {"elsewhere": 3}, seed=50)
-    fill(root, {"cat/sub": 1}, seed=60)
+    root = write_cats_and_dogs(tmp_path / "root", 2)
+    write_pictures(tmp_path, {"elsewhere": 3}, seed=50)
+    write_pictures(root, {"cat/sub": 1}, seed=60)
     links = {
         "cat/loop": root / "cat",
         "cat/up": root,
@@ -158,39 +168,39 @@ def test_links_are_followed_once_and_loops_ignored(tmp_path: Path) -> None:
 def test_a_link_does_not_lead_to_test_pictures(tmp_path: Path) -> None:
     """``test/`` is a split although it has no class folders."""
     for path in ("train/a/x.jpg", "train/b/y.jpg", "test/z.jpg"):
-        put(tmp_path / path, JPEG)
+        write_file(tmp_path / path, JPEG)
     (tmp_path / "train/a/link").symlink_to("../../test")
     assert list(find_photos(tmp_path).paths) == ["train/a/x.jpg", "train/b/y.jpg"]
 
 
-def test_linked_class_folder(tmp_path: Path) -> None:
-    two(tmp_path / "store", 3)
+def test_links_to_class_folders_are_followed(tmp_path: Path) -> None:
+    write_cats_and_dogs(tmp_path / "store", 3)
     (tmp_path / "root").mkdir()
     for name in ("cat", "dog"):
         (tmp_path / "root" / name).symlink_to(tmp_path / "store" / name)
-    assert len(look_at(tmp_path / "root").paths) == 6
+    assert len(examine_leniently(tmp_path / "root").paths) == 6
 
 
-def test_refused_folders(tmp_path: Path) -> None:
-    assert refused(tmp_path / "x") == "DIR does not exist: give the folder that contains your class folders"
-    put(tmp_path / "file", b"")
-    assert refused(tmp_path / "file") == "DIR is not a folder: give the folder that contains your class folders"
+def test_folders_that_cannot_be_used_are_refused(tmp_path: Path) -> None:
+    assert refusal_of(tmp_path / "x") == "DIR does not exist: give the folder that contains your class folders"
+    write_file(tmp_path / "file", b"")
+    assert refusal_of(tmp_path / "file") == "DIR is not a folder: give the folder that contains your class folders"
     (tmp_path / "no").mkdir()
     no_folders = "DIR has no class folders: make one for each class, DIR/<class>/<picture>.jpg"
-    assert refused(tmp_path / "no") == no_folders
-    put(tmp_path / "no" / "x.jpg", JPEG)
-    assert refused(tmp_path / "no") == no_folders
+    assert refusal_of(tmp_path / "no") == no_folders
+    write_file(tmp_path / "no" / "x.jpg", JPEG)
+    assert refusal_of(tmp_path / "no") == no_folders
     (tmp_path / "bare" / "cat").mkdir(parents=True)
-    assert refused(tmp_path / "bare") == "no pictures to train on in DIR: put some in DIR/cat/"
+    assert refusal_of(tmp_path / "bare") == "no pictures to train on in DIR: put some in DIR/cat/"
     with pytest.raises(DataError, match="no pictures to train on"):
         find_class_names(tmp_path / "bare")
-    fill(tmp_path / "val", {"val/a": 1})
-    assert refused(tmp_path / "val") == "DIR has val but no train: make DIR/train/<class>/<picture>.jpg"
-    fill(tmp_path / "twice", {"train/a": 1, "val/a": 1, "valid/a": 1})
-    assert refused(tmp_path / "twice") == "DIR has val and valid, which mean the same: keep one of them"
-    put(tmp_path / "flat" / "train" / "x.jpg", JPEG)
-    put(tmp_path / "flat" / "val" / "x.jpg", JPEG)
-    assert refused(tmp_path / "flat") == no_folders.replace("<class>", "train/<class>")
+    write_pictures(tmp_path / "val", {"val/a": 1})
+    assert refusal_of(tmp_path / "val") == "DIR has val but no train: make DIR/train/<class>/<picture>.jpg"
+    write_pictures(tmp_path / "twice", {"train/a": 1, "val/a": 1, "valid/a": 1})
+    assert refusal_of(tmp_path / "twice") == "DIR has val and valid, which mean the same: keep one of them"
+    write_file(tmp_path / "flat" / "train" / "x.jpg", JPEG)
+    write_file(tmp_path / "flat" / "val" / "x.jpg", JPEG)
+    assert refusal_of(tmp_path / "flat") == no_folders.replace("<class>", "train/<class>")
 
 
 def test_constants_are_indices_of_counts() -> None:

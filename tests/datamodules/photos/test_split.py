@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from datamodules.photos.find import LeftOut
-from datamodules.photos.split import stratified_split
-from tests.support.photos import JPEG, content, look_at, put, refused, two
+from datamodules.photos.split import choose_validation_pictures
+from tests.support.photos import JPEG, content, examine_leniently, refusal_of, write_cats_and_dogs, write_file
 
 
 @st.composite
@@ -34,7 +34,7 @@ def test_split_is_stratified_and_keeps_copies_together(
     folder: tuple[np.ndarray, np.ndarray, np.ndarray], val_size: float
 ) -> None:
     labels, groups, ranks = folder
-    val = stratified_split(labels, groups, ranks, val_size)
+    val = choose_validation_pictures(labels, groups, ranks, val_size)
     assert (val == val[groups]).all()
     for label in np.unique(labels):
         own = labels == label
@@ -54,12 +54,12 @@ def test_split_is_stratified_and_keeps_copies_together(
 @pytest.mark.parametrize(("count", "val"), [(1, 0), (2, 1), (3, 1), (10, 2), (100, 20)])
 def test_split_sizes(count: int, val: int) -> None:
     rows = np.arange(count)
-    assert stratified_split(np.zeros(count, int), rows, rows, 0.2).sum() == val
+    assert choose_validation_pictures(np.zeros(count, int), rows, rows, 0.2).sum() == val
 
 
 def test_split_file_gives_the_same_split(tmp_path: Path) -> None:
-    root = two(tmp_path / "root")
-    photos = look_at(root, seed=5)
+    root = write_cats_and_dogs(tmp_path / "root")
+    photos = examine_leniently(root, seed=5)
     photos.write_split(tmp_path / "split.csv")
     with (tmp_path / "split.csv").open(newline="") as file:
         rows = list(csv.reader(file))
@@ -67,20 +67,20 @@ def test_split_file_gives_the_same_split(tmp_path: Path) -> None:
     assert rows[1][:2] == ["cat/0.jpg", "cat"]
     assert Counter(row[2] for row in rows[1:]) == {"train": 10, "val": 2}
     split_file = str(tmp_path / "split.csv")
-    assert content(look_at(root, split_file=split_file)) == content(photos)
-    put(root / "cat" / "new.jpg", JPEG)
-    again = look_at(root, split_file=split_file)
+    assert content(examine_leniently(root, split_file=split_file)) == content(photos)
+    write_file(root / "cat" / "new.jpg", JPEG)
+    again = examine_leniently(root, split_file=split_file)
     assert content(again) == content(photos)
     assert again.notes == [f"1 picture left out: not in {split_file}"]
     assert again.left_out == [LeftOut("cat/new.jpg", "not in the split file", split_file)]
 
 
 def test_wrong_split_files_are_refused(tmp_path: Path) -> None:
-    root, split_file = two(tmp_path / "root"), tmp_path / "s.csv"
+    root, split_file = write_cats_and_dogs(tmp_path / "root"), tmp_path / "s.csv"
 
     def message(text: str) -> str:
         split_file.write_text(text)
-        return refused(root, split_file=str(split_file)).replace(str(split_file), "CSV")
+        return refusal_of(root, split_file=str(split_file)).replace(str(split_file), "CSV")
 
     head = "path,label,split\n"
     assert message("a,b\n") == "CSV does not begin with path,label,split: give a run's split.csv"
@@ -88,19 +88,20 @@ def test_wrong_split_files_are_refused(tmp_path: Path) -> None:
         "CSV, line 2: must be path,label,split with split train, val or test"
     )
     assert message(head + "cat/gone.jpg,cat,val\n") == (
-        "DIR lacks 1 picture of CSV (cat/gone.jpg): restore them, or leave out --data.split_file"
+        "DIR does not contain 1 picture of CSV (cat/gone.jpg): restore the missing files, or leave out "
+        "--data.split_file"
     )
     assert message(head + "cat/0.jpg,dog,train\n") == (
-        "CSV says cat/0.jpg is dog, its folder says cat: move the file or correct the line"
+        "CSV: cat/0.jpg has the class dog, but is in the folder of class cat: move the file or correct the line"
     )
     assert message(head) == "CSV has no line with split train: give a run's split.csv"
     assert message(head + "cat/0.jpg,cat,train\ncat/1.jpg,cat,val\ncat/0.jpg,cat,val\n") == (
-        "CSV names cat/0.jpg more than once: keep one line for it"
+        "CSV has more than one line for cat/0.jpg: keep one of them"
     )
     assert message(head + "x" * 200_000 + ",cat,train\n") == (
         "CSV cannot be read (field larger than field limit (131072)): give a run's split.csv"
     )
     split_file.unlink()
-    assert refused(root, split_file="x.csv") == (
+    assert refusal_of(root, split_file="x.csv") == (
         "x.csv cannot be read (No such file or directory): give a run's split.csv"
     )
