@@ -147,7 +147,7 @@ def explain_mistakes(model: LitBase, evaluation: Evaluation, file: Path) -> bool
         UsageError: see :func:`grad_cam`; or ``file`` cannot be written.
     """
     check_explainable(model)
-    worst = evaluation.worst()
+    worst = evaluation.worst_indices()
     if not worst:
         return False
     x = worst_inputs(evaluation)  # (B, C, S, S)

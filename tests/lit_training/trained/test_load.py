@@ -200,6 +200,20 @@ def test_file_of_rows_gets_a_list(rows_run: Trained) -> None:
     assert zero.outputs == pytest.approx(expected[1].tolist())
 
 
+@pytest.mark.parametrize("as_path", [str, Path])
+def test_folder_gets_a_list_also_of_unreadable_files(as_path: Any, saved: SavedRun, picture: Path) -> None:
+    Path("broken").mkdir()
+    Path("broken/text.jpg").write_text("hello")
+    assert saved.predict(as_path("broken")) == [Prediction("broken/text.jpg", error="not a picture (text inside)")]
+    Path("empty").mkdir()
+    assert saved.predict(as_path("empty")) == [Prediction("empty", error="folder without files to predict")]
+    Path("one").mkdir()
+    picture.rename("one/new.png")
+    [answer] = saved.predict(as_path("one"))  # type: ignore[misc]
+    assert answer.path == "one/new.png"
+    assert answer.label in ("ants", "bees")
+
+
 def test_file_with_one_row_gets_a_list(rows_run: Trained) -> None:
     Path("row.csv").write_text("1,2,3,4,5\n")
     found: Any = load(rows_run.path).predict("row.csv")

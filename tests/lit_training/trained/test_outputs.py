@@ -22,7 +22,7 @@ from lit_training.trained.outputs import (
 )
 from lit_training.trained.predict import Prediction
 from tests.support import by_hand, printed
-from tests.support.answers import made_up
+from tests.support.answers import make_evaluation
 from tests.support.training import Trained
 
 # --- evaluations ------------------------------------------------------------------------------------------------------
@@ -70,7 +70,8 @@ def test_report_of_many_classes_shows_the_lowest_f1(capsys: pytest.CaptureFixtur
     classes = 40
     outputs = torch.eye(classes)
     outputs[7] = outputs[8]
-    write_evaluation(made_up(outputs.tolist(), list(range(classes)), tuple(f"class{k:02}" for k in range(classes))))
+    names = tuple(f"class{k:02}" for k in range(classes))
+    write_evaluation(make_evaluation(outputs.tolist(), list(range(classes)), names))
     said = capsys.readouterr().out
     assert "the 12 of 40 classes with the lowest F1" in said
     assert said.index("class07") < said.index("class08") < said.index("class00")
@@ -85,7 +86,7 @@ def test_unwritable_run_is_refused(photo_run: Trained) -> None:
 
 def test_mistakes_are_drawn_as_the_network_sees_them(photo_run: Trained, monkeypatch: pytest.MonkeyPatch) -> None:
     found = load(photo_run.path).evaluate()
-    wrong = found.worst()
+    wrong = found.worst_indices()
     assert wrong, "after one epoch there should be mistakes"
     drawn: list[Any] = []
     monkeypatch.setattr(figures, "draw_sheet", lambda *given: drawn.append(given))
@@ -98,11 +99,11 @@ def test_mistakes_are_drawn_as_the_network_sees_them(photo_run: Trained, monkeyp
     assert len(titles) == len(wrong)
     first = wrong[0]
     taken_for, label = (found.class_names[numbers[first]] for numbers in (found.predicted, found.targets))
-    assert titles[0] == f"{taken_for} {found.probability[first]:.0%}\nis {label}\n{found.name(first)[-5:]}"
+    assert titles[0] == f"{taken_for} {found.probability[first]:.0%}\nis {label}\n{found.sample_name(first)[-5:]}"
 
 
 def test_images_of_an_earlier_evaluation_are_deleted(photo_run: Trained) -> None:
-    """Without mistakes there is no worst.png, also not from another checkpoint."""
+    """An evaluation without mistakes also deletes the worst.png of an earlier evaluation."""
     found = load(photo_run.path).evaluate()
     write_evaluation(found)
     folder = photo_run.path.parents[1] / "evaluation"
