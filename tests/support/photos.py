@@ -20,12 +20,12 @@ ORIENTATION = 0x0112
 
 
 def noise(seed: int, width: int = 40, height: int = 30) -> Image.Image:
-    """Return an image that is different for each seed."""
+    """Return an image of noise. It is different for each seed."""
     return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8))
 
 
 def scene(seed: int, size: tuple[int, int] = (160, 120)) -> Image.Image:
-    """Return a smooth image, which keeps its perceptual hash when it is compressed or scaled."""
+    """Return a smooth image. Its perceptual hash stays the same when it is compressed or scaled."""
     coarse = np.random.default_rng(seed).integers(0, 256, (6, 8, 3), np.uint8)
     return Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC).filter(ImageFilter.GaussianBlur(2))
 
@@ -52,7 +52,7 @@ def put(path: Path, content: bytes) -> Path:
 
 
 def fill(root: Path, counts: dict[str, int], seed: int = 0) -> Path:
-    """Write this number of images, all different, to each folder in ``root``."""
+    """Write different images to folders in ``root``; ``counts``: folder -> number of images."""
     for folder, count in counts.items():
         for i in range(count):
             seed += 1
@@ -61,7 +61,7 @@ def fill(root: Path, counts: dict[str, int], seed: int = 0) -> Path:
 
 
 def two(root: Path, count: int = 6) -> Path:
-    """Write images of the classes cat and dog."""
+    """Write ``count`` images of each of the classes cat and dog."""
     return fill(root, {"cat": count, "dog": count})
 
 
@@ -80,12 +80,12 @@ def refused(root: Path, **options: Any) -> str:
 
 
 def names(photos: Photos, split: int) -> set[str]:
-    """Return the files of one split."""
+    """Return the paths of the files of a split."""
     return set(photos.paths.take(photos.select(split)))
 
 
 def content(photos: Photos) -> tuple[Any, ...]:
-    """Return files, labels, splits and classes."""
+    """Return the files, labels, splits and class names."""
     return list(photos.paths), photos.labels.tolist(), photos.splits.tolist(), photos.class_names
 
 
