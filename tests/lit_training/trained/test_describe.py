@@ -1,4 +1,4 @@
-"""Descriptions of networks match counts by hand and the code of the tutorial."""
+"""Descriptions of networks are equal to counts by hand and to the results of the tutorial's code."""
 
 from typing import Any
 

@@ -80,13 +80,13 @@ def test_regression_has_no_accuracy(name: str, rows_run: Trained) -> None:
 
 def test_photos_without_test_split_give_the_validation_scores(photo_run: Trained) -> None:
     path, validated = photo_run
-    found = load(path).evaluate()
-    assert found.split == "val"
-    assert found.loss == pytest.approx(validated["val_loss"], abs=1e-6)
-    assert int(found.confusion().trace()) / 8 == pytest.approx(validated["val_acc"])
-    assert found.paths is not None
-    assert list(found.paths) == [f"val/{name}/{number}.jpg" for name in ("ants", "bees") for number in range(4)]
-    assert found.class_names == ("ants", "bees")
+    evaluation = load(path).evaluate()
+    assert evaluation.split == "val"
+    assert evaluation.loss == pytest.approx(validated["val_loss"], abs=1e-6)
+    assert int(evaluation.confusion().trace()) / 8 == pytest.approx(validated["val_acc"])
+    assert evaluation.paths is not None
+    assert list(evaluation.paths) == [f"val/{name}/{number}.jpg" for name in ("ants", "bees") for number in range(4)]
+    assert evaluation.class_names == ("ants", "bees")
 
 
 def test_test_split_is_used_if_there_is_one(photo_folder: Path) -> None:
@@ -94,9 +94,9 @@ def test_test_split_is_used_if_there_is_one(photo_folder: Path) -> None:
     Image.new("RGB", (40, 40), "red").save(photo_folder / "test" / "bees" / "other.png")
     data = ImageFolderDataModule(str(photo_folder), image_size=32, num_workers=0)
     path, _ = train_and_save(Path("run"), LitCNN(num_classes=2), data)
-    found = load(path).evaluate()
-    assert (found.split, len(found.targets)) == ("test", 5)
-    assert found.targets.tolist() == [1] * 5  # there are no ants, but bees keep their index
+    evaluation = load(path).evaluate()
+    assert (evaluation.split, len(evaluation.targets)) == ("test", 5)
+    assert evaluation.targets.tolist() == [1] * 5  # there are no ants, but bees keep their index
 
 
 def test_random_split_is_restored(photo_folder: Path) -> None:
@@ -160,19 +160,19 @@ def test_classes_with_the_same_name_are_matched_by_name_and_index(photo_run: Tra
         load(photo_run.path).evaluate(str(photo_folder))
     for split in ("train", "val"):
         (photo_folder / split / "bees").rename(photo_folder / split / "bees (class 1)")
-    found = load(photo_run.path).evaluate(str(photo_folder))
-    assert found.targets.tolist() == [0] * 4 + [1] * 4
-    assert found.class_names == ("bees (class 0)", "bees (class 1)")
+    evaluation = load(photo_run.path).evaluate(str(photo_folder))
+    assert evaluation.targets.tolist() == [0] * 4 + [1] * 4
+    assert evaluation.class_names == ("bees (class 0)", "bees (class 1)")
 
 
 def test_generated_images_have_a_test_split(shapes_run: Trained) -> None:
-    found = load(shapes_run.path).evaluate()
+    evaluation = load(shapes_run.path).evaluate()
     data = ShapesDataModule(train_size=20, val_size=30)
     data.setup("test")
     drawn: Any = data.sets["test"]
-    assert found.split == "test"
-    assert found.paths is None
-    assert torch.equal(found.targets, drawn.labels)
+    assert evaluation.split == "test"
+    assert evaluation.paths is None
+    assert torch.equal(evaluation.targets, drawn.labels)
 
 
 def test_photos_are_refused_for_a_network_of_rows(rows_run: Trained, photo_folder: Path) -> None:
@@ -223,9 +223,9 @@ from lit_training import load
 from lit_training.errors import is_rank_zero
 
 torch.set_num_threads(1)
-found = load("model.ckpt").evaluate(None, "cpu", "2")
+evaluation = load("model.ckpt").evaluate(None, "cpu", "2")
 if is_rank_zero():
-    torch.save((found.outputs, found.targets, found.loss, found.confusion()), "two.pt")
+    torch.save((evaluation.outputs, evaluation.targets, evaluation.loss, evaluation.confusion()), "two.pt")
 """
 
 
