@@ -51,7 +51,7 @@ class Evaluation:
     data: str
     """The folder of the photos, or the class name of the data module."""
     split: str
-    """``test`` or ``val`` of the training data; ``photos`` if the user gave a folder."""
+    """``test`` or ``val``, a split of the run's data module; ``photos`` if the user gave a folder."""
     loss: float
     """The loss, computed as ``val_loss`` in training."""
     outputs: Tensor
