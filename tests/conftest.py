@@ -41,7 +41,7 @@ def own_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(autouse=True)
 def offline(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Make the lookup of other machines fail, as without a network."""
+    """Make the lookup of other machines fail, like on a machine without a network."""
     look_up = socket.getaddrinfo
 
     def local_alone(host: Any, *args: Any, **kwargs: Any) -> Any:

@@ -1,7 +1,7 @@
 """TensorBoard in a headless Chromium, with a run of each model.
 
-The tests are skipped if there is no chromedriver; tests/conftest.py then prints a message. With a chromedriver, or with
-REQUIRE_BROWSER=1, a missing program is a failure.
+Without a chromedriver, the tests are skipped and tests/conftest.py prints a message. With a chromedriver, or with
+REQUIRE_BROWSER=1, the tests fail if a program is missing.
 """
 
 import os
@@ -32,8 +32,8 @@ RUNS = {
     ],
 }
 CLASSIFIERS = ("LitCNN", "LitTransfer")
-# TensorBoard uses shadow roots, which are not part of the usual text of a page.
-NODES = """
+# TensorBoard uses shadow roots. The usual functions for the text of a page do not read them.
+ALL_NODES = """
 function* nodes(node) {
   yield node;
   for (const part of [node.shadowRoot, ...node.childNodes])
@@ -41,9 +41,11 @@ function* nodes(node) {
 }
 const all = [...nodes(document.body)];
 """
-TEXT = NODES + "return all.filter(n => n.nodeType === 3).map(n => n.textContent).join(' ').replace(/\\s+/g, ' ')"
-PICTURES = NODES + "return all.filter(n => n.nodeName === 'IMG' && n.naturalWidth > 300).map(n => n.src)"
-CHOOSE = NODES + "all.find(n => n.nodeName === 'PAPER-ITEM' && n.textContent.trim() === arguments[0])?.click()"
+PAGE_TEXT = (
+    ALL_NODES + "return all.filter(n => n.nodeType === 3).map(n => n.textContent).join(' ').replace(/\\s+/g, ' ')"
+)
+IMAGE_SOURCES = ALL_NODES + "return all.filter(n => n.nodeName === 'IMG' && n.naturalWidth > 300).map(n => n.src)"
+CLICK_RUN = ALL_NODES + "all.find(n => n.nodeName === 'PAPER-ITEM' && n.textContent.trim() === arguments[0])?.click()"
 
 pytestmark = [
     pytest.mark.slow,
@@ -52,8 +54,8 @@ pytestmark = [
 
 
 @pytest.fixture(scope="module", autouse=True)
-def browser_is_there() -> None:
-    """Fail before the runs are trained, because that takes longer."""
+def browser_exists() -> None:
+    """Fail if a program is missing, before the runs are trained."""
     missing = [name for name, path in (("chromium", CHROMIUM), ("chromedriver", DRIVER)) if path is None]
     assert not missing, f"there is no {' and no '.join(missing)} on PATH: apt-get install chromium chromium-driver"
 
@@ -82,7 +84,10 @@ def address(logs: Path) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def show(address: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Any]]:
-    """Open a tab and wait until the result of a script satisfies a condition."""
+    """``show(tab, script, condition, run)`` opens a tab and runs a script in it until ``condition(result)`` is true.
+
+    It returns the result. ``run`` is selected in the tab first.
+    """
     from selenium import webdriver
     from selenium.common.exceptions import TimeoutException
     from selenium.webdriver.chrome.service import Service
@@ -103,7 +108,7 @@ def show(address: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cal
 
         def found(_: Any) -> bool:
             if run:  # select the run in the tab's list
-                browser.execute_script(CHOOSE, run)
+                browser.execute_script(CLICK_RUN, run)
             seen[:] = [browser.execute_script(script)]
             return condition(seen[0])
 
@@ -120,14 +125,14 @@ def show(address: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cal
 def test_curves_of_every_run(show: Callable[..., Any]) -> None:
     names = ["by_epoch /train_loss", "by_epoch /val_acc", "by_epoch /val_loss", "lr-SGD", "samples_per_second"]
     names += ["lr-SGD 3 cards"]  # LitTransfer has two parameter groups, the others have one
-    show("timeseries", TEXT, lambda text: all(name in text for name in names) and "version_3" in text)
+    show("timeseries", PAGE_TEXT, lambda text: all(name in text for name in names) and "version_3" in text)
 
 
 def test_training_and_validation_are_on_one_chart(show: Callable[..., Any]) -> None:
     pairs = [
         f"{name} (version_{run})" for run in range(4) for name in ("train_loss", "val_loss", "by_epoch/train_loss")
     ]
-    text = show("custom_scalars", TEXT, lambda text: all(pair in text for pair in pairs))
+    text = show("custom_scalars", PAGE_TEXT, lambda text: all(pair in text for pair in pairs))
     assert "loss of single batches" in text
     assert all(f"val_acc (version_{run})" in text for run in (0, 3))
 
@@ -135,19 +140,19 @@ def test_training_and_validation_are_on_one_chart(show: Callable[..., Any]) -> N
 def test_pictures(show: Callable[..., Any]) -> None:
     # two classifiers: training images, confusion matrices, most confident mistakes
     tags = ("training/samples", "validation/confusion_matrix", "validation/most_confident_mistakes")
-    show("images", TEXT, lambda text: all(f"{tag} version_{run}" in text for tag in tags for run in (0, 3)))
-    assert len(set(show("images", PICTURES, lambda pictures: len(pictures) == 6))) == 6
+    show("images", PAGE_TEXT, lambda text: all(f"{tag} version_{run}" in text for tag in tags for run in (0, 3)))
+    assert len(set(show("images", IMAGE_SOURCES, lambda pictures: len(pictures) == 6))) == 6
 
 
 @pytest.mark.parametrize("place", range(4), ids=list(RUNS))
 def test_graph_of_every_model(show: Callable[..., Any], place: int) -> None:
     name = list(RUNS)[place]
-    text = show("graphs", TEXT, lambda text: f"output {name} {name}" in text, f"version_{place}")
+    text = show("graphs", PAGE_TEXT, lambda text: f"output {name} {name}" in text, f"version_{place}")
     assert "input input" in text
 
 
 def test_settings_with_their_metrics(show: Callable[..., Any], logs: Path) -> None:
-    text = show("hparams", TEXT, lambda text: "version_3" in text and "train_loss version_0" in text)
+    text = show("hparams", PAGE_TEXT, lambda text: "version_3" in text and "train_loss version_0" in text)
     table = text.partition("Trial ID")[2].partition("Color by")[0]
     rows = re.split(r"version_\d", table)[1:]
     for place, name in enumerate(RUNS):
@@ -160,7 +165,7 @@ def test_settings_with_their_metrics(show: Callable[..., Any], logs: Path) -> No
 
 def test_command_and_configuration(show: Callable[..., Any]) -> None:
     text = show(
-        "text", TEXT, lambda text: "config/text_summary" in text and "class_path: lit_models.LitDynamic" in text
+        "text", PAGE_TEXT, lambda text: "config/text_summary" in text and "class_path: lit_models.LitDynamic" in text
     )
     assert "python " in text
     assert "seed_everything: 0" in text

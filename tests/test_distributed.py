@@ -22,11 +22,12 @@ from tests.support.slurm import JOB, stand_in_scontrol
 
 TINY = f"{SHAPES} --accelerator cpu --strategy ddp"
 LOOPBACK = ("0100007F", "00000000000000000000000001000000", "0000000000000000FFFF00000100007F")
-"""127.0.0.1, ::1 and ::ffff:127.0.0.1 in the format of /proc/net/tcp."""
+"""The addresses 127.0.0.1, ::1 and ::ffff:127.0.0.1 in the format of /proc/net/tcp."""
 ENDLESS = f"{TINY} --max_epochs 100000"
 
 
-def worlds(job: str, place: Path) -> dict[str, Any]:
+def run_worlds(job: str, place: Path) -> dict[str, Any]:
+    """Run a job of tests/worlds with several numbers of processes; return its results."""
     command = [sys.executable, str(ROOT / "tests" / "worlds"), job, str(place)]
     ended = subprocess.run(command, capture_output=True, text=True, check=False, env=ENVIRONMENT)
     assert ended.returncode == 0, ended.stderr[-3000:]
@@ -40,7 +41,7 @@ def test_evaluation_is_bit_equal_for_any_number_of_processes(tmp_path: Path) -> 
     The batches must be the same: the loss of a row in a batch of 1 had a relative difference of up to 1e-7 (LeNet) and
     5e-7 (resnet18) from the loss in a batch of 100 (AMD EPYC; batches of 51, 77 and 100 gave equal bits).
     """
-    found = worlds("evaluation", tmp_path)
+    found = run_worlds("evaluation", tmp_path)
     assert [metrics["mine"] for metrics in found["153 on 3"]["metrics"]] == [60, 53, 40]
     assert [metrics["mine"] for metrics in found["7 on 3"]["metrics"]] == [7, 0, 0]  # some processes have no sample
     for pictures in (153, 7, 2):
@@ -59,7 +60,7 @@ def test_evaluation_is_bit_equal_for_any_number_of_processes(tmp_path: Path) -> 
 
 @pytest.mark.slow
 def test_summed_loss_is_the_same_for_any_number_of_processes(tmp_path: Path) -> None:
-    found = worlds("sums", tmp_path)
+    found = run_worlds("sums", tmp_path)
     assert found["1"][0] > 0
     assert found["2"] == found["1"] * 2
     assert found["3"] == found["1"] * 3
@@ -72,7 +73,7 @@ def test_processes_and_accumulation_give_the_weights_of_the_combined_batch(tmp_p
     The dynamic net draws one depth per step on any number of processes. With accumulation it draws one depth per batch,
     so there only the number of processes is compared.
     """
-    found = worlds("union", tmp_path)
+    found = run_worlds("union", tmp_path)
     for name, ways in found.items():
         weights, loss, depths = ways.pop("1 x 12 x 1")
         for cut, (others, their_loss, their_depths) in ways.items():
@@ -91,12 +92,12 @@ def test_processes_and_accumulation_give_the_weights_of_the_combined_batch(tmp_p
 
 @pytest.mark.slow
 def test_uneven_batches_with_batchnorm_do_not_hang(tmp_path: Path) -> None:
-    assert worlds("uneven", tmp_path) == {"2": [6, 6], "3": [4, 4, 4]}
+    assert run_worlds("uneven", tmp_path) == {"2": [6, 6], "3": [4, 4, 4]}
 
 
 @pytest.mark.slow
 def test_nan_on_one_rank_ends_all_ranks_with_the_same_message(tmp_path: Path) -> None:
-    said = worlds("nan", tmp_path)["said"]
+    said = run_worlds("nan", tmp_path)["said"]
     assert said[0] == said[1]
     assert said[0].startswith("the loss became nan at step 2 (epoch 1, batch 1: samples ")
 
@@ -107,7 +108,7 @@ def test_fsdp_without_gpu_is_refused() -> None:
 
 
 def test_fsdp_is_configured_with_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Only the construction is tested, because the tests have no GPU."""
+    """Only the Trainer is built, because the tests have no GPU."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     for module in ("fabric.accelerators.cuda", "pytorch.accelerators.cuda"):
@@ -121,7 +122,7 @@ def test_fsdp_is_configured_with_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def start(command: str, **environment: str) -> subprocess.Popen[str]:
-    """Start a program in a new session, to find processes that it leaves behind."""
+    """Start Python in a new session, so that a test can find processes that it does not end."""
     return subprocess.Popen(
         [sys.executable, *shlex.split(command)],
         stdout=subprocess.PIPE,
@@ -136,7 +137,8 @@ def train(line: str, **environment: str) -> subprocess.Popen[str]:
     return start(f"{ROOT / 'scripts' / 'fit.py'} {line}", **environment)
 
 
-def until(process: subprocess.Popen[str], text: str) -> None:
+def read_until(process: subprocess.Popen[str], text: str) -> None:
+    """Read the output of a program until a line contains ``text``."""
     assert process.stdout is not None
     lines = []
     for line in process.stdout:
@@ -146,8 +148,8 @@ def until(process: subprocess.Popen[str], text: str) -> None:
     raise AssertionError("".join(lines))
 
 
-def members(session: int) -> list[int]:
-    """Return the processes of a session that still run."""
+def processes_of_session(session: int) -> list[int]:
+    """Return the ids of the processes of a session that are still running."""
     found = []
     for path in Path("/proc").glob("[0-9]*"):
         try:
@@ -159,7 +161,7 @@ def members(session: int) -> list[int]:
     return found
 
 
-def listening(processes: list[int]) -> list[str]:
+def listening_addresses(processes: list[int]) -> list[str]:
     """Return the addresses, in the kernel's hexadecimal format, on which these processes listen."""
     links = [link for pid in processes for link in Path(f"/proc/{pid}/fd").iterdir()]
     own = set()
@@ -182,9 +184,9 @@ def listening(processes: list[int]) -> list[str]:
 )
 def test_signal_ends_two_processes_with_a_resume_point_and_its_code(signum: signal.Signals, whom: str) -> None:
     process = train(f"{ENDLESS} --devices 2")
-    until(process, "epoch")
-    everybody = members(process.pid)
-    elsewhere = [address for address in listening(everybody) if address not in LOOPBACK]
+    read_until(process, "epoch")
+    everybody = processes_of_session(process.pid)
+    elsewhere = [address for address in listening_addresses(everybody) if address not in LOOPBACK]
     assert len(elsewhere) <= 1  # the rendezvous: torch binds it to all interfaces
     if whom == "all":
         os.killpg(process.pid, signum)
@@ -195,17 +197,17 @@ def test_signal_ends_two_processes_with_a_resume_point_and_its_code(signum: sign
     assert f"stopped by {signum.name} after step" in output
     assert "Traceback" not in output
     assert Path("lightning_logs/version_0/checkpoints/last.ckpt").exists()
-    assert members(process.pid) == []
+    assert processes_of_session(process.pid) == []
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
 def test_signal_ends_one_process_with_a_resume_point_and_its_code(signum: signal.Signals, tmp_path: Path) -> None:
-    """In a SLURM job, with a fake ``scontrol``."""
+    """The process runs as in a SLURM job, with a fake ``scontrol``."""
     asked, path = stand_in_scontrol(tmp_path)
     slurm = {**JOB, "SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NODEID": "0", "PATH": path}
     process = train(f"{SHAPES} --accelerator cpu --max_epochs 100000 --devices 1", **slurm)
-    until(process, "epoch")
+    read_until(process, "epoch")
     os.kill(process.pid, signum)
     output, _ = process.communicate(timeout=300)
     assert process.returncode == 128 + signum, output
@@ -213,15 +215,15 @@ def test_signal_ends_one_process_with_a_resume_point_and_its_code(signum: signal
     assert "Traceback" not in output
     assert Path("lightning_logs/version_0/checkpoints/last.ckpt").exists()
     assert (asked.read_text() if asked.exists() else "") == ("requeue 17\n" if signum == signal.SIGUSR1 else "")
-    assert members(process.pid) == []
+    assert processes_of_session(process.pid) == []
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("what", ["hangs", "dies"])
 def test_rank_that_hangs_or_dies_ends_the_job(what: str) -> None:
     process = train(f"{ENDLESS} --devices 2 --timeout 0.05")
-    until(process, "epoch")
-    child = next(pid for pid in members(process.pid) if pid != process.pid)
+    read_until(process, "epoch")
+    child = next(pid for pid in processes_of_session(process.pid) if pid != process.pid)
     os.kill(child, signal.SIGSTOP if what == "hangs" else signal.SIGKILL)
     output, _ = process.communicate(timeout=300)
     assert process.returncode in (1, 2), output
@@ -229,7 +231,7 @@ def test_rank_that_hangs_or_dies_ends_the_job(what: str) -> None:
     assert len(errors) == 1, output
     assert ("--timeout" if what == "hangs" else "another rank ended") in errors[0]
     assert "Traceback" not in output
-    assert members(process.pid) == []
+    assert processes_of_session(process.pid) == []
 
 
 TROUBLE = """
@@ -268,12 +270,12 @@ def iter_of(sampler):
 FINETUNING = f"{SMALL_NET} --model.freeze false --data.image_size 72 --accelerator cpu"
 
 
-def ends(process: subprocess.Popen[str], code: int) -> str:
-    """Wait for a program that must end with ``code`` and leave no process behind; return its output."""
+def wait_for_end(process: subprocess.Popen[str], code: int) -> str:
+    """Wait for a program that must end with exit code ``code`` and end all its processes; return its output."""
     output, _ = process.communicate(timeout=300)
     assert process.returncode == code, output
     assert "Traceback" not in output
-    assert members(process.pid) == []
+    assert processes_of_session(process.pid) == []
     return output
 
 
@@ -288,10 +290,10 @@ def test_full_disk_ends_all_processes_in_one_line_and_the_run_can_be_resumed(
     else:  # 4 steps per epoch
         line = f"--data {photo_folder} {FINETUNING} --data.num_workers 2 --devices 1 --max_epochs 2"
     line += " --callbacks own_trouble.FullDisk"
-    ends(train(line), 0)
+    wait_for_end(train(line), 0)
     line += f" --default_root_dir {small_disk} --resume auto"
     Path("trouble").touch()
-    output = ends(train(line, TMPDIR=str(tmp_path)), 2)
+    output = wait_for_end(train(line, TMPDIR=str(tmp_path)), 2)
     [said] = [line for line in output.splitlines() if "error" in line]
     assert said.startswith("fit.py: error: cannot write ")
     assert "No space left on device" in said
@@ -299,7 +301,7 @@ def test_full_disk_ends_all_processes_in_one_line_and_the_run_can_be_resumed(
     assert last(run)["global_step"] == 5
     (small_disk / "filler").unlink()
     Path("trouble").unlink()
-    ends(train(line), 0)
+    wait_for_end(train(line), 0)
     assert_same_weights(Path("lightning_logs/version_0"), run)
 
 
@@ -308,13 +310,13 @@ def test_missing_photo_in_one_of_two_processes_ends_both(photo_folder: Path) -> 
     Path("own_trouble.py").write_text(TROUBLE)
     line = f"--data {photo_folder} {FINETUNING} --data.batch_size 2 --max_epochs 3 --strategy ddp --devices 2"
     line += " --data.num_workers 0 --callbacks own_trouble.LostPhoto"
-    ends(train(line), 0)  # 12 steps
+    wait_for_end(train(line), 0)  # 12 steps
     line += " --default_root_dir broken --resume auto"
     run = Path("broken/lightning_logs/version_1")
     (run.parent / "version_0").mkdir(parents=True)
     for rank, step in ((0, 5), (1, 8)):
         Path("trouble").write_text(f"rank {rank}, step {step}")
-        output = ends(train(line), 2)
+        output = wait_for_end(train(line), 2)
         said = [line for line in output.splitlines() if "error" in line]
         photo = Path("lost").read_text()
         assert said == [
@@ -324,13 +326,14 @@ def test_missing_photo_in_one_of_two_processes_ends_both(photo_folder: Path) -> 
         assert step <= last(run)["global_step"] <= step + 1
         Path("away.jpg").rename(photo)
         Path("trouble").unlink()
-    ends(train(line), 0)
+    wait_for_end(train(line), 0)
     assert_same_weights(Path("lightning_logs/version_0"), run)
     starts = json.loads((run / "run.json").read_text())
     assert [start["machine"]["processes"] for start in starts] == [2, 2, 2]
 
 
 def free_port() -> str:
+    """Return a local port that no program uses."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         return str(free.getsockname()[1])

@@ -1,4 +1,4 @@
-"""Malicious files: nothing in them is executed, and each gives a one-line error."""
+"""Malicious files are refused with a one-line error, and code in them is not executed."""
 
 import os
 import pickle
@@ -20,12 +20,12 @@ from lit_training.runs import checkpoints
 from lit_training.runs.folder import find_checkpoint
 from tests.support.fits import parse
 
-CANARY = Path("canary")
-COMMAND = f"touch {CANARY}"
+CREATED_FILE = Path("created_file")
+COMMAND = f"touch {CREATED_FILE}"
 
 
 class Payload:
-    """Unpickling it runs a command."""
+    """Runs a command when it is unpickled."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         return os.system, (COMMAND,)
@@ -33,20 +33,20 @@ class Payload:
 
 @pytest.fixture(autouse=True, params=["as usual", "loading forced open"])
 def environment(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Run each test also with the variable that makes torch.load unpickle everything by default."""
+    """Run each test twice: as usual, and with the variable that makes torch.load unpickle everything by default."""
     if request.param != "as usual":
         monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
     yield
-    assert not CANARY.exists(), "something was executed"
+    assert not CREATED_FILE.exists(), "code in the file was executed"
 
 
-def test_the_payload_works() -> None:
+def test_unpickling_the_payload_runs_its_command() -> None:
     pickle.loads(pickle.dumps(Payload()))
-    assert CANARY.exists()
-    CANARY.unlink()
+    assert CREATED_FILE.exists()
+    CREATED_FILE.unlink()
 
 
-def honest() -> dict[str, Any]:
+def valid_checkpoint() -> dict[str, Any]:
     """Return the contents of a checkpoint of this project."""
     model = LitCNN()
     checkpoint: dict[str, Any] = {
@@ -88,19 +88,19 @@ def as_zip_in_zip(path: Path, content: Any) -> None:
 
 
 WRITERS = [as_zip, as_old_format, as_plain_pickle, as_zip_in_zip]
-PLACES: dict[str, Callable[[], Any]] = {
+PAYLOAD_PLACES: dict[str, Callable[[], Any]] = {
     "alone": Payload,
-    "beside honest content": lambda: {**honest(), "extra": Payload()},
-    "in the hyper-parameters": lambda: {**honest(), "hyper_parameters": {"lr": Payload()}},
-    "in the weights": lambda: {**honest(), "state_dict": {"net.conv1.weight": Payload()}},
-    "as the class name": lambda: {**honest(), "lit": {"model_class": Payload()}},
+    "beside valid content": lambda: {**valid_checkpoint(), "extra": Payload()},
+    "in the hyper-parameters": lambda: {**valid_checkpoint(), "hyper_parameters": {"lr": Payload()}},
+    "in the weights": lambda: {**valid_checkpoint(), "state_dict": {"net.conv1.weight": Payload()}},
+    "as the class name": lambda: {**valid_checkpoint(), "lit": {"model_class": Payload()}},
 }
 
 
 @pytest.mark.parametrize("write", WRITERS, ids=lambda write: write.__name__)
-@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("place", PAYLOAD_PLACES)
 def test_pickle_in_a_checkpoint(place: str, write: Callable[[Path, Any], None]) -> None:
-    write(Path("bad.ckpt"), PLACES[place]())
+    write(Path("bad.ckpt"), PAYLOAD_PLACES[place]())
     with pytest.raises(CheckpointError, match=r"bad\.ckpt is not a checkpoint that can be read safely") as error:
         checkpoints.read(find_checkpoint("bad.ckpt"))
     assert "\n" not in str(error.value)
@@ -110,7 +110,7 @@ def test_pickle_in_a_checkpoint(place: str, write: Callable[[Path, Any], None]) 
 def test_pickle_to_resume_from(write: Callable[[Path, Any], None], capfd: pytest.CaptureFixture[str]) -> None:
     folder = Path("run/checkpoints")
     folder.mkdir(parents=True)
-    write(folder / "last.ckpt", PLACES["beside honest content"]())
+    write(folder / "last.ckpt", PAYLOAD_PLACES["beside valid content"]())
     for run in ("run/checkpoints/last.ckpt", "run"):
         with pytest.raises(SystemExit, match="2"), one_line_errors("fit.py"):
             parse(f"--resume {run}")
@@ -144,65 +144,69 @@ def test_invalid_safetensors_header(content: bytes) -> None:
         LitTransfer(weights="weights.safetensors").load_pretrained()
 
 
-def changed(**parts: Any) -> dict[str, Any]:
-    return {**honest(), **parts}
+def changed_checkpoint(**parts: Any) -> dict[str, Any]:
+    return {**valid_checkpoint(), **parts}
 
 
-def lit(**parts: Any) -> dict[str, Any]:
-    return changed(lit={**honest()["lit"], **parts})
+def with_lit(**parts: Any) -> dict[str, Any]:
+    return changed_checkpoint(lit={**valid_checkpoint()["lit"], **parts})
 
 
-def spec(**parts: Any) -> dict[str, Any]:
-    return lit(preprocessing={**honest()["lit"]["preprocessing"], **parts})
+def with_preprocessing(**parts: Any) -> dict[str, Any]:
+    return with_lit(preprocessing={**valid_checkpoint()["lit"]["preprocessing"], **parts})
 
 
-POISONED: dict[str, Callable[[], Any]] = {
+WRONG_CHECKPOINTS: dict[str, Callable[[], Any]] = {
     "a list": lambda: [1, 2],
     "only weights": lambda: LitCNN().state_dict(),
-    "no class": lambda: changed(lit={}),
-    "lit is a number": lambda: changed(lit=3),
-    "an unknown class": lambda: lit(model_class="LitGPT"),
-    "a function": lambda: lit(model_class="mlp"),
-    "an error class": lambda: lit(model_class="ModelError"),
-    "a dotted path": lambda: lit(model_class="os.system"),
-    "a list as class": lambda: lit(model_class=["LitCNN"]),
-    "the base": lambda: lit(model_class="LitBase"),
-    "class names that are a number": lambda: lit(class_names=3),
-    "class names that are numbers": lambda: lit(class_names=[1] * 10),
-    "more class names than outputs": lambda: lit(class_names=["x"] * 11),
-    "preprocessing that is text": lambda: lit(preprocessing="x"),
-    "a size that is text": lambda: spec(image_size="x"),
-    "a size that is true": lambda: spec(image_size=True),
-    "a size below 1": lambda: spec(resize_size=0),
-    "a size of another network": lambda: spec(image_size=64, resize_size=64),
-    "a mean that is text": lambda: spec(mean="abc"),
-    "a mean of another length": lambda: spec(mean=[0.5]),
-    "a mean and std of one channel": lambda: spec(mean=[0.5], std=[0.5]),
-    "a mean of NaN": lambda: spec(mean=[float("nan")] * 3),
-    "a std of 0": lambda: spec(std=[0.0] * 3),
-    "an unknown interpolation": lambda: spec(interpolation="os.system"),
-    "an interpolation that is a list": lambda: spec(interpolation=["bilinear"]),
-    "an unknown argument": lambda: changed(hyper_parameters={"command": COMMAND}),
-    "Lightning's class path": lambda: changed(
+    "no class": lambda: changed_checkpoint(lit={}),
+    "lit is a number": lambda: changed_checkpoint(lit=3),
+    "an unknown class": lambda: with_lit(model_class="LitGPT"),
+    "a function": lambda: with_lit(model_class="mlp"),
+    "an error class": lambda: with_lit(model_class="ModelError"),
+    "a dotted path": lambda: with_lit(model_class="os.system"),
+    "a list as class": lambda: with_lit(model_class=["LitCNN"]),
+    "the base": lambda: with_lit(model_class="LitBase"),
+    "class names that are a number": lambda: with_lit(class_names=3),
+    "class names that are numbers": lambda: with_lit(class_names=[1] * 10),
+    "more class names than outputs": lambda: with_lit(class_names=["x"] * 11),
+    "preprocessing that is text": lambda: with_lit(preprocessing="x"),
+    "a size that is text": lambda: with_preprocessing(image_size="x"),
+    "a size that is true": lambda: with_preprocessing(image_size=True),
+    "a size below 1": lambda: with_preprocessing(resize_size=0),
+    "a size of another network": lambda: with_preprocessing(image_size=64, resize_size=64),
+    "a mean that is text": lambda: with_preprocessing(mean="abc"),
+    "a mean of another length": lambda: with_preprocessing(mean=[0.5]),
+    "a mean and std of one channel": lambda: with_preprocessing(mean=[0.5], std=[0.5]),
+    "a mean of NaN": lambda: with_preprocessing(mean=[float("nan")] * 3),
+    "a std of 0": lambda: with_preprocessing(std=[0.0] * 3),
+    "an unknown interpolation": lambda: with_preprocessing(interpolation="os.system"),
+    "an interpolation that is a list": lambda: with_preprocessing(interpolation=["bilinear"]),
+    "an unknown argument": lambda: changed_checkpoint(hyper_parameters={"command": COMMAND}),
+    "Lightning's class path": lambda: changed_checkpoint(
         hyper_parameters={"_class_path": "os.system", "_instantiator": "os.system", "command": COMMAND}
     ),
-    "an argument of another type": lambda: changed(hyper_parameters={"num_classes": "ten"}),
-    "an impossible argument": lambda: changed(hyper_parameters={"num_classes": -1}),
-    "a layer larger than memory": lambda: changed(hyper_parameters={"num_classes": 2**50}),
-    "hyper-parameters that are a list": lambda: changed(hyper_parameters=["num_classes"]),
-    "no hyper-parameters": lambda: {key: value for key, value in honest().items() if key != "hyper_parameters"},
-    "other weights": lambda: changed(state_dict={"fc.weight": torch.zeros(3)}),
-    "weights that are text": lambda: changed(state_dict=dict.fromkeys(honest()["state_dict"], COMMAND)),
-    "weights that are a list": lambda: changed(state_dict=[1]),
-    "numbers as names": lambda: changed(state_dict={3: torch.zeros(3)}),
-    "another number of classes": lambda: changed(hyper_parameters={"num_classes": 7}),
-    "another model": lambda: lit(model_class="LitMLP"),
+    "an argument of another type": lambda: changed_checkpoint(hyper_parameters={"num_classes": "ten"}),
+    "an impossible argument": lambda: changed_checkpoint(hyper_parameters={"num_classes": -1}),
+    "a layer larger than memory": lambda: changed_checkpoint(hyper_parameters={"num_classes": 2**50}),
+    "hyper-parameters that are a list": lambda: changed_checkpoint(hyper_parameters=["num_classes"]),
+    "no hyper-parameters": lambda: {
+        key: value for key, value in valid_checkpoint().items() if key != "hyper_parameters"
+    },
+    "other weights": lambda: changed_checkpoint(state_dict={"fc.weight": torch.zeros(3)}),
+    "weights that are text": lambda: changed_checkpoint(
+        state_dict=dict.fromkeys(valid_checkpoint()["state_dict"], COMMAND)
+    ),
+    "weights that are a list": lambda: changed_checkpoint(state_dict=[1]),
+    "numbers as names": lambda: changed_checkpoint(state_dict={3: torch.zeros(3)}),
+    "another number of classes": lambda: changed_checkpoint(hyper_parameters={"num_classes": 7}),
+    "another model": lambda: with_lit(model_class="LitMLP"),
 }
 
 
-@pytest.mark.parametrize("name", POISONED)
+@pytest.mark.parametrize("name", WRONG_CHECKPOINTS)
 def test_wrong_values_in_a_checkpoint(name: str) -> None:
-    torch.save(POISONED[name](), "bad.ckpt")
+    torch.save(WRONG_CHECKPOINTS[name](), "bad.ckpt")
     with pytest.raises(CheckpointError) as error:
         checkpoints.load_model(checkpoints.read(Path("bad.ckpt")))
     assert "\n" not in str(error.value)
@@ -221,16 +225,16 @@ def test_wrong_values_in_a_checkpoint(name: str) -> None:
 )
 def test_wrong_data_module_in_a_checkpoint(parts: dict[str, Any]) -> None:
     with pytest.raises((CheckpointError, DataError)):
-        checkpoints.load_data(changed(**parts))
+        checkpoints.load_data(changed_checkpoint(**parts))
 
 
 def test_outputs_without_a_name_get_their_number() -> None:
-    model = checkpoints.load_model(lit(class_names=["ant", "bee"]))
+    model = checkpoints.load_model(with_lit(class_names=["ant", "bee"]))
     assert model.class_names == ("ant", "bee", *"23456789")
 
 
 def test_valid_checkpoint_opens() -> None:
-    torch.save(honest(), "good.ckpt")
+    torch.save(valid_checkpoint(), "good.ckpt")
     opened = checkpoints.read(Path("good.ckpt"))
     assert isinstance(checkpoints.load_model(opened), LitCNN)
     assert checkpoints.load_data(opened).hparams["train_size"] == 4
@@ -238,7 +242,7 @@ def test_valid_checkpoint_opens() -> None:
 
 @pytest.mark.parametrize("cut", [0, 1, 100, 5000, -1])
 def test_truncated_checkpoint(cut: int) -> None:
-    torch.save(honest(), "whole.ckpt")
+    torch.save(valid_checkpoint(), "whole.ckpt")
     Path("cut.ckpt").write_bytes(Path("whole.ckpt").read_bytes()[:cut])
     with pytest.raises(CheckpointError, match=r"cut\.ckpt is not a checkpoint"):
         checkpoints.read(Path("cut.ckpt"))
@@ -264,17 +268,19 @@ def test_missing_checkpoint(name: str) -> None:
         checkpoints.read(find_checkpoint(name))
 
 
-CONFIGS = {
+MALICIOUS_CONFIGS = {
     "object tag": f"!!python/object/apply:os.system ['{COMMAND}']",
     "object tag inside": f"model: !!python/object/apply:os.system ['{COMMAND}']",
-    "new tag": f"a: !!python/object/new:subprocess.Popen [[touch, {CANARY}]]",
+    "new tag": f"a: !!python/object/new:subprocess.Popen [[touch, {CREATED_FILE}]]",
     "module tag": "a: !!python/module:os",
     "name tag": "a: !!python/name:os.system",
     "exponential aliases": "a: &a [x, x]\n" + "".join(f"b{i}: &b{i} [*a, *a]\n" for i in range(30)),
     "an alias of itself": "a: &a [*a]",
     "deeply nested": "a: " + "[" * 20_000,
     "larger than a configuration": "max_epochs: 1\n#" + "x" * 2_000_000,
-    "a process as callback": f"callbacks: [{{class_path: subprocess.Popen, init_args: {{args: [touch, {CANARY}]}}}}]",
+    "a process as callback": (
+        f"callbacks: [{{class_path: subprocess.Popen, init_args: {{args: [touch, {CREATED_FILE}]}}}}]"
+    ),
     "a command as model": f"model: {{class_path: os.system, init_args: {{command: {COMMAND}}}}}",
     "a command as data": f"data: {{class_path: os.system, init_args: {{command: {COMMAND}}}}}",
     "a command as optimizer": f"optimizer: {{class_path: os.system, init_args: {{command: {COMMAND}}}}}",
@@ -285,9 +291,9 @@ CONFIGS = {
 }
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", MALICIOUS_CONFIGS)
 def test_malicious_configuration(name: str, capfd: pytest.CaptureFixture[str]) -> None:
-    Path("bad.yaml").write_text(CONFIGS[name])
+    Path("bad.yaml").write_text(MALICIOUS_CONFIGS[name])
     with pytest.raises(SystemExit, match="2"), one_line_errors("fit.py"):
         parse("--config bad.yaml")
     err = capfd.readouterr().err

@@ -1,4 +1,4 @@
-"""Layout of the code: import rules, networks without dependencies on their file, short files."""
+"""Layout of the code: import rules, networks that can be copied out of their file, short files."""
 
 import ast
 import subprocess
@@ -12,17 +12,17 @@ import torch
 from tests.support.commands import ENVIRONMENT, ROOT
 from tests.support.imports import OWN, Import, circle, file_of, imports, name_of
 
-BELOW = {"datamodules", "lit_models"}
-BASE = {"errors", "text", "statistics", "figures"}
-"""Files directly in lit_training."""
+LOWEST_PACKAGES = {"datamodules", "lit_models"}
+ROOT_FILES = {"errors", "text", "statistics", "figures"}
+"""Files directly in lit_training, without __init__.py."""
 ROOMS: dict[str, set[str]] = {
-    "scripts": {"lit_training", "cli", "callbacks", "trained", "runs", "base", *BELOW},
+    "scripts": {"lit_training", "cli", "callbacks", "trained", "runs", "base", *LOWEST_PACKAGES},
     "lit_training": {"trained"},  # only its __init__.py, for notebooks
-    "cli": {"cli", "callbacks", "trained", "runs", "base", *BELOW},
-    "callbacks": {"callbacks", "runs", "base", *BELOW},
-    "trained": {"trained", "runs", "base", *BELOW},
-    "runs": {"runs", "base", *BELOW},
-    "base": {"base", *BELOW},
+    "cli": {"cli", "callbacks", "trained", "runs", "base", *LOWEST_PACKAGES},
+    "callbacks": {"callbacks", "runs", "base", *LOWEST_PACKAGES},
+    "trained": {"trained", "runs", "base", *LOWEST_PACKAGES},
+    "runs": {"runs", "base", *LOWEST_PACKAGES},
+    "base": {"base", *LOWEST_PACKAGES},
     "lit_models": {"lit_models"},
     "datamodules": {"datamodules"},
 }
@@ -38,10 +38,12 @@ PACKAGES = {
     "lit_training.runs",
     "lit_training.trained",
 }
-TORCHLESS = ("find", "decode", "scan", "split", "folder", "check")
-"""Files of datamodules/photos that check a folder of photos before torch is imported."""
-HEAVY = {"torch", "torchvision", "lightning", "torchmetrics"}
-FILES = sorted(path for folder in ("scripts", *BELOW, "lit_training") for path in (ROOT / folder).rglob("*.py"))
+FILES_WITHOUT_TORCH = ("find", "decode", "scan", "split", "folder", "check")
+"""Files of datamodules/photos that must not import torch, because they check the photos before torch is imported."""
+SLOW_PACKAGES = {"torch", "torchvision", "lightning", "torchmetrics"}
+FILES = sorted(
+    path for folder in ("scripts", *LOWEST_PACKAGES, "lit_training") for path in (ROOT / folder).rglob("*.py")
+)
 MODEL_FILES = ("cnn", "mlp", "dynamic", "transfer")
 CLASSES = {  # network -> file, input shape, output shape
     "LeNet": ("cnn", (2, 3, 32, 32), (2, 10)),
@@ -53,7 +55,7 @@ by_name = pytest.mark.parametrize("path", FILES, ids=name_of)
 
 
 def room_of(path: Path) -> str:
-    """Return the room of a file."""
+    """Return the room of a file, a key of ROOMS."""
     folder, *rest = path.relative_to(ROOT).parts
     if folder != "lit_training":
         return folder
@@ -65,7 +67,7 @@ def room_of(path: Path) -> str:
 # --- which file may import which --------------------------------------------------------------------------------------
 
 
-def broken_rules(path: Path, source: str) -> list[str]:
+def broken_import_rules(path: Path, source: str) -> list[str]:
     """Return a message for each import that breaks the rules."""
     room, found = room_of(path), []
     for module, line in imports(source):
@@ -85,7 +87,7 @@ def broken_rules(path: Path, source: str) -> list[str]:
 def test_imports_run_one_way(path: Path) -> None:
     """scripts -> cli -> {callbacks, trained} -> runs -> {errors, text, statistics, figures} -> {datamodules,
     lit_models}; callbacks and trained do not import each other, nor do datamodules and lit_models."""
-    broken = broken_rules(path, path.read_text())
+    broken = broken_import_rules(path, path.read_text())
     assert not broken, "\n".join(broken)
 
 
@@ -107,7 +109,7 @@ def test_imports_run_one_way(path: Path) -> None:
     ],
 )
 def test_forbidden_imports_are_found(file: str, line: str, room: str) -> None:
-    [said] = broken_rules(ROOT / file, line)
+    [said] = broken_import_rules(ROOT / file, line)
     assert said.startswith(f"{file}, line {1 + line.count(chr(10))}, imports ")
     assert f"({room})" in said
 
@@ -121,14 +123,14 @@ def test_imports_are_found_anywhere_in_a_file() -> None:
     ]
 
 
-def graph() -> dict[Path, set[Path]]:
+def import_graph() -> dict[Path, set[Path]]:
     """Return file -> the files of this project that it imports."""
     return {path: {found.file for found in imports(path.read_text()) if found.file is not None} for path in FILES}
 
 
 def test_no_files_import_each_other_in_a_circle() -> None:
     """Imports inside functions and under TYPE_CHECKING count too."""
-    found = [name_of(path) for path in circle(graph())]
+    found = [name_of(path) for path in circle(import_graph())]
     assert not found, f"files import each other in a circle: {' -> '.join([*found, *found[:1]])}"
 
 
@@ -139,14 +141,14 @@ def test_circle_is_found() -> None:
     assert circle({a: {b, c}, b: {c}, c: {d}}) == []
 
 
-@pytest.mark.parametrize("name", TORCHLESS)
+@pytest.mark.parametrize("name", FILES_WITHOUT_TORCH)
 def test_checks_of_a_folder_of_photos_do_not_import_torch(name: str) -> None:
     """Neither the file nor any file that it imports, directly or indirectly, imports torch."""
-    start, files = ROOT / "datamodules" / "photos" / f"{name}.py", graph()
+    start, files = ROOT / "datamodules" / "photos" / f"{name}.py", import_graph()
     ways: dict[Path, list[Path]] = {start: [start]}
     queue = [start]
     for path in queue:
-        heavy = sorted({found.package for found in imports(path.read_text())} & HEAVY)
+        heavy = sorted({found.package for found in imports(path.read_text())} & SLOW_PACKAGES)
         way = " -> ".join(map(name_of, ways[path]))
         assert not heavy, f"datamodules/photos/{name}.py must not import {heavy[0]}: {way}"
         for following in sorted(files[path] - ways.keys()):
@@ -154,7 +156,7 @@ def test_checks_of_a_folder_of_photos_do_not_import_torch(name: str) -> None:
             queue.append(following)
 
 
-LOADED = """
+PRINT_LOADED_MODULES = """
 import runpy, sys
 script, *arguments = sys.argv[1:]
 sys.argv = [script, *arguments]
@@ -177,11 +179,11 @@ print("loaded", code, *sorted(sys.modules))
 )
 def test_torch_is_not_imported_if_nothing_is_computed(line: str, said: str, photo_folder: Path) -> None:
     name, argument = line.replace("PHOTOS", str(photo_folder)).split()
-    command = [sys.executable, "-c", LOADED, str(ROOT / "scripts" / name), argument]
+    command = [sys.executable, "-c", PRINT_LOADED_MODULES, str(ROOT / "scripts" / name), argument]
     ended = subprocess.run(command, capture_output=True, text=True, check=True, env=ENVIRONMENT)
     out, _, loaded = ended.stdout.rpartition("loaded ")
     assert said in out
-    found = sorted(HEAVY & set(loaded.split()))
+    found = sorted(SLOW_PACKAGES & set(loaded.split()))
     assert not found, f"{line} must not import torch, but imports {', '.join(found)}"
 
 
@@ -201,11 +203,13 @@ def test_packages_are_the_expected_ones() -> None:
 
 def test_files_directly_in_lit_training() -> None:
     loose = {path.stem for path in (ROOT / "lit_training").glob("*.py")} - {"__init__"}
-    assert loose == BASE, f"missing or unexpected files directly in lit_training: {', '.join(sorted(loose ^ BASE))}"
+    assert loose == ROOT_FILES, (
+        f"missing or unexpected files directly in lit_training: {', '.join(sorted(loose ^ ROOT_FILES))}"
+    )
 
 
 @by_name
-def test_files_have_a_subject(path: Path) -> None:
+def test_files_have_a_clear_name_and_a_docstring(path: Path) -> None:
     source = path.read_text()
     assert path.stem not in {"utils", "util", "helpers", "common", "misc", "registry", "factory"}
     assert path.name != "test.py", "pytest would collect it"
@@ -217,7 +221,7 @@ def test_files_have_a_subject(path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", CLASSES)
-def test_network_runs_outside_of_its_file(name: str) -> None:
+def test_network_can_be_copied_out_of_its_file(name: str) -> None:
     """A network needs only its source and the file's imports of torch and the standard library."""
     file, shape, out = CLASSES[name]
     tree = ast.parse((ROOT / "lit_models" / f"{file}.py").read_text())

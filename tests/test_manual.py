@@ -1,8 +1,8 @@
-"""README, CONTRIBUTING and docs/ are executed: their commands run, and their links and folders exist.
+"""The commands in README, CONTRIBUTING and docs/ run, and their links and folders exist.
 
-``bash`` and ``python`` blocks run in the order of the page, in a folder that has what they name (``path/to/photos``,
-``my_photo.jpg``, two runs). A python block whose first line is ``# NAME.py`` becomes that file. ``sh`` blocks show what
-needs more than one machine: only their flags are checked. ``text`` blocks are output.
+``bash`` and ``python`` blocks run in the order of the page, in a folder that contains the files of the examples
+(``path/to/photos``, ``my_photo.jpg``, two runs). A python block that begins with ``# NAME.py`` is saved as that file.
+``sh`` blocks need several machines, so only their flags are checked. ``text`` blocks are output and are not checked.
 """
 
 import contextlib
@@ -26,8 +26,8 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *DOCS]
 README = PAGES[0].read_text(encoding="utf-8")
 MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
-SHORT = "--model.weights none --data.image_size 64"
-"""Makes training on photos fast, and possible without network."""
+FAST_FLAGS = "--model.weights none --data.image_size 64"
+"""Flags for fast training on photos, without downloads."""
 
 
 def name_of(path: Path) -> str:
@@ -38,17 +38,17 @@ every_page = pytest.mark.parametrize("page", PAGES, ids=name_of)
 
 
 def blocks(page: Path) -> list[tuple[str, str]]:
-    """Language and text of each fenced block."""
+    """Return (language, text) of each fenced block."""
     return BLOCK.findall(page.read_text(encoding="utf-8"))
 
 
 def command_lines(page: Path, language: str) -> list[str]:
-    """The commands of the page's ``bash`` or ``sh`` blocks, without comments; continued lines are joined."""
+    """Return the commands in the page's ``bash`` or ``sh`` blocks, without comments. Continued lines are joined."""
     text = "\n".join(body for kind, body in blocks(page) if kind == language).replace("\\\n", " ")
     return [line for line in (line.partition("#")[0].strip() for line in text.splitlines()) if line]
 
 
-FIT = sorted(
+FIT_ARGUMENTS = sorted(
     {
         line.partition("fit.py ")[2]
         for page in PAGES
@@ -57,11 +57,13 @@ FIT = sorted(
         if "fit.py " in line
     }
 )
-FLAGS = sorted({flags for page in PAGES for flags in re.findall(r"\| `(--(?:model|data)\.[^`]+)`", page.read_text())})
+TABLE_FLAGS = sorted(
+    {flags for page in PAGES for flags in re.findall(r"\| `(--(?:model|data)\.[^`]+)`", page.read_text())}
+)
 
 
-def here(line: str) -> str:
-    """A command as it runs on this machine: one CPU, few steps, no network."""
+def as_runnable_command(line: str) -> str:
+    """Return a command that runs on any machine: on one CPU, with few steps, without downloads."""
     script, _, arguments = line.removeprefix("python scripts/").partition(" ")
     arguments = re.sub(r"--devices \d+( --strategy ddp)?", "--devices 1", arguments.replace("gpu", "cpu"))
     if script == "benchmark.py":
@@ -70,13 +72,13 @@ def here(line: str) -> str:
         return f"{script} {arguments}"
     new_run = "--resume latest" not in arguments and "--config" not in arguments
     if new_run and "path/to/photos" in arguments:
-        arguments += f" {SHORT}"
+        arguments += f" {FAST_FLAGS}"
     if "max_epochs" not in arguments:
         arguments += " --max_epochs 1"
     return f"{script} {arguments} --limit_train_batches 2"
 
 
-# --- what is checked without running anything -----------------------------------------------------------------------
+# --- checks without running the commands ------------------------------------------------------------------------------
 
 
 @every_page
@@ -121,7 +123,7 @@ def test_the_readme_names_all_scripts_pages_and_folders() -> None:
 
 
 def test_every_recipe_of_the_readme_says_its_result() -> None:
-    """A figure has one truth: the recipe's head says what the README's row says."""
+    """The comment at the top of a recipe contains the result that the README shows."""
     rows = re.findall(r"^\|.*\| ([^|]*?) \([^|]*\) \| [^|]* \| `(\w+\.yaml)`[^|]* \|$", README, re.MULTILINE)
     assert len(rows) >= 4
     for result, recipe in rows:
@@ -129,30 +131,32 @@ def test_every_recipe_of_the_readme_says_its_result() -> None:
         assert result.split(" ", 1)[1] in head, f"{recipe} does not say {result}"
 
 
-@pytest.mark.parametrize("arguments", [line for line in FIT if "--resume" not in line and "version_" not in line])
+@pytest.mark.parametrize(
+    "arguments", [line for line in FIT_ARGUMENTS if "--resume" not in line and "version_" not in line]
+)
 def test_fit_commands_are_accepted(arguments: str, tmp_path: Path) -> None:
     write_photos(tmp_path / "path" / "to" / "photos")
     (tmp_path / "scripts").symlink_to(ROOT / "scripts")
-    write_files(PAGES)
+    write_python_files(PAGES)
     arguments = re.sub(r"--seeds \d+", "", arguments.replace("gpu", "cpu"))
     with remember_imports():
         FitCLI([*shlex.split(arguments), "--logger", "false"])
 
 
-@pytest.mark.parametrize("flags", [flags for flags in FLAGS if "NAME" not in flags and ".pth" not in flags])
+@pytest.mark.parametrize("flags", [flags for flags in TABLE_FLAGS if "NAME" not in flags and ".pth" not in flags])
 def test_flags_of_the_tables_are_accepted(flags: str, photo_folder: Path) -> None:
     FitCLI(["--data", str(photo_folder), *shlex.split(flags), "--logger", "false"])
 
 
-def test_there_is_something_to_test() -> None:
-    assert len(FIT) >= 10
-    assert len(FLAGS) >= 8
+def test_commands_and_flags_are_found() -> None:
+    assert len(FIT_ARGUMENTS) >= 10
+    assert len(TABLE_FLAGS) >= 8
 
 
-# --- what is run ----------------------------------------------------------------------------------------------------
+# --- running the pages ------------------------------------------------------------------------------------------------
 
 
-def write_files(pages: list[Path]) -> None:
+def write_python_files(pages: list[Path]) -> None:
     """Write the python blocks that begin with ``# NAME.py`` into the current folder."""
     for page in pages:
         for language, body in blocks(page):
@@ -161,9 +165,9 @@ def write_files(pages: list[Path]) -> None:
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with everything that the pages name, and two runs on its photos."""
-    place = tmp_path_factory.mktemp("world")
+def folder_of_the_pages(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the files of the examples, and two runs on its photos."""
+    place = tmp_path_factory.mktemp("folder_of_the_pages")
     write_photos(place / "path" / "to" / "photos")
     shutil.copytree(place / "path" / "to" / "photos" / "val" / "ants", place / "another_folder")
     shutil.copy(place / "another_folder" / "0.jpg", place / "my_photo.jpg")
@@ -172,18 +176,18 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
         patch.chdir(place)
         own_caches(place, patch)
         for seed in range(2):
-            run_well(f"fit.py --data path/to/photos {SHORT} --max_epochs 1 --seed {seed} --accelerator cpu")
+            run_well(f"fit.py --data path/to/photos {FAST_FLAGS} --max_epochs 1 --seed {seed} --accelerator cpu")
     return place
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("page", [page for page in PAGES if page.stem != "CONTRIBUTING"], ids=name_of)
-def test_a_page_runs(page: Path, world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    shutil.copytree(world, tmp_path / "here", symlinks=True)
+def test_a_page_runs(page: Path, folder_of_the_pages: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copytree(folder_of_the_pages, tmp_path / "here", symlinks=True)
     monkeypatch.chdir(tmp_path / "here")
     ran, names = 0, {"__name__": "page"}
     with remember_imports():
-        write_files([page])
+        write_python_files([page])
         for language, body in blocks(page):
             if language == "python" and not re.match(r"# \w+\.py\n", body):
                 with contextlib.redirect_stdout(io.StringIO()):
@@ -193,14 +197,14 @@ def test_a_page_runs(page: Path, world: Path, tmp_path: Path, monkeypatch: pytes
                 lines = [line.partition("#")[0].strip() for line in body.splitlines()]
                 for line in lines:
                     if line.startswith("python scripts/"):
-                        run_well(here(line))
+                        run_well(as_runnable_command(line))
                         ran += 1
     assert ran
 
 
 @pytest.mark.slow
 def test_from_a_folder_to_a_prediction(photo_folder: Path) -> None:
-    said = run_well(f"fit.py --data photos {SHORT} --max_epochs 1 --accelerator cpu")
+    said = run_well(f"fit.py --data photos {FAST_FLAGS} --max_epochs 1 --accelerator cpu")
     assert "24 pictures in 2 classes" in said
     accuracy = printed.interval(said, "val_acc")
     assert accuracy == pytest.approx((accuracy[0], *by_hand.wilson(round(8 * accuracy[0]), 8)), abs=6e-4)

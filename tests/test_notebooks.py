@@ -1,4 +1,4 @@
-"""The notebooks run without errors, show what their text promises and are committed with their outputs.
+"""The notebooks run without errors, their outputs are correct, and they are committed with their outputs.
 
 ``python -m tests.test_notebooks`` runs the notebooks again and stores their new outputs.
 """
@@ -28,10 +28,10 @@ from tests.support.commands import ENVIRONMENT, ROOT
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 PUBLIC = {"datamodules": datamodules.__all__, "lit_models": lit_models.__all__, "lit_training": lit_training.__all__}
 """Package -> the names that a notebook may import from it."""
-MACHINE = re.compile(r"(?<![\w.])/(?:tmp|home|root|work|usr|opt|var|private|Users)\b|[A-Z]:\\|\x1b|0x[0-9a-f]{6,}")
-"""Paths and other text that differ from one machine or run to the next."""
+MACHINE_TEXT = re.compile(r"(?<![\w.])/(?:tmp|home|root|work|usr|opt|var|private|Users)\b|[A-Z]:\\|\x1b|0x[0-9a-f]{6,}")
+"""Paths, colors and memory addresses, which are different on each machine or in each run."""
 MAX_BYTES = 1_500_000
-"""Size of the three notebooks together."""
+"""Maximum size of all notebooks together."""
 
 by_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 
@@ -41,11 +41,12 @@ def code_cells(notebook: Any) -> list[Any]:
 
 
 def texts(outputs: list[Any]) -> str:
-    """Return what was printed, and the text of displayed values."""
+    """Return the printed text and the text of displayed values."""
     return "".join(output.get("text", "") + output.get("data", {}).get("text/plain", "") for output in outputs)
 
 
 def images(outputs: list[Any]) -> list[Image.Image]:
+    """Return the images in the outputs."""
     found = [output.data["image/png"] for output in outputs if "image/png" in output.get("data", {})]
     return [Image.open(io.BytesIO(base64.b64decode(png))) for png in found]
 
@@ -55,11 +56,11 @@ def kinds(cell: Any) -> list[str]:
     return [output.get("name") or next(iter(sorted(output.get("data", {}))), "error") for output in cell.outputs]
 
 
-# --- rules for a notebook, each a function that returns what is wrong -------------------------------------------------
+# --- rules for a notebook: each function returns the faults -----------------------------------------------------------
 
 
-def private_imports(source: str) -> list[str]:
-    """Return the imports of this project that are not public names of its packages."""
+def find_private_imports(source: str) -> list[str]:
+    """Return the imports of names that are private, or that are not public names of this project's packages."""
     wrong = []
     names: list[tuple[str, str | None]]
     for node in ast.walk(ast.parse(source)):
@@ -79,15 +80,15 @@ def private_imports(source: str) -> list[str]:
 
 
 def prints_or_plots(source: str) -> bool:
-    """Return whether a cell calls ``print`` or ``show``, outside of a function that it only defines."""
+    """Return True if a cell calls ``print``, ``show`` or ``display`` outside of its functions and classes."""
     tree = ast.parse(source)
     body = [node for node in tree.body if not isinstance(node, ast.FunctionDef | ast.ClassDef)]
     calls = [call.func for node in body for call in ast.walk(node) if isinstance(call, ast.Call)]
     return any(getattr(call, "id", getattr(call, "attr", "")) in ("print", "show", "display") for call in calls)
 
 
-def output_faults(notebook: Any) -> list[str]:
-    """Return what is wrong with the stored outputs of a notebook."""
+def find_output_faults(notebook: Any) -> list[str]:
+    """Return the faults of the stored outputs of a notebook."""
     wrong = []
     for number, cell in enumerate(code_cells(notebook), start=1):
         if cell.execution_count != number:
@@ -96,7 +97,7 @@ def output_faults(notebook: Any) -> list[str]:
             wrong.append(f"cell {number} has no output")
         if any(output.output_type == "error" or output.get("name") == "stderr" for output in cell.outputs):
             wrong.append(f"cell {number} holds an error or a warning")
-        if found := MACHINE.search(texts(cell.outputs)):
+        if found := MACHINE_TEXT.search(texts(cell.outputs)):
             wrong.append(f"cell {number} holds {found[0]}")
         if "execution" in cell.metadata:
             wrong.append(f"cell {number} holds times of this run")
@@ -111,13 +112,13 @@ def test_a_notebook_is_committed_with_its_outputs(path: Path) -> None:
     notebook = nbformat.read(path, as_version=4)
     nbformat.validate(notebook)
     assert code_cells(notebook)
-    assert output_faults(notebook) == []
+    assert find_output_faults(notebook) == []
 
 
 @by_notebook
 def test_a_notebook_imports_public_names_only(path: Path) -> None:
     for cell in code_cells(nbformat.read(path, as_version=4)):
-        assert private_imports(cell.source) == []
+        assert find_private_imports(cell.source) == []
 
 
 @by_notebook
@@ -137,7 +138,7 @@ def test_the_notebooks_and_their_figures_are_small() -> None:
                 assert max(image.size) <= 1000
 
 
-# --- the rules notice what they forbid --------------------------------------------------------------------------------
+# --- tests of the rules -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -156,7 +157,7 @@ def test_the_notebooks_and_their_figures_are_small() -> None:
     ],
 )
 def test_private_imports_are_found(line: str, allowed: bool) -> None:
-    assert (private_imports(line) == []) is allowed
+    assert (find_private_imports(line) == []) is allowed
 
 
 @pytest.mark.parametrize(
@@ -189,9 +190,9 @@ def test_cells_that_print_or_plot_are_found(source: str, expected: bool) -> None
 def test_faults_of_outputs_are_found(change: dict[str, Any], fault: str) -> None:
     good = nbformat.v4.new_output("stream", name="stdout", text="in a/tmp of 3 photos\n")
     cell = nbformat.v4.new_code_cell("print(1)", outputs=[good], execution_count=1)
-    assert output_faults(nbformat.v4.new_notebook(cells=[cell])) == []
+    assert find_output_faults(nbformat.v4.new_notebook(cells=[cell])) == []
     cell.update(change)
-    [found] = output_faults(nbformat.v4.new_notebook(cells=[cell]))
+    [found] = find_output_faults(nbformat.v4.new_notebook(cells=[cell]))
     assert fault in found
 
 
@@ -199,7 +200,7 @@ def test_faults_of_outputs_are_found(change: dict[str, Any], fault: str) -> None
 
 
 def execute(path: Path) -> Any:
-    """Run a notebook from top to bottom in an empty folder and return it with its new outputs."""
+    """Run a notebook in an empty folder; return it with its new outputs."""
     notebook = nbformat.read(path, as_version=4)
     metadata = notebook.metadata.copy()
     with tempfile.TemporaryDirectory() as folder:
@@ -212,7 +213,7 @@ def execute(path: Path) -> Any:
 
 
 def merge_prints(outputs: list[Any]) -> list[Any]:
-    """Join neighboring outputs of the same stream: the kernel splits them at random."""
+    """Join neighboring outputs of the same stream, because the kernel splits them at random."""
     merged: list[Any] = []
     for output in outputs:
         if merged and output.output_type == "stream" and output.get("name") == merged[-1].get("name"):
@@ -223,7 +224,7 @@ def merge_prints(outputs: list[Any]) -> list[Any]:
 
 
 def execute_all() -> dict[str, Any]:
-    """Run all notebooks at the same time, each in its own kernel; return them by their number."""
+    """Run all notebooks at the same time, each in its own kernel; return number -> notebook with new outputs."""
     with pytest.MonkeyPatch.context() as patch, ThreadPoolExecutor(len(NOTEBOOKS)) as threads:
         for name in ("OMP_NUM_THREADS", "PYTHONPATH"):
             patch.setenv(name, ENVIRONMENT[name])
@@ -242,9 +243,9 @@ def outputs_of(notebook: Any) -> list[Any]:
 @pytest.mark.slow
 @by_notebook
 def test_a_notebook_runs_and_its_stored_outputs_are_of_the_same_kind(path: Path, executed: dict[str, Any]) -> None:
-    """The text may differ: accuracies depend on the processor, messages on the version."""
+    """The texts may differ, because accuracies depend on the processor and messages on the version."""
     fresh, stored = executed[path.stem[0]], nbformat.read(path, as_version=4)
-    assert output_faults(fresh) == []
+    assert find_output_faults(fresh) == []
     for new, old in zip(code_cells(fresh), code_cells(stored), strict=True):
         assert kinds(new) == kinds(old), new.source
 
@@ -286,7 +287,7 @@ def test_two_devices_share_the_rows_and_bring_the_weights_back(executed: dict[st
 def test_importing_the_packages_does_nothing_else(tmp_path: Path) -> None:
     code = """
 import logging, os, pkgutil, random, signal, sys, warnings
-import numpy, torch, lightning.pytorch, torchvision, torch.utils.tensorboard  # their side effects are not ours
+import numpy, torch, lightning.pytorch, torchvision, torch.utils.tensorboard  # their side effects are not tested
 def state():
     return [list(warnings.filters), logging.getLogger("lightning.pytorch").level, signal.getsignal(signal.SIGTERM),
             torch.get_num_threads(), torch.get_rng_state().sum().item(), random.getstate(), sys.path[:],

@@ -1,4 +1,4 @@
-"""Runs of an older version of the code still open and give the same numbers."""
+"""Runs of an older version of the code can be opened, and their results are the same as with that version."""
 
 import csv
 import json
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.parametrize("name", MODELS)
 
 @pytest.fixture
 def run(name: str) -> Path:
-    """Copy the run's folder, because an evaluation writes to it."""
+    """A copy of the run's folder, because an evaluation writes to it."""
     return shutil.copytree(OLD / name, Path("runs") / name)
 
 
@@ -31,7 +31,7 @@ def inputs(name: str) -> list[str]:
 
 
 def close(values: Any) -> Any:
-    """Compare 5 digits, because other processors may round differently."""
+    """Return an approximation for comparisons of 5 digits, because other processors may round differently."""
     return pytest.approx(values, rel=1e-5, abs=1e-6)
 
 
@@ -74,7 +74,7 @@ def test_scripts_accept_old_runs(name: str, run: Path) -> None:
 
 
 def test_old_run_can_be_resumed(name: str, run: Path) -> None:
-    """Train more epochs: the old rows stay, and the new ones are the same as with the older code."""
+    """The old rows of metrics.csv stay, and the new rows are the same as with the older code."""
     if name == "cnn":
         assert not (run / "checkpoints" / "last.ckpt").exists()
         return

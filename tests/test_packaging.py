@@ -1,4 +1,4 @@
-"""The wheel contains all packages: fit.py runs in an environment with only the wheel of this project."""
+"""The wheel contains all packages: fit.py runs in an environment that has this project only as a wheel."""
 
 import shutil
 import subprocess

@@ -14,19 +14,20 @@ from datamodules import RandomDataModule, ShapesDataModule
 from lit_models import LitCNN, LitDynamic, LitMLP, LitTransfer
 
 STEPS = 10
-Bare = Callable[..., Trainer]
+MakeTrainer = Callable[..., Trainer]
 
 
-def take_values(ours: nn.Module, theirs: nn.Module) -> list[Tensor]:
-    """Copy the weights of ``ours`` to ``theirs``; return a copy of them."""
-    start = [tensor.clone() for tensor in ours.state_dict().values()]
-    for value, tensor in zip(start, theirs.state_dict().values(), strict=True):
+def copy_weights(trained: nn.Module, reference: nn.Module) -> list[Tensor]:
+    """Copy the weights of ``trained`` to ``reference``; return another copy of the weights."""
+    start = [tensor.clone() for tensor in trained.state_dict().values()]
+    for value, tensor in zip(start, reference.state_dict().values(), strict=True):
         tensor.copy_(value)
     return start
 
 
-def assert_same(ours: nn.Module, theirs: nn.Module, start: Iterable[Tensor]) -> None:
-    rows = zip(ours.state_dict().items(), theirs.state_dict().values(), start, strict=True)
+def assert_same(trained: nn.Module, reference: nn.Module, start: Iterable[Tensor]) -> None:
+    """Assert that two networks have the same weights, and that training changed them from ``start``."""
+    rows = zip(trained.state_dict().items(), reference.state_dict().values(), start, strict=True)
     moved = 0
     for (name, one), other, before in rows:
         torch.testing.assert_close(one, other, rtol=0, atol=1e-6, msg=f"{name} differs")
@@ -35,7 +36,7 @@ def assert_same(ours: nn.Module, theirs: nn.Module, start: Iterable[Tensor]) -> 
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_cnn(bare: Bare, channels: int) -> None:
+def test_cnn(bare: MakeTrainer, channels: int) -> None:
     data = ShapesDataModule(train_size=40, val_size=10, channels=channels)
     model = LitCNN(in_channels=channels, lr=0.01)
     net = nn.Sequential(
@@ -43,7 +44,7 @@ def test_cnn(bare: Bare, channels: int) -> None:
         *(nn.Conv2d(6, 16, 5), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten()),
         *(nn.Linear(400, 120), nn.ReLU(), nn.Linear(120, 84), nn.ReLU(), nn.Linear(84, 10)),
     )
-    start = take_values(model.net, net)
+    start = copy_weights(model.net, net)
     bare(max_steps=STEPS).fit(model, data)
 
     optimizer = torch.optim.SGD(net.parameters(), lr=0.01, momentum=0.9)
@@ -54,7 +55,7 @@ def test_cnn(bare: Bare, channels: int) -> None:
     assert_same(model.net, net, start)
 
 
-def test_cnn_on_one_image_with_targets_1_to_10(bare: Bare) -> None:
+def test_cnn_on_one_image_with_targets_1_to_10(bare: MakeTrainer) -> None:
     data = RandomDataModule([1, 32, 32], 10, length=1, batch_size=1, steps=STEPS, target="count")
     model = LitCNN(in_channels=1, lr=0.01, momentum=0.0, loss="squared_error")
     net = nn.Sequential(
@@ -62,7 +63,7 @@ def test_cnn_on_one_image_with_targets_1_to_10(bare: Bare) -> None:
         *(nn.Conv2d(6, 16, 5), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten()),
         *(nn.Linear(400, 120), nn.ReLU(), nn.Linear(120, 84), nn.ReLU(), nn.Linear(84, 10)),
     )
-    start = take_values(model.net, net)
+    start = copy_weights(model.net, net)
     bare(max_epochs=1).fit(model, data)
 
     optimizer = torch.optim.SGD(net.parameters(), lr=0.01)
@@ -75,10 +76,10 @@ def test_cnn_on_one_image_with_targets_1_to_10(bare: Bare) -> None:
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])
-def test_mlp(bare: Bare, accumulate: int) -> None:
+def test_mlp(bare: MakeTrainer, accumulate: int) -> None:
     data, model = RandomDataModule(steps=STEPS * accumulate), LitMLP()
     net = nn.Sequential(nn.Linear(1000, 100), nn.ReLU(), nn.Linear(100, 10))
-    start = take_values(model.net, net)
+    start = copy_weights(model.net, net)
     bare(max_epochs=1, accumulate_grad_batches=accumulate).fit(model, data)
 
     optimizer = torch.optim.SGD(net.parameters(), lr=1e-4)
@@ -90,10 +91,10 @@ def test_mlp(bare: Bare, accumulate: int) -> None:
     assert_same(model.net, net, start)
 
 
-def test_linear_net(bare: Bare) -> None:
+def test_linear_net(bare: MakeTrainer) -> None:
     data = RandomDataModule(5, 2, length=100, batch_size=10, steps=0, target="linear")
     model, net = LitMLP(5, (), 2, lr=1e-3), nn.Linear(5, 2)
-    start = take_values(model.net, net)
+    start = copy_weights(model.net, net)
     bare(max_epochs=1).fit(model, data)
 
     optimizer = torch.optim.SGD(net.parameters(), lr=1e-3)
@@ -104,10 +105,10 @@ def test_linear_net(bare: Bare) -> None:
     assert_same(model.net, net, start)
 
 
-def test_dynamic(bare: Bare) -> None:
+def test_dynamic(bare: MakeTrainer) -> None:
     data, model = RandomDataModule(steps=STEPS), LitDynamic()
     first, middle, last = net = nn.ModuleList([nn.Linear(1000, 100), nn.Linear(100, 100), nn.Linear(100, 10)])
-    start = take_values(model.net, net)
+    start = copy_weights(model.net, net)
     torch.manual_seed(2)
     bare(max_epochs=1).fit(model, data)
 
@@ -130,13 +131,13 @@ def test_dynamic(bare: Bare) -> None:
 
 @pytest.mark.filterwarnings("ignore:weights=None")
 @pytest.mark.parametrize("freeze", [True, False])
-def test_transfer(bare: Bare, freeze: bool) -> None:
+def test_transfer(bare: MakeTrainer, freeze: bool) -> None:
     pictures = TensorDataset(torch.randn(8, 3, 32, 32), torch.tensor([0, 1, 2, 0, 1, 2, 0, 1]))
     loader = DataLoader(pictures, batch_size=4)
     model = LitTransfer("resnet18", 3, weights=None, freeze=freeze, lr=0.01, step_size=2, gamma=0.5)
     net = models.resnet18()
     net.fc = nn.Linear(512, 3)
-    start = take_values(model.net, net)
+    start = copy_weights(model.net, net)
     bare(max_epochs=STEPS // 2).fit(model, loader)
 
     if freeze:

@@ -9,8 +9,8 @@ import pytest
 from tests.support.commands import ENVIRONMENT, ROOT
 
 SCRIPT = ROOT / "scripts" / "fit.py"
-# The fake msvcrt locks like the real one: one byte of a file, for one handle.
-ELSEWHERE = """
+# The fake msvcrt locks one byte of a file for one handle, like the real one.
+RUN_AS_ON_WINDOWS = """
 import fcntl, multiprocessing, os, runpy, signal, subprocess, sys, types
 import tempfile, socket, asyncio  # import them first: they detect the system by these modules
 import lightning.pytorch.trainer.connectors.signal_connector as connector
@@ -39,7 +39,7 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 def test_training_works_like_on_windows() -> None:
     line = "--data.train_size 16 --data.val_size 8 --max_epochs 1 --accelerator cpu --devices 1 --resume auto"
     for said in ("val_acc", "nothing to do"):
-        command = [sys.executable, "-c", ELSEWHERE, str(SCRIPT), *line.split()]
+        command = [sys.executable, "-c", RUN_AS_ON_WINDOWS, str(SCRIPT), *line.split()]
         done = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, check=False)
         assert done.returncode == 0, done.stderr
         assert "locked" in done.stdout

@@ -1,4 +1,4 @@
-"""Skipped browser tests print a message, and fail if a browser is required."""
+"""The browser tests are skipped with a message, or fail if a browser is required."""
 
 import os
 import subprocess
@@ -8,30 +8,30 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-ONE = "tests/test_browser.py::test_command_and_configuration"
+BROWSER_TEST = "tests/test_browser.py::test_command_and_configuration"
 
 
-def ended(tmp_path: Path, **environment: str) -> tuple[int, str]:
+def run_browser_test(tmp_path: Path, **environment: str) -> tuple[int, str]:
     """Run a browser test without a browser on PATH; return exit code and output."""
     path = tmp_path / "bin"
     path.mkdir(exist_ok=True)
     environment = {**os.environ, "PATH": str(path), "PYTHONPATH": str(ROOT), **environment}
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "slow", ONE]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "slow", BROWSER_TEST]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     return done.returncode, done.stdout
 
 
 @pytest.mark.slow
 def test_browser_tests_are_skipped_with_a_message_or_fail_if_required(tmp_path: Path) -> None:
-    code, out = ended(tmp_path, REQUIRE_BROWSER="0")
+    code, out = run_browser_test(tmp_path, REQUIRE_BROWSER="0")
     assert code == 0
     assert "NO BROWSER: 1 tests of tests/test_browser.py were skipped" in out
-    code, out = ended(tmp_path, REQUIRE_BROWSER="1")
+    code, out = run_browser_test(tmp_path, REQUIRE_BROWSER="1")
     assert code == 1
     assert "there is no chromium and no chromedriver on PATH" in out
     assert "NO BROWSER" not in out
     (tmp_path / "bin" / "chromedriver").write_text("#!/bin/sh\n")
     (tmp_path / "bin" / "chromedriver").chmod(0o755)
-    code, out = ended(tmp_path, REQUIRE_BROWSER="0")
+    code, out = run_browser_test(tmp_path, REQUIRE_BROWSER="0")
     assert code == 1
     assert "there is no chromium on PATH" in out

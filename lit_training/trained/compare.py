@@ -1,4 +1,4 @@
-"""Compare runs: their settings, their results, and whether the difference is significant."""
+"""Compare runs: different settings, results, and whether the difference in accuracy is significant."""
 
 import csv
 import os
@@ -19,41 +19,46 @@ from lit_training.runs.layout import CONFIG, EVALUATION, METRICS, PREDICTIONS
 from lit_training.statistics import mcnemar_p_value, wilson_interval
 from lit_training.text import print_table
 
-WHICH_SAMPLES = ("class_path", "seed", "val_size", "channels", "length", "target")
-"""Settings of a data module without files that decide which samples it evaluates on."""
-LEVEL = 0.05
-"""Significance level: a difference with a p-value below this is reported."""
+SAMPLE_SETTINGS = ("class_path", "seed", "val_size", "channels", "length", "target")
+"""Settings of the data modules without files that change the evaluated samples."""
+SIGNIFICANCE_LEVEL = 0.05
+"""A difference with a lower p-value is significant."""
 
 
 @dataclass(frozen=True)
 class ComparedRun:
-    """A run, read from its folder."""
+    """The settings and results of a run."""
 
     name: str
+    """Name of the run in messages: the name of its folder, or its path."""
     folder: Path
     settings: dict[str, Any]
-    """The configuration, flattened and without ``init_args``: ``model.lr`` -> 0.001."""
+    """Setting -> value, without the level ``init_args`` of the configuration: ``model.lr`` -> 0.001."""
     curves: dict[str, dict[int, float]]
     """Metric -> epoch (from 1) -> value, for each logged metric of :data:`~lit_training.runs.best_epoch.MODES`."""
     answers: dict[str, tuple[str, bool]] | None
-    """Path of each evaluated sample -> its label, and True if the prediction was right. None: not evaluated."""
+    """Path of each evaluated sample -> (true class, True if the prediction is correct); None if the run has not been
+    evaluated."""
 
     @property
     def best(self) -> dict[str, float]:
-        """The metrics of the best epoch; empty if none was logged or all values are NaN."""
-        decides = next((name for name in MODES if name in self.curves), None)
-        if decides is None:
+        """Metric -> value in the best epoch. Empty if no metric was logged or if all values are NaN."""
+        monitor = next((name for name in MODES if name in self.curves), None)
+        if monitor is None:
             return {}
-        epochs = {n: {name: c[n] for name, c in self.curves.items() if n in c} for n in self.curves[decides]}
-        best = best_epoch(epochs, decides, MODES[decides])
+        epochs = {n: {name: c[n] for name, c in self.curves.items() if n in c} for n in self.curves[monitor]}
+        best = best_epoch(epochs, monitor, MODES[monitor])
         return {} if best is None else epochs[best]
 
 
 def read_run(run: str) -> ComparedRun:
-    """Read a run. ``run`` is its folder, one of its checkpoints, or ``latest``.
+    """Read the settings and results of a run from its folder.
+
+    Args:
+        run: the folder of the run, one of its checkpoints, or ``latest``.
 
     Raises:
-        CheckpointError: there is no such run.
+        CheckpointError: the run does not exist.
         UsageError: the folder is not a run's folder, or a file in it cannot be read.
     """
     if run == "latest":
@@ -76,10 +81,12 @@ def read_run(run: str) -> ComparedRun:
 
 
 def _curve(rows: list[dict[str, str]], name: str) -> dict[int, float]:
+    """Return epoch (from 1) -> value of a metric in the rows of metrics.csv."""
     return {int(row["epoch"]) + 1: float(row[name]) for row in rows if row.get(name) and row.get("epoch")}
 
 
 def _flatten(settings: dict[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
+    """Yield (name with dots, value) for each setting of nested settings; leave out the level ``init_args``."""
     for name, value in settings.items():
         if isinstance(value, dict):
             yield from _flatten(value, prefix if name == "init_args" else f"{prefix}{name}.")
@@ -88,14 +95,14 @@ def _flatten(settings: dict[str, Any], prefix: str = "") -> Iterable[tuple[str, 
 
 
 def differences(runs: Sequence[ComparedRun]) -> dict[str, list[str]]:
-    """Return the settings that differ between runs, with the value of each run; ``-`` if a run has no such setting."""
+    """Return setting -> its value in each run, for the settings that differ. The value is ``-`` in runs without it."""
     names = dict.fromkeys(name for run in runs for name in run.settings)
     values = {name: [str(run.settings.get(name, "-")) for run in runs] for name in names}
-    return {name: each for name, each in values.items() if len(set(each)) > 1 and not set(each) <= {"None", "-"}}
+    return {name: texts for name, texts in values.items() if len(set(texts)) > 1 and not set(texts) <= {"None", "-"}}
 
 
 def describe_difference(first: ComparedRun, second: ComparedRun) -> str:
-    """Test whether one of two runs predicts better on the same samples; return the result as a sentence."""
+    """Test whether the accuracies of two runs on the same samples differ significantly; return the result as text."""
     for run in (first, second):
         if "val_acc" not in run.curves and "val_loss" in run.curves:
             return f"{run.name} is not a classifier, so no test of the accuracies: compare the losses"
@@ -103,34 +110,35 @@ def describe_difference(first: ComparedRun, second: ComparedRun) -> str:
             return f"{run.name} has no predictions yet, so no test: python scripts/evaluate.py {run.folder}"
     ones, others = first.answers or {}, second.answers or {}
     same = {path: label for path, (label, _) in ones.items()} == {path: label for path, (label, _) in others.items()}
-    if not same or (all(path.isdecimal() for path in ones) and _data(first) != _data(second)):
+    are_numbered = all(path.isdecimal() for path in ones)  # with other data, a number is a different sample
+    if not same or (are_numbered and _sample_settings(first) != _sample_settings(second)):
         return f"{first.name} and {second.name} were not evaluated on the same samples, so no test"
     pairs = [(ones[path][1], others[path][1]) for path in ones]
     only_first = sum(one and not other for one, other in pairs)
     only_second = sum(other and not one for one, other in pairs)
     p, points = mcnemar_p_value(only_first, only_second), 100 * (only_second - only_first) / len(pairs)
-    how = f"McNemar's exact test, p = {p:.2g}, the same {len(pairs)} samples, {only_first + only_second} differ"
-    if p >= LEVEL:
-        return f"no significant difference: {second.name} is {points:+.1f} points from {first.name} ({how})"
+    details = f"McNemar's exact test, p = {p:.2g}, the same {len(pairs)} samples, {only_first + only_second} differ"
+    if p >= SIGNIFICANCE_LEVEL:
+        return f"no significant difference: {second.name} is {points:+.1f} points from {first.name} ({details})"
     better = second if points > 0 else first
-    return f"{better.name} is better by {abs(points):.1f} points ({how})"
+    return f"{better.name} is better by {abs(points):.1f} points ({details})"
 
 
-def _data(run: ComparedRun) -> dict[str, Any]:
-    return {name: run.settings.get(f"data.{name}") for name in WHICH_SAMPLES}
+def _sample_settings(run: ComparedRun) -> dict[str, Any]:
+    return {name: run.settings.get(f"data.{name}") for name in SAMPLE_SETTINGS}
 
 
 def format_metric(metric: str, value: float) -> str:
-    """Format an accuracy with 4 decimal places, a loss (which may be tiny) with 4 significant digits."""
+    """Return an accuracy with 4 decimal places, or a loss with 4 significant digits because it can be tiny."""
     return f"{value:.4f}" if metric.endswith("acc") else f"{value:.4g}"
 
 
 def compare(names: Sequence[str], picture: str | None = None) -> None:
-    """Print the differences between runs and draw their curves.
+    """Print the different settings and the results of runs, and draw their curves in a PNG file.
 
     Args:
-        names: two or more runs, see :func:`read_run`.
-        picture: path of the PNG file; default ``comparison.png`` next to the first run.
+        names: two or more runs, as for :func:`read_run`.
+        picture: path of the PNG file; default: ``comparison.png`` in the folder that contains the first run.
 
     Raises:
         CheckpointError, UsageError: a run cannot be read, or the PNG file cannot be written.
@@ -138,12 +146,12 @@ def compare(names: Sequence[str], picture: str | None = None) -> None:
     runs = [read_run(name) for name in names]
     if len({run.folder.resolve() for run in runs}) < len(runs):
         raise UsageError("the same run is named twice: name different runs")
-    if len({run.name for run in runs}) < len(runs):  # they are in different folders
+    if len({run.name for run in runs}) < len(runs):  # runs of different folders with the same name
         runs = [ComparedRun(**{**vars(run), "name": os.path.relpath(run.folder)}) for run in runs]
     body = [[name, *values] for name, values in differences(runs).items()]
     for metric in MODES:
         body.append([metric, *(format_metric(metric, run.best[metric]) if metric in run.best else "-" for run in runs)])
-    body.append(["accuracy", *map(_accuracy, runs)])
+    body.append(["accuracy", *map(_format_accuracy, runs)])
     print_table(["", *(run.name for run in runs)], [row for row in body if set(row[1:]) != {"-"}])
     print("\nval_acc, val_loss, train_loss: best epoch; accuracy: from evaluate.py, with 95 % interval")
     for run in runs:
@@ -164,7 +172,8 @@ def compare(names: Sequence[str], picture: str | None = None) -> None:
     print(f"curves      {os.path.relpath(target)}")
 
 
-def _accuracy(run: ComparedRun) -> str:
+def _format_accuracy(run: ComparedRun) -> str:
+    """Return the accuracy, its 95 % interval and the number of samples as text; ``-`` without an evaluation."""
     if not run.answers:
         return "-"
     right, n = sum(is_right for _, is_right in run.answers.values()), len(run.answers)
@@ -173,7 +182,7 @@ def _accuracy(run: ComparedRun) -> str:
 
 
 def summarize_seeds(runs: Sequence[ComparedRun]) -> list[str]:
-    """Return a line per metric: mean and sample standard deviation of the best epochs of repeated runs."""
+    """Return a line per metric: the mean and sample standard deviation over the best epochs of the runs."""
     lines = []
     for metric in MODES:
         values = [run.best[metric] for run in runs if metric in run.best]

@@ -1,6 +1,6 @@
-"""Describe a network: layers and output shapes, cost, and the autograd graph of its loss.
+"""Describe a network: its layers, output shapes, FLOPs, and the autograd graph of its loss.
 
-Letters in shape comments: B batch, C channels, S side in pixels, F features, K classes or outputs.
+Letters in shape comments: C channels, S side in pixels, F features, K classes or outputs.
 """
 
 import re
@@ -21,23 +21,27 @@ from lit_models import LitBase, LitCNN, LitDynamic
 from lit_training.runs.devices import evaluation_mode
 
 DEPTHS = (1, 3)
-"""Depths at which LitDynamic is described."""
+"""A LitDynamic is described for each of these depths."""
 
 
 @dataclass
 class Layer:
-    """A module of a network: path, class, number and size of its parameters (including submodules), output shapes."""
+    """A module of a network."""
 
     name: str
+    """Its name in ``named_modules``; "" for the network."""
     kind: str
+    """Name of its class."""
     parameters: int
+    """Number of its parameters, with those of its submodules."""
     megabytes: float
+    """Size of these parameters."""
     outputs: list[tuple[int, ...]] = field(default_factory=list)
-    """One per call: several for a shared layer, none for an unused layer."""
+    """Shape of the output of each call: several for a shared layer, none for an unused layer."""
 
 
 def sample_input(model: LitBase) -> Tensor:
-    """Return an input for the model: (1, C, S, S) or (1, F), standard normal, the same in each call."""
+    """Return standard normal noise as an input of the model, (1, C, S, S) or (1, F). It is the same in each call."""
     if model.sample_ndim == 1:
         shape: tuple[int, ...] = (model.hparams["in_features"],)
     else:
@@ -46,8 +50,8 @@ def sample_input(model: LitBase) -> Tensor:
     return torch.randn(1, *shape, generator=torch.Generator().manual_seed(0))
 
 
-def layers(model: nn.Module, x: Tensor, **options: Any) -> list[Layer]:
-    """Return all modules, parents first, with the output shapes of one forward pass ``model(x, **options)``."""
+def list_layers(model: nn.Module, x: Tensor, **options: Any) -> list[Layer]:
+    """Run ``model(x, **options)`` and return all modules with their output shapes, parents first."""
     found: dict[nn.Module, Layer] = {}
     hooks = []
 
@@ -70,46 +74,49 @@ def layers(model: nn.Module, x: Tensor, **options: Any) -> list[Layer]:
     return list(found.values())
 
 
-def flops(model: nn.Module, x: Tensor, **options: Any) -> int:
-    """Count the FLOPs of the matrix products and convolutions in a forward pass; a multiply-add is 2."""
+def count_flops(model: nn.Module, x: Tensor, **options: Any) -> int:
+    """Return the FLOPs of matrix products and convolutions in ``model(x, **options)``. A multiply-add is 2 FLOPs."""
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model(x, **options)
     return counter.get_total_flops()
 
 
 def autograd_chain(loss: Tensor, names: Mapping[nn.Parameter, str] | None = None) -> list[str]:
-    """Return the autograd nodes on the longest path from a loss to a leaf, as ``MseLoss``, ``Addmm``, ...
+    """Return the names of the autograd nodes on the longest path from a loss to a leaf: ``MseLoss``, ``Addmm``, ...
 
     Source: PyTorch tutorial "Neural Networks" (Loss Function), which follows ``next_functions`` by hand.
 
     Args:
         loss: any tensor with a graph.
-        names: parameter names; the leaf is then named too.
+        names: parameter -> name. The name of the leaf's parameter is added: ``AccumulateGrad(conv1.weight)``.
     """
-    following: dict[Any, list[Any]] = {}
+    next_nodes: dict[Any, list[Any]] = {}
     stack: list[Any] = [loss.grad_fn]
     while stack:  # no recursion: the graph of a deep network exceeds Python's recursion limit
         node = stack.pop()
-        if node not in following:
-            following[node] = [function for function, _ in node.next_functions if function is not None]
-            stack += following[node]
+        if node not in next_nodes:
+            next_nodes[node] = [function for function, _ in node.next_functions if function is not None]
+            stack += next_nodes[node]
     length: dict[Any, int] = {}
-    for node in TopologicalSorter(following).static_order():  # leaves first
-        length[node] = 1 + max(map(length.__getitem__, following[node]), default=0)
+    for node in TopologicalSorter(next_nodes).static_order():  # leaves first
+        length[node] = 1 + max(map(length.__getitem__, next_nodes[node]), default=0)
     chain, node, names = [], loss.grad_fn, names or {}
     while node is not None:
         name = re.sub(r"Backward\d*$", "", type(node).__name__)
-        variable: Any = getattr(node, "variable", None)  # the leaf's parameter
+        variable: Any = getattr(node, "variable", None)  # only the node of a leaf has it: its parameter
         chain.append(f"{name}({names[variable]})" if variable in names else name)
-        node = max(following[node], key=length.__getitem__, default=None)
+        node = max(next_nodes[node], key=length.__getitem__, default=None)
     return chain
 
 
 def describe(model: LitBase) -> str:
-    """Return layers, cost, loss chain and first bias gradient of a model as text. The model is not changed."""
+    """Return the description of a model as text: layers, FLOPs, autograd nodes of the loss, gradient of a bias.
+
+    The model is not changed.
+    """
     gradients = [(parameter, parameter.grad) for parameter in model.parameters()]
     try:
-        with evaluation_mode(model):  # BatchNorm needs it for a batch of one, and dropout is off
+        with evaluation_mode(model):  # BatchNorm cannot train on a batch of one
             return "\n\n".join(_sections(model, sample_input(model)))
     finally:
         for parameter, gradient in gradients:
@@ -121,21 +128,21 @@ def _sections(model: LitBase, x: Tensor) -> Iterator[str]:
     passes: dict[str, dict[str, int]] = {"": {}}
     if isinstance(model, LitDynamic):
         passes = {f" at depth {depth}": {"depth": depth} for depth in DEPTHS}
-    calls = [layers(net, x, **options) for options in passes.values()]
-    total = calls[0][0]
+    layers = [list_layers(net, x, **options) for options in passes.values()]
+    total = layers[0][0]
     trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-    cost = ", ".join(f"{flops(net, x, **options):,} FLOPs{title}" for title, options in passes.items())
+    cost = ", ".join(f"{count_flops(net, x, **options):,} FLOPs{title}" for title, options in passes.items())
     yield (
         f"{type(model).__name__}: {trainable:,} trainable of {total.parameters:,} parameters, "
         f"{total.megabytes:.2f} MB; {cost} for an input of {tuple(x.shape)}"
     )
 
     rows = [["layer", "class", "parameters", "MB", *(f"output{title}" for title in passes)]]
-    for same in zip(*calls, strict=True):
-        layer = same[0]
+    for of_each_pass in zip(*layers, strict=True):
+        layer = of_each_pass[0]
         depth = layer.name.count(".") + bool(layer.name)
         name = "  " * depth + (layer.name.rpartition(".")[2] or "net")
-        shapes = [_shapes(each.outputs) for each in same]
+        shapes = [_format_shape(layer.outputs) for layer in of_each_pass]
         rows.append([name, layer.kind, f"{layer.parameters:,}", f"{layer.megabytes:.3f}", *shapes])
     yield "\n".join(align_columns(rows))
 
@@ -169,7 +176,8 @@ def _sections(model: LitBase, x: Tensor) -> Iterator[str]:
     yield f"{name}.grad before backward: None\n{name}.grad after ({title}): [{values}]"
 
 
-def _shapes(outputs: list[tuple[int, ...]]) -> str:
+def _format_shape(outputs: list[tuple[int, ...]]) -> str:
+    """Return the shape of the last output as text, and the number of outputs if there are several."""
     if not outputs:
         return "not used"
     shape = "x".join(map(str, outputs[-1]))

@@ -1,6 +1,6 @@
-"""Evaluate a trained network on data that it was not trained on.
+"""Evaluate a trained network: compute its outputs, loss and scores on a data set.
 
-Letters in shape comments: N samples, K classes or outputs, C channels, S side in pixels.
+Letters in shape comments: N samples, K classes or outputs.
 """
 
 import sys
@@ -33,49 +33,74 @@ from lit_training.runs.devices import find_device
 from lit_training.runs.folder import run_folder
 from lit_training.runs.layout import EVALUATION, SPLIT
 from lit_training.runs.processes import bind_to_loopback
+from lit_training.statistics import wilson_interval
 from lit_training.text import progress_bar
 from lit_training.trained.predict import distinct_class_names
 
-WORST = 12
-"""Number of mistakes to show."""
-PRINTED = 12
-"""Tables with more classes are shortened on the terminal."""
+MAX_MISTAKES = 12
+"""Number of mistakes that are printed and drawn."""
+MAX_PRINTED_CLASSES = 12
+"""With more classes, the terminal shows only those with the lowest F1, and no confusion matrix."""
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The outputs of a network for N samples."""
+    """The result of an evaluation: the outputs of a network for N samples, and their targets."""
 
     checkpoint: Path
     data: str
-    """The folder of photos, or the name of the data module."""
+    """The folder of the photos, or the class name of the data module."""
     split: str
-    """``test``, ``val``, or ``photos`` for a folder that the user named."""
+    """``test`` or ``val``, a split of the run's data module; ``photos`` if the user gave a folder."""
     loss: float
-    """As validation logs it."""
+    """The loss, computed as ``val_loss`` in training."""
     outputs: Tensor
     """(N, K) float32; logits for a classifier."""
     targets: Tensor
     """(N,) int64 for a classifier, (N, K) float32 for a regression."""
     dataset: Dataset
+    """The N samples: (input of the network, target)."""
     class_names: tuple[str, ...]
+    """K different names."""
     preprocessing: Preprocessing | None
+    """Preprocessing of the images; None for a network that takes rows."""
     paths: Paths | None
-    """Paths of the samples, if they are files."""
+    """Paths of the samples, relative to the folder of photos; None if the samples are not files."""
 
     @property
     def predicted(self) -> Tensor:
-        """(N,) int64, the most likely class of each sample."""
+        """The most likely class of each sample, (N,) int64."""
         return self.outputs.argmax(1)
 
     @property
     def probability(self) -> Tensor:
-        """(N,) float32, probability of the predicted class."""
+        """The probability of the predicted class of each sample, (N,) float32."""
         return self.outputs.softmax(1).amax(1)
 
     @property
+    def correct(self) -> Tensor:
+        """True where the predicted class is the true class, (N,) bool.
+
+        Raises:
+            UsageError: the network is a regression.
+        """
+        if self.targets.is_floating_point():
+            raise UsageError("a regression has no correct or wrong answers: use loss, outputs and targets")
+        return self.predicted == self.targets
+
+    @property
+    def accuracy(self) -> float:
+        """The share of correct answers. Raises like :attr:`correct`."""
+        return float(self.correct.double().mean())
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """The 95 % Wilson interval (low, high) of the accuracy. Raises like :attr:`correct`."""
+        return wilson_interval(int(self.correct.sum()), len(self.targets))
+
+    @property
     def folder(self) -> Path:
-        """Output folder: ``evaluation/`` in the run, with a subfolder for each folder of photos that the user named."""
+        """The folder for the results: ``evaluation/`` in the run, or ``evaluation/NAME/`` for a photo folder NAME."""
         folder = run_folder(self.checkpoint) / EVALUATION
         return folder / Path(self.data).resolve().name if self.split == "photos" else folder
 
@@ -83,61 +108,68 @@ class Evaluation:
         """Return the confusion matrix, (K, K) int64: rows are true classes, columns are predicted classes."""
         return multiclass_confusion_matrix(self.predicted, self.targets, self.outputs.shape[1])
 
-    def worst(self) -> list[int]:
-        """Return the indices of the :data:`WORST` most confident mistakes, most confident first."""
-        wrong = (self.predicted != self.targets).nonzero().flatten()
+    def worst_indices(self) -> list[int]:
+        """Return the indices of the most confident mistakes, most confident first; at most :data:`MAX_MISTAKES`."""
+        wrong = (~self.correct).nonzero().flatten()
         order = self.probability[wrong].argsort(descending=True, stable=True)
-        return wrong[order[:WORST]].tolist()
+        return wrong[order[:MAX_MISTAKES]].tolist()
 
-    def name(self, index: int) -> str:
+    def sample_name(self, index: int) -> str:
+        """Return the path of a sample, or its index if the samples are not files."""
         return str(index) if self.paths is None else self.paths[index]
 
 
 @dataclass(frozen=True)
-class Scores:
-    """Scores per class, (K,) float64, NaN where undefined. ``support``, (K,) int64, is the number of samples."""
+class ClassScores:
+    """Precision, recall and F1 of each class: (K,) float64 in [0, 1], NaN where the score is undefined."""
 
     precision: Tensor
     recall: Tensor
     f1: Tensor
     support: Tensor
+    """(K,) int64, number of samples of the class."""
 
     @classmethod
-    def of(cls, confusion: Tensor) -> "Scores":
-        hits, support, taken = confusion.diagonal().double(), confusion.sum(1), confusion.sum(0)
-        return cls(hits / taken, hits / support, 2 * hits / (support + taken), support)
+    def from_confusion(cls, confusion: Tensor) -> "ClassScores":
+        """Compute the scores from a confusion matrix, (K, K) int64: rows are true, columns are predicted classes."""
+        correct, support, predicted = confusion.diagonal().double(), confusion.sum(1), confusion.sum(0)
+        return cls(correct / predicted, correct / support, 2 * correct / (support + predicted), support)
 
     @property
     def balanced_accuracy(self) -> float:
-        """Mean recall of the classes that have samples."""
+        """The mean recall over the classes that have samples."""
         return float(self.recall.nanmean())
 
 
 def evaluate(
     model: LitBase,
     checkpoint: dict[str, Any],
-    path: Path,
+    checkpoint_file: Path,
     data_root: str | None = None,
     accelerator: str = "auto",
     devices: str = "1",
 ) -> Evaluation:
-    """Evaluate the model of ``checkpoint``; see :meth:`lit_training.trained.load.SavedRun.evaluate`.
+    """Evaluate a model on its test data, on its validation data, or on a folder of photos.
 
     Args:
-        checkpoint: as from :func:`lit_training.runs.checkpoints.read`.
-        path: the checkpoint's file.
+        model: the model of the checkpoint.
+        checkpoint: contents of the checkpoint, as from :func:`lit_training.runs.checkpoints.read`.
+        checkpoint_file: path of the checkpoint.
+        data_root: folder of photos; default: the test data, or the validation data if there is no test data.
+        accelerator: ``auto``, ``cpu``, ``gpu`` or ``mps``.
+        devices: number of devices.
 
     Raises:
         CheckpointError, DataError, UsageError: the data is missing or does not fit the network.
     """
     find_device(accelerator)
-    data, split = _choose_data(model, checkpoint, path, data_root)
-    with progress_bar("evaluating", show=is_rank_zero()) as progress:
-        outputs = _Outputs(progress)
+    data, split = _choose_data(model, checkpoint, checkpoint_file, data_root)
+    with progress_bar("evaluating", show=is_rank_zero()) as report_progress:
+        collector = _OutputCollector(report_progress)
         trainer = Trainer(
             accelerator=accelerator,
             devices=devices,
-            callbacks=[outputs],
+            callbacks=[collector],
             logger=False,
             enable_checkpointing=False,
             enable_progress_bar=False,
@@ -147,37 +179,41 @@ def evaluate(
         trainer.test(model, data, verbose=False)
     loader: Any = trainer.test_dataloaders
     dataset = loader.dataset
-    batches = zip(*outputs.batches, strict=True)
-    predicted, targets = (gather_in_input_order(trainer, torch.cat(batch), loader).cpu() for batch in batches)
+    columns = zip(*collector.batches, strict=True)
+    outputs, targets = (gather_in_input_order(trainer, torch.cat(column), loader).cpu() for column in columns)
     photos = dataset if isinstance(dataset, PhotoFiles) else None
     return Evaluation(
-        checkpoint=path,
+        checkpoint=checkpoint_file,
         data=str(photos.root) if photos else type(data).__name__,
         split=split,
         loss=float(trainer.callback_metrics["test_loss"]),
-        outputs=predicted,
+        outputs=outputs,
         targets=targets,
         dataset=dataset,
-        class_names=tuple(distinct_class_names(model.class_names, predicted.shape[1])),
+        class_names=tuple(distinct_class_names(model.class_names, outputs.shape[1])),
         preprocessing=Preprocessing.from_dict(model.preprocessing) if model.preprocessing else None,
         paths=photos.paths if photos else None,
     )
 
 
-class _Outputs(Callback):
-    """Collects (output, target) of each test batch and calls ``progress(batches done, batches in all)``."""
+class _OutputCollector(Callback):
+    """Collects the outputs and targets of each test batch.
 
-    def __init__(self, progress: Callable[[int, int | None], None]) -> None:
-        self.progress = progress
+    Args:
+        report_progress: called after each batch with the number of finished batches and of all batches.
+    """
+
+    def __init__(self, report_progress: Callable[[int, int | None], None]) -> None:
+        self.report_progress = report_progress
         self.batches: list[tuple[Tensor, Tensor]] = []
 
     def on_test_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *_: Any) -> None:
         self.batches.append((outputs["output"], outputs["target"]))
-        self.progress(len(self.batches), int(trainer.num_test_batches[0]))
+        self.report_progress(len(self.batches), int(trainer.num_test_batches[0]))
 
 
-class PhotosToJudge(LightningDataModule):
-    """Photos for one pass, with the class numbers of the network as labels."""
+class EvaluationPhotos(LightningDataModule):
+    """Photos for an evaluation. Their labels are the network's class indices."""
 
     def __init__(self, photos: PhotoFiles) -> None:
         super().__init__()
@@ -189,21 +225,25 @@ class PhotosToJudge(LightningDataModule):
 
 
 def _choose_data(
-    model: LitBase, checkpoint: dict[str, Any], path: Path, data_root: str | None
+    model: LitBase, checkpoint: dict[str, Any], checkpoint_file: Path, data_root: str | None
 ) -> tuple[LightningDataModule, str]:
-    """Return the data to evaluate on, and the name of its split."""
+    """Return the data for the evaluation and the name of its split."""
+    takes_photos = model.task == "classification" and model.sample_ndim == 3
     if data_root is not None:
-        if model.task != "classification" or model.sample_ndim != 3:
+        if not takes_photos:
             raise UsageError(f"--data {data_root}: {type(model).__name__} was not trained on photos; leave --data out")
-        return _label_photos(model, _readable_photos(data_root)), "photos"
+        return _label_photos(model, _find_readable_photos(data_root)), "photos"
     if checkpoint["lit"]["data_class"] != ImageFolderDataModule.__name__:
         try:
             return checkpoints.load_data(checkpoint), "test"
         except CheckpointError as error:
-            raise CheckpointError(f"{error}: name a folder of photos with --data") from error
+            fix = "evaluate it in your own code, with lit_training.load"
+            if takes_photos and model.class_names is not None:
+                fix = "give a folder of photos with --data DIR"
+            raise CheckpointError(f"{error}: {fix}") from error
     arguments = dict(checkpoint["datamodule_hyper_parameters"])
-    split_file = run_folder(path) / SPLIT
-    if split_file.is_file():  # images may have been added since the training
+    split_file = run_folder(checkpoint_file) / SPLIT
+    if split_file.is_file():  # a new split could move training images to the validation
         arguments["split_file"] = str(split_file)
     data = checkpoints.load_data({**checkpoint, "datamodule_hyper_parameters": arguments})
     data.setup("test")
@@ -211,10 +251,14 @@ def _choose_data(
     return _label_photos(model, data.photos.take(data.photos.select(split))), SPLITS[split]
 
 
-def _readable_photos(root: str) -> Listing:
-    """Return the photos of a folder: its test split, else its validation split, else all. Name unreadable files."""
+def _find_readable_photos(root: str) -> Listing:
+    """Return the photos of a folder: its test split, otherwise its validation split, otherwise all photos.
+
+    On rank 0, print the notes about the folder and the photos that cannot be decoded to stderr.
+    """
     listing = find_photos(root)
-    split = next(split for split in (TEST, VAL, TRAIN) if (listing.splits == split).any())  # TRAIN: it has no splits
+    # A folder without splits has only TRAIN.
+    split = next(split for split in (TEST, VAL, TRAIN) if (listing.splits == split).any())
     scan = scan_photos(listing.take(np.flatnonzero(listing.splits == split)))
     if is_rank_zero():
         for note in listing.notes:
@@ -224,18 +268,28 @@ def _readable_photos(root: str) -> Listing:
     return scan.listing
 
 
-def _label_photos(model: LitBase, found: Listing) -> PhotosToJudge:
-    """Label photos with the network's class numbers. Classes are matched by name."""
-    if model.class_names is None or model.preprocessing is None:
-        raise CheckpointError("the checkpoint has no class names: train the network on a data module")
-    folder = printable(str(found.root))
-    if not len(found.paths):
-        raise DataError(f"{folder} has no images to evaluate on: name another folder with --data")
-    names = distinct_class_names(model.class_names, len(model.class_names))
-    numbers = {name: number for number, name in enumerate(names)}
-    labels = torch.tensor([numbers.get(name, -1) for name in found.class_names])[found.labels]
-    if len(unknown := found.labels[labels.numpy() < 0]):
-        name = printable(found.class_names[unknown.min()])
-        raise DataError(f"{folder}: the network has no class {name}: rename it to one of {first_names(names, PRINTED)}")
-    photos = PhotoFiles(found.root, found.paths, labels, Preprocessing.from_dict(model.preprocessing), False, 0)
-    return PhotosToJudge(photos)
+def _label_photos(model: LitBase, listing: Listing) -> EvaluationPhotos:
+    """Label photos with the network's class indices. Subfolders and classes are matched by name.
+
+    Raises:
+        CheckpointError: the network has no class names.
+        DataError: there are no photos, or the network has no class with the name of a subfolder.
+    """
+    if model.class_names is None:
+        raise CheckpointError(
+            "the checkpoint has no class names: train the network on one of this project's data modules"
+        )
+    folder = printable(str(listing.root))
+    if not len(listing.paths):
+        raise DataError(f"{folder} has no images to evaluate on: give another folder with --data")
+    class_names = distinct_class_names(model.class_names, len(model.class_names))
+    class_indices = {name: index for index, name in enumerate(class_names)}
+    labels = torch.tensor([class_indices.get(name, -1) for name in listing.class_names])[listing.labels]
+    if len(unknown_labels := listing.labels[labels.numpy() < 0]):
+        subfolder = printable(listing.class_names[unknown_labels.min()])
+        raise DataError(
+            f"{folder}: the network has no class {subfolder}: rename the subfolder to one of "
+            f"{first_names(class_names, MAX_PRINTED_CLASSES)}"
+        )
+    preprocessing = Preprocessing.from_dict(model.preprocessing)
+    return EvaluationPhotos(PhotoFiles(listing.root, listing.paths, labels, preprocessing, False, 0))

@@ -1,4 +1,4 @@
-"""Draw heat maps of the image regions that a prediction depends on, for ``--explain``.
+"""Draw heat maps of the image regions that were important for a prediction, for ``--explain``.
 
 Letters in shape comments: B batch, C channels, S side in pixels, K classes, N tokens, h and w height and width of
 a feature map.
@@ -24,29 +24,29 @@ from lit_training.trained.predict import Prediction, distinct_class_names
 
 
 def grad_cam(model: LitBase, x: Tensor, classes: Tensor) -> Tensor:
-    """Compute a heat map per image and class: Grad-CAM (Selvaraju et al. 2017) at the last layer with a feature map.
+    """Compute a heat map for each image by Grad-CAM (Selvaraju et al. 2017), at the last layer with a feature map.
 
-    In a convolutional network this is the last convolution or a layer after it. In a vision transformer it is the last
-    LayerNorm whose patch tokens still affect the output; the tokens are arranged as in the image.
+    In a convolutional network, this layer is the last convolution or a layer after it. In a vision transformer, it is
+    the last LayerNorm whose patch tokens affect the output. The tokens are then arranged as in the image.
 
     Args:
         model: an image classifier in evaluation mode; it is not changed.
-        x: (B, C, S, S) float32, normalized for the model.
-        classes: (B,) int64.
+        x: normalized inputs of the model, (B, C, S, S) float32.
+        classes: the class to explain for each image, (B,) int64.
 
     Returns:
-        (B, S, S) float32 in [0, 1]; all 0 if nothing in the image supports the class.
+        (B, S, S) float32 in [0, 1]. A map is all 0 if no region increases the score of the class.
 
     Raises:
-        UsageError: no layer of the network has a feature map.
+        UsageError: the model is not an image classifier, or no layer has a feature map.
     """
     check_explainable(model)
     x, classes = x.detach().to(model.device).requires_grad_(), classes.to(model.device)
-    calls: list[tuple[nn.Module, Tensor, Tensor]] = []  # module, output, the output as a feature map
+    calls: list[tuple[nn.Module, Tensor, Tensor]] = []  # (module, its output, the output as a feature map)
 
     def record(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        is_batch = isinstance(output, Tensor) and len(output) == len(x)
-        if is_batch and (features := _as_feature_map(module, output.detach())) is not None:
+        has_batch = isinstance(output, Tensor) and len(output) == len(x)
+        if has_batch and (features := _as_feature_map(module, output.detach())) is not None:
             calls.append((module, output, features))
 
     hooks = [module.register_forward_hook(record) for module in model.modules()]
@@ -76,25 +76,25 @@ def check_explainable(model: LitBase) -> None:
 
 
 def _as_feature_map(module: nn.Module, output: Tensor) -> Tensor | None:
-    """Return an output as (B, C, h, w) with h = w > 1, or None if it has no such form.
+    """Return the output of a module as (B, C, h, w) with h = w > 1, or None if it is not a feature map.
 
-    Inputs are square, so feature maps are square. After a norm over the last dimension this dimension is the channels:
-    (B, h, w, C), or (B, N, C), where the other tokens (class, registers) are in front of the patches.
+    Feature maps are square, because the input images are square. After a norm over the last dimension, the last
+    dimension is C: the output is (B, h, w, C), or (B, N, C) with the class and register tokens before the patch tokens.
     """
-    normed = isinstance(module, (nn.LayerNorm, nn.RMSNorm)) and module.normalized_shape == output.shape[-1:]
-    if normed and output.ndim == 4 and output.shape[1] == output.shape[2]:
+    is_norm = isinstance(module, (nn.LayerNorm, nn.RMSNorm)) and module.normalized_shape == output.shape[-1:]
+    if is_norm and output.ndim == 4 and output.shape[1] == output.shape[2]:
         output = output.permute(0, 3, 1, 2)
-    elif normed and output.ndim == 3:
+    elif is_norm and output.ndim == 3:
         side = isqrt(output.shape[1])
         output = output[:, output.shape[1] - side**2 :].transpose(1, 2).unflatten(2, (side, side))
-    elif isinstance(module, (nn.Dropout, nn.Identity, nn.Softmax)):  # inside attention: (B, heads, N, N)
+    elif isinstance(module, (nn.Dropout, nn.Identity, nn.Softmax)):  # could be attention weights, (B, heads, N, N)
         return None
     is_map = output.ndim == 4 and output.shape[2] == output.shape[3] > 1
     return output if is_map else None
 
 
 def put_side_by_side(pictures: Tensor, maps: Tensor) -> Tensor:
-    """Return each image next to a copy with its heat map on top, (B, 3, S, 2 S) float32 in [0, 1].
+    """Return each image with a blend of the image and its heat map on the right, (B, 3, S, 2 S) float32 in [0, 1].
 
     Args:
         pictures: (B, 3, S, S) float32 in [0, 1].
@@ -107,28 +107,37 @@ def put_side_by_side(pictures: Tensor, maps: Tensor) -> Tensor:
 
 
 def explain_predictions(model: LitBase, predictions: Sequence[Prediction], folder: Path) -> int:
-    """Draw each image next to the heat map of its most likely class, as ``folder/NUMBER_NAME.png``.
+    """Draw each image next to the heat map of its most likely class, in the file ``folder/NUMBER_NAME.png``.
+
+    Images that could not be read are not drawn.
+
+    Args:
+        model: an image classifier in evaluation mode.
+        predictions: its predictions for image files.
+        folder: is created if it does not exist.
 
     Returns:
-        The number of drawings. Files that cannot be read have none.
+        The number of drawn images.
 
     Raises:
         UsageError: see :func:`grad_cam`; or ``folder`` cannot be written.
     """
     check_explainable(model)
-    spec = Preprocessing.from_dict(model.preprocessing)
+    preprocessing = Preprocessing.from_dict(model.preprocessing)
     names = distinct_class_names(model.class_names, model.hparams["num_classes"])
-    read = {number: prediction for number, prediction in enumerate(predictions, 1) if prediction.probabilities}
-    samples = read_pictures([prediction.path for prediction in read.values()], spec, batch_size=8)
+    readable = {number: prediction for number, prediction in enumerate(predictions, 1) if prediction.probabilities}
+    samples = read_pictures([prediction.path for prediction in readable.values()], preprocessing, batch_size=8)
     drawn = 0
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for (number, prediction), sample in zip(read.items(), samples, strict=True):
+        for (number, prediction), sample in zip(readable.items(), samples, strict=True):
             if sample.x is None:  # deleted since the prediction
                 continue
-            x = normalize(sample.x[None], spec.mean, spec.std)  # (1, C, S, S)
+            x = normalize(sample.x[None], preprocessing.mean, preprocessing.std)  # (1, C, S, S)
             index = names.index(prediction.label)
-            picture = put_side_by_side(figures.undo_normalization(x, spec), grad_cam(model, x, torch.tensor([index])))
+            picture = put_side_by_side(
+                figures.undo_normalization(x, preprocessing), grad_cam(model, x, torch.tensor([index]))
+            )
             figure = figures.draw_sheet(picture, [f"{prediction.label} {prediction.probability:.0%}"])
             figure.savefig(folder / f"{number}_{Path(prediction.path).stem}.png", dpi=300)
             drawn += 1
@@ -138,16 +147,16 @@ def explain_predictions(model: LitBase, predictions: Sequence[Prediction], folde
 
 
 def explain_mistakes(model: LitBase, evaluation: Evaluation, file: Path) -> bool:
-    """Draw the most confident mistakes, each next to the heat map of its predicted class.
+    """Draw the most confident mistakes in ``file``, each next to the heat map of its predicted class.
 
     Returns:
-        False if there are no mistakes; ``file`` is then not written.
+        True if ``file`` was written, False if there are no mistakes to draw.
 
     Raises:
         UsageError: see :func:`grad_cam`; or ``file`` cannot be written.
     """
     check_explainable(model)
-    worst = evaluation.worst()
+    worst = evaluation.worst_indices()
     if not worst:
         return False
     x = worst_inputs(evaluation)  # (B, C, S, S)

@@ -1,4 +1,4 @@
-"""Read the inputs of a prediction: images, and rows of numbers.
+"""Read images, or rows of numbers, for a prediction.
 
 Letters in shape comments: C channels, S side in pixels, F features.
 """
@@ -31,26 +31,35 @@ ROW_SUFFIXES = ("csv", "npy")
 
 
 class Sample(NamedTuple):
-    """One input: ``x``, (C, S, S) uint8 or (F,) float32, or an ``error``."""
+    """One input of a network, or the reason why it cannot be read."""
 
     path: str
+    """Path of the file; ``picture 1``, ``picture 2``, ... for inputs that are not files."""
     row: int | None = None
     """Number of the row in a file of rows, from 1. A header does not count."""
     x: Tensor | None = None
+    """(C, S, S) uint8 for an image, (F,) float32 for a row; None if it cannot be read."""
     error: str = ""
+    """Why the input cannot be read; "" if it was read."""
 
 
 def find_files(inputs: Iterable[str], suffixes: Container[str]) -> list[str]:
     """Expand folders and globs to files.
 
-    A folder gives its files with these suffixes, sorted by name, without hidden ones. A file, folder or glob without
-    a match is kept as it is; the error is reported when it is read.
+    Args:
+        inputs: paths of files and folders, and globs.
+        suffixes: lower-case suffixes without dot of the files to take from folders.
+
+    Returns:
+        Paths in the order of the inputs. A folder is replaced by the files below it, sorted by name, without hidden
+        files. A missing file, an empty folder or a glob without a match stays in the list, and reading it reports the
+        error.
     """
     files: list[str] = []
     for name in inputs:
         matches = [name]
         if not os.path.lexists(name) and glob.has_magic(name):
-            matches = sorted(glob.glob(name, recursive=True)) or matches  # noqa: PTH207 - also absolute ones
+            matches = sorted(glob.glob(name, recursive=True)) or matches  # noqa: PTH207 - Path.glob refuses absolute ones
         for path in matches:
             files += (Path(path).is_dir() and find_files_below(path, suffixes)) or [path]
     return files
@@ -59,14 +68,17 @@ def find_files(inputs: Iterable[str], suffixes: Container[str]) -> list[str]:
 def read_pictures(
     sources: Sequence[Any], preprocessing: Preprocessing, batch_size: int, ahead: int = 0
 ) -> Iterator[Sample]:
-    """Decode images on all cores. ``x`` is the image after the validation transform.
+    """Yield the images in their order, with the validation transform, uint8. All cores decode.
 
     Args:
         sources: paths as from :func:`find_files`, PIL images, or uint8 arrays (H, W, 3).
         preprocessing: preprocessing of the network.
         batch_size: images per batch. The images of a batch are decoded in parallel.
-        ahead: batches to decode in advance. Use 0 if the network computes on the CPU: its threads and the decoding
-            threads would wait for each other, which cost up to 25 % more CPU time.
+        ahead: number of batches to decode in advance. Use 0 if the network computes on the CPU: otherwise its threads
+            and the decoding threads wait for each other, which takes up to 25 % more CPU time.
+
+    Raises:
+        DataError: an array is not an image.
     """
     photos = PhotoFiles(Path(), Paths.from_iterable(()), torch.zeros(0), preprocessing, False, 0)
 
@@ -82,9 +94,11 @@ def read_pictures(
             return Sample(name, error=f"{bad.kind} ({bad.reason})")
 
     batches: deque[Iterator[Sample]] = deque()
-    with ThreadPoolExecutor(available_cores()) as threads:  # decoding and resizing release the GIL
+    with ThreadPoolExecutor(
+        available_cores()
+    ) as threads:  # threads help, because decoding and resizing release the GIL
         for start in range(0, len(sources), batch_size):
-            batches.append(threads.map(read, range(len(sources))[start : start + batch_size]))  # starts at once
+            batches.append(threads.map(read, range(len(sources))[start : start + batch_size]))  # decoding starts now
             if len(batches) > ahead:
                 yield from batches.popleft()
         for batch in batches:
@@ -92,7 +106,10 @@ def read_pictures(
 
 
 def _path_problem(path: str) -> str:
-    """Return why ``path`` is not a readable file, or "". Opening a named pipe, for example, would block."""
+    """Return why ``path`` is not a readable file, or "".
+
+    This check comes before opening, because opening a named pipe would block.
+    """
     try:
         mode = os.stat(path).st_mode  # noqa: PTH116
     except FileNotFoundError:
@@ -107,7 +124,12 @@ def _path_problem(path: str) -> str:
 
 
 def read_rows(files: Iterable[str], width: int) -> Iterator[Sample]:
-    """Read ``.csv`` files (comma-separated numbers, header optional) and ``.npy`` files. ``x`` is (width,) float32."""
+    """Yield the rows of ``.csv`` files (comma-separated numbers, with or without a header) and ``.npy`` files.
+
+    Args:
+        files: paths as from :func:`find_files`.
+        width: numbers per row, F.
+    """
     for file in files:
         suffix = Path(file).suffix[1:].lower()
         problem = _path_problem(file)
@@ -130,14 +152,14 @@ def _csv_rows(file: str) -> Iterator[list[str]]:
     with Path(file).open(newline="", encoding="utf-8-sig") as lines:
         rows = (row for row in csv.reader(lines) if row)
         first = next(rows, [])
-        if any(map(_is_number, first)):  # otherwise it is a header
+        if any(map(_is_number, first)):  # a header has no numbers
             yield first
         yield from rows
 
 
 def _npy_rows(file: str) -> Iterator[np.ndarray]:
     try:
-        array = np.lib.format.open_memmap(file, mode="r")  # np.load would also open zip archives and pickles
+        array = np.lib.format.open_memmap(file, mode="r")  # np.load would also open zip archives
     except Exception as error:  # a damaged header raises many kinds of errors
         raise ValueError(f"not a .npy file of numbers: {type(error).__name__}") from error
     if array.ndim not in (1, 2) or array.dtype.kind not in "fiub":
@@ -154,6 +176,7 @@ def _is_number(text: str) -> bool:
 
 
 def _to_sample(file: str, row: int, values: Any, width: int) -> Sample:
+    """Return the values of a row as float32, or an error if they are not ``width`` finite numbers."""
     if len(values) != width:
         return Sample(file, row, error=f"{plural(len(values), 'value')}, but the network takes {width}")
     for value in values:

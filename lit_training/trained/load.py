@@ -1,4 +1,4 @@
-"""Open a trained network: ``load("latest").predict("bee.jpg")``."""
+"""Open a trained network, as in ``load("latest").predict("bee.jpg")``."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,18 +20,18 @@ from lit_training.trained.predict import Prediction, predict
 
 @dataclass(frozen=True)
 class SavedRun:
-    """A trained network in its run's folder, as :func:`load` returns it.
+    """A checkpoint of a trained network, as :func:`load` returns it.
 
-    No code in a checkpoint is executed. The methods raise a CheckpointError if the file cannot be read safely or does
-    not fit the network.
+    Code in the checkpoint is never executed. All methods raise a CheckpointError if the file cannot be read safely or
+    if its values do not fit the network.
     """
 
     path: Path
-    """The checkpoint's file."""
+    """Path of the checkpoint."""
 
     @property
     def folder(self) -> Path:
-        """The folder of the run."""
+        """The folder of the run that saved the checkpoint."""
         return run_folder(self.path)
 
     @cached_property
@@ -48,42 +48,51 @@ class SavedRun:
         return checkpoints.load_data(self.checkpoint)
 
     def predict(self, images: Any, accelerator: str = "auto") -> Prediction | list[Prediction]:
-        """Predict images, or the rows of files if the network takes rows.
+        """Predict images, or rows of numbers if the network takes rows.
 
         Args:
-            images: a path of a file or folder, a PIL image, a uint8 array (H, W, 3), or a list of these.
+            images: the path of an image, of a folder of images or of a file of rows (.csv or .npy); a PIL image; a
+                uint8 array (H, W, 3); or a list of these.
             accelerator: ``auto``, ``cpu``, ``gpu`` or ``mps``.
 
         Returns:
-            One prediction for one image; a list of predictions for a list, a folder or a file of rows.
+            One prediction for a single image; otherwise a list. In a list, the prediction of a file that cannot be
+            read has an ``error``.
 
         Raises:
-            UsageError: a single file cannot be read. In a list, its prediction has an ``error`` instead.
+            UsageError: ``images`` is the path of a file that cannot be read, or an image for a network of rows.
+            DataError: an array is not an image.
         """
         model = self.model()
         takes_rows = model.sample_ndim == 1
-        single = not isinstance(images, list | tuple)
+        is_list = isinstance(images, list | tuple)
         inputs: list[Any] = []
-        for image in [images] if single else images:
+        for image in images if is_list else [images]:
             if isinstance(image, str | Path):
                 inputs += find_files([str(image)], ROW_SUFFIXES if takes_rows else PICTURE_SUFFIXES)
             elif takes_rows:
                 raise UsageError(f"{type(model).__name__} takes rows: give the path of a .csv or .npy file")
             else:
                 inputs.append(image)
-        found = list(predict(model, inputs, device=find_device(accelerator)))
-        if single and len(found) == 1 and found[0].error and found[0].row is None:
-            raise UsageError(f"{found[0].path}: {found[0].error}")
-        is_folder = isinstance(images, str | Path) and inputs != [str(images)]
-        return found[0] if single and not takes_rows and not is_folder else found
+        predictions = list(predict(model, inputs, device=find_device(accelerator)))
+        is_path = isinstance(images, str | Path)
+        is_folder = is_path and (Path(images).is_dir() or inputs != [str(images)])  # or a glob
+        if is_list or is_folder:
+            return predictions
+        if len(predictions) == 1 and predictions[0].error and predictions[0].row is None:
+            raise UsageError(f"{predictions[0].path}: {predictions[0].error}")
+        return predictions if takes_rows else predictions[0]
 
     def evaluate(self, data: str | None = None, accelerator: str = "auto", devices: str = "1") -> Evaluation:
         """Evaluate the network on its test data, or on its validation data if there is no test data.
 
         Args:
-            data: evaluate on this folder of photos instead.
+            data: a folder of photos to evaluate on instead.
             accelerator: ``auto``, ``cpu``, ``gpu`` or ``mps``.
-            devices: number of devices; the result does not depend on it.
+            devices: number of devices. The result is the same for any number.
+
+        Raises:
+            DataError, UsageError: the data is missing or does not fit the network.
         """
         return evaluate(self.model(), self.checkpoint, self.path, data, accelerator, devices)
 
@@ -92,8 +101,8 @@ def load(run: str | Path = "latest", root: str | Path = ".") -> SavedRun:
     """Open a trained network.
 
     Args:
-        run: a run's folder (its best checkpoint is used), a ``.ckpt`` file, or ``latest``: the newest run in
-            ``root/lightning_logs`` that has a checkpoint.
+        run: the folder of a run, to open its best checkpoint; a ``.ckpt`` file; or ``latest``, to open the newest run
+            in ``root/lightning_logs`` that has a checkpoint.
         root: the folder that contains ``lightning_logs``.
 
     Raises:

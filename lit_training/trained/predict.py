@@ -1,4 +1,4 @@
-"""Predict images, and rows of numbers, with a trained network.
+"""Predict images, or rows of numbers, with a trained network.
 
 Letters in shape comments: B batch, C channels, S side in pixels, F features, K classes or outputs.
 """
@@ -21,24 +21,30 @@ from lit_training.trained.inputs import read_pictures, read_rows
 
 @dataclass(frozen=True)
 class Prediction:
-    """The result for one input: ``probabilities`` of a classifier, ``outputs`` of a regression, or an ``error``."""
+    """The result for one input.
+
+    It has the ``probabilities`` of a classifier, the ``outputs`` of a regression, or an ``error``.
+    """
 
     path: str
+    """Path of the file; ``picture 1``, ``picture 2``, ... for inputs that are not files."""
     row: int | None = None
     """Number of the row in a file of rows, from 1. A header does not count."""
     probabilities: dict[str, float] = field(default_factory=dict)
     """Class name -> probability in [0, 1], most likely class first. See :func:`distinct_class_names`."""
     outputs: tuple[float, ...] = ()
+    """The outputs of the network for this input."""
     error: str = ""
+    """Why the input could not be read; "" if it was read."""
 
     @property
     def label(self) -> str:
-        """Name of the most likely class; "" without probabilities."""
+        """Name of the most likely class; "" if there are no probabilities."""
         return next(iter(self.probabilities), "")
 
     @property
     def probability(self) -> float:
-        """Probability of the most likely class; NaN without probabilities."""
+        """Probability of the most likely class; NaN if there are no probabilities."""
         return next(iter(self.probabilities.values()), float("nan"))
 
 
@@ -52,22 +58,25 @@ def predict(
 ) -> Iterator[Prediction]:
     """Yield one prediction per image, or per row if the network takes rows, in the order of the inputs.
 
-    A file or row that cannot be read gets a prediction with an ``error``; nothing is raised for it.
+    If a file or a row cannot be read, its prediction has an ``error``, and no exception is raised.
 
     Args:
         model: as from :func:`lit_training.runs.checkpoints.load_model`.
         inputs: paths as from :func:`~lit_training.trained.inputs.find_files`. Networks that take images also accept
             PIL images and uint8 arrays (H, W, 3).
-        top_k: return at most this many classes; default all.
+        top_k: number of classes per prediction; default: all classes.
         batch_size: inputs per forward pass.
-        device: device for the network.
+        device: device for the network; ``model`` is moved to it.
+
+    Raises:
+        DataError: an array is not an image.
     """
-    to_input: Callable[[Tensor], Tensor] = torch.nn.Identity()
+    to_network_input: Callable[[Tensor], Tensor] = torch.nn.Identity()
     if model.sample_ndim == 3:
-        spec = Preprocessing.from_dict(model.preprocessing)
+        preprocessing = Preprocessing.from_dict(model.preprocessing)
         on_cpu = torch.device(device).type == "cpu"
-        samples = read_pictures(inputs, spec, batch_size, ahead=0 if on_cpu else 2)
-        to_input = partial(normalize, mean=spec.mean, std=spec.std)
+        samples = read_pictures(inputs, preprocessing, batch_size, ahead=0 if on_cpu else 2)
+        to_network_input = partial(normalize, mean=preprocessing.mean, std=preprocessing.std)
     else:
         samples = read_rows(inputs, model.hparams["in_features"])
     model = model.to(device).eval()
@@ -76,16 +85,16 @@ def predict(
         outputs = torch.empty(0)
         if readable:
             with torch.inference_mode():
-                outputs = model.predict_step(to_input(torch.stack(readable)).to(device)).cpu()  # (B, K)
+                outputs = model.predict_step(to_network_input(torch.stack(readable)).to(device)).cpu()  # (B, K)
         names = distinct_class_names(model.class_names, outputs.shape[-1])
-        rest = iter(outputs)
+        remaining_outputs = iter(outputs)
         for path, row, x, error in batch:
             if x is None:
                 yield Prediction(path, row, error=error)
             elif model.task == "regression":
-                yield Prediction(path, row, outputs=tuple(next(rest).tolist()))
+                yield Prediction(path, row, outputs=tuple(next(remaining_outputs).tolist()))
             else:
-                values, classes = next(rest).topk(min(top_k or len(names), len(names)))
+                values, classes = next(remaining_outputs).topk(min(top_k or len(names), len(names)))
                 labels = [names[index] for index in classes.tolist()]
                 yield Prediction(path, row, dict(zip(labels, values.tolist(), strict=True)))
 
@@ -93,8 +102,8 @@ def predict(
 def distinct_class_names(names: Sequence[str] | None, count: int) -> list[str]:
     """Return a different name for each of ``count`` classes.
 
-    Without ``names`` a class has its number. Where several classes share a name (ImageNet has two classes "crane"), it
-    is followed by the number: "crane (class 134)".
+    Classes without names are named by their index: "0", "1", ... If several classes have the same name, the index is
+    added: ImageNet has two classes "crane", which become "crane (class 134)" and "crane (class 517)".
     """
     names = names or list(map(str, range(count)))
     uses = Counter(names)

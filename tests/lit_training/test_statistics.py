@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from scipy.stats import binomtest
 
 from lit_training.statistics import mcnemar_p_value, wilson_interval
-from lit_training.trained.compare import LEVEL
+from lit_training.trained.compare import SIGNIFICANCE_LEVEL
 
 
 @pytest.mark.parametrize(
@@ -61,8 +61,10 @@ def test_mcnemar_of_many_samples() -> None:
 @pytest.mark.parametrize("apart", [5, 20, 60, 200])
 def test_false_positive_rate_is_at_most_the_level(apart: int) -> None:
     """Sum over all outcomes of two equally good networks that differ on ``apart`` samples."""
-    share = sum(comb(apart, k) for k in range(apart + 1) if mcnemar_p_value(k, apart - k) < LEVEL) / 2**apart
-    assert share <= LEVEL
+    share = (
+        sum(comb(apart, k) for k in range(apart + 1) if mcnemar_p_value(k, apart - k) < SIGNIFICANCE_LEVEL) / 2**apart
+    )
+    assert share <= SIGNIFICANCE_LEVEL
 
 
 def test_false_positives_by_simulation() -> None:
@@ -72,5 +74,5 @@ def test_false_positives_by_simulation() -> None:
     for _ in range(2000):
         easy = random.beta(4, 1, 300)
         one, other = random.random(300) < easy, random.random(300) < easy
-        found += mcnemar_p_value(int((one & ~other).sum()), int((other & ~one).sum())) < LEVEL
+        found += mcnemar_p_value(int((one & ~other).sum()), int((other & ~one).sum())) < SIGNIFICANCE_LEVEL
     assert 0.01 < found / 2000 <= 0.05

@@ -36,10 +36,10 @@ import torch
 import yaml
 
 TABLE = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
-LIMIT = 300.0
-"""Time limit of a command, in seconds."""
-PAUSE = 10.5
-"""Seconds after which a run of this project saves its first resume point."""
+COMMAND_SECONDS = 300.0
+"""Time limit of a command."""
+FIRST_RESUME_POINT_SECONDS = 10.5
+"""Time after which a run of this project saves its first resume point."""
 
 
 class Tree(NamedTuple):
@@ -86,21 +86,22 @@ class Ended(NamedTuple):
 
 
 def files_in(folder: Path) -> dict[Path, tuple[int, int]]:
+    """Return path -> (time of the last change, size), to find changed files."""
     files = [path for path in folder.rglob("*") if path.is_file()]
     return {path: (path.stat().st_mtime_ns, path.stat().st_size) for path in sorted(files)}
 
 
-def run(tree: Tree, line: str, folder: Path, kill: str = "", whole: bool = False) -> Ended:
-    """Run a command to its end, or stop it with ``kill``. ``whole``: return all files, not only changes."""
+def run(tree: Tree, line: str, folder: Path, kill: str = "", all_files: bool = False) -> Ended:
+    """Run a command to its end, or stop it with ``kill``. ``all_files``: return also the unchanged files."""
     folder.mkdir(parents=True, exist_ok=True)
-    before = {} if whole else files_in(folder)
+    before = {} if all_files else files_in(folder)
     log = folder.with_name(f"{folder.name}.{len(list(folder.parent.glob(f'{folder.name}.*.out')))}.out")
     with tree.slots:
         process = tree.start(line, folder, log)
         try:
             if kill:
                 stop(process, folder, log, kill)
-            code = process.wait(LIMIT)
+            code = process.wait(COMMAND_SECONDS)
         except subprocess.TimeoutExpired:
             code = -999
         finally:
@@ -120,7 +121,7 @@ def stop(process: "subprocess.Popen[bytes]", folder: Path, log: Path, kill: str)
 
     The training is paused until the resume point is due, so that a short training is enough.
     """
-    slept, end = False, time.monotonic() + LIMIT
+    slept, end = False, time.monotonic() + COMMAND_SECONDS
     while process.poll() is None and time.monotonic() < end:
         trained = re.search(r"epoch +1/", log.read_text(errors="replace"))
         if kill == "TERM" and trained:
@@ -129,7 +130,7 @@ def stop(process: "subprocess.Popen[bytes]", folder: Path, log: Path, kill: str)
             return os.killpg(process.pid, signal.SIGKILL)
         if trained and not slept:
             process.send_signal(signal.SIGSTOP)
-            time.sleep(PAUSE)
+            time.sleep(FIRST_RESUME_POINT_SECONDS)
             process.send_signal(signal.SIGCONT)
             slept = True
         time.sleep(0.005)
@@ -207,21 +208,22 @@ def compare(old: tuple[Tree, Ended], new: tuple[Tree, Ended], resumed: bool = Fa
 # --- cases --------------------------------------------------------------------------------------------------------
 
 
-def both(trees: list[Tree], line: str, place: str, **options: Any) -> list[tuple[Tree, Ended]]:
+def run_in_both(trees: list[Tree], line: str, place: str, **options: Any) -> list[tuple[Tree, Ended]]:
+    """Run a command in both checkouts at the same time."""
     with ThreadPoolExecutor(2) as pool:
         return list(pool.map(lambda tree: (tree, run(tree, line, tree.work / place, **options)), trees))
 
 
-def judge(trees: list[Tree], group: str, case: str) -> tuple[list[str], int]:
+def compare_case(trees: list[Tree], group: str, case: str) -> tuple[list[str], int]:
     """Return the differences of a case, and how many of its commands aborted at the end."""
     code, kill, line = re.findall(r"^(?:(\d) |(KILL|TERM) )?(.*)", TABLE["cases"][group][case])[0]
     place, found = group, []
     if kill:
         place, line = f"{group}/{re.sub('[^A-Za-z]+', '_', case)}", f"{line} --resume auto"
-        stopped = both(trees, line, place, kill=kill)
+        stopped = run_in_both(trees, line, place, kill=kill)
         if (codes := [ended.code for _, ended in stopped]) != [-9 if kill == "KILL" else 143] * 2:
             found.append(f"{kill}: exit codes {codes} ({stopped[0][1].last} / {stopped[1][1].last})")
-    pair = both(trees, line, place, whole=bool(kill))
+    pair = run_in_both(trees, line, place, all_files=bool(kill))
     if pair[0][1].code != int(code or 0):
         found.append(f"exit code of OLD: {pair[0][1].code}, not {code or 0} ({pair[0][1].last})")
     found += compare(pair[0], pair[1], resumed=bool(kill))
@@ -233,7 +235,7 @@ def judge(trees: list[Tree], group: str, case: str) -> tuple[list[str], int]:
     return found, sum(ended.aborted for _, ended in pair)
 
 
-def photo(path: Path, seed: int) -> None:
+def write_photo(path: Path, seed: int) -> None:
     """Write noise with a disc; gray, rotated by EXIF or transparent according to its name."""
     from PIL import Image
 
@@ -251,15 +253,15 @@ def photo(path: Path, seed: int) -> None:
     picture.convert("L" if path.stem == "grey" else picture.mode).save(path, exif=exif)
 
 
-def make_data(data: Path) -> None:
+def write_data(data: Path) -> None:
     """Write the data of the cases: photos with and without split, unreadable photos, CIFAR10 of noise, rows, YAML."""
     folders = {"flat": (9, 7, 6), "split/train": (10, 7), "split/val": (4, 4)}
     for order, (folder, counts) in enumerate(folders.items()):
         for label, (name, count) in enumerate(zip(("ants", "bees", "wasps"), counts, strict=False)):
             for number in range(count):
-                photo(data / folder / name / f"{number}.jpg", 1000 * order + 5 * number + label)
+                write_photo(data / folder / name / f"{number}.jpg", 1000 * order + 5 * number + label)
         for number, name in enumerate(("ants/turned.jpg", "bees/grey.jpg", "bees/alpha.png"), start=900):
-            photo(data / folder / name, 1000 * order + number)
+            write_photo(data / folder / name, 1000 * order + number)
     whole = (data / "flat" / "ants" / "0.jpg").read_bytes()
     (data / "flat" / "bees" / "copy.jpg").write_bytes((data / "flat" / "bees" / "1.jpg").read_bytes())
     for place in ("flat/ants", "split/train/ants", "unreadable/ants"):
@@ -289,22 +291,22 @@ def main() -> int:
     parser.add_argument("--jobs", metavar="N", type=int, default=1, help="commands at the same time (default 1)")
     parser.add_argument("--keep", metavar="DIR", type=Path, help="a new folder for all written files")
     chosen = parser.parse_args()
-    slots, telling, total = threading.Semaphore(chosen.jobs), threading.Lock(), Counter[str]()
+    slots, print_lock, total = threading.Semaphore(chosen.jobs), threading.Lock(), Counter[str]()
 
-    def play(group: str) -> None:
+    def run_group(group: str) -> None:
         cases = TABLE["cases"][group]
-        wanted = [case for case in cases if re.search(chosen.only, f"{group}: {case}")]
-        if any(re.search(r"latest|version_", cases[case]) for case in wanted):
-            wanted = list(cases)[: list(cases).index(wanted[-1]) + 1]
-        for case in wanted:
+        selected = [case for case in cases if re.search(chosen.only, f"{group}: {case}")]
+        if any(re.search(r"latest|version_", cases[case]) for case in selected):
+            selected = list(cases)[: list(cases).index(selected[-1]) + 1]
+        for case in selected:
             name, start = f"{group}: {case}", time.monotonic()
-            found, aborted = judge([tree._replace(case=name) for tree in trees], group, case)
+            found, aborted = compare_case([tree._replace(case=name) for tree in trees], group, case)
             known = [entry for entry in TABLE["expected"] if re.search(entry["case"], name)]
             left = [told for told in found if not any(re.search(entry["what"], told) for entry in known)]
             verdict = "DIFFERENT" if left else "expected" if found else "equal"
             firsts = {re.split(r"[:[]|(?<=ckpt)\.", told)[0]: told[:200] for told in reversed(left)}  # one per file
             told = "; ".join([*firsts.values()][::-1]) + f"; {len(left)} in all" * (len(left) > len(firsts))
-            with telling:
+            with print_lock:
                 total[verdict] += 1
                 total["aborted at the end"] += aborted
                 why = told or "; ".join(entry["reason"] for entry in known if found)
@@ -313,11 +315,11 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as temporary:
         place = (chosen.keep or Path(temporary)).resolve()
         (place / "data").mkdir(parents=True)
-        make_data(place / "data")
+        write_data(place / "data")
         paths = {"old": chosen.old, "new": chosen.new}
         trees = [Tree(path.resolve(), place / name, place / "data", slots) for name, path in paths.items()]
         with ThreadPoolExecutor(len(TABLE["cases"])) as pool:
-            list(pool.map(play, TABLE["cases"]))
+            list(pool.map(run_group, TABLE["cases"]))
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     counts = ", ".join(f"{total[name]} {name}" for name in ("equal", "expected", "DIFFERENT", "aborted at the end"))
     print(f"\n{counts}; {time.monotonic() - began:.0f} s, {used.ru_utime + used.ru_stime:.0f} s of processors")

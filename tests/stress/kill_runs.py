@@ -1,7 +1,8 @@
 """Interrupt training in many ways and compare the result with that of an uninterrupted run.
 
-``python tests/stress/kill_runs.py --minutes 30``, or ``make stress``. Each round draws the interruptions of each case
-(SIGKILL, signals, full disk, damaged checkpoint) from its seed. Differences are printed with the seed to repeat them.
+``python tests/stress/kill_runs.py --minutes 30``, or ``make stress``. In each round, every case is interrupted at
+random: by SIGKILL, other signals, a full disk or a damaged checkpoint. Each difference is printed with the seed that
+repeats it.
 """
 
 import argparse
@@ -76,13 +77,13 @@ DDP_CASES = {
     "frozen cache, 2 processes": f"{PHOTOS} --max_epochs 3 --data.num_workers 0 {DDP}",
     "augmented, workers, 2 processes": f"{TUNED} --max_epochs 3 --data.num_workers 1 {DDP}",
 }
-REPEATING = ("mlp", "dynamic", "dynamic, 2 processes")
-"""These cases repeat one batch."""
-TIMED = {"samples_per_second"}
-"""Columns of metrics.csv that differ in each run."""
+REPEATING_CASES = ("mlp", "dynamic", "dynamic, 2 processes")
+"""Cases whose data is one batch that is repeated."""
+TIME_COLUMNS = {"samples_per_second"}
+"""Columns of metrics.csv that depend on time, and so differ in each run."""
 
 
-def photos(root: Path) -> Path:
+def write_photos(root: Path) -> Path:
     """Write 14 and 10 small noise images of two classes."""
     draw = np.random.default_rng(0)
     for name, channel, count in (("ants", 0, 14), ("bees", 2, 10)):
@@ -94,7 +95,7 @@ def photos(root: Path) -> Path:
     return root
 
 
-def cifar10(root: Path) -> Path:
+def write_cifar10(root: Path) -> Path:
     """Write noise in the format of CIFAR10DataModule's cache, because the data set would have to be downloaded."""
     root.mkdir()
     draw = np.random.default_rng(0)
@@ -104,7 +105,7 @@ def cifar10(root: Path) -> Path:
     return root
 
 
-class Used(Callback):
+class SampleRecorder(Callback):
     """Records the samples of each batch as hashes of the network inputs, in a file per process."""
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
@@ -115,11 +116,11 @@ class Used(Callback):
 
 
 History = list[dict[int, tuple[int, list[str]]]]
-"""For each process: batch number -> its epoch and samples."""
+"""For each process: batch number -> (epoch, hashes of the samples)."""
 
 
-def used(folder: Path) -> History:
-    """Read the samples of each batch; if a batch was trained several times, the last time counts."""
+def read_samples(folder: Path) -> History:
+    """Return the recorded samples of each batch. If a batch was trained several times, the last time counts."""
     histories = []
     for file in sorted(folder.glob("used*.jsonl")):
         history = {}
@@ -131,16 +132,16 @@ def used(folder: Path) -> History:
     return histories
 
 
-def repeated(histories: History) -> int:
-    """Return the number of repeated samples in the worst epoch, over all processes."""
+def count_repeated(histories: History) -> int:
+    """Return the largest number of repeated samples in an epoch, over all processes."""
     epochs: dict[int, Counter[str]] = {}
     for epoch, samples in (batch for history in histories for batch in history.values()):
         epochs.setdefault(epoch, Counter()).update(samples)
     return max(counts.total() - len(counts) for counts in epochs.values())
 
 
-def forked(arguments: list[str], folder: Path, cost: float, file_limit: int | None = None) -> int:
-    """Run fit.py in a fork of this process, where the imports are done; return its process id."""
+def start_fork(arguments: list[str], folder: Path, cost: float, file_limit: int | None = None) -> int:
+    """Run fit.py in a fork of this process, which has already imported everything; return the process id."""
     child = os.fork()
     if child:
         return child
@@ -166,19 +167,19 @@ def forked(arguments: list[str], folder: Path, cost: float, file_limit: int | No
 
 
 def _fit(cost: float) -> int:
-    """Run fit.py with the arguments in ``sys.argv`` and the callback :class:`Used`; return its exit code."""
+    """Run fit.py with the arguments in ``sys.argv`` and the callback :class:`SampleRecorder`; return its exit code."""
     from lit_training.callbacks.resume import ResumePoint
     from lit_training.cli.parser import FitCLI
 
     ResumePoint.TIME_SHARE = cost
     build = FitCLI.instantiate_trainer
 
-    def with_used(cli: FitCLI, **more: Any) -> Any:
+    def with_recorder(cli: FitCLI, **more: Any) -> Any:
         trainer: Any = build(cli, **more)
-        trainer.callbacks.append(Used())
+        trainer.callbacks.append(SampleRecorder())
         return trainer
 
-    FitCLI.instantiate_trainer = with_used  # type: ignore[method-assign, assignment]
+    FitCLI.instantiate_trainer = with_recorder  # type: ignore[method-assign, assignment]
     try:
         runpy.run_path(str(FIT))["main"]()
     except SystemExit as stop:
@@ -188,8 +189,8 @@ def _fit(cost: float) -> int:
     return 0
 
 
-def launched(arguments: list[str], folder: Path, cost: float, file_limit: int | None = None) -> int:
-    """Like :func:`forked`, but as a new program (this file), which can launch more processes."""
+def start_program(arguments: list[str], folder: Path, cost: float, file_limit: int | None = None) -> int:
+    """Run fit.py in a new program (this file), which can start more processes; return the process id."""
     command = [sys.executable, str(Path(__file__).resolve()), *arguments]
     with (folder / "output.txt").open("a") as output:
         process = subprocess.Popen(
@@ -198,16 +199,16 @@ def launched(arguments: list[str], folder: Path, cost: float, file_limit: int | 
             stdout=output,
             stderr=output,
             start_new_session=True,
-            env={**os.environ, COST: str(cost)},
+            env={**os.environ, COST_VARIABLE: str(cost)},
         )
     return process.pid
 
 
-COST = "KILL_RUNS_COST"
-"""Environment variable: act as fit.py, with this share of the time for resume points."""
+COST_VARIABLE = "KILL_RUNS_COST"
+"""Environment variable with the share of the time for resume points. If it is set, this file runs fit.py."""
 
 
-def wait(child: int, seconds: float) -> int | None:
+def wait_for_exit(child: int, seconds: float) -> int | None:
     """Return the exit code of a child (negative: the signal that ended it), or None after ``seconds``."""
     end = time.monotonic() + seconds
     while True:
@@ -219,8 +220,8 @@ def wait(child: int, seconds: float) -> int | None:
         time.sleep(0.01)
 
 
-def result(folder: Path) -> dict[str, Any]:
-    """Return everything that must be equal at the end of a run."""
+def read_result(folder: Path) -> dict[str, Any]:
+    """Return the values that must be equal at the end of two runs: name -> value."""
     runs = sorted((folder / "lightning_logs").glob("version_*"))
     assert len(runs) == 1, f"{len(runs)} run folders"
     last, best = (
@@ -228,7 +229,9 @@ def result(folder: Path) -> dict[str, Any]:
         for name in ("last.ckpt", "best.ckpt")
     )
     with (runs[0] / "metrics.csv").open(newline="") as file:
-        rows = [tuple((k, v) for k, v in sorted(row.items()) if v and k not in TIMED) for row in csv.DictReader(file)]
+        rows = [
+            tuple((k, v) for k, v in sorted(row.items()) if v and k not in TIME_COLUMNS) for row in csv.DictReader(file)
+        ]
     scores = {k: str(v.get("best_model_score")) for k, v in last["callbacks"].items() if "best_model_score" in v}
     return {
         "weights": last["state_dict"],
@@ -238,18 +241,18 @@ def result(folder: Path) -> dict[str, Any]:
         "best score": scores,
         "best weights": best["state_dict"],
         "metrics.csv": rows,
-        "samples": used(folder),
+        "samples": read_samples(folder),
     }
 
 
-def same(a: Any, b: Any) -> bool:
+def are_equal(a: Any, b: Any) -> bool:
     """Return True if nested plain values and tensors are bit-equal."""
     if isinstance(a, torch.Tensor):
         return isinstance(b, torch.Tensor) and a.dtype == b.dtype and torch.equal(a, b)
     if isinstance(a, dict):
-        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+        return a.keys() == b.keys() and all(are_equal(a[key], b[key]) for key in a)
     if isinstance(a, (list, tuple)):
-        return len(a) == len(b) and all(map(same, a, b))
+        return len(a) == len(b) and all(map(are_equal, a, b))
     return a == b
 
 
@@ -260,11 +263,11 @@ class Round:
         name: name of the case.
         folder: an empty folder.
         seed: seed of the interruptions.
-        start: :func:`forked` or :func:`launched`.
+        start: :func:`start_fork` or :func:`start_program`.
         kinds: kinds of interruptions to draw from.
     """
 
-    LIMIT = 120.0
+    LIMIT_SECONDS = 120.0
 
     def __init__(self, name: str, folder: Path, seed: int, start: Callable[..., int], kinds: tuple[str, ...]) -> None:
         self.name, self.folder, self.seed, self.kinds = name, folder, seed, kinds
@@ -275,11 +278,16 @@ class Round:
         """Seconds from each signal to the end of the process."""
         self.arguments: list[str] = []
 
-    def go(self, peace: dict[str, Any], seconds: float, arguments: list[str], interruptions: int) -> None:
-        """Interrupt, resume, compare with the uninterrupted result ``peace``.
+    def run_and_compare(
+        self, uninterrupted: dict[str, Any], seconds: float, arguments: list[str], interruptions: int
+    ) -> None:
+        """Interrupt and resume a run several times, and compare its result with the uninterrupted one.
 
         Args:
-            seconds: duration of the uninterrupted run.
+            uninterrupted: the result of a run without interruptions.
+            seconds: duration of that run.
+            arguments: arguments of fit.py.
+            interruptions: number of interruptions.
 
         Raises:
             AssertionError: a result differs, or an exit code is wrong.
@@ -292,8 +300,8 @@ class Round:
                 break
         code = self.run(arguments)
         assert code == 0, f"exit code {code} at the end"
-        found = result(self.folder)
-        different = [key for key in peace if not same(peace[key], found[key])]
+        found = read_result(self.folder)
+        different = [key for key in uninterrupted if not are_equal(uninterrupted[key], found[key])]
         assert not different, f"not equal: {', '.join(different)}"
         self.counts["runs equal to the uninterrupted one"] += 1
         assert self.run(arguments) == 0
@@ -301,19 +309,21 @@ class Round:
         self.counts["starts after the end that did nothing"] += 1
 
     def run(self, arguments: list[str]) -> int | None:
-        child = self.start(arguments, self.folder, self.cost())
-        code = wait(child, self.LIMIT)
-        self.clean(child)
+        """Run fit.py to its end; return its exit code, or None if it was too slow."""
+        child = self.start(arguments, self.folder, self.draw_cost())
+        code = wait_for_exit(child, self.LIMIT_SECONDS)
+        self.kill_remaining_processes(child)
         return code
 
-    def trained(self) -> int:
-        """Return a number that increases with each batch."""
+    def recorded_bytes(self) -> int:
+        """Return the size of the recorded samples, which increases with each batch."""
         return sum(path.stat().st_size for path in self.folder.glob("used*.jsonl"))
 
-    def cost(self) -> float:
+    def draw_cost(self) -> float:
+        """Return a random share of the time for resume points. A large share gives many resume points."""
         return self.draw.choice((1e9, 1e9, 1.0, 0.02))
 
-    def clean(self, child: int) -> None:
+    def kill_remaining_processes(self, child: int) -> None:
         """Kill all remaining processes of a run."""
         with contextlib.suppress(ProcessLookupError):
             os.killpg(child, signal.SIGKILL)
@@ -329,20 +339,20 @@ class Round:
                         file.truncate(self.draw.randrange(size))
             return False
         limit = self.draw.randrange(1000, 400_000) if kind == "full disk" else None
-        child = self.start(arguments, self.folder, self.cost(), limit)
+        child = self.start(arguments, self.folder, self.draw_cost(), limit)
         if kind == "full disk":
-            code = wait(child, self.LIMIT)
+            code = wait_for_exit(child, self.LIMIT_SECONDS)
             assert code in (0, 2), f"exit code {code} with a full disk"
-            self.clean(child)
+            self.kill_remaining_processes(child)
             return code == 0
         training, later = self.draw.random() < 0.5, self.draw.uniform(0.2, 1.1)
         if training:  # training is short compared to the start of a program
-            before, code, end = self.trained(), None, time.monotonic() + seconds
-            while code is None and self.trained() == before and time.monotonic() < end:
-                code = wait(child, 0.01)
-            code = wait(child, 0.1 * later * seconds) if code is None else code
+            before, code, end = self.recorded_bytes(), None, time.monotonic() + seconds
+            while code is None and self.recorded_bytes() == before and time.monotonic() < end:
+                code = wait_for_exit(child, 0.01)
+            code = wait_for_exit(child, 0.1 * later * seconds) if code is None else code
         else:
-            code = wait(child, later * seconds)
+            code = wait_for_exit(child, later * seconds)
         if code is None:
             number = signal.Signals[kind]
             if number == signal.SIGKILL:
@@ -352,9 +362,9 @@ class Round:
             group = self.draw.random() < 0.5
             os.killpg(child, number) if group else os.kill(child, number)
             sent = time.monotonic()
-            code = wait(child, 15)
+            code = wait_for_exit(child, 15)
             self.waits.append(time.monotonic() - sent)
-            self.clean(child)
+            self.kill_remaining_processes(child)
             assert code is not None, f"still running 15 s after {kind}"
             assert code in (-number, 128 + number, 0), f"exit code {code} after {kind}"
             return code == 0
@@ -362,16 +372,18 @@ class Round:
         return True
 
 
-def peaceful(name: str, folder: Path, arguments: list[str], start: Callable[..., int]) -> tuple[dict[str, Any], float]:
+def run_uninterrupted(
+    name: str, folder: Path, arguments: list[str], start: Callable[..., int]
+) -> tuple[dict[str, Any], float]:
     """Return the result of an uninterrupted run, and its duration in seconds."""
     begun = time.monotonic()
-    code = wait(start(arguments, folder, 0.02), 300)
+    code = wait_for_exit(start(arguments, folder, 0.02), 300)
     assert code == 0, f"{name}: exit code {code} without interruption\n{(folder / 'output.txt').read_text()[-2000:]}"
-    seconds, found = time.monotonic() - begun, result(folder)
+    seconds, found = time.monotonic() - begun, read_result(folder)
     processes = len(found["samples"])
     assert processes == (2 if name in DDP_CASES else 1), f"{name}: samples of {processes} processes"
     # Samples are repeated if the number of processes does not divide the data.
-    again = 0 if name in REPEATING else repeated(found["samples"])
+    again = 0 if name in REPEATING_CASES else count_repeated(found["samples"])
     assert again < processes, f"{name}: {again} samples were repeated in an epoch"
     return found, seconds
 
@@ -380,8 +392,8 @@ KINDS = ("SIGKILL", "SIGKILL", "SIGKILL", "SIGTERM", "SIGINT", "SIGUSR1", "full 
 
 
 def main() -> None:
-    if COST in os.environ:
-        sys.exit(_fit(float(os.environ[COST])))
+    if COST_VARIABLE in os.environ:
+        sys.exit(_fit(float(os.environ[COST_VARIABLE])))
     parser = argparse.ArgumentParser("kill_runs.py", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--minutes", type=float, default=30)
     parser.add_argument("--seed", type=int, default=None, help="repeat one round; default: new seeds")
@@ -396,7 +408,7 @@ def main() -> None:
         import lit_training.cli.parser
         import lit_training.cli.trouble  # noqa: F401  # for all forks at once
     place = Path(tempfile.mkdtemp(prefix="kill_runs"))
-    places = {"PHOTOS": photos(place / "photos"), "CIFAR10": cifar10(place / "cifar10")}
+    places = {"PHOTOS": write_photos(place / "photos"), "CIFAR10": write_cifar10(place / "cifar10")}
     cases = CASES if options.one_process else {**CASES, **DDP_CASES}
     names = [name for name in cases if options.case is None or options.case in name]
     counts: Counter[str] = Counter()
@@ -408,19 +420,21 @@ def main() -> None:
         for name in names:
             if time.monotonic() > end:
                 break
-            start = launched if name in DDP_CASES else forked
+            start = start_program if name in DDP_CASES else start_fork
             arguments = [str(places.get(word, word)) for word in cases[name].split()]
             arguments += ["--log_every_n_steps", "2", "--enable_progress_bar", "false"]
             if name not in known:
-                (place / f"peace {name}").mkdir()
-                known[name] = peaceful(name, place / f"peace {name}", arguments, start)
+                (place / f"uninterrupted {name}").mkdir()
+                known[name] = run_uninterrupted(name, place / f"uninterrupted {name}", arguments, start)
             folder = place / f"{name} {seed}"
             folder.mkdir()
             # The file size limit also applies to the output of a launched program and the memory of loader workers.
-            kinds = tuple(kind for kind in KINDS if kind != "full disk" or not ("workers" in name or start is launched))
+            kinds = tuple(
+                kind for kind in KINDS if kind != "full disk" or not ("workers" in name or start is start_program)
+            )
             one = Round(name, folder, seed, start, kinds)
             try:
-                one.go(*known[name], arguments, one.draw.randint(1, 8))
+                one.run_and_compare(*known[name], arguments, one.draw.randint(1, 8))
             except AssertionError as error:
                 failures += 1
                 print(f"FAILED {name}: {error}\n  repeat: --case '{name}' --seed {seed}; see {folder}", flush=True)

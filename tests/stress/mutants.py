@@ -1,7 +1,7 @@
 """Plant bugs, one at a time, and check that a test fails: ``make mutants``.
 
-``mutants.yaml`` lists the bugs. Each is planted in a copy of the tree. Its named tests run first. If they pass, all
-fast tests run. If these pass too, the bug survives: a test is missing.
+``mutants.yaml`` lists the bugs and, for each bug, tests that should fail. Each is planted in a copy of the tree. The
+listed tests run first. If they pass, all fast tests run. If these pass too, the bug SURVIVED: a test is missing.
 """
 
 import argparse
@@ -21,15 +21,17 @@ from queue import SimpleQueue
 import yaml
 
 ROOT = Path(__file__).resolve().parents[2]
-LIST = Path(__file__).with_name("mutants.yaml")
-LEFT_OUT = shutil.ignore_patterns(".git", ".venv", "lightning_logs", "data", "__pycache__", ".*_cache", "*.egg-info")
-NAMED_LIMIT, SUITE_LIMIT = 300, 1200
-"""Time limits in seconds; a bug that makes the tests hang counts as noticed."""
+MUTANTS_FILE = Path(__file__).with_name("mutants.yaml")
+IGNORED_FILES = shutil.ignore_patterns(
+    ".git", ".venv", "lightning_logs", "data", "__pycache__", ".*_cache", "*.egg-info"
+)
+NAMED_TESTS_SECONDS, ALL_TESTS_SECONDS = 300, 1200
+"""Time limits. If the tests exceed them, the bug counts as noticed."""
 
 
 @dataclass(frozen=True)
 class Mutant:
-    """A bug: ``old`` in ``file`` becomes ``new``. ``tests`` should fail; ``what`` describes the bug."""
+    """A bug: ``old`` in ``file`` is replaced by ``new``. ``what`` describes the bug; ``tests`` should then fail."""
 
     file: str
     old: str
@@ -38,22 +40,24 @@ class Mutant:
     tests: list[str]
 
     def plant(self, tree: Path) -> None:
+        """Write the bug into a copy of the tree."""
         path = tree / self.file
         source = path.read_text(encoding="utf-8")
         assert source.count(self.old) == 1, f"{self.file}: {self.old!r} occurs {source.count(self.old)} times"
         path.write_text(source.replace(self.old, self.new), encoding="utf-8")
 
     def restore(self, tree: Path) -> None:
+        """Remove the bug from the copy."""
         shutil.copy2(ROOT / self.file, tree / self.file)
 
 
 def read_mutants() -> list[Mutant]:
     """Read the bugs in mutants.yaml."""
-    return [Mutant(**entry) for entry in yaml.safe_load(LIST.read_text(encoding="utf-8"))]
+    return [Mutant(**entry) for entry in yaml.safe_load(MUTANTS_FILE.read_text(encoding="utf-8"))]
 
 
-def notices(tree: Path, arguments: list[str], limit: float) -> bool:
-    """Run pytest in a copy of the tree; True if a test fails, or does not end within ``limit`` seconds."""
+def any_test_fails(tree: Path, arguments: list[str], limit: float) -> bool:
+    """Run pytest in a copy of the tree. Return True if a test fails or pytest runs longer than ``limit`` seconds."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(tree), "PYTHONDONTWRITEBYTECODE": "1"}
     command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *arguments]
     process = subprocess.Popen(
@@ -81,16 +85,16 @@ def notices(tree: Path, arguments: list[str], limit: float) -> bool:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default="", help="a regular expression: only bugs whose file or description matches")
-    parser.add_argument("--minutes", type=float, default=60, help="start no bug after this time (default 60)")
+    parser.add_argument("--minutes", type=float, default=60, help="time limit: later bugs are not tried (default 60)")
     parser.add_argument("--jobs", type=int, default=2, help="bugs to test at the same time (default 2)")
-    parser.add_argument("--named", action="store_true", help="run only the named tests")
+    parser.add_argument("--named", action="store_true", help="run only the tests listed for each bug")
     chosen = parser.parse_args()
     mutants = [m for m in read_mutants() if re.search(chosen.only, f"{m.file} {m.what}")]
     started = time.monotonic()
     with tempfile.TemporaryDirectory() as place:
         trees: SimpleQueue[Path] = SimpleQueue()
         for number in range(chosen.jobs):
-            trees.put(shutil.copytree(ROOT, Path(place, str(number)), ignore=LEFT_OUT))
+            trees.put(shutil.copytree(ROOT, Path(place, str(number)), ignore=IGNORED_FILES))
 
         def test(mutant: Mutant) -> str:
             tree = trees.get()
@@ -98,9 +102,9 @@ def main() -> int:
                 if time.monotonic() - started > 60 * chosen.minutes:
                     return "not tried"
                 mutant.plant(tree)
-                if notices(tree, mutant.tests, NAMED_LIMIT):
+                if any_test_fails(tree, mutant.tests, NAMED_TESTS_SECONDS):
                     return "noticed"
-                if not chosen.named and notices(tree, ["-m", "not slow", "tests"], SUITE_LIMIT):
+                if not chosen.named and any_test_fails(tree, ["-m", "not slow", "tests"], ALL_TESTS_SECONDS):
                     return "noticed by another test"
                 return "SURVIVED"
             finally:

@@ -1,8 +1,9 @@
 """Test the image reader and the command line parser with random invalid inputs: ``make stress``.
 
 ``python tests/stress/odd_inputs.py`` tries a fixed number of inputs; ``--minutes 10`` tries new inputs for 10 minutes.
-It mutates valid files of every format and mixes flags and values. Each input must work or be refused with a user error.
-Other results (other errors, crash, hang, too much memory) are printed with the number to repeat them.
+It mutates valid files of every format, and combines random flags and values. Each input must be accepted, or refused
+with an error message for the user. Any other result (another error, a crash, a hang, too much memory) is printed with
+the number of the input, to repeat it.
 """
 
 import argparse
@@ -36,10 +37,10 @@ from lit_training.cli.flags import DATA_MODULES, MODELS, TRAINER_FLAGS
 from lit_training.cli.parser import FitCLI
 from lit_training.errors import one_line_errors
 
-HANG = 60
-"""Limit of CPU time for one input, in seconds. The limit of wall time is 10 times as long, for a busy machine."""
-MEMORY = 6 << 30
-"""Limit of memory for one image, in bytes. The largest accepted image (179 million pixels) takes 0.7 GB in RGBA, and
+CPU_SECONDS_LIMIT = 60
+"""CPU time limit for one input. The wall time limit is 10 times as long, because the machine may be busy."""
+MEMORY_LIMIT_BYTES = 6 << 30
+"""Memory limit for one image. The largest accepted image (179 million pixels) takes 0.7 GB in RGBA, and
 libwebp keeps several copies."""
 
 
@@ -51,8 +52,8 @@ class Wrong(AssertionError):
 
 
 @cache
-def whole_pictures() -> tuple[bytes, ...]:
-    """Return tiny valid files: all formats with their modes and compressions."""
+def valid_pictures() -> tuple[bytes, ...]:
+    """Return the contents of tiny valid files, of all formats with their modes and compressions."""
     pixels = np.random.default_rng(0).integers(0, 256, (9, 11, 4), np.uint8)
     colour, clear = Image.fromarray(pixels[..., :3]), Image.fromarray(pixels)
     deep = Image.fromarray(pixels[..., 0].astype(np.uint16) * 257)
@@ -92,57 +93,57 @@ def whole_pictures() -> tuple[bytes, ...]:
     return *files, b"P3\n2 1\n255\n255 0 0 0 255 0\n", b"P2 2 2 65535 0 9 99 999\n"
 
 
-def picture(draw: random.Random) -> bytes:
-    """Return a randomly mutated file."""
-    data = bytearray(draw.choice(whole_pictures()))
+def mutated_picture(draw: random.Random) -> bytes:
+    """Return a valid file with random changes."""
+    data = bytearray(draw.choice(valid_pictures()))
     for _ in range(draw.choice((0, 1, 1, 1, 2, 3, 8))):
-        at = draw.randrange(len(data) + 1)
+        position = draw.randrange(len(data) + 1)
         # Prefer the header, because it decides how the rest is read.
-        at = draw.choice((at, min(at, draw.randrange(64))))
+        position = draw.choice((position, min(position, draw.randrange(64))))
         kind = draw.randrange(7)
         if kind == 0:
-            del data[at:]
+            del data[position:]
         elif kind == 1:
-            del data[at : at + draw.randrange(1, 16)]
+            del data[position : position + draw.randrange(1, 16)]
         elif kind == 2:
-            data[at : at + 1] = bytes([draw.randrange(256)])
+            data[position : position + 1] = bytes([draw.randrange(256)])
         elif kind == 3:  # a number: size, offset or count
             form = draw.choice(("<H", ">H", "<I", ">I"))
             number = draw.choice((0, 1, 2, 7, 255, 300, 2**15, 2**16 - 1, 2**31 - 1, 2**31, 2**32 - 1))
             packed = struct.pack(form, number % 2 ** (8 * struct.calcsize(form)))
-            data[at : at + len(packed)] = packed
+            data[position : position + len(packed)] = packed
         elif kind == 4:
-            data[at:at] = data[at : at + draw.randrange(1, 64)] * draw.randrange(1, 5)
+            data[position:position] = data[position : position + draw.randrange(1, 64)] * draw.randrange(1, 5)
         elif kind == 5:
-            other = draw.choice(whole_pictures())
-            data[at:] = other[draw.randrange(len(other)) :]
+            other = draw.choice(valid_pictures())
+            data[position:] = other[draw.randrange(len(other)) :]
         else:
-            data[at:at] = draw.randbytes(draw.randrange(1, 32))
-    return _checksummed(bytes(data)) if draw.random() < 0.7 else bytes(data)
+            data[position:position] = draw.randbytes(draw.randrange(1, 32))
+    return _correct_checksums(bytes(data)) if draw.random() < 0.7 else bytes(data)
 
 
-def _checksummed(data: bytes) -> bytes:
-    """Correct the checksums of a PNG, so that a decoder gets to the invalid data. Return other files unchanged."""
+def _correct_checksums(data: bytes) -> bytes:
+    """Return a PNG with correct checksums, so that a decoder reads the invalid data; return other files unchanged."""
     if data[:8] != b"\x89PNG\r\n\x1a\n":
         return data
-    whole, at = bytearray(data), 8
-    while at + 12 <= len(whole):
-        end = at + 8 + int.from_bytes(whole[at : at + 4], "big")
+    whole, position = bytearray(data), 8
+    while position + 12 <= len(whole):
+        end = position + 8 + int.from_bytes(whole[position : position + 4], "big")
         if end + 4 > len(whole):
             break
-        whole[end : end + 4] = struct.pack(">I", zlib.crc32(whole[at + 4 : end]))
-        at = end + 4
+        whole[end : end + 4] = struct.pack(">I", zlib.crc32(whole[position + 4 : end]))
+        position = end + 4
     return bytes(whole)
 
 
 def try_picture(data: bytes, path: Path) -> str:
-    """Read ``data`` with all functions of this project.
+    """Read ``data`` with each function of this project that reads images.
 
     Returns:
         ``read`` or the kind of the error.
 
     Raises:
-        Wrong: an error that is not a DataError, or the functions disagree.
+        Wrong: an error is not a DataError, or one function accepts what another refuses.
     """
     path.write_bytes(data)
     size: tuple[int, ...] | None = None
@@ -172,7 +173,7 @@ def try_picture(data: bytes, path: Path) -> str:
 # --- command lines --------------------------------------------------------------------------------------------------
 
 
-def words() -> tuple[list[str], list[str]]:
+def flag_names_and_values() -> tuple[list[str], list[str]]:
     """Return names of flags, and values."""
     names = [*TRAINER_FLAGS, "model", "data", "optimizer", "lr_scheduler", "config", "seed", "resume", "print_config"]
     names += [f"trainer.{name}" for name in TRAINER_FLAGS] + [
@@ -188,15 +189,15 @@ def words() -> tuple[list[str], list[str]]:
     return names, [*values, "torch.optim.Adam", "os.getcwd"]
 
 
-def command_line(draw: random.Random) -> list[str]:
+def random_command_line(draw: random.Random) -> list[str]:
     """Return random arguments of fit.py, with valid and invalid flags and values."""
-    names, values = words()
+    names, values = flag_names_and_values()
 
     def flag() -> str:
         name = draw.choice(names)
         if draw.random() < 0.33:
-            at = draw.randrange(len(name))
-            name = f"{name[:at]}{draw.choice(string.ascii_letters + '.+_ =é')}{name[at + 1 :]}"
+            position = draw.randrange(len(name))
+            name = f"{name[:position]}{draw.choice(string.ascii_letters + '.+_ =é')}{name[position + 1 :]}"
         return f"--{name}"
 
     def value() -> str:
@@ -216,7 +217,7 @@ def command_line(draw: random.Random) -> list[str]:
     return pieces
 
 
-def reused_parser() -> Callable[[list[str]], str]:
+def make_parse_function() -> Callable[[list[str]], str]:
     """Return a function that parses a command line to ``parsed`` or ``refused``, and raises Wrong otherwise."""
     cli = FitCLI(["--logger", "false"])
 
@@ -240,20 +241,20 @@ def reused_parser() -> Callable[[list[str]], str]:
 # --- many inputs ---------------------------------------------------------------------------------------------------
 
 
-def tried_pictures(folder: Path) -> Callable[[random.Random], str]:
+def make_picture_trial(folder: Path) -> Callable[[random.Random], str]:
     path = folder / "picture.jpg"
-    return lambda draw: try_picture(picture(draw), path)
+    return lambda draw: try_picture(mutated_picture(draw), path)
 
 
-def tried_command_lines(folder: Path) -> Callable[[random.Random], str]:
-    parse = reused_parser()
-    return lambda draw: parse(command_line(draw))
+def make_command_line_trial(folder: Path) -> Callable[[random.Random], str]:
+    parse = make_parse_function()
+    return lambda draw: parse(random_command_line(draw))
 
 
-KINDS = {"pictures": tried_pictures, "command lines": tried_command_lines}
+KINDS = {"pictures": make_picture_trial, "command lines": make_command_line_trial}
 
 
-def attempts(kind: str, first: int, count: int) -> tuple[Counter[str], list[str]]:
+def try_inputs(kind: str, first: int, count: int) -> tuple[Counter[str], list[str]]:
     """Try the inputs ``first`` to ``first + count`` of a kind, in a fork, so that this process survives a crash.
 
     Returns:
@@ -284,6 +285,7 @@ def attempts(kind: str, first: int, count: int) -> tuple[Counter[str], list[str]
 
 
 def _try_all(kind: str, seeds: range, folder: Path) -> None:
+    """Try inputs, write their outcomes to ``folder/outcomes``, and exit this process."""
     code = 70
     try:
         os.chdir(folder)
@@ -295,8 +297,8 @@ def _try_all(kind: str, seeds: range, folder: Path) -> None:
             one = KINDS[kind](folder)
             used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
             for seed in seeds:
-                signal.setitimer(signal.ITIMER_PROF, HANG)
-                signal.alarm(10 * HANG)
+                signal.setitimer(signal.ITIMER_PROF, CPU_SECONDS_LIMIT)
+                signal.alarm(10 * CPU_SECONDS_LIMIT)
                 error = ""
                 try:
                     outcome = one(random.Random(f"{kind} {seed}"))
@@ -305,7 +307,7 @@ def _try_all(kind: str, seeds: range, folder: Path) -> None:
                 signal.setitimer(signal.ITIMER_PROF, 0)
                 signal.alarm(0)
                 peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-                if (peak - used) * 1024 > MEMORY:
+                if (peak - used) * 1024 > MEMORY_LIMIT_BYTES:
                     outcome, error, used = "wrong", f"took {(peak - used) / 1024:.0f} MB", peak
                 print(json.dumps([seed, outcome, error]), file=outcomes)
         code = 0
@@ -313,21 +315,21 @@ def _try_all(kind: str, seeds: range, folder: Path) -> None:
         os._exit(code)
 
 
-AT_ONCE = {"pictures": 1000, "command lines": 100}
-"""Inputs between two checks of the time."""
+INPUTS_PER_PART = {"pictures": 1000, "command lines": 100}
+"""Inputs that are tried before the time is checked again."""
 
 
-def budgets(options: argparse.Namespace) -> Iterator[tuple[str, int, int]]:
+def split_into_parts(options: argparse.Namespace) -> Iterator[tuple[str, int, int]]:
     """Yield (kind, first, count) until all inputs are tried or the time is up."""
     if options.minutes is None:
         for kind, total in (("pictures", options.pictures), ("command lines", options.command_lines)):
-            for start in range(0, total, AT_ONCE[kind]):
-                yield kind, options.first + start, min(AT_ONCE[kind], total - start)
+            for start in range(0, total, INPUTS_PER_PART[kind]):
+                yield kind, options.first + start, min(INPUTS_PER_PART[kind], total - start)
         return
     end = time.monotonic() + 60 * options.minutes
     following = dict.fromkeys(KINDS, random.SystemRandom().randrange(10**9))
     while True:
-        for kind, count in AT_ONCE.items():
+        for kind, count in INPUTS_PER_PART.items():
             if time.monotonic() > end:
                 return
             yield kind, following[kind], count
@@ -343,8 +345,8 @@ def main() -> None:
     options = parser.parse_args()
     counts: Counter[str] = Counter()
     failures = 0
-    for kind, first, count in budgets(options):
-        found, wrong = attempts(kind, first, count)
+    for kind, first, count in split_into_parts(options):
+        found, wrong = try_inputs(kind, first, count)
         counts += found
         failures += len(wrong)
         for line in wrong:

@@ -1,4 +1,4 @@
-"""kill_runs.py finds every difference between two runs."""
+"""Tests of kill_runs.py: it finds every difference between two runs."""
 
 import json
 import os
@@ -32,81 +32,87 @@ def ended(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         yield place
 
 
-def changed(name: str, change: Callable[[dict[str, Any]], None]) -> None:
-    """Change a checkpoint."""
+def change_checkpoint(name: str, change: Callable[[dict[str, Any]], None]) -> None:
+    """Apply ``change`` to the contents of a checkpoint of the run."""
     path = RUN / "checkpoints" / name
     saved = torch.load(path, weights_only=True)
     change(saved)
     torch.save(saved, path)
 
 
-def next_float(weights: dict[str, torch.Tensor]) -> None:
+def change_last_bit(weights: dict[str, torch.Tensor]) -> None:
     """Change the last bit of one number."""
     flat = list(weights.values())[-1].view(-1)
     flat[0] = torch.nextafter(flat[0], torch.tensor(9.0))
 
 
-def cell(old: str, new: str, count: int = 1) -> None:
+def replace_cell(old: str, new: str, count: int = 1) -> None:
     table = RUN / "metrics.csv"
     text = table.read_text()
     assert old in text
     table.write_text(text.replace(old, new, count))
 
 
-def last_row_gone() -> None:
+def delete_last_row() -> None:
     table = RUN / "metrics.csv"
     table.write_text("".join(table.read_text().splitlines(keepends=True)[:-1]))
 
 
-def history(change: Callable[[str], str]) -> None:
-    """Change the recorded samples of the batches."""
+def change_samples(change: Callable[[str], str]) -> None:
+    """Apply ``change`` to the text of the recorded samples."""
     Path("used0.jsonl").write_text(change(Path("used0.jsonl").read_text()))
 
 
-def of_best(saved: dict[str, Any]) -> None:
+def change_best_score(saved: dict[str, Any]) -> None:
     [state] = [state for state in saved["callbacks"].values() if "best_model_score" in state]
     state["best_model_score"] = torch.as_tensor(state["best_model_score"]) + 0.1
 
 
-DAMAGE: dict[str, tuple[str, Callable[[], None]]] = {
-    "one bit of the last weights": ("weights", lambda: changed("last.ckpt", lambda c: next_float(c["state_dict"]))),
+DAMAGES: dict[str, tuple[str, Callable[[], None]]] = {
+    "one bit of the last weights": (
+        "weights",
+        lambda: change_checkpoint("last.ckpt", lambda c: change_last_bit(c["state_dict"])),
+    ),
     "a kind of number": (
         "weights",
-        lambda: changed(
+        lambda: change_checkpoint(
             "last.ckpt", lambda c: c["state_dict"].update({k: v.double() for k, v in c["state_dict"].items()})
         ),
     ),
     "one bit of the best weights": (
         "best weights",
-        lambda: changed("best.ckpt", lambda c: next_float(c["state_dict"])),
+        lambda: change_checkpoint("best.ckpt", lambda c: change_last_bit(c["state_dict"])),
     ),
     "the optimizer's momentum": (
         "optimizer",
-        lambda: changed("last.ckpt", lambda c: next_float(c["optimizer_states"][0]["state"][0])),
+        lambda: change_checkpoint("last.ckpt", lambda c: change_last_bit(c["optimizer_states"][0]["state"][0])),
     ),
     "the optimizer's learning rate": (
         "optimizer",
-        lambda: changed("last.ckpt", lambda c: c["optimizer_states"][0]["param_groups"][0].update(lr=0.5)),
+        lambda: change_checkpoint("last.ckpt", lambda c: c["optimizer_states"][0]["param_groups"][0].update(lr=0.5)),
     ),
-    "the schedule": ("schedules", lambda: changed("last.ckpt", lambda c: c["lr_schedulers"][0].update(last_epoch=9))),
-    "the step": ("step", lambda: changed("last.ckpt", lambda c: c.update(global_step=11))),
-    "the epoch": ("step", lambda: changed("last.ckpt", lambda c: c.update(epoch=1 + c["epoch"]))),
-    "the best score": ("best score", lambda: changed("last.ckpt", of_best)),
-    "a number of the table": ("metrics.csv", lambda: cell("\n", "\n0", 2)),
-    "a row of the table": ("metrics.csv", last_row_gone),
+    "the schedule": (
+        "schedules",
+        lambda: change_checkpoint("last.ckpt", lambda c: c["lr_schedulers"][0].update(last_epoch=9)),
+    ),
+    "the step": ("step", lambda: change_checkpoint("last.ckpt", lambda c: c.update(global_step=11))),
+    "the epoch": ("step", lambda: change_checkpoint("last.ckpt", lambda c: c.update(epoch=1 + c["epoch"]))),
+    "the best score": ("best score", lambda: change_checkpoint("last.ckpt", change_best_score)),
+    "a number of the table": ("metrics.csv", lambda: replace_cell("\n", "\n0", 2)),
+    "a row of the table": ("metrics.csv", delete_last_row),
     "a sample": (
         "samples",
-        lambda: history(lambda text: text.replace('"3 1"', '"3 0"', 1)),
+        lambda: change_samples(lambda text: text.replace('"3 1"', '"3 0"', 1)),
     ),
     "a batch": (
         "samples",
-        lambda: history(lambda text: text.rpartition("\n")[0]),
+        lambda: change_samples(lambda text: text.rpartition("\n")[0]),
     ),
 }
 
 
-def judged(peace: Path, code: int = 0) -> str:
-    """Return the verdict of a round on the run in the current folder; its programs end at once with ``code``."""
+def verdict(uninterrupted: Path, code: int = 0) -> str:
+    """Return the verdict of a round on the run in the current folder; its programs exit immediately with ``code``."""
 
     def start(*_: Any) -> int:
         if not (child := os.fork()):
@@ -115,7 +121,7 @@ def judged(peace: Path, code: int = 0) -> str:
 
     one = kill_runs.Round("a case", Path.cwd(), 0, start, ("SIGKILL",))
     try:
-        one.go(kill_runs.result(peace), 1.0, [], 0)
+        one.run_and_compare(kill_runs.read_result(uninterrupted), 1.0, [], 0)
     except AssertionError as error:
         return str(error)
     return f"{one.counts['runs equal to the uninterrupted one']} equal"
@@ -124,25 +130,25 @@ def judged(peace: Path, code: int = 0) -> str:
 def test_every_difference_is_found(ended: Path, tmp_path: Path) -> None:
     shutil.copytree(ended, "same")
     os.chdir("same")
-    assert judged(ended) == "1 equal"
-    assert judged(ended, code=1) == "exit code 1 at the end"
+    assert verdict(ended) == "1 equal"
+    assert verdict(ended, code=1) == "exit code 1 at the end"
     speeds = {row["samples_per_second"] for row in printed.read_csv(RUN / "metrics.csv") if "samples_per_second" in row}
-    cell(speeds.pop(), "12.5")  # differs in each run
-    assert judged(ended) == "1 equal"
+    replace_cell(speeds.pop(), "12.5")  # differs in each run
+    assert verdict(ended) == "1 equal"
     Path("output.txt").write_text("epoch 1/2")
-    assert judged(ended) == ""  # the start after the end trained again
-    for name, (what, damage) in DAMAGE.items():
+    assert verdict(ended) == ""  # the start after the end trained again
+    for name, (what, damage) in DAMAGES.items():
         shutil.copytree(ended, tmp_path / name)
         os.chdir(tmp_path / name)
         damage()
-        assert (name, judged(ended)) == (name, f"not equal: {what}")
+        assert (name, verdict(ended)) == (name, f"not equal: {what}")
 
 
 def test_repeated_samples_are_counted(ended: Path) -> None:
-    history = kill_runs.used(ended)
-    assert kill_runs.repeated(history) == 0
+    history = kill_runs.read_samples(ended)
+    assert kill_runs.count_repeated(history) == 0
     history[0][8][1][:2] = ["1 0", "1 1"]  # batch 8, in the second epoch
-    assert kill_runs.repeated(history) == 2
+    assert kill_runs.count_repeated(history) == 2
 
 
 @pytest.mark.parametrize("kind", ["SIGKILL", "SIGTERM"])

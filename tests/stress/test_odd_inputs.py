@@ -15,14 +15,14 @@ from tests.stress import odd_inputs
 
 def test_random_images_are_read_or_refused() -> None:
     """The first 2000 of the 100,000 that odd_inputs.py tries."""
-    counts, wrong = odd_inputs.attempts("pictures", 0, 2000)
+    counts, wrong = odd_inputs.try_inputs("pictures", 0, 2000)
     assert wrong == []
     assert sum(counts.values()) == 2000
     assert min(counts[f"pictures tried: {kind}"] for kind in ("read", "damaged", "truncated", "not a picture")) > 100
 
 
 def test_valid_images_are_read(tmp_path: Path) -> None:
-    files = odd_inputs.whole_pictures()
+    files = odd_inputs.valid_pictures()
     assert len(set(files)) == len(files) >= 24
     assert {odd_inputs.try_picture(data, tmp_path / "picture.jpg") for data in files} == {"read"}
 
@@ -39,12 +39,12 @@ def test_valid_images_are_read(tmp_path: Path) -> None:
 def test_errors_are_found(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, replacement: Exception, said: str
 ) -> None:
-    def spoilt(*_: Any) -> None:
+    def fail(*_: Any) -> None:
         raise replacement
 
-    monkeypatch.setattr(odd_inputs, name, spoilt)
+    monkeypatch.setattr(odd_inputs, name, fail)
     with pytest.raises(AssertionError, match=said):
-        odd_inputs.try_picture(odd_inputs.whole_pictures()[0], tmp_path / "picture.jpg")
+        odd_inputs.try_picture(odd_inputs.valid_pictures()[0], tmp_path / "picture.jpg")
 
 
 @pytest.mark.parametrize(
@@ -57,18 +57,18 @@ def test_crash_or_hang_costs_one_input(monkeypatch: pytest.MonkeyPatch, number: 
         return "read"
 
     monkeypatch.setitem(odd_inputs.KINDS, "stand-ins", lambda folder: one)
-    counts, wrong = odd_inputs.attempts("stand-ins", 0, 5)
+    counts, wrong = odd_inputs.try_inputs("stand-ins", 0, 5)
     assert counts == {"stand-ins tried: read": 4, "stand-ins tried: wrong": 1}
     assert wrong == [f"stand-ins 2: {said}"]
 
 
-def budgets(**options: Any) -> list[tuple[str, int, int]]:
+def split_into_parts(**options: Any) -> list[tuple[str, int, int]]:
     usual = {"minutes": None, "pictures": 2500, "command_lines": 50, "first": 7}
-    return list(odd_inputs.budgets(argparse.Namespace(**{**usual, **options})))
+    return list(odd_inputs.split_into_parts(argparse.Namespace(**{**usual, **options})))
 
 
 def test_inputs_are_tried_in_parts() -> None:
-    assert budgets() == [
+    assert split_into_parts() == [
         *(("pictures", 7, 1000), ("pictures", 1007, 1000), ("pictures", 2007, 500)),
         ("command lines", 7, 50),
     ]
@@ -77,7 +77,7 @@ def test_inputs_are_tried_in_parts() -> None:
 def test_both_kinds_are_tried_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter([0.0, 1.0, 2.0, 60.0, 61.0])
     monkeypatch.setattr(odd_inputs.time, "monotonic", lambda: next(clock))
-    kinds, firsts, counts = zip(*budgets(minutes=1), strict=True)
+    kinds, firsts, counts = zip(*split_into_parts(minutes=1), strict=True)
     assert kinds == ("pictures", "command lines", "pictures")
     assert firsts == (firsts[0], firsts[0], firsts[0] + 1000)
     assert counts == (1000, 100, 1000)

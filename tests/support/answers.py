@@ -8,7 +8,7 @@ import torch
 from lit_training.trained.evaluate import Evaluation
 
 
-def made_up(outputs: list[list[float]], targets: list[int], names: tuple[str, ...]) -> Evaluation:
+def make_evaluation(outputs: list[list[float]], targets: list[int], names: tuple[str, ...]) -> Evaluation:
     """Return an evaluation of black images with these outputs (N, K) and true classes."""
     dataset: Any = [(torch.zeros(1, 8, 8), target) for target in targets]
     return Evaluation(

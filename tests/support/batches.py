@@ -18,7 +18,7 @@ Batch = tuple[Tensor, Tensor]
 
 
 class Seen(Callback):
-    """Records batches, weights and learning rates of each epoch, and which layers are trained."""
+    """Records the batches, weights, learning rates and trained layers of each epoch."""
 
     runs: ClassVar[list["Seen"]] = []
 
@@ -28,14 +28,17 @@ class Seen(Callback):
         self.final: list[Batch] = []
         """Batches of the validation after the training."""
         self.weights: list[dict[str, Tensor]] = []
-        """Before the first epoch, and after each epoch."""
+        """Weights before the first epoch, and after each epoch."""
         self.rates: list[dict[str, float]] = []
+        """Parameter group -> learning rate, at the first batch of each epoch."""
         self.in_training: list[set[str]] = []
-        """Names of the norms and dropouts in training mode, per epoch."""
+        """Names of the BatchNorm and Dropout layers in training mode, per epoch."""
         self.learning: list[set[str]] = []
         """Names of the parameters that require a gradient, per epoch."""
         self.said = ""
+        """stdout of fit.py."""
         self.run = Path()
+        """The folder of the run."""
         Seen.runs.append(self)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -82,14 +85,14 @@ def fit(line: str) -> Seen:
 
 
 def together(batches: list[Batch]) -> tuple[np.ndarray, np.ndarray]:
-    """Return all inputs and all labels of the batches."""
+    """Join batches: return all their inputs and all their labels."""
     inputs, labels = zip(*batches, strict=True)
     return torch.cat(inputs).numpy(), torch.cat(labels).numpy()
 
 
 @contextlib.contextmanager
 def at(folder: Path) -> Iterator[Path]:
-    """Change to ``folder``, with its own caches: for runs that several tests share."""
+    """Make ``folder`` the current folder and put the caches into it. This is for runs that several tests use."""
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.setenv("XDG_CACHE_HOME", str(folder / "cache"))

@@ -15,7 +15,7 @@ from torch import Tensor
 
 CLASSES = ("pear", "plum", "rose", "sloe")
 COUNTS = {"train": (5, 4, 2, 1), "val": (2, 3, 5, 7), "test": (4, 1, 3, 3)}
-"""Images per class: different for all classes of ``val``, and in different proportions in each split."""
+"""Images per class. In ``val`` all classes have different numbers, and each split has other proportions."""
 
 
 def four_classes(root: Path) -> None:
@@ -43,13 +43,13 @@ def wilson(right: int, total: int) -> tuple[float, float]:
 
 
 def mcnemar_p_value(only_one: int, only_other: int) -> float:
-    """Return the probability that a fair coin gives a result at least as uneven."""
+    """Return the probability that tosses of a fair coin give a result at least as uneven as this one."""
     tosses, fewer = only_one + only_other, min(only_one, only_other)
     return min(1.0, 2 * sum(comb(tosses, heads) for heads in range(fewer + 1)) / 2**tosses)
 
 
 def opened(checkpoint: Path, model_class: Any) -> Any:
-    """Return the network of a checkpoint in evaluation mode."""
+    """Load the model of a checkpoint, in evaluation mode."""
     saved = torch.load(checkpoint, weights_only=True)
     model = model_class(**saved["hyper_parameters"])
     model.load_state_dict(saved["state_dict"])
@@ -57,14 +57,14 @@ def opened(checkpoint: Path, model_class: Any) -> Any:
 
 
 def answers(model: Any, loader: Iterable[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-    """Return outputs and targets of all samples, in their order."""
+    """Return the outputs of the model and the targets for all samples, in the order of the loader."""
     with torch.no_grad():
         parts = [(model(x), y) for x, y in loader]
     return torch.cat([output for output, _ in parts]), torch.cat([target for _, target in parts])
 
 
 def loss(model: Any, output: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
-    """Return the loss of a batch as in the model's source."""
+    """Return the loss of a batch, computed like the loss of the model."""
     if model.task == "classification":
         return F.cross_entropy(output, target, weight=weight)
     return F.mse_loss(output, target, reduction=model.reduction)
@@ -82,9 +82,9 @@ class Trained:
     """The training of fit.py as a loop written by hand.
 
     Args:
-        model: has the initial weights of the run.
+        model: a model with the initial weights of the run.
         data: as from :func:`data_of_run`.
-        optimizer: of ``model.parameters()``.
+        optimizer: optimizer of ``model.parameters()``.
         epochs: number of epochs.
         accumulate: batches per step.
         every_step: called after each step.

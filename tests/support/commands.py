@@ -1,4 +1,4 @@
-"""Run the project's scripts, in this process (faster, the imports are done) or in a new one."""
+"""Run the project's scripts in this process, which is faster because everything is imported, or in a new process."""
 
 import contextlib
 import io
@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[2]
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
 """Environment of a new process: one thread, because the networks are small."""
 WATCH = "lit_training.runs.processes.Watch.start"
-"""Installs signal handlers; replaced so that the test run keeps its own."""
+"""This function installs signal handlers. It is replaced, so that the test process keeps its handlers."""
 
 
 class Ended(NamedTuple):
@@ -53,7 +53,7 @@ def run_well(line: str) -> str:
 
 
 def start(line: str, **options: Any) -> "subprocess.Popen[str]":
-    """Start a script in a new process, to kill it, to send signals or to use several ranks."""
+    """Start a script in a new process, so that a test can kill it, send signals, or use several ranks."""
     name, *arguments = shlex.split(line)
     command = [sys.executable, str(ROOT / "scripts" / name), *arguments]
     pipe = subprocess.PIPE

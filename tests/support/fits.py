@@ -12,13 +12,13 @@ from lightning.pytorch import Callback
 from lit_training.cli.parser import FitCLI
 
 SHAPES = "--data.train_size 24 --data.val_size 8"
-"""6 batches per epoch."""
+"""Flags for 6 training batches per epoch."""
 QUIET = "--accelerator cpu --enable_progress_bar false --log_every_n_steps 2"
 SMALL_NET = "--model.backbone shufflenet_v2_x0_5 --model.weights none"
 
 
 class SharedParserCLI(FitCLI):
-    """A FitCLI that shares its parser with all others, because building it takes half of the time."""
+    """A FitCLI that shares its parser with all other instances, because building a parser is slow."""
 
     shared: "ArgumentParser | None" = None
 
@@ -50,7 +50,7 @@ class KillAt(Callback):
 
 
 def fit(line: str, kill_at: int | None = None) -> FitCLI:
-    """Train on the CPU without a progress bar, to the end or until batch ``kill_at``. ``line`` overrides QUIET."""
+    """Train on the CPU without a progress bar, to the end or until batch ``kill_at``; ``line`` overrides QUIET."""
     cli = parse(f"{QUIET} {line}")
     if kill_at is not None:
         cli.trainer.callbacks.append(KillAt(kill_at))  # type: ignore[attr-defined]
@@ -72,6 +72,7 @@ def fit_run(line: str, kill_at: int | None = None) -> Path:
 
 
 def run_of(cli: FitCLI) -> Path:
+    """Return the folder of a started run."""
     assert cli.run.start is not None
     return cli.run.start.folder
 
@@ -82,7 +83,7 @@ def last(run: Path) -> dict[str, Any]:
 
 
 def rows(run: Path) -> list[dict[str, str]]:
-    """Return the rows of metrics.csv without the column that depends on time."""
+    """Return the rows of metrics.csv without empty cells and without the column that depends on time."""
     with (run / "metrics.csv").open(newline="") as file:
         return [{k: v for k, v in row.items() if v and k != "samples_per_second"} for row in csv.DictReader(file)]
 

@@ -11,7 +11,7 @@ OWN = ("datamodules", "lit_models", "lit_training", "scripts", "tests")
 
 
 class Import(NamedTuple):
-    """A module that a file imports, by its full name, and the line number."""
+    """The full name of an imported module, and the line number of the import."""
 
     module: str
     line: int
@@ -22,11 +22,12 @@ class Import(NamedTuple):
 
     @property
     def file(self) -> Path | None:
-        """The file in this project, or None for a library."""
+        """The file of the module, or None if the module is not in this project."""
         return file_of(self.module)
 
 
 def file_of(module: str) -> Path | None:
+    """Return the file of a module, or None if the module is not in this project."""
     if module.partition(".")[0] not in OWN:
         return None
     path = ROOT.joinpath(*module.split("."))
@@ -35,9 +36,9 @@ def file_of(module: str) -> Path | None:
 
 
 def imports(source: str) -> list[Import]:
-    """Return all imports in a source, also those inside functions and under ``TYPE_CHECKING``.
+    """Return all imports in the text of a file, also those in functions and under ``TYPE_CHECKING``.
 
-    ``from a import b`` gives ``a.b`` if that is a file in this project, otherwise ``a``.
+    ``from a import b`` is the module ``a.b`` if this is a file in this project, otherwise the module ``a``.
     """
     return list(_imports(ast.parse(source)))
 
@@ -55,12 +56,12 @@ def _imports(tree: ast.AST) -> Iterator[Import]:
 
 
 def name_of(path: Path) -> str:
-    """Return a path relative to the project, as ``lit_training/errors.py``."""
+    """Return a path relative to the project, like ``lit_training/errors.py``."""
     return path.relative_to(ROOT).as_posix()
 
 
 def circle(graph: dict[Path, set[Path]]) -> list[Path]:
-    """Return files that import each other in a circle, in order; empty if there is no circle."""
+    """Return files that import each other in a circle, in the order of the imports; [] if there is no circle."""
     done: set[Path] = set()
 
     def walk(path: Path, way: list[Path]) -> list[Path]:

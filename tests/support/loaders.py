@@ -1,4 +1,4 @@
-"""Loaders whose batches are the keys themselves."""
+"""Loaders whose batches contain the keys (indices) of the samples."""
 
 from types import SimpleNamespace
 from typing import Any
@@ -11,7 +11,7 @@ from datamodules.loading.loader import ResumableLoader, make_loader
 
 
 class Keys(Dataset):
-    """Each sample is its key."""
+    """A dataset in which each sample is its key."""
 
     def __init__(self, length: int) -> None:
         self.length = length
@@ -27,6 +27,7 @@ class Keys(Dataset):
 
 
 def rank_of(rank: int, ranks: int, overfit_batches: float = 0, device: str = "cpu") -> Any:
+    """Return the attributes of a Trainer on process ``rank`` of ``ranks``."""
     return SimpleNamespace(
         world_size=ranks,
         global_rank=rank,
@@ -37,11 +38,13 @@ def rank_of(rank: int, ranks: int, overfit_batches: float = 0, device: str = "cp
 
 
 def loader_of(length: int, batch_size: int = 3, trainer: Any = None, **more: Any) -> ResumableLoader:
+    """Return a training loader of ``length`` keys."""
     loader = make_loader(Keys(length), trainer, **{"batch_size": batch_size, "seed": 0, "train": True, **more})
     assert isinstance(loader, ResumableLoader)
     return loader
 
 
 def epoch_of(loader: ResumableLoader, epoch: int) -> list[list[int]]:
+    """Return the keys in each batch of an epoch."""
     loader.sampler.set_epoch(epoch)  # type: ignore[attr-defined]
     return [batch.tolist() for batch in loader]

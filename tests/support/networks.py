@@ -22,9 +22,9 @@ def build(backbone: str, classes: int) -> Any:
 
 
 def write_weights(file: Path, backbone: str, inputs: Tensor, classes: int = 1000) -> dict[str, Tensor]:
-    """Write random weights whose norms have the statistics of these inputs; return them.
+    """Write random weights whose BatchNorm layers have the statistics of these inputs; return the weights.
 
-    Without the statistics the features of all images would be nearly equal.
+    Without these statistics, the features of all images would be nearly equal.
     """
     torch.manual_seed(99)  # different from the seeds of the runs
     network = build(backbone, classes)
@@ -46,9 +46,9 @@ def weights_of(checkpoint: Path) -> dict[str, Tensor]:
 
 
 def sharpen(checkpoint: Path, network: nn.Module, head: str, inputs: np.ndarray) -> None:
-    """Rescale the last layer of ``network``, and of its checkpoint, so that its outputs for these inputs differ.
+    """Rescale the last layer of ``network`` and of its checkpoint, so that the outputs for these inputs are different.
 
-    Otherwise a network after little training gives nearly the same output for all images.
+    Without this, a network that was trained for a short time has nearly the same output for all images.
     """
     network.load_state_dict(weights_of(checkpoint))
     layer = network.get_submodule(head)

@@ -1,6 +1,6 @@
-"""Models and data of a user, outside of this project, for ``--model own.Model``.
+"""Models and data modules of a user, for ``--model own_classes.Model``.
 
-A test writes :data:`SOURCE` into its folder. The classes use Lightning only.
+The classes use Lightning, but not this project. A test writes them into its folder.
 """
 
 import contextlib
@@ -52,7 +52,7 @@ def write_own_classes() -> None:
 
 @contextlib.contextmanager
 def remember_imports() -> Iterator[None]:
-    """Forget, at the end, the modules and folders that were imported from inside."""
+    """At the end, restore ``sys.path`` and remove the modules of the test's folder from ``sys.modules``."""
     modules, path = set(sys.modules), [*sys.path]
     try:
         yield

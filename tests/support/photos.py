@@ -20,12 +20,12 @@ ORIENTATION = 0x0112
 
 
 def noise(seed: int, width: int = 40, height: int = 30) -> Image.Image:
-    """Return an image that is different for each seed."""
+    """Return an image of noise. It is different for each seed."""
     return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8))
 
 
 def scene(seed: int, size: tuple[int, int] = (160, 120)) -> Image.Image:
-    """Return a smooth image, which keeps its perceptual hash when it is compressed or scaled."""
+    """Return a smooth image. Its perceptual hash stays the same when it is compressed or scaled."""
     coarse = np.random.default_rng(seed).integers(0, 256, (6, 8, 3), np.uint8)
     return Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC).filter(ImageFilter.GaussianBlur(2))
 
@@ -80,12 +80,12 @@ def refusal_of(root: Path, **options: Any) -> str:
 
 
 def names(photos: Photos, split: int) -> set[str]:
-    """Return the files of one split."""
+    """Return the paths of the files of a split."""
     return set(photos.paths.take(photos.select(split)))
 
 
 def content(photos: Photos) -> tuple[Any, ...]:
-    """Return files, labels, splits and classes."""
+    """Return the files, labels, splits and class names."""
     return list(photos.paths), photos.labels.tolist(), photos.splits.tolist(), photos.class_names
 
 

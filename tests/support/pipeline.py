@@ -1,4 +1,4 @@
-"""Photos and the network inputs made from them, computed with PIL and numpy only."""
+"""Make photos, and compute the network inputs of photos with PIL and numpy only."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -45,7 +45,7 @@ def levels(inputs: np.ndarray, recipe: Recipe) -> np.ndarray:
 
 
 def assert_same_levels(inputs: np.ndarray, recipe: Recipe, picture: Image.Image) -> None:
-    """Assert that the inputs are those of the image. Torch may round a level to the next one."""
+    """Assert that the inputs are those of the image. Levels may differ by 1, because torch rounds differently."""
     apart = np.abs(levels(inputs, recipe) - resized(picture, recipe))
     assert apart.max() < 1.02
     assert (apart > 0.02).mean() < 0.02
@@ -82,7 +82,7 @@ def save_all(root: Path, pictures: Mapping[str, Image.Image]) -> Path:
 def fill(
     root: Path, counts: Mapping[str, int], draw: Callable[[int], Image.Image] = coordinates, suffix: str = "png"
 ) -> Path:
-    """Write images 0, 1, 2, ... made by ``draw``, this number to each folder in ``root``."""
+    """Write images made by ``draw(0)``, ``draw(1)``, ... to folders in ``root``; ``counts``: folder -> number."""
     number = 0
     for folder, count in counts.items():
         save_all(root / folder, {f"{number + n:03d}.{suffix}": draw(number + n) for n in range(count)})

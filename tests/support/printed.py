@@ -9,7 +9,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 
 class Epoch(NamedTuple):
-    """An epoch line of fit.py: number, number of epochs, metrics by name, and True if it has a star."""
+    """A line of fit.py about an epoch: its number, the number of epochs, metric -> value, and True if it has a star."""
 
     number: int
     of: int | None

@@ -1,7 +1,7 @@
 """Find the private names of libraries in this project's source.
 
-A name is private if it begins with one underscore. It belongs to a library unless the file itself defines it or, after
-``self``, a base class in this project. Names of the standard library do not count.
+A name is private if it begins with one underscore. It is a name of a library if neither the file nor, for attributes of
+``self``, a base class in this project defines it. Names of the standard library are ignored.
 """
 
 import ast
@@ -42,7 +42,7 @@ def is_private(name: str) -> bool:
 
 
 def private_names(path: Path) -> list[Private]:
-    """Return the private names of libraries in a file. It is imported to find what its classes inherit."""
+    """Return the private names of libraries in a file. The file is imported to find the base classes of its classes."""
     folder = path.relative_to(ROOT).with_suffix("").parts
     module = None if folder[0] == "scripts" else importlib.import_module(".".join(folder))
     return [Private(name, name_of(path), line, how) for name, line, how in private_names_in(path.read_text(), module)]
@@ -52,8 +52,8 @@ def private_names_in(source: str, module: ModuleType | None = None) -> list[tupl
     """Return name, line and use of each private name of a library.
 
     Args:
-        source: a file's text.
-        module: the imported module; without it, classes are not checked.
+        source: the text of a file.
+        module: the imported file. If it is None, classes are not checked.
     """
     tree = ast.parse(source)
     classes = {node: getattr(module, node.name, None) for node in ast.walk(tree) if isinstance(node, ast.ClassDef)}

@@ -1,4 +1,4 @@
-"""Callbacks for ``fit.py --callbacks`` that give a run known metrics, times and ends."""
+"""Callbacks for ``fit.py --callbacks``: they set the outputs and the clock of a run, end it, or record it."""
 
 import time
 from pathlib import Path
@@ -13,13 +13,13 @@ NAME = "tests.support.scripted"
 CLOCKS = ("monotonic", "perf_counter", "time")
 """Functions of ``time`` that return the time."""
 FAVOURITES = ((1, 2.0), (2, 0.3), (3, 4.0), (0, 1.0), (3, 6.0), (2, 2.5))
-"""A classifier's output for all inputs, per epoch: a class, and the distance of its logit from the others."""
+"""The output of a classifier for all inputs, per epoch: a class, and its logit (the other logits are 0)."""
 GUESSES = (5.0, 3.0, 0.0, 9.0, 4.0, 2.0)
-"""A regression's output for all inputs, per epoch."""
+"""The output of a regression for all inputs, per epoch."""
 
 
 def answer(epoch: int, outputs: int) -> Tensor:
-    """Return the output of a scripted network after an epoch (from 1), (outputs,); 4 outputs: a classifier."""
+    """Return the output of the network after an epoch (from 1), (outputs,). With 4 outputs it is a classifier."""
     place = (epoch - 1) % len(FAVOURITES)
     if outputs != 4:
         return torch.full((outputs,), GUESSES[place])
@@ -66,7 +66,7 @@ class Clock(Callback):
 
 
 class Slow(Clock):
-    """Steps of one hour, so the run saves a resume point after each step."""
+    """A clock with one hour per step, so that the run saves a resume point after each step."""
 
     STEP = 3600.0
 

@@ -1,4 +1,4 @@
-"""Record the matplotlib figures of the scripts before they are written."""
+"""Record the matplotlib figures of the scripts when they are written."""
 
 from typing import Any, NamedTuple
 

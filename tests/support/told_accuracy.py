@@ -1,4 +1,4 @@
-"""A network with given accuracies."""
+"""A network that logs given accuracies."""
 
 from collections.abc import Sequence
 

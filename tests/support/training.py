@@ -1,4 +1,4 @@
-"""Train as in a notebook, with Lightning's Trainer, which writes and prints nothing."""
+"""Train as in a notebook: with Lightning's Trainer, without files and without output."""
 
 import logging
 from pathlib import Path
@@ -41,9 +41,9 @@ def train_and_save(folder: Path, model: Any, data: Any, **arguments: Any) -> Tra
 
 
 def own_caches(place: Path, patch: pytest.MonkeyPatch) -> None:
-    """Use caches in ``place`` instead of the user's, and forget the seed of an earlier test.
+    """Put the caches into ``place``, not into the user's folder, and delete the seed of an earlier test.
 
-    ``tests/conftest.py`` calls this for each test; fixtures of a session must call it themselves.
+    ``tests/conftest.py`` calls this function for each test. Fixtures of a session must call it too.
     """
     for name, folder in (("TORCH_HOME", "torch_home"), ("XDG_CACHE_HOME", "cache"), ("HF_HOME", "hf_home")):
         patch.setenv(name, str(place / folder))

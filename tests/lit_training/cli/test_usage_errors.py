@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from lit_training.errors import one_line_errors
-from tests.stress.odd_inputs import command_line, reused_parser
+from tests.stress.odd_inputs import make_parse_function, random_command_line
 from tests.support.fits import parse
 
 WRONG = yaml.safe_load((Path(__file__).parents[1] / "wrong_inputs.yaml").read_text())
@@ -54,7 +54,7 @@ def test_there_are_many_wrong_inputs() -> None:
 
 @pytest.fixture(scope="module")
 def judge() -> Callable[[list[str]], str]:
-    return reused_parser()
+    return make_parse_function()
 
 
 @settings(
@@ -64,7 +64,7 @@ def judge() -> Callable[[list[str]], str]:
 )
 @given(draw=st.randoms(use_true_random=False))
 def test_random_command_lines_parse_or_are_refused(judge: Callable[[list[str]], str], draw: Any) -> None:
-    assert judge(command_line(draw)) in ("parsed", "refused")
+    assert judge(random_command_line(draw)) in ("parsed", "refused")
 
 
 def test_the_fuzzed_parser_distinguishes_right_wrong_and_crash(

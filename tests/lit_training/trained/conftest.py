@@ -15,7 +15,7 @@ from tests.support.training import Trained, own_caches, train_and_save
 
 @pytest.fixture(scope="session")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A folder for the session, which also holds the caches during the training."""
+    """A folder for the session, with the runs and the caches of the training."""
     folder = tmp_path_factory.mktemp("trained")
     with pytest.MonkeyPatch.context() as patch:
         own_caches(folder, patch)
@@ -62,7 +62,7 @@ def photo_run(photo_run_of_session: Trained, copy_trained: Callable[[Trained], T
 
 @pytest.fixture
 def shapes_run(shapes_run_of_session: Trained, copy_trained: Callable[[Trained], Trained]) -> Trained:
-    """LitCNN after one epoch on 20 shapes; the test split has 30."""
+    """LitCNN after one epoch on 20 images of shapes. The test split has 30 images."""
     return copy_trained(shapes_run_of_session)
 
 

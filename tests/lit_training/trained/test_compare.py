@@ -36,12 +36,14 @@ def make_run(folder: Path, lr: float, accuracy: list[float], right: list[int] | 
         with (folder / "evaluation" / "predictions.csv").open("w", newline="") as file:
             rows = csv.writer(file)
             rows.writerow(["path", "label", "predicted", "probability", "right"])
-            rows.writerows([index, "a", "a" if hit else "b", 0.9, hit] for index, hit in enumerate(right))
+            rows.writerows(
+                [index, "a", "a" if is_right else "b", 0.9, is_right] for index, is_right in enumerate(right)
+            )
     return folder
 
 
-def run_of(name: str, right: list[bool]) -> ComparedRun:
-    answers = {str(index): ("a", hit) for index, hit in enumerate(right)}
+def compared_run(name: str, right: list[bool]) -> ComparedRun:
+    answers = {str(index): ("a", is_right) for index, is_right in enumerate(right)}
     return ComparedRun(name, Path(name), {}, {}, answers)
 
 
@@ -58,24 +60,26 @@ def test_the_best_epoch_of_a_regression_has_the_lowest_loss(decides: str) -> Non
 def test_real_difference_is_reported() -> None:
     random = np.random.default_rng(0)
     one, other = random.random(1000) < 0.80, random.random(1000) < 0.88
-    said = describe_difference(run_of("A", one.tolist()), run_of("B", other.tolist()))
-    assert said.startswith(f"B is better by {(other.mean() - one.mean()) * 100:.1f} points")
+    sentence = describe_difference(compared_run("A", one.tolist()), compared_run("B", other.tolist()))
+    assert sentence.startswith(f"B is better by {(other.mean() - one.mean()) * 100:.1f} points")
 
 
-def test_verdicts() -> None:
+def test_sentence_about_two_runs() -> None:
     right = [True] * 90 + [False] * 10
-    same = describe_difference(run_of("A", right), run_of("B", right))
+    same = describe_difference(compared_run("A", right), compared_run("B", right))
     assert same.startswith("no significant difference: B is +0.0 points from A")
     assert "p = 1, the same 100 samples" in same
-    assert "not evaluated on the same samples" in describe_difference(run_of("A", right), run_of("B", right[:50]))
+    assert "not evaluated on the same samples" in describe_difference(
+        compared_run("A", right), compared_run("B", right[:50])
+    )
     unknown = ComparedRun("B", Path("B"), {}, {}, None)
-    assert "python scripts/evaluate.py B" in describe_difference(run_of("A", right), unknown)
+    assert "python scripts/evaluate.py B" in describe_difference(compared_run("A", right), unknown)
 
 
 def test_numbered_samples_of_different_data_are_not_paired() -> None:
     """Sample 7 of seed 0 is a different image than sample 7 of seed 1, even if both have the same label."""
     right = [True] * 90 + [False] * 10
-    one, other = run_of("A", right), run_of("B", right)
+    one, other = compared_run("A", right), compared_run("B", right)
     one.settings.update({"data.class_path": "datamodules.ShapesDataModule", "data.seed": 0})
     other.settings.update({"data.class_path": "datamodules.ShapesDataModule", "data.seed": 1})
     assert "not evaluated on the same samples" in describe_difference(one, other)
@@ -83,12 +87,12 @@ def test_numbered_samples_of_different_data_are_not_paired() -> None:
     assert describe_difference(one, other).startswith("no significant difference")
 
 
-def test_regression_gets_no_hint_to_run_evaluate() -> None:
+def test_regressions_are_not_tested() -> None:
     curves = {"val_loss": {1: 2e-6}, "train_loss": {1: 3e-6}}
-    said = describe_difference(
+    sentence = describe_difference(
         ComparedRun("A", Path("A"), {}, curves, None), ComparedRun("B", Path("B"), {}, curves, None)
     )
-    assert said == "A is not a classifier, so no test of the accuracies: compare the losses"
+    assert sentence == "A is not a classifier, so no test of the accuracies: compare the losses"
 
 
 def test_tiny_losses_are_not_rounded_to_zero() -> None:

@@ -1,4 +1,4 @@
-"""Descriptions of networks match counts by hand and the code of the tutorial."""
+"""Descriptions of networks are equal to counts by hand and to the results of the tutorial's code."""
 
 from typing import Any
 
@@ -9,11 +9,11 @@ from hypothesis import strategies as st
 from torch import nn
 
 from lit_models import DynamicNet, LeNet, LitCNN, LitDynamic, LitMLP, LitTransfer
-from lit_training.trained.describe import autograd_chain, describe, flops, layers, sample_input
+from lit_training.trained.describe import autograd_chain, count_flops, describe, list_layers, sample_input
 
 
 def test_layers_of_lenet() -> None:
-    found = {layer.name: layer for layer in layers(LeNet(), torch.zeros(2, 3, 32, 32))}
+    found = {layer.name: layer for layer in list_layers(LeNet(), torch.zeros(2, 3, 32, 32))}
     assert found["conv1"].outputs == [(2, 6, 28, 28)]
     assert found["conv2"].outputs == [(2, 16, 10, 10)]
     assert found["fc3"].outputs == [(2, 10)]
@@ -25,14 +25,14 @@ def test_layers_of_lenet() -> None:
 def test_shared_layer_has_an_output_per_call_and_unused_layer_has_none() -> None:
     net = DynamicNet(8, 4, 2)
     for depth in range(4):
-        found = {layer.name: layer for layer in layers(net, torch.zeros(1, 8), depth=depth)}
+        found = {layer.name: layer for layer in list_layers(net, torch.zeros(1, 8), depth=depth)}
         assert found["middle_linear"].outputs == [(1, 4)] * depth
     assert not any(module._forward_hooks for module in net.modules())
 
 
 def test_flops_are_two_per_multiplication() -> None:
     by_hand = 2 * (6 * 28 * 28 * 75 + 16 * 10 * 10 * 150 + 400 * 120 + 120 * 84 + 84 * 10)
-    assert flops(LeNet(), torch.zeros(1, 3, 32, 32)) == by_hand
+    assert count_flops(LeNet(), torch.zeros(1, 3, 32, 32)) == by_hand
 
 
 def test_a_network_without_trained_biases_has_no_section_about_them() -> None:

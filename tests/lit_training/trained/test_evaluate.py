@@ -1,4 +1,4 @@
-"""Evaluation: choice of the split, classes matched by name, and the same scores as torchmetrics."""
+"""Evaluation: which split is used, matching of class names, and scores equal to those of torchmetrics."""
 
 import shutil
 import subprocess
@@ -25,8 +25,9 @@ from datamodules import DataError, ImageFolderDataModule, ShapesDataModule
 from lit_models import LitCNN
 from lit_training import load
 from lit_training.errors import CheckpointError, UsageError
-from lit_training.trained.evaluate import Scores
-from tests.support.answers import made_up
+from lit_training.trained.evaluate import ClassScores
+from tests.support import by_hand
+from tests.support.answers import make_evaluation
 from tests.support.commands import ENVIRONMENT
 from tests.support.training import Trained, train_and_save
 
@@ -37,39 +38,55 @@ from tests.support.training import Trained, train_and_save
 def test_scores_match_torchmetrics(pairs: list[tuple[int, int]]) -> None:
     targets, predicted = (torch.tensor(column) for column in zip(*pairs, strict=True))
     outputs = torch.nn.functional.one_hot(predicted, 4).float()
-    confusion = made_up(outputs.tolist(), targets.tolist(), tuple("abcd")).confusion()
+    evaluation = make_evaluation(outputs.tolist(), targets.tolist(), tuple("abcd"))
+    confusion = evaluation.confusion()
     assert torch.equal(confusion, multiclass_confusion_matrix(predicted, targets, 4))
-    scores = Scores.of(confusion)
-    for ours, theirs in (
+    assert evaluation.accuracy == pytest.approx(float(multiclass_accuracy(predicted, targets, 4, average="micro")))
+    scores = ClassScores.from_confusion(confusion)
+    for score, reference_function in (
         (scores.precision, multiclass_precision),
         (scores.recall, multiclass_recall),
         (scores.f1, multiclass_f1_score),
     ):
-        reference = theirs(predicted, targets, 4, average="none")
-        assert torch.allclose(ours.nan_to_num(0).float(), reference)
-    there = scores.support > 0
+        reference = reference_function(predicted, targets, 4, average="none")
+        assert torch.allclose(score.nan_to_num(0).float(), reference)
+    has_samples = scores.support > 0
     recalls = multiclass_accuracy(predicted, targets, 4, average="none")
-    assert scores.balanced_accuracy == pytest.approx(float(recalls[there].mean()))
+    assert scores.balanced_accuracy == pytest.approx(float(recalls[has_samples].mean()))
 
 
 def test_worst_mistakes_come_first() -> None:
-    found = made_up([[3.0, 0.0], [0.0, 1.0], [0.0, 9.0], [5.0, 0.0]], [1, 0, 1, 1], ("a", "b"))
-    assert found.worst() == [3, 0, 1]
-    assert found.confusion().tolist() == [[0, 1], [2, 1]]
+    evaluation = make_evaluation([[3.0, 0.0], [0.0, 1.0], [0.0, 9.0], [5.0, 0.0]], [1, 0, 1, 1], ("a", "b"))
+    assert evaluation.worst_indices() == [3, 0, 1]
+    assert evaluation.confusion().tolist() == [[0, 1], [2, 1]]
 
 
-# --- what is evaluated ------------------------------------------------------------------------------------------------
+def test_accuracy_and_its_interval() -> None:
+    evaluation = make_evaluation([[3.0, 0.0], [0.0, 1.0], [0.0, 9.0], [5.0, 0.0]], [0, 0, 1, 0], ("a", "b"))
+    assert evaluation.correct.tolist() == [True, False, True, True]
+    assert evaluation.accuracy == 0.75
+    assert evaluation.interval == pytest.approx(by_hand.wilson(3, 4), abs=1e-6)
+
+
+@pytest.mark.parametrize("name", ["correct", "accuracy", "interval"])
+def test_regression_has_no_accuracy(name: str, rows_run: Trained) -> None:
+    evaluation = load(rows_run.path).evaluate(accelerator="cpu")
+    with pytest.raises(UsageError, match="a regression has no correct or wrong answers"):
+        getattr(evaluation, name)
+
+
+# --- choice of the data -----------------------------------------------------------------------------------------------
 
 
 def test_photos_without_test_split_give_the_validation_scores(photo_run: Trained) -> None:
     path, validated = photo_run
-    found = load(path).evaluate()
-    assert found.split == "val"
-    assert found.loss == pytest.approx(validated["val_loss"], abs=1e-6)
-    assert int(found.confusion().trace()) / 8 == pytest.approx(validated["val_acc"])
-    assert found.paths is not None
-    assert list(found.paths) == [f"val/{name}/{number}.jpg" for name in ("ants", "bees") for number in range(4)]
-    assert found.class_names == ("ants", "bees")
+    evaluation = load(path).evaluate()
+    assert evaluation.split == "val"
+    assert evaluation.loss == pytest.approx(validated["val_loss"], abs=1e-6)
+    assert int(evaluation.confusion().trace()) / 8 == pytest.approx(validated["val_acc"])
+    assert evaluation.paths is not None
+    assert list(evaluation.paths) == [f"val/{name}/{number}.jpg" for name in ("ants", "bees") for number in range(4)]
+    assert evaluation.class_names == ("ants", "bees")
 
 
 def test_test_split_is_used_if_there_is_one(photo_folder: Path) -> None:
@@ -77,9 +94,9 @@ def test_test_split_is_used_if_there_is_one(photo_folder: Path) -> None:
     Image.new("RGB", (40, 40), "red").save(photo_folder / "test" / "bees" / "other.png")
     data = ImageFolderDataModule(str(photo_folder), image_size=32, num_workers=0)
     path, _ = train_and_save(Path("run"), LitCNN(num_classes=2), data)
-    found = load(path).evaluate()
-    assert (found.split, len(found.targets)) == ("test", 5)
-    assert found.targets.tolist() == [1] * 5  # there are no ants, but bees keep their number
+    evaluation = load(path).evaluate()
+    assert (evaluation.split, len(evaluation.targets)) == ("test", 5)
+    assert evaluation.targets.tolist() == [1] * 5  # there are no ants, but bees keep their index
 
 
 def test_random_split_is_restored(photo_folder: Path) -> None:
@@ -88,7 +105,7 @@ def test_random_split_is_restored(photo_folder: Path) -> None:
     assert data.photos is not None
     data.photos.write_split(path.parents[1] / "split.csv")
     before = load(path).evaluate()
-    for name in ("ants", "bees"):  # a new split would be different with more images
+    for name in ("ants", "bees"):  # with more images, a new split would be different
         for number in range(4):
             shutil.copy(
                 photo_folder / "val" / name / f"{number}.jpg", photo_folder / "train" / name / f"new{number}.jpg"
@@ -103,17 +120,17 @@ def test_classes_of_other_photos_are_matched_by_name(
     photo_run: Trained, photo_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     saved = load(photo_run.path)
-    all_of_them = saved.evaluate()
+    validation = saved.evaluate()
     other = tmp_path / "other"
     shutil.copytree(photo_folder / "val" / "bees", other / "bees")
     (other / "bees" / "broken.jpg").write_bytes(b"\xff\xd8\xff")
     bees = saved.evaluate(str(other))
     assert bees.split == "photos"
-    assert torch.equal(bees.targets, all_of_them.targets[4:])
-    assert torch.allclose(bees.outputs, all_of_them.outputs[4:], atol=1e-6)
+    assert torch.equal(bees.targets, validation.targets[4:])
+    assert torch.allclose(bees.outputs, validation.outputs[4:], atol=1e-6)
     assert "bees/broken.jpg: truncated" in capsys.readouterr().err
     (other / "bees").rename(other / "wasps")
-    with pytest.raises(DataError, match=r"wasps: rename it to one of ants, bees"):
+    with pytest.raises(DataError, match=r"the network has no class wasps: rename the subfolder to one of ants, bees"):
         saved.evaluate(str(other))
     shutil.copytree(photo_folder / "train" / "ants", tmp_path / "both" / "train" / "ants")
     shutil.copytree(photo_folder / "val", tmp_path / "both" / "val")
@@ -121,8 +138,8 @@ def test_classes_of_other_photos_are_matched_by_name(
     assert "note: class bees is only in val: it cannot be learned, 4 pictures left out" in capsys.readouterr().err
 
 
-def test_split_of_a_named_folder(photo_run: Trained, photo_folder: Path) -> None:
-    """Test images if there are any, else validation images, else training images."""
+def test_split_of_a_given_folder(photo_run: Trained, photo_folder: Path) -> None:
+    """Test images are used if there are any, otherwise validation images, otherwise training images."""
     for folder, count in (("test", 2), ("val", 8), ("train", 16)):
         if folder == "test":
             for name in ("ants", "bees"):
@@ -132,30 +149,30 @@ def test_split_of_a_named_folder(photo_run: Trained, photo_folder: Path) -> None
         shutil.rmtree(photo_folder / folder)
 
 
-def test_photos_of_a_shared_class_name_are_refused(photo_run: Trained, photo_folder: Path) -> None:
+def test_classes_with_the_same_name_are_matched_by_name_and_index(photo_run: Trained, photo_folder: Path) -> None:
     checkpoint = torch.load(photo_run.path, weights_only=True)
     checkpoint["lit"]["class_names"] = ["bees", "bees"]
     torch.save(checkpoint, photo_run.path)
     (photo_folder / "val" / "ants").rename(photo_folder / "val" / "bees (class 0)")
     (photo_folder / "train" / "ants").rename(photo_folder / "train" / "bees (class 0)")
     names = r"bees \(class 0\), bees \(class 1\)"
-    with pytest.raises(DataError, match=f"the network has no class bees: rename it to one of {names}"):
+    with pytest.raises(DataError, match=f"the network has no class bees: rename the subfolder to one of {names}"):
         load(photo_run.path).evaluate(str(photo_folder))
     for split in ("train", "val"):
         (photo_folder / split / "bees").rename(photo_folder / split / "bees (class 1)")
-    found = load(photo_run.path).evaluate(str(photo_folder))
-    assert found.targets.tolist() == [0] * 4 + [1] * 4
-    assert found.class_names == ("bees (class 0)", "bees (class 1)")
+    evaluation = load(photo_run.path).evaluate(str(photo_folder))
+    assert evaluation.targets.tolist() == [0] * 4 + [1] * 4
+    assert evaluation.class_names == ("bees (class 0)", "bees (class 1)")
 
 
 def test_generated_images_have_a_test_split(shapes_run: Trained) -> None:
-    found = load(shapes_run.path).evaluate()
+    evaluation = load(shapes_run.path).evaluate()
     data = ShapesDataModule(train_size=20, val_size=30)
     data.setup("test")
     drawn: Any = data.sets["test"]
-    assert found.split == "test"
-    assert found.paths is None
-    assert torch.equal(found.targets, drawn.labels)
+    assert evaluation.split == "test"
+    assert evaluation.paths is None
+    assert torch.equal(evaluation.targets, drawn.labels)
 
 
 def test_photos_are_refused_for_a_network_of_rows(rows_run: Trained, photo_folder: Path) -> None:
@@ -163,7 +180,7 @@ def test_photos_are_refused_for_a_network_of_rows(rows_run: Trained, photo_folde
         load(rows_run.path).evaluate(str(photo_folder))
 
 
-def test_missing_folder_of_photos_is_named(shapes_run: Trained) -> None:
+def test_error_of_a_missing_folder_contains_its_path(shapes_run: Trained) -> None:
     with pytest.raises(DataError, match="nowhere"):
         load(shapes_run.path).evaluate("nowhere")
 
@@ -176,10 +193,26 @@ def test_checkpoint_without_data_module_or_class_names_is_refused(
     data.setup("fit")
     trainer.fit(model, data.train_dataloader(), data.val_dataloader())
     trainer.save_checkpoint("own.ckpt")
-    with pytest.raises(CheckpointError, match="--data"):
+    with pytest.raises(CheckpointError, match="evaluate it in your own code"):  # --data would be refused
         load("own.ckpt").evaluate()
     with pytest.raises(CheckpointError, match="no class names"):
         load("own.ckpt").evaluate(str(photo_folder))
+
+
+def test_advice_for_a_checkpoint_with_unknown_data_fits_the_network(
+    photo_run: Trained, rows_run_of_session: Trained
+) -> None:
+    for trained, advice in (
+        (photo_run, "give a folder of photos with --data DIR"),
+        (rows_run_of_session, "evaluate it in your own code, with lit_training.load"),
+    ):
+        checkpoint = torch.load(trained.path, weights_only=True)
+        checkpoint["lit"]["data_class"] = "OwnData"
+        torch.save(checkpoint, "own.ckpt")
+        with pytest.raises(CheckpointError) as refused:
+            load("own.ckpt").evaluate()
+        expected = f"the checkpoint was trained on OwnData, which this project does not have: {advice}"
+        assert str(refused.value) == expected
 
 
 # --- several devices --------------------------------------------------------------------------------------------------
@@ -190,9 +223,9 @@ from lit_training import load
 from lit_training.errors import is_rank_zero
 
 torch.set_num_threads(1)
-found = load("model.ckpt").evaluate(None, "cpu", "2")
+evaluation = load("model.ckpt").evaluate(None, "cpu", "2")
 if is_rank_zero():
-    torch.save((found.outputs, found.targets, found.loss, found.confusion()), "two.pt")
+    torch.save((evaluation.outputs, evaluation.targets, evaluation.loss, evaluation.confusion()), "two.pt")
 """
 
 
@@ -201,8 +234,8 @@ def test_two_processes_give_the_same_result_as_one(bare: Callable[..., Trainer])
     trainer = bare(max_epochs=1)
     trainer.fit(LitCNN(), ShapesDataModule(train_size=10, val_size=7))
     trainer.save_checkpoint("model.ckpt")
-    Path("ask.py").write_text(TWO_PROCESSES)
-    subprocess.run([sys.executable, "ask.py"], check=True, env=ENVIRONMENT, timeout=300)
+    Path("evaluate_on_two.py").write_text(TWO_PROCESSES)
+    subprocess.run([sys.executable, "evaluate_on_two.py"], check=True, env=ENVIRONMENT, timeout=300)
     outputs, targets, loss, confusion = torch.load("two.pt", weights_only=True)
     alone = load("model.ckpt").evaluate(accelerator="cpu")
     assert outputs.shape == (7, 10)

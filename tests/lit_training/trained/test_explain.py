@@ -1,4 +1,4 @@
-"""Heat maps match Grad-CAM written by hand, and the known regions of hand-made networks."""
+"""Heat maps are equal to Grad-CAM written by hand, and mark the known regions of simple networks."""
 
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from lit_training.trained.predict import predict
 
 
 def test_heat_map_is_grad_cam() -> None:
-    """The gradients of the class score, averaged over h and w, weight the channels of the last convolution."""
+    """The channels of the last convolution are weighted by the mean gradients of the class score."""
     torch.manual_seed(3)
     model = LitCNN().eval()
     x, classes = torch.randn(3, 3, 32, 32), torch.tensor([1, 0, 7])
@@ -65,10 +65,11 @@ def test_frozen_backbone_can_be_explained() -> None:
 
 
 class Patches(nn.Module):
-    """Tokens as in a vision transformer: a class token, then patches of 8 x 8 pixels.
+    """A network with tokens like a vision transformer: a class token, then patches of 8 x 8 pixels.
 
-    The score of class 1 is the red of the patch at (0, 2). A later norm has no effect, as the patches in the last block
-    of a vision transformer."""
+    The score of class 1 is the red of the patch at (0, 2). The norm ``unread`` does not affect the scores, like the
+    patch tokens after the last attention of a vision transformer.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -98,7 +99,7 @@ def test_tokens_are_arranged_as_in_the_image() -> None:
 
 
 def by_hand(model: nn.Module, layer: nn.Module, x: torch.Tensor, label: int) -> torch.Tensor:
-    """Grad-CAM at a norm of tokens (B, 1 + 16, C) with a class token in front, or of (B, h, w, C)."""
+    """Return Grad-CAM at a norm whose output is (B, 1 + 16, C), with the class token first, or (B, h, w, C)."""
     kept: list[torch.Tensor] = []
     hook = layer.register_forward_hook(lambda *given: kept.append(given[2]))
     score = model(x.requires_grad_())[:, label].sum()
@@ -114,7 +115,7 @@ def by_hand(model: nn.Module, layer: nn.Module, x: torch.Tensor, label: int) -> 
 
 
 def networks() -> dict[str, Any]:
-    """Small transformers, each with the usual layer for Grad-CAM."""
+    """Return name -> (a small transformer, its usual layer for Grad-CAM)."""
     from timm.models.swin_transformer import SwinTransformer
     from timm.models.vision_transformer import VisionTransformer as TimmTransformer
     from torchvision.models.vision_transformer import VisionTransformer

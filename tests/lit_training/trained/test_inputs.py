@@ -1,4 +1,4 @@
-"""Inputs of a prediction: order of the files, the same pixels as in validation, and error messages."""
+"""Inputs of a prediction: their order, the same pixels as in validation, and error messages."""
 
 import os
 from pathlib import Path

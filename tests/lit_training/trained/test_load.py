@@ -20,8 +20,8 @@ from tests.support.training import Trained
 # --- which run --------------------------------------------------------------------------------------------------------
 
 
-def runs_of(trained: Trained, *with_checkpoint: bool, root: str = ".") -> Path:
-    """Make ``root/lightning_logs`` with a run per flag. Runs for False have no checkpoint."""
+def make_runs(trained: Trained, *with_checkpoint: bool, root: str = ".") -> Path:
+    """Copy the run to ``root/lightning_logs``, once per flag. The copies for False have no checkpoint."""
     logs = Path(root, "lightning_logs")
     for number, has_checkpoint in enumerate(with_checkpoint):
         folder = logs / f"version_{number}"
@@ -32,7 +32,7 @@ def runs_of(trained: Trained, *with_checkpoint: bool, root: str = ".") -> Path:
 
 
 def test_run_is_given_as_folder_file_or_latest(shapes_run: Trained, tmp_path: Path) -> None:
-    logs = runs_of(shapes_run, True, True)
+    logs = make_runs(shapes_run, True, True)
     expected = Path("lightning_logs/version_1/checkpoints/best.ckpt")
     assert load().path == load("latest").path == expected
     assert load("lightning_logs/version_1").path == load(logs / "version_1").path == expected
@@ -48,23 +48,23 @@ def test_run_without_best_epoch_opens_its_last_checkpoint(shapes_run: Trained) -
     assert load("run").path.name == "last.ckpt"
 
 
-def test_latest_skips_a_run_without_checkpoint_and_names_it(
+def test_latest_skips_a_run_without_checkpoint_and_prints_its_name(
     shapes_run: Trained, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    runs_of(shapes_run, True, True, False)
+    make_runs(shapes_run, True, True, False)
     assert load("latest").path == Path("lightning_logs/version_1/checkpoints/best.ckpt")
     assert capsys.readouterr().err == "note: latest is version_1, because version_2 has no checkpoint\n"
 
 
-def test_latest_names_all_skipped_runs(shapes_run: Trained, capsys: pytest.CaptureFixture[str]) -> None:
-    runs_of(shapes_run, True, False, False, False, False)
+def test_latest_prints_the_names_of_skipped_runs(shapes_run: Trained, capsys: pytest.CaptureFixture[str]) -> None:
+    make_runs(shapes_run, True, False, False, False, False)
     load("latest")
     said = "note: latest is version_0, because version_4, version_3, version_2, ... have no checkpoint\n"
     assert capsys.readouterr().err == said
 
 
 def test_latest_is_the_highest_number(shapes_run: Trained, capsys: pytest.CaptureFixture[str]) -> None:
-    logs = runs_of(shapes_run, False, True, True)
+    logs = make_runs(shapes_run, False, True, True)
     (logs / "version_2").rename(logs / "version_10")
     assert load().path.parts[1] == "version_10"
     assert capsys.readouterr().err == ""
@@ -78,8 +78,8 @@ def test_latest_is_the_highest_number(shapes_run: Trained, capsys: pytest.Captur
         ("lightning_logs/version_0", "lightning_logs/version_0 has no checkpoint: give a run's folder"),
     ],
 )
-def test_missing_run_is_named(shapes_run: Trained, name: str, said: str) -> None:
-    runs_of(shapes_run, False)
+def test_error_of_a_missing_run_contains_its_name(shapes_run: Trained, name: str, said: str) -> None:
+    make_runs(shapes_run, False)
     with pytest.raises(CheckpointError, match=re.escape(said)):
         load(name)
 
@@ -118,12 +118,12 @@ def test_data_module_has_the_same_arguments(
     assert rows.sample_shape == (5,)
 
 
-@pytest.mark.parametrize("what", ["model", "predict", "evaluate", "data"])
-def test_file_that_is_not_a_checkpoint_is_refused_in_one_line(what: str) -> None:
+@pytest.mark.parametrize("method", ["model", "predict", "evaluate", "data"])
+def test_file_that_is_not_a_checkpoint_is_refused_in_one_line(method: str) -> None:
     Path("odd.ckpt").write_bytes(b"no checkpoint")
     saved = load("odd.ckpt")
     with pytest.raises(CheckpointError, match=r"odd\.ckpt is not a checkpoint that can be read safely"):
-        getattr(saved, what)(*["x.jpg"] * (what == "predict"))
+        getattr(saved, method)(*["x.jpg"] * (method == "predict"))
 
 
 # --- predictions ------------------------------------------------------------------------------------------------------
@@ -200,6 +200,20 @@ def test_file_of_rows_gets_a_list(rows_run: Trained) -> None:
     assert zero.outputs == pytest.approx(expected[1].tolist())
 
 
+@pytest.mark.parametrize("as_path", [str, Path])
+def test_folder_gets_a_list_also_of_unreadable_files(as_path: Any, saved: SavedRun, picture: Path) -> None:
+    Path("broken").mkdir()
+    Path("broken/text.jpg").write_text("hello")
+    assert saved.predict(as_path("broken")) == [Prediction("broken/text.jpg", error="not a picture (text inside)")]
+    Path("empty").mkdir()
+    assert saved.predict(as_path("empty")) == [Prediction("empty", error="folder without files to predict")]
+    Path("one").mkdir()
+    picture.rename("one/new.png")
+    [answer] = saved.predict(as_path("one"))  # type: ignore[misc]
+    assert answer.path == "one/new.png"
+    assert answer.label in ("ants", "bees")
+
+
 def test_file_with_one_row_gets_a_list(rows_run: Trained) -> None:
     Path("row.csv").write_text("1,2,3,4,5\n")
     found: Any = load(rows_run.path).predict("row.csv")
@@ -262,7 +276,7 @@ def test_evaluation_of_other_photos_is_the_same_as_in_evaluate_py(saved: SavedRu
 
 
 @pytest.mark.parametrize("script", ["predict.py latest new.png", "evaluate.py latest"])
-def test_scripts_name_the_run_that_latest_skips(script: str, shapes_run: Trained, picture: Path) -> None:
-    runs_of(shapes_run, True, True, False)
+def test_scripts_print_the_name_of_the_run_that_latest_skips(script: str, shapes_run: Trained, picture: Path) -> None:
+    make_runs(shapes_run, True, True, False)
     ended = run(f"{script} --accelerator cpu")
     assert (ended.code, ended.err) == (0, "note: latest is version_1, because version_2 has no checkpoint\n")

@@ -22,7 +22,7 @@ from lit_training.trained.outputs import (
 )
 from lit_training.trained.predict import Prediction
 from tests.support import by_hand, printed
-from tests.support.answers import made_up
+from tests.support.answers import make_evaluation
 from tests.support.training import Trained
 
 # --- evaluations ------------------------------------------------------------------------------------------------------
@@ -30,14 +30,14 @@ from tests.support.training import Trained
 
 def test_report_and_files(photo_run: Trained, capsys: pytest.CaptureFixture[str]) -> None:
     path, validated = photo_run
-    found = load(path).evaluate()
-    write_evaluation(found)
-    said = capsys.readouterr().out
+    evaluation = load(path).evaluate()
+    write_evaluation(evaluation)
+    printed_text = capsys.readouterr().out
     right = round(8 * validated["val_acc"])
-    assert printed.interval(said, "val_acc") == pytest.approx((right / 8, *by_hand.wilson(right, 8)), abs=6e-4)
-    assert f"{right} of 8 right)" in said
-    assert "checkpoint  run/checkpoints/best.ckpt" in said
-    assert "run/evaluation/: predictions.csv" in said
+    assert printed.interval(printed_text, "val_acc") == pytest.approx((right / 8, *by_hand.wilson(right, 8)), abs=6e-4)
+    assert f"{right} of 8 right)" in printed_text
+    assert "checkpoint  run/checkpoints/best.ckpt" in printed_text
+    assert "run/evaluation/: predictions.csv" in printed_text
     folder = path.parents[1] / "evaluation"
     with (folder / "predictions.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
@@ -49,32 +49,33 @@ def test_report_and_files(photo_run: Trained, capsys: pytest.CaptureFixture[str]
     with (folder / "confusion_matrix.csv").open(newline="") as file:
         matrix = list(csv.reader(file))
     assert matrix[0] == ["label", "ants", "bees"]
-    assert [[int(count) for count in row[1:]] for row in matrix[1:]] == found.confusion().tolist()
+    assert [[int(count) for count in row[1:]] for row in matrix[1:]] == evaluation.confusion().tolist()
     for name in ("confusion_matrix.png", "worst.png"):
         Image.open(folder / name).load()
 
 
 def test_report_of_regression(rows_run: Trained, capsys: pytest.CaptureFixture[str]) -> None:
-    found = load(rows_run.path).evaluate()
-    write_evaluation(found)
-    said = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines() if line)
-    error = found.outputs - found.targets
-    spread = found.targets - found.targets.mean(0)
-    assert float(said["test_loss"]) == pytest.approx(float(error.square().sum()), rel=1e-3)
-    assert float(said["MAE"]) == pytest.approx(float(error.abs().mean()), rel=1e-3)
+    evaluation = load(rows_run.path).evaluate()
+    write_evaluation(evaluation)
+    printed_text = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines() if line)
+    error = evaluation.outputs - evaluation.targets
+    spread = evaluation.targets - evaluation.targets.mean(0)
+    assert float(printed_text["test_loss"]) == pytest.approx(float(error.square().sum()), rel=1e-3)
+    assert float(printed_text["MAE"]) == pytest.approx(float(error.abs().mean()), rel=1e-3)
     r2 = (1 - error.square().sum(0) / spread.square().sum(0)).mean()
-    assert float(said["R2"]) == pytest.approx(float(r2), abs=1e-3)
+    assert float(printed_text["R2"]) == pytest.approx(float(r2), abs=1e-3)
 
 
 def test_report_of_many_classes_shows_the_lowest_f1(capsys: pytest.CaptureFixture[str]) -> None:
     classes = 40
     outputs = torch.eye(classes)
     outputs[7] = outputs[8]
-    write_evaluation(made_up(outputs.tolist(), list(range(classes)), tuple(f"class{k:02}" for k in range(classes))))
-    said = capsys.readouterr().out
-    assert "the 12 of 40 classes with the lowest F1" in said
-    assert said.index("class07") < said.index("class08") < said.index("class00")
-    assert "true class, columns" not in said
+    names = tuple(f"class{k:02}" for k in range(classes))
+    write_evaluation(make_evaluation(outputs.tolist(), list(range(classes)), names))
+    printed_text = capsys.readouterr().out
+    assert "the 12 of 40 classes with the lowest F1" in printed_text
+    assert printed_text.index("class07") < printed_text.index("class08") < printed_text.index("class00")
+    assert "true class, columns" not in printed_text
 
 
 def test_unwritable_run_is_refused(photo_run: Trained) -> None:
@@ -84,32 +85,37 @@ def test_unwritable_run_is_refused(photo_run: Trained) -> None:
 
 
 def test_mistakes_are_drawn_as_the_network_sees_them(photo_run: Trained, monkeypatch: pytest.MonkeyPatch) -> None:
-    found = load(photo_run.path).evaluate()
-    wrong = found.worst()
+    evaluation = load(photo_run.path).evaluate()
+    wrong = evaluation.worst_indices()
     assert wrong, "after one epoch there should be mistakes"
     drawn: list[Any] = []
     monkeypatch.setattr(figures, "draw_sheet", lambda *given: drawn.append(given))
-    x = worst_inputs(found)
-    assert torch.equal(x[0], found.dataset[wrong[0]][0])
-    assert found.preprocessing is not None
-    draw_worst(found, figures.undo_normalization(x, found.preprocessing))
+    x = worst_inputs(evaluation)
+    assert torch.equal(x[0], evaluation.dataset[wrong[0]][0])
+    assert evaluation.preprocessing is not None
+    draw_worst(evaluation, figures.undo_normalization(x, evaluation.preprocessing))
     pictures, titles, _ = drawn[0]
     assert torch.allclose(pictures, x / 2 + 0.5)
     assert len(titles) == len(wrong)
     first = wrong[0]
-    taken_for, label = (found.class_names[numbers[first]] for numbers in (found.predicted, found.targets))
-    assert titles[0] == f"{taken_for} {found.probability[first]:.0%}\nis {label}\n{found.name(first)[-5:]}"
+    taken_for, label = (
+        evaluation.class_names[numbers[first]] for numbers in (evaluation.predicted, evaluation.targets)
+    )
+    assert (
+        titles[0]
+        == f"{taken_for} {evaluation.probability[first]:.0%}\nis {label}\n{evaluation.sample_name(first)[-5:]}"
+    )
 
 
 def test_images_of_an_earlier_evaluation_are_deleted(photo_run: Trained) -> None:
-    """Without mistakes there is no worst.png, also not from another checkpoint."""
-    found = load(photo_run.path).evaluate()
-    write_evaluation(found)
+    """An evaluation without mistakes also deletes the worst.png of an earlier evaluation."""
+    evaluation = load(photo_run.path).evaluate()
+    write_evaluation(evaluation)
     folder = photo_run.path.parents[1] / "evaluation"
     assert (folder / "worst.png").is_file()
     (folder / "explained.png").write_bytes(b"from the same evaluation")
-    right = torch.nn.functional.one_hot(found.targets, 2).float()
-    write_evaluation(replace(found, outputs=right))
+    right = torch.nn.functional.one_hot(evaluation.targets, 2).float()
+    write_evaluation(replace(evaluation, outputs=right))
     assert sorted(file.name for file in folder.iterdir()) == [
         "confusion_matrix.csv",
         "confusion_matrix.png",

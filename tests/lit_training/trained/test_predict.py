@@ -1,4 +1,4 @@
-"""Predictions have the outputs of the network with the names of its classes, or an error."""
+"""Predictions contain the outputs of the network with the names of its classes, or an error."""
 
 import math
 from pathlib import Path
@@ -17,7 +17,7 @@ from lit_training.trained.predict import Prediction, predict
 
 @pytest.fixture
 def network() -> LitCNN:
-    """Two classes in reverse alphabetical order, to find names that are assigned in folder order."""
+    """A network with its two class names in reverse alphabetical order, to detect names in alphabetical order."""
     model = LitCNN(num_classes=2).eval()
     model.class_names = ("bees", "ants")
     return model
@@ -78,7 +78,7 @@ def test_network_with_one_channel_gets_gray_images() -> None:
         assert answer.probability == pytest.approx(float(model(x).softmax(1).max()), abs=1e-3)
 
 
-def test_regression_gives_outputs() -> None:
+def test_predictions_of_a_regression_have_outputs() -> None:
     model = LitMLP(in_features=3, hidden=(), out_features=2).eval()
     Path("rows.csv").write_text("1,2,3\n1,2\n0,0,0\n")
     first, bad, zero = predict(model, ["rows.csv"], batch_size=2)
