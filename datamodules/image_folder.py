@@ -20,8 +20,7 @@ from datamodules.photos.store import PictureStore, store_path
 from datamodules.photos.transforms import eval_transform
 from datamodules.preprocessing import Preprocessing
 
-MAX_IMAGE_SIZE_IN_MEMORY = 64
-"""Largest ``image_size``, in pixels, for which all decoded pictures are kept in memory."""
+MAX_IMAGE_SIZE_IN_MEMORY = 64  # pixels; up to this ``image_size``, all decoded pictures are kept in memory
 
 
 class ImageFolderDataModule(SplitDataModule):
@@ -32,20 +31,17 @@ class ImageFolderDataModule(SplitDataModule):
     ``image_size`` is at most 64, all pictures are decoded once and kept in memory as uint8.
 
     Args:
-        root: folder that contains ``train/``, ``val/`` (or ``valid/``, ``validation/``) and ``test/``, or the class
-            folders. Only ``train/`` is required.
+        root: folder with ``train/``, optional ``val/`` (``valid/``, ``validation/``), ``test/``; or with class folders.
         batch_size: pictures per step and device.
-        image_size: height and width of the network's input in pixels. Default: the size in the model's
-            ``preprocessing``.
+        image_size: height and width of the network's input in pixels. Default: that of the model's ``preprocessing``.
         augment: augment the training pictures with random crops and flips, or, if ``image_size`` is at most 64, with
             random flips, shifts and cutout. Default: the model's ``wants_augmentation``, or True.
-        val_size: fraction of the training pictures of each class that becomes the validation set if the folder has no
-            ``val/``.
+        val_size: fraction of each class's training pictures that becomes the validation set if there is no ``val/``.
         split_file: the ``split.csv`` of an earlier run, to use the same split.
         balance: ``loss`` weights each class in the training loss by the inverse of its frequency; ``none`` does not.
         max_bad_fraction: largest fraction of broken files that is accepted. Broken files are left out.
-        cache: store the decoded pictures, resized to ``resize_size``, in a memory-mapped file, so that they are decoded
-            only once. Random crops are then taken from the resized pictures, so small crops are less sharp.
+        cache: decode the pictures only once: store them, resized to ``resize_size``, in a memory-mapped file. Small
+            random crops are then less sharp.
         num_workers: number of processes that load pictures. Default: depends on the number of cores.
         seed: seed of the split, of the order and of the augmentation.
 
@@ -156,7 +152,7 @@ class ImageFolderDataModule(SplitDataModule):
         return self.sets[split]
 
     def _open_store(self, paths: Paths, cropped: bool) -> PictureStore:
-        """Return a store of these pictures, resized, and with the center crop if ``cropped``. Write it if missing."""
+        """Return a store of these pictures, resized, and center-cropped if ``cropped``. Write it if it is missing."""
         spec = self.preprocessing
         sizes = {key: getattr(spec, key) for key in ("image_size", "resize_size", "interpolation")}
         path = store_path(self.root, paths, {**sizes, "whole": cropped})

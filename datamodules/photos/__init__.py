@@ -1,5 +1,5 @@
 """Folders of photos.
 
-The steps, in this order: find, decode, scan, split, folder. These modules do not import torch. The modules dataset,
-store and transforms read the pictures during training. The module check finds problems before training.
+The steps, in this order, without torch: find, decode, scan, split, folder. check finds problems before training.
+dataset, store and transforms read the pictures during training.
 """

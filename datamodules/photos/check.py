@@ -14,12 +14,9 @@ from datamodules.photos.scan import scan_photos
 from datamodules.photos.split import is_in_mixed_group
 
 MAX_HASH_DISTANCE = 3  # bits; the perceptual hashes (64 bits) of near duplicates differ in at most this many
-# A picture has an unusual size if the square root of its area is this many times larger or smaller than the median.
-UNUSUAL_SIZE_FACTOR = 4
+UNUSUAL_SIZE_FACTOR = 4  # the square root of the area is this many times larger or smaller than the median
 ADVICE = {
-    "truncated": "copy them again or delete them",
-    "empty": "copy them again or delete them",
-    "damaged": "copy them again or delete them",
+    **dict.fromkeys(("truncated", "empty", "damaged"), "copy them again or delete them"),
     "not a picture": "delete them, or convert them to .jpg",
     "too large": "make them smaller: the network sees a few hundred pixels",
     "no file": "move them out of the folder: they are named pipes, sockets or devices",
@@ -43,23 +40,16 @@ ADVICE = {
 
 
 class Finding(NamedTuple):
-    """A possible problem in the folder.
+    """A possible problem in the folder."""
 
-    `kind` is a key of ADVICE. `items` has one tuple per case, usually the names of the files that it concerns (such as
-    a picture and its copies), otherwise texts.
-    """
-
-    kind: str
-    items: list[tuple[str, ...]]
+    kind: str  # a key of ADVICE
+    items: list[tuple[str, ...]]  # one tuple per case: file names (such as a picture and its copies), or texts
 
 
 def find_problems(
     listing: Listing, *, num_workers: int | None = None, progress: Callable[[int, int], None] | None = None
 ) -> tuple[Listing, list[Finding]]:
-    """Return the pictures that training would use, and the findings in the order of ADVICE.
-
-    The arguments are those of :func:`~datamodules.photos.scan.scan_photos`.
-    """
+    """Return the pictures that training would use, and the findings. The arguments are those of :func:`scan_photos`."""
     items: dict[str, list[tuple[str, ...]]] = {kind: [] for kind in ADVICE}
     listing, inspections, first_copies, bad = scan_photos(listing, num_workers=num_workers, progress=progress)
     for path, kind, _ in [*bad, *listing.left_out]:
@@ -117,21 +107,13 @@ def to_document(used: Listing, findings: list[Finding]) -> dict[str, object]:
 
 
 def group_near_duplicates(hashes: np.ndarray, first_copies: np.ndarray) -> np.ndarray:
-    """Group pictures that look almost the same.
+    """Return, for each picture, the index of the first picture of its group of near duplicates: int array (n,).
 
-    Two pictures are in the same group if their perceptual hashes differ in at most MAX_HASH_DISTANCE bits, or if a
-    chain of such pairs connects them.
-
-    Args:
-        hashes: uint64 array (n,).
-        first_copies: int array (n,), from :func:`~datamodules.photos.scan.first_with_same_content`.
-
-    Returns:
-        int array (n,): for each picture, the index of the first picture of its group.
+    Two pictures are in the same group if their `hashes` (uint64) differ in at most MAX_HASH_DISTANCE bits, or if a
+    chain of such pairs connects them. `first_copies` is from :func:`~datamodules.photos.scan.first_with_same_content`.
     """
     bits = _count_bits(hashes)
-    # The hash of a picture of one color or of an even gradient has almost only 0 bits or almost only 1 bits. Such
-    # pictures would all be in one group, so they are not compared.
+    # Pictures of one color or an even gradient have almost only 0 bits or only 1 bits, and would all be in one group.
     is_usable = (bits > MAX_HASH_DISTANCE) & (bits < 64 - MAX_HASH_DISTANCE)
     usable = np.flatnonzero((first_copies == np.arange(len(first_copies))) & is_usable)
     left, right = usable[_find_near_pairs(hashes[usable])]
@@ -147,11 +129,8 @@ def group_near_duplicates(hashes: np.ndarray, first_copies: np.ndarray) -> np.nd
 
 
 def _find_near_pairs(hashes: np.ndarray) -> np.ndarray:
-    """Return the indices, shape (2, pairs), of all pairs of hashes that differ in at most MAX_HASH_DISTANCE bits.
-
-    The 64 bits are divided into MAX_HASH_DISTANCE + 1 bands. The hashes of such a pair are equal in at least one band,
-    so only hashes that are equal in a band are compared.
-    """
+    """Return the indices, (2, pairs), of all pairs of hashes that differ in at most MAX_HASH_DISTANCE bits."""
+    # Such a pair has equal bits in at least one of MAX_HASH_DISTANCE + 1 bands, so other pairs are not compared.
     width = 64 // (MAX_HASH_DISTANCE + 1)
     pairs = [np.empty((2, 0), np.int64)]
     for band in range(MAX_HASH_DISTANCE + 1):
@@ -168,7 +147,6 @@ def _find_near_pairs(hashes: np.ndarray) -> np.ndarray:
 
 
 def _count_bits(values: np.ndarray) -> np.ndarray:
-    """Return the number of 1 bits of each uint64 value."""
     return np.unpackbits(np.ascontiguousarray(values).view(np.uint8).reshape(-1, 8), axis=1).sum(axis=1)
 
 

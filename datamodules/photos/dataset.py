@@ -24,26 +24,21 @@ from datamodules.photos.store import PictureStore
 from datamodules.photos.transforms import eval_transform, train_transform
 from datamodules.preprocessing import Preprocessing
 
-MAX_PIXELS_FOR_TORCHVISION = 50_000_000
-"""Larger pictures are decoded by read_picture, which limits their size."""
+MAX_PIXELS_FOR_TORCHVISION = 50_000_000  # larger pictures are decoded by read_picture, which limits their size
 
 
 class PhotoFiles(Dataset):
     """N labeled pictures. Each batch is decoded from the files, or read from a :class:`PictureStore`.
 
     Args:
-        root: folder that ``paths`` are relative to.
-        paths: the N picture files.
+        paths: the N picture files, relative to ``root``.
         labels: (N,) int64.
-        preprocessing: sizes, mean and std of the network's input.
         augment: use RandomResizedCrop and flip instead of Resize and CenterCrop.
-        seed: seed of the augmentation. A picture's augmentation depends only on this seed, the seed of the run, the
-            epoch and the index of the picture.
+        seed: the augmentation depends only on it, the seed of the run, the epoch and the index of the picture.
         store: the same N pictures, decoded, to read instead of the files.
 
-    ``__getitems__(keys)`` returns images (B, 3, S, S) float32 and labels (B,) int64. A key is ``epoch * N + index``, or
-    :data:`~datamodules.loading.order.PADDING`, whose label is -1. Images are (B, 1, S, S) if ``preprocessing.mean`` has
-    one channel.
+    ``__getitems__(keys)`` returns images (B, C, S, S) float32 and labels (B,) int64. A key is ``epoch * N + index``, or
+    :data:`~datamodules.loading.order.PADDING`, whose label is -1. C is the length of ``preprocessing.mean``.
     """
 
     def __init__(
@@ -85,10 +80,7 @@ class PhotoFiles(Dataset):
         return self.store[index] if self.store else read_pixels(self.root / self.paths[index])
 
     def transform_pixels(self, pixels: Tensor, key: int = 0) -> Tensor:
-        """Transform (3, H, W) uint8 to (C, S, S) uint8. C is 3, or 1 (gray) if the network's mean has one channel.
-
-        With augmentation, ``key`` is the seed of the random crop and flip.
-        """
+        """Crop and resize (3, H, W) uint8 to (C, S, S) uint8; C = 1 is gray. ``key`` seeds the augmentation."""
         if self.augment:
             torch.default_generator.manual_seed(combine_seeds(self.seed, key))
         pixels = self.transform(pixels)
@@ -96,13 +88,7 @@ class PhotoFiles(Dataset):
 
 
 def read_pixels(source: str | Path | Image.Image | np.ndarray) -> Tensor:
-    """Decode one picture to (3, H, W) uint8, upright, RGB.
-
-    torchvision decodes JPEGs. It gives the same pixels as Pillow in two thirds of the time. All other files, very large
-    JPEGs and JPEGs of unusual modes are decoded by :func:`~datamodules.photos.decode.read_picture`.
-
-    Args:
-        source: the path of a file, a PIL image, or a uint8 array (H, W, 3) or (H, W).
+    """Return a picture file, a PIL image or a uint8 array (H, W, 3) or (H, W) as (3, H, W) uint8, upright, RGB.
 
     Raises:
         DataError: the file cannot be decoded, or the array has another shape or dtype.
@@ -113,18 +99,16 @@ def read_pixels(source: str | Path | Image.Image | np.ndarray) -> Tensor:
         source = Image.fromarray(source)
     if isinstance(source, Image.Image):
         return v2.functional.pil_to_tensor(to_upright_rgb(source))
-    # If the file is not a JPEG or is broken, Pillow and torchvision raise errors of many types. All are ignored here,
-    # because read_picture then decodes the file or raises a BadPicture with the reason.
+    # torchvision decodes a JPEG to the same pixels as Pillow in two thirds of the time. If it fails, with any of many
+    # errors, read_picture decodes the file or raises a BadPicture with the reason.
     with contextlib.suppress(Exception):
         data = Path(source).read_bytes()
         with Image.open(io.BytesIO(data), formats=("JPEG",)) as header:
             is_plain = header.mode in ("RGB", "L") and header.width * header.height < MAX_PIXELS_FOR_TORCHVISION
-            steps = STEPS_TO_UPRIGHT.get(
-                read_orientation(header)
-            )  # not by torchvision, which handles damaged tags differently
+            # torchvision would handle damaged orientation tags differently
+            steps = STEPS_TO_UPRIGHT.get(read_orientation(header))
         if is_plain:
-            encoded = torch.frombuffer(bytearray(data), dtype=torch.uint8)
-            pixels = decode_image(encoded, ImageReadMode.RGB)
+            pixels = decode_image(torch.frombuffer(bytearray(data), dtype=torch.uint8), ImageReadMode.RGB)
             if steps is None:
                 return pixels
             transpose, left_right, top_bottom = steps

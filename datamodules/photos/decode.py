@@ -1,4 +1,4 @@
-"""Decode one picture file, or report why it cannot be decoded. All parts of the project decode in this way."""
+"""Decode one picture file, or report why it cannot be decoded."""
 
 from __future__ import annotations
 
@@ -19,14 +19,13 @@ from datamodules.errors import DataError
 from datamodules.photos.find import FORMAT_OF_SUFFIX
 from datamodules.text import printable
 
-# Pillow is only allowed to use the decoders of these formats. For example, its decoder for EPS starts another program.
+# Pillow may use only these decoders. For example, its decoder for EPS starts another program.
 FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF", "PPM")
-# Pillow's default limit. It is also checked here, because some programs switch Pillow's check off. A phone photo of 108
-# megapixels is accepted, a decompression bomb of 50,000 x 50,000 pixels is not.
-MAX_PIXELS = 178_956_970
+MAX_PIXELS = 178_956_970  # Pillow's default limit, checked here because some programs switch Pillow's check off
 MAX_SIDE = 65_535  # pixels; the limit of JPEG. Other decoders take minutes for a side of millions of pixels
 MISNAMED, ROTATED = 1, 2  # bits of Inspection.flags
 _ORIENTATION = 0x0112  # EXIF tag
+# EXIF orientation -> which of these steps, in this order, are needed: transpose, flip left-right, flip top-bottom
 STEPS_TO_UPRIGHT = {
     2: (False, True, False),
     3: (False, True, True),
@@ -36,10 +35,8 @@ STEPS_TO_UPRIGHT = {
     7: (True, True, True),
     8: (True, False, True),
 }
-"""EXIF orientation -> which of these steps, in this order, make a picture upright: transpose, flip left-right, flip
-top-bottom."""
 _PIXELS_PER_STRIP = 1 << 22  # a conversion that makes several copies is done in strips of this size, to save memory
-_CONTENT_PATTERNS = (
+_CONTENT_PATTERNS = (  # the first pattern that matches the first bytes of a file, in lower case, applies
     (rb"gif8", "a GIF"),
     (rb".{4}ftyp", "HEIC, AVIF or video"),
     (rb"\s*(<!doctype html|<html)", "a web page"),
@@ -47,14 +44,12 @@ _CONTENT_PATTERNS = (
     (rb"[^\0]*$", "text"),
     (rb"", "unknown data"),
 )
-"""(pattern, content) pairs: the first pattern that matches the first bytes of a file, in lower case, applies."""
 
 
 class BadPicture(DataError):
     """Raised if a picture file cannot be opened or decoded.
 
     Args:
-        name: the path of the file, as the user wrote it.
         kind: "truncated", "empty", "not a picture", "damaged", "too large" or "unreadable".
         reason: details about this file, for the user.
     """
@@ -68,54 +63,34 @@ class BadPicture(DataError):
 
 
 class Inspection(NamedTuple):
-    """The result of :func:`inspect_picture` for one file.
+    """The result of :func:`inspect_picture` for one file."""
 
-    `kind` and `reason` are those of :class:`BadPicture`, or "" if the picture can be decoded. `flags` contains the bits
-    MISNAMED (the suffix does not match the format) and ROTATED (the picture is flipped or rotated by its EXIF tag).
-    `width` and `height` are in pixels, before the rotation. `dhash` is a perceptual hash of 64 bits. `content` is a
-    BLAKE2b hash of the file, 64 bits, or 0 if the file was not hashed. The probability that two of a million different
-    files have the same hash is 1 in 30 million.
-    """
-
-    kind: str = ""
+    kind: str = ""  # kind and reason are those of BadPicture, or "" if the picture can be decoded
     reason: str = ""
-    flags: int = 0
-    width: int = 0
+    flags: int = 0  # MISNAMED: the suffix does not match the format; ROTATED: the EXIF tag flips or rotates the picture
+    width: int = 0  # pixels, before the rotation
     height: int = 0
-    dhash: int = 0
-    content: int = 0
+    dhash: int = 0  # perceptual hash, 64 bits
+    content: int = 0  # hash of the file, 64 bits, or 0 if it was not hashed
 
 
 def read_picture(path: str | Path) -> Image.Image:
-    """Decode a JPEG, PNG, BMP, WEBP, TIFF or PPM file. The format is detected from the content, not from the suffix.
-
-    Returns:
-        The picture in mode RGB with 8 bits per channel, rotated upright as its EXIF tag says. Transparent pixels are
-        laid on white. If a file contains several pictures, the first one.
-
-    Raises:
-        BadPicture: the file cannot be opened or decoded.
-    """
+    """Decode the first picture in a file, whatever its suffix, to upright RGB. Raise BadPicture if that fails."""
     with _open_picture(path) as image:
         return to_upright_rgb(image)
 
 
 def inspect_picture(path: Path, with_content: bool) -> Inspection:
-    """Decode the whole file and return its properties, or the reason why it cannot be decoded. Raise no error.
-
-    The content is hashed only if `with_content` is True.
-    """
+    """Decode the whole file, and hash it if `with_content`. If it cannot be decoded, return the reason."""
     try:
         with _open_picture(path) as image:
             width, height = image.size
             expected = FORMAT_OF_SUFFIX.get(path.suffix[1:].lower())
             # Phones write MPO files with the suffix .jpg: a JPEG followed by more pictures.
             flags = MISNAMED * (image.format != expected and (image.format, expected) != ("MPO", "JPEG"))
-            # Decode a JPEG at a reduced size of at least 64 x 64 pixels, which is enough for the hash. This is faster
-            # and detects the same errors, because the whole file is read.
+            # A JPEG is decoded faster at a reduced size of at least 64 x 64 pixels, and this finds the same errors.
             image.draft(image.mode, (64, 64))
-            # In a PNG, the EXIF tag may be after the pixels. Then getexif() decodes the pixels and hides their errors,
-            # so decode them first. Not in a TIFF: Pillow rotates it while decoding and removes the tag.
+            # getexif() may decode a PNG and hide its errors, so decode it first. Decoding a TIFF would remove its tag.
             if image.format == "PNG":
                 image.load()
             flags |= ROTATED * (read_orientation(image) in STEPS_TO_UPRIGHT)
@@ -127,7 +102,7 @@ def inspect_picture(path: Path, with_content: bool) -> Inspection:
 
 @contextlib.contextmanager
 def _open_picture(path: str | Path) -> Iterator[Image.Image]:
-    """Open a picture and read its header. All errors, also those of the `with` block, are raised as BadPicture."""
+    """Open a picture and read its header. Raise all errors, also those of the `with` block, as BadPicture."""
     _silence_pillow()
     name = str(path)
     try:
@@ -217,16 +192,12 @@ def _convert_strip(image: Image.Image) -> Image.Image:
 
 
 def _dhash(image: Image.Image) -> int:
-    """Return the difference hash of a picture (Krawetz 2013), an integer of 64 bits.
-
-    The picture is scaled to 8 rows of 9 cells. A bit is 1 if a cell is brighter than its left neighbor.
-    """
+    """Return the difference hash (Krawetz 2013): 64 bits, 1 if a cell is brighter than its left neighbor."""
     cells = np.asarray(image.convert("L").resize((9, 8), Image.Resampling.LANCZOS))
     return int.from_bytes(np.packbits(cells[:, 1:] > cells[:, :-1]).tobytes(), "big")
 
 
 def _hash_content(path: Path) -> int:
-    """Return a BLAKE2b hash of the file, an integer of 64 bits that is not 0."""
     digest = hashlib.blake2b(digest_size=8)
     with path.open("rb") as file:
         while block := file.read(1 << 20):

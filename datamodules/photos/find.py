@@ -1,7 +1,4 @@
-"""Find the pictures in a folder by their file names. No file is opened.
-
-Paths, labels and sizes are stored in arrays, so a folder of a million pictures needs only about 50 bytes per picture.
-"""
+"""Find the pictures in a folder by their file names. Opens no file, and needs about 50 bytes of memory per picture."""
 
 from __future__ import annotations
 
@@ -24,9 +21,7 @@ FORMAT_OF_SUFFIX = {
     **dict.fromkeys(("jpg", "jpeg", "jpe", "jfif"), "JPEG"),
     **dict.fromkeys(("ppm", "pgm", "pbm", "pnm"), "PPM"),
     **dict.fromkeys(("tif", "tiff"), "TIFF"),
-    "png": "PNG",
-    "bmp": "BMP",
-    "webp": "WEBP",
+    **{suffix: suffix.upper() for suffix in ("png", "bmp", "webp")},
 }
 _SPLIT_OF_NAME = {"train": TRAIN, "val": VAL, "valid": VAL, "validation": VAL, "test": TEST}
 _IGNORED_NAMES = frozenset(("__macosx", "@eadir", "thumbs.db", "desktop.ini"))  # made by macOS, Synology, Windows
@@ -37,11 +32,11 @@ PICTURE_SUFFIXES = FORMAT_OF_SUFFIX.keys() | _UNSUPPORTED_SUFFIXES  # includes t
 
 
 class LeftOut(NamedTuple):
-    """A file that is not used. `kind` is a fixed text such as "truncated". `reason` gives details about this file."""
+    """A file that is not used."""
 
     path: str
-    kind: str
-    reason: str
+    kind: str  # a fixed text such as "truncated"
+    reason: str  # details about this file
 
 
 class ClassFolder(NamedTuple):
@@ -54,22 +49,17 @@ class ClassFolder(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Listing:
-    """The pictures in a folder, and the files that are not used.
-
-    `paths` are relative to `root`. `labels` (int32, indices of `class_names`), `splits` (int8; TRAIN, VAL or TEST),
-    `sizes` (int64, bytes) and `mtimes` (int64, nanoseconds) have one value for each path. Without split folders, all
-    `splits` are TRAIN. `left_out` lists the files that are not used. `notes` are warnings of one line each.
-    """
+    """The n pictures in a folder, and the files that are not used. Each array has one value for each path."""
 
     root: Path
     class_names: tuple[str, ...]
-    paths: Paths
-    labels: np.ndarray
-    splits: np.ndarray
-    sizes: np.ndarray
-    mtimes: np.ndarray
+    paths: Paths  # relative to root
+    labels: np.ndarray  # int32, indices of class_names
+    splits: np.ndarray  # int8: TRAIN, VAL or TEST; all TRAIN if there are no split folders
+    sizes: np.ndarray  # int64, bytes
+    mtimes: np.ndarray  # int64, nanoseconds
     left_out: list[LeftOut]
-    notes: list[str]
+    notes: list[str]  # warnings of one line each
 
     def counts(self) -> np.ndarray:
         """Return the number of pictures per split and class: int64 array (3, classes)."""
@@ -92,24 +82,15 @@ class Listing:
         for label in np.unique(self.labels[labels < 0]).tolist():
             name, rows = self.class_names[label], np.flatnonzero(self.labels == label)
             split_names = " and ".join(SPLITS[split] for split in np.unique(self.splits[rows]))
-            count_text = plural(len(rows), "picture")
-            notes.append(
-                f"class {printable(name)} is only in {split_names}: it cannot be learned, {count_text} left out"
-            )
-            reason = f"class {name} is only in {split_names}"
+            count_text, reason = plural(len(rows), "picture"), f"class {name} is only in {split_names}"
+            notes.append(f"{printable(reason)}: it cannot be learned, {count_text} left out")
             left_out += [LeftOut(self.paths[row], "class not in train", reason) for row in rows]
         changed = replace(self, class_names=kept_names, labels=labels, left_out=left_out, notes=notes)
         return changed.take(np.flatnonzero(labels >= 0))
 
 
 def find_class_names(root: str | Path) -> tuple[str, ...]:
-    """Return the `class_names` of :func:`find_photos`, but faster.
-
-    Only training folders are read, and a class folder is not read further after the first subfolder with a picture.
-
-    Raises:
-        DataError: as :func:`find_photos`.
-    """
+    """Return the `class_names` of :func:`find_photos`, but read each training folder only up to its first picture."""
     root = Path(root).expanduser()
     folders, _ = _find_class_folders(root)
     excluded = _folders_links_must_not_enter(root, folders)
@@ -121,17 +102,14 @@ def find_class_names(root: str | Path) -> tuple[str, ...]:
 
 
 def find_photos(root: str | Path) -> Listing:
-    """Find the pictures in a folder with the layout `train/<class>/`, `val/<class>/` or `<class>/`. Opens no file.
+    """Find the pictures in a folder with the layout `train/<class>/`, `val/<class>/` or `<class>/`.
 
-    The class folders are read in the order of their paths. In each folder, the files come first, sorted by name, then
-    the subfolders, sorted by name. Linked folders inside a class folder come last. Hidden files are ignored.
-
-    A link inside a class folder is not followed if it leads to a folder of this class that was already read, to
-    another class folder, to a split folder, to `root` or to a folder above `root`.
+    Class folders, the files in a folder, and then its subfolders are read in the order of their names, and linked
+    folders last. Hidden files are ignored. Links to a folder that was already read for this class, to another class
+    folder, to a split folder, to `root` or to a folder above `root` are not followed.
 
     Raises:
-        DataError: `root` or a split folder cannot be read, `root` is not a folder, has no class folders, has val or
-            test but no train, has two folders for the same split, or has no training pictures.
+        DataError: `root` cannot be read, or has another layout or no training pictures.
     """
     root = Path(root).expanduser()
     folders, notes = _find_class_folders(root)
@@ -177,10 +155,9 @@ def find_photos(root: str | Path) -> Listing:
 
 
 def find_files_below(folder: str | Path, suffixes: Container[str]) -> list[str]:
-    """Return the paths of all files below `folder` that have one of the `suffixes` (lower case, no dot), sorted.
+    """Return the sorted paths of all files below `folder` with one of the `suffixes` (lower case, no dot).
 
-    Hidden files are ignored, and each linked folder is read once. The list also contains the subfolders that cannot
-    be read, so that the caller can report them.
+    Hidden files are ignored. The list also contains the subfolders that cannot be read, for the caller to report.
     """
     files = _walk_files(Path(folder), ".", set())
     return sorted(str(Path(folder, path)) for path, name in files if not name or _suffix(name) in suffixes)
@@ -274,18 +251,14 @@ def _suffix(name: str) -> str:
 
 
 def _counts_as_picture(name: str) -> bool:
-    """Return True if a file with this name makes its folder a class.
-
-    Such a file has the suffix of a picture, also of a format that cannot be decoded. The name "" stands for a folder
-    that cannot be read (see :func:`_walk_files`), which may contain pictures.
-    """
-    return _suffix(name) in PICTURE_SUFFIXES or not name
+    """Return True if a file with this name makes its folder a class."""
+    return _suffix(name) in PICTURE_SUFFIXES or not name  # "" is a folder that cannot be read: it may have pictures
 
 
 def _walk_files(root: Path, folder: str, excluded: set[tuple[int, int]]) -> Iterator[tuple[str, str]]:
     """Yield (path, name) of each file below `folder`, and (path, "") of each folder that cannot be read.
 
-    Paths are relative to `root`, and so is `folder`. Folders whose (device, inode) is in `excluded` are skipped.
+    All paths are relative to `root`. Folders whose (device, inode) is in `excluded` are skipped.
     """
     already_read = set(excluded)
     folders_to_read, links_to_read = [folder], list[str]()
@@ -307,10 +280,7 @@ def _walk_files(root: Path, folder: str, excluded: set[tuple[int, int]]) -> Iter
 
 
 def _stat_or_left_out(root: Path, path: str, name: str) -> os.stat_result | LeftOut:
-    """Return the status of a picture file, or a LeftOut if the file cannot be a readable picture. Opens no file.
-
-    `path` and `name` are from :func:`_walk_files`.
-    """
+    """Return the status of a file from :func:`_walk_files`, or a LeftOut if it cannot be a readable picture."""
     if not name:
         return LeftOut(path, "unreadable", "folder cannot be read: allow it with chmod u+rx")
     suffix = _suffix(name)

@@ -11,15 +11,7 @@ import numpy as np
 from datamodules.errors import DataError
 from datamodules.files import write_csv
 from datamodules.photos.decode import MISNAMED, ROTATED
-from datamodules.photos.find import (
-    SPLITS,
-    TEST,
-    TRAIN,
-    VAL,
-    LeftOut,
-    Listing,
-    find_photos,
-)
+from datamodules.photos.find import SPLITS, TEST, TRAIN, VAL, LeftOut, Listing, find_photos
 from datamodules.photos.scan import first_with_same_content, scan_photos
 from datamodules.photos.split import (
     MAX_NAMES_IN_MESSAGE,
@@ -30,8 +22,7 @@ from datamodules.photos.split import (
 )
 from datamodules.text import align_columns, first_names, plural, printable
 
-# Classes are uneven if the largest one has at least this many times the training pictures of the smallest one.
-UNEVEN_CLASS_RATIO = 10
+UNEVEN_CLASS_RATIO = 10  # the largest class has at least this many times the training pictures of the smallest
 
 
 class Photos(Listing):
@@ -83,9 +74,7 @@ def examine(
     pictures give the same split.
 
     Raises:
-        DataError: an argument is out of range; the folder has fewer than two classes or is refused by
-            :func:`~datamodules.photos.find.find_photos`; more than the fraction `max_bad_fraction` of the pictures is
-            broken; a class has no usable training picture; or `split_file` cannot be read or does not match the folder.
+        DataError: an argument is out of range, or the folder or `split_file` cannot be used for training.
     """
     if not 0 < val_size < 1:
         raise DataError(f"val_size must be between 0 and 1, but is {val_size}: --data.val_size 0.2")
@@ -117,8 +106,7 @@ def examine(
     listing, inspections = scan.listing.take(rows), scan.inspections[rows]
     _check_every_class_has_pictures(listing, left_out)
     first_copies = first_with_same_content(inspections["content"])
-    notes = [*listing.notes]
-    splits = listing.splits.copy()
+    notes, splits = [*listing.notes], listing.splits.copy()
     if split_file is None and not (splits == VAL).any():
         train = np.flatnonzero(splits == TRAIN)
         order = listing.paths.hashes(str(seed))
@@ -133,10 +121,7 @@ def examine(
 def _list_copies_in_two_classes(
     listing: Listing, first_copies: np.ndarray, in_two_classes: np.ndarray
 ) -> Iterator[LeftOut]:
-    """Yield a LeftOut for each picture with a copy in another class (True in `in_two_classes`, bool array (n,)).
-
-    The reason is the path of a copy in another class.
-    """
+    """Yield a LeftOut for each picture in `in_two_classes`. The reason is the path of a copy in another class."""
     differs_from_first = in_two_classes & (listing.labels != listing.labels[first_copies])
     rows = np.flatnonzero(differs_from_first)[::-1]  # reversed, so that dict() keeps the first of several copies
     copy_in_other_class = dict(zip(first_copies[rows].tolist(), rows.tolist(), strict=True))
@@ -147,7 +132,6 @@ def _list_copies_in_two_classes(
 
 
 def _check_every_class_has_pictures(listing: Listing, left_out: list[LeftOut]) -> None:
-    """Raise DataError if a class has no training picture."""
     for label in np.flatnonzero(listing.counts()[TRAIN] == 0).tolist():
         name = listing.class_names[label]
         reasons = [f"{file.path} ({file.kind})" for file in left_out if f"/{name}/" in f"/{file.path}/"]
@@ -158,7 +142,6 @@ def _check_every_class_has_pictures(listing: Listing, left_out: list[LeftOut]) -
 
 
 def _make_notes(photos: Photos, flags: np.ndarray, first_copies: np.ndarray) -> list[str]:
-    """Return warnings of one line each. `flags` are those of :class:`~datamodules.photos.decode.Inspection`."""
     notes = []
     if rotated_count := int(np.count_nonzero(flags & ROTATED)):
         notes.append(f"{plural(rotated_count, 'picture')} rotated by an EXIF tag, as phones do: used upright")
@@ -187,10 +170,7 @@ def _make_notes(photos: Photos, flags: np.ndarray, first_copies: np.ndarray) -> 
 
 
 def _format_counts(class_names: tuple[str, ...], counts: np.ndarray, max_rows: int = 12) -> list[str]:
-    """Return the lines of a table with the number of pictures per class and split.
-
-    If there are more than `max_rows` classes, the table has only the largest and the smallest ones.
-    """
+    """Return the lines of a table of counts. Of more than `max_rows` classes, show the largest and the smallest."""
     splits = [split for split in (TRAIN, VAL, TEST) if split == TRAIN or counts[split].any()]
     order = list(range(len(class_names)))
     if len(class_names) > max_rows:

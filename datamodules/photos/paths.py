@@ -11,12 +11,10 @@ import numpy as np
 
 
 class Paths:
-    """A sequence of relative paths, stored in one array of UTF-8 bytes.
-
-    The separator of folders is `/`. Bytes that are not UTF-8 become lone surrogates, as in :func:`os.fsdecode`.
+    """A sequence of n relative paths, separated by `/`. Bytes that are not UTF-8 become lone surrogates.
 
     Args:
-        joined: uint8 array, the bytes of all paths, one path after the other.
+        joined: uint8 array, the UTF-8 bytes of all paths, one path after the other.
         offsets: int64 array (n + 1,), the start of each path in `joined`, and the end of the last path.
     """
 
@@ -52,10 +50,7 @@ class Paths:
         return self._join(map(self._bytes, indices))
 
     def hashes(self, salt: str = "") -> np.ndarray:
-        """Return a BLAKE2b hash of 64 bits for each path: uint64 array (n,).
-
-        Another `salt` (at most 64 bytes) gives other hashes.
-        """
+        """Return a hash of each path, uint64 array (n,). Another `salt` (at most 64 bytes) gives other hashes."""
         digests, key = bytearray(), salt.encode()
         for index in range(len(self)):
             digests += hashlib.blake2b(self._bytes(index), digest_size=8, key=key).digest()

@@ -25,21 +25,17 @@ from datamodules.photos.find import LeftOut, Listing
 
 _FILES_PER_REQUEST = 64  # about 0.1 s of work for a worker
 _MIN_BYTES_PER_PROCESS = 32 << 20  # decoding fewer bytes takes about as long as starting a process
-# One row per picture, with the fields of Inspection. content is 0 if the file was not hashed.
+# One row per picture, with the fields of Inspection.
 INSPECTION_DTYPE = np.dtype([("flags", "u1"), ("width", "u4"), ("height", "u4"), ("dhash", "u8"), ("content", "u8")])
 _CACHE_DTYPE = np.dtype([("key", "u8"), ("size", "i8"), ("mtime", "i8"), ("verdict", INSPECTION_DTYPE)])
 
 
 class Scan(NamedTuple):
-    """The n pictures that can be decoded, and the files that cannot.
-
-    `inspections` is an array (n,) of :data:`INSPECTION_DTYPE`. `first_copies` is the array (n,) that
-    :func:`first_with_same_content` returns. `bad` lists the files that cannot be decoded.
-    """
+    """The n pictures that can be decoded, and the files that cannot."""
 
     listing: Listing
-    inspections: np.ndarray
-    first_copies: np.ndarray
+    inspections: np.ndarray  # (n,) of INSPECTION_DTYPE
+    first_copies: np.ndarray  # (n,), from first_with_same_content
     bad: list[LeftOut]
 
 
@@ -48,21 +44,16 @@ def scan_photos(
 ) -> Scan:
     """Decode every file in parallel, leave out the bad ones and find exact copies.
 
-    The results for good pictures are cached by path, size and mtime, so these pictures are not decoded again. Bad
-    files are decoded again in each scan, because a repair (of permissions) may change none of these three.
+    The results for good pictures are cached by path, size and mtime. Bad files are decoded again in each scan, because
+    a repair (of permissions) may change none of these three.
 
     Args:
-        listing: the files. The content of a file is hashed only if another file has the same size: files of different
-            sizes cannot be copies.
         num_workers: maximum number of processes, 0 for none, None for one per core. The result does not depend on it.
         progress: called with (number of finished files, number of files) after each request.
-
-    Raises:
-        RuntimeError: a worker process failed with a Python exception.
     """
     n = len(listing.paths)
     _, size_index, files_per_size = np.unique(listing.sizes, return_inverse=True, return_counts=True)
-    with_content = files_per_size[size_index] > 1
+    with_content = files_per_size[size_index] > 1  # files of different sizes cannot be copies
     cache_rows = np.zeros(n, _CACHE_DTYPE)
     cache_rows["key"], cache_rows["size"], cache_rows["mtime"] = listing.paths.hashes(), listing.sizes, listing.mtimes
     cache_file = _cache_file(listing.root)
@@ -92,10 +83,7 @@ def scan_photos(
 
 
 def first_with_same_content(content: np.ndarray) -> np.ndarray:
-    """Return, for each picture, the index of the first picture with the same content hash: int64 array (n,).
-
-    A hash of 0 means that the picture was not hashed, because it has no copies. It gets its own index.
-    """
+    """Return, for each picture, the index of the first one with the same hash, (n,). Hash 0 means "has no copy"."""
     _, first, group = np.unique(content, return_index=True, return_inverse=True)
     return np.where(content == 0, np.arange(len(content)), first[group])
 
@@ -103,25 +91,20 @@ def first_with_same_content(content: np.ndarray) -> np.ndarray:
 def _inspect_files(
     listing: Listing, todo: np.ndarray, with_content: np.ndarray, num_workers: int | None
 ) -> Iterator[tuple[np.ndarray, list[Inspection]]]:
-    """Inspect the files at the indices `todo`. Yield (indices, results) for each request, in the order of `todo`.
-
-    `with_content` is a bool array with one value for each file of `listing`.
-    """
+    """Inspect the files at the indices `todo`. Yield (indices, results) for each request, in the order of `todo`."""
     root = listing.root.absolute()  # workers have another current folder
     chunks = [todo[start : start + _FILES_PER_REQUEST] for start in range(0, len(todo), _FILES_PER_REQUEST)]
 
     def make_request(rows: np.ndarray) -> list[tuple[str, bool]]:  # one at a time: a million names need much memory
         return [(f"{root}/{listing.paths[row]}", bool(with_content[row])) for row in rows]
 
-    if num_workers is None:
-        num_workers = available_cores()
-    num_workers = min(num_workers, int(listing.sizes[todo].sum()) // _MIN_BYTES_PER_PROCESS)
+    max_workers = available_cores() if num_workers is None else num_workers
+    num_workers = min(max_workers, int(listing.sizes[todo].sum()) // _MIN_BYTES_PER_PROCESS)
     if num_workers < 2:
         for rows in chunks:
             yield rows, [inspect_picture(Path(name), hash_it) for name, hash_it in make_request(rows)]
         return
-    # multiprocessing is not used, because its "spawn" method imports the caller's main module again, with torch, and
-    # fails if a script has no __main__ guard.
+    # Not multiprocessing: its "spawn" imports the main script again, with torch, and fails without a __main__ guard.
     workers = [_start_worker() for _ in range(num_workers)]
     idle_workers: SimpleQueue[subprocess.Popen[str]] = SimpleQueue()
     for worker in workers:
@@ -155,17 +138,13 @@ def _inspect_files(
 
 
 def _start_worker() -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-W", "ignore", "-m", "datamodules.photos.scan"],
-        cwd=Path(__file__).parents[2],  # so that -m finds the package even if it is not installed
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
+    command = [sys.executable, "-W", "ignore", "-m", "datamodules.photos.scan"]
+    root = Path(__file__).parents[2]  # there, -m finds the package even if it is not installed
+    return subprocess.Popen(command, cwd=root, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
 
 def _serve_requests() -> None:
-    """Run as a worker: read requests from stdin and print results, both as lines of JSON, until the input ends."""
+    """Run as a worker: read requests from stdin and print results, both as lines of JSON."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent process handles Ctrl-C
     for line in sys.stdin:
         results = [inspect_picture(Path(name), with_content) for name, with_content in json.loads(line)]
@@ -181,10 +160,7 @@ def _cache_file(root: Path) -> Path | None:
 
 
 def _read_cache(file: Path, rows: np.ndarray) -> np.ndarray:
-    """Fill in the column "verdict" of `rows` (array (n,) of :data:`_CACHE_DTYPE`) from the cache file, in place.
-
-    Return a bool array (n,): True where the verdict is valid, because key, size and mtime are those in the cache file.
-    """
+    """Fill in the column "verdict" of `rows` in place. Return a bool array, True where the verdict is valid."""
     cached = np.empty(0, _CACHE_DTYPE)
     with contextlib.suppress(OSError, ValueError, EOFError):  # missing or damaged
         cached = np.load(file, allow_pickle=False)

@@ -19,10 +19,9 @@ MAX_NAMES_IN_MESSAGE = 10
 
 
 def is_in_mixed_group(values: np.ndarray, groups: np.ndarray) -> np.ndarray:
-    """Return True for each picture whose group contains pictures with different values: bool array (n,).
+    """Return a bool array (n,): True for each picture whose group contains different `values` (n,), such as labels.
 
-    `values` is an int array (n,), such as the labels. `groups` is an int array (n,): for each picture, the index of the
-    first picture of its group.
+    `groups` (n,) has, for each picture, the index of the first picture of its group.
     """
     mixed = np.zeros(len(values), bool)
     mixed[groups[values != values[groups]]] = True
@@ -32,20 +31,14 @@ def is_in_mixed_group(values: np.ndarray, groups: np.ndarray) -> np.ndarray:
 def choose_validation_pictures(
     labels: np.ndarray, groups: np.ndarray, order: np.ndarray, val_size: float
 ) -> np.ndarray:
-    """Choose the fraction `val_size` of the pictures of each class, rounded, for validation.
+    """Choose the fraction `val_size` of the pictures of each class, rounded, for validation. Return a bool array (n,).
 
-    Pictures of the same group (copies) stay together, so the number of chosen pictures may differ a little.
+    Pictures of a group (copies) stay together, so the number may differ a little. From a class with at least two
+    groups, some pictures are chosen and some are not. From a class with one group, none are chosen.
 
     Args:
-        labels: int array (n,).
-        groups: int array (n,): for each picture, the index of the first picture of its group. All pictures of a group
-            must have the same class.
+        groups: as in :func:`is_in_mixed_group`. All pictures of a group must have the same class.
         order: array (n,) that sorts the groups: those whose first picture has the smallest values are chosen first.
-        val_size: in (0, 1).
-
-    Returns:
-        bool array (n,), True for validation. If a class has at least two groups, some of its pictures are chosen and
-        some are not. If a class has only one group, none of its pictures are chosen.
     """
     chosen = np.zeros(len(labels), bool)
     by_class = np.argsort(labels, kind="stable")
@@ -68,12 +61,7 @@ def choose_validation_pictures(
 
 
 def apply_split_file(listing: Listing, split_file: str) -> Listing:
-    """Return `listing` with the splits of the split file. Pictures that are not in the split file are left out.
-
-    Raises:
-        DataError: the split file cannot be read, has two lines for one picture or no training picture, or a picture
-            does not exist or is in the folder of another class.
-    """
+    """Return only the pictures in the split file, with its splits. Raise DataError if it does not match the folder."""
     entries: dict[str, tuple[str, int]] = {}
     root_text, csv_text = printable(str(listing.root)), printable(split_file)
     for path, label, split in read_split_file(split_file):
@@ -110,11 +98,7 @@ def apply_split_file(listing: Listing, split_file: str) -> Listing:
 
 
 def read_split_file(split_file: str) -> Iterator[tuple[str, str, int]]:
-    """Yield (path, class name, split) for each line of a split file. The split is TRAIN, VAL or TEST.
-
-    Raises:
-        DataError: the file cannot be read, or a line is not a valid line of a split file.
-    """
+    """Yield (path, class name, split index) for each line. Raise DataError if the file is missing or not valid."""
     csv_text = printable(split_file)
     try:
         with Path(split_file).expanduser().open(**TEXT_FILE_ARGUMENTS) as file:

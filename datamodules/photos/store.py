@@ -21,11 +21,7 @@ MAX_WAITING_PICTURES = 256  # decoded pictures in memory that are not written ye
 
 
 class PictureStore:
-    """N decoded pictures in one memory-mapped file. Each is (3, H, W) uint8; H and W may differ between pictures.
-
-    Args:
-        path: a file that :meth:`write` has written.
-    """
+    """The decoded pictures in a file of :meth:`write`, (3, H, W) uint8. H and W may differ between pictures."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -33,13 +29,11 @@ class PictureStore:
         count = int(np.fromfile(path, np.int64, offset=size - 8)[0])
         self.sizes = np.fromfile(path, np.int64, 2 * count, offset=size - 8 - 16 * count).reshape(count, 2)
         self.starts = np.concatenate([[0], (3 * self.sizes.prod(1)).cumsum()])
-        # shared=False is a private mapping. Nothing is written to it, so all processes still share its memory pages.
+        # The mapping is private, but nothing is written to it, so all processes share its memory pages.
         self._bytes = torch.from_file(str(path), shared=False, size=int(self.starts[-1]), dtype=torch.uint8)
 
-    def __reduce__(
-        self,
-    ) -> tuple[type["PictureStore"], tuple[Path]]:  # pickles only the path: a spawned worker maps the file again
-        return PictureStore, (self.path,)
+    def __reduce__(self) -> tuple[type["PictureStore"], tuple[Path]]:
+        return PictureStore, (self.path,)  # pickles only the path: a spawned worker maps the file again
 
     def __len__(self) -> int:
         return len(self.sizes)
@@ -55,18 +49,13 @@ class PictureStore:
 
     @staticmethod
     def write(path: Path, count: int, read: Callable[[int], Tensor]) -> None:
-        """Decode pictures with one thread per core and write them to a file, atomically.
-
-        The file contains the pixels of all pictures, then the height and width of each picture (int64), then `count`
-        (int64).
+        """Write the pixels of all pictures (uint8), then each height and width, then `count` (int64). Atomic.
 
         Args:
-            path: the file.
-            count: the number of pictures.
-            read: returns the decoded picture of an index in [0, count), (3, H, W) uint8.
+            read: returns the picture of an index in [0, count), (3, H, W) uint8. Called in one thread per core.
 
         Raises:
-            DataError: the file cannot be written. Errors of `read` are passed on.
+            DataError: the file cannot be written.
         """
         sizes = np.empty((count, 2), np.int64)
         try:
@@ -85,13 +74,10 @@ class PictureStore:
 
 
 def store_path(root: Path, paths: Paths, settings: dict[str, Any]) -> Path:
-    """Return the path of the store for some pictures.
-
-    The path depends on `root`, on the path, file size and mtime of each picture, and on `settings`. So a changed file
-    or setting gives another store.
+    """Return the path of a store. It depends on `root`, `settings` and each picture's path, file size and mtime.
 
     Raises:
-        DataError: a picture cannot be found (:class:`BadPicture`), or there is no cache folder.
+        DataError: a picture cannot be found, or there is no cache folder.
     """
     digest = hashlib.sha256(json.dumps([str(root.resolve()), settings], sort_keys=True).encode())
     paths.update(digest)

@@ -9,20 +9,14 @@ from datamodules.preprocessing import Preprocessing
 
 
 def train_transform(preprocessing: Preprocessing) -> v2.Transform:
-    """Return a random crop and a random horizontal flip: (3, H, W) uint8 -> (3, S, S) uint8.
-
-    They are those of the PyTorch tutorial "Transfer Learning for Computer Vision".
-    """
+    """Return the random crop and flip of PyTorch's transfer learning tutorial: (3, H, W) uint8 -> (3, S, S) uint8."""
     interpolation = InterpolationMode(preprocessing.interpolation)
     crop = _CropThenResize(preprocessing.image_size, interpolation=interpolation, antialias=True)
     return v2.Compose([crop, v2.RandomHorizontalFlip()])
 
 
 class _CropThenResize(v2.RandomResizedCrop):
-    """A faster RandomResizedCrop with the same result.
-
-    It copies the crop to channels-last memory before resizing, because torch resizes this layout twice as fast.
-    """
+    """A faster RandomResizedCrop with the same result: torch resizes a channels-last crop twice as fast."""
 
     def transform(self, inpt: Tensor, params: dict[str, Any]) -> Tensor:
         crop = v2.functional.crop_image(inpt, **params).permute(1, 2, 0).contiguous().permute(2, 0, 1)
@@ -37,10 +31,7 @@ def eval_transform(preprocessing: Preprocessing) -> v2.Transform:
 
 
 def _cut_long_side(picture: Tensor) -> Tensor:
-    """Cut the longer side to at most 4 times the shorter side. The center crop would remove these parts anyway.
-
-    Without this, resizing the shorter side would enlarge a picture of 3000 x 2 pixels to 384,000 x 256 pixels.
-    """
+    """Cut the longer side to 4 times the shorter one. Otherwise, resizing would enlarge 3000 x 2 to 384,000 x 256."""
     height, width = picture.shape[-2:]
     max_length = 4 * min(height, width)
     return v2.functional.center_crop(picture, [min(height, max_length), min(width, max_length)])
