@@ -1,7 +1,4 @@
-"""The data modules, one LightningDataModule per file.
-
-A data module is imported when it is first used. So ``scripts/check.py``, which does not need torch, starts fast.
-"""
+"""The data modules, one per file. They are imported when first used, so ``check.py`` starts without torch."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any

@@ -22,9 +22,8 @@ TRAIN_SIZE, TEST_SIZE = 50_000, 10_000
 class CIFAR10DataModule(SplitDataModule):
     """The 60,000 pictures of CIFAR-10 (Krizhevsky 2009), as in the PyTorch tutorial "Training a Classifier".
 
-    The validation pictures are chosen from the 50,000 training pictures, with the same share of each class. The
-    10,000 official test pictures are used for the test only. The data set is downloaded if it is not in ``root``.
-    Its files are pickles. They are opened only if they have the official md5.
+    The validation pictures are chosen from the 50,000 training pictures, with the same share of each class. The data
+    set is downloaded if it is not in ``root``. Its files are pickles: they are opened only if they have the right md5.
 
     Args:
         root: folder of the data set.
@@ -97,13 +96,13 @@ def choose_stratified(labels: Tensor, count: int, seed: int) -> Tensor:
     """Choose ``count`` random samples, with the share of each class as in ``labels``. Return their sorted indices."""
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(combine_seeds(seed)))
     by_class = order[labels[order].argsort(stable=True)]
-    # The samples are now sorted by class. Positions at equal distances give each class its share.
+    # the samples are now sorted by class, so positions at equal distances give each class its share
     positions = (torch.arange(count) * len(labels) + len(labels) // 2) // max(count, 1)
     return by_class[positions].sort().values
 
 
 def _download(root: Path, train: bool) -> CIFAR10:
-    """Open the data set with torchvision, which checks the md5 of its files. Download it if it is not in ``root``."""
+    """Open the data set with torchvision, which downloads missing files and checks the md5."""
     if not any((root / name).exists() for name in (CIFAR10.base_folder, CIFAR10.filename)):
         print(f"downloading CIFAR10 (162 MB) from {CIFAR10.url}; this server is slow, it can take an hour")
     try:
@@ -126,10 +125,7 @@ def _write_bytes(official: CIFAR10, path: Path) -> None:
 
 
 def _read_bytes(path: Path, count: int) -> tuple[Tensor, Tensor]:
-    """Map the file of :func:`_write_bytes` into memory, so that all processes of a machine share one copy.
-
-    Return ``count`` pictures, (count, 3, 32, 32) uint8, and their labels, (count,) int64.
-    """
+    """Map the file into memory, which all processes share. Return pictures (n, 3, 32, 32) uint8 and labels int64."""
     size = count * (BYTES_PER_PICTURE + 1)
     if not path.is_file() or path.stat().st_size != size:
         raise DataError(f"{path} is incomplete: delete it and run again")

@@ -10,10 +10,6 @@ class DataError(ValueError):
 
 
 def special_file_kind(mode: int) -> str:
-    """Return the kind of a special file, such as ``a socket``, or "" for a regular file.
-
-    Args:
-        mode: ``st_mode`` of the file (:func:`os.stat`).
-    """
+    """Return the kind of a special file, such as ``a socket``, or "" for a regular file. ``mode``: its ``st_mode``."""
     kinds = {"-": "", "p": "a named pipe", "s": "a socket", "c": "a device", "b": "a device"}
     return kinds.get(stat.filemode(mode)[0], "not a regular file")

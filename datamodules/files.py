@@ -15,17 +15,9 @@ TEXT_FILE_ARGUMENTS: dict[str, Any] = {"newline": "", "encoding": "utf-8", "erro
 
 @contextlib.contextmanager
 def atomic_write(path: str | Path, mode: str = "wb") -> Iterator[IO[Any]]:
-    """Open a temporary file for writing and rename it to ``path`` at the end, so that ``path`` is never incomplete.
+    """Open a temporary file (``mode`` is ``wb`` or ``w``) and rename it to ``path`` when the body has ended.
 
-    The file is synced to disk before the rename, and its folder after it. If the body of the ``with`` statement raises
-    an error, ``path`` does not change.
-
-    Args:
-        path: the file to write. Its folder is created if it does not exist.
-        mode: ``wb`` or ``w``.
-
-    Raises:
-        OSError: the folder cannot be written, or the disk is full.
+    So ``path`` is never incomplete, and an error in the body does not change it. A missing folder is created.
     """
     target = Path(path)
     part = target.with_name(f".{target.name}.{os.getpid()}.part")
@@ -54,11 +46,6 @@ def write_csv(path: str | Path, rows: Iterable[Iterable[Any]]) -> None:
 
 
 def read_csv(path: str | Path) -> list[dict[str, str]]:
-    """Read a CSV file and return each row as a dict from column names to cells.
-
-    Raises:
-        OSError: the file cannot be opened or read.
-        csv.Error: the file is not a CSV file.
-    """
+    """Read a CSV file and return each row as a dict from column names to cells."""
     with Path(path).open(**TEXT_FILE_ARGUMENTS) as file:
         return list(csv.DictReader(file))

@@ -11,7 +11,7 @@ from datamodules.errors import DataError
 
 
 def available_cores() -> int:
-    """Return the number of CPU cores that this process may use, according to its affinity and the container's quota."""
+    """Return the number of CPU cores that this process may use, given its affinity and the container's quota."""
     affinity = getattr(os, "sched_getaffinity", None)  # Linux only
     cores = len(affinity(0)) if affinity else os.cpu_count() or 1
     with contextlib.suppress(OSError, ValueError):  # without cgroup v2, or with the quota "max", there is no limit

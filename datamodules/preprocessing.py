@@ -9,20 +9,12 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """Sizes and numbers for resizing, cropping and normalizing a picture. Sizes are in pixels.
+    """How to resize, crop and normalize a picture. Sizes are in pixels, the defaults are those for ImageNet."""
 
-    The defaults are those for ImageNet, as in the PyTorch tutorial "Transfer Learning for Computer Vision". Checkpoints
-    contain the values as a dict.
-    """
-
-    image_size: int = 224
-    """Side of the square input of the network."""
-    resize_size: int = 256
-    """Length of the shorter side after resizing, before the center crop."""
-    mean: list[float] = field(default_factory=lambda: [0.485, 0.456, 0.406])
-    """Mean per channel, which is subtracted. It is for pixels in [0, 1]."""
-    std: list[float] = field(default_factory=lambda: [0.229, 0.224, 0.225])
-    """Standard deviation per channel, by which the difference is divided."""
+    image_size: int = 224  # side of the network's square input
+    resize_size: int = 256  # length of the shorter side after resizing, before the center crop
+    mean: list[float] = field(default_factory=lambda: [0.485, 0.456, 0.406])  # per channel, for pixels in [0, 1]
+    std: list[float] = field(default_factory=lambda: [0.229, 0.224, 0.225])  # per channel
     interpolation: str = "bilinear"
 
     @classmethod

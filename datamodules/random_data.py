@@ -13,18 +13,11 @@ from datamodules.loading.module import SplitDataModule
 from datamodules.loading.order import PADDING
 from datamodules.loading.seeds import combine_seeds
 
-NOISE = 0.1
-"""Standard deviation of the noise that is added to linear targets."""
+NOISE = 0.1  # standard deviation, for linear targets
 
 
 class RepeatedRows(Dataset):
-    """A dataset that repeats its rows in order until an epoch has ``epoch_length`` rows.
-
-    Args:
-        inputs: (N, ...) float32.
-        targets: (N, K) float32.
-        epoch_length: number of rows in an epoch.
-    """
+    """Inputs (N, ...) and targets (N, K) float32, repeated in order until an epoch has ``epoch_length`` rows."""
 
     samples_per_fetch = 0  # one batch per call: a batch with all rows in order is returned without a copy
 
@@ -53,14 +46,11 @@ class RepeatedRows(Dataset):
 
 
 class RandomDataModule(SplitDataModule):
-    """Random inputs from a standard normal distribution, with float targets. They depend only on the arguments.
+    """Standard normal inputs with float targets. They depend only on the arguments.
 
-    The defaults are the fixed batch of the PyTorch tutorial "Learning PyTorch with Examples", 64 x 1000 -> 64 x 10.
-    An epoch repeats this batch ``steps`` times. Validation and test use the same rows.
-
-    With ``steps=0`` an epoch has ``length`` shuffled rows, as in the tutorial "Data Parallelism" (``in_features=5,
-    out_features=2, length=100, batch_size=30``). This tutorial has no targets. With ``target="linear"`` the targets are
-    a fixed linear map of the inputs plus noise, and validation and test use other rows.
+    The defaults repeat one batch, as in the PyTorch tutorial "Learning PyTorch with Examples"; validation and test use
+    the same rows. ``in_features=5, out_features=2, length=100, batch_size=30, steps=0`` gives the data of the tutorial
+    "Data Parallelism".
 
     Args:
         in_features: number of values in an input row, or the shape of a picture such as ``[1, 32, 32]``.
@@ -68,13 +58,11 @@ class RandomDataModule(SplitDataModule):
         length: number of rows.
         batch_size: rows per step and device.
         steps: number of batches in an epoch, in fixed order. With 0 an epoch is one shuffled pass over the rows.
-        target: ``random`` (standard normal), ``linear``, or ``count`` (1, 2, ... as in the tutorial "Neural Networks").
+        target: ``random``, ``linear`` (a linear map of the inputs plus noise; validation and test then use other rows),
+            or ``count`` (1, 2, ... as in the tutorial "Neural Networks").
         seed: seed of the rows, the linear map and the order.
 
-    Batches: (B, in_features) float32, or (B, C, H, W) for pictures, and (B, out_features) float32.
-
-    Raises:
-        DataError: an argument is out of range.
+    Batches: (B, in_features) or (B, C, H, W) float32, and (B, out_features) float32.
     """
 
     task = "regression"

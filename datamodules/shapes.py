@@ -1,4 +1,4 @@
-"""Generated pictures of shapes. No download is needed."""
+"""Generated pictures of shapes."""
 
 import math
 from collections.abc import Callable
@@ -13,12 +13,10 @@ from datamodules.loading.module import SplitDataModule
 from datamodules.loading.seeds import combine_seeds
 from datamodules.preprocessing import Preprocessing
 
-SIZE = 32
-"""Height and width of a picture in pixels."""
+SIZE = 32  # height and width of a picture in pixels
 
 
 def _radius(x: Tensor, y: Tensor) -> Tensor:
-    """Return the distance from the center."""
     return (x**2 + y**2).sqrt()
 
 
@@ -39,8 +37,7 @@ SHAPES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "star": lambda x, y: _radius(x, y) < 0.6 + 0.35 * (5 * (torch.atan2(y, x) + math.pi / 2)).cos(),
     "crescent": lambda x, y: (_radius(x, y) < 0.95) & (_radius(x - 0.4, y) > 0.75),
 }
-"""A function per class name. It gets x and y of each pixel, (n, H, W) float32, relative to the shape's center and in
-units of its radius. It returns a mask, (n, H, W) bool, which is True inside the shape."""
+"""Class name -> a function of each pixel's x and y, in units of the shape's radius: True inside the shape."""
 CLASS_NAMES = tuple(SHAPES)
 
 
@@ -56,9 +53,6 @@ class ShapesDataModule(SplitDataModule):
         seed: seed of the pictures, the order and the augmentation.
 
     Batches: (B, channels, 32, 32) float32 in [-1, 1] and (B,) int64.
-
-    Raises:
-        DataError: an argument is out of range.
     """
 
     task = "classification"
@@ -100,15 +94,9 @@ class ShapesDataModule(SplitDataModule):
 
 
 def draw_pictures(count: int, seed: int, channels: int) -> tuple[Tensor, Tensor]:
-    """Draw pictures of shapes. They depend only on the arguments.
-
-    Returns:
-        Pictures (count, channels, 32, 32) uint8 and labels (count,) int64. Each class has the same number of pictures,
-        if ``count`` is a multiple of the number of classes.
-    """
+    """Draw about equally many pictures of each shape: (count, channels, 32, 32) uint8, and labels (count,) int64."""
     generator = torch.Generator().manual_seed(seed)
-    labels = torch.arange(count) % len(CLASS_NAMES)
-    labels = labels[torch.randperm(count, generator=generator)]
+    labels = (torch.arange(count) % len(CLASS_NAMES))[torch.randperm(count, generator=generator)]
     images = torch.empty(count, channels, SIZE, SIZE, dtype=torch.uint8)
     for chunk_labels, chunk in zip(labels.split(1000), images.split(1000), strict=True):  # in chunks, to save memory
         chunk.copy_(_draw_chunk(chunk_labels, channels, generator))

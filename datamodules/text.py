@@ -23,12 +23,7 @@ def first_names(names: Sequence[str], limit: int) -> str:
 
 
 def align_columns(rows: Sequence[Sequence[str]], right: Sequence[bool] = ()) -> list[str]:
-    """Return the lines of a table with two spaces between its columns.
-
-    Args:
-        rows: rows of cells. All rows have the same number of cells.
-        right: for each column, True if it is right-aligned. By default all columns are left-aligned.
-    """
+    """Return the lines of a table. ``right`` says for each column if it is right-aligned (by default none is)."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     alignments = ["<>"[is_right] for is_right in right] or ["<"] * len(widths)
     return [

@@ -6,14 +6,4 @@ from lit_models.dynamic import DynamicNet, LitDynamic
 from lit_models.mlp import LitMLP, mlp
 from lit_models.transfer import LitTransfer
 
-__all__ = [
-    "DynamicNet",
-    "LeNet",
-    "LitBase",
-    "LitCNN",
-    "LitDynamic",
-    "LitMLP",
-    "LitTransfer",
-    "ModelError",
-    "mlp",
-]
+__all__ = ["DynamicNet", "LeNet", "LitBase", "LitCNN", "LitDynamic", "LitMLP", "LitTransfer", "ModelError", "mlp"]

@@ -12,15 +12,11 @@ from torchvision import models
 from lit_models.base import ModelError
 
 TIMM_PREFIX = "timm/"
-AUXILIARY = ("AuxLogits", "aux1", "aux2")
-"""Additional heads of inception_v3 and googlenet, which are not used here."""
+AUXILIARY = ("AuxLogits", "aux1", "aux2")  # additional heads of inception_v3 and googlenet, not used here
 
 
 def build(backbone: str, num_classes: int) -> tuple[nn.Module, str]:
-    """Build a network with random weights.
-
-    Returns:
-        The network, which has ``num_classes`` outputs, and the name of its head, the last layer.
+    """Build a network with random weights. Return it and the name of its last layer, the head.
 
     Raises:
         ModelError: the name is unknown, the network has several heads, or timm is not installed.
@@ -46,8 +42,7 @@ def build(backbone: str, num_classes: int) -> tuple[nn.Module, str]:
         # squeezenet has no linear layer: its head is the last convolution
         head_type = nn.Linear if any(isinstance(layer, nn.Linear) for layer in layers.values()) else nn.Conv2d
         head_name = [name for name, layer in layers.items() if isinstance(layer, head_type)][-1]
-    # Some networks have a head with initial values that are too large for a training of a few epochs. torch's initial
-    # values are small.
+    # the initial values of some heads are too large for a training of a few epochs
     network.get_submodule(head_name).reset_parameters()
     return network, head_name
 
@@ -56,9 +51,8 @@ def load(network: nn.Module, head_name: str, backbone: str, weights: str) -> Non
     """Load pretrained weights into ``network``, except for its head.
 
     Args:
-        network, head_name: as returned by :func:`build`.
-        weights: ``DEFAULT`` (the best weights of torchvision or timm, from the cache or downloaded), or the path of a
-            ``.pth`` or ``.safetensors`` state dict. No code in the file is executed.
+        weights: ``DEFAULT`` (the published weights, from the cache or downloaded), or the path of a ``.pth`` or
+            ``.safetensors`` state dict. No code in the file is executed.
 
     Raises:
         ModelError: the file does not exist or has the weights of another network, or the download failed.
@@ -67,7 +61,7 @@ def load(network: nn.Module, head_name: str, backbone: str, weights: str) -> Non
     dropped = (f"{head_name}.", *(f"{name}." for name in AUXILIARY))
     state = {_current_name(name): tensor for name, tensor in state.items() if not name.startswith(dropped)}
     expected = {name: tensor for name, tensor in network.state_dict().items() if not name.startswith(dropped)}
-    # Old files have no num_batches_tracked. It has no effect here, because the momentum of BatchNorm is a number.
+    # old files have no num_batches_tracked, which has no effect here
     missing = sorted(name for name in expected.keys() - state.keys() if not name.endswith(".num_batches_tracked"))
     unexpected = sorted(state.keys() - expected.keys())
     wrong_shape = sorted(name for name in expected.keys() & state.keys() if expected[name].shape != state[name].shape)
@@ -77,19 +71,18 @@ def load(network: nn.Module, head_name: str, backbone: str, weights: str) -> Non
         raise ModelError(
             f"{weights} does not contain weights of {backbone}: {problem_text} (choose the matching --model.backbone)"
         )
-    # load_state_dict() of mnasnet needs a version number, which most files do not have. So the tensors are copied here.
+    # not load_state_dict(): for mnasnet it needs a version number, which most files do not have
     for name, tensor in state.items():
         expected[name].copy_(tensor)
 
 
 def fetch(backbone: str) -> dict[str, Tensor]:
-    """Return the published weights, names -> tensors. They are downloaded if they are not in the cache.
+    """Return the published weights, from the cache or downloaded.
 
     Raises:
         ModelError: the download failed. The message contains the URL and the name of the file.
     """
-    from_timm = backbone.startswith(TIMM_PREFIX)
-    if from_timm:
+    if from_timm := backbone.startswith(TIMM_PREFIX):
         timm, name = _import_timm(), backbone.removeprefix(TIMM_PREFIX)
         url, file = f"https://huggingface.co/{timm.get_pretrained_cfg(name).hf_hub_id}", "model.safetensors"
     else:
@@ -127,7 +120,7 @@ def preprocessing(backbone: str, network: nn.Module) -> dict[str, Any]:
 
 
 def _current_name(name: str) -> str:
-    """Return the name that torchvision now uses for a tensor. The files of densenet and vit have older names."""
+    """Return torchvision's current name of a tensor. The files of densenet and vit have older names."""
     name = re.sub(r"(denselayer\d+\.(?:norm|conv))\.([12]\.)", r"\1\2", name)
     return name.replace("mlp.linear_1.", "mlp.0.").replace("mlp.linear_2.", "mlp.3.")
 
@@ -139,15 +132,12 @@ def _unknown_name_message(library: str, backbone: str, known: list[str]) -> str:
 
 
 def _list_names(names: list[str]) -> str:
-    """Return the first five names and the number of the others."""
     return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
 def _build_options(backbone: str) -> dict[str, Any]:
-    """Return additional arguments of ``torchvision.models.get_model``."""
     if backbone in ("inception_v3", "googlenet"):
-        # transform_input: convert the ImageNet normalization of the inputs to that of the published weights.
-        # init_weights: the initialization by torchvision takes half a minute.
+        # transform_input: the weights need another normalization; init_weights: that takes half a minute
         return {"aux_logits": False, "transform_input": True, "init_weights": False}
     if backbone.startswith("vit_"):  # the position embedding depends on the size of the pictures
         return {"image_size": models.get_model_weights(backbone).DEFAULT.meta["min_size"][0]}
@@ -163,7 +153,7 @@ def _import_timm() -> Any:
 
 
 def _read_state_dict(path: Path) -> dict[str, Tensor]:
-    """Read a state dict from a ``.pth`` or ``.safetensors`` file, without executing code in the file."""
+    """Read a state dict without executing code in the file."""
     if not path.is_file():
         raise ModelError(f"no weights file {path}: give DEFAULT, none or the path of a .pth or .safetensors file")
     state: Any

@@ -17,11 +17,9 @@ from torchmetrics import Metric
 from torchmetrics.classification import MulticlassAccuracy
 from torchmetrics.utilities import dim_zero_cat
 
-PLAIN_TYPES = (str, int, float, Tensor)
-"""Types of attribute values that ``nn.Module`` does not register, unlike parameters and modules."""
+PLAIN_TYPES = (str, int, float, Tensor)  # values that nn.Module does not register, unlike parameters and modules
 PADDING = -1
-"""Class index of a padding row; float targets of a padding row are NaN. Only validation and test have padding rows:
-the metrics and :meth:`LitBase.loss_per_sample` ignore them, but :meth:`LitBase.loss` does not."""
+"""Class index of a padding row (NaN for float targets). Only validation and test have padding rows, and ignore them."""
 
 
 class ModelError(ValueError):
@@ -31,9 +29,8 @@ class ModelError(ValueError):
 class EvaluationLoss(Metric):
     """Mean or sum of the losses of all samples. The result has the same bits on any number of devices.
 
-    The losses of each batch are added first. Then :func:`math.fsum` adds these batch sums and rounds only once, so that
-    their order has no effect. The contents of the batches must not depend on the number of devices; this is so for the
-    data modules of this project.
+    :func:`math.fsum` adds the sums of the batches and rounds only once, so that their order has no effect. The contents
+    of the batches must not depend on the number of devices; this is so for the data modules of this project.
     """
 
     full_state_update = False
@@ -53,11 +50,7 @@ class EvaluationLoss(Metric):
         self.sample_count += len(losses)
 
     def compute(self) -> Tensor:
-        """Return the mean or the sum, a scalar. It is NaN if a loss is NaN, or for the mean of batches without samples.
-
-        Raises:
-            ValueError: ``update`` was never called.
-        """
+        """Return the mean or the sum, a scalar. The mean of no samples is NaN."""
         total = torch.tensor(math.fsum(dim_zero_cat(self.batch_sums).tolist()), dtype=self.dtype, device=self.device)
         return total / self.sample_count if self.reduction == "mean" else total
 
@@ -65,36 +58,30 @@ class EvaluationLoss(Metric):
 class LitBase(LightningModule):
     """Training, validation, test and prediction steps of a classifier or a regression network.
 
-    A subclass defines ``__init__``, ``forward`` and ``configure_optimizers``. At its end ``__init__`` must call
+    A subclass defines ``__init__``, ``forward`` and ``configure_optimizers``. ``__init__`` must end with
     ``make_metrics``. ``configure_optimizers`` should return the result of ``build_optimizers``, so that ``--optimizer``
-    and ``--lr_scheduler`` have an effect. The attributes below have defaults, which a subclass can replace.
+    and ``--lr_scheduler`` have an effect.
 
     Logged values:
-        - ``train_loss``: mean of the losses of the epoch's batches.
+        - ``train_loss``: mean of the losses of the epoch's batches. With ``reduction = "sum"`` the loss of a batch is
+          the sum over its samples on all devices.
         - ``train_loss_step``: loss of one batch on rank 0, every ``log_every_n_steps`` steps.
-        - ``val_loss``, ``test_loss``: mean of the losses of all samples.
+        - ``val_loss``, ``test_loss``: mean (or sum) of the losses of all samples.
         - ``val_acc``, ``test_acc``: accuracy, 0 to 1; only for classifiers.
-
-    With ``reduction = "sum"`` the loss of a batch is the sum over its samples. For ``train_loss`` this sum includes the
-    batches of all devices in the same step. ``val_loss`` and ``test_loss`` are then sums over all samples.
     """
 
     task: Literal["classification", "regression"] = "classification"
     reduction: Literal["mean", "sum"] = "mean"
-    """How the losses of the samples become one number."""
     samples_evaluated: int | None = None
     """Number of samples in the last validation, on all devices together. None for a regression."""
-    default_data = "ShapesDataModule"
-    """Name of the data module that ``scripts/fit.py`` uses without ``--data``."""
-    default_epochs = 5
-    """Number of epochs that ``scripts/fit.py`` trains without ``--max_epochs``, ``--max_steps`` and ``--max_time``."""
+    default_data = "ShapesDataModule"  # for a command without --data
+    default_epochs = 5  # for a command without --max_epochs, --max_steps and --max_time
     sample_ndim = 3
     """Number of dimensions of one sample: 3 for a picture (C, H, W), 1 for a row of features (F,)."""
     skips_layers = False
     """True if a training step may not use all layers. DDP then needs ``find_unused_parameters``."""
     same_random_numbers_on_all_ranks = False
-    """True if a training step uses one random number for the whole batch, such as a random depth. All devices then draw
-    the same random numbers in a step, as a single device would."""
+    """True if a training step draws one random number for the whole batch; then all devices draw the same one."""
     preprocessing: dict[str, Any] | None = None
     """How a picture is converted to an input of the network: ``image_size`` and ``resize_size`` (pixels), ``mean`` and
     ``std`` (per channel, for pixels in [0, 1]), ``interpolation``. It is saved in checkpoints."""
@@ -104,18 +91,14 @@ class LitBase(LightningModule):
     """True if ``features`` returns the same values for a picture in each epoch. They are then computed only once."""
     wants_augmentation = False
     """True if training photos are augmented when ``--data.augment`` is not given."""
-
     chosen_optimizer: Callable[..., Optimizer] | None = None
-    """Function that builds an optimizer from parameters or parameter groups. It is set by ``--optimizer`` and replaces
-    the model's own optimizer."""
+    """Set by ``--optimizer``: builds the optimizer from parameters or parameter groups, instead of the model's own."""
     chosen_schedule: Callable[[Optimizer], dict[str, Any]] | None = None
-    """Function from the optimizer to Lightning's ``lr_scheduler`` dictionary. It is set by ``--lr_scheduler`` and
-    replaces the model's own schedule."""
-
+    """Set by ``--lr_scheduler``: builds Lightning's ``lr_scheduler`` dictionary, instead of the model's own."""
     class_weights: Tensor | None
 
     def make_metrics(self, num_classes: int | None = None) -> None:
-        """Create the metrics of validation and test. ``num_classes`` is None for a regression."""
+        """Create the metrics of validation and test. A regression has no ``num_classes``."""
         self.val_loss = EvaluationLoss(self.reduction)
         self.test_loss = EvaluationLoss(self.reduction)
         if num_classes is not None:
@@ -137,19 +120,14 @@ class LitBase(LightningModule):
     def loss(self, output: Tensor, target: Tensor) -> Tensor:
         """Return the training loss, a scalar: cross-entropy of a classifier, squared error of a regression.
 
-        Args:
-            output: (B, K) float.
-            target: (B,) int64 class indices, or (B, K) float. Padding rows are not allowed.
+        ``output`` is (B, K) float, ``target`` (B,) int64 class indices or (B, K) float, without padding rows.
         """
         if self.task == "classification":
             return F.cross_entropy(output, target, weight=self.class_weights, reduction=self.reduction)
         return F.mse_loss(output, target, reduction=self.reduction)
 
     def loss_per_sample(self, output: Tensor, target: Tensor) -> Tensor:
-        """Return the loss of each sample without class weights, (B,).
-
-        The arguments are those of :meth:`loss`, but padding rows are allowed: their loss is 0.
-        """
+        """Return the :meth:`loss` of each sample without class weights, (B,). The loss of a padding row is 0."""
         if self.task == "classification":
             return F.cross_entropy(output, target, reduction="none", ignore_index=PADDING)
         errors = F.mse_loss(output, target, reduction="none").masked_fill(target.isnan(), 0).flatten(1)  # (B, K)
@@ -179,7 +157,7 @@ class LitBase(LightningModule):
         log_interval = self.trainer.log_every_n_steps  # type: ignore[attr-defined]  # 0 if barebones
         if log_interval and (self.global_step + 1) % log_interval == 0:
             self.log("train_loss_step", loss.detach(), on_step=True, on_epoch=False)
-        # DDP averages gradients over devices, accumulation averages over batches. `scale` turns the mean into a sum.
+        # DDP averages gradients over devices, accumulation over batches: the scale turns the mean into a sum
         scale = self.trainer.world_size * self.trainer.accumulate_grad_batches if self.reduction == "sum" else 1
         return loss if scale == 1 else loss * scale
 
@@ -210,10 +188,7 @@ class LitBase(LightningModule):
         self._train_loss_sum, self._train_batches = 0.0, 0
 
     def _evaluate(self, batch: tuple[Tensor, Tensor], stage: str) -> dict[str, Tensor]:
-        """Update the metrics of ``stage`` (``val`` or ``test``) with one batch.
-
-        Return a dict for callbacks: ``output`` (B, K), ``target`` (B,) or (B, K), and ``loss`` (B,).
-        """
+        """Update the metrics with one batch. Return its ``output``, ``target`` and ``loss``, (B,), for callbacks."""
         x, y = batch
         output = self(x)
         losses = self.loss_per_sample(output, y)
@@ -241,8 +216,7 @@ class LitBase(LightningModule):
     def predict_step(self, batch: Any, batch_idx: int = 0) -> Tensor:
         """Return class probabilities (B, K), or the outputs (B, K) of a regression.
 
-        Args:
-            batch: inputs, or a tuple or list that begins with the inputs. A single sample needs no batch dimension.
+        ``batch`` is the inputs, or a tuple or list that begins with them. One sample needs no batch dimension.
         """
         x = batch[0] if isinstance(batch, (tuple, list)) else batch
         output = self(x.unsqueeze(0) if x.ndim == self.sample_ndim else x)
@@ -260,18 +234,14 @@ class LitBase(LightningModule):
 
         Args:
             optimizer: builds the optimizer from ``parameters``, unless ``chosen_optimizer`` is set.
-            parameters: parameters or parameter groups. If a group has an ``lr_factor``, its learning rate is multiplied
-                by this number.
+            parameters: parameters or parameter groups. The learning rate of a group is multiplied by its ``lr_factor``.
             schedule: builds the schedule from the optimizer, unless ``chosen_schedule`` is set.
         """
         built = (self.chosen_optimizer or optimizer)(parameters)
         for group in built.param_groups:
             group["lr"] = group["lr"] * group.get("lr_factor", 1.0)
-        configuration: dict[str, Any] = {"optimizer": built}
         schedule = self.chosen_schedule or schedule
-        if schedule is not None:
-            configuration["lr_scheduler"] = schedule(built)
-        return configuration
+        return {"optimizer": built} if schedule is None else {"optimizer": built, "lr_scheduler": schedule(built)}
 
     # --- pretrained networks override these -----------------------------------------------------------------------
 
@@ -279,26 +249,21 @@ class LitBase(LightningModule):
         """Load the pretrained weights into the model. The default does nothing."""
 
     def features(self, x: Tensor) -> Tensor | None:
-        """Return the inputs of the last layer for a batch of pictures, (B, F), or None if they are not available."""
+        """Return the inputs of the last layer for a batch of pictures, (B, F), or None if there are none."""
         return None
 
     # --- data and checkpoint --------------------------------------------------------------------------------------
 
     def shape_error(self, shape: tuple[int, ...]) -> str | None:
-        """Return why the model cannot use samples of a shape, or None if it can use them.
+        """Return why the model cannot use samples of a shape (without batch dimension), or None if it can.
 
         The default compares rows with ``in_features``, if the model has this argument, and accepts all pictures.
-        ``shape`` has no batch dimension.
         """
         expected = (self.hparams.get("in_features", *shape[:1]),) if self.sample_ndim == 1 else shape
         return None if shape == expected else f"it needs rows of shape {expected}, not {shape} (--model.in_features)"
 
     def check_data(self, data: Any) -> None:
-        """Check ``task`` and ``sample_shape`` of a data module, if it has them.
-
-        Raises:
-            ModelError: the data have another task, or samples of another shape.
-        """
+        """Raise a ModelError if the data module has another ``task``, or a ``sample_shape`` that does not fit."""
         model_name, data_name = type(self).__name__, type(data).__name__
         task = getattr(data, "task", self.task)
         if task != self.task:
@@ -312,7 +277,7 @@ class LitBase(LightningModule):
 
     @property
     def has_trainer(self) -> bool:
-        """True if a Trainer is attached to the model. Without a Trainer ``self.trainer`` raises an error."""
+        """True if a Trainer is attached. Without one ``self.trainer`` raises an error."""
         try:
             return self.trainer is not None
         except RuntimeError:

@@ -16,10 +16,6 @@ class LeNet(nn.Module):
     Source: LeCun et al. 1998, "Gradient-based learning applied to document recognition", in the form of the PyTorch
     tutorials "Neural Networks" (one channel) and "Training a Classifier" (three channels).
 
-    Args:
-        in_channels: 1 (gray) or 3 (color).
-        num_classes: number of classes K, which is the number of outputs.
-
     Input: (B, C, 32, 32) float32, pixels in [-1, 1]. Output: (B, K) float32, logits.
     Parameters: 62,006 at the defaults, 61,706 with one channel.
     """
@@ -49,11 +45,7 @@ class LitCNN(LitBase):
         num_classes: number of classes K.
         lr: learning rate.
         momentum: momentum of SGD.
-        loss: ``cross_entropy`` on class indices, or ``squared_error`` on float targets (B, K), as in the tutorial
-            "Neural Networks".
-
-    Raises:
-        ModelError: an argument is out of range.
+        loss: ``cross_entropy``, or ``squared_error`` on float targets (B, K), as in the tutorial "Neural Networks".
     """
 
     def __init__(

@@ -8,17 +8,16 @@ from torch.optim import SGD
 
 from lit_models.base import LitBase, ModelError
 
-MAX_DEPTH = 3
-"""Largest number of times that the middle layer is applied."""
+MAX_DEPTH = 3  # how often the middle layer is applied at most
 
 
 class DynamicNet(nn.Module):
-    """Three linear layers. The middle layer is applied 0 to 3 times.
+    """Three linear layers. The middle layer is applied 0 to 3 times: this number is the depth.
 
     Source: PyTorch tutorial "Learning PyTorch with Examples" (control flow + weight sharing), 2017.
 
-    The depth is the number of times that the middle layer is applied. In training mode it is drawn from torch's CPU
-    generator in each forward pass. In evaluation mode the output is the mean of the outputs of all four depths.
+    In training mode the depth is drawn from torch's CPU generator in each forward pass. In evaluation mode the output
+    is the mean of the outputs of all four depths.
 
     Input: (B, F) float32. Output: (B, K) float32. Parameters: 111,210 at the defaults.
     """
@@ -30,7 +29,7 @@ class DynamicNet(nn.Module):
         self.output_linear = nn.Linear(hidden, out_features)
 
     def forward(self, x: Tensor, depth: int | None = None) -> Tensor:
-        """Compute the output. ``depth`` (0 to 3) replaces the drawn depth, or the mean over all depths."""
+        """Compute the output. A ``depth`` replaces the random depth, or the mean over all depths."""
         h = self.input_linear(x).clamp(min=0)  # (B, hidden)
         if depth is None and not self.training:
             total = self.output_linear(h)  # (B, K)
@@ -54,9 +53,6 @@ class LitDynamic(LitBase):
         out_features: number of outputs K.
         lr: learning rate.
         momentum: momentum of SGD.
-
-    Raises:
-        ModelError: a width is below 1.
     """
 
     task = "regression"

@@ -13,8 +13,8 @@ from lit_models.base import LitBase, ModelError
 def mlp(in_features: int = 1000, hidden: Sequence[int] = (100,), out_features: int = 10) -> nn.Sequential:
     """Build a network of linear layers with ReLU between them.
 
-    Source: PyTorch tutorial "Learning PyTorch with Examples" (nn module), 1000 -> 100 -> 10. With ``hidden=()`` the
-    network is a single linear layer, as in the tutorial "Data Parallelism" (5 -> 2).
+    Source: PyTorch tutorial "Learning PyTorch with Examples" (nn module). With ``hidden=()`` the network is a single
+    linear layer, as in the tutorial "Data Parallelism".
 
     Input: (B, F) float32. Output: (B, K) float32. Parameters: 101,110 at the defaults.
     """
@@ -32,9 +32,6 @@ class LitMLP(LitBase):
         hidden: width of each hidden layer; empty for a single linear layer.
         out_features: number of outputs K.
         lr: learning rate.
-
-    Raises:
-        ModelError: a width is below 1.
     """
 
     task = "regression"

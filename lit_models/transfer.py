@@ -16,12 +16,10 @@ from lit_models.base import LitBase, ModelError
 class LitTransfer(LitBase):
     """A pretrained network with a new last layer, the head. The other layers, the backbone, are trained or frozen.
 
-    Source: PyTorch tutorial "Transfer Learning for Computer Vision" (Chilamkurthy 2017). It uses SGD with momentum and
-    divides the learning rate by ten every seven epochs.
+    Source: PyTorch tutorial "Transfer Learning for Computer Vision" (Chilamkurthy 2017).
 
-    A frozen backbone gets no gradient and stays in evaluation mode: BatchNorm does not update its statistics, and
-    dropout is off. The pretrained weights are loaded when a new fit starts. They are not needed to build the model, to
-    load its checkpoint or to resume a fit.
+    A frozen backbone gets no gradient and stays in evaluation mode. The pretrained weights are loaded when a new fit
+    starts. They are not needed to build the model, to load its checkpoint or to resume a fit.
 
     Args:
         backbone: name of a classification network of torchvision, or ``timm/NAME``.
@@ -35,8 +33,7 @@ class LitTransfer(LitBase):
         unfreeze_epoch: in a fine-tuning, the first epoch in which the backbone is trained too, counted from 0.
         backbone_lr_factor: learning rate of the backbone as a multiple of the head's.
 
-    Input: (B, 3, H, W) float32, normalized as in ``preprocessing``. An input (B, F) float32 is taken as features of the
-    backbone, and only the head is applied. Output: (B, K) float32, logits.
+    Input: (B, 3, H, W) float32, normalized as in ``preprocessing``, or ``features`` (B, F). Output: (B, K) logits.
     Parameters: 11,181,642 at the defaults, 5,130 of them in the head.
 
     Raises:
@@ -102,10 +99,7 @@ class LitTransfer(LitBase):
         return self.head(x) if x.ndim == 2 else self.net(x)
 
     def features(self, x: Tensor) -> Tensor | None:
-        """Return the inputs of the head for a batch of pictures, (B, F), without gradient.
-
-        Return None if the head is not the last operation of the network (squeezenet).
-        """
+        """Return the inputs of the head, (B, F), without gradient, or None if it is not the last operation."""
         head_tensors: list[Tensor] = []
         hook = self.head.register_forward_hook(lambda _, inputs, output: head_tensors.extend((inputs[0], output)))
         try:
@@ -124,11 +118,7 @@ class LitTransfer(LitBase):
         self.load_pretrained()
 
     def load_pretrained(self) -> None:
-        """Load the pretrained weights, unless they or the weights of a checkpoint are already loaded.
-
-        Raises:
-            ModelError: the weights cannot be read or downloaded (see :func:`lit_models.backbones.load`).
-        """
+        """Load the pretrained weights (see :func:`lit_models.backbones.load`), unless weights are already loaded."""
         if not self.weights_ready:
             backbones.load(self.net, self.head_name, self.hparams["backbone"], self.hparams["weights"])
         self.weights_ready = True

@@ -14,8 +14,7 @@ from typing import NoReturn
 from datamodules.errors import DataError
 from datamodules.text import printable
 
-SECONDS_FOR_RANK_ZERO = 15
-"""Seconds that the other ranks wait before they exit, so that rank 0 can print the same error and end all ranks."""
+SECONDS_FOR_RANK_ZERO = 15  # the other ranks wait, so that rank 0 can print the same error and end all ranks
 
 
 class UsageError(ValueError):
@@ -32,15 +31,9 @@ class TrainingError(UsageError):
 
 @contextmanager
 def one_line_errors(program: str) -> Iterator[None]:
-    """End the program with one line on stderr if the body raises an error that the user can fix.
+    """End the program with one line on stderr and exit code 2 if the body raises an error that the user can fix.
 
-    Other errors are bugs of this project and are printed with their traceback.
-
-    Args:
-        program: name of the program, with which the line begins.
-
-    Raises:
-        SystemExit: exit code 2, or 130 after Ctrl-C.
+    The line begins with the ``program``. After Ctrl-C the exit code is 130. Other errors are bugs: they are not caught.
     """
     try:
         yield
@@ -60,8 +53,7 @@ def is_user_error(error: Exception) -> bool:
     """Return True if the error has a class of this project or of Lightning for errors that the user can fix."""
     if isinstance(error, UsageError | CheckpointError | DataError):
         return True
-    # Importing these is slow, and check.py does not need them.
-    from lightning.pytorch.utilities.exceptions import MisconfigurationException
+    from lightning.pytorch.utilities.exceptions import MisconfigurationException  # slow, and check.py does not need it
 
     from lit_models import ModelError
 

@@ -12,10 +12,8 @@ from datamodules.text import printable
 if TYPE_CHECKING:  # importing matplotlib takes a second, so only the functions that draw import it
     from matplotlib.figure import Figure
 
-PICTURE_INCHES = 1.6
-"""Width of a picture on a sheet in inches."""
-MAX_CELL_INCHES, MAX_MATRIX_INCHES, MAX_NAME_INCHES = 0.45, 12.0, 2.0
-"""Largest width of a cell, of all cells and of a class name in a confusion matrix, in inches."""
+PICTURE_INCHES = 1.6  # width of a picture on a sheet
+MAX_CELL_INCHES, MAX_MATRIX_INCHES, MAX_NAME_INCHES = 0.45, 12.0, 2.0  # widths in a confusion matrix
 
 
 def undo_normalization(inputs: Tensor, preprocessing: Preprocessing) -> Tensor:
@@ -25,12 +23,9 @@ def undo_normalization(inputs: Tensor, preprocessing: Preprocessing) -> Tensor:
 
 
 def draw_sheet(pictures: Tensor, titles: Sequence[str], columns: int = 4) -> "Figure":
-    """Draw pictures in a grid, with a title above each picture. Title lines wider than a picture are shortened.
+    """Draw pictures, (B, 3, H, W) float32 in [0, 1], in a grid, each with a title of one or more lines above it.
 
-    Args:
-        pictures: (B, 3, H, W) float32 in [0, 1].
-        titles: B titles of one or more lines.
-        columns: largest number of pictures in a row.
+    Lines wider than a picture are shortened.
     """
     from matplotlib.figure import Figure
 
@@ -65,7 +60,7 @@ def draw_mistakes(
     files: Sequence[str] | None,
     columns: int = 4,
 ) -> "Figure":
-    """Draw wrong predictions. Each title has the predicted class, its probability, the true class and the file name.
+    """Draw a sheet of wrong predictions (see :func:`draw_sheet`).
 
     Args:
         pictures: (B, 3, H, W) float32 in [0, 1].
@@ -74,7 +69,6 @@ def draw_mistakes(
         predicted: B predicted class indices.
         probabilities: B probabilities of the predicted classes.
         files: B paths, or None if the pictures are not from files.
-        columns: largest number of pictures in a row.
     """
     predictions = zip(labels, predicted, probabilities, strict=True)
     titles = [f"{names[wrong]} {probability:.0%}\nis {names[label]}" for label, wrong, probability in predictions]
@@ -84,13 +78,9 @@ def draw_mistakes(
 
 
 def draw_confusion(matrix: Tensor, names: Sequence[str]) -> "Figure":
-    """Draw a confusion matrix. The number in a cell is a count, its color is the count's share of the row (true class).
+    """Draw a confusion matrix, (K, K) int64 ``matrix[true, predicted]``. A cell's color is its share of the row.
 
     With more than 115 classes the class names are left out, with more than 40 classes the counts.
-
-    Args:
-        matrix: (K, K) int64, ``matrix[true, predicted]``.
-        names: K class names.
     """
     from matplotlib.figure import Figure
 
@@ -119,7 +109,7 @@ def draw_confusion(matrix: Tensor, names: Sequence[str]) -> "Figure":
 
 
 def _text_width(text: str, points: float) -> float:
-    """Return the width in inches of a line of text. ``points`` is the font size."""
+    """Return the width in inches of a line of text in a font size."""
     from matplotlib.font_manager import FontProperties
     from matplotlib.textpath import text_to_path
 
@@ -127,7 +117,7 @@ def _text_width(text: str, points: float) -> float:
 
 
 def _shorten(text: str, inches: float, points: float) -> str:
-    """Shorten ``text`` to a width in inches and escape unprintable characters. ``points`` is the font size."""
+    """Shorten ``text`` to a width in inches and escape characters that are not printable."""
     text = printable(text)
     if _text_width(text, points) <= inches:
         return text

@@ -5,20 +5,14 @@ from statistics import NormalDist
 
 
 def wilson_interval(successes: int, trials: int, confidence: float = 0.95) -> tuple[float, float]:
-    """Return both ends of the confidence interval of a proportion (Wilson 1927). It is also accurate near 0 and 1.
-
-    Args:
-        successes: number of successes, such as correct predictions.
-        trials: number of trials. The interval for 0 trials is (0, 1).
-        confidence: probability that the interval contains the true proportion, 0 to 1.
-    """
+    """Return both ends of the confidence interval of a proportion (Wilson 1927). It is (0, 1) without trials."""
     if trials == 0:
         return 0.0, 1.0
     z = NormalDist().inv_cdf((1 + confidence) / 2)
     proportion, z2 = successes / trials, z * z / trials
     center = (proportion + z2 / 2) / (1 + z2)
     half_width = z * sqrt(proportion * (1 - proportion) / trials + z2 / (4 * trials)) / (1 + z2)
-    # Without successes the formula gives 0, without failures 1, but only up to rounding errors.
+    # without successes the formula gives 0, without failures 1, but only up to rounding errors
     low = center - half_width if successes > 0 else 0.0
     high = center + half_width if successes < trials else 1.0
     return low, high
@@ -27,13 +21,10 @@ def wilson_interval(successes: int, trials: int, confidence: float = 0.95) -> tu
 def mcnemar_p_value(only_first: int, only_second: int) -> float:
     """Return the two-sided p-value of McNemar's exact test (1947). A small value means that two classifiers differ.
 
-    Args:
-        only_first: number of samples that only the first classifier predicts correctly.
-        only_second: number of samples that only the second classifier predicts correctly.
+    The arguments are the numbers of samples that only the first, and only the second, classifier predicts correctly.
     """
     n, smaller = only_first + only_second, min(only_first, only_second)
-    # tail: number of outcomes that are at least as extreme, on one side. It is a sum of binomial coefficients.
-    tail, coefficient = 0, 1
+    tail, coefficient = 0, 1  # the tail counts the outcomes on one side that are at least as extreme
     for k in range(smaller + 1):
         tail += coefficient
         coefficient = coefficient * (n - k) // (k + 1)

@@ -10,11 +10,9 @@ from datamodules.text import align_columns, first_names, printable
 
 
 def print_table(head: Sequence[str], body: Sequence[Sequence[str | list[str]]]) -> None:
-    """Print a table on stdout. It has borders if stdout is a terminal. Columns without text are left out.
+    """Print a table on stdout, with borders if it is a terminal. Columns without text are left out.
 
-    Args:
-        head: column names.
-        body: rows of cells. A list of strings is a cell with several lines.
+    A list of strings in the ``body`` is a cell with several lines.
     """
     used = [column for column in range(len(head)) if any(row[column] for row in body)]
     if not used:
@@ -54,10 +52,7 @@ def _is_number_or_empty(cell: str) -> bool:
 
 @contextlib.contextmanager
 def progress_bar(title: str, show: bool = True) -> Iterator[Callable[[int, int | None], None]]:
-    """Show a progress bar on stderr while the body runs, if stderr is a terminal.
-
-    Yield ``update(done, total)``: it sets the number of finished steps and of all steps (None if unknown).
-    """
+    """Show a progress bar if stderr is a terminal. Yield ``update(done, total)``; ``total`` is None if unknown."""
     if not (show and sys.stderr.isatty()):
         yield lambda done, total: None
         return
@@ -70,11 +65,7 @@ def progress_bar(title: str, show: bool = True) -> Iterator[Callable[[int, int |
 
 
 def closest_name(word: str, known: Iterable[str], cutoff: float = 0.6) -> str | None:
-    """Return the known name that is most similar to ``word`` if upper and lower case are ignored, or None.
-
-    Args:
-        cutoff: minimum similarity, 0 to 1 (see :func:`difflib.get_close_matches`).
-    """
+    """Return the known name that is most similar to ``word``, ignoring case, or None if it is below ``cutoff``."""
     names = {name.lower(): name for name in known}
     matches = difflib.get_close_matches(word.lower(), names, n=1, cutoff=cutoff)
     return names[matches[0]] if matches else None

@@ -19,10 +19,7 @@ from datamodules.machine import STOP_SIGNALS, available_cores
 
 
 class ResumableLoader(DataLoader):
-    """A DataLoader that saves its position in the epoch in Lightning's checkpoints and can continue there.
-
-    Without workers it fetches several batches in one call if the dataset has the attribute ``samples_per_fetch``.
-    """
+    """A DataLoader that saves its position in the epoch in Lightning's checkpoints and can continue there."""
 
     _batches_to_skip = _batches_done = 0
 
@@ -40,8 +37,7 @@ class ResumableLoader(DataLoader):
         samples_per_fetch = None if self.num_workers else getattr(self.dataset, "samples_per_fetch", None)
         batches = super().__iter__() if samples_per_fetch is None else self._fetch_batches(samples_per_fetch)
         if self.num_workers:
-            # _kill_workers must run before the handlers of torch and multiprocessing, which wait for the workers. It is
-            # registered after them, because atexit calls the newest handler first.
+            # register it last, so that it runs before the handlers of torch and multiprocessing, which wait for workers
             atexit.unregister(_kill_workers)
             atexit.register(_kill_workers)
         for batch in batches:
@@ -51,11 +47,7 @@ class ResumableLoader(DataLoader):
             self._batches_done += 1  # the caller requests the next batch, so this batch was used
 
     def _fetch_batches(self, samples_per_fetch: int) -> Iterator[tuple[Tensor, ...]]:
-        """Yield the same batches as a DataLoader, but fetch several batches in one call: it is ten times as fast.
-
-        Args:
-            samples_per_fetch: largest number of samples in a call; a call fetches at least one batch.
-        """
+        """Yield the same batches as a DataLoader, but fetch several batches in one call: it is ten times as fast."""
         key_batches = iter(self.batch_sampler)  # type: ignore[arg-type]
         batches_per_fetch = max(1, samples_per_fetch // (self.batch_size or 1))
         while key_lists := list(islice(key_batches, batches_per_fetch)):
@@ -69,10 +61,9 @@ def keep_batch(batch: Any) -> Any:
 
 
 def return_data_errors(get_items: Callable[..., Any]) -> Callable[..., Any]:
-    """Decorate the ``__getitems__`` of a dataset: in a worker it returns a DataError instead of raising it.
+    """Decorate ``__getitems__``: a worker returns a DataError, which :class:`ResumableLoader` then raises.
 
-    :class:`ResumableLoader` raises the error in the training process. torch would add a traceback to the message of an
-    error that a worker raises.
+    torch would add a traceback to the message of an error that a worker raises.
     """
 
     @wraps(get_items)
@@ -113,15 +104,13 @@ def make_loader(
     num_workers: int = 0,
     keep_workers: bool = True,
 ) -> DataLoader:
-    """Make the data loader of this rank.
+    """Make the data loader of this rank, with a :class:`TrainSampler` or an :class:`EvalSampler`.
 
     Args:
         dataset: a dataset with a length, whose ``__getitems__(keys)`` returns a batch.
         trainer: the Trainer, or None for a single process.
         batch_size: number of samples in a batch of this rank.
-        seed: seed of the data. The order of the training samples depends on it, on the seed of the run and the epoch.
-        train: True for training (:class:`TrainSampler`), False for evaluation (:class:`EvalSampler`).
-        shuffle: shuffle the training samples, except with ``--overfit_batches``.
+        seed: the order of the training samples depends on it, on the seed of the run and on the epoch.
         num_workers: number of loader processes; with 0 the training process loads the data.
         keep_workers: keep the loader processes between epochs.
     """
@@ -141,7 +130,7 @@ def make_loader(
         num_workers=num_workers,
         persistent_workers=keep_workers and num_workers > 0,
         worker_init_fn=ignore_signals,
-        # DataLoader draws a number in each epoch. Without its own generator it would advance torch's global generator.
+        # without its own generator a DataLoader would advance torch's global generator in each epoch
         generator=torch.Generator().manual_seed(combine_seeds(seed)),
     )
 
@@ -149,12 +138,8 @@ def make_loader(
 def count_decoding_workers(trainer: Any) -> int:
     """Return the number of loader processes that decode pictures for this rank, 0 to 8.
 
-    There is one process per core if the network runs on a GPU, or none if the rank has only one core. If the network
-    runs on the CPU, there is one process per four cores: the network uses all cores too, and each of its operations
-    waits for the slowest thread.
-
-    Args:
-        trainer: the Trainer, or None for one process that uses all cores.
+    It is one per core, or 0 for a single core. A network on the CPU uses all cores too, so there it is one per four
+    cores. ``trainer`` is None for one process that uses all cores.
     """
     ranks, on_cpu = (1, False) if trainer is None else (trainer.num_devices, trainer.strategy.root_device.type == "cpu")
     cores = available_cores() // ranks

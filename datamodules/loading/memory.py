@@ -13,24 +13,20 @@ from datamodules.loading.order import PADDING
 from datamodules.loading.seeds import combine_with_run_seed, draw_uniform
 from datamodules.preprocessing import Preprocessing
 
-SHIFT = 4
-"""Largest shift of an augmented image in pixels, as in He et al. 2015 (ResNet on CIFAR-10, 32x32)."""
-CUTOUT = 8
-"""Side in pixels of the square that is cut out of an augmented image (DeVries and Taylor 2017 used 16 for 32x32)."""
+SHIFT = 4  # pixels, as in He et al. 2015 for CIFAR-10
+CUTOUT = 8  # side in pixels; DeVries and Taylor 2017 used 16 for CIFAR-10
 
 
 class Pictures(Dataset):
-    """A dataset of small images in memory.
+    """A dataset of small images in memory. A batch is (B, C, H, W) float32 and labels (B,) int64, -1 for padding.
 
     Args:
         images: (N, C, H, W) uint8.
         labels: (N,) int64.
-        preprocessing: only its mean and std are used, because the images already have the right size.
+        preprocessing: only its mean and std are used.
         augment: flip and shift each image and cut out a square, differently in each epoch.
-        seed: the augmentation of an image depends on this seed, the run's seed, the epoch and the image's index.
+        seed: seed of the augmentation, which also depends on the seed of the run.
         indices: (M,) int64, indices of the images in this dataset (all by default). The images are not copied.
-
-    ``__getitems__(keys)`` returns a batch: (B, C, H, W) float32 and labels (B,) int64, -1 for padding.
     """
 
     samples_per_fetch = 128  # a call takes longer than copying four images, so small batches are fetched together
@@ -71,17 +67,14 @@ class Pictures(Dataset):
 
 
 def normalize(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """Scale pixels to [0, 1], subtract ``mean`` and divide by ``std`` per channel.
-
-    ``images`` are (..., C, H, W) uint8, the result is float32 of the same shape.
-    """
+    """Scale (..., C, H, W) uint8 to [0, 1] float32, subtract ``mean`` and divide by ``std`` per channel."""
     factor, offset = _factor_and_offset(tuple(mean), tuple(std))
     return images.to(torch.float32, memory_format=torch.contiguous_format).mul_(factor).sub_(offset)
 
 
 @functools.cache
 def _factor_and_offset(mean: tuple[float, ...], std: tuple[float, ...]) -> tuple[Any, Any]:
-    """Return ``factor`` and ``offset``; the normalized value of a pixel (0 to 255) is ``pixel * factor - offset``."""
+    """Return two values for ``normalized = pixel * factor - offset``, with pixels from 0 to 255."""
     if len(set(mean)) == 1 and len(set(std)) == 1:  # scalars are three times as fast
         return 1 / (255 * std[0]), mean[0] / std[0]
     mean_tensor, std_tensor = torch.tensor(mean).view(-1, 1, 1), torch.tensor(std).view(-1, 1, 1)
@@ -89,14 +82,11 @@ def _factor_and_offset(mean: tuple[float, ...], std: tuple[float, ...]) -> tuple
 
 
 def flip_shift_cutout(images: Tensor, numbers: Tensor) -> Tensor:
-    """Flip each image with probability 1/2, shift it by up to :data:`SHIFT` pixels and cut out a square.
-
-    Pixels that the shift uncovers and pixels of the square become 0. The side of the square is :data:`CUTOUT`.
+    """Flip each image with probability 1/2, shift it by up to SHIFT pixels and set a square of side CUTOUT to 0.
 
     Args:
-        images: (B, C, H, W) uint8.
-        numbers: (B, 5) float32, uniform in [0, 1): for the flip, the shift down, the shift right, and the row and
-            column of the center of the square.
+        images: (B, C, H, W) uint8. Pixels that the shift uncovers become 0.
+        numbers: (B, 5) float32 in [0, 1): the flip, the shifts down and right, the row and column of the square.
     """
     batch, channels, height, width = images.shape
     down, right = ((numbers[:, i] * (2 * SHIFT + 1)).long() for i in (1, 2))  # (B,) in 0 .. 2 * SHIFT

@@ -12,43 +12,29 @@ from datamodules.loading.loader import make_loader
 class SplitDataModule(LightningDataModule):
     """A data module with one dataset per split in ``sets``.
 
-    A subclass has the arguments ``batch_size`` and ``seed`` and calls ``save_hyperparameters``. Its ``setup`` creates
-    the datasets, whose ``__getitems__(keys)`` returns a batch. Data modules with another base class do not need the
-    attributes below: lit_training/runs/foreign.py has defaults for them.
+    A subclass has the arguments ``batch_size`` and ``seed`` and calls ``save_hyperparameters``. Its ``setup`` fills
+    ``sets`` with datasets whose ``__getitems__(keys)`` returns a batch. For data modules with another base class
+    lit_training/runs/foreign.py has defaults of the attributes.
     """
 
     task: Literal["classification", "regression"] | None = None
-    default_model = "LitCNN"
-    """Name of the model that ``scripts/fit.py`` uses without ``--model``."""
-    class_names: Any = ()
-    """Class names in the order of the labels; empty for regression."""
-    sample_shape: Any = None
-    """Shape of one sample, (C, H, W) or (F,)."""
-    preprocessing: Any = None
-    """The :class:`~datamodules.preprocessing.Preprocessing` of the pictures; None if the samples are not pictures."""
-    class_weights: Tensor | None = None
-    """(K,) float32, weight of each class in the training loss."""
-    photos: Any = None
-    """The :class:`~datamodules.photos.folder.Photos` of a folder of photos; None for other data."""
+    default_model = "LitCNN"  # for a command without --model
+    class_names: Any = ()  # in the order of the labels; empty for regression
+    sample_shape: Any = None  # (C, H, W) or (F,)
+    preprocessing: Any = None  # a Preprocessing; None if the samples are not pictures
+    class_weights: Tensor | None = None  # (K,) float32, for the training loss
+    photos: Any = None  # the Photos of a folder; None for other data
     augment = False
-    """True if training samples are augmented."""
-    eval_batch_size = 100
-    """Batch size of validation, test and prediction, unless ``batch_size`` is larger."""
+    eval_batch_size = 100  # unless batch_size is larger
     predict_split = "test"
-    """Split that ``predict_dataloader`` loads."""
     shuffle = True
-    """True if the training samples are shuffled in each epoch."""
-    sets: dict[str, Dataset]
-    """Datasets by split: ``train``, ``val`` and ``test``."""
+    sets: dict[str, Dataset]  # by split: train, val and test
 
     def adapt_to(self, model: Any) -> None:
-        """Use the settings of ``model`` for the data, such as its ``preprocessing``. The default does nothing.
-
-        It is called after the model and the data module are built.
-        """
+        """Use settings of the model, such as its ``preprocessing``. The default does nothing."""
 
     def report(self) -> str:
-        """Return a text about the data, which is printed before training."""
+        """Return a text to print before training."""
         return ""
 
     def dataset(self, split: str) -> Dataset:
@@ -56,7 +42,7 @@ class SplitDataModule(LightningDataModule):
         return self.sets[split]
 
     def num_workers(self, dataset: Dataset) -> int:
-        """Return the number of loader processes for ``dataset``. The default is 0, for data in memory."""
+        """Return the number of loader processes: by default 0, for data in memory."""
         return 0
 
     def train_dataloader(self) -> DataLoader:

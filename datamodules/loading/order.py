@@ -1,7 +1,6 @@
 """Samplers for any number of devices, and a function that gathers results in the order of the dataset.
 
-The samplers yield *keys*. A training key is ``epoch * len(dataset) + index``, and the augmentation of a sample depends
-on it. An evaluation key is the index.
+The samplers yield *keys*: ``epoch * len(dataset) + index`` in training, the index in an evaluation.
 """
 
 from collections.abc import Iterator
@@ -14,26 +13,20 @@ from torch.utils.data import DistributedSampler
 from datamodules.loading.seeds import combine_seeds
 
 PADDING = -1
-"""Key of a padding row in an evaluation. The target of a padding row is -1, or NaN for float targets."""
+"""Key of a padding row in an evaluation. Its target is -1, or NaN for float targets."""
 
 
 class TrainSampler(DistributedSampler):
     """Yield the training keys of one rank. Their order depends on the seed and the epoch.
 
-    In each step the batches of all ranks together have the samples that a single process with the global batch size
-    would use. If the number of samples is not a multiple of the number of ranks, the first samples of the epoch are
-    repeated at its end (at most ranks - 1).
-
-    Args:
-        length: number of samples in the dataset.
-        shuffle: False keeps the order of the dataset.
+    In each step all ranks together use the samples of a single process with the global batch size. If ``length``, the
+    number of samples, is not a multiple of ``ranks``, the first samples of the epoch are repeated at its end.
     """
 
     def __init__(self, length: int, ranks: int, rank: int, seed: int, shuffle: bool = True) -> None:
         super().__init__(range(length), ranks, rank, shuffle=shuffle, seed=seed)  # type: ignore[arg-type]
         self.length = length
-        self.start = 0
-        """Number of keys that the next epoch skips, set by a resumed run."""
+        self.start = 0  # number of keys that the next epoch skips, set by a resumed run
 
     def __iter__(self) -> Iterator[int]:
         start, self.start = self.start, 0
@@ -48,15 +41,10 @@ class TrainSampler(DistributedSampler):
 
 
 class EvalSampler(DistributedSampler):
-    """Yield the evaluation keys of one rank. The batches do not depend on the number of ranks.
+    """Yield the evaluation keys of one rank: batches r, r + ranks, r + 2 * ranks, ... of a single process.
 
-    The last bits of a sample's result can depend on the other samples in its batch. Therefore the batches of a single
-    process are distributed: rank r gets the batches r, r + ranks, r + 2 * ranks and so on. A rank that has one batch
-    less than the others gets an additional batch with one :data:`PADDING` key.
-
-    Args:
-        length: number of samples in the dataset.
-        batch_size: number of samples in a batch of one rank.
+    The batches do not depend on the number of ranks, because the last bits of a result can depend on the other samples
+    of the batch. A rank with one batch less than the others gets a batch with one :data:`PADDING` key.
     """
 
     def __init__(self, length: int, ranks: int, rank: int, batch_size: int) -> None:
@@ -77,15 +65,11 @@ class EvalSampler(DistributedSampler):
 
 
 def gather_in_input_order(trainer: Any, results: Tensor, loader: Any) -> Tensor:
-    """Gather the results of all ranks in the order of the dataset.
+    """Return the results of all ranks, (N, ...), on each rank, in the order of the dataset and without padding rows.
 
     Args:
-        results: (n, ...), the results of the batches of this rank, including padding rows.
-        loader: the loader of these batches, with an :class:`EvalSampler`. All ranks must have used the same number of
-            batches.
-
-    Returns:
-        (N, ...), the results of all ranks without padding rows, the same on each rank.
+        results: (n, ...), results of this rank, including padding rows.
+        loader: its loader, with an :class:`EvalSampler`. All ranks must have used the same number of batches.
     """
     if trainer.world_size > 1:
         batch_size = loader.batch_sampler.batch_size  # for predictions Lightning removes loader.batch_size

@@ -16,21 +16,13 @@ def combine_seeds(*numbers: int) -> int:
 
 
 def draw_uniform(seed: int, keys: Tensor, count: int) -> Tensor:
-    """Return ``count`` uniform random numbers for each key. They depend only on ``seed`` and the key.
-
-    Args:
-        keys: (B,) int64.
-
-    Returns:
-        (B, count) float32 in [0, 1).
-    """
+    """Return uniform numbers in [0, 1), (B, count) float32, that depend only on ``seed`` and ``keys``, (B,) int64."""
     counters = keys.numpy().astype(np.uint64)[:, None] * np.uint64(count) + np.arange(count, dtype=np.uint64)
     bits = _splitmix(_splitmix(counters) ^ np.uint64(combine_seeds(seed)))
     return torch.from_numpy((bits >> np.uint64(40)).astype(np.float32) / np.float32(2**24))
 
 
 def _splitmix(x: np.ndarray) -> np.ndarray:
-    """Return the hash of each number, uint64."""
     with np.errstate(over="ignore"):
         x = x + np.uint64(0x9E3779B97F4A7C15)
         x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
@@ -39,9 +31,8 @@ def _splitmix(x: np.ndarray) -> np.ndarray:
 
 
 def combine_with_run_seed(seed: int) -> int:
-    """Return a seed that depends on the data module's ``seed`` and on the seed of the run (``seed_everything``).
+    """Return a seed for the order and the augmentation: it depends on ``seed`` and on the seed of the run.
 
-    The order of the samples and their augmentation use this seed. Splits and generated data depend only on the data
-    module's seed, so that runs with different seeds use the same data.
+    Splits and generated data depend only on the data module's seed, so that all runs use the same data.
     """
     return combine_seeds(seed, int(os.environ.get("PL_GLOBAL_SEED", 0)))
