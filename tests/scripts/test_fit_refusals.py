@@ -93,7 +93,7 @@ def test_a_failed_start_leaves_no_run(flags: str, culprit: str) -> None:
 def test_a_folder_name_that_is_too_long_is_refused_in_one_line() -> None:
     ended = run(f"fit.py --default_root_dir {'a' * 300} {SMALL}")
     assert ended.code == 2
-    assert "File name too long): choose another one with --default_root_dir" in ended.err
+    assert "File name too long): choose another folder with --default_root_dir" in ended.err
     assert ended.err.count("\n") == 1
 
 
