@@ -49,7 +49,7 @@ def predict(
     batch_size: int = 32,
     device: torch.device | str = "cpu",
 ) -> Iterator[Prediction]:
-    """Yield one prediction per image or row, in the order of the inputs. If it cannot be read, it has an ``error``.
+    """Yield one prediction per image or row, in the order of the inputs; unreadable ones have an ``error``.
 
     Args:
         model: the network; it is moved to ``device``.
