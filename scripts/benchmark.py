@@ -11,7 +11,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -47,8 +47,7 @@ TO_TENSOR = [transforms.ToTensor(), transforms.Normalize(IMAGENET.mean, IMAGENET
 TUTORIAL_TRAIN = transforms.Compose([transforms.RandomResizedCrop(224), transforms.RandomHorizontalFlip(), *TO_TENSOR])
 TUTORIAL_VAL = transforms.Compose([transforms.Resize(256), transforms.CenterCrop(224), *TO_TENSOR])
 FIT = str(Path(__file__).with_name("fit.py"))
-Pair = tuple[float, float]
-"""Seconds or MB of this project, and of the code that it is compared with."""
+Pair = tuple[float, float]  # seconds or MB of this project, and of the code that it is compared with
 TRAIN_ONLY = ["--max_epochs", "1", "--limit_val_batches", "0"]
 
 
@@ -68,7 +67,6 @@ def time_fit(*arguments: str, start_up: bool = False) -> float:
 
 
 def time_hand_loop(net: nn.Module, batches: Iterable[Any], loss: Callable, optimizer: torch.optim.Optimizer) -> float:
-    """Return the seconds of a plain training loop over the batches."""
     started = time.perf_counter()
     for x, y in batches:
         optimizer.zero_grad()
@@ -117,10 +115,7 @@ def fixed_batch(model: str, net: nn.Module, momentum: float, steps: int) -> Pair
     """Compare training steps that all use one random batch."""
     sgd = torch.optim.SGD(net.parameters(), lr=1e-4, momentum=momentum)
     x, y = torch.randn(64, 1000), torch.randn(64, 10)
-
-    def squared_error(output: Tensor, target: Tensor) -> Tensor:
-        return F.mse_loss(output, target, reduction="sum")
-
+    squared_error = partial(F.mse_loss, reduction="sum")
     theirs = time_hand_loop(net, ((x, y) for _ in range(steps)), squared_error, sgd)
     return time_fit("--model", model, "--data.steps", str(steps), *TRAIN_ONLY), theirs
 
@@ -211,15 +206,13 @@ def fine_tuning(root: Path) -> Pair:
     net = models.resnet18(num_classes=2)
     sgd = torch.optim.SGD(net.parameters(), lr=0.001, momentum=0.9)
     theirs = time_hand_loop(net, DataLoader(data, batch_size=4), F.cross_entropy, sgd)
-    ours = time_fit("--data", str(root), "--model.weights=none", "--model.freeze=false", *TRAIN_ONLY)
-    return ours, theirs
+    return time_fit("--data", str(root), "--model.weights=none", "--model.freeze=false", *TRAIN_ONLY), theirs
 
 
 # --- processes and files ----------------------------------------------------------------------------------------------
 
 
 def time_process(*arguments: str, threads: int | None = None, check: bool = True) -> float:
-    """Return the wall seconds of ``python`` with these arguments."""
     environment = {**os.environ, **({"OMP_NUM_THREADS": str(threads)} if threads else {})}
     started = time.perf_counter()
     subprocess.run([sys.executable, *arguments], capture_output=True, env=environment, check=check)

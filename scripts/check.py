@@ -10,7 +10,6 @@ DESCRIPTION = (
     "problems found, 2: the folder cannot be read."
 )
 MAX_EXAMPLES = 3
-"""Number of examples that the table shows for each finding."""
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -11,9 +11,8 @@ DESCRIPTION = (
 
 def main(arguments: list[str] | None = None) -> None:
     parser = Parser("describe.py", DESCRIPTION)
-    parser.add_argument(
-        "model", metavar="MODEL", help="LitCNN, LitMLP, LitDynamic, LitTransfer, a run, .ckpt or latest"
-    )
+    help_text = "LitCNN, LitMLP, LitDynamic, LitTransfer, a run, .ckpt or latest"
+    parser.add_argument("model", metavar="MODEL", help=help_text)
     chosen, rest = parser.parse_known_args(arguments)
 
     import warnings  # here, so that --help needs no torch

@@ -15,9 +15,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("run", metavar="RUN", help="folder of a run, .ckpt file, or latest")
     inputs = "image, folder, or 'glob'; .csv or .npy file with rows"
     parser.add_argument("inputs", metavar="INPUT", nargs="+", help=inputs)
-    parser.add_argument(
-        "--top_k", type=at_least(1), default=3, metavar="N", help="number of classes in the table (default: 3)"
-    )
+    top_k = "number of classes in the table (default: 3)"
+    parser.add_argument("--top_k", type=at_least(1), default=3, metavar="N", help=top_k)
     parser.add_argument("--output", metavar="FILE", help="write the predictions to a .csv or .json file too")
     parser.add_argument("--batch_size", type=at_least(1), default=32, metavar="N", help="batch size (default: 32)")
     parser.add_accelerator_flag()

@@ -26,23 +26,14 @@ from lit_training.runs.metrics_csv import MetricsCSV
 from lit_training.runs.run import Run
 
 LIGHTNING_STRATEGIES = {name: dict(StrategyRegistry[name]) for name in StrategyRegistry.available_strategies()}
-"""Name -> entry of Lightning's registry, before :func:`register_strategies` replaces the entries."""
+"""Lightning's own entries, before :func:`register_strategies` replaces them."""
 
 
 def add_defaults(arguments: dict[str, Any], run: Run, config_yaml: str, save_config: Callback) -> dict[str, Any]:
-    """Return the Trainer's arguments with this project's loggers, callbacks and plugins added.
+    """Return the Trainer's arguments with this project's loggers, callbacks and plugins added; set ``run.start``.
 
-    Loggers and a profiler that the user chose are kept, and the user's callbacks and plugins are called too.
-
-    Args:
-        arguments: arguments of the Trainer from the command line.
-        run: the run. Its Trainer does not exist yet. This function sets ``run.start``.
-        config_yaml: the full configuration as YAML.
-        save_config: the callback that writes the configuration to the run's folder.
-
-    Raises:
-        UsageError: flags contradict each other, or see :func:`prepare_start`.
-        CheckpointError: see :func:`prepare_start`.
+    It keeps the user's own loggers, profiler, callbacks and plugins. It raises a UsageError if flags contradict each
+    other, and raises like :func:`prepare_start`.
     """
     config = dict(arguments)
     _refuse_contradictions(config, run)
@@ -58,9 +49,8 @@ def add_defaults(arguments: dict[str, Any], run: Run, config_yaml: str, save_con
         placeholder = RunStart(Path(root) / LOGS / "version_0")  # other ranks receive the choice of rank 0 later
         run.start = start = prepare_start(run.resume, root, config_yaml) if is_rank_zero() else placeholder
         folder, name = str(start.folder.parent.parent), start.folder.parent.name
-        tensorboard = TensorBoardLogger(
-            folder, name=name, version=start.version, default_hp_metric=False, purge_step=start.step
-        )
+        options: dict[str, Any] = {"default_hp_metric": False, "purge_step": start.step}
+        tensorboard = TensorBoardLogger(folder, name=name, version=start.version, **options)
         config["logger"] = [tensorboard, MetricsCSV(start)]
     writes_logs = config["logger"] not in (None, False) and not config["fast_dev_run"]
     monitor, mode = run.monitor
@@ -87,8 +77,7 @@ def add_defaults(arguments: dict[str, Any], run: Run, config_yaml: str, save_con
 def register_strategies(skips_layers: bool) -> None:
     """Register Lightning's strategies again with a process group timeout of one day: ``--timeout`` ends hanging runs.
 
-    Args:
-        skips_layers: True if a training step may skip layers. DDP must then search for unused parameters.
+    If a training step may skip layers (``skips_layers``), DDP also searches for unused parameters.
     """
     for name, entry in LIGHTNING_STRATEGIES.items():
         if "timeout" not in inspect.signature(entry["strategy"]).parameters:

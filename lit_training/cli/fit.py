@@ -19,7 +19,7 @@ from lit_training.runs.run import Run
 from lit_training.statistics import wilson_interval
 
 RESULT_FILE_VARIABLE = "FIT_RESULT_FILE"
-"""Name of an environment variable with a file name. A successful run writes the path of its folder to this file."""
+"""Environment variable with a file name. A successful run writes the path of its folder to this file."""
 
 
 def print_start(run: Run) -> None:
@@ -56,13 +56,7 @@ def print_start(run: Run) -> None:
 
 
 def load_pretrained_weights(run: Run) -> None:
-    """Load pretrained weights before training, so that a missing file is reported at once.
-
-    A resumed run does not need them: its checkpoint has the weights.
-
-    Raises:
-        ModelError: see :func:`lit_models.backbones.load`.
-    """
+    """Load pretrained weights, unless a checkpoint has the weights. Raises like :func:`lit_models.backbones.load`."""
     if isinstance(run.model, LitBase) and is_rank_zero() and not run.is_resumed:
         run.model.load_pretrained()
 
@@ -79,17 +73,15 @@ def remove_unstarted_run(run: Run) -> Iterator[None]:
 
 
 def print_result(run: Run) -> None:
-    """Validate with the best checkpoint, and print the result, the run's folder and the next commands.
+    """Validate with the best checkpoint; print the result, the run's folder and the next commands. Call on all ranks.
 
-    All ranks must call this function. It prints the last metrics without this validation if the run does not validate,
-    if the model is not a LitBase, and with ``--fast_dev_run`` or ``--barebones``.
+    Runs without validation, test runs and models that are not a LitBase print their last metrics instead.
     """
     trainer, model = run.trainer, run.model
     paths = [getattr(callback, "best_model_path", "") for callback in trainer.checkpoint_callbacks]
     best = next((path for path in paths if path), "")
     metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
-    is_test_run = trainer.barebones or trainer.fast_dev_run
-    if isinstance(model, LitBase) and run.validates and not is_test_run:
+    if isinstance(model, LitBase) and run.validates and not (trainer.barebones or trainer.fast_dev_run):
         trainer.ckpt_path = None  # otherwise Lightning reads the checkpoint from which training resumed
         loggers, trainer.loggers = trainer.loggers, []  # this validation must not add points to the curves
         options: dict[str, Any] = {"ckpt_path": best, "weights_only": True} if best else {}
@@ -120,7 +112,6 @@ def print_result(run: Run) -> None:
 
 
 def _print_next_commands(model: Any, checkpoint: Path, has_loggers: bool) -> None:
-    """Print the path of the checkpoint, and commands for this run that the user can copy."""
     print(f"checkpoint  {relative_path(checkpoint)}\n\nnext:")
     folder = checkpoint.parent.parent
     run = "latest" if folder.parent.resolve() == Path(LOGS).resolve() else shlex.quote(str(relative_path(folder)))

@@ -19,26 +19,21 @@ from lit_training.text import closest_name, suggest
 MODELS = {name: getattr(lit_models, name) for name in ("LitCNN", "LitMLP", "LitDynamic", "LitTransfer")}
 DATA_MODULES = {name: getattr(datamodules, name) for name in datamodules.__all__ if name.endswith("DataModule")}
 TRAINER_FLAGS = {name: flag.annotation for name, flag in inspect.signature(Trainer).parameters.items()}
-"""Name of each argument of the Trainer -> its type."""
 TRAINER_BOOLEAN_FLAGS = {name for name, kind in TRAINER_FLAGS.items() if bool in (kind, *get_args(kind))}
 OWN_BOOLEAN_FLAGS = ("--quiet", "--dashboard")
-"""A boolean flag without a value means true."""
 SCHEDULE_PATHS = {kind.__name__: f"torch.optim.lr_scheduler.{kind.__name__}" for kind in SCHEDULES}
-"""Class name -> full name, which is needed because Lightning has another ReduceLROnPlateau."""
+"""Class name -> full name, because Lightning has another ReduceLROnPlateau."""
 MAX_CONFIG_BYTES, MAX_CONFIG_LEVELS = 100_000, 20
-"""Limits of a configuration file: its size and its nesting depth. Usual files have a few thousand bytes."""
+"""Limits of a configuration file. Usual files have a few thousand bytes."""
 
 
 def to_lightning_arguments(arguments: list[str]) -> list[str]:
-    """Turn a command line into the arguments that LightningCLI parses.
+    """Return the arguments that LightningCLI parses: classes of model and data, configurations, then flags.
 
-    ``--max_epochs 3`` becomes ``--trainer.max_epochs=3`` (also in YAML). ``--seed`` becomes ``--seed_everything``.
-    ``--data DIR`` becomes an ImageFolderDataModule. A boolean flag without a value becomes true. If only the model or
-    only the data is named, the other is its default. The result is the classes of model and data, then the
-    configurations, then the flags: flags override configurations.
-
-    Raises:
-        UsageError: a configuration cannot be read, the folder does not exist, or a name is not UTF-8.
+    ``--max_epochs 3`` becomes ``--trainer.max_epochs=3`` (also in YAML), ``--seed`` becomes ``--seed_everything``,
+    ``--data DIR`` becomes an ImageFolderDataModule, and a boolean flag without a value becomes true. If only the model
+    or only the data is named, the other is its default. A configuration that cannot be read is a UsageError, as is a
+    missing folder or a name that is not UTF-8.
     """
     configs: list[dict[str, Any]] = []
     flags: list[str] = []
@@ -65,13 +60,11 @@ def _split_flags(arguments: list[str]) -> list[tuple[str, str | None]]:
     for argument in arguments:
         if any("\ud800" <= character <= "\udfff" for character in argument):
             raise UsageError(f"{argument} has characters that are not UTF-8: rename the file or folder")
+        flag, equals, value = argument.partition("=")
         if pairs and pairs[-1][1] is None and not re.match(r"--[a-zA-Z]", argument):
             pairs[-1] = pairs[-1][0], argument
-        elif argument.startswith("-") and "=" in argument:
-            flag, _, value = argument.partition("=")
-            pairs.append((flag, value))
         else:
-            pairs.append((argument, None))
+            pairs.append((flag, value) if equals and flag.startswith("-") else (argument, None))
         if pairs[-1][1] == "--":  # argparse would drop the value
             raise UsageError(f"{pairs[-1][0]} needs a value other than --: leave {pairs[-1][0]} out, or see --help_all")
     return pairs
@@ -97,11 +90,6 @@ def _looks_like_class(value: str) -> bool:
 
 
 def _image_folder_config(root: str) -> dict[str, Any]:
-    """Return the configuration of an ImageFolderDataModule for the folder.
-
-    Raises:
-        UsageError: there is no such folder.
-    """
     folder = Path(root).expanduser()
     if folder.is_dir():
         return {"class_path": "ImageFolderDataModule", "init_args": {"root": root}}
@@ -111,11 +99,7 @@ def _image_folder_config(root: str) -> dict[str, Any]:
 
 
 def _read_config(path_text: str | None) -> dict[str, Any]:
-    """Read a YAML file; put Trainer flags under ``trainer`` and class names under ``class_path`` for LightningCLI.
-
-    Raises:
-        UsageError: the file does not exist, or its content is not a dictionary of settings.
-    """
+    """Read a YAML file; put Trainer flags under ``trainer`` and class names under ``class_path`` for LightningCLI."""
     if path_text is None:
         raise UsageError("--config needs a YAML file: --config scripts/recipes/cnn_cifar10.yaml")
     config = _read_yaml(path_text)
@@ -133,9 +117,8 @@ def _read_config(path_text: str | None) -> dict[str, Any]:
         if isinstance(config.get(key), str):
             config[key] = {"class_path": SCHEDULE_PATHS.get(config[key], config[key])}
         if not isinstance(config.get(key, {}), dict | None):
-            raise UsageError(
-                f"--config {path_text}: {key} must be a class name, or class_path and init_args, but is {config[key]}"
-            )
+            allowed = "a class name, or class_path and init_args"
+            raise UsageError(f"--config {path_text}: {key} must be {allowed}, but is {config[key]}")
     return config
 
 
@@ -174,20 +157,17 @@ def _read_yaml(path_text: str) -> dict[str, Any]:
 
 
 def _class_name_for(key: str, configs: list[dict[str, Any]], flags: list[str]) -> str:
-    """Return the class that the last flag ``--key`` names, else the last configuration with it, else ""."""
+    """Return the class of the last flag ``--key``, else of the last configuration with this key, else ""."""
     names = [str((config.get(key) or {}).get("class_path") or "") for config in configs]
     names += [flag.partition("=")[2] for flag in flags if flag.startswith((f"--{key}=", f"--{key}.class_path="))]
     return next(filter(None, reversed(names)), "")
 
 
 def add_run_config(arguments: list[str]) -> list[str]:
-    """Add the configuration and the path of the run that ``--resume`` names; do nothing if it names no run.
+    """Add the configuration and the path of the run that ``--resume`` names, if it names one.
 
-    ``--config FILE`` is added at the start, so that flags override it. ``--resume=PATH`` is added at the end, because
-    the last flag wins: the path replaces ``latest``.
-
-    Raises:
-        CheckpointError: there is no such run.
+    ``--config FILE`` comes first, so that flags override it. ``--resume=PATH`` comes last: it replaces ``latest``.
+    Raises a CheckpointError if there is no such run.
     """
     typed = dict(_split_flags(arguments))
     resume = typed.get("--resume")

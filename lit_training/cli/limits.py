@@ -23,7 +23,6 @@ CHOICES = {
     "profiler": ["simple", "advanced", "pytorch", "xla"],
     "gradient_clip_algorithm": ["norm", "value"],
 }
-"""Flag -> the values that it accepts."""
 MINIMA = {
     -1: ("max_epochs", "max_steps", "num_sanity_val_steps"),
     0: ("gradient_clip_val", "min_epochs", "min_steps", "reload_dataloaders_every_n_epochs"),
@@ -32,16 +31,12 @@ MINIMA = {
 """Smallest value -> the flags."""
 FRACTIONS = ("limit_val_batches", "limit_test_batches", "limit_predict_batches", "overfit_batches")
 FRACTIONS_ABOVE_ZERO = ("limit_train_batches", "val_check_interval")
-"""Flags with a fraction of the batches (a float) or a number of batches (an integer)."""
+"""Flags with a fraction of the batches (float) or a number of batches (integer)."""
 MAX_PROCESSES_PER_CORE = 8
 
 
 def check_trainer(config: dict[str, Any]) -> None:
-    """Check the arguments of the Trainer, and that the folder for the runs is writable.
-
-    Raises:
-        UsageError: a value is not possible. The message has the flag and the possible values.
-    """
+    """Raise a UsageError if an argument of the Trainer is not possible, or the folder for the runs not writable."""
     for name, choices in CHOICES.items():
         value = config[name]
         if isinstance(value, str) and value.lower() not in choices:
@@ -68,11 +63,7 @@ def check_trainer(config: dict[str, Any]) -> None:
 
 
 def check_devices(accelerator: Any, devices: Any) -> None:
-    """Check ``--devices`` if the run uses the CPU: it is then the number of processes. Lightning checks other devices.
-
-    Raises:
-        UsageError: the number is not an integer of at least 1, or is too large for this machine.
-    """
+    """Raise a UsageError for an impossible number of processes on the CPU. Lightning checks other devices."""
     number, has_gpu = str(devices), torch.cuda.is_available() or torch.backends.mps.is_available()
     if number == "auto" or accelerator not in ("auto", "cpu") or (accelerator == "auto" and has_gpu):
         return
@@ -85,9 +76,8 @@ def check_devices(accelerator: Any, devices: Any) -> None:
 def explain_trainer_error(error: Exception, config: dict[str, Any]) -> str:
     """Return a message for an exception from the Trainer's constructor: the flag that caused it, and what to type."""
     accelerator, text = config["accelerator"], str(error)
-    if accelerator in ("gpu", "cuda", "mps", "tpu") and re.search(
-        r"No supported gpu backend found|can not run on your system|torch_xla|CUDA|not available", text
-    ):
+    no_device = r"No supported gpu backend found|can not run on your system|torch_xla|CUDA|not available"
+    if accelerator in ("gpu", "cuda", "mps", "tpu") and re.search(no_device, text):
         return missing_device_message(accelerator)
     flag = re.search(rf"\b({'|'.join(TRAINER_FLAGS)})\b", text)
     return f"--{flag[1]} {config[flag[1]]}: {text.rstrip('.')}; change or remove --{flag[1]}" if flag else text

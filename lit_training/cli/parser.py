@@ -30,7 +30,6 @@ from lit_training.runs.trainer import FitTrainer
 
 ARGUMENTS_FROM_DATA = ("num_classes", "in_channels", "in_features", "out_features")
 """Constructor arguments of models. Their values are attributes of the data module."""
-
 OWN_FLAGS: list[tuple[str, Any, Any, str]] = [
     ("resume", str, "never", "never; auto: the newest run of the same command; latest; or the folder of a run."),
     ("early_stopping", PositiveInt | None, None, "Stop after this number of epochs without improvement."),
@@ -52,22 +51,18 @@ class OneLineParser(LightningArgumentParser):
 
 
 class FitCLI(LightningCLI):
-    """Parse a command line, and build the data, the model and the Trainer. It does not train; ``run`` has the result.
+    """Parse a command line (default: ``sys.argv[1:]``) and build data, model and Trainer: ``run``. It does not train.
 
-    Args:
-        arguments: the command line without the name of the script; default: ``sys.argv[1:]``.
-
-    Raises:
-        SystemExit: code 2 after one line on stderr if the command line cannot be parsed; code 0 after ``--help_all``.
-        UsageError, DataError, ModelError, CheckpointError: a value is not possible.
+    A command line that cannot be parsed exits with code 2 after one line on stderr. A value that is not possible is a
+    UsageError, DataError, ModelError or CheckpointError.
     """
 
     def __init__(self, arguments: list[str] | None = None) -> None:
         self.arguments = sys.argv[1:] if arguments is None else arguments
         silence_libraries()
         set_parsing_settings(config_read_mode_fsspec_enabled=False)  # configurations are files, not URLs
-        if (current_folder := str(Path.cwd())) not in sys.path:
-            sys.path.append(current_folder)  # for --model mine.MyModel: Python adds only the script's folder
+        if (folder := str(Path.cwd())) not in sys.path:
+            sys.path.append(folder)  # for --model mine.MyModel: Python adds only the script's folder
         super().__init__(
             save_config_callback=None,
             parser_class=OneLineParser,
@@ -139,20 +134,17 @@ class FitCLI(LightningCLI):
                     hint = f"leave --model.{name} out"
                     if self.resume not in ("never", "auto"):  # the value comes from the configuration of that run
                         hint = f"--resume {self.resume} needs the run's own --data"
-                    raise UsageError(
-                        f"--model.{name} {typed[name]} contradicts {name_of_data}, which has {name} {value}: {hint}"
-                    )
+                    contradiction = f"--model.{name} {typed[name]} contradicts {name_of_data}"
+                    raise UsageError(f"{contradiction}, which has {name} {value}: {hint}")
                 model["init_args"][name] = value
 
     def _choose_optimizer(self) -> None:
-        """Set the model's optimizer and schedule from the flags, and check that the optimizer can be built."""
+        """Set the model's optimizer and schedule; check that the optimizer can be built."""
         optimizer, schedule = self.config.get("optimizer"), self.config.get("lr_scheduler")
         if not isinstance(self.model, LitBase):
             if optimizer or schedule:
-                raise UsageError(
-                    f"--{'optimizer' if optimizer else 'lr_scheduler'} is for models built on LitBase: "
-                    f"{type(self.model).__name__} has its own in configure_optimizers"
-                )
+                flag, name = "optimizer" if optimizer else "lr_scheduler", type(self.model).__name__
+                raise UsageError(f"--{flag} is for models built on LitBase: {name} has its own in configure_optimizers")
             return
         if optimizer:
             chosen, arguments = resolve_name(optimizer["class_path"]), dict(optimizer.get("init_args") or {})
@@ -193,10 +185,9 @@ class FitCLI(LightningCLI):
 
 
 def silence_libraries() -> None:
-    """Silence the log messages and warnings of Lightning and torch."""
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    logging.getLogger("lightning.fabric").setLevel(logging.ERROR)
+    """Silence log messages and warnings of Lightning and torch; print other warnings in one line, without a path."""
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", category=UserWarning, module=r"lightning\..*")
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"(lightning|torch)\..*")
-    # Print the other warnings in one line, without file name and line number.
     warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"

@@ -13,22 +13,15 @@ from lit_training.errors import UsageError
 
 SCHEDULES = (StepLR, CosineAnnealingLR, OneCycleLR, ReduceLROnPlateau)
 ARGUMENTS_FROM_RUN = {"optimizer", "T_max", "max_lr", "total_steps", "epochs", "steps_per_epoch"}
-"""Arguments that are not flags: the run's length, the optimizer and its learning rates determine them."""
+"""Arguments that are not flags: the run and its optimizer determine them."""
 
 
 def make_schedule_factory(
     schedule: type, arguments: dict[str, Any], model: LitBase, monitor: str
 ) -> Callable[[Optimizer], dict[str, Any]]:
-    """Return a function for a model's ``chosen_schedule``: it gets an optimizer and returns the schedule.
+    """Return a model's ``chosen_schedule``: a function that gets an optimizer and returns Lightning's dictionary.
 
-    The function returns Lightning's ``lr_scheduler`` dictionary. It raises a UsageError if the schedule needs the
-    run's length, but neither ``--max_epochs`` nor ``--max_steps`` limits the run.
-
-    Args:
-        schedule: one of :data:`SCHEDULES`.
-        arguments: arguments of the schedule, without :data:`ARGUMENTS_FROM_RUN`.
-        model: the model. Its trainer has the length of the run.
-        monitor: the metric that ReduceLROnPlateau monitors.
+    The function raises a UsageError if the schedule needs the run's length, but nothing limits the run.
     """
 
     def build(optimizer: Optimizer) -> dict[str, Any]:
@@ -52,12 +45,7 @@ def make_schedule_factory(
 
 
 def _count_steps(trainer: Trainer, schedule: type) -> int:
-    """Return the number of optimizer steps of the complete run.
-
-    Raises:
-        UsageError: the run has no limit.
-    """
-    steps = trainer.estimated_stepping_batches
-    if steps == float("inf"):
+    """Return the number of optimizer steps of the complete run. Raise a UsageError if the run has no limit."""
+    if (steps := trainer.estimated_stepping_batches) == float("inf"):
         raise UsageError(f"--lr_scheduler {schedule.__name__} needs the run's length: --max_epochs 5")
     return int(steps)

@@ -18,20 +18,13 @@ from lit_training.trained.compare import format_metric, read_run, summarize_seed
 
 
 def run_seeds(arguments: list[str], count: int) -> int:
-    """Run ``sys.argv[0]`` once for each seed, one after the other, and print mean and standard deviation.
+    """Run ``sys.argv[0]`` once per seed, each in its own process; print mean and standard deviation. Return 0.
 
-    Each run is a separate process, so its result is the same as without ``--seeds``. The first run that fails stops
-    the series, and its output is printed.
+    The first run that fails stops the series: its output is printed, and its exit code is returned. A run without a
+    folder is a UsageError.
 
     Args:
-        arguments: the command line without ``--seeds``. Its ``--seed`` (default 0) is the first seed.
-        count: the number of seeds. Each seed is one more than the seed before.
-
-    Returns:
-        0, or the exit code of the run that failed.
-
-    Raises:
-        UsageError: a run has no folder, so its result cannot be read.
+        arguments: the command line without ``--seeds``. Its ``--seed`` (default 0) is the first of ``count`` seeds.
     """
     parser = Parser("fit.py", "")
     parser.add_argument("--seed", "--seed_everything", type=at_least(0), default=0)
@@ -59,11 +52,7 @@ def run_seeds(arguments: list[str], count: int) -> int:
 
 
 def _run(command: list[str], environment: dict[str, str]) -> tuple[int, str]:
-    """Run a command, send it each signal that this process receives, and return its exit code and output.
-
-    The command runs in its own session. In the same session Ctrl-C, which goes to the process group, would reach the
-    command twice.
-    """
+    """Run a command, send it each signal that this process receives, and return its exit code and output."""
     process: subprocess.Popen[str] | None = None
     pending: list[int] = []
 
@@ -76,6 +65,7 @@ def _run(command: list[str], environment: dict[str, str]) -> tuple[int, str]:
     old_handlers = {number: signal.signal(number, forward) for number in STOP_SIGNALS}
     try:
         options: dict[str, Any] = {"text": True, "encoding": "utf-8", "errors": "surrogateescape", "env": environment}
+        # In the session of this process, Ctrl-C would reach the command twice.
         process = subprocess.Popen(command, stdout=subprocess.PIPE, start_new_session=True, **options)
         for number in pending:
             process.send_signal(number)

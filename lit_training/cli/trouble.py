@@ -23,24 +23,19 @@ WRITE_ERROR_NUMBERS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, err
 
 @contextmanager
 def one_line_failures(run: Run) -> Iterator[None]:
-    """Replace an exception of the body by a one-line error if the user can fix its cause.
+    """Replace an exception of the body by a TrainingError or CheckpointError in one line if the user can fix its cause.
 
-    Raises:
-        TrainingError: a photo can no longer be read, memory is full, BatchNorm got one value, or another rank ended.
-        CheckpointError: a file cannot be written, or the resume point does not fit the model or the optimizer.
-        SystemExit: another rank ended and has printed the reason.
+    It is a SystemExit if another rank ended and has printed the reason.
     """
     try:
         yield
     except Exception as error:
-        one_line_error = _to_one_line_error(error, run)
-        if one_line_error is None:
+        if (one_line_error := _to_one_line_error(error, run)) is None:
             raise
         raise one_line_error from error
 
 
 def _to_one_line_error(error: Exception, run: Run) -> BaseException | None:
-    """Return the one-line error for an exception; None if the exception is not known."""
     text, start = str(error), run.trainer.start
     resume_point = start.checkpoint if start is not None else None
     if isinstance(error, BadPicture):
@@ -75,7 +70,6 @@ def _to_one_line_error(error: Exception, run: Run) -> BaseException | None:
 
 
 def _wrong_weights_message(resume_point: Path, model: Any, error: str) -> str:
-    """Say why the weights of a resume point do not fit the model, and what to type."""
     saved, current = checkpoints.read_any(resume_point).get("lit", {}).get("model_class"), type(model).__name__
     if saved not in (None, current):
         return f"{resume_point} is of a {saved}, not a {current}: use --model {saved}, or --resume never for a new run"
@@ -84,8 +78,7 @@ def _wrong_weights_message(resume_point: Path, model: Any, error: str) -> str:
 
 
 def _out_of_memory_message(run: Run) -> str:
-    size = run.data.hparams.get("batch_size", 1)
-    accumulated = run.trainer.accumulate_grad_batches
+    size, accumulated = run.data.hparams.get("batch_size", 1), run.trainer.accumulate_grad_batches
     if size > 1:
         hint = f"--data.batch_size {size // 2} --accumulate_grad_batches {accumulated * 2} gives the same global batch"
     else:

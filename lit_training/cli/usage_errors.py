@@ -97,7 +97,6 @@ def _suggest_flag(flag: str, parser: LightningArgumentParser) -> str:
 
 
 def _class_names(key: str, message: str) -> list[str]:
-    """Return the names of the classes that the flag ``--key`` accepts."""
     if key in ("model", "data"):
         return list(MODELS if key == "model" else DATA_MODULES)
     if key == "lr_scheduler":

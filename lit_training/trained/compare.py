@@ -22,7 +22,6 @@ from lit_training.text import print_table
 SAMPLE_SETTINGS = ("class_path", "seed", "val_size", "channels", "length", "target")
 """Settings of the data modules without files that change the evaluated samples."""
 SIGNIFICANCE_LEVEL = 0.05
-"""A difference with a lower p-value is significant."""
 
 
 @dataclass(frozen=True)
@@ -30,15 +29,13 @@ class ComparedRun:
     """The settings and results of a run."""
 
     name: str
-    """Name of the run in messages: the name of its folder, or its path."""
     folder: Path
     settings: dict[str, Any]
-    """Setting -> value, without the level ``init_args`` of the configuration: ``model.lr`` -> 0.001."""
+    """Name with dots -> value, as ``model.lr`` -> 0.001."""
     curves: dict[str, dict[int, float]]
-    """Metric -> epoch (from 1) -> value, for each logged metric of :data:`~lit_training.runs.best_epoch.MODES`."""
+    """Metric -> epoch (from 1) -> value, for the logged metrics of :data:`~lit_training.runs.best_epoch.MODES`."""
     answers: dict[str, tuple[str, bool]] | None
-    """Path of each evaluated sample -> (true class, True if the prediction is correct); None if the run has not been
-    evaluated."""
+    """Path of an evaluated sample -> (true class, True if predicted correctly); None without an evaluation."""
 
     @property
     def best(self) -> dict[str, float]:
@@ -52,14 +49,9 @@ class ComparedRun:
 
 
 def read_run(run: str) -> ComparedRun:
-    """Read the settings and results of a run from its folder.
+    """Read the settings and results of a run: the path of its folder or of a checkpoint in it, or ``latest``.
 
-    Args:
-        run: the folder of the run, one of its checkpoints, or ``latest``.
-
-    Raises:
-        CheckpointError: the run does not exist.
-        UsageError: the folder is not a run's folder, or a file in it cannot be read.
+    Raises a CheckpointError or UsageError if the run does not exist, or a file in its folder cannot be read.
     """
     if run == "latest":
         folder = newest_usable_run(".", lambda folder: (folder / METRICS).is_file(), METRICS)
@@ -69,9 +61,8 @@ def read_run(run: str) -> ComparedRun:
         settings = yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8"))
         rows = read_csv(folder / METRICS)
         curves = {name: curve for name in MODES if (curve := _curve(rows, name))}
-        predictions = folder / EVALUATION / PREDICTIONS
         answers = None
-        if predictions.is_file():
+        if (predictions := folder / EVALUATION / PREDICTIONS).is_file():
             answers = {row["path"]: (row["label"], row["right"] == "1") for row in read_csv(predictions)}
     except FileNotFoundError as error:
         raise UsageError(f"{run} is not the folder of a run: {Path(error.filename).name} is missing") from error
@@ -81,12 +72,11 @@ def read_run(run: str) -> ComparedRun:
 
 
 def _curve(rows: list[dict[str, str]], name: str) -> dict[int, float]:
-    """Return epoch (from 1) -> value of a metric in the rows of metrics.csv."""
     return {int(row["epoch"]) + 1: float(row[name]) for row in rows if row.get(name) and row.get("epoch")}
 
 
 def _flatten(settings: dict[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
-    """Yield (name with dots, value) for each setting of nested settings; leave out the level ``init_args``."""
+    """Yield (name with dots, value) for each of the nested settings, without the level ``init_args``."""
     for name, value in settings.items():
         if isinstance(value, dict):
             yield from _flatten(value, prefix if name == "init_args" else f"{prefix}{name}.")
@@ -134,14 +124,10 @@ def format_metric(metric: str, value: float) -> str:
 
 
 def compare(names: Sequence[str], picture: str | None = None) -> None:
-    """Print the different settings and the results of runs, and draw their curves in a PNG file.
+    """Print different settings and the results of two or more runs, as for :func:`read_run`; draw their curves.
 
-    Args:
-        names: two or more runs, as for :func:`read_run`.
-        picture: path of the PNG file; default: ``comparison.png`` in the folder that contains the first run.
-
-    Raises:
-        CheckpointError, UsageError: a run cannot be read, or the PNG file cannot be written.
+    ``picture`` is the path of the PNG file; default: ``comparison.png`` beside the first run. Raises like
+    :func:`read_run`, or a UsageError if the file cannot be written.
     """
     runs = [read_run(name) for name in names]
     if len({run.folder.resolve() for run in runs}) < len(runs):
@@ -173,7 +159,6 @@ def compare(names: Sequence[str], picture: str | None = None) -> None:
 
 
 def _format_accuracy(run: ComparedRun) -> str:
-    """Return the accuracy, its 95 % interval and the number of samples as text; ``-`` without an evaluation."""
     if not run.answers:
         return "-"
     right, n = sum(is_right for _, is_right in run.answers.values()), len(run.answers)

@@ -1,7 +1,4 @@
-"""Describe a network: its layers, output shapes, FLOPs, and the autograd graph of its loss.
-
-Letters in shape comments: C channels, S side in pixels, F features, K classes or outputs.
-"""
+"""Describe a network. In shapes: C channels, S side in pixels, F features, K classes or outputs."""
 
 import re
 from collections.abc import Iterator, Mapping
@@ -20,22 +17,17 @@ from datamodules.text import align_columns
 from lit_models import LitBase, LitCNN, LitDynamic
 from lit_training.runs.devices import evaluation_mode
 
-DEPTHS = (1, 3)
-"""A LitDynamic is described for each of these depths."""
+DEPTHS = (1, 3)  # a LitDynamic is described for each of them
 
 
 @dataclass
 class Layer:
-    """A module of a network."""
+    """A module of a network. Its parameters include those of its submodules."""
 
-    name: str
-    """Its name in ``named_modules``; "" for the network."""
-    kind: str
-    """Name of its class."""
+    name: str  # as in named_modules; "" for the network
+    kind: str  # name of its class
     parameters: int
-    """Number of its parameters, with those of its submodules."""
     megabytes: float
-    """Size of these parameters."""
     outputs: list[tuple[int, ...]] = field(default_factory=list)
     """Shape of the output of each call: several for a shared layer, none for an unused layer."""
 
@@ -84,11 +76,8 @@ def count_flops(model: nn.Module, x: Tensor, **options: Any) -> int:
 def autograd_chain(loss: Tensor, names: Mapping[nn.Parameter, str] | None = None) -> list[str]:
     """Return the names of the autograd nodes on the longest path from a loss to a leaf: ``MseLoss``, ``Addmm``, ...
 
+    With the ``names`` of the parameters, the leaf is named too: ``AccumulateGrad(conv1.weight)``.
     Source: PyTorch tutorial "Neural Networks" (Loss Function), which follows ``next_functions`` by hand.
-
-    Args:
-        loss: any tensor with a graph.
-        names: parameter -> name. The name of the leaf's parameter is added: ``AccumulateGrad(conv1.weight)``.
     """
     next_nodes: dict[Any, list[Any]] = {}
     stack: list[Any] = [loss.grad_fn]
@@ -110,10 +99,7 @@ def autograd_chain(loss: Tensor, names: Mapping[nn.Parameter, str] | None = None
 
 
 def describe(model: LitBase) -> str:
-    """Return the description of a model as text: layers, FLOPs, autograd nodes of the loss, gradient of a bias.
-
-    The model is not changed.
-    """
+    """Return a description of a model: layers, FLOPs, autograd nodes of the loss, gradient of a bias."""
     gradients = [(parameter, parameter.grad) for parameter in model.parameters()]
     try:
         with evaluation_mode(model):  # BatchNorm cannot train on a batch of one
@@ -132,10 +118,8 @@ def _sections(model: LitBase, x: Tensor) -> Iterator[str]:
     total = layers[0][0]
     trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     cost = ", ".join(f"{count_flops(net, x, **options):,} FLOPs{title}" for title, options in passes.items())
-    yield (
-        f"{type(model).__name__}: {trainable:,} trainable of {total.parameters:,} parameters, "
-        f"{total.megabytes:.2f} MB; {cost} for an input of {tuple(x.shape)}"
-    )
+    size = f"{trainable:,} trainable of {total.parameters:,} parameters, {total.megabytes:.2f} MB"
+    yield f"{type(model).__name__}: {size}; {cost} for an input of {tuple(x.shape)}"
 
     rows = [["layer", "class", "parameters", "MB", *(f"output{title}" for title in passes)]]
     for of_each_pass in zip(*layers, strict=True):
@@ -163,11 +147,10 @@ def _sections(model: LitBase, x: Tensor) -> Iterator[str]:
     else:
         yield "\n".join(f"{title}: {' <- '.join(chain)}" for title, chain in chains.items())
 
-    trained = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
-    biases = [(name, parameter) for name, parameter in trained if name.endswith("bias")]
-    if not biases:
+    trained = ((name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad)
+    name, bias = next(((name, parameter) for name, parameter in trained if name.endswith("bias")), ("", None))
+    if bias is None:
         return
-    name, bias = biases[0]
     bias.grad = None
     title, loss = list(losses.items())[-1]
     loss.backward()
@@ -177,7 +160,6 @@ def _sections(model: LitBase, x: Tensor) -> Iterator[str]:
 
 
 def _format_shape(outputs: list[tuple[int, ...]]) -> str:
-    """Return the shape of the last output as text, and the number of outputs if there are several."""
     if not outputs:
         return "not used"
     shape = "x".join(map(str, outputs[-1]))

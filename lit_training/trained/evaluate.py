@@ -1,7 +1,4 @@
-"""Evaluate a trained network: compute its outputs, loss and scores on a data set.
-
-Letters in shape comments: N samples, K classes or outputs.
-"""
+"""Evaluate a trained network: compute outputs, loss and scores. In shapes: N samples, K classes or outputs."""
 
 import sys
 from collections.abc import Callable
@@ -38,14 +35,13 @@ from lit_training.text import progress_bar
 from lit_training.trained.predict import distinct_class_names
 
 MAX_MISTAKES = 12
-"""Number of mistakes that are printed and drawn."""
 MAX_PRINTED_CLASSES = 12
 """With more classes, the terminal shows only those with the lowest F1, and no confusion matrix."""
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The result of an evaluation: the outputs of a network for N samples, and their targets."""
+    """The outputs of a network for N samples, and their targets."""
 
     checkpoint: Path
     data: str
@@ -53,7 +49,6 @@ class Evaluation:
     split: str
     """``test`` or ``val``, a split of the run's data module; ``photos`` if the user gave a folder."""
     loss: float
-    """The loss, computed as ``val_loss`` in training."""
     outputs: Tensor
     """(N, K) float32; logits for a classifier."""
     targets: Tensor
@@ -61,11 +56,10 @@ class Evaluation:
     dataset: Dataset
     """The N samples: (input of the network, target)."""
     class_names: tuple[str, ...]
-    """K different names."""
     preprocessing: Preprocessing | None
-    """Preprocessing of the images; None for a network that takes rows."""
+    """None for a network that takes rows."""
     paths: Paths | None
-    """Paths of the samples, relative to the folder of photos; None if the samples are not files."""
+    """Paths relative to the folder of photos; None if the samples are not files."""
 
     @property
     def predicted(self) -> Tensor:
@@ -79,11 +73,7 @@ class Evaluation:
 
     @property
     def correct(self) -> Tensor:
-        """True where the predicted class is the true class, (N,) bool.
-
-        Raises:
-            UsageError: the network is a regression.
-        """
+        """True where the predicted class is the true class, (N,) bool. Raises a UsageError for a regression."""
         if self.targets.is_floating_point():
             raise UsageError("a regression has no correct or wrong answers: use loss, outputs and targets")
         return self.predicted == self.targets
@@ -149,32 +139,19 @@ def evaluate(
     accelerator: str = "auto",
     devices: str = "1",
 ) -> Evaluation:
-    """Evaluate a model on its test data, on its validation data, or on a folder of photos.
+    """Evaluate the model of a checkpoint, as :meth:`~lit_training.trained.load.SavedRun.evaluate` describes.
 
     Args:
-        model: the model of the checkpoint.
         checkpoint: contents of the checkpoint, as from :func:`lit_training.runs.checkpoints.read`.
-        checkpoint_file: path of the checkpoint.
-        data_root: folder of photos; default: the test data, or the validation data if there is no test data.
-        accelerator: ``auto``, ``cpu``, ``gpu`` or ``mps``.
-        devices: number of devices.
-
-    Raises:
-        CheckpointError, DataError, UsageError: the data is missing or does not fit the network.
+        data_root: folder of photos to evaluate on instead of the test or validation data.
     """
     find_device(accelerator)
     data, split = _choose_data(model, checkpoint, checkpoint_file, data_root)
     with progress_bar("evaluating", show=is_rank_zero()) as report_progress:
         collector = _OutputCollector(report_progress)
-        trainer = Trainer(
-            accelerator=accelerator,
-            devices=devices,
-            callbacks=[collector],
-            logger=False,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-        )
+        parts = ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary")
+        unused: dict[str, Any] = dict.fromkeys(parts, False)
+        trainer = Trainer(accelerator=accelerator, devices=devices, callbacks=[collector], **unused)
         bind_to_loopback(trainer)
         trainer.test(model, data, verbose=False)
     loader: Any = trainer.test_dataloaders
@@ -197,11 +174,7 @@ def evaluate(
 
 
 class _OutputCollector(Callback):
-    """Collects the outputs and targets of each test batch.
-
-    Args:
-        report_progress: called after each batch with the number of finished batches and of all batches.
-    """
+    """Collects the outputs and targets of each test batch; reports the number of finished and of all batches."""
 
     def __init__(self, report_progress: Callable[[int, int | None], None]) -> None:
         self.report_progress = report_progress
@@ -227,7 +200,6 @@ class EvaluationPhotos(LightningDataModule):
 def _choose_data(
     model: LitBase, checkpoint: dict[str, Any], checkpoint_file: Path, data_root: str | None
 ) -> tuple[LightningDataModule, str]:
-    """Return the data for the evaluation and the name of its split."""
     takes_photos = model.task == "classification" and model.sample_ndim == 3
     if data_root is not None:
         if not takes_photos:
@@ -252,10 +224,7 @@ def _choose_data(
 
 
 def _find_readable_photos(root: str) -> Listing:
-    """Return the photos of a folder: its test split, otherwise its validation split, otherwise all photos.
-
-    On rank 0, print the notes about the folder and the photos that cannot be decoded to stderr.
-    """
+    """Return the photos of a folder: its test split, else its validation split, else all. Warn on stderr."""
     listing = find_photos(root)
     # A folder without splits has only TRAIN.
     split = next(split for split in (TEST, VAL, TRAIN) if (listing.splits == split).any())
@@ -269,16 +238,10 @@ def _find_readable_photos(root: str) -> Listing:
 
 
 def _label_photos(model: LitBase, listing: Listing) -> EvaluationPhotos:
-    """Label photos with the network's class indices. Subfolders and classes are matched by name.
-
-    Raises:
-        CheckpointError: the network has no class names.
-        DataError: there are no photos, or the network has no class with the name of a subfolder.
-    """
+    """Label photos with the network's class indices. Subfolders and classes are matched by name."""
     if model.class_names is None:
-        raise CheckpointError(
-            "the checkpoint has no class names: train the network on one of this project's data modules"
-        )
+        fix = "train the network on one of this project's data modules"
+        raise CheckpointError(f"the checkpoint has no class names: {fix}")
     folder = printable(str(listing.root))
     if not len(listing.paths):
         raise DataError(f"{folder} has no images to evaluate on: give another folder with --data")
@@ -287,9 +250,7 @@ def _label_photos(model: LitBase, listing: Listing) -> EvaluationPhotos:
     labels = torch.tensor([class_indices.get(name, -1) for name in listing.class_names])[listing.labels]
     if len(unknown_labels := listing.labels[labels.numpy() < 0]):
         subfolder = printable(listing.class_names[unknown_labels.min()])
-        raise DataError(
-            f"{folder}: the network has no class {subfolder}: rename the subfolder to one of "
-            f"{first_names(class_names, MAX_PRINTED_CLASSES)}"
-        )
+        fix = f"rename the subfolder to one of {first_names(class_names, MAX_PRINTED_CLASSES)}"
+        raise DataError(f"{folder}: the network has no class {subfolder}: {fix}")
     preprocessing = Preprocessing.from_dict(model.preprocessing)
     return EvaluationPhotos(PhotoFiles(listing.root, listing.paths, labels, preprocessing, False, 0))

@@ -1,7 +1,6 @@
 """Draw heat maps of the image regions that were important for a prediction, for ``--explain``.
 
-Letters in shape comments: B batch, C channels, S side in pixels, K classes, N tokens, h and w height and width of
-a feature map.
+Letters in shape comments: B batch, C channels, S side in pixels, N tokens, h and w height and width of a feature map.
 """
 
 from collections.abc import Sequence
@@ -24,18 +23,15 @@ from lit_training.trained.predict import Prediction, distinct_class_names
 
 
 def grad_cam(model: LitBase, x: Tensor, classes: Tensor) -> Tensor:
-    """Compute a heat map for each image by Grad-CAM (Selvaraju et al. 2017), at the last layer with a feature map.
+    """Return a heat map of each image by Grad-CAM (Selvaraju et al. 2017), (B, S, S) float32 in [0, 1].
 
-    In a convolutional network, this layer is the last convolution or a layer after it. In a vision transformer, it is
-    the last LayerNorm whose patch tokens affect the output. The tokens are then arranged as in the image.
+    It uses the last layer with a feature map that affects the output. In a vision transformer, this is a LayerNorm; its
+    patch tokens are arranged as in the image. A map is all 0 if no region increases the score of the class.
 
     Args:
-        model: an image classifier in evaluation mode; it is not changed.
+        model: an image classifier in evaluation mode.
         x: normalized inputs of the model, (B, C, S, S) float32.
         classes: the class to explain for each image, (B,) int64.
-
-    Returns:
-        (B, S, S) float32 in [0, 1]. A map is all 0 if no region increases the score of the class.
 
     Raises:
         UsageError: the model is not an image classifier, or no layer has a feature map.
@@ -76,11 +72,8 @@ def check_explainable(model: LitBase) -> None:
 
 
 def _as_feature_map(module: nn.Module, output: Tensor) -> Tensor | None:
-    """Return the output of a module as (B, C, h, w) with h = w > 1, or None if it is not a feature map.
-
-    Feature maps are square, because the input images are square. After a norm over the last dimension, the last
-    dimension is C: the output is (B, h, w, C), or (B, N, C) with the class and register tokens before the patch tokens.
-    """
+    """Return the output of a module as (B, C, h, w) with h = w > 1, or None if it is not a feature map."""
+    # The output of a norm is (B, h, w, C), or (B, N, C) with the class and register tokens before the patch tokens.
     is_norm = isinstance(module, (nn.LayerNorm, nn.RMSNorm)) and module.normalized_shape == output.shape[-1:]
     if is_norm and output.ndim == 4 and output.shape[1] == output.shape[2]:
         output = output.permute(0, 3, 1, 2)
@@ -89,16 +82,13 @@ def _as_feature_map(module: nn.Module, output: Tensor) -> Tensor | None:
         output = output[:, output.shape[1] - side**2 :].transpose(1, 2).unflatten(2, (side, side))
     elif isinstance(module, (nn.Dropout, nn.Identity, nn.Softmax)):  # could be attention weights, (B, heads, N, N)
         return None
-    is_map = output.ndim == 4 and output.shape[2] == output.shape[3] > 1
-    return output if is_map else None
+    return output if output.ndim == 4 and output.shape[2] == output.shape[3] > 1 else None
 
 
 def put_side_by_side(pictures: Tensor, maps: Tensor) -> Tensor:
-    """Return each image with a blend of the image and its heat map on the right, (B, 3, S, 2 S) float32 in [0, 1].
+    """Return each image with a blend of the image and its heat map on the right, (B, 3, S, 2 S).
 
-    Args:
-        pictures: (B, 3, S, S) float32 in [0, 1].
-        maps: (B, S, S) float32 in [0, 1].
+    The images are (B, 3, S, S), the heat maps (B, S, S). All are float32 in [0, 1].
     """
     from matplotlib import colormaps
 
@@ -107,20 +97,10 @@ def put_side_by_side(pictures: Tensor, maps: Tensor) -> Tensor:
 
 
 def explain_predictions(model: LitBase, predictions: Sequence[Prediction], folder: Path) -> int:
-    """Draw each image next to the heat map of its most likely class, in the file ``folder/NUMBER_NAME.png``.
+    """Draw each image next to the heat map of its most likely class; return the number of drawn images.
 
-    Images that could not be read are not drawn.
-
-    Args:
-        model: an image classifier in evaluation mode.
-        predictions: its predictions for image files.
-        folder: is created if it does not exist.
-
-    Returns:
-        The number of drawn images.
-
-    Raises:
-        UsageError: see :func:`grad_cam`; or ``folder`` cannot be written.
+    The files are ``folder/NUMBER_NAME.png``. Images that could not be read are not drawn. Raises like :func:`grad_cam`,
+    or a UsageError if ``folder`` cannot be written.
     """
     check_explainable(model)
     preprocessing = Preprocessing.from_dict(model.preprocessing)
@@ -135,9 +115,8 @@ def explain_predictions(model: LitBase, predictions: Sequence[Prediction], folde
                 continue
             x = normalize(sample.x[None], preprocessing.mean, preprocessing.std)  # (1, C, S, S)
             index = names.index(prediction.label)
-            picture = put_side_by_side(
-                figures.undo_normalization(x, preprocessing), grad_cam(model, x, torch.tensor([index]))
-            )
+            heat = grad_cam(model, x, torch.tensor([index]))
+            picture = put_side_by_side(figures.undo_normalization(x, preprocessing), heat)
             figure = figures.draw_sheet(picture, [f"{prediction.label} {prediction.probability:.0%}"])
             figure.savefig(folder / f"{number}_{Path(prediction.path).stem}.png", dpi=300)
             drawn += 1
@@ -147,17 +126,12 @@ def explain_predictions(model: LitBase, predictions: Sequence[Prediction], folde
 
 
 def explain_mistakes(model: LitBase, evaluation: Evaluation, file: Path) -> bool:
-    """Draw the most confident mistakes in ``file``, each next to the heat map of its predicted class.
+    """Draw the most confident mistakes next to the heat maps of their predicted classes; return False without mistakes.
 
-    Returns:
-        True if ``file`` was written, False if there are no mistakes to draw.
-
-    Raises:
-        UsageError: see :func:`grad_cam`; or ``file`` cannot be written.
+    Raises like :func:`grad_cam`, or a UsageError if ``file`` cannot be written.
     """
     check_explainable(model)
-    worst = evaluation.worst_indices()
-    if not worst:
+    if not (worst := evaluation.worst_indices()):
         return False
     x = worst_inputs(evaluation)  # (B, C, S, S)
     assert evaluation.preprocessing is not None

@@ -1,7 +1,4 @@
-"""Read images, or rows of numbers, for a prediction.
-
-Letters in shape comments: C channels, S side in pixels, F features.
-"""
+"""Read images, or rows of numbers, for a prediction. In shapes: C channels, S side in pixels, F features."""
 
 import csv
 import glob
@@ -31,29 +28,23 @@ ROW_SUFFIXES = ("csv", "npy")
 
 
 class Sample(NamedTuple):
-    """One input of a network, or the reason why it cannot be read."""
+    """One input of a network. ``path``, ``row`` and ``error`` are as in Prediction."""
 
     path: str
-    """Path of the file; ``picture 1``, ``picture 2``, ... for inputs that are not files."""
     row: int | None = None
-    """Number of the row in a file of rows, from 1. A header does not count."""
     x: Tensor | None = None
     """(C, S, S) uint8 for an image, (F,) float32 for a row; None if it cannot be read."""
     error: str = ""
-    """Why the input cannot be read; "" if it was read."""
 
 
 def find_files(inputs: Iterable[str], suffixes: Container[str]) -> list[str]:
-    """Expand folders and globs to files.
+    """Return the paths of files, with globs and folders replaced by their files, sorted by name, without hidden files.
+
+    An input without files stays in the list, and reading it reports the error.
 
     Args:
         inputs: paths of files and folders, and globs.
         suffixes: lower-case suffixes without dot of the files to take from folders.
-
-    Returns:
-        Paths in the order of the inputs. A folder is replaced by the files below it, sorted by name, without hidden
-        files. A missing file, an empty folder or a glob without a match stays in the list, and reading it reports the
-        error.
     """
     files: list[str] = []
     for name in inputs:
@@ -68,17 +59,12 @@ def find_files(inputs: Iterable[str], suffixes: Container[str]) -> list[str]:
 def read_pictures(
     sources: Sequence[Any], preprocessing: Preprocessing, batch_size: int, ahead: int = 0
 ) -> Iterator[Sample]:
-    """Yield the images in their order, with the validation transform, uint8. All cores decode.
+    """Yield the images in their order, with the validation transform. All cores decode the images of a batch.
 
     Args:
-        sources: paths as from :func:`find_files`, PIL images, or uint8 arrays (H, W, 3).
-        preprocessing: preprocessing of the network.
-        batch_size: images per batch. The images of a batch are decoded in parallel.
-        ahead: number of batches to decode in advance. Use 0 if the network computes on the CPU: otherwise its threads
-            and the decoding threads wait for each other, which takes up to 25 % more CPU time.
-
-    Raises:
-        DataError: an array is not an image.
+        sources: paths as from :func:`find_files`, PIL images, or uint8 arrays (H, W, 3); other arrays are a DataError.
+        ahead: number of batches to decode in advance. Use 0 if the network computes on the CPU: its threads and the
+            decoding threads would wait for each other, which takes up to 25 % more CPU time.
     """
     photos = PhotoFiles(Path(), Paths.from_iterable(()), torch.zeros(0), preprocessing, False, 0)
 
@@ -94,9 +80,7 @@ def read_pictures(
             return Sample(name, error=f"{bad.kind} ({bad.reason})")
 
     batches: deque[Iterator[Sample]] = deque()
-    with ThreadPoolExecutor(
-        available_cores()
-    ) as threads:  # threads help, because decoding and resizing release the GIL
+    with ThreadPoolExecutor(available_cores()) as threads:  # decoding and resizing release the GIL
         for start in range(0, len(sources), batch_size):
             batches.append(threads.map(read, range(len(sources))[start : start + batch_size]))  # decoding starts now
             if len(batches) > ahead:
@@ -106,10 +90,7 @@ def read_pictures(
 
 
 def _path_problem(path: str) -> str:
-    """Return why ``path`` is not a readable file, or "".
-
-    This check comes before opening, because opening a named pipe would block.
-    """
+    """Return why ``path`` is not a readable file, or "". It is not opened, because a named pipe would block."""
     try:
         mode = os.stat(path).st_mode  # noqa: PTH116
     except FileNotFoundError:
@@ -124,12 +105,7 @@ def _path_problem(path: str) -> str:
 
 
 def read_rows(files: Iterable[str], width: int) -> Iterator[Sample]:
-    """Yield the rows of ``.csv`` files (comma-separated numbers, with or without a header) and ``.npy`` files.
-
-    Args:
-        files: paths as from :func:`find_files`.
-        width: numbers per row, F.
-    """
+    """Yield the rows, of ``width`` numbers, of ``.csv`` files (with or without a header) and ``.npy`` files."""
     for file in files:
         suffix = Path(file).suffix[1:].lower()
         problem = _path_problem(file)

@@ -20,18 +20,15 @@ from lit_training.trained.predict import Prediction, predict
 
 @dataclass(frozen=True)
 class SavedRun:
-    """A checkpoint of a trained network, as :func:`load` returns it.
+    """A checkpoint of a trained network. Code in it is never executed.
 
-    Code in the checkpoint is never executed. All methods raise a CheckpointError if the file cannot be read safely or
-    if its values do not fit the network.
+    All methods raise a CheckpointError if the file cannot be read safely or its values do not fit the network.
     """
 
     path: Path
-    """Path of the checkpoint."""
 
     @property
     def folder(self) -> Path:
-        """The folder of the run that saved the checkpoint."""
         return run_folder(self.path)
 
     @cached_property
@@ -48,20 +45,15 @@ class SavedRun:
         return checkpoints.load_data(self.checkpoint)
 
     def predict(self, images: Any, accelerator: str = "auto") -> Prediction | list[Prediction]:
-        """Predict images, or rows of numbers if the network takes rows.
+        """Return one prediction for a single image, otherwise a list, where unreadable files have an ``error``.
 
         Args:
             images: the path of an image, of a folder of images or of a file of rows (.csv or .npy); a PIL image; a
                 uint8 array (H, W, 3); or a list of these.
             accelerator: ``auto``, ``cpu``, ``gpu`` or ``mps``.
 
-        Returns:
-            One prediction for a single image; otherwise a list. In a list, the prediction of a file that cannot be
-            read has an ``error``.
-
         Raises:
-            UsageError: ``images`` is the path of a file that cannot be read, or an image for a network of rows.
-            DataError: an array is not an image.
+            UsageError, DataError: the path of a single file cannot be read, or an input does not fit the network.
         """
         model = self.model()
         takes_rows = model.sample_ndim == 1
@@ -75,9 +67,8 @@ class SavedRun:
             else:
                 inputs.append(image)
         predictions = list(predict(model, inputs, device=find_device(accelerator)))
-        is_path = isinstance(images, str | Path)
-        is_folder = is_path and (Path(images).is_dir() or inputs != [str(images)])  # or a glob
-        if is_list or is_folder:
+        is_folder_or_glob = isinstance(images, str | Path) and (Path(images).is_dir() or inputs != [str(images)])
+        if is_list or is_folder_or_glob:
             return predictions
         if len(predictions) == 1 and predictions[0].error and predictions[0].row is None:
             raise UsageError(f"{predictions[0].path}: {predictions[0].error}")
@@ -86,10 +77,7 @@ class SavedRun:
     def evaluate(self, data: str | None = None, accelerator: str = "auto", devices: str = "1") -> Evaluation:
         """Evaluate the network on its test data, or on its validation data if there is no test data.
 
-        Args:
-            data: a folder of photos to evaluate on instead.
-            accelerator: ``auto``, ``cpu``, ``gpu`` or ``mps``.
-            devices: number of devices. The result is the same for any number.
+        ``data`` is a folder of photos to evaluate on instead. The result is the same for any number of devices.
 
         Raises:
             DataError, UsageError: the data is missing or does not fit the network.
@@ -98,14 +86,10 @@ class SavedRun:
 
 
 def load(run: str | Path = "latest", root: str | Path = ".") -> SavedRun:
-    """Open a trained network.
+    """Open a trained network. Raises a CheckpointError if there is no checkpoint.
 
     Args:
-        run: the folder of a run, to open its best checkpoint; a ``.ckpt`` file; or ``latest``, to open the newest run
-            in ``root/lightning_logs`` that has a checkpoint.
-        root: the folder that contains ``lightning_logs``.
-
-    Raises:
-        CheckpointError: there is no checkpoint.
+        run: a ``.ckpt`` file; the folder of a run (its best checkpoint); or ``latest``, the newest run with a
+            checkpoint in ``root/lightning_logs``.
     """
     return SavedRun(find_checkpoint(str(run), str(root)))

@@ -21,19 +21,11 @@ from lit_training.trained.evaluate import MAX_PRINTED_CLASSES, ClassScores, Eval
 from lit_training.trained.predict import Prediction
 
 PREDICTION_COLUMNS = ("path", "label", "predicted", "probability", "right")
-"""Columns of predictions.csv. ``path`` is the path of the photo in its folder, or the index of the sample; ``label`` is
-the true class; ``right`` is 1 if the prediction is correct, otherwise 0."""
+"""Columns of predictions.csv. ``path`` is the index of a sample that is not a file; ``label`` is the true class."""
 
 
 def write_evaluation(evaluation: Evaluation) -> None:
-    """Print the scores of an evaluation.
-
-    For a classifier, also write all predictions, the confusion matrix and the most confident mistakes to
-    :attr:`Evaluation.folder`.
-
-    Raises:
-        UsageError: the folder cannot be written.
-    """
+    """Print the scores; for a classifier, write predictions, confusion matrix and mistakes to ``evaluation.folder``."""
     n, prefix = len(evaluation.targets), "" if evaluation.split == "photos" else f"{evaluation.split}_"
     print(f"checkpoint  {os.path.relpath(evaluation.checkpoint)}")
     print(f"data        {printable(evaluation.data)}, {evaluation.split}: {plural(n, 'sample')}\n")
@@ -59,8 +51,7 @@ def write_evaluation(evaluation: Evaluation) -> None:
     if worst:
         print("\nmost confident mistakes")
         print_table(list(PREDICTION_COLUMNS[:4]), [predictions[index][:4] for index in worst])
-    folder = evaluation.folder
-    files = [PREDICTIONS, "confusion_matrix.csv", "confusion_matrix.png"]
+    folder, files = evaluation.folder, [PREDICTIONS, "confusion_matrix.csv", "confusion_matrix.png"]
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for old_file in ("worst.png", EXPLAINED):  # from an earlier evaluation, maybe of another checkpoint
@@ -78,7 +69,6 @@ def write_evaluation(evaluation: Evaluation) -> None:
 
 
 def _print_classes(names: Sequence[str], scores: ClassScores) -> None:
-    """Print the scores of each class, or of the :data:`MAX_PRINTED_CLASSES` classes with the lowest F1."""
     classes = list(range(len(names)))
     if len(classes) > MAX_PRINTED_CLASSES:
         order = scores.f1.nan_to_num(2.0).argsort(stable=True)  # classes with undefined F1 are last
@@ -96,16 +86,11 @@ def _prediction_rows(evaluation: Evaluation) -> list[list[str]]:
     """Return a row with the :data:`PREDICTION_COLUMNS` for each sample, in the order of the data."""
     names = evaluation.class_names
     columns = evaluation.targets.tolist(), evaluation.predicted.tolist(), evaluation.probability.tolist()
-    return [
-        [
-            evaluation.sample_name(index),
-            names[label],
-            names[predicted],
-            f"{probability:.6f}",
-            str(int(label == predicted)),
-        ]
-        for index, (label, predicted, probability) in enumerate(zip(*columns, strict=True))
-    ]
+    rows = []
+    for index, (label, predicted, probability) in enumerate(zip(*columns, strict=True)):
+        classes = names[label], names[predicted]
+        rows.append([evaluation.sample_name(index), *classes, f"{probability:.6f}", str(int(label == predicted))])
+    return rows
 
 
 def worst_inputs(evaluation: Evaluation) -> Tensor:
@@ -114,22 +99,16 @@ def worst_inputs(evaluation: Evaluation) -> Tensor:
 
 
 def draw_worst(evaluation: Evaluation, pictures: Tensor, columns: int = 4) -> Any:
-    """Return a figure of the most confident mistakes, each with its predicted class, true class and file name.
+    """Return a figure of the most confident mistakes, with predicted class, true class and file name.
 
     Args:
         pictures: an image for each of the :meth:`~Evaluation.worst_indices`, (B, 3, H, W) float32 in [0, 1].
-        columns: images per row.
     """
     worst, paths = evaluation.worst_indices(), evaluation.paths
-    return figures.draw_mistakes(
-        pictures,
-        evaluation.class_names,
-        evaluation.targets[worst].tolist(),
-        evaluation.predicted[worst].tolist(),
-        evaluation.probability[worst].tolist(),
-        None if paths is None else [paths[index] for index in worst],
-        columns,
-    )
+    of_all_samples = evaluation.targets, evaluation.predicted, evaluation.probability
+    labels, predicted, probabilities = (values[worst].tolist() for values in of_all_samples)
+    names = None if paths is None else [paths[index] for index in worst]
+    return figures.draw_mistakes(pictures, evaluation.class_names, labels, predicted, probabilities, names, columns)
 
 
 def prediction_table(predictions: Sequence[Prediction]) -> tuple[list[str], list[list[str]]]:
@@ -140,7 +119,6 @@ def prediction_table(predictions: Sequence[Prediction]) -> tuple[list[str], list
 
 
 def _table_row(prediction: Prediction) -> dict[str, str]:
-    """Return column name -> text."""
     cells = {"path": prediction.path}
     if prediction.row is not None:
         cells["row"] = str(prediction.row)
@@ -160,11 +138,7 @@ def check_output_path(path: str) -> None:
 
 
 def write_predictions(predictions: Sequence[Prediction], path: str) -> None:
-    """Write predictions to a ``.csv`` file, or otherwise to a JSON file.
-
-    Raises:
-        UsageError: the file cannot be written.
-    """
+    """Write predictions to a ``.csv`` or JSON file. Raise a UsageError if the file cannot be written."""
     try:
         if path.lower().endswith(".csv"):
             head, body = prediction_table(predictions)

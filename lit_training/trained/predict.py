@@ -1,7 +1,4 @@
-"""Predict images, or rows of numbers, with a trained network.
-
-Letters in shape comments: B batch, C channels, S side in pixels, F features, K classes or outputs.
-"""
+"""Predict images, or rows of numbers, with a trained network. In shapes: B batch, K classes or outputs."""
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -21,10 +18,7 @@ from lit_training.trained.inputs import read_pictures, read_rows
 
 @dataclass(frozen=True)
 class Prediction:
-    """The result for one input.
-
-    It has the ``probabilities`` of a classifier, the ``outputs`` of a regression, or an ``error``.
-    """
+    """The ``probabilities`` of a classifier, the ``outputs`` of a regression, or an ``error``, for one input."""
 
     path: str
     """Path of the file; ``picture 1``, ``picture 2``, ... for inputs that are not files."""
@@ -33,7 +27,6 @@ class Prediction:
     probabilities: dict[str, float] = field(default_factory=dict)
     """Class name -> probability in [0, 1], most likely class first. See :func:`distinct_class_names`."""
     outputs: tuple[float, ...] = ()
-    """The outputs of the network for this input."""
     error: str = ""
     """Why the input could not be read; "" if it was read."""
 
@@ -56,20 +49,13 @@ def predict(
     batch_size: int = 32,
     device: torch.device | str = "cpu",
 ) -> Iterator[Prediction]:
-    """Yield one prediction per image, or per row if the network takes rows, in the order of the inputs.
-
-    If a file or a row cannot be read, its prediction has an ``error``, and no exception is raised.
+    """Yield one prediction per image or row, in the order of the inputs; unreadable ones have an ``error``.
 
     Args:
-        model: as from :func:`lit_training.runs.checkpoints.load_model`.
+        model: the network; it is moved to ``device``.
         inputs: paths as from :func:`~lit_training.trained.inputs.find_files`. Networks that take images also accept
-            PIL images and uint8 arrays (H, W, 3).
+            PIL images and uint8 arrays (H, W, 3); other arrays are a DataError.
         top_k: number of classes per prediction; default: all classes.
-        batch_size: inputs per forward pass.
-        device: device for the network; ``model`` is moved to it.
-
-    Raises:
-        DataError: an array is not an image.
     """
     to_network_input: Callable[[Tensor], Tensor] = torch.nn.Identity()
     if model.sample_ndim == 3:
@@ -100,10 +86,9 @@ def predict(
 
 
 def distinct_class_names(names: Sequence[str] | None, count: int) -> list[str]:
-    """Return a different name for each of ``count`` classes.
+    """Return a different name for each of ``count`` classes; without names "0", "1", ...
 
-    Classes without names are named by their index: "0", "1", ... If several classes have the same name, the index is
-    added: ImageNet has two classes "crane", which become "crane (class 134)" and "crane (class 517)".
+    Equal names get their index: ImageNet's two classes "crane" become "crane (class 134)" and "crane (class 517)".
     """
     names = names or list(map(str, range(count)))
     uses = Counter(names)
