@@ -14,14 +14,9 @@ from lit_training.runs.layout import BEST
 
 
 class BestCheckpoint(ModelCheckpoint):
-    """Save the model as ``best.ckpt`` after each epoch that is better than all epochs before.
+    """Save the model as ``best.ckpt`` after the first epoch and after each better epoch (see :class:`BestSoFar`).
 
-    :class:`BestSoFar` decides which epoch is better. The first epoch is always saved. :class:`FitCheckpointIO`
-    limits how often the file is written.
-
-    Args:
-        monitor: name of the metric that decides. With None, every epoch is saved, so the last epoch counts as the best.
-        mode: ``max`` or ``min``.
+    If ``monitor`` is None, every epoch is saved. :class:`FitCheckpointIO` limits how often the file is written.
     """
 
     def __init__(self, monitor: str | None, mode: str) -> None:
@@ -51,7 +46,6 @@ class BestCheckpoint(ModelCheckpoint):
 
 
 def _flush(trainer: Trainer) -> None:
-    """Write best.ckpt now, if it waits in memory."""
     if isinstance(checkpoint_io := trainer.strategy.checkpoint_io, FitCheckpointIO):
         checkpoint_io.flush()
 
@@ -59,19 +53,12 @@ def _flush(trainer: Trainer) -> None:
 class StopEarly(EarlyStopping):
     """Stop training after ``patience`` checks in a row without a better epoch, or if the metric is NaN or infinite.
 
-    :class:`BestSoFar` decides which epoch is better. With one validation per epoch, the check is after the epoch,
-    otherwise after each validation. This callback can load the state of Lightning's EarlyStopping.
-
-    Args:
-        monitor: name of the metric that decides.
-        mode: ``max`` or ``min``.
-        patience: number of checks in a row without a better epoch after which training stops.
+    With one validation per epoch, the check is after the epoch, otherwise after each validation. This callback can
+    load the state of Lightning's EarlyStopping. See :class:`BestSoFar`.
     """
 
     def __init__(self, monitor: str, mode: str, patience: int) -> None:
-        super().__init__(
-            monitor, mode=mode, patience=patience
-        )  # Lightning calls an EarlyStopping after the model has logged
+        super().__init__(monitor, mode=mode, patience=patience)  # Lightning calls it after the model has logged
         self.best, self.waited = BestSoFar(monitor, mode), 0
 
     @property
@@ -98,11 +85,7 @@ class StopEarly(EarlyStopping):
             self.check(trainer)
 
     def check(self, trainer: Trainer) -> None:
-        """Compare the newest metrics with the best ones, and set ``should_stop`` on all ranks.
-
-        Raises:
-            UsageError: the model does not log the metric.
-        """
+        """Set ``should_stop`` on all ranks if it is time. Raise a UsageError if the model does not log the metric."""
         metrics = trainer.callback_metrics
         if trainer.fast_dev_run:  # type: ignore[attr-defined]
             return

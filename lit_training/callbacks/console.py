@@ -13,18 +13,12 @@ from lit_training.callbacks.throughput import count_samples
 from lit_training.runs.best_epoch import BestSoFar
 
 SECONDS_BETWEEN_REFRESHES = 0.2
-"""Minimum number of seconds between two updates of the progress bar."""
 
 
 class EpochLines(ProgressBar):
     """Print one line per epoch on stdout. If stderr is a terminal, also show a progress bar.
 
-    The bar shows the remaining time and the samples per second. A star marks an epoch that is better than all epochs
-    before (see :class:`BestSoFar`).
-
-    Args:
-        monitor: name of the metric that decides which epoch is better. With None, no epoch gets a star.
-        mode: ``max`` or ``min``.
+    A star marks an epoch that is better than all epochs before (see :class:`BestSoFar`).
     """
 
     def __init__(self, monitor: str | None, mode: str) -> None:
@@ -68,9 +62,8 @@ class EpochLines(ProgressBar):
         self.unprinted_epoch = trainer.current_epoch
         self.start_time = self.refresh_time = time.monotonic()
         self.samples = 0
-        self.learning_rates = [
-            optimizer.param_groups[0]["lr"] for optimizer in trainer.optimizers
-        ]  # before the schedules change them
+        # The rates of this epoch: the schedules change them at its end.
+        self.learning_rates = [optimizer.param_groups[0]["lr"] for optimizer in trainer.optimizers]
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -91,8 +84,8 @@ class EpochLines(ProgressBar):
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.bar is not None:
-            epoch = _epoch_text(trainer.current_epoch, trainer)
-            self.bar.update(self.bar_task, description=f"epoch {epoch} validation")
+            description = f"epoch {_epoch_text(trainer.current_epoch, trainer)} validation"
+            self.bar.update(self.bar_task, description=description)
             self.bar.refresh()
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -127,6 +120,6 @@ class EpochLines(ProgressBar):
 
 
 def _epoch_text(epoch: int, trainer: Trainer) -> str:
-    """Return the text for an epoch, counted from 1: ``3/20``, or ``3`` if the number of epochs is not known."""
+    """Return the epoch, counted from 1: ``3/20``, or ``3`` if the number of epochs is not known."""
     last = trainer.max_epochs
     return f"{epoch + 1:>{len(str(last))}}/{last}" if last is not None and last > 0 else str(epoch + 1)

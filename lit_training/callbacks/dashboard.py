@@ -31,30 +31,19 @@ from lit_training.runs.foreign import data_of
 from lit_training.runs.layout import CONFIG
 
 SAMPLE_COUNT = 16
-"""Number of training pictures that are shown."""
 MISTAKE_COUNT = 12
-"""Number of most confident mistakes that are shown."""
 DRAWING_TIME_SHARE = 0.02
-"""Share of the run's time. While drawing has taken more than this share, the figures of a new best epoch are not drawn
-at once: they replace the figures that wait, and are drawn at the end of training."""
+"""If drawing has taken more than this share of the run's time, new figures wait until the end of training."""
 METRICS_BY_EPOCH = ("train_loss", "val_loss", "val_acc", "samples_per_second")
 
 
 class Dashboard(Callback):
-    """Write to the tabs of TensorBoard.
+    """Write to TensorBoard, without changing random states or training modes.
 
-    - At the start: the graph of the model, training pictures as the network gets them, the settings for the tab
-      HPARAMS, the command and the configuration as text, and the layout of the charts in the tab CUSTOM SCALARS.
+    - At the start: graph, training pictures as the network gets them, settings, command, configuration, chart layout.
     - After each epoch: scalars with the epoch number as x-axis.
-    - When the best epoch (see :class:`BestSoFar`) improves: the confusion matrix and the most confident mistakes.
-      They are drawn at once, or at the end of training (see :data:`DRAWING_TIME_SHARE`). If the run is stopped before
-      its end, figures that wait are lost.
-
-    The callback does not change the training: it restores random states and the training modes of all modules.
-
-    Args:
-        monitor: name of the metric that decides which epoch is the best. With None, no figure is drawn.
-        mode: ``max`` or ``min``.
+    - After each epoch that is the best so far (see :class:`BestSoFar`): the confusion matrix and the most confident
+      mistakes, at once or at the end (see :data:`DRAWING_TIME_SHARE`). A run that is stopped loses figures that wait.
     """
 
     def __init__(self, monitor: str | None, mode: str) -> None:
@@ -62,8 +51,7 @@ class Dashboard(Callback):
         self.validation_rows: list[Tensor] = []
         """One tensor (B, 3) per validation batch: class, predicted class, and probability of the predicted class."""
         self.unwritten_epoch: int | None = None
-        self.draw_waiting: Callable[[], None] | None = None
-        """Draws the figures of the best epoch; None if they are drawn."""
+        self.draw_waiting: Callable[[], None] | None = None  # draws the figures of the best epoch that wait
 
     def state_dict(self) -> dict[str, Any]:
         return {"best": self.best.value}
@@ -128,9 +116,8 @@ class Dashboard(Callback):
             self.validation_rows.append(torch.stack([outputs["target"], predicted, confidence], 1))  # (B, 3) float32
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if not (self.validation_rows and self._collects_predictions(trainer, pl_module)):
-            return
-        if not self.best.improved(trainer.callback_metrics):
+        collected = self.validation_rows and self._collects_predictions(trainer, pl_module)
+        if not (collected and self.best.improved(trainer.callback_metrics)):
             return
         rows, self.validation_rows = torch.cat(self.validation_rows), []
         # The metric is the same on all ranks, so all ranks come here and call the collective operations below.
@@ -157,14 +144,9 @@ class Dashboard(Callback):
     def _draw(
         self, trainer: Trainer, names: list[str], matrix: Tensor, worst: list[int], mistakes: list[Any], step: int
     ) -> None:
-        """Draw the confusion matrix and the most confident mistakes.
+        """Draw the confusion matrix (a row per class), and the most confident mistakes.
 
-        Args:
-            names: the K class names.
-            matrix: (K, K) int64 counts. The row is the class, the column the predicted class.
-            worst: indices of the mistakes in the validation data, the most confident one first.
-            mistakes: the classes, the predicted classes and their probabilities. Each is a list as long as ``worst``.
-            step: the optimizer step at which the figures appear.
+        ``mistakes`` has the classes, the predicted classes and their probabilities, in the order of ``worst``.
         """
         draw_start, self.draw_waiting = time.monotonic(), None
         with isolate_rng():  # reading a sample may draw random numbers
@@ -205,7 +187,6 @@ def _val_loader(trainer: Trainer) -> Any:
 
 
 def _has_known_order(loader: Any) -> bool:
-    """Return True if the order in which the loader reads the samples is known."""
     return isinstance(getattr(loader, "sampler", None), EvalSampler)
 
 
@@ -219,16 +200,13 @@ def _class_names(trainer: Trainer, count: int) -> list[str]:
 
 
 def _pictures_of(loader: Any) -> Any:
-    """Return the dataset of a loader. If it contains cached features, return the dataset of their pictures."""
+    """Return the dataset of a loader, or the dataset of the pictures whose cached features it contains."""
     dataset = getattr(loader, "dataset", None)
     return getattr(dataset, "pictures", dataset)
 
 
 def _network_inputs_as_pictures(trainer: Trainer, dataset: Any, indices: list[int]) -> Tensor | None:
-    """Return the network's inputs for these samples as pictures (B, 3, H, W) in [0, 1].
-
-    Return None if there are no indices, or if the samples are not pictures.
-    """
+    """Return the network's inputs as pictures (B, 3, H, W) in [0, 1], or None if there are no pictures."""
     preprocessing = data_of(trainer).preprocessing
     if not (indices and preprocessing):
         return None
@@ -239,9 +217,8 @@ def _network_inputs_as_pictures(trainer: Trainer, dataset: Any, indices: list[in
 def _add_samples(logger: TensorBoardLogger, trainer: Trainer) -> None:
     """Draw evenly spaced training pictures with their class names. They are augmented as in the first epoch."""
     dataset: Any = _pictures_of(trainer.train_dataloader)
-    data = data_of(trainer)
-    names = data.class_names
-    if not (names and data.preprocessing):
+    names = data_of(trainer).class_names
+    if not (names and data_of(trainer).preprocessing):
         return
     count = min(SAMPLE_COUNT, len(dataset))
     indices = [number * len(dataset) // count for number in range(count)]
@@ -253,7 +230,7 @@ def _add_samples(logger: TensorBoardLogger, trainer: Trainer) -> None:
 
 
 def _add_charts(logger: TensorBoardLogger, model: LightningModule) -> None:
-    """Write the layout of the tab CUSTOM SCALARS. It lists the curves of each chart."""
+    """Write the layout of the tab CUSTOM SCALARS: the curves of each chart."""
     layout = {
         "by step": {
             "loss": ["Multiline", ["^train_loss$", "^val_loss$"]],
@@ -268,7 +245,6 @@ def _add_charts(logger: TensorBoardLogger, model: LightningModule) -> None:
 
 
 def _add_text(logger: TensorBoardLogger) -> None:
-    """Write the command and the configuration to the tab TEXT."""
     logger.experiment.add_text("command", f"    {shlex.join(['python', *sys.argv])}")
     config = Path(logger.log_dir) / CONFIG
     if config.is_file():
@@ -276,16 +252,13 @@ def _add_text(logger: TensorBoardLogger) -> None:
 
 
 def _add_settings(logger: TensorBoardLogger, trainer: Trainer, model: LightningModule) -> None:
-    """Write the settings of the run to the tab HPARAMS. TensorBoard adds the scalars with the names of the metrics."""
+    """Write the settings of the run to the tab HPARAMS. TensorBoard finds the metrics by their names."""
     data: Any = getattr(trainer, "datamodule", None)
     settings = {"model": type(model).__name__, **model.hparams}
     if data is not None:
         settings |= {"data": type(data).__name__, **{f"data.{name}": value for name, value in data.hparams.items()}}
-    settings |= {
-        "optimizer": ", ".join(type(optimizer).__name__ for optimizer in trainer.optimizers),
-        "seed": os.environ.get("PL_GLOBAL_SEED"),
-        "devices": trainer.world_size,
-    }
+    settings["optimizer"] = ", ".join(type(optimizer).__name__ for optimizer in trainer.optimizers)
+    settings |= {"seed": os.environ.get("PL_GLOBAL_SEED"), "devices": trainer.world_size}
     simple_settings = {
         name: value if isinstance(value, (bool, int, float, str)) else str(value) for name, value in settings.items()
     }

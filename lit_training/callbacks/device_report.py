@@ -8,11 +8,7 @@ from torch import Tensor, nn
 
 
 class DeviceReport(Callback):
-    """Print the input and output shapes of each device and of all devices together, in the first training step.
-
-    The lines look like those of the PyTorch tutorial "Data Parallelism": its network prints "In Model", its training
-    loop prints "Outside".
-    """
+    """Print the shapes of each device and of all devices together, as the PyTorch tutorial "Data Parallelism" does."""
 
     def __init__(self) -> None:
         self.shapes: tuple[torch.Size, torch.Size] | None = None
@@ -36,12 +32,8 @@ class DeviceReport(Callback):
         input_size, output_size = self.shapes
         device_text = f"rank {trainer.global_rank} of {trainer.world_size}, {pl_module.device}"
         print(f"\tIn Model: input size {input_size} output size {output_size} ({device_text})", flush=True)
-        sample_count = int(
-            trainer.strategy.reduce(torch.tensor(input_size[0], device=pl_module.device), reduce_op="sum")
-        )
+        own_count = torch.tensor(input_size[0], device=pl_module.device)
+        count = int(trainer.strategy.reduce(own_count, reduce_op="sum"))
         if trainer.is_global_zero:
-            all_inputs, all_outputs = (
-                torch.Size([sample_count, *input_size[1:]]),
-                torch.Size([sample_count, *output_size[1:]]),
-            )
+            all_inputs, all_outputs = (torch.Size([count, *size[1:]]) for size in (input_size, output_size))
             print(f"Outside: input size {all_inputs} output_size {all_outputs}", flush=True)

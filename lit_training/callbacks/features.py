@@ -17,17 +17,12 @@ from lit_training.runs.lightning_internals import forget_loaders
 from lit_training.text import progress_bar
 
 BATCH_SIZE = 32
-"""Pictures per batch when the features are computed."""
 
 
 class Features(Dataset):
-    """A dataset of the features of pictures. It is in memory.
+    """A dataset in memory of the (N, F) features of N pictures, with the ``labels`` of the dataset ``pictures``.
 
     A key that is not in 0 to N-1 selects the sample ``key % N``. The key PADDING gets the label -1.
-
-    Args:
-        features: (N, F) float.
-        pictures: the dataset of the N pictures. Its attribute ``labels`` is (N,) int64.
     """
 
     def __init__(self, features: Tensor, pictures: Any) -> None:
@@ -48,8 +43,8 @@ class Features(Dataset):
 class FeatureCache(Callback):
     """Replace photos by their features before the first step, if the backbone is frozen.
 
-    Without the cache, metrics and weights are the same up to 1e-5. Checkpoints contain the complete network. The
-    callback does nothing if the photos are augmented, or if the head is not the last layer of the network.
+    Metrics and weights are the same up to 1e-5. Checkpoints contain the complete network. The callback does nothing if
+    the photos are augmented, or if the head is not the last layer of the network.
     """
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -73,21 +68,10 @@ class FeatureCache(Callback):
 def _compute_features(
     trainer: Trainer, model: LitBase, dataset: Any, data: SplitDataModule, split: str
 ) -> Features | None:
-    """Compute the features of all pictures, in the order of the dataset.
-
-    Each rank computes a part of the features. All ranks return all features.
-
-    Returns:
-        The features, or None if the model cannot compute features.
-    """
+    """Return the features of all pictures on each rank, or None if the model cannot compute features."""
+    workers = data.num_workers(dataset)
     loader: Any = make_loader(
-        dataset,
-        trainer,
-        batch_size=BATCH_SIZE,
-        seed=0,
-        train=False,
-        num_workers=data.num_workers(dataset),
-        keep_workers=False,
+        dataset, trainer, batch_size=BATCH_SIZE, seed=0, train=False, num_workers=workers, keep_workers=False
     )
     batches: list[Tensor] = []
     show_bar = trainer.is_global_zero and trainer.progress_bar_callback is not None

@@ -16,8 +16,8 @@ from lit_training.runs.processes import gather_objects
 class FiniteGuard(Callback):
     """Stop a run whose loss or weights are NaN or infinite, before the weights are saved in a checkpoint.
 
-    The losses of several steps are checked together, so that the CPU does not wait for the GPU at each step: every
-    ``log_every_n_steps`` steps, after each epoch, and before each checkpoint.
+    The check is every ``log_every_n_steps`` steps, after each epoch and before each checkpoint, because a check in each
+    step would make the CPU wait for the GPU.
     """
 
     def __init__(self) -> None:
@@ -41,17 +41,12 @@ class FiniteGuard(Callback):
             self.check(trainer, pl_module)
 
     def check(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Check the losses since the last check, and the weights. All ranks must call this method at the same step.
-
-        Raises:
-            TrainingError: a value is NaN or infinite. The message contains the step, the batch and the learning rate.
-        """
+        """Raise a TrainingError if a loss since the last check or a weight is not finite. Call it on all ranks."""
         steps, self._unchecked_steps = self._unchecked_steps, []
         losses = [loss for loss, *_ in steps]
-        weights = [
-            p.detach() for p in pl_module.parameters() if p.requires_grad and p.is_floating_point() and p.numel()
-        ]
-        # This uses the largest weight, because a sum of squares may overflow although each weight is finite.
+        trained = (p for p in pl_module.parameters() if p.requires_grad)
+        weights = [p.detach() for p in trained if p.is_floating_point() and p.numel()]
+        # The largest weight, because a sum of squares may overflow although each weight is finite.
         largest_weight = [get_total_norm(weights, float("inf"))] if weights else []
         is_bad = bool(losses or largest_weight) and not torch.stack([*losses, *largest_weight]).isfinite().all().item()
         if not trainer.strategy.reduce_boolean_decision(is_bad, all=False):
@@ -65,11 +60,7 @@ class FiniteGuard(Callback):
 
 
 def _describe_failure(trainer: Trainer, steps: list[tuple[Tensor, int, int, int]]) -> tuple[int, str]:
-    """Return the first step whose loss is NaN or infinite, and the message with its batch.
-
-    If all losses are finite, the weights are wrong: return a later step number than those of the losses, and a message
-    with the range of steps.
-    """
+    """Return a message and its step: the first whose loss is not finite, or for the weights one after all losses."""
     for loss, step, epoch, batch_idx in steps:
         if not loss.isfinite():
             batch = _describe_batch(trainer, epoch, batch_idx)
@@ -79,7 +70,7 @@ def _describe_failure(trainer: Trainer, steps: list[tuple[Tensor, int, int, int]
 
 
 def _describe_batch(trainer: Trainer, epoch: int, batch_idx: int) -> str:
-    """Return the number of a batch and the names of its files. Without files, return the indices of its samples."""
+    """Return the number of a batch and the names of its files, or the indices of its samples."""
     loader: Any = trainer.train_dataloader
     sampler = getattr(loader, "sampler", None)
     if not isinstance(sampler, TrainSampler):

@@ -27,11 +27,10 @@ RECORDED_PACKAGES = ("torch", "torchvision", "lightning", "torchmetrics", "numpy
 
 
 def fingerprint(loader: Any) -> str:
-    """Return a hash of the training data: the number of samples, all labels, and the first, middle and last sample.
+    """Return a hash of the number of training samples, all labels, and the first, middle and last sample.
 
-    A change in another sample does not change the hash, because reading all samples would take too long. For data
-    loaders that are not from this project, only the number of samples is used, because reading a sample may change the
-    state of the random number generators.
+    For data loaders that are not from this project it is a hash of the number of samples, because reading a sample may
+    change the state of the random number generators.
     """
     dataset: Any = getattr(loader, "dataset", None)
     digest = hashlib.sha256(str(len(dataset) if isinstance(dataset, Sized) else None).encode())
@@ -45,11 +44,7 @@ def fingerprint(loader: Any) -> str:
 
 
 class Provenance(Callback):
-    """Write ``run.json``. Each start of the run adds its command, versions, machine, git state and data fingerprint.
-
-    Args:
-        run: the folder of the run.
-    """
+    """Write ``run.json``. Each start of the run adds its command, versions, machine, git state and data fingerprint."""
 
     def __init__(self, run: Path) -> None:
         self.path = run / RECORD
@@ -86,17 +81,11 @@ class Provenance(Callback):
 
 
 def _git_state() -> dict[str, Any] | None:
-    """Return the commit of this project and the files that differ from it.
-
-    Returns:
-        A dict with ``commit`` and ``changed``, or None if this code is not in a git repository.
-    """
-    code_folder = Path(__file__).resolve().parent
+    """Return the ``commit`` of this project and the ``changed`` files, or None outside a git repository."""
+    settings: Any = {"cwd": Path(__file__).resolve().parent, "capture_output": True, "text": True, "timeout": 10}
     try:
         commit, changes = (
-            subprocess.run(
-                ["git", *arguments], cwd=code_folder, capture_output=True, text=True, check=True, timeout=10
-            ).stdout
+            subprocess.run(["git", *arguments], check=True, **settings).stdout
             for arguments in (["rev-parse", "HEAD"], ["status", "--porcelain", "--untracked-files=no"])
         )
     except (OSError, subprocess.SubprocessError):

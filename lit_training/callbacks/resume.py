@@ -1,10 +1,9 @@
 """Resume points. A run that is killed at any moment and then resumed gives the same result as an uninterrupted run.
 
-The random numbers of a step depend only on the seed, the number of the step and the rank. This holds for the order and
-the augmentation of the data (datamodules/loading) and for the random numbers of the network (:class:`StepSeed`). A
-resume point is therefore a checkpoint of Lightning with a few numbers added. It is written *between* two steps.
-Lightning writes its own checkpoints inside its loop, so a run that resumes from such a checkpoint repeats or skips a
-step, a validation or a schedule update.
+The random numbers of a step depend only on the seed, the step and the rank, for the data (datamodules/loading) and for
+the network (:class:`StepSeed`). So a resume point is a Lightning checkpoint with a few numbers added, written *between*
+two steps. Lightning writes its own checkpoints inside its loop: a run that resumes from them repeats or skips a step,
+a validation or a schedule update.
 """
 
 import signal
@@ -35,13 +34,9 @@ from lit_training.runs.processes import Stopped, Watch, gather_objects, is_child
 
 
 class StepSeed(Callback):
-    """Seed torch before each training step, so that dropout, random depth and noise do not depend on earlier steps.
+    """Seed torch before each training step, from the seed of the run, the number of the step and the rank.
 
-    The seed of a step is computed from the seed of the run, the number of the step and the rank. If the model has
-    ``same_random_numbers_on_all_ranks``, the rank is not used, so that all ranks get the same random numbers.
-
-    Args:
-        seed: the seed of the run.
+    A model with ``same_random_numbers_on_all_ranks`` gets the same seed on all ranks.
     """
 
     def __init__(self, seed: int) -> None:
@@ -61,39 +56,28 @@ class StepSeed(Callback):
 class ResumePoint(Callback):
     """Write resume points between two steps, and restore the run from a resume point.
 
-    The newest resume point is ``last.ckpt``. The one before is kept as ``previous.ckpt``.
-
-    Writing takes about the share :attr:`TIME_SHARE` of the run's time: the longer the last write took, the longer the
-    callback waits before the next write. With several processes, rank 0 decides when to write. About every
-    :attr:`SECONDS_BETWEEN_EXCHANGES` seconds the ranks exchange the decision and the signals that they received.
-
-    Args:
-        watch: receives the signals of this process.
+    The longer the last write took, the longer the callback waits before the next one. With several processes, rank 0
+    decides when to write, and the ranks regularly exchange the decision and the signals that they received.
     """
 
     TIME_SHARE = 0.01
     """Share of the run's time that is used to write resume points."""
     SECONDS_BETWEEN_EXCHANGES = 0.5
-    """Seconds between two exchanges of signals and decisions between the ranks."""
     FIRST_SAVE_SECONDS = 0.1
-    """Assumed seconds to write a resume point, before the first one was written."""
+    """Assumed time to write the first resume point."""
     SECONDS_TO_END_VALIDATION = 5.0
-    """Seconds that a validation may continue after a signal. If the validation ends in this time, a resume point is
-    written."""
+    """If a validation takes longer than this after a signal, the run stops without a new resume point."""
 
     def __init__(self, watch: Watch) -> None:
         self.watch = watch
         self.loaded_state: dict[str, Any] = {}
-        """This callback's state in the resume point, until the first step after the resume; then empty."""
+        """This callback's state in the resume point, until the first step after the resume."""
         self._state_to_save: dict[str, Any] = {}
         self._save_seconds = self.FIRST_SAVE_SECONDS
         self._data_fingerprint = ""
-        self._signal_time: float | None = None
-        """Clock time at which this rank learned of the signal that stops the run."""
-        self._no_step_saved = True
-        """True until a resume point contains at least one step."""
-        self._calls_since_exchange = self._calls_between_exchanges = 0
-        """Calls of :meth:`_agree_on_stop_and_save`."""
+        self._signal_time: float | None = None  # when this rank learned of the signal that stops the run
+        self._no_step_saved = True  # until a resume point contains at least one step
+        self._calls_since_exchange = self._calls_between_exchanges = 0  # calls of _agree_on_stop_and_save
 
     # --- what is saved --------------------------------------------------------------------------------------------
 
@@ -105,10 +89,7 @@ class ResumePoint(Callback):
         self._no_step_saved = False
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Replace the old folder by the new one in the states of ModelCheckpoint callbacks, if the run was moved.
-
-        ModelCheckpoint drops its best score if the folder in its state is not its own folder.
-        """
+        """Update the folder in the states of ModelCheckpoint, which otherwise drops its best score in a moved run."""
         folder = str(_run_folder_of(trainer) / CHECKPOINTS)
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             state = checkpoint["callbacks"].get(callback.state_key)
@@ -117,14 +98,13 @@ class ResumePoint(Callback):
                 checkpoint["callbacks"][callback.state_key] = moved
 
     def save(self, trainer: Trainer, finished: bool = False, next_batch_fetched: bool = True) -> None:
-        """Write a resume point. All ranks must call this method, between two steps or after the last step.
+        """Write a resume point, between two steps or after the last one. All ranks must call this method.
 
         Args:
-            finished: True if training is complete.
             next_batch_fetched: True if Lightning has already fetched the batch of the next step.
         """
-        start_time = time.monotonic()
-        metrics_rows = 0
+        start_time, metrics_rows = time.monotonic(), 0
+        model = with_default_attributes(trainer.lightning_module)
         for logger in trainer.loggers:
             logger.save()
             if isinstance(logger, MetricsCSV) and trainer.is_global_zero:
@@ -135,9 +115,7 @@ class ResumePoint(Callback):
             "epoch": trainer.current_epoch,
             "logged": logged_steps(trainer),
             "rows": metrics_rows,
-            "losses": gather_objects(
-                trainer, with_default_attributes(trainer.lightning_module).epoch_loss_sum_and_count
-            ),
+            "losses": gather_objects(trainer, model.epoch_loss_sum_and_count),
             "metrics": {name: value.detach().cpu() for name, value in trainer.callback_metrics.items()},
             "shape": _batch_layout(trainer),
             "data": self._data_fingerprint,
@@ -168,10 +146,10 @@ class ResumePoint(Callback):
         self.watch.stepping = True
         if not self.loaded_state:
             return
-        if self.loaded_state["shape"] != _batch_layout(trainer):
+        if (saved := self.loaded_state["shape"]) != (own := _batch_layout(trainer)):
             raise CheckpointError(
-                f"the resume point has {_describe_batch_layout(*self.loaded_state['shape'])}, but this command has "
-                f"{_describe_batch_layout(*_batch_layout(trainer))}: use the same --devices, --data.batch_size and "
+                f"the resume point has {_describe_batch_layout(*saved)}, but this command has "
+                f"{_describe_batch_layout(*own)}: use the same --devices, --data.batch_size and "
                 "--accumulate_grad_batches"
             )
         for optimizer in trainer.optimizers:  # some optimizers load the state of another class without an error
@@ -237,17 +215,11 @@ class ResumePoint(Callback):
         self.watch.ending, self.watch.stepping = True, False
 
     def _needs_early_save(self, trainer: Trainer) -> bool:
-        """Return True if no resume point contains a step yet, and the run trains on photos.
-
-        A photo file that is deleted may end the run at a time when no resume point can be written.
-        """
+        """Return True if no resume point contains a step yet, and a deleted photo may end the run."""
         return self._no_step_saved and trainer.global_step > 0 and data_of(trainer).photos is not None
 
     def _failed_while_fetching(self, trainer: Trainer) -> bool:
-        """Return True if the error was raised while the next batch was fetched, so that a resume point can be written.
-
-        This needs a run with one process, an optimizer step that is complete, and no accumulated gradients.
-        """
+        """Return True if fetching the next batch failed in a state that can be saved: one process, between steps."""
         progress = trainer.fit_loop.epoch_loop.batch_progress
         return (
             self.watch.stepping
@@ -261,14 +233,10 @@ class ResumePoint(Callback):
         )
 
     def _agree_on_stop_and_save(self, trainer: Trainer) -> tuple[int, bool]:
-        """Return the same two decisions on all ranks.
+        """Return the number of the signal that stops the run, or 0, and True if it is time to write a resume point.
 
-        With several processes the ranks exchange their values in one reduction. Most calls do nothing and return
-        (0, False), so that the reductions are about :attr:`SECONDS_BETWEEN_EXCHANGES` seconds apart.
-
-        Returns:
-            The number of the signal that stops the run, or 0. True if it is time to write a resume point; after a
-            signal, True if :attr:`SECONDS_TO_END_VALIDATION` seconds are over.
+        After a signal, the second value is True if :attr:`SECONDS_TO_END_VALIDATION` seconds are over. All ranks get
+        the same values. With several processes most calls exchange nothing and return (0, False), to save time.
         """
         now = time.monotonic()
         if self.watch.signum and self._signal_time is None:
@@ -296,11 +264,7 @@ class ResumePoint(Callback):
         return signum, bool(is_time_on_rank_zero)
 
     def _stop(self, trainer: Trainer, signum: int) -> None:
-        """Print how to resume, requeue the SLURM job if its time is nearly over, and end the program.
-
-        Raises:
-            Stopped: always.
-        """
+        """Print how to resume, requeue the SLURM job if its time is nearly over, and raise Stopped."""
         if trainer.is_global_zero:
             hint = resume_hint(_run_folder_of(trainer)) or "no resume point yet"
             print(f"stopped by {signal.Signals(signum).name} after step {trainer.global_step}; {hint}", flush=True)
@@ -320,7 +284,7 @@ def _run_folder_of(trainer: Any) -> Path:
 
 
 def _batch_layout(trainer: Trainer) -> list[Any]:
-    """Return the number of processes, of batches per epoch, and of batches per optimizer step."""
+    """Return the numbers of processes, of batches per epoch, and of batches per optimizer step."""
     return [trainer.world_size, trainer.num_training_batches, trainer.accumulate_grad_batches]
 
 
@@ -329,7 +293,7 @@ def _describe_batch_layout(processes: int, batches: int, accumulated: int) -> st
 
 
 def _replace_prefix(value: Any, old: str, new: str) -> Any:
-    """Return a copy of nested dicts. Each string in the copy, also as a key, begins with ``new`` instead of ``old``."""
+    """Return a copy of nested dicts, with the prefix ``old`` of all strings and keys replaced by ``new``."""
     if isinstance(value, dict):
         return {_replace_prefix(key, old, new): _replace_prefix(item, old, new) for key, item in value.items()}
     return new + value.removeprefix(old) if isinstance(value, str) and value.startswith(old) else value

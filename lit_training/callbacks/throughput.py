@@ -21,10 +21,7 @@ def count_samples(batch: Any) -> int:
 
 
 class Throughput(Callback):
-    """Log ``samples_per_second`` once per epoch.
-
-    It is the number of training samples of all devices, divided by the time of the epoch without validation.
-    """
+    """Log ``samples_per_second`` of all devices once per epoch. The time of validation does not count."""
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.sample_count, self.validation_seconds, self.start_time = 0, 0.0, time.monotonic()

@@ -1,7 +1,4 @@
-"""Decide which epoch is the best.
-
-The star in the console, best.ckpt, the dashboard, early stopping and compare.py all use this rule.
-"""
+"""Decide which epoch is the best, for the console, best.ckpt, the dashboard, early stopping and compare.py."""
 
 import math
 from collections.abc import Mapping
@@ -18,7 +15,7 @@ class BestSoFar:
 
     Args:
         monitor: name of the metric that decides which epoch is better. With None, no epoch is better.
-        mode: ``max`` if a larger metric is better, or ``min`` if a smaller metric is better.
+        mode: ``max`` or ``min``.
     """
 
     def __init__(self, monitor: str | None, mode: str) -> None:
@@ -27,7 +24,7 @@ class BestSoFar:
 
     @property
     def value(self) -> float | None:
-        """The value of ``monitor`` in the best epoch, or None without a best epoch. Checkpoints contain it."""
+        """The metric of the best epoch, or None without a best epoch. Checkpoints contain it."""
         return self.row.get(self.monitor or "")
 
     @value.setter
@@ -51,13 +48,7 @@ class BestSoFar:
 
 
 def best_epoch(rows: Mapping[int, Mapping[str, Any]], monitor: str, mode: str) -> int | None:
-    """Return the number of the best epoch, or None if no epoch has the metric.
-
-    Args:
-        rows: epoch number -> metrics, in the order of training.
-        monitor: name of the metric that decides which epoch is better.
-        mode: ``max`` or ``min``.
-    """
+    """Return the number of the best epoch, or None. ``rows``: epoch number -> metrics, in the order of training."""
     best, number = BestSoFar(monitor, mode), None
     for epoch, row in rows.items():
         if best.improved(row):

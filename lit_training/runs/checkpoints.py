@@ -23,18 +23,14 @@ from lit_training.errors import CheckpointError
 from lit_training.runs.layout import BEST, LAST, PREVIOUS
 
 SECONDS_BETWEEN_WRITES = 5.0
-"""Minimum number of seconds between two writes of best.ckpt."""
 
 
 class FitCheckpointIO(TorchCheckpointIO):
     """Write checkpoints atomically, and limit how often best.ckpt is written.
 
-    Another process that reads a checkpoint gets the old file or the new file, never a part of it. When last.ckpt is
-    written, the old last.ckpt is kept as previous.ckpt, so that one of the two files is always complete.
-
-    best.ckpt is first copied to memory. The copy is written to the disk if the last write was more than
-    :data:`SECONDS_BETWEEN_WRITES` ago. Otherwise it waits. A waiting copy is written before any other checkpoint
-    (because the state in that checkpoint refers to best.ckpt), before a checkpoint is read, and at the end.
+    The old last.ckpt is kept as previous.ckpt, so that one of the two files is always complete. If the last write of
+    best.ckpt was less than :data:`SECONDS_BETWEEN_WRITES` ago, it waits in memory. It is then written before any other
+    checkpoint (whose state refers to best.ckpt), before a checkpoint is read, and at the end.
     """
 
     def __init__(self) -> None:
@@ -42,11 +38,7 @@ class FitCheckpointIO(TorchCheckpointIO):
         self._last_write_time = -float("inf")
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        """Write a checkpoint, or copy best.ckpt to memory and write it later.
-
-        Raises:
-            CheckpointError: the file cannot be written, for example because the disk is full.
-        """
+        """Write a checkpoint, best.ckpt perhaps later. Raise a CheckpointError if it cannot be written."""
         if Path(path).name != BEST:
             self.flush()
             _write(Path(path), lambda file: torch.save(checkpoint, file))
@@ -65,7 +57,6 @@ class FitCheckpointIO(TorchCheckpointIO):
             self._last_write_time = time.monotonic()
 
     def load_checkpoint(self, path: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """Read a checkpoint, after a waiting best.ckpt is written."""
         self.flush()
         return super().load_checkpoint(path, *args, **kwargs)
 
@@ -74,11 +65,7 @@ class FitCheckpointIO(TorchCheckpointIO):
 
 
 def _write(target: Path, save: Callable[[IO[bytes]], Any]) -> None:
-    """Write a file atomically. ``save`` writes the content. An existing last.ckpt becomes previous.ckpt.
-
-    Raises:
-        CheckpointError: the file cannot be written.
-    """
+    """Write a file atomically. An existing last.ckpt becomes previous.ckpt."""
     try:
         with atomic_write(target) as file:
             save(file)
@@ -109,11 +96,7 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def read_any(path: Path) -> dict[str, Any]:
-    """Read a checkpoint of any model, without executing code in the file. Tensors are loaded to the CPU.
-
-    Raises:
-        CheckpointError: the file cannot be read safely, or is not a checkpoint.
-    """
+    """Read a checkpoint of any model, like :func:`read`. Tensors are loaded to the CPU."""
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # unpickling may raise any error
@@ -146,13 +129,7 @@ def load_model(checkpoint: dict[str, Any]) -> LitBase:
 
 
 def _validate_metadata(model: LitBase) -> None:
-    """Check the class names and the preprocessing of a model that was read from a checkpoint.
-
-    If there are fewer names than outputs, the remaining outputs get their numbers as names.
-
-    Raises:
-        ValueError, TypeError: the names or the preprocessing do not fit the model.
-    """
+    """Raise an error if the class names or the preprocessing do not fit. An output without a name gets its number."""
     outputs, names = model.hparams.get("num_classes", 0), model.class_names
     if names is not None:
         if len(names) > outputs or not all(isinstance(name, str) for name in names):
@@ -173,7 +150,7 @@ def _validate_metadata(model: LitBase) -> None:
 
 
 def load_data(checkpoint: dict[str, Any]) -> Any:
-    """Build the data module that a checkpoint was trained on. Its ``setup`` is not called.
+    """Return the data module that a checkpoint was trained on. Its ``setup`` is not called.
 
     Raises:
         CheckpointError: this project does not have the data module, or its arguments in the checkpoint are wrong.
@@ -193,6 +170,5 @@ def load_data(checkpoint: dict[str, Any]) -> Any:
 
 
 def _does_not_fit_error(name: str, error: Exception) -> CheckpointError:
-    """Return the error for a checkpoint that does not fit the class ``name``, with the first line of ``error``."""
     first_line = (str(error) or type(error).__name__).splitlines()[0]
     return CheckpointError(f"the checkpoint does not fit {name}: {first_line}")

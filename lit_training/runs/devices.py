@@ -10,10 +10,7 @@ from lit_training.errors import UsageError
 
 
 def find_device(accelerator: str) -> torch.device:
-    """Return the device for an accelerator.
-
-    Args:
-        accelerator: ``cpu``, ``gpu``, ``mps``, or ``auto`` for the first available of gpu, mps and cpu.
+    """Return the device for ``cpu``, ``gpu``, ``mps`` or ``auto`` (the first available of gpu, mps and cpu).
 
     Raises:
         UsageError: this machine does not have such a device.
@@ -27,7 +24,6 @@ def find_device(accelerator: str) -> torch.device:
 
 
 def missing_device_message(accelerator: str) -> str:
-    """Return the error message for an accelerator that this machine does not have."""
     kind = "GPU" if accelerator in ("gpu", "cuda", "mps") else accelerator.upper()
     return f"--accelerator {accelerator}: no {kind} was found; use --accelerator cpu, or auto"
 

@@ -25,12 +25,9 @@ except ImportError:  # Windows
 
     fcntl = None
 
-
-RESUME_POINT_NAMES = (LAST, PREVIOUS)
-"""File names of the resume points of a run, the newest first."""
+RESUME_POINT_NAMES = (LAST, PREVIOUS)  # the newest first
 _locks: dict[Path, IO[str]] = {}
-"""Run folder -> its open lock file. The operating system releases a lock when this process ends. A forked process does
-not inherit the locks."""
+"""Run folder -> its open lock file. A lock ends with this process, and a forked process does not inherit it."""
 
 
 @dataclass(frozen=True)
@@ -38,28 +35,21 @@ class RunStart:
     """The folder that a run writes to, and the resume point that it starts from."""
 
     folder: Path
-    """The folder of the run."""
-    checkpoint: Path | None = None
-    """The file of the resume point, or None for a new run."""
-    step: int = 0
-    """Number of optimizer steps before the resume point."""
-    metrics_rows: int = 0
-    """Number of rows in metrics.csv when the resume point was written."""
-    epoch: int = 0
-    """Number of complete epochs before the resume point."""
-    finished: bool = False
-    """True if the run is complete, so that there is nothing to train."""
-    is_new: bool = False
-    """True if this command created the folder. The folder is removed if training fails before its first step."""
+    checkpoint: Path | None = None  # the file of the resume point, or None for a new run
+    step: int = 0  # optimizer steps before the resume point
+    metrics_rows: int = 0  # rows in metrics.csv when the resume point was written
+    epoch: int = 0  # complete epochs before the resume point
+    finished: bool = False  # nothing to train
+    is_new: bool = False  # this command created the folder, and removes it if training fails before its first step
 
     @property
     def version(self) -> int | str:
-        """The version of the folder in Lightning's loggers: N for ``version_N``, otherwise the folder's name."""
+        """The version in Lightning's loggers: N for ``version_N``, otherwise the folder's name."""
         number = _version_number(self.folder)
         return self.folder.name if number < 0 else number
 
     def remove_if_new(self) -> None:
-        """Remove the folder if this command created it. Call this if training failed before its first step."""
+        """Remove the folder if this command created it, after training failed before its first step."""
         if self.is_new:
             if (lock := _locks.pop(self.folder.resolve(), None)) is not None:
                 lock.close()
@@ -69,15 +59,12 @@ class RunStart:
 
 
 def prepare_start(resume: str, root: str, config_yaml: str) -> RunStart:
-    """Choose the run's folder and the resume point. Create the folder of a new run. Lock the folder.
-
-    Only rank 0 calls this function. A complete run whose resume point is given as a file outside a run gets no folder.
+    """Choose, create and lock the run's folder, and choose the resume point. Only rank 0 calls this function.
 
     Args:
-        resume: ``never``, ``auto`` (the newest run with the same configuration), the folder of a run, ``latest``, or
-            the file of a resume point.
+        resume: ``never``, ``auto`` (the newest run with the same configuration), ``latest``, a run, or a resume point.
         root: the folder that contains ``lightning_logs``.
-        config_yaml: the configuration of this command as YAML text, without ``resume``.
+        config_yaml: the configuration of this command, without ``resume``.
 
     Raises:
         UsageError: another process trains the run, or this command's settings differ from the settings of the run.
@@ -111,17 +98,15 @@ def prepare_start(resume: str, root: str, config_yaml: str) -> RunStart:
 
 
 def newest_first(root: str) -> list[Path]:
-    """Return the folders of the runs under ``root``, the newest run first."""
+    """Return the runs (their folders) under ``root``, the newest first."""
     return sorted((Path(root) / LOGS).glob("version_*"), key=_version_number, reverse=True)
 
 
 def newest_usable_run(root: str, is_usable: Callable[[Path], bool], needed_file: str) -> Path:
-    """Return the folder of the newest run that can be used. If newer runs cannot be used, print a note on stderr.
+    """Return the newest run under ``root`` for which ``is_usable(run)`` is True. If runs are skipped, print a note.
 
     Args:
-        root: the folder that contains ``lightning_logs``.
-        is_usable: a function that gets the folder of a run and returns True if the run can be used.
-        needed_file: the file that a usable run has, for the messages. For example ``checkpoint``.
+        needed_file: what a usable run has, for the messages. For example ``checkpoint``.
 
     Raises:
         CheckpointError: there is no usable run.
@@ -140,11 +125,7 @@ def newest_usable_run(root: str, is_usable: Callable[[Path], bool], needed_file:
 
 
 def find_resume_target(resume: str, root: str) -> Path:
-    """Return the path that ``--resume`` refers to: the folder of a run, or the file of a resume point.
-
-    Raises:
-        CheckpointError: the path does not exist, or no run has a resume point.
-    """
+    """Return the run or the resume point that ``--resume`` refers to. Raise a CheckpointError if there is none."""
     if resume == "latest":
         return newest_usable_run(
             root, lambda run: _first_file(run / CHECKPOINTS, RESUME_POINT_NAMES) is not None, "resume point"
@@ -156,12 +137,10 @@ def find_resume_target(resume: str, root: str) -> Path:
 
 
 def find_checkpoint(run: str, root: str = ".") -> Path:
-    """Return the path of a checkpoint file.
+    """Return the path of a checkpoint file: in a run, best.ckpt, or last.ckpt if there is no best.ckpt.
 
     Args:
-        run: a checkpoint file, the folder of a run, or ``latest``. In a folder, best.ckpt is used; if it does not
-            exist, last.ckpt.
-        root: for ``latest``, the folder that contains ``lightning_logs``.
+        run: a checkpoint file, the folder of a run, or ``latest`` for the newest run under ``root``.
 
     Raises:
         CheckpointError: there is no checkpoint.
@@ -199,15 +178,7 @@ def _read_config(run: Path) -> dict[str, Any] | None:
 
 
 def _make_folder(root: str, config_yaml: str) -> RunStart:
-    """Create and lock the folder of a new run.
-
-    The folder gets the number after the highest one. Several processes may try the same number: then ``mkdir`` succeeds
-    in only one of them. The configuration is written at once, so that ``auto`` also finds a run that was killed before
-    its first step.
-
-    Raises:
-        CheckpointError: the folder cannot be created.
-    """
+    """Create and lock the folder of a new run, with its configuration, so that ``auto`` finds it at once."""
     logs = Path(root) / LOGS
     try:
         logs.mkdir(parents=True, exist_ok=True)
@@ -215,7 +186,7 @@ def _make_folder(root: str, config_yaml: str) -> RunStart:
         while True:
             run = logs / f"version_{number}"
             try:
-                run.mkdir()
+                run.mkdir()  # succeeds in one process only
                 break
             except FileExistsError:
                 number += 1
@@ -230,11 +201,7 @@ def _make_folder(root: str, config_yaml: str) -> RunStart:
 
 
 def lock_run(run: Path) -> RunStart:
-    """Lock the folder of a run, so that no other process trains in it. Return the start of a run without resume point.
-
-    Raises:
-        UsageError: another process has locked the folder.
-    """
+    """Lock a run's folder and return its start at step 0. Raise a UsageError if another process has locked it."""
     if (key := run.resolve()) not in _locks:  # do not open the file twice: closing one handle releases the lock
         lock = (run / ".lock").open("w")
         try:
@@ -244,24 +211,16 @@ def lock_run(run: Path) -> RunStart:
                 msvcrt.locking(lock.fileno(), msvcrt.LK_NBLCK, 1)
         except OSError as error:
             lock.close()
-            raise UsageError(
-                f"{run} is being trained by another process: wait for it, or start with --resume never"
-            ) from error
+            problem = f"{run} is being trained by another process"
+            raise UsageError(f"{problem}: wait for it, or start with --resume never") from error
         _locks[key] = lock
     return RunStart(run)
 
 
 def lock_and_read_resume_point(run: Path) -> RunStart | None:
-    """Lock the run and read its newest resume point.
+    """Lock the run and return its newest resume point that can be read, or None.
 
-    If a resume point cannot be read, a warning is printed, the file is renamed to ``NAME.broken``, and the one before
-    is read. Incomplete files of a killed process are removed.
-
-    Returns:
-        The start with this resume point, or None if no resume point can be read.
-
-    Raises:
-        UsageError: another process has locked the run.
+    A file that cannot be read is renamed to ``NAME.broken``. Incomplete files of a killed process are removed.
     """
     start = lock_run(run)
     for unfinished in (*run.glob(".*.part"), *(run / CHECKPOINTS).glob(".*.part")):
@@ -280,13 +239,7 @@ def lock_and_read_resume_point(run: Path) -> RunStart | None:
 
 
 def _read_resume_point(start: RunStart, path: Path) -> RunStart:
-    """Return a copy of ``start`` that has the values of the resume point in the file ``path``.
-
-    The model in the file may be any LightningModule.
-
-    Raises:
-        CheckpointError: the file cannot be read, or is not a resume point.
-    """
+    """Return a copy of ``start`` that has the values of the resume point in the file ``path``."""
     checkpoint = checkpoints.read_any(path)
     try:
         state = checkpoint["callbacks"]["ResumePoint"]
@@ -297,7 +250,6 @@ def _read_resume_point(start: RunStart, path: Path) -> RunStart:
 
 
 def _refuse_other_settings(new_config: dict[str, Any], run_config: dict[str, Any], run: Path) -> None:
-    """Raise a UsageError if this command's seed, model, data, optimizer or schedule differ from those of the run."""
     for key in ("seed_everything", "model", "data", "optimizer", "lr_scheduler"):
         if new_config.get(key) != run_config.get(key):
             flag = "seed" if key == "seed_everything" else key
@@ -305,10 +257,7 @@ def _refuse_other_settings(new_config: dict[str, Any], run_config: dict[str, Any
 
 
 def adds_epochs(trainer_config: dict[str, Any], start: RunStart) -> bool:
-    """Return True if this command trains more epochs than the finished run did.
-
-    With ``max_steps`` it returns False, because Lightning cannot continue a run that ended at ``max_steps``.
-    """
+    """Return True if this command can add epochs to a finished run. Lightning cannot go on after ``max_steps``."""
     max_epochs = trainer_config.get("max_epochs") or 0
     return trainer_config.get("max_steps", -1) == -1 and max_epochs > start.epoch
 
@@ -320,12 +269,12 @@ def run_folder(checkpoint_file: Path) -> Path:
 
 
 def resume_hint(run: Path) -> str:
-    """Return the text that tells the user how to resume a stopped run, or "" if the run has no last.ckpt."""
+    """Return the text that tells how to resume a stopped run, or "" if the run has no last.ckpt."""
     return f"go on with --resume {run}" if (run / CHECKPOINTS / LAST).is_file() else ""
 
 
 def relative_path(path: Path) -> Path:
-    """Return the path relative to the current folder. A path outside the current folder is returned unchanged."""
+    """Return the path relative to the current folder, or a path outside of it unchanged."""
     with contextlib.suppress(ValueError):
         return path.resolve().relative_to(Path.cwd())
     return path

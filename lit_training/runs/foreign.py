@@ -29,11 +29,7 @@ DEFAULTS: dict[str, Any] = {
 
 
 class DefaultAttributes:
-    """Return the attributes of an object. A missing attribute gets its value in :data:`DEFAULTS`.
-
-    Args:
-        own: a LightningModule, a LightningDataModule or None.
-    """
+    """The attributes of a model, a data module or None. A missing attribute gets its value in :data:`DEFAULTS`."""
 
     def __init__(self, own: Any) -> None:
         self.own = own
@@ -48,13 +44,10 @@ class DefaultAttributes:
 
 
 def with_default_attributes(own: Any) -> Any:
-    """Return an object that has all attributes in :data:`DEFAULTS`.
-
-    A LitBase or a SplitDataModule has them and is returned unchanged. Anything else is wrapped.
-    """
+    """Return a LitBase or SplitDataModule unchanged, and anything else wrapped in :class:`DefaultAttributes`."""
     return own if isinstance(own, LitBase | SplitDataModule) else DefaultAttributes(own)
 
 
 def data_of(trainer: Trainer) -> Any:
-    """Return the data module of a Trainer, with default attributes if it is not a SplitDataModule or is None."""
+    """Return the data module of a Trainer (see :func:`with_default_attributes`)."""
     return with_default_attributes(getattr(trainer, "datamodule", None))

@@ -1,18 +1,15 @@
 """Names of the files of a run. Users read these files in their scripts, so do not rename them."""
 
-LOGS = "lightning_logs"
-"""Folder in ``--default_root_dir``. It contains one folder ``version_N`` per run."""
+LOGS = "lightning_logs"  # in --default_root_dir; contains one folder version_N per run
 CONFIG = "config.yaml"
 METRICS = "metrics.csv"
 RECORD = "run.json"
 SPLIT = "split.csv"
 LEFT_OUT = "left_out.csv"
-CHECKPOINTS = "checkpoints"
-"""Folder of best.ckpt, last.ckpt and previous.ckpt."""
+CHECKPOINTS = "checkpoints"  # the folder of the next three files
 BEST = "best.ckpt"
 LAST = "last.ckpt"
 PREVIOUS = "previous.ckpt"
-EVALUATION = "evaluation"
-"""Folder of the files that evaluate.py writes."""
+EVALUATION = "evaluation"  # the folder that evaluate.py writes to
 PREDICTIONS = "predictions.csv"
 EXPLAINED = "explained.png"

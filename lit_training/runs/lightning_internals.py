@@ -27,10 +27,7 @@ STEP_HOOKS = (
 
 
 class ConnectedTrainer(Trainer):
-    """A Trainer that chooses the checkpoint to resume from after its processes are connected.
-
-    ``Trainer.fit`` takes the checkpoint as an argument, so without this class it must be known before.
-    """
+    """A Trainer that chooses the checkpoint to resume from only after its processes are connected."""
 
     def choose_checkpoint(self) -> Path | None:
         """Return the checkpoint to resume from, or None. Subclasses override it. It is called on every rank."""
@@ -67,21 +64,16 @@ def logged_steps(trainer: Trainer) -> int:
 
 
 def set_logged_steps(trainer: Trainer, steps: int) -> None:
-    """Set the step number that Lightning passes to loggers."""
     trainer.fit_loop.epoch_loop._batches_that_stepped = steps
 
 
 def restore_loaders(trainer: Trainer) -> None:
-    """Load the state of the data loaders from the resume point.
-
-    Lightning does this when it creates the loaders. If the learning rate schedule needs the number of steps, it creates
-    them before the resume point is read.
-    """
+    """Load the state of the data loaders from the resume point. Lightning may have created them before reading it."""
     trainer.fit_loop._load_combined_loader_states()
 
 
 def forget_loaders(trainer: Trainer) -> None:
-    """Make Lightning create the training data loaders again. Call this function after their data was replaced."""
+    """Make Lightning create the training data loaders again, after their data was replaced."""
     trainer.fit_loop._combined_loader = None
 
 
@@ -91,25 +83,18 @@ def count_epoch_as_complete(trainer: Trainer) -> None:
 
 
 def start_resumed_epoch(trainer: Trainer, model: LightningModule) -> None:
-    """Call the hooks ``on_train_epoch_start``, which Lightning skips in a resumed epoch.
-
-    Without these hooks a frozen backbone would be trained. The loggers are removed during the call, because the values
-    that the hooks log were logged before the resume.
-    """
-    loggers, trainer.loggers = trainer.loggers, []
+    """Call the hooks ``on_train_epoch_start``, which keep a backbone frozen. Lightning skips them after a resume."""
+    loggers, trainer.loggers = trainer.loggers, []  # what the hooks log was logged before the resume
     call._call_callback_hooks(trainer, "on_train_epoch_start")
     call._call_lightning_module_hook(trainer, "on_train_epoch_start")
     trainer.loggers = loggers
 
 
 def stop_process_observer() -> None:
-    """Turn off the thread of Lightning that watches the launched processes.
-
-    It kills this process when another process ends with an error. The exit code and the error message are then lost.
-    """
+    """Turn off Lightning's thread that kills this process, without its error message, if another process fails."""
     subprocess_script._launch_process_observer = lambda child_processes: None
 
 
 def actions_of(parser: ArgumentParser) -> list[Action]:
-    """Return the list of arguments of a jsonargparse parser. The caller may change their ``option_strings``."""
+    """Return the arguments of a jsonargparse parser. The caller may change their ``option_strings``."""
     return parser._actions

@@ -15,17 +15,12 @@ from lit_training.runs.folder import RunStart
 from lit_training.runs.layout import METRICS
 
 STEPS_BETWEEN_WRITES = 100
-"""The file is written after this number of training steps, and when a logger is saved."""
 
 
 class MetricsCSV(Logger):
-    """Write each logged dictionary as one row of metrics.csv.
+    """Write each logged dictionary as one row of metrics.csv. The columns are sorted by name.
 
-    A resumed run keeps the rows that the file had at the resume point, and drops the rows after them. The columns are
-    sorted by name. If a new metric is logged, the file is written again, atomically, with the new column.
-
-    Args:
-        start: contains the folder of the run and the number of rows to keep.
+    A resumed run drops the rows after the resume point. A new metric adds a column, so the file is written again.
     """
 
     def __init__(self, start: RunStart) -> None:
@@ -45,7 +40,7 @@ class MetricsCSV(Logger):
 
     @property
     def rows(self) -> int:
-        """Number of rows so far. It includes the rows from before a resume, and rows that are not written yet."""
+        """Number of rows so far, with those from before a resume and those that are not written yet."""
         self._columns()
         return self._written_count + len(self._waiting_rows)
 
@@ -55,7 +50,7 @@ class MetricsCSV(Logger):
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Add a row. It is written to the file later, by :meth:`save`."""
+        """Add a row. :meth:`save` writes it to the file."""
         step = len(self._waiting_rows) if step is None else step
         values = {name: value.item() if isinstance(value, Tensor) else value for name, value in metrics.items()}
         self._waiting_rows.append(values | {"step": step})
@@ -102,12 +97,11 @@ class MetricsCSV(Logger):
         return self._column_names
 
     def _read(self, count: int | None = None) -> list[dict[str, Any]]:
-        """Return the first ``count`` rows of the file, or all rows if ``count`` is None."""
+        """Return the first ``count`` rows of the file, or all."""
         with self.path.open(**TEXT_FILE_ARGUMENTS) as file:
             return list(itertools.islice(csv.DictReader(file), count))
 
     def _replace_file(self, names: list[str], rows: list[dict[str, Any]]) -> None:
-        """Replace the file atomically by a file with these columns and rows."""
         with atomic_write(self.path, "w") as file:
             writer = csv.DictWriter(file, names)
             writer.writeheader()

@@ -1,7 +1,4 @@
-"""Control the processes of a run.
-
-Signals stop the run. If a process ends with an error or hangs, all processes of the run end.
-"""
+"""Control the processes of a run: a signal, a process that fails and a process that hangs end all processes."""
 
 import os
 import re
@@ -22,13 +19,11 @@ from datamodules.machine import STOP_SIGNALS
 from lit_training.runs.lightning_internals import stop_process_observer
 
 SECONDS_BETWEEN_CHECKS = 0.5
-"""Maximum number of seconds between two checks of the timeout and of the other processes."""
 SECONDS_TO_REPORT = 2.0
-"""Seconds to wait for a better error message after another process ended with an error."""
+"""How long to wait for a better error message after another process ended with an error."""
 ALREADY_REPORTED = 2
 """Exit code of a process that has printed an error message."""
 LAUNCHER_VARIABLE = "FIT_LAUNCHER_PID"
-"""Environment variable with the ID of the process that launches the other processes of the run."""
 
 
 class Stopped(SystemExit):
@@ -39,24 +34,18 @@ class Watch:
     """Receive signals, and end the process if another process has failed or if training hangs.
 
     During training the callback ResumePoint reacts to the first signal: it writes a resume point and stops the run. A
-    second signal ends the program at once. Before the first step and after the last step, the first signal ends the
-    program at once, because there is nothing to save.
-
-    All this runs in a thread, because the main thread may hang in a collective operation, where Python does not run
-    signal handlers.
+    second signal, or a signal before the first or after the last step, ends the program at once. All this runs in a
+    thread, because Python runs no signal handlers while the main thread hangs in a collective operation.
 
     Args:
-        timeout: minutes without progress after which the run ends with an error. They are counted from the first step.
+        timeout: minutes without progress, from the first step on, after which the run ends with an error.
     """
 
     def __init__(self, timeout: float) -> None:
         self.timeout = timeout
-        self.signum = 0
-        """Number of the first signal that was received, or 0."""
-        self.stepping = False
-        """True between the first and the last training step."""
-        self.ending = False
-        """True if the main thread is ending the program because of an exception."""
+        self.signum = 0  # the first signal that was received
+        self.stepping = False  # True between the first and the last training step
+        self.ending = False  # True if the main thread is ending the program because of an exception
         self.trainer: Trainer | None = None
         self._last_progress_time: float | None = None
         self._signal_socket: socket.socket | None = None
@@ -73,11 +62,7 @@ class Watch:
         threading.Thread(target=self._run_thread, args=(wake_socket,), name="watch", daemon=True).start()
 
     def set_signal_handlers(self) -> None:
-        """Set handlers that pass the signal to the thread.
-
-        ResumePoint calls this method again when training starts, because the Trainer has then set its own handlers,
-        which hang with DDP.
-        """
+        """Pass signals to the thread. Call it again when training starts: the Trainer's own handlers hang with DDP."""
         if self._signal_socket is not None:
             for number in STOP_SIGNALS:
                 signal.signal(number, lambda *_: None)  # Python writes the number to the socket of the thread
@@ -87,7 +72,6 @@ class Watch:
         self._last_progress_time = time.monotonic()
 
     def _run_thread(self, wake_socket: socket.socket) -> None:
-        """Check the signals, the launching process, the timeout and the launched processes, again and again."""
         failed_since: float | None = None
         while True:
             if select.select([wake_socket], [], [], SECONDS_BETWEEN_CHECKS)[0]:
@@ -111,24 +95,17 @@ class Watch:
     def _handle_signal(self, signum: int) -> None:
         """Note the first signal during training. End the program for any other signal."""
         is_first, self.signum = not self.signum, self.signum or signum
-        # ``stepping`` is read after ``signum`` is set. ResumePoint sets ``stepping`` to False before it reads
-        # ``signum`` for the last time. So no signal is lost.
+        # Set signum, then read stepping: ResumePoint clears stepping, then reads signum. So no signal is lost.
         if not (is_first and self.stepping):
             self._end(128 + signum, "")
 
     def _failed_child(self) -> int:
-        """Return the exit code of a launched process that failed, or 0 if none has failed.
-
-        If several have failed, return :data:`ALREADY_REPORTED` if one of them has printed an error message.
-        """
+        """Return the exit code of a launched process that failed, or 0. Prefer :data:`ALREADY_REPORTED`."""
         codes = [code for process in _children(self.trainer) if (code := process.poll())]
         return ALREADY_REPORTED if ALREADY_REPORTED in codes else (codes or [0])[0]
 
     def is_reported(self) -> bool:
-        """Return True if a launched process has printed an error message and ended.
-
-        Wait up to :data:`SECONDS_TO_REPORT` seconds for it, because its exit code may not be available yet.
-        """
+        """Return True if a launched process has printed an error message. Wait a moment for its exit code."""
         end = time.monotonic() + SECONDS_TO_REPORT
         while not (code := self._failed_child()) and _children(self.trainer) and time.monotonic() < end:
             time.sleep(0.05)
@@ -141,9 +118,8 @@ class Watch:
         for process in _children(self.trainer):
             process.kill()  # a process that hangs ignores SIGTERM
         if is_child(self.trainer) and os.getppid() == self._launcher_pid and code == 1:
-            # The launching process is suspended, otherwise it would have ended this process. Windows has no SIGKILL;
-            # SIGTERM has the same effect there.
-            os.kill(self._launcher_pid, getattr(signal, "SIGKILL", signal.SIGTERM))
+            # The launching process is suspended, otherwise it would have ended this process.
+            os.kill(self._launcher_pid, getattr(signal, "SIGKILL", signal.SIGTERM))  # Windows has no SIGKILL
         os._exit(code)
 
 
@@ -176,10 +152,9 @@ def disconnect() -> None:
 
 
 def bind_to_loopback(trainer: Trainer) -> None:
-    """Use the loopback interface for the connections between processes on a single machine.
+    """On a single machine, connect the processes over the loopback interface, unless the user has chosen another.
 
-    An interface that the user has chosen is kept. The port of torch's rendezvous is open on all interfaces, because
-    torch has no setting for it.
+    The port of torch's rendezvous is open on all interfaces, because torch has no setting for it.
     """
     loopback = {"linux": "lo", "darwin": "lo0"}.get(sys.platform)
     if trainer.num_nodes == 1 and loopback:
@@ -188,10 +163,9 @@ def bind_to_loopback(trainer: Trainer) -> None:
 
 
 def requeue_slurm_job(signum: int) -> None:
-    """Requeue the SLURM job if the signal is SIGUSR1. SLURM sends it before the time of the job is over.
+    """Requeue the SLURM job if the signal is SIGUSR1, which SLURM sends before the time of the job is over.
 
-    This needs ``#SBATCH --signal=USR1@120`` (120 seconds before the end) in the script of the job, and
-    ``--resume auto`` in its command.
+    The job needs ``#SBATCH --signal=USR1@120`` (120 seconds before the end), and ``--resume auto`` in its command.
     """
     job = os.environ.get("SLURM_JOB_ID", "")
     if signum != getattr(signal, "SIGUSR1", None) or not SLURMEnvironment.detect() or not re.fullmatch(r"\d+", job):

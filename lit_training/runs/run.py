@@ -12,21 +12,14 @@ from lit_training.runs.processes import Watch
 class Run:
     """The configuration and the objects of one training run. ``FitCLI`` creates it from a command line."""
 
-    config: Any
-    """The full configuration: a jsonargparse Namespace that includes values computed from the data."""
-    model: Any
-    """A LightningModule."""
-    data: Any
-    """A LightningDataModule."""
+    config: Any  # the full configuration: a jsonargparse Namespace that includes values computed from the data
+    model: Any  # a LightningModule
+    data: Any  # a LightningDataModule
     watch: Watch
     resume: str = "never"
-    """The value of ``--resume``."""
     quiet: bool = False
-    """True if only the result is printed (``--quiet``)."""
-    start: RunStart | None = None
-    """The folder and the resume point of the run, or None if the run writes no files."""
-    trainer: Any = None
-    """The Trainer, or None before it is created."""
+    start: RunStart | None = None  # None if the run writes no files
+    trainer: Any = None  # None before it is created
 
     @property
     def validates(self) -> bool:
@@ -46,5 +39,5 @@ class Run:
 
     @property
     def is_resumed(self) -> bool:
-        """True if the run starts from a resume point, or is already complete."""
+        """True if the run starts from a resume point, or is complete."""
         return self.start is not None and (self.start.finished or self.start.checkpoint is not None)

@@ -10,14 +10,10 @@ class FitTrainer(ConnectedTrainer):
     """A Trainer that sends the start of the run from rank 0 to all other ranks, with any launcher."""
 
     start: RunStart | None = None
-    """The folder and the resume point that rank 0 chose. Other ranks have them after the processes are connected."""
+    """Chosen by rank 0. The other ranks have it after the processes are connected."""
 
     def choose_checkpoint(self) -> Path | None:
-        """Return the resume point that rank 0 chose, or None.
-
-        Raises:
-            SystemExit: the run is already complete.
-        """
+        """Return the resume point that rank 0 chose, or None. Exit if the run is already complete."""
         if self.start is None:
             return None
         self.start = self.strategy.broadcast(self.start)
