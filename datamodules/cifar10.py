@@ -29,7 +29,7 @@ class CIFAR10DataModule(SplitDataModule):
         root: folder of the data set.
         batch_size: pictures per step and device.
         val_size: number of training pictures that are used for validation instead. With 0 there is no validation.
-        augment: flip, shift and cut out the training pictures.
+        augment: flip and shift each training picture, and erase a square of it.
         seed: seed of the validation split, the order and the augmentation.
 
     Batches: (B, 3, 32, 32) float32 in [-1, 1] and (B,) int64.

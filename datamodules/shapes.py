@@ -49,7 +49,7 @@ class ShapesDataModule(SplitDataModule):
         val_size: number of validation pictures, and also the number of test pictures.
         batch_size: pictures per step and device.
         channels: 3 (color) or 1 (gray).
-        augment: flip, shift and cut out the training pictures.
+        augment: flip and shift each training picture, and erase a square of it.
         seed: seed of the pictures, the order and the augmentation.
 
     Batches: (B, channels, 32, 32) float32 in [-1, 1] and (B,) int64.

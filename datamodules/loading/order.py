@@ -19,8 +19,8 @@ PADDING = -1
 class TrainSampler(DistributedSampler):
     """Yield the training keys of one rank. Their order depends on the seed and the epoch.
 
-    In each step all ranks together use the samples of a single process with the global batch size. If ``length``, the
-    number of samples, is not a multiple of ``ranks``, the first samples of the epoch are repeated at its end.
+    In each step all ranks together use the samples that one process would use with the global batch size. If
+    ``length``, the number of samples, is not a multiple of ``ranks``, the first samples of the epoch are repeated at its end.
     """
 
     def __init__(self, length: int, ranks: int, rank: int, seed: int, shuffle: bool = True) -> None:
@@ -41,10 +41,10 @@ class TrainSampler(DistributedSampler):
 
 
 class EvalSampler(DistributedSampler):
-    """Yield the evaluation keys of one rank: batches r, r + ranks, r + 2 * ranks, ... of a single process.
+    """Yield the evaluation keys of one rank: the batches rank, rank + ranks, rank + 2 * ranks, ... of all batches.
 
-    The batches do not depend on the number of ranks, because the last bits of a result can depend on the other samples
-    of the batch. A rank with one batch less than the others gets a batch with one :data:`PADDING` key.
+    The batches are the same for any number of ranks. Otherwise the last bits of a result could change with the other
+    samples of its batch. A rank with one batch less than rank 0 gets a batch with one :data:`PADDING` key.
     """
 
     def __init__(self, length: int, ranks: int, rank: int, batch_size: int) -> None:
