@@ -20,7 +20,7 @@ class TrainSampler(DistributedSampler):
     """Yield the training keys of one rank. Their order depends on the seed and the epoch.
 
     In each step all ranks together use the samples that one process would use with the global batch size. If
-    ``length``, the number of samples, is not a multiple of ``ranks``, the first samples of the epoch are repeated at its end.
+    ``length``, the number of samples, is not a multiple of ``ranks``, the first samples are repeated at the end.
     """
 
     def __init__(self, length: int, ranks: int, rank: int, seed: int, shuffle: bool = True) -> None:

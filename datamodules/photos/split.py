@@ -19,9 +19,9 @@ MAX_NAMES_IN_MESSAGE = 10
 
 
 def is_in_mixed_group(values: np.ndarray, groups: np.ndarray) -> np.ndarray:
-    """Return a bool array (n,): True for each picture whose group contains different `values` (n,), such as labels.
+    """Return a bool array (n,): True for each picture in a group whose `values` are not all equal.
 
-    `groups` (n,) has, for each picture, the index of the first picture of its group.
+    `values` (n,) are, for example, labels. `groups` (n,) has, for each picture, the index of the first picture of its group.
     """
     mixed = np.zeros(len(values), bool)
     mixed[groups[values != values[groups]]] = True
@@ -38,7 +38,7 @@ def choose_validation_pictures(
 
     Args:
         groups: as in :func:`is_in_mixed_group`. All pictures of a group must have the same class.
-        order: array (n,) that sorts the groups: those whose first picture has the smallest values are chosen first.
+        order: array (n,), one value per picture. The groups are tried in the order of their first picture's value.
     """
     chosen = np.zeros(len(labels), bool)
     by_class = np.argsort(labels, kind="stable")
@@ -61,7 +61,11 @@ def choose_validation_pictures(
 
 
 def apply_split_file(listing: Listing, split_file: str) -> Listing:
-    """Return only the pictures in the split file, with its splits. Raise DataError if it does not match the folder."""
+    """Return only the pictures in the split file, with its splits.
+
+    Raises:
+        DataError: the file is not valid, or a picture in it is missing or has another class.
+    """
     entries: dict[str, tuple[str, int]] = {}
     root_text, csv_text = printable(str(listing.root)), printable(split_file)
     for path, label, split in read_split_file(split_file):
@@ -108,7 +112,7 @@ def read_split_file(split_file: str) -> Iterator[tuple[str, str, int]]:
             for row in table:
                 if len(row) != len(SPLIT_FILE_COLUMNS) or row[2] not in SPLITS:
                     raise DataError(
-                        f"{csv_text}, line {table.line_num}: must be path,label,split with split train, val or test"
+                        f"{csv_text}, line {table.line_num}: must be path,label,split; split is train, val or test"
                     )
                 yield row[0], row[1], SPLITS.index(row[2])
     except (OSError, csv.Error) as error:

@@ -28,7 +28,7 @@ MINIMA = {
     0: ("gradient_clip_val", "min_epochs", "min_steps", "reload_dataloaders_every_n_epochs"),
     1: ("accumulate_grad_batches", "check_val_every_n_epoch", "log_every_n_steps", "num_nodes"),
 }
-"""Smallest value -> the flags."""
+"""Smallest allowed value -> the flags that have this minimum."""
 FRACTIONS = ("limit_val_batches", "limit_test_batches", "limit_predict_batches", "overfit_batches")
 FRACTIONS_ABOVE_ZERO = ("limit_train_batches", "val_check_interval")
 """Flags with a fraction of the batches (float) or a number of batches (integer)."""
@@ -63,18 +63,20 @@ def check_trainer(config: dict[str, Any]) -> None:
 
 
 def check_devices(accelerator: Any, devices: Any) -> None:
-    """Raise a UsageError for an impossible number of processes on the CPU. Lightning checks other devices."""
+    """Raise a UsageError if ``--devices`` is not a possible number of CPU processes. Lightning checks other devices."""
     number, has_gpu = str(devices), torch.cuda.is_available() or torch.backends.mps.is_available()
     if number == "auto" or accelerator not in ("auto", "cpu") or (accelerator == "auto" and has_gpu):
         return
     if not number.isdecimal() or int(number) < 1:
         raise UsageError(f"--devices {number} must be an integer of at least 1: --devices 2, or auto")
     if int(number) > MAX_PROCESSES_PER_CORE * (cores := available_cores()):
-        raise UsageError(f"--devices {number}: this machine has {plural(cores, 'core')}; --devices {cores}, or auto")
+        raise UsageError(
+            f"--devices {number}: more than {MAX_PROCESSES_PER_CORE} per core, and this machine has {plural(cores, 'core')}: --devices {cores}, or auto"
+        )
 
 
 def explain_trainer_error(error: Exception, config: dict[str, Any]) -> str:
-    """Return a message for an exception from the Trainer's constructor: the flag that caused it, and what to type."""
+    """Return a message for an exception from the Trainer's constructor: if known, its flag and what to type."""
     accelerator, text = config["accelerator"], str(error)
     no_device = r"No supported gpu backend found|can not run on your system|torch_xla|CUDA|not available"
     if accelerator in ("gpu", "cuda", "mps", "tpu") and re.search(no_device, text):

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 MODES = {"val_acc": "max", "val_loss": "min", "train_loss": "min"}
-"""Metric -> ``max`` or ``min``. The first of these metrics that a run logs decides which epoch is the best."""
+"""Metric -> ``max`` or ``min``. compare.py uses the first of these that a run logs; fit.py uses ``Run.monitor``."""
 
 
 class BestSoFar:
@@ -24,7 +24,7 @@ class BestSoFar:
 
     @property
     def value(self) -> float | None:
-        """The metric of the best epoch, or None without a best epoch. Checkpoints contain it."""
+        """The value of ``monitor`` in the best epoch, or None if there is none yet. Checkpoints contain this value."""
         return self.row.get(self.monitor or "")
 
     @value.setter
@@ -32,7 +32,7 @@ class BestSoFar:
         self.row = {} if value is None or self.monitor is None else {self.monitor: value}
 
     def improved(self, metrics: Mapping[str, Any]) -> bool:
-        """Return True if an epoch with these metrics is better than all epochs before, and remember its metrics."""
+        """Return True if these metrics are better than those of all epochs before. If so, remember them."""
         if self.monitor is None or self.monitor not in metrics:
             return False
         value, best_value = float(metrics[self.monitor]), self.value
@@ -48,7 +48,10 @@ class BestSoFar:
 
 
 def best_epoch(rows: Mapping[int, Mapping[str, Any]], monitor: str, mode: str) -> int | None:
-    """Return the number of the best epoch, or None. ``rows``: epoch number -> metrics, in the order of training."""
+    """Return the number of the best epoch, or None if the metric is always missing or NaN.
+
+    ``rows``: epoch number -> metrics, in the order of training.
+    """
     best, number = BestSoFar(monitor, mode), None
     for epoch, row in rows.items():
         if best.improved(row):
