@@ -21,7 +21,7 @@ MAX_NAMES_IN_MESSAGE = 10
 def is_in_mixed_group(values: np.ndarray, groups: np.ndarray) -> np.ndarray:
     """Return a bool array (n,): True for each picture in a group whose `values` are not all equal.
 
-    `values` (n,) are, for example, labels. `groups` (n,) has, for each picture, the index of the first picture of its group.
+    `values` (n,) are, for example, labels. `groups` (n,) has the index of the first picture of each picture's group.
     """
     mixed = np.zeros(len(values), bool)
     mixed[groups[values != values[groups]]] = True

@@ -70,9 +70,8 @@ def check_devices(accelerator: Any, devices: Any) -> None:
     if not number.isdecimal() or int(number) < 1:
         raise UsageError(f"--devices {number} must be an integer of at least 1: --devices 2, or auto")
     if int(number) > MAX_PROCESSES_PER_CORE * (cores := available_cores()):
-        raise UsageError(
-            f"--devices {number}: more than {MAX_PROCESSES_PER_CORE} per core, and this machine has {plural(cores, 'core')}: --devices {cores}, or auto"
-        )
+        limit = f"more than {MAX_PROCESSES_PER_CORE} per core, and this machine has {plural(cores, 'core')}"
+        raise UsageError(f"--devices {number}: {limit}; --devices {cores}, or auto")
 
 
 def explain_trainer_error(error: Exception, config: dict[str, Any]) -> str:

@@ -85,7 +85,7 @@ def test_wrong_split_files_are_refused(tmp_path: Path) -> None:
     head = "path,label,split\n"
     assert message("a,b\n") == "CSV does not begin with path,label,split: give a run's split.csv"
     assert message(head + "cat/0.jpg,cat,trian\n") == (
-        "CSV, line 2: must be path,label,split with split train, val or test"
+        "CSV, line 2: must be path,label,split; split is train, val or test"
     )
     assert message(head + "cat/gone.jpg,cat,val\n") == (
         "DIR does not contain 1 picture of CSV (cat/gone.jpg): restore the missing files, or leave out "
