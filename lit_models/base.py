@@ -157,7 +157,7 @@ class LitBase(LightningModule):
         log_interval = self.trainer.log_every_n_steps  # type: ignore[attr-defined]  # 0 if barebones
         if log_interval and (self.global_step + 1) % log_interval == 0:
             self.log("train_loss_step", loss.detach(), on_step=True, on_epoch=False)
-        # DDP averages gradients over devices, accumulation over batches: the scale turns the mean into a sum
+        # DDP averages gradients over devices, and accumulation averages over batches: the scale makes this mean a sum
         scale = self.trainer.world_size * self.trainer.accumulate_grad_batches if self.reduction == "sum" else 1
         return loss if scale == 1 else loss * scale
 
@@ -188,7 +188,7 @@ class LitBase(LightningModule):
         self._train_loss_sum, self._train_batches = 0.0, 0
 
     def _evaluate(self, batch: tuple[Tensor, Tensor], stage: str) -> dict[str, Tensor]:
-        """Update the metrics with one batch. Return its ``output``, ``target`` and ``loss``, (B,), for callbacks."""
+        """Update the metrics with one batch. Return ``output``, ``target`` and ``loss`` per sample (B,) for callbacks."""
         x, y = batch
         output = self(x)
         losses = self.loss_per_sample(output, y)
@@ -257,7 +257,7 @@ class LitBase(LightningModule):
     def shape_error(self, shape: tuple[int, ...]) -> str | None:
         """Return why the model cannot use samples of a shape (without batch dimension), or None if it can.
 
-        The default compares rows with ``in_features``, if the model has this argument, and accepts all pictures.
+        The default accepts all pictures, and compares rows with ``in_features`` if the model has this argument.
         """
         expected = (self.hparams.get("in_features", *shape[:1]),) if self.sample_ndim == 1 else shape
         return None if shape == expected else f"it needs rows of shape {expected}, not {shape} (--model.in_features)"

@@ -104,9 +104,9 @@ def find_class_names(root: str | Path) -> tuple[str, ...]:
 def find_photos(root: str | Path) -> Listing:
     """Find the pictures in a folder with the layout `train/<class>/`, `val/<class>/` or `<class>/`.
 
-    Class folders, the files in a folder, and then its subfolders are read in the order of their names, and linked
-    folders last. Hidden files are ignored. Links to a folder that was already read for this class, to another class
-    folder, to a split folder, to `root` or to a folder above `root` are not followed.
+    Class folders are read in the order of their names. In each, the files are read first, then the subfolders, both
+    sorted by name, and linked folders last. Hidden files are ignored. Links to a folder that was already read for this
+    class, to another class folder, to a split folder, to `root` or to a folder above `root` are not followed.
 
     Raises:
         DataError: `root` cannot be read, or has another layout or no training pictures.
@@ -263,7 +263,7 @@ def _walk_files(root: Path, folder: str, excluded: set[tuple[int, int]]) -> Iter
     already_read = set(excluded)
     folders_to_read, links_to_read = [folder], list[str]()
     while folders_to_read or links_to_read:
-        # Links are read last. So if a link leads to another folder below `folder`, the link is the one to be skipped.
+        # Links are read last. So a folder below `folder` is read by its own path, even if a link leads to it.
         current = folders_to_read.pop() if folders_to_read else links_to_read.pop(0)
         try:
             identity = _device_and_inode(root / current)

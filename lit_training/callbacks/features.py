@@ -20,7 +20,7 @@ BATCH_SIZE = 32
 
 
 class Features(Dataset):
-    """A dataset in memory of the (N, F) features of N pictures, with the ``labels`` of the dataset ``pictures``.
+    """A dataset that holds in memory the (N, F) features of N pictures and the ``labels`` of the dataset ``pictures``.
 
     A key that is not in 0 to N-1 selects the sample ``key % N``. The key PADDING gets the label -1.
     """
@@ -53,7 +53,7 @@ class FeatureCache(Callback):
             return
         if not pl_module.fixed_features or data.augment:
             return
-        pl_module.on_fit_start()  # Lightning calls it after the callbacks, but it loads the weights
+        pl_module.on_fit_start()  # it loads the weights; Lightning would call it too late, after the callbacks
         with evaluation_mode(pl_module):
             for split in ("train", "val"):
                 dataset: Any = data.dataset(split)
@@ -62,7 +62,7 @@ class FeatureCache(Callback):
                     if features is None:
                         break
                     data.sets[split] = features
-        forget_loaders(trainer)  # a schedule that needs the number of steps has created them
+        forget_loaders(trainer)  # a schedule that needs the number of steps may have created loaders
 
 
 def _compute_features(

@@ -1,7 +1,7 @@
 """Resume points. A run that is killed at any moment and then resumed gives the same result as an uninterrupted run.
 
-The random numbers of a step depend only on the seed, the step and the rank, for the data (datamodules/loading) and for
-the network (:class:`StepSeed`). So a resume point is a Lightning checkpoint with a few numbers added, written *between*
+The random numbers of the data (datamodules/loading) and of the network (:class:`StepSeed`) depend only on the seed,
+the step and the rank. So a resume point is a Lightning checkpoint with a few numbers added, written *between*
 two steps. Lightning writes its own checkpoints inside its loop: a run that resumes from them repeats or skips a step,
 a validation or a schedule update.
 """
@@ -71,7 +71,7 @@ class ResumePoint(Callback):
     def __init__(self, watch: Watch) -> None:
         self.watch = watch
         self.loaded_state: dict[str, Any] = {}
-        """This callback's state in the resume point, until the first step after the resume."""
+        """This callback's state from the resume point. It becomes empty at the first step after the resume."""
         self._state_to_save: dict[str, Any] = {}
         self._save_seconds = self.FIRST_SAVE_SECONDS
         self._data_fingerprint = ""
@@ -89,7 +89,7 @@ class ResumePoint(Callback):
         self._no_step_saved = False
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Update the folder in the states of ModelCheckpoint, which otherwise drops its best score in a moved run."""
+        """Put the new folder of a moved run into ModelCheckpoint's states, or ModelCheckpoint drops its best score."""
         folder = str(_run_folder_of(trainer) / CHECKPOINTS)
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             state = checkpoint["callbacks"].get(callback.state_key)
@@ -215,7 +215,7 @@ class ResumePoint(Callback):
         self.watch.ending, self.watch.stepping = True, False
 
     def _needs_early_save(self, trainer: Trainer) -> bool:
-        """Return True if no resume point contains a step yet, and a deleted photo may end the run."""
+        """Return True if a deleted photo could end the run before any resume point contains a step."""
         return self._no_step_saved and trainer.global_step > 0 and data_of(trainer).photos is not None
 
     def _failed_while_fetching(self, trainer: Trainer) -> bool:
@@ -233,7 +233,7 @@ class ResumePoint(Callback):
         )
 
     def _agree_on_stop_and_save(self, trainer: Trainer) -> tuple[int, bool]:
-        """Return the number of the signal that stops the run, or 0, and True if it is time to write a resume point.
+        """Return two values: the signal number that stops the run (or 0), and whether to write a resume point now.
 
         After a signal, the second value is True if :attr:`SECONDS_TO_END_VALIDATION` seconds are over. All ranks get
         the same values. With several processes most calls exchange nothing and return (0, False), to save time.
@@ -254,7 +254,7 @@ class ResumePoint(Callback):
         calls_to_next = min(1000, max(1, round(self.SECONDS_BETWEEN_EXCHANGES * calls_per_second)))
         self._calls_since_exchange, self._last_exchange_time = 0, now
         values = [self.watch.signum, int(is_time), calls_to_next]
-        if not trainer.is_global_zero:  # only the signals of the other ranks count
+        if not trainer.is_global_zero:  # of the ranks after 0, only the signals count
             values[1:] = 0, 0
         maxima = torch.tensor(values, device=trainer.strategy.root_device)
         torch.distributed.all_reduce(maxima, torch.distributed.ReduceOp.MAX)

@@ -20,7 +20,7 @@ from lit_training.statistics import mcnemar_p_value, wilson_interval
 from lit_training.text import print_table
 
 SAMPLE_SETTINGS = ("class_path", "seed", "val_size", "channels", "length", "target")
-"""Settings of the data modules without files that change the evaluated samples."""
+"""For data modules without files: the settings that change which samples are evaluated."""
 SIGNIFICANCE_LEVEL = 0.05
 
 
@@ -100,14 +100,15 @@ def describe_difference(first: ComparedRun, second: ComparedRun) -> str:
             return f"{run.name} has no predictions yet, so no test: python scripts/evaluate.py {run.folder}"
     ones, others = first.answers or {}, second.answers or {}
     same = {path: label for path, (label, _) in ones.items()} == {path: label for path, (label, _) in others.items()}
-    are_numbered = all(path.isdecimal() for path in ones)  # with other data, a number is a different sample
+    are_numbered = all(path.isdecimal() for path in ones)  # if the data differ, the same number is another sample
     if not same or (are_numbered and _sample_settings(first) != _sample_settings(second)):
         return f"{first.name} and {second.name} were not evaluated on the same samples, so no test"
     pairs = [(ones[path][1], others[path][1]) for path in ones]
     only_first = sum(one and not other for one, other in pairs)
     only_second = sum(other and not one for one, other in pairs)
     p, points = mcnemar_p_value(only_first, only_second), 100 * (only_second - only_first) / len(pairs)
-    details = f"McNemar's exact test, p = {p:.2g}, the same {len(pairs)} samples, {only_first + only_second} differ"
+    counts = f"the same {len(pairs)} samples, {only_first + only_second} of them right in one run only"
+    details = f"McNemar's exact test, p = {p:.2g}, {counts}"
     if p >= SIGNIFICANCE_LEVEL:
         return f"no significant difference: {second.name} is {points:+.1f} points from {first.name} ({details})"
     better = second if points > 0 else first
@@ -124,7 +125,7 @@ def format_metric(metric: str, value: float) -> str:
 
 
 def compare(names: Sequence[str], picture: str | None = None) -> None:
-    """Print different settings and the results of two or more runs, as for :func:`read_run`; draw their curves.
+    """Print different settings and results of two or more runs, named as in :func:`read_run`; draw their curves.
 
     ``picture`` is the path of the PNG file; default: ``comparison.png`` beside the first run. Raises like
     :func:`read_run`, or a UsageError if the file cannot be written.

@@ -50,7 +50,7 @@ def find_files(inputs: Iterable[str], suffixes: Container[str]) -> list[str]:
     for name in inputs:
         matches = [name]
         if not os.path.lexists(name) and glob.has_magic(name):
-            matches = sorted(glob.glob(name, recursive=True)) or matches  # noqa: PTH207 - Path.glob refuses absolute ones
+            matches = sorted(glob.glob(name, recursive=True)) or matches  # noqa: PTH207 - Path.glob: no absolute globs
         for path in matches:
             files += (Path(path).is_dir() and find_files_below(path, suffixes)) or [path]
     return files
