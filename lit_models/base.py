@@ -188,7 +188,7 @@ class LitBase(LightningModule):
         self._train_loss_sum, self._train_batches = 0.0, 0
 
     def _evaluate(self, batch: tuple[Tensor, Tensor], stage: str) -> dict[str, Tensor]:
-        """Update the metrics with one batch. Return ``output``, ``target`` and ``loss`` per sample (B,) for callbacks."""
+        """Update the metrics; return ``output``, ``target`` and ``loss`` per sample (B,) for callbacks."""
         x, y = batch
         output = self(x)
         losses = self.loss_per_sample(output, y)

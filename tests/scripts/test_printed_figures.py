@@ -212,7 +212,7 @@ def test_predictions_list_the_most_probable_classes_in_order(results: Results) -
 
 VERDICT = re.compile(
     r"(?:no significant difference: (\w+) is ([+-][\d.]+) points from (\w+)|(\w+) is better by ([\d.]+) points) "
-    r"\(McNemar's exact test, p = (\S+), the same (\d+) samples, (\d+) differ\)"
+    r"\(McNemar's exact test, p = (\S+), the same (\d+) samples, (\d+) of them right in one run only\)"
 )
 
 
