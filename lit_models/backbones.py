@@ -1,5 +1,6 @@
 """Pretrained networks for LitTransfer: classification networks of torchvision, and ``timm/NAME`` for those of timm."""
 
+import contextlib
 import difflib
 import re
 from pathlib import Path
@@ -23,13 +24,13 @@ def build(backbone: str, num_classes: int) -> tuple[nn.Module, str]:
     """
     if backbone.startswith(TIMM_PREFIX):
         timm, name = _import_timm(), backbone.removeprefix(TIMM_PREFIX)
-        known = [TIMM_PREFIX + known for known in timm.list_models()]
-        if not timm.is_model(name):  # for other names create_model would ask the model hub
+        network = None
+        if timm.is_model(name):  # for other names create_model would ask the model hub
+            with contextlib.suppress(RuntimeError):  # the tag after the dot is unknown
+                network = timm.create_model(name, pretrained=False, num_classes=num_classes)
+        if network is None:
+            known = [TIMM_PREFIX + known for known in timm.list_models()]
             raise ModelError(_unknown_name_message("timm", backbone, known))
-        try:
-            network = timm.create_model(name, pretrained=False, num_classes=num_classes)
-        except RuntimeError as error:  # the tag after the dot is unknown
-            raise ModelError(_unknown_name_message("timm", backbone, known)) from error
         head_name = network.default_cfg["classifier"]
         if not isinstance(head_name, str):
             raise ModelError(f"{backbone} has several heads ({', '.join(head_name)}): choose a backbone with one head")

@@ -249,7 +249,7 @@ class LitBase(LightningModule):
         """Load the pretrained weights into the model. The default does nothing."""
 
     def features(self, x: Tensor) -> Tensor | None:
-        """Return the inputs of the last layer for a batch of pictures, (B, F), or None if there are none."""
+        """Return what the last layer gets for a batch of pictures, (B, F). The default returns None: not available."""
         return None
 
     # --- data and checkpoint --------------------------------------------------------------------------------------

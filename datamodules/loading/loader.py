@@ -139,7 +139,7 @@ def count_decoding_workers(trainer: Any) -> int:
     """Return the number of loader processes that decode pictures for this rank, 0 to 8.
 
     It is one per core, or 0 for a single core. A network on the CPU uses all cores too, so there it is one per four
-    cores. ``trainer`` is None for one process that uses all cores.
+    cores. Without a Trainer (``trainer`` is None) one process has all cores.
     """
     ranks, on_cpu = (1, False) if trainer is None else (trainer.num_devices, trainer.strategy.root_device.type == "cpu")
     cores = available_cores() // ranks

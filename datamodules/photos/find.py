@@ -67,7 +67,7 @@ class Listing:
         return np.bincount(self.splits.astype(np.int64) * classes + self.labels, minlength=3 * classes).reshape(3, -1)
 
     def take(self, indices: np.ndarray) -> Listing:
-        """Return a listing of only the pictures at `indices` (int array), in this order."""
+        """Return a listing of only the pictures at `indices` (int array, ascending, each index once)."""
         if len(indices) == len(self.paths):
             return self
         columns = {name: getattr(self, name)[indices] for name in ("labels", "splits", "sizes", "mtimes")}
@@ -92,8 +92,8 @@ class Listing:
 def find_class_names(root: str | Path) -> tuple[str, ...]:
     """Return the `class_names` of :func:`find_photos`, but read each training folder only up to its first picture."""
     root = Path(root).expanduser()
-    folders, _ = _find_class_folders(root)
-    excluded = _folders_links_must_not_enter(root, folders)
+    folders, split_folders, _ = _find_class_folders(root)
+    excluded = _folders_links_must_not_enter(root, folders, split_folders)
     folders_with_pictures = set[ClassFolder]()
     for folder in folders:
         if folder.split == TRAIN and any(_counts_as_picture(n) for _, n in _walk_files(root, folder.path, excluded)):
@@ -112,8 +112,8 @@ def find_photos(root: str | Path) -> Listing:
         DataError: `root` cannot be read, or has another layout or no training pictures.
     """
     root = Path(root).expanduser()
-    folders, notes = _find_class_folders(root)
-    excluded = _folders_links_must_not_enter(root, folders)
+    folders, split_folders, notes = _find_class_folders(root)
+    excluded = _folders_links_must_not_enter(root, folders, split_folders)
     left_out = []
     path_bytes, offsets = bytearray(), array("q", [0])
     labels, splits, sizes, mtimes = array("i"), array("b"), array("q"), array("q")
@@ -134,7 +134,7 @@ def find_photos(root: str | Path) -> Listing:
             splits.append(folder.split)
             sizes.append(status.st_size)
             mtimes.append(status.st_mtime_ns)
-    for parent in _folders_of_class_folders(folders):
+    for parent in sorted({"", *(folder.path.rpartition("/")[0] for folder in folders)}):  # the root, or split folders
         for name in filter(_counts_as_picture, _list_folder(root / parent)[0]):
             path = f"{parent}/{name}".lstrip("/")
             left_out.append(LeftOut(path, "in no class folder", "is next to the class folders, not in one"))
@@ -164,7 +164,7 @@ def find_files_below(folder: str | Path, suffixes: Container[str]) -> list[str]:
 
 
 def _trainable_classes(root: Path, folders: list[ClassFolder], folders_with_pictures: set[ClassFolder]) -> set[str]:
-    """Return the names of the classes that have pictures in a training folder. Raise DataError if there are none."""
+    """Return the names of the classes with pictures in a training folder. Raise DataError if no class has any."""
     names = {folder.name for folder in folders_with_pictures if folder.split == TRAIN}
     if not names:
         example = next((folder.path for folder in folders if folder.split == TRAIN), "train/<class>")
@@ -173,8 +173,8 @@ def _trainable_classes(root: Path, folders: list[ClassFolder], folders_with_pict
     return names
 
 
-def _find_class_folders(root: Path) -> tuple[list[ClassFolder], list[str]]:
-    """Return the class folders in `root`, and a note for each subfolder that is ignored."""
+def _find_class_folders(root: Path) -> tuple[list[ClassFolder], list[str], list[str]]:
+    """Return the class folders in `root`, the names of its split folders, and a note for each ignored subfolder."""
     root_text = printable(str(root))
     try:
         if not root.is_dir():
@@ -205,18 +205,14 @@ def _find_class_folders(root: Path) -> tuple[list[ClassFolder], list[str]]:
         example = f"{root_text}/<class>/<picture>.jpg"
     if not folders:
         raise DataError(f"{root_text} has no class folders: make one for each class, {example}")
-    return folders, notes
+    return folders, list(split_of), notes
 
 
-def _folders_of_class_folders(folders: list[ClassFolder]) -> list[str]:
-    """Return the paths of the root ("") and of the split folders, sorted."""
-    return sorted({"", *(folder.path.rpartition("/")[0] for folder in folders)})
-
-
-def _folders_links_must_not_enter(root: Path, folders: list[ClassFolder]) -> set[tuple[int, int]]:
+def _folders_links_must_not_enter(
+    root: Path, folders: list[ClassFolder], split_folders: list[str]
+) -> set[tuple[int, int]]:
     """Return (device, inode) of the class folders, the split folders, `root` and all folders above `root`."""
-    splits = [name for name in _list_subfolders(root) if name.lower() in _SPLIT_OF_NAME]
-    paths = [*_folders_of_class_folders(folders), *(folder.path for folder in folders), *splits]
+    paths = ["", *split_folders, *(folder.path for folder in folders)]
     return {_device_and_inode(folder) for folder in [*root.absolute().parents, *(root / path for path in paths)]}
 
 

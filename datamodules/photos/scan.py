@@ -45,7 +45,7 @@ def scan_photos(
     """Decode every file in parallel, leave out the bad ones and find exact copies.
 
     The results for good pictures are cached by path, size and mtime. Bad files are decoded again in each scan, because
-    a repair (of permissions) may change none of these three.
+    a repair, for example of permissions, does not have to change path, size or mtime.
 
     Args:
         num_workers: maximum number of processes, 0 for none, None for one per core. The result does not depend on it.

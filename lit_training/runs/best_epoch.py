@@ -9,7 +9,7 @@ MODES = {"val_acc": "max", "val_loss": "min", "train_loss": "min"}
 
 
 class BestSoFar:
-    """Remember the metrics of the best epoch so far.
+    """Remember the best value of a metric so far.
 
     On a tie the earlier epoch stays the best. An epoch whose metric is NaN is never the best.
 
@@ -20,30 +20,21 @@ class BestSoFar:
 
     def __init__(self, monitor: str | None, mode: str) -> None:
         self.monitor, self.mode = monitor, mode
-        self.row: dict[str, float] = {}
-
-    @property
-    def value(self) -> float | None:
-        """The value of ``monitor`` in the best epoch, or None if there is none yet. Checkpoints contain this value."""
-        return self.row.get(self.monitor or "")
-
-    @value.setter
-    def value(self, value: float | None) -> None:
-        self.row = {} if value is None or self.monitor is None else {self.monitor: value}
+        self.value: float | None = None  # of the best epoch; checkpoints contain it
 
     def improved(self, metrics: Mapping[str, Any]) -> bool:
-        """Return True if these metrics are better than those of all epochs before. If so, remember them."""
+        """Return True if the epoch with these metrics is better than all epochs before. If so, remember its value."""
         if self.monitor is None or self.monitor not in metrics:
             return False
-        value, best_value = float(metrics[self.monitor]), self.value
-        if best_value is None:
+        value = float(metrics[self.monitor])
+        if self.value is None:
             better = not math.isnan(value)
         elif self.mode == "max":
-            better = value > best_value
+            better = value > self.value
         else:
-            better = value < best_value
+            better = value < self.value
         if better:
-            self.row = {name: float(metrics[name]) for name in {self.monitor, *MODES} if name in metrics}
+            self.value = value
         return better
 
 

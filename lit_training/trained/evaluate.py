@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -61,17 +62,17 @@ class Evaluation:
     paths: Paths | None
     """Paths relative to the folder of photos; None if the samples are not files."""
 
-    @property
+    @cached_property
     def predicted(self) -> Tensor:
         """The most likely class of each sample, (N,) int64."""
         return self.outputs.argmax(1)
 
-    @property
+    @cached_property
     def probability(self) -> Tensor:
         """The probability of the predicted class of each sample, (N,) float32."""
         return self.outputs.softmax(1).amax(1)
 
-    @property
+    @cached_property
     def correct(self) -> Tensor:
         """True where the predicted class is the true class, (N,) bool. Raises a UsageError for a regression."""
         if self.targets.is_floating_point():
@@ -145,7 +146,7 @@ def evaluate(
         checkpoint: contents of the checkpoint, as from :func:`lit_training.runs.checkpoints.read`.
         data_root: folder of photos to evaluate on instead of the test or validation data.
     """
-    find_device(accelerator)
+    find_device(accelerator)  # raises a UsageError if this machine does not have it
     data, split = _choose_data(model, checkpoint, checkpoint_file, data_root)
     with progress_bar("evaluating", show=is_rank_zero()) as report_progress:
         collector = _OutputCollector(report_progress)

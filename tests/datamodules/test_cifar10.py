@@ -139,6 +139,13 @@ def test_failed_download_gives_one_message_that_says_what_to_do(tmp_path: Path) 
     assert [path.name for path in root.iterdir()] == [CIFAR10.filename]  # no new file that a later run could use
 
 
+def test_a_path_as_root_is_saved_as_text(tmp_path: Path) -> None:
+    """A checkpoint that holds a Path cannot be opened safely."""
+    root = CIFAR10DataModule(tmp_path).hparams["root"]  # type: ignore[arg-type]
+    assert type(root) is str
+    assert root == str(tmp_path)
+
+
 def test_message_contains_a_root_that_cannot_be_written(tmp_path: Path) -> None:
     root = tmp_path / "data"
     root.touch()

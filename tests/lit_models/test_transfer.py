@@ -128,6 +128,13 @@ def test_a_resumed_fit_unfreezes_at_the_same_epoch(bare: Bare, tmp_path: Path) -
     assert changed_names(resumed, values(whole)) == set()
 
 
+def test_features_leave_no_hook_after_an_error() -> None:
+    model = LitTransfer("resnet18", 2, weights=None)
+    with pytest.raises(RuntimeError):
+        model.features(torch.zeros(1, 4, 32, 32))  # four channels
+    assert not model.head._forward_hooks
+
+
 def test_features_are_the_same_in_a_fit_and_in_evaluation(bare: Bare) -> None:
     model = LitTransfer(SMALL, 3, weights=None)
     x = torch.randn(4, 3, 32, 32)

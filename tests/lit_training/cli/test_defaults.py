@@ -1,5 +1,6 @@
 """The defaults of a run, and how flags change them."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -8,6 +9,7 @@ from lightning.pytorch.profilers import SimpleProfiler
 from lightning.pytorch.strategies import DDPStrategy
 
 from lit_training.cli.defaults import LIGHTNING_STRATEGIES, register_strategies
+from lit_training.errors import UsageError
 from lit_training.runs.checkpoints import FitCheckpointIO
 from lit_training.runs.lightning_internals import NullProfiler
 from lit_training.runs.metrics_csv import MetricsCSV
@@ -96,3 +98,13 @@ def test_the_process_group_timeout_is_longer_than_the_watch(name: str) -> None:
     assert isinstance(strategy, DDPStrategy)
     assert strategy._timeout is not None
     assert strategy._timeout.days == 1
+
+
+def test_a_failure_in_the_defaults_leaves_no_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise RuntimeError("no disk")
+
+    monkeypatch.setattr("lit_training.cli.defaults.TensorBoardLogger", fail)
+    with pytest.raises(UsageError, match="no disk"):
+        parse("")
+    assert not Path("lightning_logs").exists()
