@@ -72,9 +72,7 @@ def _to_one_line_error(error: Exception, run: Run) -> BaseException | None:
 def _wrong_weights_message(resume_point: Path, model: Any, error: str) -> str:
     saved, current = checkpoints.read_any(resume_point).get("lit", {}).get("model_class"), type(model).__name__
     if saved not in (None, current):
-        return (
-            f"{resume_point} contains a {saved}, not a {current}: use --model {saved}, or --resume never for a new run"
-        )
+        return f"{resume_point} holds a {saved}, not a {current}: use --model {saved}, or --resume never for a new run"
     reason = next((line.strip(" \t.") for line in error.splitlines()[1:] if line.strip()), error)
     return f"{resume_point} does not fit this {current} ({reason}): use the settings of that run, or --resume never"
 

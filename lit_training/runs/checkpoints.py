@@ -96,7 +96,7 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def read_any(path: Path) -> dict[str, Any]:
-    """Read a checkpoint of any model to the CPU, without executing code in the file. Raise a CheckpointError if this fails."""
+    """Read a checkpoint of any model to the CPU, without executing its code. Raise a CheckpointError if this fails."""
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # unpickling may raise any error
