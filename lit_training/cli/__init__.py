@@ -1,1 +1,1 @@
-"""The command line of fit.py: flags, parser, checks, defaults and output; and errors of all scripts in one line."""
+"""The command line of fit.py: flags, checks, defaults and output. It also has the parser of the other scripts."""

@@ -1,4 +1,4 @@
-"""An argparse parser with one-line errors for all scripts. This module imports no slow library."""
+"""An argparse parser that prints errors in one line. This module imports no slow library."""
 
 import argparse
 import io
@@ -12,11 +12,11 @@ from lit_training.text import closest_name
 
 
 class Parser(argparse.ArgumentParser):
-    """An argparse parser that accepts no abbreviated flags, and suggests the closest flag for an unknown one."""
+    """Parse flags with argparse. Refuse abbreviated flags, and suggest the closest flag for an unknown flag."""
 
     def __init__(self, prog: str, description: str) -> None:
         super().__init__(prog, description=description, allow_abbrev=False)
-        if isinstance(sys.stdout, io.TextIOWrapper):  # prints an escape where the terminal lacks a character
+        if isinstance(sys.stdout, io.TextIOWrapper):  # for characters that the terminal cannot show
             sys.stdout.reconfigure(errors="backslashreplace")
 
     def add_accelerator_flag(self) -> None:
@@ -33,7 +33,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def at_least(minimum: int) -> Callable[[str], int]:
-    """Return a ``type`` for argparse: a function that accepts integers of at least ``minimum``."""
+    """Return a function for argparse's ``type=``. It converts text to an integer of at least ``minimum``."""
 
     def to_integer(text: str) -> int:
         if not text.isdecimal() or int(text) < minimum:

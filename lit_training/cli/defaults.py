@@ -26,14 +26,14 @@ from lit_training.runs.metrics_csv import MetricsCSV
 from lit_training.runs.run import Run
 
 LIGHTNING_STRATEGIES = {name: dict(StrategyRegistry[name]) for name in StrategyRegistry.available_strategies()}
-"""Lightning's own entries, before :func:`register_strategies` replaces them."""
+"""Strategy name -> Lightning's original entry. :func:`register_strategies` replaces the entries in the registry."""
 
 
 def add_defaults(arguments: dict[str, Any], run: Run, config_yaml: str, save_config: Callback) -> dict[str, Any]:
     """Return the Trainer's arguments with this project's loggers, callbacks and plugins added; set ``run.start``.
 
-    It keeps the user's own loggers, profiler, callbacks and plugins. It raises a UsageError if flags contradict each
-    other, and raises like :func:`prepare_start`.
+    Keep the loggers, profiler, callbacks and plugins of the user. Raise a UsageError if two flags contradict each
+    other. Raise the exceptions of :func:`prepare_start` too.
     """
     config = dict(arguments)
     _refuse_contradictions(config, run)
@@ -43,10 +43,10 @@ def add_defaults(arguments: dict[str, Any], run: Run, config_yaml: str, save_con
     if config["barebones"]:
         return config
     config["profiler"] = config["profiler"] or NullProfiler()
-    config["enable_model_summary"] = bool(config["enable_model_summary"])  # print_start() prints one line
+    config["enable_model_summary"] = bool(config["enable_model_summary"])  # off by default: print_start() prints one
     if config["logger"] in (None, True) and not config["fast_dev_run"]:
         root = config["default_root_dir"] or "."
-        placeholder = RunStart(Path(root) / LOGS / "version_0")  # other ranks receive the choice of rank 0 later
+        placeholder = RunStart(Path(root) / LOGS / "version_0")  # the other ranks get the real one from rank 0 later
         run.start = start = prepare_start(run.resume, root, config_yaml) if is_rank_zero() else placeholder
         folder, name = str(start.folder.parent.parent), start.folder.parent.name
         options: dict[str, Any] = {"default_hp_metric": False, "purge_step": start.step}
@@ -65,7 +65,7 @@ def add_defaults(arguments: dict[str, Any], run: Run, config_yaml: str, save_con
     if config["enable_checkpointing"] is not False and not config["fast_dev_run"]:
         callbacks += [BestCheckpoint(monitor, mode)]
         if run.start is not None:
-            callbacks[:0] = [ResumePoint(run.watch)]  # first, so that it saves the state before other callbacks run
+            callbacks[:0] = [ResumePoint(run.watch)]  # first: it saves the state before other callbacks change it
             callbacks += [Provenance(run.start.folder)]
     if (patience := run.config.get("early_stopping")) is not None:
         callbacks += [StopEarly(monitor or "train_loss", mode, int(patience))]
@@ -75,7 +75,7 @@ def add_defaults(arguments: dict[str, Any], run: Run, config_yaml: str, save_con
 
 
 def register_strategies(skips_layers: bool) -> None:
-    """Register Lightning's strategies again with a process group timeout of one day: ``--timeout`` ends hanging runs.
+    """Give Lightning's strategies a process group timeout of one day, because ``--timeout`` already ends hanging runs.
 
     If a training step may skip layers (``skips_layers``), DDP also searches for unused parameters.
     """

@@ -1,4 +1,4 @@
-"""The steps of scripts/fit.py before and after training: print the start, load weights, print the result."""
+"""The steps of scripts/fit.py before and after training: print settings, load weights, print the result."""
 
 import contextlib
 import os
@@ -23,7 +23,7 @@ RESULT_FILE_VARIABLE = "FIT_RESULT_FILE"
 
 
 def print_start(run: Run) -> None:
-    """Print the resume point, data, device, batch size and model on rank 0, unless the run is quiet."""
+    """Print data, device, batch size, model and any checkpoint to resume from, on rank 0 and without ``--quiet``."""
     if not is_rank_zero() or run.quiet:
         return
     trainer, model, data, start = run.trainer, run.model, run.data, run.start
@@ -56,14 +56,14 @@ def print_start(run: Run) -> None:
 
 
 def load_pretrained_weights(run: Run) -> None:
-    """Load pretrained weights, unless a checkpoint has the weights. Raises like :func:`lit_models.backbones.load`."""
+    """Load pretrained weights on rank 0 if the run is new. Raise the errors of :func:`lit_models.backbones.load`."""
     if isinstance(run.model, LitBase) and is_rank_zero() and not run.is_resumed:
         run.model.load_pretrained()
 
 
 @contextlib.contextmanager
 def remove_unstarted_run(run: Run) -> Iterator[None]:
-    """Remove the run's folder, if it is new, when the body raises an error before the first training step."""
+    """Remove a new run's folder if the ``with`` block raises an exception before the first training step."""
     try:
         yield
     except Exception:
@@ -73,21 +73,21 @@ def remove_unstarted_run(run: Run) -> Iterator[None]:
 
 
 def print_result(run: Run) -> None:
-    """Validate with the best checkpoint; print the result, the run's folder and the next commands. Call on all ranks.
+    """Validate with the best checkpoint, then print the result and the next commands. All ranks must call it.
 
-    Runs without validation, test runs and models that are not a LitBase print their last metrics instead.
+    If the run is a test run or has no validation data, or the model is not a LitBase, print the last metrics instead.
     """
     trainer, model = run.trainer, run.model
     paths = [getattr(callback, "best_model_path", "") for callback in trainer.checkpoint_callbacks]
     best = next((path for path in paths if path), "")
     metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
     if isinstance(model, LitBase) and run.validates and not (trainer.barebones or trainer.fast_dev_run):
-        trainer.ckpt_path = None  # otherwise Lightning reads the checkpoint from which training resumed
+        trainer.ckpt_path = None  # otherwise validate() loads the checkpoint that training resumed from
         loggers, trainer.loggers = trainer.loggers, []  # this validation must not add points to the curves
         options: dict[str, Any] = {"ckpt_path": best, "weights_only": True} if best else {}
         metrics |= trainer.validate(model, run.data, verbose=False, **options)[0]
         trainer.loggers = loggers
-    folder = trainer.log_dir  # a collective operation: all ranks must read it
+    folder = trainer.log_dir  # all ranks must read log_dir, because it sends a value to all ranks
     if not trainer.is_global_zero:
         return
     print()

@@ -22,18 +22,18 @@ TRAINER_FLAGS = {name: flag.annotation for name, flag in inspect.signature(Train
 TRAINER_BOOLEAN_FLAGS = {name for name, kind in TRAINER_FLAGS.items() if bool in (kind, *get_args(kind))}
 OWN_BOOLEAN_FLAGS = ("--quiet", "--dashboard")
 SCHEDULE_PATHS = {kind.__name__: f"torch.optim.lr_scheduler.{kind.__name__}" for kind in SCHEDULES}
-"""Class name -> full name, because Lightning has another ReduceLROnPlateau."""
+"""Class name of a schedule -> full name. The full name is needed because Lightning has another ReduceLROnPlateau."""
 MAX_CONFIG_BYTES, MAX_CONFIG_LEVELS = 100_000, 20
-"""Limits of a configuration file. Usual files have a few thousand bytes."""
+"""Maximum size and nesting of a configuration file. Usual files have a few thousand bytes."""
 
 
 def to_lightning_arguments(arguments: list[str]) -> list[str]:
-    """Return the arguments that LightningCLI parses: classes of model and data, configurations, then flags.
+    """Return arguments for LightningCLI: the classes of model and data, then configurations, then flags.
 
-    ``--max_epochs 3`` becomes ``--trainer.max_epochs=3`` (also in YAML), ``--seed`` becomes ``--seed_everything``,
-    ``--data DIR`` becomes an ImageFolderDataModule, and a boolean flag without a value becomes true. If only the model
-    or only the data is named, the other is its default. A configuration that cannot be read is a UsageError, as is a
-    missing folder or a name that is not UTF-8.
+    ``--max_epochs 3`` becomes ``--trainer.max_epochs=3``, ``--seed`` becomes ``--seed_everything``, ``--data DIR``
+    becomes an ImageFolderDataModule, and a boolean flag without a value becomes true. A model without ``--data`` gets
+    its ``default_data``. Data without ``--model`` gets its ``default_model``. Raise a UsageError if a configuration
+    cannot be read, the folder after ``--data`` does not exist, or an argument is not UTF-8.
     """
     configs: list[dict[str, Any]] = []
     flags: list[str] = []
@@ -47,7 +47,7 @@ def to_lightning_arguments(arguments: list[str]) -> list[str]:
     model, data = _class_name_for("model", configs, flags), _class_name_for("data", configs, flags)
     model = model or getattr(DATA_MODULES.get(data.rpartition(".")[2]), "default_model", "LitCNN")
     data = data or getattr(MODELS.get(model.rpartition(".")[2]), "default_data", "ShapesDataModule")
-    # jsonargparse needs a class before the arguments of the class. Configurations can have arguments without a class.
+    # jsonargparse must read a class before its arguments, and a configuration may have arguments without a class.
     class_flags = [f"--model={model}", f"--data={data}"]
     flags.sort(key=lambda flag: not re.match(r"--(model|data|optimizer|lr_scheduler)=", flag))
     config_flags = [f"--config={yaml.safe_dump(config)}" for config in configs]
@@ -55,7 +55,7 @@ def to_lightning_arguments(arguments: list[str]) -> list[str]:
 
 
 def _split_flags(arguments: list[str]) -> list[tuple[str, str | None]]:
-    """Split ``--flag value`` and ``--flag=value`` into pairs of flag and value. The value of a flag alone is None."""
+    """Return a pair (flag, value) for each ``--flag value`` and ``--flag=value``. A flag without a value has None."""
     pairs: list[tuple[str, str | None]] = []
     for argument in arguments:
         if any("\ud800" <= character <= "\udfff" for character in argument):
@@ -65,7 +65,7 @@ def _split_flags(arguments: list[str]) -> list[tuple[str, str | None]]:
             pairs[-1] = pairs[-1][0], argument
         else:
             pairs.append((flag, value) if equals and flag.startswith("-") else (argument, None))
-        if pairs[-1][1] == "--":  # argparse would drop the value
+        if pairs[-1][1] == "--":  # argparse would drop this value
             raise UsageError(f"{pairs[-1][0]} needs a value other than --: leave {pairs[-1][0]} out, or see --help_all")
     return pairs
 
@@ -85,7 +85,7 @@ def _to_lightning_flag(flag: str, value: str | None) -> str:
 
 
 def _looks_like_class(value: str) -> bool:
-    """Return True for the name of a data module of this project, and for a dotted name that is not a path."""
+    """Return True for a data module of this project, and for ``package.Class`` if it is not a path."""
     return value in DATA_MODULES or ("." in value and not re.search(r"[/\\]|^[.~]", value) and not Path(value).exists())
 
 
@@ -99,7 +99,7 @@ def _image_folder_config(root: str) -> dict[str, Any]:
 
 
 def _read_config(path_text: str | None) -> dict[str, Any]:
-    """Read a YAML file; put Trainer flags under ``trainer`` and class names under ``class_path`` for LightningCLI."""
+    """Read a YAML file. For LightningCLI, move Trainer flags to ``trainer`` and class names to ``class_path``."""
     if path_text is None:
         raise UsageError("--config needs a YAML file: --config scripts/recipes/cnn_cifar10.yaml")
     config = _read_yaml(path_text)
@@ -123,7 +123,7 @@ def _read_config(path_text: str | None) -> dict[str, Any]:
 
 
 def _read_yaml(path_text: str) -> dict[str, Any]:
-    """Read a YAML file. Refuse a file that is not a dictionary of settings, or that would need much memory or time."""
+    """Read a YAML file with settings. Raise a UsageError for other files, and for files that are slow to parse."""
     path = Path(path_text).expanduser()
     if not path.is_file():
         problem = "this is a folder" if path.is_dir() else "there is no such file"
@@ -135,7 +135,7 @@ def _read_yaml(path_text: str) -> dict[str, Any]:
             raise UsageError(f"--config {path_text} is too large for a configuration: give a YAML file with settings")
         text = path.read_text(encoding="utf-8")
         level = 0
-        for event in yaml.parse(text):  # a few aliases can expand to gigabytes; deep nesting takes quadratic time
+        for event in yaml.parse(text):  # aliases can expand to gigabytes; parsing deep nesting is slow
             if isinstance(event, yaml.AliasEvent):
                 raise UsageError(f"--config {path_text} has YAML aliases (*name): replace each alias with its value")
             level += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
@@ -157,17 +157,17 @@ def _read_yaml(path_text: str) -> dict[str, Any]:
 
 
 def _class_name_for(key: str, configs: list[dict[str, Any]], flags: list[str]) -> str:
-    """Return the class of the last flag ``--key``, else of the last configuration with this key, else ""."""
+    """Return the class name of the model or the data (``key``), or "". Flags override configurations."""
     names = [str((config.get(key) or {}).get("class_path") or "") for config in configs]
     names += [flag.partition("=")[2] for flag in flags if flag.startswith((f"--{key}=", f"--{key}.class_path="))]
     return next(filter(None, reversed(names)), "")
 
 
 def add_run_config(arguments: list[str]) -> list[str]:
-    """Add the configuration and the path of the run that ``--resume`` names, if it names one.
+    """If ``--resume`` is not ``never`` or ``auto``, add the configuration file and the path of the run to resume.
 
-    ``--config FILE`` comes first, so that flags override it. ``--resume=PATH`` comes last: it replaces ``latest``.
-    Raises a CheckpointError if there is no such run.
+    ``--config FILE`` comes first, so that flags override it. ``--resume=PATH`` comes last and replaces ``latest``.
+    Raise a CheckpointError if the run does not exist.
     """
     typed = dict(_split_flags(arguments))
     resume = typed.get("--resume")

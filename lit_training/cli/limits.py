@@ -31,12 +31,12 @@ MINIMA = {
 """Smallest allowed value -> the flags that have this minimum."""
 FRACTIONS = ("limit_val_batches", "limit_test_batches", "limit_predict_batches", "overfit_batches")
 FRACTIONS_ABOVE_ZERO = ("limit_train_batches", "val_check_interval")
-"""Flags with a fraction of the batches (float) or a number of batches (integer)."""
+"""These flags take a fraction of the batches (float) or a number of batches (integer)."""
 MAX_PROCESSES_PER_CORE = 8
 
 
 def check_trainer(config: dict[str, Any]) -> None:
-    """Raise a UsageError if an argument of the Trainer is not possible, or the folder for the runs not writable."""
+    """Raise a UsageError if an argument of the Trainer is wrong, or if ``default_root_dir`` is not writable."""
     for name, choices in CHOICES.items():
         value = config[name]
         if isinstance(value, str) and value.lower() not in choices:
@@ -63,7 +63,7 @@ def check_trainer(config: dict[str, Any]) -> None:
 
 
 def check_devices(accelerator: Any, devices: Any) -> None:
-    """Raise a UsageError if ``--devices`` is not a possible number of CPU processes. Lightning checks other devices."""
+    """Raise a UsageError if ``--devices`` is a wrong number of CPU processes. Lightning checks other devices."""
     number, has_gpu = str(devices), torch.cuda.is_available() or torch.backends.mps.is_available()
     if number == "auto" or accelerator not in ("auto", "cpu") or (accelerator == "auto" and has_gpu):
         return
@@ -75,7 +75,7 @@ def check_devices(accelerator: Any, devices: Any) -> None:
 
 
 def explain_trainer_error(error: Exception, config: dict[str, Any]) -> str:
-    """Return a message for an exception from the Trainer's constructor: if known, its flag and what to type."""
+    """Return an error message for an exception from the Trainer's constructor. It names the wrong flag if possible."""
     accelerator, text = config["accelerator"], str(error)
     no_device = r"No supported gpu backend found|can not run on your system|torch_xla|CUDA|not available"
     if accelerator in ("gpu", "cuda", "mps", "tpu") and re.search(no_device, text):

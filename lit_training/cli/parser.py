@@ -1,4 +1,4 @@
-"""The command line of scripts/fit.py: LightningCLI with short flags, values from the data and one-line errors."""
+"""The command line of scripts/fit.py: LightningCLI with shorter flag names, more flags and one-line errors."""
 
 import inspect
 import logging
@@ -29,40 +29,40 @@ from lit_training.runs.run import Run
 from lit_training.runs.trainer import FitTrainer
 
 ARGUMENTS_FROM_DATA = ("num_classes", "in_channels", "in_features", "out_features")
-"""Constructor arguments of models. Their values are attributes of the data module."""
+"""Constructor arguments of models. The data module has their values, as attributes with the same names."""
 OWN_FLAGS: list[tuple[str, Any, Any, str]] = [
-    ("resume", str, "never", "never; auto: the newest run of the same command; latest; or the folder of a run."),
+    ("resume", str, "never", "never, auto (newest run of the same command), latest, or the folder of a run."),
     ("early_stopping", PositiveInt | None, None, "Stop after this number of epochs without improvement."),
     ("timeout", PositiveFloat, 5.0, "End the run with an error after this number of minutes without a step."),
     ("quiet", bool, False, "Print only the result."),
     ("dashboard", bool, True, "Write images, graph and settings to TensorBoard."),
     ("seeds", PositiveInt, 1, "Train with this number of seeds; print mean and standard deviation."),
 ]
-"""Flags of fit.py that are not the Trainer's: name, type, default, help."""
+"""Flags that this project adds to Lightning's flags: name, type, default value, help text."""
 
 
 class OneLineParser(LightningArgumentParser):
     """A parser that prints errors in one line and suggests the closest name for a mistyped name."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        if not self.exit_on_error:  # a nested parser: the outer parser prints the error with the full flag
+        if not self.exit_on_error:  # in a nested parser: the outer parser prints the error
             super().error(message, ex)
         exit_with_error(self.prog, explain_parse_error(message, self))
 
 
 class FitCLI(LightningCLI):
-    """Parse a command line (default: ``sys.argv[1:]``) and build data, model and Trainer: ``run``. It does not train.
+    """Parse a command line (default: ``sys.argv[1:]``) and build the data, the model and the Trainer of ``run``.
 
-    A command line that cannot be parsed exits with code 2 after one line on stderr. A value that is not possible is a
-    UsageError, DataError, ModelError or CheckpointError.
+    If parsing fails, print one line on stderr and exit with code 2. Raise a UsageError, DataError, ModelError or
+    CheckpointError if the data, the model or the Trainer refuses a value.
     """
 
     def __init__(self, arguments: list[str] | None = None) -> None:
         self.arguments = sys.argv[1:] if arguments is None else arguments
         silence_libraries()
-        set_parsing_settings(config_read_mode_fsspec_enabled=False)  # configurations are files, not URLs
+        set_parsing_settings(config_read_mode_fsspec_enabled=False)  # --config must not read URLs
         if (folder := str(Path.cwd())) not in sys.path:
-            sys.path.append(folder)  # for --model mine.MyModel: Python adds only the script's folder
+            sys.path.append(folder)  # so that --model mine.MyModel finds mine.py in this folder
         super().__init__(
             save_config_callback=None,
             parser_class=OneLineParser,
@@ -82,7 +82,7 @@ class FitCLI(LightningCLI):
         parser.add_subclass_arguments(Optimizer, "optimizer", skip={"params"}, help=help_text, **options)
         help_text = "Learning rate schedule class and its arguments; the schedule has the length of the run."
         parser.add_subclass_arguments(SCHEDULES, "lr_scheduler", skip=ARGUMENTS_FROM_RUN, help=help_text, **options)
-        for action in actions_of(parser):  # --help_all shows these names; to_lightning_arguments() accepts them
+        for action in actions_of(parser):  # --help_all then shows --max_epochs, not only --trainer.max_epochs
             if action.dest.startswith("trainer."):
                 action.option_strings = [*action.option_strings, f"--{action.dest.removeprefix('trainer.')}"]
 
@@ -90,9 +90,9 @@ class FitCLI(LightningCLI):
         arguments = to_lightning_arguments(add_run_config(self.arguments))
         self.config = parser.parse_args(arguments)
         self.typed = parser.parse_args(arguments, defaults=False)
-        self.resume = self.config.pop("resume")  # not part of the configuration, which must stay equal on resume
+        self.resume = self.config.pop("resume")  # removed: it may change when a run is resumed
         self.quiet = self.config.pop("quiet")
-        if (seeds := self.config.pop("seeds")) > 1:  # scripts/fit.py has removed the flag
+        if (seeds := self.config.pop("seeds")) > 1:  # from a YAML file: scripts/fit.py handles the flag --seeds
             raise UsageError(f"seeds {seeds} works only on the command line: python scripts/fit.py --seeds {seeds}")
         seed = self.config["seed_everything"]
         if isinstance(seed, bool) or not 0 <= seed < 2**32:
@@ -123,7 +123,7 @@ class FitCLI(LightningCLI):
             raise cause from None
 
     def _fill_from_data(self) -> None:
-        """Set :data:`ARGUMENTS_FROM_DATA` before the model is built, so that its hyperparameters have these values."""
+        """Copy :data:`ARGUMENTS_FROM_DATA` from the data module to the model's configuration."""
         model, name_of_data = self.config["model"], type(self.datamodule).__name__
         typed = vars(self.typed).get("model", {}).get("init_args") or {}
         accepted = inspect.signature(resolve_name(model["class_path"])).parameters
@@ -132,14 +132,14 @@ class FitCLI(LightningCLI):
                 value = getattr(self.datamodule, name)
                 if name in typed and typed[name] != value:
                     hint = f"leave --model.{name} out"
-                    if self.resume not in ("never", "auto"):  # the value comes from the configuration of that run
+                    if self.resume not in ("never", "auto"):  # the value is in the configuration of the resumed run
                         hint = f"--resume {self.resume} needs the run's own --data"
                     contradiction = f"--model.{name} {typed[name]} contradicts {name_of_data}"
                     raise UsageError(f"{contradiction}, which has {name} {value}: {hint}")
                 model["init_args"][name] = value
 
     def _choose_optimizer(self) -> None:
-        """Set the model's optimizer and schedule; check that the optimizer can be built."""
+        """Set the model's optimizer and schedule. Raise a UsageError if the optimizer cannot be built."""
         optimizer, schedule = self.config.get("optimizer"), self.config.get("lr_scheduler")
         if not isinstance(self.model, LitBase):
             if optimizer or schedule:
@@ -185,7 +185,7 @@ class FitCLI(LightningCLI):
 
 
 def silence_libraries() -> None:
-    """Silence log messages and warnings of Lightning and torch; print other warnings in one line, without a path."""
+    """Hide most messages of Lightning and torch. Print other warnings in one line, without the path of the file."""
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", category=UserWarning, module=r"lightning\..*")

@@ -1,4 +1,4 @@
-"""``--lr_scheduler``: torch's learning rate schedules, set to the length of the run."""
+"""Build torch's learning rate schedules for ``--lr_scheduler``, with the length of the run."""
 
 import math
 from collections.abc import Callable
@@ -13,15 +13,15 @@ from lit_training.errors import UsageError
 
 SCHEDULES = (StepLR, CosineAnnealingLR, OneCycleLR, ReduceLROnPlateau)
 ARGUMENTS_FROM_RUN = {"optimizer", "T_max", "max_lr", "total_steps", "epochs", "steps_per_epoch"}
-"""Arguments that are not flags: the run and its optimizer determine them."""
+"""Arguments of schedules that users cannot set, because the run and its optimizer determine them."""
 
 
 def make_schedule_factory(
     schedule: type, arguments: dict[str, Any], model: LitBase, monitor: str
 ) -> Callable[[Optimizer], dict[str, Any]]:
-    """Return a model's ``chosen_schedule``: a function that gets an optimizer and returns Lightning's dictionary.
+    """Return a function for ``model.chosen_schedule``. It takes an optimizer and returns Lightning's scheduler dict.
 
-    The function raises a UsageError if the schedule needs the run's length, but nothing limits the run.
+    The function raises a UsageError if the schedule needs the run's length, but the run has no limit.
     """
 
     def build(optimizer: Optimizer) -> dict[str, Any]:
@@ -37,7 +37,7 @@ def make_schedule_factory(
                 steps_per_epoch = math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches)
                 epochs = math.ceil(_count_steps(trainer, schedule) / steps_per_epoch)
             return {"scheduler": CosineAnnealingLR(optimizer, epochs, **arguments)}
-        # ReduceLROnPlateau steps only after an epoch with validation, because only then val_loss is new.
+        # ReduceLROnPlateau must step only after a validation, because only then val_loss has a new value.
         frequency = trainer.check_val_every_n_epoch or 1 if monitor == "val_loss" else 1
         return {"scheduler": schedule(optimizer, **arguments), "monitor": monitor, "frequency": frequency}
 

@@ -1,4 +1,4 @@
-"""``--seeds``: run the same command with several seeds; print mean and standard deviation."""
+"""Run the same command with several seeds for ``--seeds``; print mean and standard deviation."""
 
 import os
 import signal
@@ -18,10 +18,10 @@ from lit_training.trained.compare import format_metric, read_run, summarize_seed
 
 
 def run_seeds(arguments: list[str], count: int) -> int:
-    """Run ``sys.argv[0]`` once per seed, each in its own process; print mean and standard deviation. Return 0.
+    """Run ``sys.argv[0]`` in a new process for each seed; print mean and standard deviation. Return 0.
 
-    The first run that fails stops the series: its output is printed, and its exit code is returned. A run without a
-    folder is a UsageError.
+    If a run fails, print its output, start no other run, and return its exit code. Raise a UsageError if a run has
+    no folder, for example with ``--fast_dev_run``.
 
     Args:
         arguments: the command line without ``--seeds``. Its ``--seed`` (default 0) is the first of ``count`` seeds.
@@ -65,7 +65,7 @@ def _run(command: list[str], environment: dict[str, str]) -> tuple[int, str]:
     old_handlers = {number: signal.signal(number, forward) for number in STOP_SIGNALS}
     try:
         options: dict[str, Any] = {"text": True, "encoding": "utf-8", "errors": "surrogateescape", "env": environment}
-        # In the session of this process, Ctrl-C would reach the command twice.
+        # In the same session, the command would get Ctrl-C twice: from the terminal and from forward().
         process = subprocess.Popen(command, stdout=subprocess.PIPE, start_new_session=True, **options)
         for number in pending:
             process.send_signal(number)

@@ -1,4 +1,4 @@
-"""One-line errors for failures of a run: lost photo, out of memory, disk full, a rank that ended."""
+"""Print failures of a run in one line: a deleted photo, out of memory, a full disk, another process that ended."""
 
 import errno
 import re
@@ -23,9 +23,9 @@ WRITE_ERROR_NUMBERS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, err
 
 @contextmanager
 def one_line_failures(run: Run) -> Iterator[None]:
-    """Replace an exception of the body by a TrainingError or CheckpointError in one line if the user can fix its cause.
+    """Replace an exception from the ``with`` block by a one-line error if the user can fix the cause.
 
-    It is a SystemExit if another rank ended and has printed the reason.
+    Raise a TrainingError or CheckpointError. If another process ended and printed the reason, raise a SystemExit.
     """
     try:
         yield
@@ -50,7 +50,7 @@ def _to_one_line_error(error: Exception, run: Run) -> BaseException | None:
             "continue with --resume, or choose another folder with --default_root_dir"
         )
     if isinstance(error, KeyError) and resume_point is not None and is_library_error(error):
-        return CheckpointError(other_optimizer_message(run.trainer))  # for example Adam with the state of SGD
+        return CheckpointError(other_optimizer_message(run.trainer))  # for example Adam cannot load the state of SGD
     if isinstance(error, ValueError) and "more than 1 value per channel" in text:
         return TrainingError(
             "BatchNorm cannot train on a batch of one image of this size: choose a --data.batch_size that does not "
@@ -72,7 +72,7 @@ def _to_one_line_error(error: Exception, run: Run) -> BaseException | None:
 def _wrong_weights_message(resume_point: Path, model: Any, error: str) -> str:
     saved, current = checkpoints.read_any(resume_point).get("lit", {}).get("model_class"), type(model).__name__
     if saved not in (None, current):
-        return f"{resume_point} is of a {saved}, not a {current}: use --model {saved}, or --resume never for a new run"
+        return f"{resume_point} holds a {saved}, not a {current}: use --model {saved}, or --resume never for a new run"
     reason = next((line.strip(" \t.") for line in error.splitlines()[1:] if line.strip()), error)
     return f"{resume_point} does not fit this {current} ({reason}): use the settings of that run, or --resume never"
 

@@ -1,4 +1,4 @@
-"""Turn the long error messages of jsonargparse into one line: the wrong word, the reason, the closest name."""
+"""Turn the long error messages of jsonargparse into one line that names the wrong word and the closest correct one."""
 
 import ast
 import inspect
@@ -20,13 +20,13 @@ TYPE_HELP = {
     "PositiveInt": ("an integer of at least 1", "3"),
     "PositiveFloat": ("a number above 0", "0.5"),
 }
-"""Type in a message of jsonargparse -> (description, example value)."""
+"""Name of a type in jsonargparse's messages -> (description, example value)."""
 FLAGS_BY_COMMON_NAME = {"epochs": "max_epochs", "learning_rate": "model.lr", "gpus": "devices", "seed": "seed"}
-"""Name of a flag in other programs -> name of the flag of fit.py."""
+"""Flag name that other programs use -> flag name of fit.py."""
 
 
 def explain_parse_error(message: str, parser: LightningArgumentParser) -> str:
-    """Return one line that says what is wrong and what to type. Return a message of an unknown form unchanged."""
+    """Return one line that says what is wrong and what to type. Return a message without a known pattern unchanged."""
     if match := re.search(r"[Uu]nrecognized arguments?: ([^\s=]*)", message):
         word = match[1]
         if word.startswith("-"):
@@ -61,7 +61,7 @@ def explain_parse_error(message: str, parser: LightningArgumentParser) -> str:
         choices = dict.fromkeys(str(choice) for literal in literals for choice in ast.literal_eval(literal))
         return f"{flag} {value}: {suggest(value, [*choices, *['true', 'false'] * ('bool' in types)])}"
     if types:
-        if "float" in types or keys == ["seed_everything"]:  # numbers include integers; a seed is not true or false
+        if "float" in types or keys == ["seed_everything"]:  # "a number" includes integers; a seed is no boolean
             types = types[-1:]
         description = " or ".join(TYPE_HELP[name][0] for name in types)
         return f"{flag} {value} must be {description}: {flag} {TYPE_HELP[types[-1]][1]}"
@@ -85,7 +85,7 @@ def _unknown_argument(name: str, flag: str, class_path: str, parser: LightningAr
 
 def _suggest_flag(flag: str, parser: LightningArgumentParser) -> str:
     full_names: dict[str, str] = {}
-    for key, classes in (("model", MODELS), ("data", DATA_MODULES)):  # suggests --model.lr for --lr
+    for key, classes in (("model", MODELS), ("data", DATA_MODULES)):  # for example --lr gives --model.lr
         for klass in classes.values():
             full_names |= {argument: f"{key}.{argument}" for argument in inspect.signature(klass).parameters}
     for action in actions_of(parser):

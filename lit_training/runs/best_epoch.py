@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 MODES = {"val_acc": "max", "val_loss": "min", "train_loss": "min"}
-"""Metric -> ``max`` or ``min``. compare.py uses the first of these that a run logs; fit.py uses ``Run.monitor``."""
+"""Metric -> ``max`` or ``min``. compare.py uses the first metric here that a run logged, fit.py ``Run.monitor``."""
 
 
 class BestSoFar:
@@ -14,13 +14,13 @@ class BestSoFar:
     On a tie the earlier epoch stays the best. An epoch whose metric is NaN is never the best.
 
     Args:
-        monitor: name of the metric that decides which epoch is better. With None, no epoch is better.
+        monitor: name of the metric that decides which epoch is better. With None, there is no best epoch.
         mode: ``max`` or ``min``.
     """
 
     def __init__(self, monitor: str | None, mode: str) -> None:
         self.monitor, self.mode = monitor, mode
-        self.value: float | None = None  # of the best epoch; checkpoints contain it
+        self.value: float | None = None  # the metric's best value; checkpoints save it
 
     def improved(self, metrics: Mapping[str, Any]) -> bool:
         """Return True if the epoch with these metrics is better than all epochs before. If so, remember its value."""

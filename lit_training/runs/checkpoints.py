@@ -28,9 +28,9 @@ SECONDS_BETWEEN_WRITES = 5.0
 class FitCheckpointIO(TorchCheckpointIO):
     """Write checkpoints atomically, and limit how often best.ckpt is written.
 
-    The old last.ckpt is kept as previous.ckpt, so that one of the two files is always complete. If the last write of
-    best.ckpt was less than :data:`SECONDS_BETWEEN_WRITES` ago, it waits in memory. It is then written before any other
-    checkpoint (whose state refers to best.ckpt), before a checkpoint is read, and at the end.
+    The old last.ckpt is renamed to previous.ckpt, so that one of the two files is always complete. A new best.ckpt
+    waits in memory if the last one was written less than :data:`SECONDS_BETWEEN_WRITES` ago. It is written to disk
+    before any last.ckpt (which contains the path of best.ckpt), before a checkpoint is read, and at the end.
     """
 
     def __init__(self) -> None:
@@ -38,7 +38,7 @@ class FitCheckpointIO(TorchCheckpointIO):
         self._last_write_time = -float("inf")
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        """Write a checkpoint, best.ckpt perhaps later. Raise a CheckpointError if it cannot be written."""
+        """Write a checkpoint. best.ckpt may be written later. Raise a CheckpointError if writing fails."""
         if Path(path).name != BEST:
             self.flush()
             _write(Path(path), lambda file: torch.save(checkpoint, file))
@@ -87,7 +87,7 @@ def read(path: Path) -> dict[str, Any]:
     """Read a checkpoint of one of this project's models, without executing code in the file.
 
     Raises:
-        CheckpointError: the file cannot be read safely, or does not contain the name of its model.
+        CheckpointError: the file cannot be read safely, or this project did not write it.
     """
     checkpoint = read_any(path)
     if not all(isinstance(checkpoint.get(key), dict) for key in ("lit", "state_dict")):
@@ -96,7 +96,7 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def read_any(path: Path) -> dict[str, Any]:
-    """Read a checkpoint of any model, like :func:`read`. Tensors are loaded to the CPU."""
+    """Read a checkpoint of any model to the CPU, without executing its code. Raise a CheckpointError if this fails."""
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # unpickling may raise any error
@@ -115,21 +115,21 @@ def load_model(checkpoint: dict[str, Any]) -> LitBase:
     name = checkpoint["lit"].get("model_class")
     model_class = getattr(lit_models, name, None) if name in lit_models.__all__ else None
     if not isinstance(model_class, type) or not issubclass(model_class, LitBase):
-        raise CheckpointError(f"the checkpoint is of the model {name}, which this project does not have")
+        raise CheckpointError(f"the checkpoint contains the model {name}, which this project does not have")
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # these warnings are for training
+            warnings.simplefilter("ignore")  # warnings of constructors matter only for training
             model = model_class(**checkpoint["hyper_parameters"])
         model.on_load_checkpoint(checkpoint)
         model.load_state_dict(checkpoint["state_dict"])
         _validate_metadata(model)
-    except Exception as error:  # the values in a file may be anything
+    except Exception as error:  # wrong values in the file can cause any exception
         raise _does_not_fit_error(name, error) from error
     return model.eval()
 
 
 def _validate_metadata(model: LitBase) -> None:
-    """Raise an error if the class names or the preprocessing do not fit. An output without a name gets its number."""
+    """Raise an error if class names or preprocessing do not fit the model. Name outputs without a name by number."""
     outputs, names = model.hparams.get("num_classes", 0), model.class_names
     if names is not None:
         if len(names) > outputs or not all(isinstance(name, str) for name in names):
@@ -150,11 +150,11 @@ def _validate_metadata(model: LitBase) -> None:
 
 
 def load_data(checkpoint: dict[str, Any]) -> Any:
-    """Return the data module that a checkpoint was trained on. Its ``setup`` is not called.
+    """Create the data module that a checkpoint was trained on. Do not call its ``setup``.
 
     Raises:
         CheckpointError: this project does not have the data module, or its arguments in the checkpoint are wrong.
-        DataError: see the data module.
+        DataError: the constructor of the data module raised it.
     """
     name = checkpoint["lit"].get("data_class")
     data_class = getattr(datamodules, name) if name in datamodules.__all__ else None
@@ -165,7 +165,7 @@ def load_data(checkpoint: dict[str, Any]) -> Any:
         return data_class(**checkpoint["datamodule_hyper_parameters"])
     except DataError:
         raise
-    except Exception as error:  # the values in a file may be anything
+    except Exception as error:  # wrong values in the file can cause any exception
         raise _does_not_fit_error(name, error) from error
 
 

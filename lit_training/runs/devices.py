@@ -1,4 +1,4 @@
-"""Find a device, and set evaluation mode for a while."""
+"""Find the device for ``--accelerator``, and switch a model to evaluation mode inside a ``with`` block."""
 
 import contextlib
 from collections.abc import Iterator
@@ -30,7 +30,7 @@ def missing_device_message(accelerator: str) -> str:
 
 @contextlib.contextmanager
 def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Set evaluation mode inside the ``with`` block, then restore the mode of each module."""
+    """Set the model to evaluation mode inside the ``with`` block, then restore the mode of each submodule."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:

@@ -25,36 +25,36 @@ except ImportError:  # Windows
 
     fcntl = None
 
-RESUME_POINT_NAMES = (LAST, PREVIOUS)  # the newest first
+RESUME_POINT_NAMES = (LAST, PREVIOUS)  # checkpoints that a run can resume from, newest first
 _locks: dict[Path, IO[str]] = {}
-"""Run folder -> its open lock file. A lock ends with this process, and a forked process does not inherit it."""
+"""Run folder -> its open lock file. The lock ends when this process ends; a forked process does not inherit it."""
 
 
 @dataclass(frozen=True)
 class RunStart:
-    """The folder that a run writes to, and the resume point that it starts from."""
+    """The folder that a run writes to, and the resume point: the checkpoint that the run starts from."""
 
     folder: Path
     checkpoint: Path | None = None  # the file of the resume point, or None for a new run
     step: int = 0  # optimizer steps before the resume point
     metrics_rows: int = 0  # rows in metrics.csv when the resume point was written
     epoch: int = 0  # complete epochs before the resume point
-    finished: bool = False  # nothing to train
-    is_new: bool = False  # this command created the folder, and removes it if training fails before its first step
+    finished: bool = False  # True if the run is complete, so there is nothing to train
+    is_new: bool = False  # True if this command created the folder
 
     @property
     def version(self) -> int | str:
-        """The version in Lightning's loggers: N for ``version_N``, otherwise the folder's name."""
+        """The version for Lightning's loggers: N for the folder ``version_N``, otherwise the folder's name."""
         number = _version_number(self.folder)
         return self.folder.name if number < 0 else number
 
     def remove_if_new(self) -> None:
-        """Remove the folder if this command created it, after training failed before its first step."""
+        """Remove the folder if this command created it. Call this only if training failed before its first step."""
         if self.is_new:
             if (lock := _locks.pop(self.folder.resolve(), None)) is not None:
                 lock.close()
             shutil.rmtree(self.folder, ignore_errors=True)
-            with contextlib.suppress(OSError):  # the parent folder contains other runs
+            with contextlib.suppress(OSError):  # rmdir() fails if the parent folder contains other runs
                 self.folder.parent.rmdir()
 
 
@@ -62,13 +62,13 @@ def prepare_start(resume: str, root: str, config_yaml: str) -> RunStart:
     """Choose, create and lock the run's folder, and choose the resume point. Only rank 0 calls this function.
 
     Args:
-        resume: ``never``, ``auto`` (the newest run with the same configuration), ``latest``, a run, or a resume point.
+        resume: ``never``, ``auto`` (newest run with the same configuration), ``latest``, or a run's path.
         root: the folder that contains ``lightning_logs``.
         config_yaml: the configuration of this command, without ``resume``.
 
     Raises:
-        UsageError: another process trains the run, or this command's settings differ from the settings of the run.
-        CheckpointError: there is no resume point, no resume point can be read, or no folder can be created.
+        UsageError: another process is training the run, or this command has other settings than the run.
+        CheckpointError: no resume point can be read, or the folder cannot be created.
     """
     new_config = yaml.safe_load(config_yaml)
     if resume == "auto":
@@ -98,15 +98,15 @@ def prepare_start(resume: str, root: str, config_yaml: str) -> RunStart:
 
 
 def newest_first(root: str) -> list[Path]:
-    """Return the runs (their folders) under ``root``, the newest first."""
+    """Return the folders of the runs under ``root``, the newest first."""
     return sorted((Path(root) / LOGS).glob("version_*"), key=_version_number, reverse=True)
 
 
 def newest_usable_run(root: str, is_usable: Callable[[Path], bool], needed_file: str) -> Path:
-    """Return the newest run under ``root`` for which ``is_usable(run)`` is True. If runs are skipped, print a note.
+    """Return the newest run under ``root`` for which ``is_usable(run)`` is True. Print a note if it skips newer runs.
 
     Args:
-        needed_file: what a usable run has, for the messages. For example ``checkpoint``.
+        needed_file: the word for the missing file in messages, for example ``checkpoint``.
 
     Raises:
         CheckpointError: there is no usable run.
@@ -125,7 +125,7 @@ def newest_usable_run(root: str, is_usable: Callable[[Path], bool], needed_file:
 
 
 def find_resume_target(resume: str, root: str) -> Path:
-    """Return the run or the resume point that ``--resume`` refers to. Raise a CheckpointError if there is none."""
+    """Return the path of the run or the checkpoint in ``--resume``. Raise a CheckpointError if it does not exist."""
     if resume == "latest":
         return newest_usable_run(
             root, lambda run: _first_file(run / CHECKPOINTS, RESUME_POINT_NAMES) is not None, "resume point"
@@ -137,7 +137,7 @@ def find_resume_target(resume: str, root: str) -> Path:
 
 
 def find_checkpoint(run: str, root: str = ".") -> Path:
-    """Return the path of a checkpoint file: in a run, best.ckpt, or last.ckpt if there is no best.ckpt.
+    """Return the checkpoint file of a run: best.ckpt, or last.ckpt if there is no best.ckpt.
 
     Args:
         run: a checkpoint file, the folder of a run, or ``latest`` for the newest run under ``root``.
@@ -178,7 +178,7 @@ def _read_config(run: Path) -> dict[str, Any] | None:
 
 
 def _make_folder(root: str, config_yaml: str) -> RunStart:
-    """Create and lock the folder of a new run, with its configuration, so that ``auto`` finds it at once."""
+    """Create and lock the folder of a new run. Write its config.yaml, by which ``--resume auto`` finds the run."""
     logs = Path(root) / LOGS
     try:
         logs.mkdir(parents=True, exist_ok=True)
@@ -186,7 +186,7 @@ def _make_folder(root: str, config_yaml: str) -> RunStart:
         while True:
             run = logs / f"version_{number}"
             try:
-                run.mkdir()  # succeeds in one process only
+                run.mkdir()  # if two processes try this, only one succeeds
                 break
             except FileExistsError:
                 number += 1
@@ -201,8 +201,8 @@ def _make_folder(root: str, config_yaml: str) -> RunStart:
 
 
 def lock_run(run: Path) -> RunStart:
-    """Lock a run's folder and return its start at step 0. Raise a UsageError if another process has locked it."""
-    if (key := run.resolve()) not in _locks:  # do not open the file twice: closing one handle releases the lock
+    """Lock a run's folder and return a RunStart at step 0. Raise a UsageError if another process has locked it."""
+    if (key := run.resolve()) not in _locks:  # never open the file twice: closing one of the two releases the lock
         lock = (run / ".lock").open("w")
         try:
             if fcntl is not None:
@@ -218,9 +218,9 @@ def lock_run(run: Path) -> RunStart:
 
 
 def lock_and_read_resume_point(run: Path) -> RunStart | None:
-    """Lock the run and return its newest resume point that can be read, or None.
+    """Lock the run and return its newest readable resume point, or None.
 
-    A file that cannot be read is renamed to ``NAME.broken``. Incomplete files of a killed process are removed.
+    Rename a file that cannot be read to ``NAME.broken``. Remove incomplete files that a killed process has left.
     """
     start = lock_run(run)
     for unfinished in (*run.glob(".*.part"), *(run / CHECKPOINTS).glob(".*.part")):
@@ -239,7 +239,7 @@ def lock_and_read_resume_point(run: Path) -> RunStart | None:
 
 
 def _read_resume_point(start: RunStart, path: Path) -> RunStart:
-    """Return a copy of ``start`` that has the values of the resume point in the file ``path``."""
+    """Return a copy of ``start`` with the values from the resume point in the file ``path``."""
     checkpoint = checkpoints.read_any(path)
     try:
         state = checkpoint["callbacks"]["ResumePoint"]
@@ -257,24 +257,24 @@ def _refuse_other_settings(new_config: dict[str, Any], run_config: dict[str, Any
 
 
 def adds_epochs(trainer_config: dict[str, Any], start: RunStart) -> bool:
-    """Return True if this command can add epochs to a finished run. Lightning cannot go on after ``max_steps``."""
+    """Return True if the command trains a finished run for more epochs. Lightning cannot do this with ``max_steps``."""
     max_epochs = trainer_config.get("max_epochs") or 0
     return trainer_config.get("max_steps", -1) == -1 and max_epochs > start.epoch
 
 
 def run_folder(checkpoint_file: Path) -> Path:
-    """Return the absolute path of the run's folder that contains a checkpoint file."""
+    """Return the absolute path of the run folder that contains this checkpoint file."""
     folder = checkpoint_file.absolute().parent
     return folder.parent if folder.name == CHECKPOINTS else folder
 
 
 def resume_hint(run: Path) -> str:
-    """Return the text that tells how to resume a stopped run, or "" if the run has no last.ckpt."""
+    """Return the hint ``go on with --resume RUN``, or "" if the run has no last.ckpt."""
     return f"go on with --resume {run}" if (run / CHECKPOINTS / LAST).is_file() else ""
 
 
 def relative_path(path: Path) -> Path:
-    """Return the path relative to the current folder, or a path outside of it unchanged."""
+    """Return the path relative to the current folder. Return a path outside of this folder unchanged."""
     with contextlib.suppress(ValueError):
         return path.resolve().relative_to(Path.cwd())
     return path

@@ -29,7 +29,7 @@ DEFAULTS: dict[str, Any] = {
 
 
 class DefaultAttributes:
-    """The attributes of a model, a data module or None. A missing attribute gets its value in :data:`DEFAULTS`."""
+    """Wrap a model, a data module or None. If an attribute is missing, return its value in :data:`DEFAULTS`."""
 
     def __init__(self, own: Any) -> None:
         self.own = own
@@ -44,10 +44,10 @@ class DefaultAttributes:
 
 
 def with_default_attributes(own: Any) -> Any:
-    """Return a LitBase or SplitDataModule unchanged, and anything else wrapped in :class:`DefaultAttributes`."""
+    """Return a LitBase or SplitDataModule unchanged. Wrap any other object in :class:`DefaultAttributes`."""
     return own if isinstance(own, LitBase | SplitDataModule) else DefaultAttributes(own)
 
 
 def data_of(trainer: Trainer) -> Any:
-    """Return the data module of a Trainer (see :func:`with_default_attributes`)."""
+    """Return the data module of a Trainer, with default values for missing attributes."""
     return with_default_attributes(getattr(trainer, "datamodule", None))

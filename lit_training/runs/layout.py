@@ -1,4 +1,4 @@
-"""Names of the files of a run. Users read these files in their scripts, so do not rename them."""
+"""Names of a run's files and folders. Scripts of users read these files, so do not rename them."""
 
 LOGS = "lightning_logs"  # in --default_root_dir; contains one folder version_N per run
 CONFIG = "config.yaml"

@@ -1,6 +1,6 @@
-"""All uses of Lightning's private names. Each of them has no public replacement.
+"""This module contains all uses of Lightning's private names. These names have no public replacement.
 
-Checked with lightning 2.6.6. tests/lit_training/runs/test_lightning_internals.py fails if Lightning changes them.
+Checked with lightning 2.6.6. tests/lit_training/runs/test_lightning_internals.py fails if Lightning changes a name.
 """
 
 import contextlib
@@ -27,17 +27,17 @@ STEP_HOOKS = (
 
 
 class ConnectedTrainer(Trainer):
-    """A Trainer that chooses the checkpoint to resume from only after its processes are connected."""
+    """A Trainer that connects its processes, and then chooses the checkpoint to resume from."""
 
     def choose_checkpoint(self) -> Path | None:
-        """Return the checkpoint to resume from, or None. Subclasses override it. It is called on every rank."""
+        """Return the checkpoint to resume from, or None. Subclasses override this method. All ranks call it."""
         return None
 
     def _run(self, model: Any, ckpt_path: Any = None, weights_only: bool | None = None) -> Any:
         if self.state.fn == TrainerFn.FITTING:
-            self.strategy.setup_environment()  # connects the ranks; a second call, by the Trainer, does nothing
+            self.strategy.setup_environment()  # connects the ranks; the Trainer's own call then does nothing
             if (checkpoint := self.choose_checkpoint()) is not None:
-                self.ckpt_path = ckpt_path = checkpoint  # setup() of a model then loads no pretrained weights
+                self.ckpt_path = ckpt_path = checkpoint  # a model's setup() can read ckpt_path
         return super()._run(model, ckpt_path, weights_only)
 
 
@@ -51,7 +51,7 @@ class NullProfiler(PassThroughProfiler):
 
 
 def drop_empty_hooks(callbacks: list[Callback]) -> None:
-    """Replace the empty hooks of a step by None, so that Lightning does not call them. This saves 0.2 ms per step."""
+    """Set the step hooks that a callback does not override to None. Lightning skips them: 0.2 ms less per step."""
     for callback in callbacks:
         for hook in STEP_HOOKS:
             if getattr(type(callback), hook) is getattr(Callback, hook):
@@ -59,7 +59,7 @@ def drop_empty_hooks(callbacks: list[Callback]) -> None:
 
 
 def logged_steps(trainer: Trainer) -> int:
-    """Return the step number that Lightning passes to loggers. In a resumed run this number is one too large."""
+    """Return the step number that Lightning passes to loggers. After a resume it is one too large."""
     return trainer.fit_loop.epoch_loop._batches_that_stepped
 
 
@@ -68,12 +68,12 @@ def set_logged_steps(trainer: Trainer, steps: int) -> None:
 
 
 def restore_loaders(trainer: Trainer) -> None:
-    """Load the state of the data loaders from the resume point. Lightning may have created them before reading it."""
+    """Load the data loaders' state from the checkpoint. Lightning skips this if it has already created the loaders."""
     trainer.fit_loop._load_combined_loader_states()
 
 
 def forget_loaders(trainer: Trainer) -> None:
-    """Make Lightning create the training data loaders again, after their data was replaced."""
+    """Make Lightning create the training data loaders again. Call this after replacing the training data."""
     trainer.fit_loop._combined_loader = None
 
 
@@ -83,15 +83,15 @@ def count_epoch_as_complete(trainer: Trainer) -> None:
 
 
 def start_resumed_epoch(trainer: Trainer, model: LightningModule) -> None:
-    """Call the hooks ``on_train_epoch_start``, which keep a backbone frozen. Lightning skips them after a resume."""
-    loggers, trainer.loggers = trainer.loggers, []  # what the hooks log was logged before the resume
+    """Call the hooks ``on_train_epoch_start``, which keep a backbone frozen. After a resume Lightning skips them."""
+    loggers, trainer.loggers = trainer.loggers, []  # the hooks logged the same values before the resume
     call._call_callback_hooks(trainer, "on_train_epoch_start")
     call._call_lightning_module_hook(trainer, "on_train_epoch_start")
     trainer.loggers = loggers
 
 
 def stop_process_observer() -> None:
-    """Turn off Lightning's thread that kills this process, without its error message, if another process fails."""
+    """Turn off a thread of Lightning that kills this process without an error message if another process fails."""
     subprocess_script._launch_process_observer = lambda child_processes: None
 
 

@@ -1,4 +1,4 @@
-"""Write the logged metrics of a run to metrics.csv, also after a resume."""
+"""Write the logged metrics of a run to metrics.csv. A resumed run continues the same file."""
 
 import csv
 import itertools
@@ -20,7 +20,7 @@ STEPS_BETWEEN_WRITES = 100
 class MetricsCSV(Logger):
     """Write each logged dictionary as one row of metrics.csv. The columns are sorted by name.
 
-    A resumed run drops the rows after the resume point. A new metric adds a column, so the file is written again.
+    A resumed run removes the rows after its checkpoint. A new metric adds a column: then the whole file is rewritten.
     """
 
     def __init__(self, start: RunStart) -> None:
@@ -40,7 +40,7 @@ class MetricsCSV(Logger):
 
     @property
     def rows(self) -> int:
-        """Number of rows so far, with those from before a resume and those that are not written yet."""
+        """Number of rows so far, including rows from before a resume and rows that are not written yet."""
         self._columns()
         return self._written_count + len(self._waiting_rows)
 
@@ -75,7 +75,7 @@ class MetricsCSV(Logger):
 
     @rank_zero_only
     def sync(self) -> None:
-        """Write all rows and sync the file to the disk. Resume points contain the number of rows."""
+        """Write all rows to the disk. ResumePoint calls this before it saves the number of rows."""
         self.save()
         if self.path.exists():
             with self.path.open() as file:
@@ -86,7 +86,7 @@ class MetricsCSV(Logger):
         self.save()
 
     def _columns(self) -> list[str]:
-        """Return the column names of the file. The first call drops the rows after the resume point."""
+        """Return the column names of the file. The first call removes the rows after the resumed checkpoint."""
         if self._column_names is None:
             self._column_names = []
             if self.path.is_file() and (kept := self._read(self._start.metrics_rows)):
@@ -97,7 +97,7 @@ class MetricsCSV(Logger):
         return self._column_names
 
     def _read(self, count: int | None = None) -> list[dict[str, Any]]:
-        """Return the first ``count`` rows of the file, or all."""
+        """Return the first ``count`` rows of the file, or all rows if ``count`` is None."""
         with self.path.open(**TEXT_FILE_ARGUMENTS) as file:
             return list(itertools.islice(csv.DictReader(file), count))
 

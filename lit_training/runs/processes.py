@@ -1,4 +1,4 @@
-"""Control the processes of a run: a signal, a process that fails and a process that hangs end all processes."""
+"""Control the processes of a run. End all of them after a signal, or if one of them fails or hangs."""
 
 import os
 import re
@@ -20,7 +20,7 @@ from lit_training.runs.lightning_internals import stop_process_observer
 
 SECONDS_BETWEEN_CHECKS = 0.5
 SECONDS_TO_REPORT = 2.0
-"""How long to wait for a better error message after another process ended with an error."""
+"""After another process failed, wait this long for a process that prints a better error message."""
 ALREADY_REPORTED = 2
 """Exit code of a process that has printed an error message."""
 LAUNCHER_VARIABLE = "FIT_LAUNCHER_PID"
@@ -33,12 +33,12 @@ class Stopped(SystemExit):
 class Watch:
     """Receive signals, and end the process if another process has failed or if training hangs.
 
-    During training the callback ResumePoint reacts to the first signal: it writes a resume point and stops the run. A
+    During training the callback ResumePoint reacts to the first signal: it saves last.ckpt and stops the run. A
     second signal, or a signal before the first or after the last step, ends the program at once. All this runs in a
     thread, because Python runs no signal handlers while the main thread hangs in a collective operation.
 
     Args:
-        timeout: minutes without progress, from the first step on, after which the run ends with an error.
+        timeout: after this many minutes without a training or validation step, the run ends with an error.
     """
 
     def __init__(self, timeout: float) -> None:
@@ -62,13 +62,13 @@ class Watch:
         threading.Thread(target=self._run_thread, args=(wake_socket,), name="watch", daemon=True).start()
 
     def set_signal_handlers(self) -> None:
-        """Pass signals to the thread. Call it again when training starts: the Trainer's own handlers hang with DDP."""
+        """Send signals to the thread. Call this again when training starts: the Trainer's handlers hang with DDP."""
         if self._signal_socket is not None:
             for number in STOP_SIGNALS:
                 signal.signal(number, lambda *_: None)  # Python writes the number to the socket of the thread
 
     def note_progress(self) -> None:
-        """Start the timeout again. Called for each training or validation batch."""
+        """Restart the timeout. ResumePoint calls this method for each training and validation batch."""
         self._last_progress_time = time.monotonic()
 
     def _run_thread(self, wake_socket: socket.socket) -> None:
@@ -93,32 +93,32 @@ class Watch:
                     self._end(1, f"a training process ended with {exit_text}{kept_text}")
 
     def _handle_signal(self, signum: int) -> None:
-        """Note the first signal during training. End the program for any other signal."""
+        """Store the number of the first signal during training. End the program after any other signal."""
         is_first, self.signum = not self.signum, self.signum or signum
-        # Set signum, then read stepping: ResumePoint clears stepping, then reads signum. So no signal is lost.
+        # No signal is lost: this sets signum, then reads stepping; ResumePoint clears stepping, then reads signum.
         if not (is_first and self.stepping):
             self._end(128 + signum, "")
 
     def _failed_child(self) -> int:
-        """Return the exit code of a launched process that failed, or 0. Prefer :data:`ALREADY_REPORTED`."""
+        """Return the exit code of a child process that failed, or 0. Prefer the code :data:`ALREADY_REPORTED`."""
         codes = [code for process in _children(self.trainer) if (code := process.poll())]
         return ALREADY_REPORTED if ALREADY_REPORTED in codes else (codes or [0])[0]
 
     def is_reported(self) -> bool:
-        """Return True if a launched process has printed an error message. Wait a moment for its exit code."""
+        """Return True if a child process has printed an error message. Wait up to :data:`SECONDS_TO_REPORT`."""
         end = time.monotonic() + SECONDS_TO_REPORT
         while not (code := self._failed_child()) and _children(self.trainer) and time.monotonic() < end:
             time.sleep(0.05)
         return code == ALREADY_REPORTED
 
     def _end(self, code: int, message: str) -> None:
-        """Print the message on rank 0, end all other processes of the run, and exit without the main thread."""
+        """Print the message on rank 0, kill the child processes, and exit at once, even if the main thread hangs."""
         if message and (self.trainer is None or self.trainer.is_global_zero):
             print(f"fit.py: error: {message}", file=sys.stderr, flush=True)
         for process in _children(self.trainer):
             process.kill()  # a process that hangs ignores SIGTERM
         if is_child(self.trainer) and os.getppid() == self._launcher_pid and code == 1:
-            # The launching process is suspended, otherwise it would have ended this process.
+            # The launching process has not killed this process, so it is suspended. End it too.
             os.kill(self._launcher_pid, getattr(signal, "SIGKILL", signal.SIGTERM))  # Windows has no SIGKILL
         os._exit(code)
 
@@ -146,15 +146,15 @@ def gather_objects(trainer: Trainer, value: Any) -> list[Any]:
 
 
 def disconnect() -> None:
-    """Close the connection between the processes. Otherwise torch with gloo may abort when Python exits."""
+    """Close the connection between the processes. Otherwise torch may crash (with gloo) when Python exits."""
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
 
 
 def bind_to_loopback(trainer: Trainer) -> None:
-    """On a single machine, connect the processes over the loopback interface, unless the user has chosen another.
+    """On a single machine, connect the processes over the loopback interface. Keep an interface that the user set.
 
-    The port of torch's rendezvous is open on all interfaces, because torch has no setting for it.
+    The port where torch's processes first meet stays open on all interfaces: torch has no setting for it.
     """
     loopback = {"linux": "lo", "darwin": "lo0"}.get(sys.platform)
     if trainer.num_nodes == 1 and loopback:
@@ -163,7 +163,7 @@ def bind_to_loopback(trainer: Trainer) -> None:
 
 
 def requeue_slurm_job(signum: int) -> None:
-    """Requeue the SLURM job if the signal is SIGUSR1, which SLURM sends before the time of the job is over.
+    """Requeue the SLURM job if the signal is SIGUSR1. SLURM sends SIGUSR1 shortly before the job's time is over.
 
     The job needs ``#SBATCH --signal=USR1@120`` (120 seconds before the end), and ``--resume auto`` in its command.
     """

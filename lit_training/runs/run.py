@@ -19,7 +19,7 @@ class Run:
     resume: str = "never"
     quiet: bool = False
     start: RunStart | None = None  # None if the run writes no files
-    trainer: Any = None  # None before it is created
+    trainer: Any = None  # None until FitCLI creates it
 
     @property
     def validates(self) -> bool:
@@ -33,11 +33,11 @@ class Run:
         if not self.validates:
             return "train_loss", "min"
         task = with_default_attributes(self.model).task
-        if task is None:  # such a model may log any metric, so the last epoch counts as the best
+        if task is None:  # the model may log any metric, so the last epoch counts as the best
             return None, "min"
         return ("val_acc", "max") if task == "classification" else ("val_loss", "min")
 
     @property
     def is_resumed(self) -> bool:
-        """True if the run starts from a resume point, or is complete."""
+        """True if the run continues from a checkpoint, or was already complete."""
         return self.start is not None and (self.start.finished or self.start.checkpoint is not None)

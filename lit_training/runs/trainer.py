@@ -1,4 +1,4 @@
-"""The Trainer of a training run."""
+"""The Trainer of scripts/fit.py."""
 
 from pathlib import Path
 
@@ -7,13 +7,13 @@ from lit_training.runs.lightning_internals import ConnectedTrainer
 
 
 class FitTrainer(ConnectedTrainer):
-    """A Trainer that sends the start of the run from rank 0 to all other ranks, with any launcher."""
+    """A Trainer that sends :attr:`start` (the run's folder and resume point) from rank 0 to all other ranks."""
 
     start: RunStart | None = None
-    """Chosen by rank 0. The other ranks have it after the processes are connected."""
+    """Rank 0 chooses it. The other ranks receive it when the processes are connected."""
 
     def choose_checkpoint(self) -> Path | None:
-        """Return the resume point that rank 0 chose, or None. Exit if the run is already complete."""
+        """Return the checkpoint that rank 0 chose, or None for a new run. Exit if the run is already complete."""
         if self.start is None:
             return None
         self.start = self.strategy.broadcast(self.start)

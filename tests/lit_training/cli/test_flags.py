@@ -1,4 +1,4 @@
-"""flags.py turns a command line into the arguments that LightningCLI parses."""
+"""flags.py turns a command line of fit.py into arguments for LightningCLI."""
 
 import os
 from pathlib import Path
@@ -35,7 +35,7 @@ def test_a_boolean_flag_without_a_value_is_true(flag: str) -> None:
     assert isinstance(parse(f"--model LitMLP --{flag} false").model, LitMLP)
 
 
-def test_if_only_model_or_data_is_named_the_other_is_its_default() -> None:
+def test_a_model_has_default_data_and_data_has_a_default_model() -> None:
     default_data = {name: type(parse(f"--model {name}").datamodule).__name__ for name in DEFAULT_DATA}
     assert default_data == DEFAULT_DATA
     assert isinstance(parse("--data RandomDataModule").model, LitMLP)
@@ -63,7 +63,7 @@ def test_a_name_that_is_not_utf8_is_refused(capfd: pytest.CaptureFixture[str]) -
 
 
 @pytest.mark.parametrize("typed", [[], ["--resume", "never"], ["--resume=auto"]])
-def test_without_a_named_run_the_arguments_are_not_changed(typed: list[str]) -> None:
+def test_the_arguments_stay_the_same_if_resume_names_no_run(typed: list[str]) -> None:
     assert add_run_config(typed) == typed
 
 

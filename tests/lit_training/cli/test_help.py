@@ -30,7 +30,7 @@ OURS = {
     "timeout",
     "trainer",
 }
-"""Every flag of fit.py that is not the Trainer's. A new one must be in README, help and CHANGELOG."""
+"""All flags that fit.py adds to the Trainer's flags. A new flag must be in README, help and CHANGELOG."""
 
 VALUES = {"HOW": "never", "NAME": "", "N": "2", "X": "0.1", "DIR": ".", "FILE": "some.yaml", "MODEL": "LitCNN"}
 VALUES |= {"DATA": "ShapesDataModule"}
@@ -41,19 +41,19 @@ def cli() -> FitCLI:
     return parse("--logger false")
 
 
-def test_it_fits_on_one_screen() -> None:
+def test_the_help_fits_on_one_screen() -> None:
     lines = FIT_HELP.splitlines()
     assert len(lines) <= 30
     assert max(map(len, lines)) <= 80
 
 
-def test_it_lists_all_classes() -> None:
+def test_the_help_lists_all_classes() -> None:
     for name in [*MODELS, *DATA_MODULES, *(schedule.__name__ for schedule in SCHEDULES)]:
         assert re.search(rf"\b{name}\b", FIT_HELP), name
 
 
 @pytest.mark.parametrize(("flag", "value"), re.findall(r"(?<![\w-])--([a-z_.]+)(?: ([A-Z]+|false)\b)?", FIT_HELP))
-def test_every_flag_in_it_parses(flag: str, value: str, cli: FitCLI, tmp_path: Path) -> None:
+def test_every_flag_in_the_help_parses(flag: str, value: str, cli: FitCLI, tmp_path: Path) -> None:
     (tmp_path / "some.yaml").write_text("max_epochs: 1")
     names = {"optimizer": "Adam", "lr_scheduler": "CosineAnnealingLR", "accelerator": "cpu"}
     value = VALUES.get(value, value) or names.get(flag, "")
@@ -65,7 +65,7 @@ def test_every_flag_in_it_parses(flag: str, value: str, cli: FitCLI, tmp_path: P
         cli.parser.parse_args(to_lightning_arguments(typed))
 
 
-def test_its_defaults_are_those_of_the_parser(cli: FitCLI) -> None:
+def test_the_help_and_the_parser_have_the_same_defaults(cli: FitCLI) -> None:
     defaults = cli.parser.get_defaults()
     assert "default 0" in FIT_HELP
     assert defaults["seed_everything"] == 0
@@ -75,7 +75,7 @@ def test_its_defaults_are_those_of_the_parser(cli: FitCLI) -> None:
     assert defaults["trainer"]["accelerator"] == "auto"
 
 
-def test_fit_has_only_these_flags_of_its_own(cli: FitCLI) -> None:
+def test_fit_adds_only_these_flags(cli: FitCLI) -> None:
     flags = {option[2:] for action in cli.parser._actions for option in action.option_strings if option[:2] == "--"}
     of_trainer = {flag for flag in flags if flag.removeprefix("trainer.").split(".")[0].rstrip("+") in TRAINER_FLAGS}
     flags -= of_trainer | {"print_shtab"}  # jsonargparse adds it if shtab is installed

@@ -1,4 +1,4 @@
-"""Wrong Trainer arguments are refused before anything is built; wrong_inputs.yaml has more command lines."""
+"""limits.py refuses wrong Trainer arguments. wrong_inputs.yaml has more wrong command lines."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""A command line becomes a model, its data and a Trainer."""
+"""FitCLI builds a model, its data and a Trainer from a command line."""
 
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ def test_the_network_has_the_classes_of_the_folder(photo_folder: Path) -> None:
     assert cli.model.hparams["num_classes"] == 2
 
 
-def test_the_run_holds_what_was_built() -> None:
+def test_the_run_contains_model_data_and_trainer() -> None:
     cli = parse("--resume auto --quiet --timeout 3")
     run = cli.run
     assert (run.model, run.data, run.trainer) == (cli.model, cli.datamodule, cli.trainer)
@@ -55,7 +55,7 @@ def test_a_chosen_optimizer_keeps_groups_and_schedule() -> None:
     assert isinstance(configured["lr_scheduler"], StepLR)
 
 
-def test_the_default_optimizer_is_that_of_the_model() -> None:
+def test_the_model_has_a_default_optimizer() -> None:
     optimizer = parse("--model.lr 0.01").model.configure_optimizers()["optimizer"]
     assert isinstance(optimizer, SGD)
     assert (optimizer.param_groups[0]["lr"], optimizer.param_groups[0]["momentum"]) == (0.01, 0.9)

@@ -41,7 +41,7 @@ def test_one_cycle_peaks_at_the_models_rate_and_ends_with_the_run() -> None:
     assert seen[-1] == pytest.approx(0.1 / 25e4)  # 3 optimizer steps an epoch, the 12th at the lowest rate
 
 
-def test_one_cycle_needs_a_length() -> None:
+def test_one_cycle_needs_the_length_of_the_run() -> None:
     cli = parse(f"{TINY} --max_time 00:00:00:10 --lr_scheduler OneCycleLR")
     with pytest.raises(UsageError, match="needs the run's length: --max_epochs 5"):
         cli.trainer.fit(cli.model, cli.datamodule)

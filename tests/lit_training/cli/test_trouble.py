@@ -1,4 +1,4 @@
-"""Failures during a run get one line that says what to do."""
+"""A failure during a run prints one line that says what to do."""
 
 import errno
 import os

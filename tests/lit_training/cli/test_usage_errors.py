@@ -1,4 +1,4 @@
-"""A wrong command line gets one line with the culprit and the fix."""
+"""The error for a wrong command line is one line that names the wrong word and the fix."""
 
 import os
 from collections.abc import Callable
