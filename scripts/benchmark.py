@@ -1,4 +1,4 @@
-"""Compare the speed of this project with hand-written loops: ``python scripts/benchmark.py``."""
+"""Compare the speed of this project with hand-written code: ``python scripts/benchmark.py``."""
 
 import contextlib
 import io
@@ -39,20 +39,20 @@ from lit_training.cli.parser import FitCLI
 from lit_training.runs.layout import LOGS, METRICS
 
 DESCRIPTION = (
-    "Compare the speed of this project (ours) with hand-written loops (theirs). Each row measures several pairs and "
-    "prints the median, the minimum and the maximum of ours / theirs."
+    "Compare the speed of this project (ours) with hand-written code (theirs). Each row measures both several times, "
+    "and prints the median, the minimum and the maximum of ours / theirs."
 )
 IMAGENET = Preprocessing()
 TO_TENSOR = [transforms.ToTensor(), transforms.Normalize(IMAGENET.mean, IMAGENET.std)]
 TUTORIAL_TRAIN = transforms.Compose([transforms.RandomResizedCrop(224), transforms.RandomHorizontalFlip(), *TO_TENSOR])
 TUTORIAL_VAL = transforms.Compose([transforms.Resize(256), transforms.CenterCrop(224), *TO_TENSOR])
 FIT = str(Path(__file__).with_name("fit.py"))
-Pair = tuple[float, float]  # seconds or MB of this project, and of the code that it is compared with
+Pair = tuple[float, float]  # seconds or MB: first of this project, then of the code to compare with
 TRAIN_ONLY = ["--max_epochs", "1", "--limit_val_batches", "0"]
 
 
 def time_fit(*arguments: str, start_up: bool = False) -> float:
-    """Return the seconds that a run with the defaults of fit.py trains; with ``start_up``, of all of ``fit()``."""
+    """Return the seconds of training with fit.py's defaults. With ``start_up``, return the seconds of ``fit()``."""
     with tempfile.TemporaryDirectory() as root, contextlib.redirect_stdout(io.StringIO()):
         run = FitCLI([*arguments, "--default_root_dir", root, "--accelerator", "cpu"]).run
         times: list[float] = []
@@ -84,7 +84,7 @@ def shapes_flags(train_size: int, batch_size: int, val_size: int = 10) -> list[s
 
 
 class TutorialCIFAR10(CIFAR10):
-    """torchvision's CIFAR10 on generated images: array -> PIL -> ToTensor -> Normalize."""
+    """torchvision's CIFAR10 with the given images, and with the transforms of the PyTorch tutorial."""
 
     def __init__(self, images: np.ndarray, labels: list[int]) -> None:
         self.data, self.targets, self.target_transform = images, labels, None
@@ -96,7 +96,7 @@ cached_draw = cache(draw_pictures)
 
 
 def lenet(batch_size: int, images: int, tutorial: bool = False) -> Pair:
-    """Compare an epoch of LeNet with a loop over float images in memory, or over the tutorial's loader (2 workers)."""
+    """Compare a LeNet epoch with a loop over images in memory, or over the PyTorch tutorial's loader with 2 workers."""
     pixels, labels = cached_draw(images, 0, 3)
     net = LeNet()
     sgd = torch.optim.SGD(net.parameters(), lr=0.001, momentum=0.9)
@@ -112,7 +112,7 @@ def lenet(batch_size: int, images: int, tutorial: bool = False) -> Pair:
 
 
 def fixed_batch(model: str, net: nn.Module, momentum: float, steps: int) -> Pair:
-    """Compare training steps that all use one random batch."""
+    """Compare training steps of this project and of a loop. All steps use the same random batch."""
     sgd = torch.optim.SGD(net.parameters(), lr=1e-4, momentum=momentum)
     x, y = torch.randn(64, 1000), torch.randn(64, 10)
     squared_error = partial(F.mse_loss, reduction="sum")
@@ -124,7 +124,7 @@ def fixed_batch(model: str, net: nn.Module, momentum: float, steps: int) -> Pair
 
 
 def make_photos(root: Path, count: int) -> Path:
-    """Write JPEGs of 500 x 375 in two classes, 60 % train and 40 % val, with the file size of real photos."""
+    """Write JPEGs of 500 x 375 pixels in two classes, 60 % train and 40 % val, as large in bytes as real photos."""
     generator = np.random.default_rng(0)
     for index in range(count):
         split = "train" if index < 0.6 * count else "val"
@@ -147,7 +147,7 @@ def read_eval(files: list[Path]) -> Tensor:
 
 
 def one_pass(root: Path) -> float:
-    """Return the seconds to compute the features of all photos once."""
+    """Return the seconds to read all photos and run resnet18 on them once."""
     net, files = models.resnet18().eval(), photo_files(root)
     started = time.perf_counter()
     with torch.no_grad():
@@ -157,7 +157,7 @@ def one_pass(root: Path) -> float:
 
 
 def tutorial_epoch(root: Path) -> float:
-    """Return the seconds of one training and validation epoch of the tutorial, with a frozen backbone."""
+    """Return the seconds of one epoch (training and validation) of the PyTorch tutorial, with a frozen backbone."""
     net = models.resnet18().requires_grad_(False)
     net.fc = nn.Linear(512, 2)
     sgd = torch.optim.SGD(net.fc.parameters(), lr=0.001, momentum=0.9)
@@ -175,13 +175,13 @@ def tutorial_epoch(root: Path) -> float:
 
 
 def frozen(root: Path, tutorial: bool = False) -> Pair:
-    """Compare 25 epochs with a frozen backbone with one pass over the photos, or with 25 epochs of the tutorial."""
+    """Compare 25 epochs (frozen backbone) with one pass over the photos, or with 25 times an epoch of the tutorial."""
     theirs = 25 * tutorial_epoch(root) if tutorial else one_pass(root)
     return time_fit("--data", str(root), "--model.weights=none", "--max_epochs=25", start_up=True), theirs
 
 
 def decoding(root: Path) -> Pair:
-    """Compare the CPU seconds of decoding, train transform and normalization with those of PIL and torchvision."""
+    """Compare this project with PIL and torchvision: CPU seconds to decode, augment and normalize photos."""
     files = photo_files(root)[:192]
     batches = [files[first : first + 4] for first in range(0, len(files), 4)]
     transform = train_transform(IMAGENET)
@@ -200,7 +200,7 @@ def decoding(root: Path) -> Pair:
 
 
 def fine_tuning(root: Path) -> Pair:
-    """Compare an epoch of fine-tuning from files with the same steps on batches in memory."""
+    """Compare a fine-tuning epoch that reads files with a loop over the same number of photos in memory."""
     x = read_eval([file for file in photo_files(root) if "train" in file.relative_to(root).parts])
     data = TensorDataset(x, torch.zeros(len(x), dtype=torch.long))
     net = models.resnet18(num_classes=2)
@@ -220,13 +220,13 @@ def time_process(*arguments: str, threads: int | None = None, check: bool = True
 
 
 def start_up(flag: str, code: str) -> Pair:
-    """Compare the seconds of ``fit.py FLAG``, where the flag ends fit.py early, with those of ``python -c CODE``."""
+    """Compare the seconds of ``fit.py FLAG`` and of ``python -c CODE``. The flag must end fit.py before it trains."""
     theirs = time_process("-c", code)
     return time_process(FIT, flag, check=False), theirs
 
 
 def two_processes(images: int) -> Pair:
-    """Compare seconds per image: two processes with one thread, one process with two threads (LeNet, batch 128)."""
+    """Compare the seconds per image of two processes with one thread each, and of one process with two threads."""
 
     def seconds_per_image(*flags: str, threads: int) -> float:
         with tempfile.TemporaryDirectory() as root:
@@ -234,7 +234,7 @@ def two_processes(images: int) -> Pair:
             time_process(FIT, *flags, "--default_root_dir", root, threads=threads)
             rows = read_csv(Path(root) / LOGS / "version_0" / METRICS)
         speeds = [float(row["samples_per_second"]) for row in rows if row["samples_per_second"]]
-        return 1 / statistics.median(speeds[1:])  # the first epoch warms up
+        return 1 / statistics.median(speeds[1:])  # leave out the first epoch, which is slower
 
     theirs = seconds_per_image("--devices", "1", threads=2)
     return seconds_per_image("--strategy", "ddp", "--devices", "2", threads=1), theirs
@@ -242,7 +242,7 @@ def two_processes(images: int) -> Pair:
 
 @cache
 def folder_of_empty_files(count: int) -> tempfile.TemporaryDirectory:
-    """Return a folder with 10,000 files in each subfolder; the cache keeps it until the program ends."""
+    """Return a folder with ``count`` files, 10,000 per subfolder. The cache keeps it until the program ends."""
     folder = tempfile.TemporaryDirectory()
     for index in range(count):
         if index % 10_000 == 0:
@@ -253,7 +253,7 @@ def folder_of_empty_files(count: int) -> tempfile.TemporaryDirectory:
 
 
 def listing(count: int) -> Pair:
-    """Compare listing a folder of ``count`` files with ``os.walk`` and Python strings."""
+    """Compare the seconds of ``find_photos`` and of ``os.walk`` to list a folder of ``count`` files."""
     folder = folder_of_empty_files(count).name
     started = time.perf_counter()
     [os.path.join(parent, name) for parent, _, names in os.walk(folder) for name in names]  # noqa: PTH118
@@ -263,10 +263,10 @@ def listing(count: int) -> Pair:
 
 
 def memory(images: int) -> Pair:
-    """Compare the peak MB that a LeNet run needs in addition to its imports with the MB of its data."""
+    """Compare the peak memory of a LeNet run, without its imports, with the size of its data. Both are in MB."""
     code = (
         "import pathlib, re, sys, tempfile; from lit_training.cli.parser import FitCLI; import torch._dynamo;"
-        # Not resource.getrusage: its peak starts at the peak of the parent process.
+        # Do not use resource.getrusage: its peak includes the peak of the parent process.
         "status = pathlib.Path('/proc/self/status');"
         "peak = lambda: int(re.search(r'VmHWM:\\s+(\\d+)', status.read_text())[1]) / 1024;"
         "before = peak(); root = tempfile.mkdtemp();"
@@ -282,7 +282,7 @@ def memory(images: int) -> Pair:
 
 
 def rows(photos: Path, small: bool) -> dict[str, tuple[str, Callable[[], Pair]]]:
-    """Return name -> (title with the target, function that measures one pair)."""
+    """Return row name -> (title with the target, function that measures one pair)."""
     images, steps, files = (512, 20, 1000) if small else (50_000, 3000, 1_000_000)
     imports = "import torch, lightning"
     return {
@@ -310,7 +310,7 @@ def rows(photos: Path, small: bool) -> dict[str, tuple[str, Callable[[], Pair]]]
 def main() -> None:
     parser = Parser("benchmark.py", DESCRIPTION)
     parser.add_argument("rows", nargs="*", metavar="ROW", help="names of rows (default: all)")
-    parser.add_argument("--pairs", type=at_least(1), default=7, metavar="N", help="pairs per row (default: 7)")
+    parser.add_argument("--pairs", type=at_least(1), default=7, metavar="N", help="measurements per row (default: 7)")
     parser.add_argument("--photos", type=Path, metavar="DIR", help="folder with train/ and val/ (default: generated)")
     parser.add_argument("--small", action="store_true", help="tiny sizes to test the script; the numbers mean nothing")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
@@ -329,7 +329,7 @@ def main() -> None:
             print(f"{'ours / theirs':<52} {'median':>8} {'min':>8} {'max':>8}   {'ours':>9} {'theirs':>9}")
         for name in arguments.rows or table:
             title, measure = table[name]
-            pairs = [measure() for _ in range(arguments.pairs + 1)][1:]  # the first pair warms up
+            pairs = [measure() for _ in range(arguments.pairs + 1)][1:]  # leave out the first pair, which is slower
             ratios = [ours / theirs for ours, theirs in pairs]
             medians = dict(zip(("ours", "theirs"), map(statistics.median, zip(*pairs, strict=True)), strict=True))
             results[name] = {"title": title, "ratios": ratios, **medians}

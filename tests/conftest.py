@@ -14,7 +14,7 @@ from lightning.pytorch import Trainer
 from tests.support.ants_and_bees import write_photos
 from tests.support.training import bare_trainer, own_caches
 
-torch.set_num_threads(1)  # the networks are small, and sums have the same order everywhere
+torch.set_num_threads(1)  # one thread is fast enough, and adds numbers in the same order on all machines
 settings.register_profile("suite", max_examples=50, deadline=None, derandomize=True)
 settings.load_profile("suite")
 
@@ -33,7 +33,7 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
 
 @pytest.fixture(autouse=True)
 def own_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Give each test its own current folder and caches, and a new seed."""
+    """Give each test its own current folder and caches, and seed torch with 0."""
     monkeypatch.chdir(tmp_path)
     own_caches(tmp_path, monkeypatch)
     torch.manual_seed(0)
@@ -41,7 +41,7 @@ def own_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(autouse=True)
 def offline(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Make the lookup of other machines fail, like on a machine without a network."""
+    """Make the name lookup of other machines fail, as without a network."""
     look_up = socket.getaddrinfo
 
     def local_alone(host: Any, *args: Any, **kwargs: Any) -> Any:
@@ -54,7 +54,7 @@ def offline(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def bare() -> Callable[..., Trainer]:
-    """``bare(max_epochs=1, ...)`` returns Lightning's Trainer, as in a notebook, which writes and prints nothing."""
+    """A function: ``bare(max_epochs=1, ...)`` returns a Trainer of Lightning that writes and prints nothing."""
     return bare_trainer
 
 

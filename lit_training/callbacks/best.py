@@ -14,15 +14,15 @@ from lit_training.runs.layout import BEST
 
 
 class BestCheckpoint(ModelCheckpoint):
-    """Save the model as ``best.ckpt`` after the first epoch and after each better epoch (see :class:`BestSoFar`).
+    """Save the model as ``best.ckpt`` after the first epoch and after each epoch with a better ``monitor`` metric.
 
-    If ``monitor`` is None, every epoch is saved. :class:`FitCheckpointIO` limits how often the file is written.
+    If ``monitor`` is None, save every epoch. :class:`FitCheckpointIO` may write a saved model to the disk later.
     """
 
     def __init__(self, monitor: str | None, mode: str) -> None:
         super().__init__(filename="best", monitor=monitor, mode=mode, enable_version_counter=False)
         self.best = BestSoFar(monitor, mode)
-        self.on_train_batch_end = None  # type: ignore[assignment]  # Lightning skips a hook that is None, which saves time
+        self.on_train_batch_end = None  # type: ignore[assignment]  # Lightning skips a hook that is None: this saves time
 
     def check_monitor_top_k(self, trainer: Trainer, current: Tensor | None = None) -> bool:
         """Return True if Lightning should save this epoch. The result is the same on all ranks."""
@@ -51,14 +51,14 @@ def _flush(trainer: Trainer) -> None:
 
 
 class StopEarly(EarlyStopping):
-    """Stop training after ``patience`` checks in a row without a better epoch, or if the metric is NaN or infinite.
+    """Stop training after ``patience`` checks in a row without a better metric, or if the metric is NaN or infinite.
 
-    With one validation per epoch, the check is after the epoch, otherwise after each validation. This callback can
-    load the state of Lightning's EarlyStopping. See :class:`BestSoFar`.
+    With one validation per epoch, the check runs after the epoch. Otherwise it runs after each validation. This
+    callback can load the state of Lightning's EarlyStopping. See :class:`BestSoFar`.
     """
 
     def __init__(self, monitor: str, mode: str, patience: int) -> None:
-        super().__init__(monitor, mode=mode, patience=patience)  # Lightning calls it after the model has logged
+        super().__init__(monitor, mode=mode, patience=patience)  # Lightning calls this after the model has logged
         self.best, self.waited = BestSoFar(monitor, mode), 0
 
     @property
@@ -85,7 +85,7 @@ class StopEarly(EarlyStopping):
             self.check(trainer)
 
     def check(self, trainer: Trainer) -> None:
-        """Set ``should_stop`` on all ranks if it is time. Raise a UsageError if the model does not log the metric."""
+        """Set ``should_stop`` on all ranks if training must stop. Raise a UsageError if the metric is not logged."""
         metrics = trainer.callback_metrics
         if trainer.fast_dev_run:  # type: ignore[attr-defined]
             return

@@ -1,4 +1,4 @@
-"""Print the progress of a run: one line per epoch, and a progress bar in a terminal."""
+"""Print the progress of a training run: one line per epoch, and a progress bar in a terminal."""
 
 import sys
 import time
@@ -18,7 +18,7 @@ SECONDS_BETWEEN_REFRESHES = 0.2
 class EpochLines(ProgressBar):
     """Print one line per epoch on stdout. If stderr is a terminal, also show a progress bar.
 
-    A star marks an epoch that is better than all epochs before (see :class:`BestSoFar`).
+    A star marks an epoch that is better than all earlier epochs (see :class:`BestSoFar`).
     """
 
     def __init__(self, monitor: str | None, mode: str) -> None:
@@ -51,7 +51,7 @@ class EpochLines(ProgressBar):
                 console=Console(stderr=True),
                 transient=True,
                 auto_refresh=False,
-                redirect_stdout=sys.stdout.isatty(),  # if stdout is a file, its lines must not appear in the terminal
+                redirect_stdout=sys.stdout.isatty(),  # if stdout is a file, keep its lines out of the terminal
             )
             self.bar.start()
             total = trainer.estimated_stepping_batches * trainer.accumulate_grad_batches
@@ -62,7 +62,7 @@ class EpochLines(ProgressBar):
         self.unprinted_epoch = trainer.current_epoch
         self.start_time = self.refresh_time = time.monotonic()
         self.samples = 0
-        # The rates of this epoch: the schedules change them at its end.
+        # Store the learning rates now, because the schedules change them at the end of the epoch.
         self.learning_rates = [optimizer.param_groups[0]["lr"] for optimizer in trainer.optimizers]
 
     def on_train_batch_end(
@@ -104,7 +104,7 @@ class EpochLines(ProgressBar):
             self.bar = None
 
     def _print_line(self, trainer: Trainer) -> None:
-        """Print the line of the last complete epoch. Its training loss is known only after its last hook."""
+        """Print the line of the last complete epoch. Its training loss exists only after the epoch's hooks."""
         if self.unprinted_epoch is None or not self.enabled:
             return
         epoch, self.unprinted_epoch = self.unprinted_epoch, None
@@ -120,6 +120,6 @@ class EpochLines(ProgressBar):
 
 
 def _epoch_text(epoch: int, trainer: Trainer) -> str:
-    """Return the epoch, counted from 1: ``3/20``, or ``3`` if the number of epochs is not known."""
+    """Return the number of the epoch, from 1, as text: ``3/20``, or ``3`` if the number of epochs is not known."""
     last = trainer.max_epochs
     return f"{epoch + 1:>{len(str(last))}}/{last}" if last is not None and last > 0 else str(epoch + 1)

@@ -33,17 +33,17 @@ from lit_training.runs.layout import CONFIG
 SAMPLE_COUNT = 16
 MISTAKE_COUNT = 12
 DRAWING_TIME_SHARE = 0.02
-"""If drawing has taken more than this share of the run's time, new figures wait until the end of training."""
+"""If drawing has taken more than this share of the run's time, new figures are drawn at the end of training."""
 METRICS_BY_EPOCH = ("train_loss", "val_loss", "val_acc", "samples_per_second")
 
 
 class Dashboard(Callback):
     """Write to TensorBoard, without changing random states or training modes.
 
-    - At the start: graph, training pictures as the network gets them, settings, command, configuration, chart layout.
-    - After each epoch: scalars with the epoch number as x-axis.
-    - After each epoch that is the best so far (see :class:`BestSoFar`): the confusion matrix and the most confident
-      mistakes, at once or at the end (see :data:`DRAWING_TIME_SHARE`). A run that is stopped loses figures that wait.
+    - At the start: graph, augmented training pictures, settings, command, configuration, chart layout.
+    - After each epoch: metrics with the epoch number as x-axis.
+    - If the epoch is better than all earlier epochs: the confusion matrix and the mistakes with the highest predicted
+      probability. They may be drawn later (see :data:`DRAWING_TIME_SHARE`). If the run is stopped, they are lost.
     """
 
     def __init__(self, monitor: str | None, mode: str) -> None:
@@ -51,7 +51,7 @@ class Dashboard(Callback):
         self.validation_rows: list[Tensor] = []
         """One tensor (B, 3) per validation batch: class, predicted class, and probability of the predicted class."""
         self.unwritten_epoch: int | None = None
-        self.draw_waiting: Callable[[], None] | None = None  # draws the figures of the best epoch that wait
+        self.draw_waiting: Callable[[], None] | None = None  # draws the figures that are not drawn yet
 
     def state_dict(self) -> dict[str, Any]:
         return {"best": self.best.value}
@@ -87,7 +87,7 @@ class Dashboard(Callback):
             self.draw_waiting()
 
     def _write_epoch_scalars(self, trainer: Trainer) -> None:
-        """Write the scalars of the last complete epoch. Its training loss is known only after its last hook."""
+        """Write the metrics of the last complete epoch. Its training loss exists only after the epoch's hooks."""
         if self.unwritten_epoch is not None and trainer.is_global_zero:
             for logger in _tensorboard_loggers(trainer):
                 for name in METRICS_BY_EPOCH:
@@ -120,7 +120,7 @@ class Dashboard(Callback):
         if not (collected and self.best.improved(trainer.callback_metrics)):
             return
         rows, self.validation_rows = torch.cat(self.validation_rows), []
-        # The metric is the same on all ranks, so all ranks come here and call the collective operations below.
+        # All ranks have the same metrics, so either all ranks or no rank call the collective operations below.
         loader = _val_loader(trainer)
         if _has_known_order(loader):
             rows = gather_in_input_order(trainer, rows, loader)  # (N, 3)
@@ -131,7 +131,7 @@ class Dashboard(Callback):
         target, predicted, confidence = rows.cpu().T  # (N,) each
         target, predicted = target.long(), predicted.long()
         names = _class_names(trainer, self.num_classes)
-        is_sample = target >= 0  # padding has a negative class
+        is_sample = target >= 0  # samples that only fill the last batch have a negative class
         matrix = multiclass_confusion_matrix(predicted[is_sample], target[is_sample], len(names))
         confidence = confidence.masked_fill((target == predicted) | ~is_sample, 0)
         worst = confidence.argsort(descending=True)[:MISTAKE_COUNT]
@@ -144,12 +144,12 @@ class Dashboard(Callback):
     def _draw(
         self, trainer: Trainer, names: list[str], matrix: Tensor, worst: list[int], mistakes: list[Any], step: int
     ) -> None:
-        """Draw the confusion matrix (a row per class), and the most confident mistakes.
+        """Draw the confusion matrix, and the mistakes with the highest predicted probability.
 
-        ``mistakes`` has the classes, the predicted classes and their probabilities, in the order of ``worst``.
+        ``worst``: their indices in the dataset. ``mistakes``: their true classes, predicted classes and probabilities.
         """
         draw_start, self.draw_waiting = time.monotonic(), None
-        with isolate_rng():  # reading a sample may draw random numbers
+        with isolate_rng():  # augmentation uses random numbers
             mistakes_figure = self._draw_mistakes(trainer, names, worst, mistakes)
         for logger in _tensorboard_loggers(trainer):
             logger.experiment.add_figure("validation/confusion_matrix", figures.draw_confusion(matrix, names), step)
@@ -159,7 +159,7 @@ class Dashboard(Callback):
 
     @staticmethod
     def _draw_mistakes(trainer: Trainer, names: list[str], worst: list[int], mistakes: list[Any]) -> Any:
-        """Return the figure of the most confident mistakes, or None if they are not pictures."""
+        """Return the figure of the mistakes, or None if the samples are not pictures or their order is not known."""
         loader = _val_loader(trainer)
         data = _pictures_of(loader)
         pictures = _network_inputs_as_pictures(trainer, data, worst) if _has_known_order(loader) else None
@@ -172,7 +172,7 @@ class Dashboard(Callback):
 
     @staticmethod
     def _collects_predictions(trainer: Trainer, pl_module: LightningModule) -> bool:
-        """Return True in a fit of a classifier with TensorBoard, after the sanity check."""
+        """Return True if a classifier is trained with TensorBoard, except during the sanity check."""
         fitting = trainer.state.fn == "fit" and not trainer.sanity_checking
         return fitting and _is_classifier(pl_module) and bool(_tensorboard_loggers(trainer))
 
@@ -200,13 +200,13 @@ def _class_names(trainer: Trainer, count: int) -> list[str]:
 
 
 def _pictures_of(loader: Any) -> Any:
-    """Return the dataset of a loader, or the dataset of the pictures whose cached features it contains."""
+    """Return the dataset of a loader. If it contains cached features, return the dataset of their pictures."""
     dataset = getattr(loader, "dataset", None)
     return getattr(dataset, "pictures", dataset)
 
 
 def _network_inputs_as_pictures(trainer: Trainer, dataset: Any, indices: list[int]) -> Tensor | None:
-    """Return the network's inputs as pictures (B, 3, H, W) in [0, 1], or None if there are no pictures."""
+    """Return the network's inputs as pictures (B, 3, H, W) in [0, 1], or None if the inputs are not pictures."""
     preprocessing = data_of(trainer).preprocessing
     if not (indices and preprocessing):
         return None
@@ -215,7 +215,7 @@ def _network_inputs_as_pictures(trainer: Trainer, dataset: Any, indices: list[in
 
 
 def _add_samples(logger: TensorBoardLogger, trainer: Trainer) -> None:
-    """Draw evenly spaced training pictures with their class names. They are augmented as in the first epoch."""
+    """Draw training pictures, evenly spaced in the dataset, with their class names, augmented as in the first epoch."""
     dataset: Any = _pictures_of(trainer.train_dataloader)
     names = data_of(trainer).class_names
     if not (names and data_of(trainer).preprocessing):
@@ -230,7 +230,7 @@ def _add_samples(logger: TensorBoardLogger, trainer: Trainer) -> None:
 
 
 def _add_charts(logger: TensorBoardLogger, model: LightningModule) -> None:
-    """Write the layout of the tab CUSTOM SCALARS: the curves of each chart."""
+    """Write the curves of each chart in the tab CUSTOM SCALARS."""
     layout = {
         "by step": {
             "loss": ["Multiline", ["^train_loss$", "^val_loss$"]],
@@ -252,7 +252,7 @@ def _add_text(logger: TensorBoardLogger) -> None:
 
 
 def _add_settings(logger: TensorBoardLogger, trainer: Trainer, model: LightningModule) -> None:
-    """Write the settings of the run to the tab HPARAMS. TensorBoard finds the metrics by their names."""
+    """Write the settings of the run to the tab HPARAMS. TensorBoard shows the logged metrics with these names there."""
     data: Any = getattr(trainer, "datamodule", None)
     settings = {"model": type(model).__name__, **model.hparams}
     if data is not None:
@@ -278,10 +278,10 @@ def _add_graph(logger: TensorBoardLogger, trainer: Trainer, model: LightningModu
     with evaluation_mode(model), torch.no_grad(), warnings.catch_warnings(), no_output:
         warnings.simplefilter("ignore")  # tracing warns about Python branches in the network
         try:
-            # Trace a plain module that contains the model. Its class name is the name of the outermost box.
+            # Trace a plain module that contains the model. The graph shows its class name on the outermost box.
             wrapped = type(type(model).__name__, (torch.nn.Module,), {"forward": lambda self, x: self.model(x)})()
             wrapped.model = model
-            # With a model, add_graph traces twice to compare the results, which takes a second for a backbone.
+            # Pass a traced model: otherwise add_graph traces twice to compare the results, which is slow.
             logger.experiment.add_graph(torch.jit.trace(wrapped, example, check_trace=False), example)
         except Exception as error:  # a network that cannot be traced can still be trained
             logger.experiment.add_text("graph", f"not drawn: {error}")

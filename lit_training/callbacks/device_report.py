@@ -1,4 +1,4 @@
-"""Print the input and output shapes of each device in the first step."""
+"""Print the shapes of the network's input and output on each device in the first step."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 
 class DeviceReport(Callback):
-    """Print the shapes of each device and of all devices together, as the PyTorch tutorial "Data Parallelism" does."""
+    """Print the shapes on each device and for all devices together, as in the PyTorch tutorial "Data Parallelism"."""
 
     def __init__(self) -> None:
         self.shapes: tuple[torch.Size, torch.Size] | None = None
@@ -19,7 +19,7 @@ class DeviceReport(Callback):
             self.hook = pl_module.register_forward_hook(self._keep_shapes)
 
     def _keep_shapes(self, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        if self.shapes is None:  # with DDP there is an outer call too, but the inner call ends first
+        if self.shapes is None:  # DDP calls the model twice, nested: keep the inner call, which ends first
             self.shapes = inputs[0].shape, output.shape
 
     def on_train_batch_end(

@@ -1,4 +1,4 @@
-"""Compute the features of a frozen backbone once per picture, instead of once per picture and epoch."""
+"""Compute the features of a frozen backbone once per picture, not again in each epoch."""
 
 from typing import Any
 
@@ -20,9 +20,9 @@ BATCH_SIZE = 32
 
 
 class Features(Dataset):
-    """A dataset that holds in memory the (N, F) features of N pictures and the ``labels`` of the dataset ``pictures``.
+    """A dataset with the features (N, F) and labels of the N samples in the dataset ``pictures``, in memory.
 
-    A key that is not in 0 to N-1 selects the sample ``key % N``. The key PADDING gets the label -1.
+    A key is an index that may be larger than N-1: it selects the sample ``key % N``. The key PADDING has the label -1.
     """
 
     def __init__(self, features: Tensor, pictures: Any) -> None:
@@ -41,10 +41,10 @@ class Features(Dataset):
 
 
 class FeatureCache(Callback):
-    """Replace photos by their features before the first step, if the backbone is frozen.
+    """Replace the datasets of photos by datasets of their features, if the backbone is frozen.
 
-    Metrics and weights are the same up to 1e-5. Checkpoints contain the complete network. The callback does nothing if
-    the photos are augmented, or if the head is not the last layer of the network.
+    Metrics and weights change by less than 1e-5. Checkpoints contain the complete network. The callback does nothing
+    if the photos are augmented, or if the head is not the last layer of the network.
     """
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -62,7 +62,7 @@ class FeatureCache(Callback):
                     if features is None:
                         break
                     data.sets[split] = features
-        forget_loaders(trainer)  # a schedule that needs the number of steps may have created loaders
+        forget_loaders(trainer)  # schedules that need the number of steps create loaders with the old data
 
 
 def _compute_features(

@@ -16,13 +16,13 @@ from lit_training.runs.processes import gather_objects
 class FiniteGuard(Callback):
     """Stop a run whose loss or weights are NaN or infinite, before the weights are saved in a checkpoint.
 
-    The check is every ``log_every_n_steps`` steps, after each epoch and before each checkpoint, because a check in each
-    step would make the CPU wait for the GPU.
+    The check runs every ``log_every_n_steps`` batches, after each epoch and before each checkpoint. It does not run for
+    each batch, because the CPU must wait for the GPU in a check.
     """
 
     def __init__(self) -> None:
         self._unchecked_steps: list[tuple[Tensor, int, int, int]] = []
-        """Loss, step, epoch and batch number of each step since the last check."""
+        """Loss, step, epoch and batch number of each batch since the last check."""
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -41,12 +41,12 @@ class FiniteGuard(Callback):
             self.check(trainer, pl_module)
 
     def check(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Raise a TrainingError if a loss since the last check or a weight is not finite. Call it on all ranks."""
+        """Raise a TrainingError if a weight or a loss since the last check is not finite. Call it on all ranks."""
         steps, self._unchecked_steps = self._unchecked_steps, []
         losses = [loss for loss, *_ in steps]
         trained = (p for p in pl_module.parameters() if p.requires_grad)
         weights = [p.detach() for p in trained if p.is_floating_point() and p.numel()]
-        # The largest weight, because a sum of squares may overflow although each weight is finite.
+        # Use the largest weight: a sum of squares may overflow although each weight is finite.
         largest_weight = [get_total_norm(weights, float("inf"))] if weights else []
         is_bad = bool(losses or largest_weight) and not torch.stack([*losses, *largest_weight]).isfinite().all().item()
         if not trainer.strategy.reduce_boolean_decision(is_bad, all=False):
@@ -60,7 +60,7 @@ class FiniteGuard(Callback):
 
 
 def _describe_failure(trainer: Trainer, steps: list[tuple[Tensor, int, int, int]]) -> tuple[int, str]:
-    """Return a message and its step: the first whose loss is not finite, or for the weights one after all losses."""
+    """Return the first step with a bad loss and a message; if only weights are bad, the step after the last one."""
     for loss, step, epoch, batch_idx in steps:
         if not loss.isfinite():
             batch = _describe_batch(trainer, epoch, batch_idx)
@@ -70,7 +70,7 @@ def _describe_failure(trainer: Trainer, steps: list[tuple[Tensor, int, int, int]
 
 
 def _describe_batch(trainer: Trainer, epoch: int, batch_idx: int) -> str:
-    """Return the number of a batch and the names of its files, or the indices of its samples."""
+    """Return text with the number of a batch, and the names of its files or the indices of its samples."""
     loader: Any = trainer.train_dataloader
     sampler = getattr(loader, "sampler", None)
     if not isinstance(sampler, TrainSampler):

@@ -1,4 +1,4 @@
-"""Record how a run was started (command, versions, machine), and the split of each photo."""
+"""Record how a run was started (command, versions, machine), and which split each photo belongs to."""
 
 import hashlib
 import importlib.metadata
@@ -29,8 +29,8 @@ RECORDED_PACKAGES = ("torch", "torchvision", "lightning", "torchmetrics", "numpy
 def fingerprint(loader: Any) -> str:
     """Return a hash of the number of training samples, all labels, and the first, middle and last sample.
 
-    For data loaders that are not from this project it is a hash of the number of samples, because reading a sample may
-    change the state of the random number generators.
+    For data loaders that are not from this project, hash only the number of samples, because reading a sample may use
+    random numbers and change the training.
     """
     dataset: Any = getattr(loader, "dataset", None)
     digest = hashlib.sha256(str(len(dataset) if isinstance(dataset, Sized) else None).encode())
@@ -44,7 +44,7 @@ def fingerprint(loader: Any) -> str:
 
 
 class Provenance(Callback):
-    """Write ``run.json``. Each start of the run adds its command, versions, machine, git state and data fingerprint."""
+    """At each start of a run, add the command, versions, machine, git state and data fingerprint to ``run.json``."""
 
     def __init__(self, run: Path) -> None:
         self.path = run / RECORD
@@ -81,7 +81,7 @@ class Provenance(Callback):
 
 
 def _git_state() -> dict[str, Any] | None:
-    """Return the ``commit`` of this project and the ``changed`` files, or None outside a git repository."""
+    """Return the ``commit`` of this project and its ``changed`` files, or None if git cannot read them."""
     settings: Any = {"cwd": Path(__file__).resolve().parent, "capture_output": True, "text": True, "timeout": 10}
     try:
         commit, changes = (
@@ -94,7 +94,7 @@ def _git_state() -> dict[str, Any] | None:
 
 
 class PhotoRecords(Callback):
-    """Write the split of each photo to ``split.csv``, and the photos that were left out to ``left_out.csv``."""
+    """Write the split of each photo to ``split.csv``, and the photos that are not used to ``left_out.csv``."""
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         folder = trainer.log_dir  # a collective operation: all ranks must call it

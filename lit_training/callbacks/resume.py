@@ -1,9 +1,9 @@
-"""Resume points. A run that is killed at any moment and then resumed gives the same result as an uninterrupted run.
+"""Write resume points: checkpoints from which a killed run continues with the same result as an uninterrupted run.
 
 The random numbers of the data (datamodules/loading) and of the network (:class:`StepSeed`) depend only on the seed,
-the step and the rank. So a resume point is a Lightning checkpoint with a few numbers added, written *between*
-two steps. Lightning writes its own checkpoints inside its loop: a run that resumes from them repeats or skips a step,
-a validation or a schedule update.
+the step and the rank. So the state of the generators is not saved. A resume point is a Lightning checkpoint with a few
+more values, written *between* two steps. Lightning writes its own checkpoints inside its loop: a run that resumes from
+them may repeat or skip a step, a validation or a schedule update.
 """
 
 import signal
@@ -34,7 +34,7 @@ from lit_training.runs.processes import Stopped, Watch, gather_objects, is_child
 
 
 class StepSeed(Callback):
-    """Seed torch before each training step, from the seed of the run, the number of the step and the rank.
+    """Seed torch before each batch, from the seed of the run, the number of the batch and the rank.
 
     A model with ``same_random_numbers_on_all_ranks`` gets the same seed on all ranks.
     """
@@ -45,7 +45,7 @@ class StepSeed(Callback):
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         rank = 0 if with_default_attributes(pl_module).same_random_numbers_on_all_ranks else trainer.global_rank
         seed = (self.seed * 1_000_003 + trainer.fit_loop.total_batch_idx) * 4096 + rank
-        torch.default_generator.manual_seed(seed)  # torch.manual_seed seeds all devices, which takes 290 us
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed is slower, because it seeds all devices
         device = trainer.strategy.root_device
         if device.type == "cuda":
             torch.cuda.default_generators[device.index or 0].manual_seed(seed)
@@ -56,17 +56,17 @@ class StepSeed(Callback):
 class ResumePoint(Callback):
     """Write resume points between two steps, and restore the run from a resume point.
 
-    The longer the last write took, the longer the callback waits before the next one. With several processes, rank 0
-    decides when to write, and the ranks regularly exchange the decision and the signals that they received.
+    The longer the last write took, the longer the callback waits before the next write. With several processes, rank 0
+    decides when to write. The ranks regularly exchange this decision and the signals that they received.
     """
 
     TIME_SHARE = 0.01
-    """Share of the run's time that is used to write resume points."""
+    """About this share of the run's time is used to write resume points."""
     SECONDS_BETWEEN_EXCHANGES = 0.5
     FIRST_SAVE_SECONDS = 0.1
     """Assumed time to write the first resume point."""
     SECONDS_TO_END_VALIDATION = 5.0
-    """If a validation takes longer than this after a signal, the run stops without a new resume point."""
+    """If a validation does not end within this time after a signal, the run stops without a new resume point."""
 
     def __init__(self, watch: Watch) -> None:
         self.watch = watch
@@ -75,8 +75,8 @@ class ResumePoint(Callback):
         self._state_to_save: dict[str, Any] = {}
         self._save_seconds = self.FIRST_SAVE_SECONDS
         self._data_fingerprint = ""
-        self._signal_time: float | None = None  # when this rank learned of the signal that stops the run
-        self._no_step_saved = True  # until a resume point contains at least one step
+        self._signal_time: float | None = None  # when this rank received the stop signal
+        self._no_step_saved = True  # no resume point with at least one step exists
         self._calls_since_exchange = self._calls_between_exchanges = 0  # calls of _agree_on_stop_and_save
 
     # --- what is saved --------------------------------------------------------------------------------------------
@@ -89,7 +89,7 @@ class ResumePoint(Callback):
         self._no_step_saved = False
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Put the new folder of a moved run into ModelCheckpoint's states, or ModelCheckpoint drops its best score."""
+        """If the run's folder was moved, correct the paths of ModelCheckpoint. Otherwise it forgets its best score."""
         folder = str(_run_folder_of(trainer) / CHECKPOINTS)
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             state = checkpoint["callbacks"].get(callback.state_key)
@@ -121,7 +121,7 @@ class ResumePoint(Callback):
             "data": self._data_fingerprint,
         }
         progress = trainer.fit_loop.epoch_loop.batch_progress
-        # A resumed run fetches the next batch again, so the resume point must not count this batch.
+        # A resumed run fetches the next batch again, so the resume point must not count this batch as fetched.
         uncounted, is_last = int(next_batch_fetched and not finished), progress.is_last_batch
         progress.current.ready -= uncounted
         progress.total.ready -= uncounted
@@ -137,7 +137,7 @@ class ResumePoint(Callback):
         self._save_seconds = self._last_save_time - start_time
         self._no_step_saved &= trainer.global_step == 0
 
-    # --- when it is saved -------------------------------------------------------------------------------------------
+    # --- when to save ----------------------------------------------------------------------------------------------
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._last_save_time = self._last_exchange_time = time.monotonic()
@@ -152,12 +152,12 @@ class ResumePoint(Callback):
                 f"{_describe_batch_layout(*own)}: use the same --devices, --data.batch_size and "
                 "--accumulate_grad_batches"
             )
-        for optimizer in trainer.optimizers:  # some optimizers load the state of another class without an error
+        for optimizer in trainer.optimizers:  # torch may load the state of another optimizer without an error
             if optimizer.defaults.keys() - optimizer.param_groups[0].keys():
                 raise CheckpointError(other_optimizer_message(trainer))
         if self.loaded_state["data"] != self._data_fingerprint:
             raise CheckpointError("the training data has changed since the run began: use --resume never")
-        if self.loaded_state["finished"]:  # this command adds epochs to a complete run
+        if self.loaded_state["finished"]:  # this command adds epochs to a finished run
             self.loaded_state = {}
             return
         restore_loaders(trainer)
@@ -173,9 +173,9 @@ class ResumePoint(Callback):
             self.loaded_state = {}
             start_resumed_epoch(trainer, pl_module)
             return
-        if batch_idx % trainer.accumulate_grad_batches:  # checkpoints do not hold accumulated gradients
+        if batch_idx % trainer.accumulate_grad_batches:  # checkpoints do not contain accumulated gradients
             return
-        if batch_idx == 0:  # validation may have taken a long time, so exchange at once
+        if batch_idx == 0:  # the validation before this epoch may have been long, so exchange now
             self._calls_between_exchanges = 0
         signum, save_is_due = self._agree_on_stop_and_save(trainer)
         if save_is_due or signum or self._needs_early_save(trainer):
@@ -197,7 +197,7 @@ class ResumePoint(Callback):
         if self.watch.stepping:
             signum, time_is_up = self._agree_on_stop_and_save(trainer)
             if signum and time_is_up:
-                self._stop(trainer, signum)  # writes no resume point, because this is not between two steps
+                self._stop(trainer, signum)  # without a resume point, because validation is not between two steps
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         count_epoch_as_complete(trainer)
@@ -215,11 +215,11 @@ class ResumePoint(Callback):
         self.watch.ending, self.watch.stepping = True, False
 
     def _needs_early_save(self, trainer: Trainer) -> bool:
-        """Return True if a deleted photo could end the run before any resume point contains a step."""
+        """Return True for photos if no resume point has a step yet: an unreadable photo could soon end the run."""
         return self._no_step_saved and trainer.global_step > 0 and data_of(trainer).photos is not None
 
     def _failed_while_fetching(self, trainer: Trainer) -> bool:
-        """Return True if fetching the next batch failed in a state that can be saved: one process, between steps."""
+        """Return True if the error came from fetching a batch, and the only process of the run is between two steps."""
         progress = trainer.fit_loop.epoch_loop.batch_progress
         return (
             self.watch.stepping
@@ -233,10 +233,10 @@ class ResumePoint(Callback):
         )
 
     def _agree_on_stop_and_save(self, trainer: Trainer) -> tuple[int, bool]:
-        """Return two values: the signal number that stops the run (or 0), and whether to write a resume point now.
+        """Return the number of the signal that stops the run (or 0), and whether to write a resume point now.
 
         After a signal, the second value is True if :attr:`SECONDS_TO_END_VALIDATION` seconds are over. All ranks get
-        the same values. With several processes most calls exchange nothing and return (0, False), to save time.
+        the same values. With several processes most calls exchange nothing, to save time, and return (0, False).
         """
         now = time.monotonic()
         if self.watch.signum and self._signal_time is None:
@@ -254,7 +254,7 @@ class ResumePoint(Callback):
         calls_to_next = min(1000, max(1, round(self.SECONDS_BETWEEN_EXCHANGES * calls_per_second)))
         self._calls_since_exchange, self._last_exchange_time = 0, now
         values = [self.watch.signum, int(is_time), calls_to_next]
-        if not trainer.is_global_zero:  # of the ranks after 0, only the signals count
+        if not trainer.is_global_zero:  # from the other ranks, only the signals count
             values[1:] = 0, 0
         maxima = torch.tensor(values, device=trainer.strategy.root_device)
         torch.distributed.all_reduce(maxima, torch.distributed.ReduceOp.MAX)
@@ -264,12 +264,12 @@ class ResumePoint(Callback):
         return signum, bool(is_time_on_rank_zero)
 
     def _stop(self, trainer: Trainer, signum: int) -> None:
-        """Print how to resume, requeue the SLURM job if its time is nearly over, and raise Stopped."""
+        """Print how to resume, requeue the SLURM job if the signal is SIGUSR1, and raise Stopped."""
         if trainer.is_global_zero:
             hint = resume_hint(_run_folder_of(trainer)) or "no resume point yet"
             print(f"stopped by {signal.Signals(signum).name} after step {trainer.global_step}; {hint}", flush=True)
             requeue_slurm_job(signum)
-        # A launched process must end with code 0: Watch on rank 0 treats every other code as a failure.
+        # A process that rank 0 launched must end with code 0: Watch on rank 0 treats other codes as a failure.
         raise Stopped(0 if is_child(trainer) else 128 + signum)
 
 
@@ -284,7 +284,7 @@ def _run_folder_of(trainer: Any) -> Path:
 
 
 def _batch_layout(trainer: Trainer) -> list[Any]:
-    """Return the numbers of processes, of batches per epoch, and of batches per optimizer step."""
+    """Return the number of processes, of batches per epoch, and of batches per optimizer step."""
     return [trainer.world_size, trainer.num_training_batches, trainer.accumulate_grad_batches]
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 
 def count_samples(batch: Any) -> int:
-    """Return the number of samples in a batch: the length of its first tensor, or 0 without a tensor."""
+    """Return the number of samples in a batch: the length of its first tensor, or 0 if there is no tensor."""
     first = batch[0] if isinstance(batch, (tuple, list)) and batch else batch
     if isinstance(first, Tensor) and first.ndim:
         return len(first)
@@ -21,7 +21,7 @@ def count_samples(batch: Any) -> int:
 
 
 class Throughput(Callback):
-    """Log ``samples_per_second`` of all devices once per epoch. The time of validation does not count."""
+    """Log ``samples_per_second`` of all devices once per epoch, without the time of validation."""
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.sample_count, self.validation_seconds, self.start_time = 0, 0.0, time.monotonic()

@@ -62,7 +62,7 @@ def frozen(workspace: Workspace) -> Seen:
 
 @pytest.fixture(scope="module")
 def tuned(workspace: Workspace) -> Seen:
-    """A run that trains all layers without random crops; the learning rates drop after two epochs."""
+    """A run that trains all layers without random crops. The learning rates fall after two epochs."""
     flags = "--data.augment false --model.backbone_lr_factor 0.1 --model.step_size 2 --model.gamma 0.5"
     return fit(f"{TUNED} --max_epochs 3 {flags}")
 
@@ -78,7 +78,7 @@ def is_head(name: str) -> bool:
 
 
 def moved(before: dict[str, Tensor], after: dict[str, Tensor]) -> set[str]:
-    """Return the names of the tensors that training changed, without the batch counters of norms."""
+    """Return the names of the tensors that training changed, without the batch counters of BatchNorm."""
     names = [name for name in before if not name.endswith("num_batches_tracked")]
     return {name for name in names if not torch.equal(before[name], after[name])}
 
@@ -144,7 +144,7 @@ def test_the_head_learns_from_features_of_images_without_augmentation(workspace:
         assert labels.tolist() == [int(number >= COUNTS["train/a"]) for number in numbers]
     inputs, labels = together(frozen.val[0])
     assert labels.tolist() == [0, 0, 0, 1, 1, 1]
-    if inputs.ndim == 2:  # else the inputs are images
+    if inputs.ndim == 2:  # otherwise the inputs are images
         assert np.abs(inputs - wanted[TRAIN:]).max() < 0.1 * unlike.min()
 
 

@@ -1,4 +1,4 @@
-"""The best epoch of a run: every script and file must agree on it.
+"""Test that all scripts and files have the same best epoch of a run.
 
 The runs are scripted (tests/support/scripted.py): after each epoch the network has one output for all inputs, so all
 metrics are known. Accuracy is best after epoch 3 and worst after epoch 4; the validation loss is best after epoch 2 and
@@ -54,7 +54,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, di
 
 @pytest.fixture
 def fit_outputs(trained: tuple[Path, dict[str, str]], tmp_path: Path) -> dict[str, str]:
-    """The outputs of fit.py; the current folder is a copy of the one with the runs."""
+    """The outputs of fit.py. The current folder becomes a copy of the folder with the runs."""
     shutil.copytree(trained[0], tmp_path, dirs_exist_ok=True)
     return trained[1]
 
@@ -234,4 +234,4 @@ def test_without_validation_the_training_loss_chooses_the_best_epoch(fit_outputs
 
 def test_early_stopping_without_validation_monitors_the_training_loss(tmp_path: Path) -> None:
     out = run_well("fit.py --model LitMLP --max_epochs 6 --model.lr 0 --limit_val_batches 0 --early_stopping 2")
-    assert len(printed.epochs(out)) == 3  # the first, and two without improvement
+    assert len(printed.epochs(out)) == 3  # the first epoch, and two epochs without improvement

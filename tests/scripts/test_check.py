@@ -1,4 +1,4 @@
-"""scripts/check.py: its output and its exit codes."""
+"""Test the output and the exit codes of scripts/check.py."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The run that ``latest`` and ``--resume`` choose if there are several.
+"""Test which of several runs ``latest`` and ``--resume`` choose.
 
 The runs are 2, 9 and 10; sorted as text, 9 would be the last. Higher numbers are newer runs. Each check is repeated
 after the newest run is removed, so that a lucky order of the folder listing cannot pass.
@@ -26,7 +26,7 @@ INPUTS = torch.linspace(-1, 1, 18).view(3, 6)
 
 
 def in_folders(numbers: tuple[int, ...], train: Callable[[int], Any]) -> None:
-    """Train one run for each number; each is one minute newer than the one before."""
+    """Train one run for each number. Each run gets a time one minute after the run before."""
     for number in numbers:
         (LOGS / f"version_{number - 1}").mkdir(parents=True, exist_ok=True)  # fit.py uses the next number
         train(number)

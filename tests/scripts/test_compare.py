@@ -1,4 +1,4 @@
-"""scripts/compare.py on two trained runs."""
+"""Test scripts/compare.py on two trained runs."""
 
 from pathlib import Path
 

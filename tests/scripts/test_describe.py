@@ -1,4 +1,4 @@
-"""scripts/describe.py on a class and on a trained network."""
+"""Test scripts/describe.py on a model class and on a trained network."""
 
 import shutil
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""scripts/evaluate.py: its output and its errors."""
+"""Test the output and the errors of scripts/evaluate.py."""
 
 from collections.abc import Callable
 

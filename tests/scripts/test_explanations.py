@@ -1,4 +1,4 @@
-"""Heat maps of predict.py and evaluate.py, read back from their files.
+"""Test the heat maps in the files that predict.py and evaluate.py write.
 
 The network measures the amounts of red, green and blue. Each image has a square of each color, so it is known where the
 heat map of each class must be hot.
@@ -86,7 +86,7 @@ def drawn(file: Path) -> list[tuple[np.ndarray, np.ndarray]]:
 
 
 def runs(wanted: np.ndarray) -> list[tuple[int, int]]:
-    """Return the start and the end of each run of True."""
+    """Return the start and the end of each group of neighboring True values."""
     edges = np.flatnonzero(np.diff(np.concatenate([[0], wanted.astype(int), [0]])))
     return [(int(a), int(b)) for a, b in edges.reshape(-1, 2) if b - a > 20]
 

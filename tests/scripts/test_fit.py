@@ -1,4 +1,4 @@
-"""scripts/fit.py from the command line to its output and its files."""
+"""Test the output and the files of scripts/fit.py."""
 
 from pathlib import Path
 
@@ -146,7 +146,7 @@ TWO = "--accelerator cpu --devices 2 --strategy ddp"
 
 @pytest.mark.slow
 def test_one_of_two_ranks_prints_the_error() -> None:
-    """Otherwise Lightning kills the first rank as soon as another one ends, and no error is printed."""
+    """If not, Lightning kills the first rank as soon as another rank ends, and no error is printed."""
     program = start(f"fit.py {SMALL.replace('--devices 1', '')} {TWO} --val_check_interval 500")
     _, err = program.communicate(timeout=180)
     assert program.returncode == 2, err

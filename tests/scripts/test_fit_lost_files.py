@@ -23,7 +23,7 @@ ONE = "--accelerator cpu --devices 1"
 
 @pytest.fixture(scope="module")
 def undisturbed_run(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], dict[str, Any]]:
-    """``undisturbed_run(flags)`` returns the last checkpoint of an undisturbed run; each is trained once."""
+    """``undisturbed_run(flags)`` returns the last checkpoint of an undisturbed run. It trains once per ``flags``."""
     known: dict[str, dict[str, Any]] = {}
 
     def train(flags: str) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""fit.py refuses resume points that do not fit, and failed starts leave no files."""
+"""Test that fit.py refuses resume points of other runs, and that failed starts leave no files."""
 
 import shutil
 from collections.abc import Callable
@@ -19,7 +19,7 @@ SHORT = "--limit_train_batches 2 --accelerator cpu --devices 1 --dashboard false
 
 @pytest.fixture(scope="module")
 def started_run(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """``started_run(flags)`` returns a folder with a trained run and its photos; each is trained once."""
+    """``started_run(flags)`` returns a folder with a trained run and its photos. It trains once per ``flags``."""
     known: dict[str, Path] = {}
 
     def train(flags: str) -> Path:

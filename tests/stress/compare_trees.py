@@ -2,14 +2,14 @@
 
     python tests/stress/compare_trees.py OLD NEW [--only REGEX] [--jobs 1] [--keep DIR]
 
-Each command is a process of this Python with the packages and scripts of one checkout, and with its own folder and
-caches. These must be equal: exit codes; the last line of stderr if a command fails; stdout; names and contents of the
-written files, with weights and optimizers bit by bit. Times, speeds, dates and paths of the checkouts are masked. Runs
-that are killed and resumed must also give the same result as an uninterrupted run of OLD.
+Each command runs in a new process of this Python, with the packages and scripts of one checkout. Each checkout has its
+own folder and caches. These must be equal: exit codes; stdout; the last line of stderr if a command fails; names and
+contents of the written files. Weights and optimizers must be bit-equal. Times, speeds, dates and paths of the checkouts
+are ignored. Runs that are killed and resumed must also give the same result as an uninterrupted run of OLD.
 
-Prints a line per case, then a summary; exit code 1 on any difference. --only selects the cases whose "group: case"
-matches, and the earlier cases whose runs they need. --keep keeps all written files, stdout and stderr in a new folder
-DIR. The cases and the expected differences are in compare_trees.yaml.
+The script prints a line per case, then a summary. The exit code is 1 if there is a difference. --only selects the cases
+whose "group: case" matches, and earlier cases that they need. --keep keeps all written files, stdout and stderr in a
+new folder DIR. compare_trees.yaml lists the cases and the expected differences.
 """
 
 import argparse
@@ -43,7 +43,7 @@ FIRST_RESUME_POINT_SECONDS = 10.5
 
 
 class Tree(NamedTuple):
-    """A checkout, the folder of its commands, the common data, and a limit for commands at the same time."""
+    """A checkout, its work folder, the data of both checkouts, and a limit for commands at the same time."""
 
     path: Path
     work: Path
@@ -76,7 +76,7 @@ class Tree(NamedTuple):
 
 
 class Ended(NamedTuple):
-    """Result of a command: exit code, masked stdout, last line of stderr, changed files by masked name."""
+    """Result of a command: exit code, stdout, last line of stderr, changed files (name -> path), aborted at the end."""
 
     code: int
     out: str
@@ -86,13 +86,13 @@ class Ended(NamedTuple):
 
 
 def files_in(folder: Path) -> dict[Path, tuple[int, int]]:
-    """Return path -> (time of the last change, size), to find changed files."""
+    """Return path -> (time of the last change, size). Two such results show which files have changed."""
     files = [path for path in folder.rglob("*") if path.is_file()]
     return {path: (path.stat().st_mtime_ns, path.stat().st_size) for path in sorted(files)}
 
 
 def run(tree: Tree, line: str, folder: Path, kill: str = "", all_files: bool = False) -> Ended:
-    """Run a command to its end, or stop it with ``kill``. ``all_files``: return also the unchanged files."""
+    """Run a command to its end, or stop it with ``kill``. With ``all_files``, also return the unchanged files."""
     folder.mkdir(parents=True, exist_ok=True)
     before = {} if all_files else files_in(folder)
     log = folder.with_name(f"{folder.name}.{len(list(folder.parent.glob(f'{folder.name}.*.out')))}.out")
@@ -117,9 +117,9 @@ def run(tree: Tree, line: str, folder: Path, kill: str = "", all_files: bool = F
 
 
 def stop(process: "subprocess.Popen[bytes]", folder: Path, log: Path, kill: str) -> None:
-    """Stop a training: by SIGTERM after its first epoch, by SIGKILL after its first resume point.
+    """Stop a training run: with SIGTERM after its first epoch, or with SIGKILL after its first resume point.
 
-    The training is paused until the resume point is due, so that a short training is enough.
+    For SIGKILL, pause the run until it is time for a resume point. Otherwise a short run would end before.
     """
     slept, end = False, time.monotonic() + COMMAND_SECONDS
     while process.poll() is None and time.monotonic() < end:
@@ -136,11 +136,11 @@ def stop(process: "subprocess.Popen[bytes]", folder: Path, log: Path, kill: str)
         time.sleep(0.005)
 
 
-# --- differences --------------------------------------------------------------------------------------------------
+# --- comparison ---------------------------------------------------------------------------------------------------
 
 
 def differences(old: Any, new: Any, where: str) -> Iterator[str]:
-    """Yield the differences between nested plain values and tensors; tensors are compared bit by bit."""
+    """Yield the differences between two nested structures of plain values and tensors. Compare tensors bit by bit."""
     if type(old) is not type(new):
         yield f"{where}: {old!r:.60} / {new!r:.60}"
     elif isinstance(old, torch.Tensor):
@@ -159,14 +159,14 @@ def differences(old: Any, new: Any, where: str) -> Iterator[str]:
             yield f"{where}: {len(old)} / {len(new)} entries"
         for number, pair in enumerate(zip(old, new, strict=False)):
             yield from differences(*pair, f"{where}[{number}]")
-    elif repr(old) != repr(new):  # NaN equals itself here
+    elif repr(old) != repr(new):  # repr, so that NaN equals NaN
         a, b = str(old), str(new)
-        start = max(0, len(os.path.commonprefix([a, b])) - 20)  # noqa: RUF071 (of any strings)
+        start = max(0, len(os.path.commonprefix([a, b])) - 20)  # noqa: RUF071 (the strings are no paths)
         yield f"{where}: {a[start : start + 80]!r} / {b[start : start + 80]!r}"
 
 
 def content(tree: Tree, name: str, path: Path) -> Any:
-    """Return the contents of a file as plain values, without parts that differ in each run."""
+    """Return the contents of a file as plain values, without the parts that differ between any two runs."""
     if not path.exists():
         return "removed"
     if re.search(TABLE["unopened"], name):
@@ -182,19 +182,19 @@ def content(tree: Tree, name: str, path: Path) -> Any:
         text = tree.mask(path.read_text(encoding="utf-8"))
     except UnicodeDecodeError:
         return f"{path.stat().st_size} bytes, sha256 {hashlib.sha256(path.read_bytes()).hexdigest()[:12]}"
-    if path.name == "run.json":  # ignores how often a run was stopped
+    if path.name == "run.json":  # keep the first start: later starts depend on the interruptions
         return [{**start, "git": 0, "from_step": 0} for start in json.loads(text)][:1]
     return text.splitlines()
 
 
 def compare(old: tuple[Tree, Ended], new: tuple[Tree, Ended], resumed: bool = False) -> Iterator[str]:
-    """Yield all differences; for resumed runs only those that do not depend on the time of the stop."""
+    """Yield all differences. For resumed runs, leave out differences that depend on the time of the stop."""
     (old_tree, a), (new_tree, b) = old, new
     if a.code != b.code:
         yield f"exit code: {a.code} / {b.code} ({(b if b.code else a).last})"
     elif a.code:
         yield from differences(a.last, b.last, "stderr")
-    # only the result of a resumed run
+    # of a resumed run, compare only the final result
     mine, theirs = (re.sub(r"(?s).*?\n\n(?=val_|train_)", "", e.out) if resumed else e.out for e in (a, b))
     yield from differences(mine.splitlines(), theirs.splitlines(), "stdout")
     names, others = ({name for name in ended.files if not re.search(TABLE["unsure"], name)} for ended in (a, b))
@@ -236,7 +236,7 @@ def compare_case(trees: list[Tree], group: str, case: str) -> tuple[list[str], i
 
 
 def write_photo(path: Path, seed: int) -> None:
-    """Write noise with a disc; gray, rotated by EXIF or transparent according to its name."""
+    """Write an image of noise with a disc. Its name makes it gray, rotated by EXIF or transparent."""
     from PIL import Image
 
     draw = torch.Generator().manual_seed(seed)
@@ -254,7 +254,7 @@ def write_photo(path: Path, seed: int) -> None:
 
 
 def write_data(data: Path) -> None:
-    """Write the data of the cases: photos with and without split, unreadable photos, CIFAR10 of noise, rows, YAML."""
+    """Write the data of the cases: photos with and without splits, broken photos, CIFAR10 of noise, tables, YAML."""
     folders = {"flat": (9, 7, 6), "split/train": (10, 7), "split/val": (4, 4)}
     for order, (folder, counts) in enumerate(folders.items()):
         for label, (name, count) in enumerate(zip(("ants", "bees", "wasps"), counts, strict=False)):
@@ -304,7 +304,7 @@ def main() -> int:
             known = [entry for entry in TABLE["expected"] if re.search(entry["case"], name)]
             left = [told for told in found if not any(re.search(entry["what"], told) for entry in known)]
             verdict = "DIFFERENT" if left else "expected" if found else "equal"
-            firsts = {re.split(r"[:[]|(?<=ckpt)\.", told)[0]: told[:200] for told in reversed(left)}  # one per file
+            firsts = {re.split(r"[:[]|(?<=ckpt)\.", told)[0]: told[:200] for told in reversed(left)}  # 1 per file
             told = "; ".join([*firsts.values()][::-1]) + f"; {len(left)} in all" * (len(left) > len(firsts))
             with print_lock:
                 total[verdict] += 1

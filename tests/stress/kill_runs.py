@@ -1,8 +1,7 @@
-"""Interrupt training in many ways and compare the result with that of an uninterrupted run.
+"""Interrupt and resume training runs, and compare their results with the results of uninterrupted runs.
 
-``python tests/stress/kill_runs.py --minutes 30``, or ``make stress``. In each round, every case is interrupted at
-random: by SIGKILL, other signals, a full disk or a damaged checkpoint. Each difference is printed with the seed that
-repeats it.
+Start with ``python tests/stress/kill_runs.py --minutes 30``, or ``make stress``. Each round interrupts every case at
+random times: by a signal, a full disk or a damaged checkpoint. Each failure is printed with the seed that repeats it.
 """
 
 import argparse
@@ -78,13 +77,13 @@ DDP_CASES = {
     "augmented, workers, 2 processes": f"{TUNED} --max_epochs 3 --data.num_workers 1 {DDP}",
 }
 REPEATING_CASES = ("mlp", "dynamic", "dynamic, 2 processes")
-"""Cases whose data is one batch that is repeated."""
+"""Cases that train on the same batch in each step."""
 TIME_COLUMNS = {"samples_per_second"}
-"""Columns of metrics.csv that depend on time, and so differ in each run."""
+"""Columns of metrics.csv that depend on time. They are different in each run."""
 
 
 def write_photos(root: Path) -> Path:
-    """Write 14 and 10 small noise images of two classes."""
+    """Write small noise images in two classes: 14 ants and 10 bees."""
     draw = np.random.default_rng(0)
     for name, channel, count in (("ants", 0, 14), ("bees", 2, 10)):
         (root / name).mkdir(parents=True)
@@ -96,7 +95,7 @@ def write_photos(root: Path) -> Path:
 
 
 def write_cifar10(root: Path) -> Path:
-    """Write noise in the format of CIFAR10DataModule's cache, because the data set would have to be downloaded."""
+    """Write noise in the format of CIFAR10DataModule's cache, so that no case downloads the real data set."""
     root.mkdir()
     draw = np.random.default_rng(0)
     for split, count in (("train", 50_000), ("test", 10_000)):
@@ -106,21 +105,21 @@ def write_cifar10(root: Path) -> Path:
 
 
 class SampleRecorder(Callback):
-    """Records the samples of each batch as hashes of the network inputs, in a file per process."""
+    """Writes a hash of each network input of each batch to a file per process: ``used0.jsonl``, ``used1.jsonl``."""
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
         samples = [hashlib.blake2b(sample.numpy().tobytes(), digest_size=8).hexdigest() for sample in batch[0]]
         line = json.dumps([trainer.fit_loop.total_batch_idx, trainer.current_epoch, samples])
         with Path(f"used{trainer.global_rank}.jsonl").open("a") as file:
-            file.write(f"\n{line}")  # line break first: the previous line may be incomplete
+            file.write(f"\n{line}")  # begin with a line break: the previous line may be incomplete
 
 
 History = list[dict[int, tuple[int, list[str]]]]
-"""For each process: batch number -> (epoch, hashes of the samples)."""
+"""A list with one dict per process: batch number -> (epoch, hashes of the samples)."""
 
 
 def read_samples(folder: Path) -> History:
-    """Return the recorded samples of each batch. If a batch was trained several times, the last time counts."""
+    """Return the recorded samples of each batch. If a batch was recorded several times, use the last record."""
     histories = []
     for file in sorted(folder.glob("used*.jsonl")):
         history = {}
@@ -133,7 +132,7 @@ def read_samples(folder: Path) -> History:
 
 
 def count_repeated(histories: History) -> int:
-    """Return the largest number of repeated samples in an epoch, over all processes."""
+    """Count the repeated samples of all processes in each epoch, and return the largest count."""
     epochs: dict[int, Counter[str]] = {}
     for epoch, samples in (batch for history in histories for batch in history.values()):
         epochs.setdefault(epoch, Counter()).update(samples)
@@ -141,7 +140,7 @@ def count_repeated(histories: History) -> int:
 
 
 def start_fork(arguments: list[str], folder: Path, cost: float, file_limit: int | None = None) -> int:
-    """Run fit.py in a fork of this process, which has already imported everything; return the process id."""
+    """Run fit.py in a fork of this process, which has already imported everything. Return the process id."""
     child = os.fork()
     if child:
         return child
@@ -167,7 +166,7 @@ def start_fork(arguments: list[str], folder: Path, cost: float, file_limit: int 
 
 
 def _fit(cost: float) -> int:
-    """Run fit.py with the arguments in ``sys.argv`` and the callback :class:`SampleRecorder`; return its exit code."""
+    """Run fit.py with the arguments in ``sys.argv`` and the callback :class:`SampleRecorder`. Return the exit code."""
     from lit_training.callbacks.resume import ResumePoint
     from lit_training.cli.parser import FitCLI
 
@@ -184,13 +183,13 @@ def _fit(cost: float) -> int:
         runpy.run_path(str(FIT))["main"]()
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
-    except KeyboardInterrupt:  # before fit.py has installed its signal handlers
+    except KeyboardInterrupt:  # SIGINT before fit.py has set its signal handlers
         return 128 + signal.SIGINT
     return 0
 
 
 def start_program(arguments: list[str], folder: Path, cost: float, file_limit: int | None = None) -> int:
-    """Run fit.py in a new program (this file), which can start more processes; return the process id."""
+    """Run this file, which runs fit.py, in a new process that can start more processes. Return the process id."""
     command = [sys.executable, str(Path(__file__).resolve()), *arguments]
     with (folder / "output.txt").open("a") as output:
         process = subprocess.Popen(
@@ -205,7 +204,7 @@ def start_program(arguments: list[str], folder: Path, cost: float, file_limit: i
 
 
 COST_VARIABLE = "KILL_RUNS_COST"
-"""Environment variable with the share of the time for resume points. If it is set, this file runs fit.py."""
+"""If this environment variable is set, this file runs fit.py. The value is the share of time for resume points."""
 
 
 def wait_for_exit(child: int, seconds: float) -> int | None:
@@ -221,7 +220,7 @@ def wait_for_exit(child: int, seconds: float) -> int | None:
 
 
 def read_result(folder: Path) -> dict[str, Any]:
-    """Return the values that must be equal at the end of two runs: name -> value."""
+    """Return the values that must be equal to the values of another run: name -> value."""
     runs = sorted((folder / "lightning_logs").glob("version_*"))
     assert len(runs) == 1, f"{len(runs)} run folders"
     last, best = (
@@ -257,7 +256,7 @@ def are_equal(a: Any, b: Any) -> bool:
 
 
 class Round:
-    """One case with the interruptions of its seed.
+    """A run of one case that is interrupted several times. The seed decides when and how.
 
     Args:
         name: name of the case.
@@ -281,13 +280,13 @@ class Round:
     def run_and_compare(
         self, uninterrupted: dict[str, Any], seconds: float, arguments: list[str], interruptions: int
     ) -> None:
-        """Interrupt and resume a run several times, and compare its result with the uninterrupted one.
+        """Interrupt and resume a run several times, and compare its result with the result of an uninterrupted run.
 
         Args:
             uninterrupted: the result of a run without interruptions.
-            seconds: duration of that run.
+            seconds: duration of the run without interruptions.
             arguments: arguments of fit.py.
-            interruptions: number of interruptions.
+            interruptions: maximum number of interruptions. A run that ends earlier has fewer.
 
         Raises:
             AssertionError: a result differs, or an exit code is wrong.
@@ -309,18 +308,18 @@ class Round:
         self.counts["starts after the end that did nothing"] += 1
 
     def run(self, arguments: list[str]) -> int | None:
-        """Run fit.py to its end; return its exit code, or None if it was too slow."""
+        """Run fit.py to its end. Return its exit code, or None after :attr:`LIMIT_SECONDS`."""
         child = self.start(arguments, self.folder, self.draw_cost())
         code = wait_for_exit(child, self.LIMIT_SECONDS)
         self.kill_remaining_processes(child)
         return code
 
     def recorded_bytes(self) -> int:
-        """Return the size of the recorded samples, which increases with each batch."""
+        """Return the size of the files of recorded samples. It increases with each batch."""
         return sum(path.stat().st_size for path in self.folder.glob("used*.jsonl"))
 
     def draw_cost(self) -> float:
-        """Return a random share of the time for resume points. A large share gives many resume points."""
+        """Return a random share of time for resume points. With a large share, the run writes many resume points."""
         return self.draw.choice((1e9, 1e9, 1.0, 0.02))
 
     def kill_remaining_processes(self, child: int) -> None:
@@ -346,7 +345,7 @@ class Round:
             self.kill_remaining_processes(child)
             return code == 0
         training, later = self.draw.random() < 0.5, self.draw.uniform(0.2, 1.1)
-        if training:  # training is short compared to the start of a program
+        if training:  # wait for the first step: most of the time is the start of the program
             before, code, end = self.recorded_bytes(), None, time.monotonic() + seconds
             while code is None and self.recorded_bytes() == before and time.monotonic() < end:
                 code = wait_for_exit(child, 0.01)
@@ -375,14 +374,14 @@ class Round:
 def run_uninterrupted(
     name: str, folder: Path, arguments: list[str], start: Callable[..., int]
 ) -> tuple[dict[str, Any], float]:
-    """Return the result of an uninterrupted run, and its duration in seconds."""
+    """Run a case without interruption. Return its result and its duration in seconds."""
     begun = time.monotonic()
     code = wait_for_exit(start(arguments, folder, 0.02), 300)
     assert code == 0, f"{name}: exit code {code} without interruption\n{(folder / 'output.txt').read_text()[-2000:]}"
     seconds, found = time.monotonic() - begun, read_result(folder)
     processes = len(found["samples"])
     assert processes == (2 if name in DDP_CASES else 1), f"{name}: samples of {processes} processes"
-    # Samples are repeated if the number of processes does not divide the data.
+    # If the processes cannot share the data equally, fewer than ``processes`` samples are repeated.
     again = 0 if name in REPEATING_CASES else count_repeated(found["samples"])
     assert again < processes, f"{name}: {again} samples were repeated in an epoch"
     return found, seconds
@@ -396,7 +395,7 @@ def main() -> None:
         sys.exit(_fit(float(os.environ[COST_VARIABLE])))
     parser = argparse.ArgumentParser("kill_runs.py", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--minutes", type=float, default=30)
-    parser.add_argument("--seed", type=int, default=None, help="repeat one round; default: new seeds")
+    parser.add_argument("--seed", type=int, default=None, help="run one round with this seed (default: new seeds)")
     parser.add_argument("--case", default=None, help="only cases whose name contains this text")
     parser.add_argument("--one_process", action="store_true", help="skip the cases with two processes")
     options = parser.parse_args()
@@ -406,7 +405,7 @@ def main() -> None:
     with contextlib.redirect_stdout(io.StringIO()):
         import lit_training.cli.fit
         import lit_training.cli.parser
-        import lit_training.cli.trouble  # noqa: F401  # for all forks at once
+        import lit_training.cli.trouble  # noqa: F401  # import once here, not in each fork
     place = Path(tempfile.mkdtemp(prefix="kill_runs"))
     places = {"PHOTOS": write_photos(place / "photos"), "CIFAR10": write_cifar10(place / "cifar10")}
     cases = CASES if options.one_process else {**CASES, **DDP_CASES}
@@ -428,7 +427,7 @@ def main() -> None:
                 known[name] = run_uninterrupted(name, place / f"uninterrupted {name}", arguments, start)
             folder = place / f"{name} {seed}"
             folder.mkdir()
-            # The file size limit also applies to the output of a launched program and the memory of loader workers.
+            # "full disk" limits the file size. This limit would also break launched programs and the memory of workers.
             kinds = tuple(
                 kind for kind in KINDS if kind != "full disk" or not ("workers" in name or start is start_program)
             )

@@ -1,6 +1,6 @@
-"""Plant bugs, one at a time, and check that a test fails: ``make mutants``.
+"""Write bugs into the code, one at a time, and check that a test fails: ``make mutants``.
 
-``mutants.yaml`` lists the bugs and, for each bug, tests that should fail. Each is planted in a copy of the tree. The
+``mutants.yaml`` lists bugs, each with tests that should fail. Each bug is written into a copy of the project. The
 listed tests run first. If they pass, all fast tests run. If these pass too, the bug SURVIVED: a test is missing.
 """
 
@@ -26,7 +26,7 @@ IGNORED_FILES = shutil.ignore_patterns(
     ".git", ".venv", "lightning_logs", "data", "__pycache__", ".*_cache", "*.egg-info"
 )
 NAMED_TESTS_SECONDS, ALL_TESTS_SECONDS = 300, 1200
-"""Time limits. If the tests exceed them, the bug counts as noticed."""
+"""Time limits for the listed tests and for all tests. If tests run longer, the bug counts as noticed."""
 
 
 @dataclass(frozen=True)
@@ -40,14 +40,14 @@ class Mutant:
     tests: list[str]
 
     def plant(self, tree: Path) -> None:
-        """Write the bug into a copy of the tree."""
+        """Write the bug into ``tree``, a copy of the project."""
         path = tree / self.file
         source = path.read_text(encoding="utf-8")
         assert source.count(self.old) == 1, f"{self.file}: {self.old!r} occurs {source.count(self.old)} times"
         path.write_text(source.replace(self.old, self.new), encoding="utf-8")
 
     def restore(self, tree: Path) -> None:
-        """Remove the bug from the copy."""
+        """Remove the bug from ``tree``."""
         shutil.copy2(ROOT / self.file, tree / self.file)
 
 
@@ -57,7 +57,7 @@ def read_mutants() -> list[Mutant]:
 
 
 def any_test_fails(tree: Path, arguments: list[str], limit: float) -> bool:
-    """Run pytest in a copy of the tree. Return True if a test fails or pytest runs longer than ``limit`` seconds."""
+    """Run pytest in ``tree``. Return True if a test or an import fails, or after ``limit`` seconds."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(tree), "PYTHONDONTWRITEBYTECODE": "1"}
     command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *arguments]
     process = subprocess.Popen(
@@ -84,8 +84,8 @@ def any_test_fails(tree: Path, arguments: list[str], limit: float) -> bool:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", default="", help="a regular expression: only bugs whose file or description matches")
-    parser.add_argument("--minutes", type=float, default=60, help="time limit: later bugs are not tried (default 60)")
+    parser.add_argument("--only", default="", help="try only bugs whose file or description matches this regex")
+    parser.add_argument("--minutes", type=float, default=60, help="start no further bug after this time (default 60)")
     parser.add_argument("--jobs", type=int, default=2, help="bugs to test at the same time (default 2)")
     parser.add_argument("--named", action="store_true", help="run only the tests listed for each bug")
     chosen = parser.parse_args()

@@ -1,9 +1,9 @@
 """Test the image reader and the command line parser with random invalid inputs: ``make stress``.
 
-``python tests/stress/odd_inputs.py`` tries a fixed number of inputs; ``--minutes 10`` tries new inputs for 10 minutes.
-It mutates valid files of every format, and combines random flags and values. Each input must be accepted, or refused
-with an error message for the user. Any other result (another error, a crash, a hang, too much memory) is printed with
-the number of the input, to repeat it.
+``python tests/stress/odd_inputs.py`` tries a fixed number of inputs. ``--minutes 10`` tries new inputs for 10 minutes.
+The script changes valid image files of all formats, and combines random flags and values. The project must accept each
+input, or refuse it with an error message for the user. Any other result (another error, a crash, a hang, too much
+memory) is printed with the number of the input. ``--first`` repeats the input with this number.
 """
 
 import argparse
@@ -38,14 +38,14 @@ from lit_training.cli.parser import FitCLI
 from lit_training.errors import one_line_errors
 
 CPU_SECONDS_LIMIT = 60
-"""CPU time limit for one input. The wall time limit is 10 times as long, because the machine may be busy."""
+"""CPU time limit for one input. The limit of real time is 10 times as long, because the machine may be busy."""
 MEMORY_LIMIT_BYTES = 6 << 30
-"""Memory limit for one image. The largest accepted image (179 million pixels) takes 0.7 GB in RGBA, and
-libwebp keeps several copies."""
+"""Memory limit for one input. The largest accepted image (179 million pixels) needs 0.7 GB in RGBA, and libwebp
+keeps several copies."""
 
 
 class Wrong(AssertionError):
-    """An input was neither accepted nor refused."""
+    """An input caused a wrong result: it was neither accepted nor refused with an error message for the user."""
 
 
 # --- pictures -------------------------------------------------------------------------------------------------------
@@ -53,7 +53,7 @@ class Wrong(AssertionError):
 
 @cache
 def valid_pictures() -> tuple[bytes, ...]:
-    """Return the contents of tiny valid files, of all formats with their modes and compressions."""
+    """Return the contents of tiny valid image files of several formats, color modes and compressions."""
     pixels = np.random.default_rng(0).integers(0, 256, (9, 11, 4), np.uint8)
     colour, clear = Image.fromarray(pixels[..., :3]), Image.fromarray(pixels)
     deep = Image.fromarray(pixels[..., 0].astype(np.uint16) * 257)
@@ -98,7 +98,7 @@ def mutated_picture(draw: random.Random) -> bytes:
     data = bytearray(draw.choice(valid_pictures()))
     for _ in range(draw.choice((0, 1, 1, 1, 2, 3, 8))):
         position = draw.randrange(len(data) + 1)
-        # Prefer the header, because it decides how the rest is read.
+        # Change the first 64 bytes more often: they tell decoders how to read the rest.
         position = draw.choice((position, min(position, draw.randrange(64))))
         kind = draw.randrange(7)
         if kind == 0:
@@ -107,7 +107,7 @@ def mutated_picture(draw: random.Random) -> bytes:
             del data[position : position + draw.randrange(1, 16)]
         elif kind == 2:
             data[position : position + 1] = bytes([draw.randrange(256)])
-        elif kind == 3:  # a number: size, offset or count
+        elif kind == 3:  # write a number: it may be a size, an offset or a count
             form = draw.choice(("<H", ">H", "<I", ">I"))
             number = draw.choice((0, 1, 2, 7, 255, 300, 2**15, 2**16 - 1, 2**31 - 1, 2**31, 2**32 - 1))
             packed = struct.pack(form, number % 2 ** (8 * struct.calcsize(form)))
@@ -123,7 +123,7 @@ def mutated_picture(draw: random.Random) -> bytes:
 
 
 def _correct_checksums(data: bytes) -> bytes:
-    """Return a PNG with correct checksums, so that a decoder reads the invalid data; return other files unchanged."""
+    """Correct the checksums of a PNG, so that decoders read its invalid data. Return other files unchanged."""
     if data[:8] != b"\x89PNG\r\n\x1a\n":
         return data
     whole, position = bytearray(data), 8
@@ -143,7 +143,7 @@ def try_picture(data: bytes, path: Path) -> str:
         ``read`` or the kind of the error.
 
     Raises:
-        Wrong: an error is not a DataError, or one function accepts what another refuses.
+        Wrong: an error is not a DataError, or one function accepts an image that another function refuses.
     """
     path.write_bytes(data)
     size: tuple[int, ...] | None = None
@@ -174,7 +174,7 @@ def try_picture(data: bytes, path: Path) -> str:
 
 
 def flag_names_and_values() -> tuple[list[str], list[str]]:
-    """Return names of flags, and values."""
+    """Return the names of flags and the values that random command lines are made of."""
     names = [*TRAINER_FLAGS, "model", "data", "optimizer", "lr_scheduler", "config", "seed", "resume", "print_config"]
     names += [f"trainer.{name}" for name in TRAINER_FLAGS] + [
         "model.lr",
@@ -218,7 +218,7 @@ def random_command_line(draw: random.Random) -> list[str]:
 
 
 def make_parse_function() -> Callable[[list[str]], str]:
-    """Return a function that parses a command line to ``parsed`` or ``refused``, and raises Wrong otherwise."""
+    """Return a function that parses a command line, returns ``parsed`` or ``refused``, and raises Wrong otherwise."""
     cli = FitCLI(["--logger", "false"])
 
     def parse(arguments: list[str]) -> str:
@@ -255,7 +255,7 @@ KINDS = {"pictures": make_picture_trial, "command lines": make_command_line_tria
 
 
 def try_inputs(kind: str, first: int, count: int) -> tuple[Counter[str], list[str]]:
-    """Try the inputs ``first`` to ``first + count`` of a kind, in a fork, so that this process survives a crash.
+    """Try ``count`` inputs of a kind, from number ``first``, in a fork, so that this process survives a crash.
 
     Returns:
         The number of inputs per outcome, and a message for each wrong outcome.
@@ -285,7 +285,7 @@ def try_inputs(kind: str, first: int, count: int) -> tuple[Counter[str], list[st
 
 
 def _try_all(kind: str, seeds: range, folder: Path) -> None:
-    """Try inputs, write their outcomes to ``folder/outcomes``, and exit this process."""
+    """Try inputs, write their outcomes to ``folder/outcomes``, and end this process."""
     code = 70
     try:
         os.chdir(folder)
@@ -316,7 +316,7 @@ def _try_all(kind: str, seeds: range, folder: Path) -> None:
 
 
 INPUTS_PER_PART = {"pictures": 1000, "command lines": 100}
-"""Inputs that are tried before the time is checked again."""
+"""Number of inputs per part. The time is checked before each part."""
 
 
 def split_into_parts(options: argparse.Namespace) -> Iterator[tuple[str, int, int]]:
@@ -341,7 +341,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=None, help="try new inputs of both kinds for this time")
     parser.add_argument("--pictures", type=int, default=100_000)
     parser.add_argument("--command_lines", type=int, default=10_000)
-    parser.add_argument("--first", type=int, default=0, help="number of the first input of each kind, to repeat it")
+    parser.add_argument("--first", type=int, default=0, help="number of the first input of each kind (default 0)")
     options = parser.parse_args()
     counts: Counter[str] = Counter()
     failures = 0

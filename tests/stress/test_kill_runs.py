@@ -1,4 +1,4 @@
-"""Tests of kill_runs.py: it finds every difference between two runs."""
+"""Test that kill_runs.py finds every difference between two runs."""
 
 import json
 import os
@@ -21,7 +21,7 @@ FIT = "fit.py --data.train_size 24 --data.val_size 10 --max_epochs 2 --accelerat
 
 @pytest.fixture(scope="module")
 def ended(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A folder as kill_runs.py writes it: a run, and the samples of its batches."""
+    """A folder with the files of a round of kill_runs.py: a finished run, and the samples of its batches."""
     place = tmp_path_factory.mktemp("ended")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(place)
@@ -112,7 +112,7 @@ DAMAGES: dict[str, tuple[str, Callable[[], None]]] = {
 
 
 def verdict(uninterrupted: Path, code: int = 0) -> str:
-    """Return the verdict of a round on the run in the current folder; its programs exit immediately with ``code``."""
+    """Compare the run in the current folder with ``uninterrupted``. Instead of fit.py, run an exit with ``code``."""
 
     def start(*_: Any) -> int:
         if not (child := os.fork()):
@@ -133,10 +133,10 @@ def test_every_difference_is_found(ended: Path, tmp_path: Path) -> None:
     assert verdict(ended) == "1 equal"
     assert verdict(ended, code=1) == "exit code 1 at the end"
     speeds = {row["samples_per_second"] for row in printed.read_csv(RUN / "metrics.csv") if "samples_per_second" in row}
-    replace_cell(speeds.pop(), "12.5")  # differs in each run
+    replace_cell(speeds.pop(), "12.5")  # speeds may differ
     assert verdict(ended) == "1 equal"
     Path("output.txt").write_text("epoch 1/2")
-    assert verdict(ended) == ""  # the start after the end trained again
+    assert verdict(ended) == ""  # the second start has not printed "nothing to do"
     for name, (what, damage) in DAMAGES.items():
         shutil.copytree(ended, tmp_path / name)
         os.chdir(tmp_path / name)
@@ -167,6 +167,6 @@ def test_interrupted_program_ends(kind: str) -> None:
     one: Any = kill_runs.Round("a case", Path.cwd(), 0, start, (kind,))
     assert one.interrupt([], 2.0, kind) is False
     assert not Path("finished").exists()
-    with pytest.raises(ChildProcessError):  # it has ended and was reaped
+    with pytest.raises(ChildProcessError):  # the process has ended
         os.waitpid(children[0], os.WNOHANG)
     assert len(one.waits) == (kind == "SIGTERM")

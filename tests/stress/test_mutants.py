@@ -1,4 +1,4 @@
-"""The bugs in mutants.yaml can be planted, and mutants.py detects failing tests."""
+"""Test that the bugs in mutants.yaml can be written into the code, and that mutants.py notices failing tests."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Random inputs are read or refused, and odd_inputs.py finds errors."""
+"""Test that random images are read or refused, and that odd_inputs.py finds errors."""
 
 import argparse
 import os
@@ -14,7 +14,7 @@ from tests.stress import odd_inputs
 
 
 def test_random_images_are_read_or_refused() -> None:
-    """The first 2000 of the 100,000 that odd_inputs.py tries."""
+    """Try the first 2000 of the 100,000 images of odd_inputs.py."""
     counts, wrong = odd_inputs.try_inputs("pictures", 0, 2000)
     assert wrong == []
     assert sum(counts.values()) == 2000

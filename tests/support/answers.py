@@ -1,4 +1,4 @@
-"""Evaluations with chosen outputs, without a network."""
+"""Make evaluations from given outputs, without a network."""
 
 from pathlib import Path
 from typing import Any

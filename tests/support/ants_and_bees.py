@@ -1,4 +1,4 @@
-"""A folder of photos in two classes that are easy to distinguish."""
+"""Write a folder of photos in two classes that are easy to distinguish."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Run fit.py and record the batches that the network gets, and its weights."""
+"""Run fit.py and record the batches and the weights of the network."""
 
 import contextlib
 from collections.abc import Iterator
@@ -75,7 +75,7 @@ def _copied(model: LightningModule) -> dict[str, Tensor]:
 
 
 def fit(line: str) -> Seen:
-    """Run fit.py, which must end with exit code 0, and return what was recorded."""
+    """Run fit.py, which must end with exit code 0. Return the recorded values."""
     flags = "--accelerator cpu --devices 1 --dashboard false --callbacks+ tests.support.batches.Seen"
     said = run_well(f"fit.py {line} {flags}")
     seen = Seen.runs.pop()
@@ -92,7 +92,7 @@ def together(batches: list[Batch]) -> tuple[np.ndarray, np.ndarray]:
 
 @contextlib.contextmanager
 def at(folder: Path) -> Iterator[Path]:
-    """Make ``folder`` the current folder and put the caches into it. This is for runs that several tests use."""
+    """Make ``folder`` the current folder and put the caches into it, for a run that several tests use."""
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.setenv("XDG_CACHE_HOME", str(folder / "cache"))

@@ -1,4 +1,4 @@
-"""The results of the scripts, computed in the simplest way."""
+"""Compute the results of the scripts in a simple way, to check the scripts."""
 
 import os
 from collections.abc import Callable, Iterable
@@ -15,7 +15,7 @@ from torch import Tensor
 
 CLASSES = ("pear", "plum", "rose", "sloe")
 COUNTS = {"train": (5, 4, 2, 1), "val": (2, 3, 5, 7), "test": (4, 1, 3, 3)}
-"""Images per class. In ``val`` all classes have different numbers, and each split has other proportions."""
+"""Images per class. In ``val`` the numbers of all classes differ. The proportions differ between the splits."""
 
 
 def four_classes(root: Path) -> None:
@@ -64,14 +64,14 @@ def answers(model: Any, loader: Iterable[tuple[Tensor, Tensor]]) -> tuple[Tensor
 
 
 def loss(model: Any, output: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
-    """Return the loss of a batch, computed like the loss of the model."""
+    """Return the loss of a batch. It must be equal to the loss of the model."""
     if model.task == "classification":
         return F.cross_entropy(output, target, weight=weight)
     return F.mse_loss(output, target, reduction=model.reduction)
 
 
 def data_of_run(data: Any, seed: int, stage: str = "fit") -> Any:
-    """Set up a data module as in a run with this seed."""
+    """Set up a data module as fit.py does in a run with this seed."""
     with mock.patch.dict(os.environ, PL_GLOBAL_SEED=str(seed)):
         data.setup(stage)
         data.loader_of_run = data.train_dataloader() if stage == "fit" else None
@@ -83,7 +83,7 @@ class Trained:
 
     Args:
         model: a model with the initial weights of the run.
-        data: as from :func:`data_of_run`.
+        data: a data module from :func:`data_of_run`.
         optimizer: optimizer of ``model.parameters()``.
         epochs: number of epochs.
         accumulate: batches per step.

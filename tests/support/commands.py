@@ -1,4 +1,4 @@
-"""Run the project's scripts in this process, which is faster because everything is imported, or in a new process."""
+"""Run the project's scripts in a new process, or in this process, which is faster: the imports are done."""
 
 import contextlib
 import io
@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[2]
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
 """Environment of a new process: one thread, because the networks are small."""
 WATCH = "lit_training.runs.processes.Watch.start"
-"""This function installs signal handlers. It is replaced, so that the test process keeps its handlers."""
+"""This function sets signal handlers. It is replaced by a mock, so that the test process keeps its handlers."""
 
 
 class Ended(NamedTuple):

@@ -1,4 +1,4 @@
-"""Find the imports of each file in its source, anywhere in the file."""
+"""Find all imports in the source of a file."""
 
 import ast
 from collections.abc import Iterator

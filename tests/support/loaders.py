@@ -1,4 +1,4 @@
-"""Loaders whose batches contain the keys (indices) of the samples."""
+"""Make loaders whose batches contain only the keys (indices) of the samples."""
 
 from types import SimpleNamespace
 from typing import Any
@@ -27,7 +27,7 @@ class Keys(Dataset):
 
 
 def rank_of(rank: int, ranks: int, overfit_batches: float = 0, device: str = "cpu") -> Any:
-    """Return the attributes of a Trainer on process ``rank`` of ``ranks``."""
+    """Return an object with some attributes of a Trainer, as in process ``rank`` of ``ranks``."""
     return SimpleNamespace(
         world_size=ranks,
         global_rank=rank,

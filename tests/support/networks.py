@@ -1,4 +1,4 @@
-"""Backbones of torchvision and timm, with weights that distinguish images, and the results of a run with them."""
+"""Build backbones of torchvision and timm, with weights that distinguish images, and read the results of a run."""
 
 import csv
 import json
@@ -22,7 +22,7 @@ def build(backbone: str, classes: int) -> Any:
 
 
 def write_weights(file: Path, backbone: str, inputs: Tensor, classes: int = 1000) -> dict[str, Tensor]:
-    """Write random weights whose BatchNorm layers have the statistics of these inputs; return the weights.
+    """Write random weights to ``file``, with BatchNorm statistics from ``inputs``. Return the weights.
 
     Without these statistics, the features of all images would be nearly equal.
     """
@@ -46,9 +46,9 @@ def weights_of(checkpoint: Path) -> dict[str, Tensor]:
 
 
 def sharpen(checkpoint: Path, network: nn.Module, head: str, inputs: np.ndarray) -> None:
-    """Rescale the last layer of ``network`` and of its checkpoint, so that the outputs for these inputs are different.
+    """Rescale the last layer of a checkpoint and of ``network``, so that the outputs for ``inputs`` are different.
 
-    Without this, a network that was trained for a short time has nearly the same output for all images.
+    After a short training, the outputs for all images would be nearly equal.
     """
     network.load_state_dict(weights_of(checkpoint))
     layer = network.get_submodule(head)

@@ -1,4 +1,4 @@
-"""Models and data modules of a user, for ``--model own_classes.Model``.
+"""Write models and a data module like a user's own classes, for ``--model own_classes.Model``.
 
 The classes use Lightning, but not this project. A test writes them into its folder.
 """
@@ -14,7 +14,7 @@ from lightning.pytorch import LightningDataModule, LightningModule
 from torch.utils.data import DataLoader, TensorDataset
 
 class Model(LightningModule):
-    """Learns rows; logs only a training loss."""
+    """Learns from rows of 3 numbers. It logs only a training loss."""
     def __init__(self, width: int = 3) -> None:
         super().__init__()
         self.net = torch.nn.Linear(width, 1)
@@ -30,7 +30,7 @@ class Data(LightningDataModule):
         return DataLoader(TensorDataset(torch.ones(8, 3)), batch_size=4)
 
 class PictureModel(LightningModule):
-    """Learns images of shapes; uses random numbers in each step."""
+    """Learns from images of shapes. It uses random numbers in each step."""
     def __init__(self) -> None:
         super().__init__()
         self.net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Dropout(), torch.nn.Linear(3072, 10))

@@ -1,4 +1,4 @@
-"""Folders of small photos for tests, intact and broken."""
+"""Write folders of small photos, valid and broken."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ ORIENTATION = 0x0112
 
 
 def noise(seed: int, width: int = 40, height: int = 30) -> Image.Image:
-    """Return an image of noise. It is different for each seed."""
+    """Return an image of noise. Each seed gives another image."""
     return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8))
 
 
@@ -52,7 +52,7 @@ def write_file(path: Path, content: bytes) -> Path:
 
 
 def write_pictures(root: Path, counts: dict[str, int], seed: int = 0) -> Path:
-    """Write this number of images, all different, to each folder in ``root``."""
+    """Write different images to folders in ``root``. ``counts``: folder -> number of images."""
     for folder, count in counts.items():
         for i in range(count):
             seed += 1
@@ -71,7 +71,7 @@ def examine_leniently(root: Path, **options: Any) -> Photos:
 
 
 def refusal_of(root: Path, **options: Any) -> str:
-    """Return the one-line error of :func:`examine_leniently`, with DIR for ``root``."""
+    """Return the one-line error of :func:`examine_leniently`. ``DIR`` replaces the path of ``root``."""
     with pytest.raises(DataError) as caught:
         examine_leniently(root, **options)
     message = str(caught.value)

@@ -45,7 +45,7 @@ def levels(inputs: np.ndarray, recipe: Recipe) -> np.ndarray:
 
 
 def assert_same_levels(inputs: np.ndarray, recipe: Recipe, picture: Image.Image) -> None:
-    """Assert that the inputs are those of the image. Levels may differ by 1, because torch rounds differently."""
+    """Assert that the inputs are made from the image. Levels may differ by 1, because torch rounds differently."""
     apart = np.abs(levels(inputs, recipe) - resized(picture, recipe))
     assert apart.max() < 1.02
     assert (apart > 0.02).mean() < 0.02

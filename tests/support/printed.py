@@ -9,7 +9,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 
 class Epoch(NamedTuple):
-    """A line of fit.py about an epoch: its number, the number of epochs, metric -> value, and True if it has a star."""
+    """An epoch line of fit.py: the epoch, the number of epochs, metric -> value, and True if the line has a star."""
 
     number: int
     of: int | None
@@ -56,7 +56,7 @@ def table(out: str, *head: str) -> list[list[str]]:
 
 
 def read_csv(path: Path) -> list[dict[str, str]]:
-    """Return the rows of a file without empty cells."""
+    """Return the rows of a CSV file, without empty cells."""
     with path.open(newline="", encoding="utf-8") as file:
         return [{name: cell for name, cell in row.items() if cell} for row in csv.DictReader(file)]
 

@@ -1,7 +1,7 @@
-"""Find the private names of libraries in this project's source.
+"""Find uses of private names of libraries in this project's source.
 
-A name is private if it begins with one underscore. It is a name of a library if neither the file nor, for attributes of
-``self``, a base class in this project defines it. Names of the standard library are ignored.
+A name is private if it begins with one underscore. A name that the file defines is not a name of a library. The same is
+true for attributes of ``self`` that a base class in this project defines. Names of the standard library are ignored.
 """
 
 import ast
@@ -22,7 +22,7 @@ PUBLIC = {"_asdict", "_fields", "_make", "_replace"}
 """Documented names of every NamedTuple."""
 BY_TEXT = ("getattr", "setattr", "hasattr", "delattr")
 Found = Iterator[tuple[str, int, str]]
-"""Name, line, and how it is used."""
+"""Name, line number, and a text that describes the use of the name."""
 
 
 class Private(NamedTuple):

@@ -1,4 +1,4 @@
-"""Callbacks for ``fit.py --callbacks``: they set the outputs and the clock of a run, end it, or record it."""
+"""Callbacks for ``fit.py --callbacks``. They set the network's outputs or the clock, end the run, or record it."""
 
 import time
 from pathlib import Path
@@ -40,7 +40,7 @@ class Scripted(Callback):
 
 
 def put_clock_back(patch: pytest.MonkeyPatch) -> None:
-    """Restore the real clock when ``patch`` ends, after a run with :class:`Clock`."""
+    """Make ``patch`` restore the real clock at its end. Call this function before a run with :class:`Clock`."""
     for name in CLOCKS:
         patch.setattr(time, name, getattr(time, name))
 

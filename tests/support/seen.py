@@ -37,7 +37,7 @@ class Drawn(NamedTuple):
 
 
 def watch(patch: pytest.MonkeyPatch) -> list[Drawn]:
-    """Return a list to which each figure is added when it is written."""
+    """Return an empty list. From now on, each figure that is written is added to this list."""
     found: list[Drawn] = []
     save, add = Figure.savefig, SummaryWriter.add_figure
 

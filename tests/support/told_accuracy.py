@@ -1,4 +1,4 @@
-"""A network that logs given accuracies."""
+"""A model that logs given accuracies."""
 
 from collections.abc import Sequence
 
