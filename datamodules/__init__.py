@@ -1,4 +1,4 @@
-"""The data modules, one per file. They are imported when first used, so ``check.py`` starts without torch."""
+"""The data modules. Each is imported at its first use, so that ``check.py`` does not have to import torch."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any

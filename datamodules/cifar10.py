@@ -1,4 +1,4 @@
-"""CIFAR10 of torchvision, stored as bytes that all processes of a machine share."""
+"""Load CIFAR10 with torchvision and store its pixels in files that all processes of a machine share."""
 
 import contextlib
 from pathlib import Path
@@ -22,20 +22,20 @@ TRAIN_SIZE, TEST_SIZE = 50_000, 10_000
 class CIFAR10DataModule(SplitDataModule):
     """The 60,000 pictures of CIFAR-10 (Krizhevsky 2009), as in the PyTorch tutorial "Training a Classifier".
 
-    The validation pictures are chosen from the 50,000 training pictures, with the same share of each class. The data
-    set is downloaded if it is not in ``root``. Its files are pickles: they are opened only if they have the right md5.
+    The validation pictures are chosen at random from the 50,000 training pictures, stratified by class. The data set is
+    downloaded if it is not in ``root``. Its files are pickles, which can run code, so their md5 is checked first.
 
     Args:
         root: folder of the data set.
         batch_size: pictures per step and device.
-        val_size: number of training pictures that are used for validation instead. With 0 there is no validation.
+        val_size: number of training pictures to use for validation instead. With 0 there is no validation.
         augment: flip and shift each training picture, and erase a square of it.
         seed: seed of the validation split, the order and the augmentation.
 
     Batches: (B, 3, 32, 32) float32 in [-1, 1] and (B,) int64.
 
     Raises:
-        DataError: an argument is out of range, or the data set cannot be downloaded.
+        DataError: an argument is out of range, or the data set cannot be downloaded, written or read.
     """
 
     task = "classification"
@@ -59,7 +59,7 @@ class CIFAR10DataModule(SplitDataModule):
             raise DataError(f"batch_size must be at least 1, but is {batch_size}: --data.batch_size 4")
         if not 0 <= val_size < TRAIN_SIZE:
             raise DataError(f"val_size must be between 0 and {TRAIN_SIZE - 1}, but is {val_size}: --data.val_size 5000")
-        root = str(root)  # a checkpoint with a Path cannot be loaded safely
+        root = str(root)  # torch.load(weights_only=True) rejects a checkpoint with a Path
         self.save_hyperparameters()
         self.root = Path(root).expanduser()
         self.files = {"train": self.root / "cifar10-train.uint8", "test": self.root / "cifar10-test.uint8"}
@@ -93,10 +93,10 @@ class CIFAR10DataModule(SplitDataModule):
 
 
 def choose_stratified(labels: Tensor, count: int, seed: int) -> Tensor:
-    """Choose ``count`` random samples, with the share of each class as in ``labels``. Return their sorted indices."""
+    """Choose ``count`` random samples, stratified by class. Return their indices in ascending order."""
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(combine_seeds(seed)))
     by_class = order[labels[order].argsort(stable=True)]
-    # the samples are now sorted by class, so positions at equal distances give each class its share
+    # by_class is sorted by class, so evenly spaced positions choose the same fraction of each class
     positions = (torch.arange(count) * len(labels) + len(labels) // 2) // max(count, 1)
     return by_class[positions].sort().values
 
@@ -107,9 +107,9 @@ def _download(root: Path, train: bool) -> CIFAR10:
         print(f"downloading CIFAR10 (162 MB) from {CIFAR10.url}; this server is slow, it can take an hour")
     try:
         return CIFAR10(str(root), train=train, download=True)
-    except (OSError, RuntimeError) as error:  # a wrong md5 is a RuntimeError
+    except (OSError, RuntimeError) as error:  # torchvision raises RuntimeError for a wrong md5
         with contextlib.suppress(OSError):
-            root.rmdir()  # only if it is empty
+            root.rmdir()  # fails if the folder is not empty
         raise DataError(
             f"CIFAR10 is not in {root} and {CIFAR10.url} cannot be read ({error}): put {CIFAR10.filename} (md5 "
             f"{CIFAR10.tgz_md5}) into {root}, give its folder with --data.root, or use --data ShapesDataModule"
@@ -117,15 +117,15 @@ def _download(root: Path, train: bool) -> CIFAR10:
 
 
 def _write_bytes(official: CIFAR10, path: Path) -> None:
-    """Write all pictures, (N, 3, 32, 32) uint8, and then all labels, (N,) uint8."""
+    """Write all pictures as (N, 3, 32, 32) uint8, followed by all labels as (N,) uint8."""
     with atomic_write(path) as file:
-        for start in range(0, len(official.data), 1000):  # in chunks, because a second copy of the data takes memory
+        for start in range(0, len(official.data), 1000):  # in chunks, to save memory
             file.write(np.ascontiguousarray(official.data[start : start + 1000].transpose(0, 3, 1, 2)).tobytes())
         file.write(np.asarray(official.targets, dtype=np.uint8).tobytes())
 
 
 def _read_bytes(path: Path, count: int) -> tuple[Tensor, Tensor]:
-    """Map the file into memory, which all processes share. Return pictures (n, 3, 32, 32) uint8 and labels int64."""
+    """Map the file into memory that all processes share. Return pictures (count, 3, 32, 32) uint8 and labels int64."""
     size = count * (BYTES_PER_PICTURE + 1)
     if not path.is_file() or path.stat().st_size != size:
         raise DataError(f"{path} is incomplete: delete it and run again")

@@ -1,4 +1,4 @@
-"""The error class for data that cannot be used, and the names of special files."""
+"""Define the error for data that cannot be used, and name the kinds of special files."""
 
 from __future__ import annotations
 
@@ -10,6 +10,6 @@ class DataError(ValueError):
 
 
 def special_file_kind(mode: int) -> str:
-    """Return the kind of a special file, such as ``a socket``, or "" for a regular file. ``mode``: its ``st_mode``."""
+    """Return what a file with this ``st_mode`` is, such as ``a socket``. Return "" for a regular file."""
     kinds = {"-": "", "p": "a named pipe", "s": "a socket", "c": "a device", "b": "a device"}
     return kinds.get(stat.filemode(mode)[0], "not a regular file")

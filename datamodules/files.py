@@ -1,4 +1,4 @@
-"""Atomic writes, and CSV files that can contain any text."""
+"""Write files atomically. Read and write CSV files that can contain any text."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ TEXT_FILE_ARGUMENTS: dict[str, Any] = {"newline": "", "encoding": "utf-8", "erro
 
 @contextlib.contextmanager
 def atomic_write(path: str | Path, mode: str = "wb") -> Iterator[IO[Any]]:
-    """Open a temporary file (``mode`` is ``wb`` or ``w``) and rename it to ``path`` when the body has ended.
+    """Open a temporary file for a ``with`` block, and rename it to ``path`` at the end. ``mode`` is ``wb`` or ``w``.
 
-    So ``path`` is never incomplete, and an error in the body does not change it. A missing folder is created.
+    So ``path`` is never incomplete, and an error in the block leaves it unchanged. A missing folder is created.
     """
     target = Path(path)
     part = target.with_name(f".{target.name}.{os.getpid()}.part")
@@ -40,7 +40,7 @@ def atomic_write(path: str | Path, mode: str = "wb") -> Iterator[IO[Any]]:
 
 
 def write_csv(path: str | Path, rows: Iterable[Iterable[Any]]) -> None:
-    """Write a CSV file in UTF-8. The first of the ``rows`` contains the column names."""
+    """Write a CSV file in UTF-8. The first row contains the column names."""
     with atomic_write(path, "w") as file:
         csv.writer(file).writerows(rows)
 

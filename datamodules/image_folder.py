@@ -1,4 +1,4 @@
-"""A folder of photos with one subfolder per class."""
+"""Load photos from a folder with one subfolder per class."""
 
 from pathlib import Path
 from typing import Any, Literal
@@ -20,30 +20,30 @@ from datamodules.photos.store import PictureStore, store_path
 from datamodules.photos.transforms import eval_transform
 from datamodules.preprocessing import Preprocessing
 
-MAX_IMAGE_SIZE_IN_MEMORY = 64  # pixels; up to this ``image_size``, all decoded pictures are kept in memory
+MAX_IMAGE_SIZE_IN_MEMORY = 64  # pixels; all pictures are kept in memory if image_size is at most this
 
 
 class ImageFolderDataModule(SplitDataModule):
-    """Photos in ``root/train/<class>/...`` and ``root/val/<class>/...``, or in ``root/<class>/...``.
+    """A data module for photos in ``root/train/<class>/`` and ``root/val/<class>/``, or in ``root/<class>/``.
 
-    Image size, mean, std and interpolation are those of the model's ``preprocessing``. If the model has none, they are
-    those of the PyTorch tutorial "Transfer Learning for Computer Vision" (224 pixels, ImageNet's mean and std). If
+    The model's ``preprocessing`` sets image size, mean, std and interpolation. A model without ``preprocessing`` gets
+    224 pixels and ImageNet's mean and std, as in the PyTorch tutorial "Transfer Learning for Computer Vision". If
     ``image_size`` is at most 64, all pictures are decoded once and kept in memory as uint8.
 
     Args:
-        root: folder with ``train/``, optional ``val/`` (``valid/``, ``validation/``), ``test/``; or with class folders.
+        root: folder with class folders, or with ``train/``, optional ``val/`` (``valid/``, ``validation/``), ``test/``.
         batch_size: pictures per step and device.
-        image_size: height and width of the network's input in pixels. Default: that of the model's ``preprocessing``.
+        image_size: height and width of the network's input in pixels. Default: from the model's ``preprocessing``.
         augment: augment the training pictures with random crops and flips, or, if ``image_size`` is at most 64, with
-            random flips, shifts and cutout. Default: the model's ``wants_augmentation``, or True.
-        val_size: fraction of each class's training pictures that becomes the validation set if there is no ``val/``.
+            random flips, shifts and cutout. Default: the model's ``wants_augmentation``, True if it has none.
+        val_size: if there is no ``val/``, this fraction of the training pictures of each class is used for validation.
         split_file: the ``split.csv`` of an earlier run, to use the same split.
         balance: ``loss`` weights each class in the training loss by the inverse of its frequency; ``none`` does not.
-        max_bad_fraction: largest fraction of broken files that is accepted. Broken files are left out.
+        max_bad_fraction: broken files are left out, but a larger fraction of broken files is an error.
         cache: decode the pictures only once: store them, resized to ``resize_size``, in a memory-mapped file. Small
             random crops are then less sharp.
         num_workers: number of processes that load pictures. Default: depends on the number of cores.
-        seed: seed of the split, of the order and of the augmentation.
+        seed: seed of the split, the order and the augmentation.
 
     Batches: images (B, 3, S, S) float32 and labels (B,) int64.
 
@@ -76,14 +76,14 @@ class ImageFolderDataModule(SplitDataModule):
             raise DataError("batch_size and image_size must be at least 1: --data.batch_size 4 --data.image_size 224")
         if balance not in ("none", "loss"):
             raise DataError(f"balance must be none or loss, but is {balance}: --data.balance loss")
-        root, split_file = str(root), split_file and str(split_file)  # a Path cannot be read from a checkpoint safely
+        root, split_file = str(root), split_file and str(split_file)  # torch.load(weights_only=True) rejects a Path
         self.save_hyperparameters()
         self.root = Path(root).expanduser()
         self.adapt_to(None)
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """The names of the classes that have training pictures, sorted. Opens no picture."""
+        """The sorted names of the classes with training pictures. Reading them opens no picture."""
         if self.photos:
             return self.photos.class_names
         split_file = self.hparams["split_file"]
@@ -114,10 +114,10 @@ class ImageFolderDataModule(SplitDataModule):
         augment = self.hparams["augment"]
         self.augment = getattr(model, "wants_augmentation", True) if augment is None else augment
         if (self.preprocessing, self.augment) != before:
-            self.sets = {}  # the existing datasets have other transforms
+            self.sets = {}  # the existing datasets use the old settings
 
     def prepare_data(self) -> None:
-        self.examine()  # one process per machine decodes the pictures; the others use its cached results
+        self.examine()  # this runs in one process per machine; the others use its cached results
         if self.preprocessing.image_size <= MAX_IMAGE_SIZE_IN_MEMORY or self.hparams["cache"]:
             for split in ("train", "val"):
                 self.dataset(split)
@@ -152,7 +152,7 @@ class ImageFolderDataModule(SplitDataModule):
         return self.sets[split]
 
     def _open_store(self, paths: Paths, cropped: bool) -> PictureStore:
-        """Return a store of these pictures, resized, and center-cropped if ``cropped``. Write it if it is missing."""
+        """Open the file of these decoded pictures: resized, and center-cropped if ``cropped``. Write a missing file."""
         spec = self.preprocessing
         sizes = {key: getattr(spec, key) for key in ("image_size", "resize_size", "interpolation")}
         path = store_path(self.root, paths, {**sizes, "whole": cropped})

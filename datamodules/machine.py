@@ -1,4 +1,4 @@
-"""CPU cores, signals and the cache folder of this machine."""
+"""Find the CPU cores, the stop signals and the cache folder of this machine."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from datamodules.errors import DataError
 
 
 def available_cores() -> int:
-    """Return the number of CPU cores that this process may use, given its affinity and the container's quota."""
+    """Return the number of CPU cores that the CPU affinity and the container's CPU quota allow this process to use."""
     affinity = getattr(os, "sched_getaffinity", None)  # Linux only
     cores = len(affinity(0)) if affinity else os.cpu_count() or 1
-    with contextlib.suppress(OSError, ValueError):  # without cgroup v2, or with the quota "max", there is no limit
+    with contextlib.suppress(OSError, ValueError):  # no cgroup v2 file, or the quota "max": no limit
         quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
         cores = min(cores, max(1, int(quota) // int(period)))
     return cores
@@ -28,12 +28,12 @@ def cache_folder() -> Path:
     """Return the path of ``lit-classics`` in the user's cache folder. Its files can be deleted at any time.
 
     Raises:
-        DataError: the user has no home folder.
+        DataError: XDG_CACHE_HOME is not set and the user has no home folder.
     """
     try:
         return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lit-classics"
     except RuntimeError as error:
         raise DataError(
-            "there is no home folder, in which decoded pictures are cached: set the environment variable "
+            "decoded pictures cannot be cached, because there is no home folder: set the environment variable "
             "XDG_CACHE_HOME to a folder"
         ) from error

@@ -1,4 +1,4 @@
-"""The preprocessing that turns a picture into a network's input."""
+"""Define how a picture becomes the input of a network."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """How to resize, crop and normalize a picture. Sizes are in pixels, the defaults are those for ImageNet."""
+    """Settings to resize, crop and normalize a picture. Sizes are in pixels. The defaults are usual for ImageNet."""
 
     image_size: int = 224  # side of the network's square input
     resize_size: int = 256  # length of the shorter side after resizing, before the center crop
@@ -19,7 +19,7 @@ class Preprocessing:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any] | None) -> Preprocessing:
-        """Build a Preprocessing from a dict. Missing keys get the defaults, unknown keys are ignored."""
+        """Build a Preprocessing from a dict. Missing keys get the defaults. Unknown keys are ignored."""
         known = {field.name for field in fields(cls)}
         return cls(**{key: value for key, value in (values or {}).items() if key in known})
 
@@ -27,7 +27,7 @@ class Preprocessing:
         return asdict(self)
 
     def at_size(self, image_size: int | None) -> Preprocessing:
-        """Return a copy with another ``image_size`` and with ``resize_size`` in proportion. None changes nothing."""
+        """Return a copy with this ``image_size`` and scale ``resize_size`` by the same factor. None changes nothing."""
         if not image_size:
             return self
         resize_size = round(image_size * self.resize_size / self.image_size)

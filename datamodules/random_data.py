@@ -1,4 +1,4 @@
-"""Random inputs and targets, for the tutorials that need no real data."""
+"""Generate random inputs and targets, for tutorials without real data."""
 
 import math
 from collections.abc import Sequence
@@ -13,13 +13,13 @@ from datamodules.loading.module import SplitDataModule
 from datamodules.loading.order import PADDING
 from datamodules.loading.seeds import combine_seeds
 
-NOISE = 0.1  # standard deviation, for linear targets
+NOISE = 0.1  # standard deviation of the noise in linear targets
 
 
 class RepeatedRows(Dataset):
-    """Inputs (N, ...) and targets (N, K) float32, repeated in order until an epoch has ``epoch_length`` rows."""
+    """A dataset that repeats N inputs (N, ...) and targets (N, K), float32, in order, to ``epoch_length`` per epoch."""
 
-    samples_per_fetch = 0  # one batch per call: a batch with all rows in order is returned without a copy
+    samples_per_fetch = 0  # fetch one batch per call, because a batch with all rows in order is not copied
 
     def __init__(self, inputs: Tensor, targets: Tensor, epoch_length: int) -> None:
         self.inputs, self.targets, self.epoch_length = inputs, targets, epoch_length
@@ -28,7 +28,7 @@ class RepeatedRows(Dataset):
         return self.epoch_length
 
     def __getitem__(self, key: int) -> tuple[Tensor, Tensor]:
-        row = key % self.epoch_length % len(self.inputs)  # each epoch starts with the first row
+        row = key % self.epoch_length % len(self.inputs)  # key: epoch * epoch_length + index in the epoch
         return self.inputs[row], self.targets[row]
 
     def __getitems__(self, keys: list[int]) -> tuple[Tensor, Tensor]:
@@ -46,16 +46,16 @@ class RepeatedRows(Dataset):
 
 
 class RandomDataModule(SplitDataModule):
-    """Standard normal inputs with float targets. They depend only on the arguments.
+    """Random inputs (standard normal) and float targets. The same arguments always give the same data.
 
     The defaults repeat one batch, as in the PyTorch tutorial "Learning PyTorch with Examples"; validation and test use
     the same rows. ``in_features=5, out_features=2, length=100, batch_size=30, steps=0`` gives the data of the tutorial
     "Data Parallelism".
 
     Args:
-        in_features: number of values in an input row, or the shape of a picture such as ``[1, 32, 32]``.
-        out_features: number of values in a target row.
-        length: number of rows.
+        in_features: number of values in an input, or the shape of a picture such as ``[1, 32, 32]``.
+        out_features: number of values in a target.
+        length: number of rows. A row is an input with its target.
         batch_size: rows per step and device.
         steps: number of batches in an epoch, in fixed order. With 0 an epoch is one shuffled pass over the rows.
         target: ``random``, ``linear`` (a linear map of the inputs plus noise; validation and test then use other rows),
@@ -90,7 +90,7 @@ class RandomDataModule(SplitDataModule):
             raise DataError(f"target must be random, linear or count, but is {target}: --data.target random")
         self.save_hyperparameters()
         self.in_features = math.prod(self.sample_shape)
-        self.out_features = self.num_classes = out_features  # num_classes: for LitCNN with squared error
+        self.out_features = self.num_classes = out_features  # LitCNN has num_classes outputs
         if len(self.sample_shape) == 3:
             self.in_channels = self.sample_shape[0]
         self.shuffle = not steps
@@ -114,7 +114,7 @@ class RandomDataModule(SplitDataModule):
         else:
             targets = torch.randn(length, outputs, generator=generator)
         if self.hparams["target"] == "linear":
-            weight_generator = torch.Generator().manual_seed(combine_seeds(seed, -1))  # the same for all splits
+            weight_generator = torch.Generator().manual_seed(combine_seeds(seed, -1))  # one linear map for all splits
             weight = torch.randn(self.in_features, outputs, generator=weight_generator)
             targets = inputs.flatten(1) @ weight + NOISE * targets
         return RepeatedRows(inputs, targets, epoch_length)

@@ -1,4 +1,4 @@
-"""Generated pictures of shapes."""
+"""Generate pictures of shapes."""
 
 import math
 from collections.abc import Callable
@@ -37,7 +37,7 @@ SHAPES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "star": lambda x, y: _radius(x, y) < 0.6 + 0.35 * (5 * (torch.atan2(y, x) + math.pi / 2)).cos(),
     "crescent": lambda x, y: (_radius(x, y) < 0.95) & (_radius(x - 0.4, y) > 0.75),
 }
-"""Class name -> a function of each pixel's x and y, in units of the shape's radius: True inside the shape."""
+"""For each class, a function that returns True for points (x, y) inside the shape. Shapes fit into [-1, 1]."""
 CLASS_NAMES = tuple(SHAPES)
 
 
@@ -94,7 +94,7 @@ class ShapesDataModule(SplitDataModule):
 
 
 def draw_pictures(count: int, seed: int, channels: int) -> tuple[Tensor, Tensor]:
-    """Draw about equally many pictures of each shape: (count, channels, 32, 32) uint8, and labels (count,) int64."""
+    """Draw pictures (count, channels, 32, 32) uint8, balanced over the shapes. Also return labels (count,) int64."""
     generator = torch.Generator().manual_seed(seed)
     labels = (torch.arange(count) % len(CLASS_NAMES))[torch.randperm(count, generator=generator)]
     images = torch.empty(count, channels, SIZE, SIZE, dtype=torch.uint8)

@@ -14,12 +14,12 @@ MAX_EXAMPLES = 3
 
 def main(arguments: list[str] | None = None) -> int:
     parser = Parser("check.py", DESCRIPTION)
-    parser.add_argument("dir", metavar="DIR", help="folder of photos, as for fit.py --data")
+    parser.add_argument("dir", metavar="DIR", help="folder of photos to check")
     parser.add_argument("--json", action="store_true", help="print JSON with all file names instead of a table")
     parser.add_argument("--workers", type=at_least(0), metavar="N", help="reader processes (default: one per core)")
     chosen = parser.parse_args(arguments)
 
-    from datamodules.photos.check import ADVICE, find_problems, to_document  # here, so that --help needs no numpy
+    from datamodules.photos.check import ADVICE, find_problems, to_document  # here, because --help needs no numpy
     from datamodules.photos.find import find_photos
     from datamodules.text import plural, printable
     from lit_training.errors import one_line_errors

@@ -1,4 +1,4 @@
-"""The DataLoader of all data modules. It can resume inside an epoch, and its workers ignore signals."""
+"""Make the DataLoader of all data modules. It can resume in the middle of an epoch. Its workers ignore signals."""
 
 import atexit
 import multiprocessing
@@ -19,7 +19,7 @@ from datamodules.machine import STOP_SIGNALS, available_cores
 
 
 class ResumableLoader(DataLoader):
-    """A DataLoader that saves its position in the epoch in Lightning's checkpoints and can continue there."""
+    """A DataLoader that can resume in the middle of an epoch. Lightning saves its ``state_dict`` in checkpoints."""
 
     _batches_to_skip = _batches_done = 0
 
@@ -29,7 +29,7 @@ class ResumableLoader(DataLoader):
     def load_state_dict(self, state: dict[str, int]) -> None:
         self._batches_to_skip = state["batches"]
 
-    # Lightning calls iter() before set_epoch(). This is a generator, so its body runs after both.
+    # Lightning calls iter() and then set_epoch(). The body of a generator runs later, so it uses the right epoch.
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         self._batches_done, self._batches_to_skip = self._batches_to_skip, 0
         if self._batches_done and isinstance(self.sampler, TrainSampler) and self.batch_size is not None:
@@ -37,17 +37,17 @@ class ResumableLoader(DataLoader):
         samples_per_fetch = None if self.num_workers else getattr(self.dataset, "samples_per_fetch", None)
         batches = super().__iter__() if samples_per_fetch is None else self._fetch_batches(samples_per_fetch)
         if self.num_workers:
-            # register it last, so that it runs before the handlers of torch and multiprocessing, which wait for workers
+            # atexit runs the last handler first. Handlers of torch and multiprocessing would wait for the workers.
             atexit.unregister(_kill_workers)
             atexit.register(_kill_workers)
         for batch in batches:
             if isinstance(batch, DataError):
                 raise batch
             yield batch
-            self._batches_done += 1  # the caller requests the next batch, so this batch was used
+            self._batches_done += 1  # reached when the caller requests the next batch: it used this one
 
     def _fetch_batches(self, samples_per_fetch: int) -> Iterator[tuple[Tensor, ...]]:
-        """Yield the same batches as a DataLoader, but fetch several batches in one call: it is ten times as fast."""
+        """Yield the same batches as a DataLoader. Fetch several batches in one call, which is ten times as fast."""
         key_batches = iter(self.batch_sampler)  # type: ignore[arg-type]
         batches_per_fetch = max(1, samples_per_fetch // (self.batch_size or 1))
         while key_lists := list(islice(key_batches, batches_per_fetch)):
@@ -56,14 +56,14 @@ class ResumableLoader(DataLoader):
 
 
 def keep_batch(batch: Any) -> Any:
-    """Return ``batch`` unchanged: the collate function of datasets whose ``__getitems__`` returns a batch."""
+    """Return ``batch`` unchanged. This is the collate function, because ``__getitems__`` already returns a batch."""
     return batch
 
 
 def return_data_errors(get_items: Callable[..., Any]) -> Callable[..., Any]:
-    """Decorate ``__getitems__``: a worker returns a DataError, which :class:`ResumableLoader` then raises.
+    """Decorate ``__getitems__``: a worker returns a DataError, and :class:`ResumableLoader` raises it.
 
-    torch would add a traceback to the message of an error that a worker raises.
+    If the worker raised the error, torch would add a traceback to its message.
     """
 
     @wraps(get_items)
@@ -79,8 +79,8 @@ def return_data_errors(get_items: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _kill_workers() -> None:
-    """Kill the workers. They ignore SIGTERM, so at its exit the program would wait until they finish the epoch."""
-    if hasattr(signal, "SIGCHLD"):  # torch's handler reports killed workers as an error; Windows has no SIGCHLD
+    """Kill the workers at exit. They ignore SIGTERM, so the program would wait until they have finished the epoch."""
+    if hasattr(signal, "SIGCHLD"):  # torch's handler would report killed workers as an error; not on Windows
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     for process in multiprocessing.active_children():
         if process.daemon:
@@ -110,7 +110,7 @@ def make_loader(
         dataset: a dataset with a length, whose ``__getitems__(keys)`` returns a batch.
         trainer: the Trainer, or None for a single process.
         batch_size: number of samples in a batch of this rank.
-        seed: the order of the training samples depends on it, on the seed of the run and on the epoch.
+        seed: this seed, the seed of the run and the epoch set the order of the training samples.
         num_workers: number of loader processes; with 0 the training process loads the data.
         keep_workers: keep the loader processes between epochs.
     """
@@ -130,16 +130,16 @@ def make_loader(
         num_workers=num_workers,
         persistent_workers=keep_workers and num_workers > 0,
         worker_init_fn=ignore_signals,
-        # without its own generator a DataLoader would advance torch's global generator in each epoch
+        # without this generator a DataLoader would advance torch's global generator in each epoch
         generator=torch.Generator().manual_seed(combine_seeds(seed)),
     )
 
 
 def count_decoding_workers(trainer: Any) -> int:
-    """Return the number of loader processes that decode pictures for this rank, 0 to 8.
+    """Return how many loader processes should decode pictures for this rank: 0 to 8.
 
-    It is one per core, or 0 for a single core. A network on the CPU uses all cores too, so there it is one per four
-    cores. Without a Trainer (``trainer`` is None) one process has all cores.
+    The ranks share the cores. On a GPU, use one process per core, or 0 for a single core. On the CPU, use one process
+    per four cores, because the network needs the cores too. If ``trainer`` is None, there is one rank, as on a GPU.
     """
     ranks, on_cpu = (1, False) if trainer is None else (trainer.num_devices, trainer.strategy.root_device.type == "cpu")
     cores = available_cores() // ranks

@@ -1,4 +1,4 @@
-"""Images in memory as uint8. All images of a batch are indexed, augmented and normalized together."""
+"""Keep images in memory as uint8. All images of a batch are read, augmented and normalized at once."""
 
 import functools
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ CUTOUT = 8  # side in pixels; DeVries and Taylor 2017 used 16 for CIFAR-10
 
 
 class Pictures(Dataset):
-    """A dataset of small images in memory. A batch is (B, C, H, W) float32 and labels (B,) int64, -1 for padding.
+    """A dataset of small images in memory. A batch is images (B, C, H, W) float32 and labels (B,) int64.
 
     Args:
         images: (N, C, H, W) uint8.
@@ -29,7 +29,7 @@ class Pictures(Dataset):
         indices: (M,) int64, indices of the images in this dataset (all by default). The images are not copied.
     """
 
-    samples_per_fetch = 128  # a call takes longer than copying four images, so small batches are fetched together
+    samples_per_fetch = 128  # fetch small batches together: one call costs more time than copying four images
 
     def __init__(
         self,
@@ -74,8 +74,8 @@ def normalize(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Te
 
 @functools.cache
 def _factor_and_offset(mean: tuple[float, ...], std: tuple[float, ...]) -> tuple[Any, Any]:
-    """Return two values for ``normalized = pixel * factor - offset``, with pixels from 0 to 255."""
-    if len(set(mean)) == 1 and len(set(std)) == 1:  # scalars are three times as fast
+    """Return factor and offset, so that pixel * factor - offset is the normalized pixel. Pixels are 0 to 255."""
+    if len(set(mean)) == 1 and len(set(std)) == 1:  # computing with scalars is three times as fast
         return 1 / (255 * std[0]), mean[0] / std[0]
     mean_tensor, std_tensor = torch.tensor(mean).view(-1, 1, 1), torch.tensor(std).view(-1, 1, 1)
     return 1 / (255 * std_tensor), mean_tensor / std_tensor
@@ -86,7 +86,7 @@ def flip_shift_cutout(images: Tensor, numbers: Tensor) -> Tensor:
 
     Args:
         images: (B, C, H, W) uint8. Pixels that the shift uncovers become 0.
-        numbers: (B, 5) float32 in [0, 1): the flip, the shifts down and right, the row and column of the square.
+        numbers: (B, 5) float32, random in [0, 1): for flip, vertical and horizontal shift, row and column of square.
     """
     batch, channels, height, width = images.shape
     down, right = ((numbers[:, i] * (2 * SHIFT + 1)).long() for i in (1, 2))  # (B,) in 0 .. 2 * SHIFT

@@ -10,28 +10,28 @@ from datamodules.loading.loader import make_loader
 
 
 class SplitDataModule(LightningDataModule):
-    """A data module with one dataset per split in ``sets``.
+    """A data module with one dataset for each split.
 
     A subclass has the arguments ``batch_size`` and ``seed`` and calls ``save_hyperparameters``. Its ``setup`` fills
-    ``sets`` with datasets whose ``__getitems__(keys)`` returns a batch. For data modules with another base class
-    lit_training/runs/foreign.py has defaults of the attributes.
+    ``sets`` with datasets whose ``__getitems__(keys)`` returns a batch. A data module without this base class gets
+    the default attributes in lit_training/runs/foreign.py.
     """
 
     task: Literal["classification", "regression"] | None = None
-    default_model = "LitCNN"  # for a command without --model
+    default_model = "LitCNN"  # the model of a command without --model
     class_names: Any = ()  # in the order of the labels; empty for regression
     sample_shape: Any = None  # (C, H, W) or (F,)
-    preprocessing: Any = None  # a Preprocessing; None if the samples are not pictures
+    preprocessing: Any = None  # a Preprocessing, or None if the samples are not pictures
     class_weights: Tensor | None = None  # (K,) float32, for the training loss
-    photos: Any = None  # the Photos of a folder; None for other data
+    photos: Any = None  # a Photos (datamodules/photos/folder.py), or None
     augment = False
-    eval_batch_size = 100  # unless batch_size is larger
+    eval_batch_size = 100  # if batch_size is larger, evaluations use batch_size
     predict_split = "test"
     shuffle = True
     sets: dict[str, Dataset]  # by split: train, val and test
 
     def adapt_to(self, model: Any) -> None:
-        """Use settings of the model, such as its ``preprocessing``. The default does nothing."""
+        """Use settings of the model, such as its ``preprocessing``. The base class uses none."""
 
     def report(self) -> str:
         """Return a text to print before training."""
@@ -42,7 +42,7 @@ class SplitDataModule(LightningDataModule):
         return self.sets[split]
 
     def num_workers(self, dataset: Dataset) -> int:
-        """Return the number of loader processes: by default 0, for data in memory."""
+        """Return the number of loader processes. The base class uses 0, which is best for data in memory."""
         return 0
 
     def train_dataloader(self) -> DataLoader:

@@ -1,4 +1,4 @@
-"""Samplers for any number of devices, and a function that gathers results in the order of the dataset.
+"""Distribute samples to any number of devices, and gather the results in the order of the dataset.
 
 The samplers yield *keys*: ``epoch * len(dataset) + index`` in training, the index in an evaluation.
 """
@@ -13,20 +13,20 @@ from torch.utils.data import DistributedSampler
 from datamodules.loading.seeds import combine_seeds
 
 PADDING = -1
-"""Key of a padding row in an evaluation. Its target is -1, or NaN for float targets."""
+"""Key of a dummy sample in an evaluation (see :class:`EvalSampler`). Its target is -1, or NaN for float targets."""
 
 
 class TrainSampler(DistributedSampler):
     """Yield the training keys of one rank. Their order depends on the seed and the epoch.
 
-    In each step all ranks together use the samples that one process would use with the global batch size. If
-    ``length``, the number of samples, is not a multiple of ``ranks``, the first samples are repeated at the end.
+    In each step all ranks together use the same samples as one process with the global batch size. If ``length`` (the
+    number of samples) is not a multiple of ``ranks``, the first samples are repeated at the end.
     """
 
     def __init__(self, length: int, ranks: int, rank: int, seed: int, shuffle: bool = True) -> None:
         super().__init__(range(length), ranks, rank, shuffle=shuffle, seed=seed)  # type: ignore[arg-type]
         self.length = length
-        self.start = 0  # number of keys that the next epoch skips, set by a resumed run
+        self.start = 0  # keys to skip in the next epoch; a resumed run sets it
 
     def __iter__(self) -> Iterator[int]:
         start, self.start = self.start, 0
@@ -43,8 +43,8 @@ class TrainSampler(DistributedSampler):
 class EvalSampler(DistributedSampler):
     """Yield the evaluation keys of one rank: the batches rank, rank + ranks, rank + 2 * ranks, ... of all batches.
 
-    The batches are the same for any number of ranks. Otherwise the last bits of a result could change with the other
-    samples of its batch. A rank with one batch less than rank 0 gets a batch with one :data:`PADDING` key.
+    The batches are the same for any number of ranks, because the result of a sample can depend slightly on the other
+    samples in its batch. If a rank has one batch less than rank 0, it gets a last batch of one :data:`PADDING` key.
     """
 
     def __init__(self, length: int, ranks: int, rank: int, batch_size: int) -> None:
@@ -65,14 +65,14 @@ class EvalSampler(DistributedSampler):
 
 
 def gather_in_input_order(trainer: Any, results: Tensor, loader: Any) -> Tensor:
-    """Return the results of all ranks, (N, ...), on each rank, in the order of the dataset and without padding rows.
+    """Gather the results of all ranks on each rank: (N, ...), in the order of the dataset and without padding.
 
     Args:
-        results: (n, ...), results of this rank, including padding rows.
-        loader: its loader, with an :class:`EvalSampler`. All ranks must have used the same number of batches.
+        results: (n, ...), results of this rank, including padding.
+        loader: loader of this rank, with an :class:`EvalSampler`. All ranks must have used the same number of batches.
     """
     if trainer.world_size > 1:
-        batch_size = loader.batch_sampler.batch_size  # for predictions Lightning removes loader.batch_size
+        batch_size = loader.batch_sampler.batch_size  # in predictions Lightning sets loader.batch_size to None
         batches = -(-len(results) // batch_size)
         missing = batches * batch_size - len(results)  # the last batch can have fewer samples
         filled = torch.cat([results, results.new_zeros(missing, *results.shape[1:])])

@@ -1,4 +1,4 @@
-"""Random numbers that depend only on seeds and keys, not on the random numbers before them."""
+"""Draw random numbers that depend only on a seed and on keys (integers), not on earlier random numbers."""
 
 import os
 
@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 def combine_seeds(*numbers: int) -> int:
-    """Return a seed in [0, 2**63) that depends on all ``numbers``: their hash by splitmix64 (Steele et al. 2014)."""
+    """Hash all ``numbers`` to one seed in [0, 2**63) with splitmix64 (Steele et al. 2014)."""
     state = np.zeros(1, dtype=np.uint64)
     for number in numbers:
         state = _splitmix(state ^ np.uint64(number % 2**64))
@@ -16,7 +16,7 @@ def combine_seeds(*numbers: int) -> int:
 
 
 def draw_uniform(seed: int, keys: Tensor, count: int) -> Tensor:
-    """Return uniform numbers in [0, 1), (B, count) float32, that depend only on ``seed`` and ``keys``, (B,) int64."""
+    """Draw ``count`` uniform numbers in [0, 1) for each key: (B, count) float32. ``keys`` is (B,) int64."""
     counters = keys.numpy().astype(np.uint64)[:, None] * np.uint64(count) + np.arange(count, dtype=np.uint64)
     bits = _splitmix(_splitmix(counters) ^ np.uint64(combine_seeds(seed)))
     return torch.from_numpy((bits >> np.uint64(40)).astype(np.float32) / np.float32(2**24))
@@ -31,8 +31,8 @@ def _splitmix(x: np.ndarray) -> np.ndarray:
 
 
 def combine_with_run_seed(seed: int) -> int:
-    """Return a seed for the order and the augmentation: it depends on ``seed`` and on the seed of the run.
+    """Combine ``seed`` with the seed of the run. The order and the augmentation use the result.
 
-    Splits and generated data depend only on the data module's seed, so that all runs use the same data.
+    Splits and generated data use only ``seed``, so that runs with different seeds use the same data.
     """
     return combine_seeds(seed, int(os.environ.get("PL_GLOBAL_SEED", 0)))

@@ -13,8 +13,8 @@ from datamodules.photos.folder import UNEVEN_CLASS_RATIO
 from datamodules.photos.scan import scan_photos
 from datamodules.photos.split import is_in_mixed_group
 
-MAX_HASH_DISTANCE = 3  # bits; the perceptual hashes (64 bits) of near duplicates differ in at most this many
-UNUSUAL_SIZE_FACTOR = 4  # the square root of the area is this many times larger or smaller than the median
+MAX_HASH_DISTANCE = 3  # the perceptual hashes (64 bits) of near duplicates differ in at most this many bits
+UNUSUAL_SIZE_FACTOR = 4  # unusual: sqrt(width * height) is this many times larger or smaller than the median
 ADVICE = {
     **dict.fromkeys(("truncated", "empty", "damaged"), "copy them again or delete them"),
     "not a picture": "delete them, or convert them to .jpg",
@@ -49,7 +49,7 @@ class Finding(NamedTuple):
 def find_problems(
     listing: Listing, *, num_workers: int | None = None, progress: Callable[[int, int], None] | None = None
 ) -> tuple[Listing, list[Finding]]:
-    """Return the pictures that training would use, and the findings. The arguments are those of :func:`scan_photos`."""
+    """Return the pictures that training would use, and the findings. For the arguments see :func:`scan_photos`."""
     items: dict[str, list[tuple[str, ...]]] = {kind: [] for kind in ADVICE}
     listing, inspections, first_copies, bad = scan_photos(listing, num_workers=num_workers, progress=progress)
     for path, kind, _ in [*bad, *listing.left_out]:
@@ -107,18 +107,18 @@ def to_document(used: Listing, findings: list[Finding]) -> dict[str, object]:
 
 
 def group_near_duplicates(hashes: np.ndarray, first_copies: np.ndarray) -> np.ndarray:
-    """Return, for each picture, the index of the first picture of its group of near duplicates: int array (n,).
+    """Group near duplicates. Return the index of the first picture in the group of each picture: int array (n,).
 
     Two pictures are in the same group if their `hashes` (uint64) differ in at most MAX_HASH_DISTANCE bits, or if a
-    chain of such pairs connects them. `first_copies` is from :func:`~datamodules.photos.scan.first_with_same_content`.
+    chain of such pairs connects them. For `first_copies` see :func:`~datamodules.photos.scan.first_with_same_content`.
     """
     bits = _count_bits(hashes)
-    # Pictures of one color or an even gradient have almost only 0 bits or only 1 bits, and would all be in one group.
+    # Skip pictures of one color or with a smooth gradient: their bits are almost all equal, so they would be one group.
     is_usable = (bits > MAX_HASH_DISTANCE) & (bits < 64 - MAX_HASH_DISTANCE)
     usable = np.flatnonzero((first_copies == np.arange(len(first_copies))) & is_usable)
     left, right = usable[_find_near_pairs(hashes[usable])]
     group = np.arange(len(hashes))
-    while True:  # in each round, the two pictures of a pair both get the lower group index, until nothing changes
+    while True:  # each round gives both pictures of a pair the lower group index, until nothing changes
         lower = group.copy()
         minimum = np.minimum(group[left], group[right])
         np.minimum.at(lower, left, minimum)
@@ -130,7 +130,7 @@ def group_near_duplicates(hashes: np.ndarray, first_copies: np.ndarray) -> np.nd
 
 def _find_near_pairs(hashes: np.ndarray) -> np.ndarray:
     """Return the indices, (2, pairs), of all pairs of hashes that differ in at most MAX_HASH_DISTANCE bits."""
-    # Such a pair has equal bits in at least one of MAX_HASH_DISTANCE + 1 bands, so other pairs are not compared.
+    # Divide the bits into MAX_HASH_DISTANCE + 1 bands. Near hashes are equal in a band, so compare only such pairs.
     width = 64 // (MAX_HASH_DISTANCE + 1)
     pairs = [np.empty((2, 0), np.int64)]
     for band in range(MAX_HASH_DISTANCE + 1):
@@ -151,7 +151,7 @@ def _count_bits(values: np.ndarray) -> np.ndarray:
 
 
 def _group_names(listing: Listing, groups: np.ndarray, chosen: np.ndarray) -> list[tuple[str, ...]]:
-    """Return the file names of the chosen pictures (bool array), one tuple for each group of two or more pictures."""
+    """Return the file names of the `chosen` pictures (bool array): a tuple for each group of two or more pictures."""
     rows = np.flatnonzero(chosen & (np.bincount(groups, minlength=len(groups))[groups] > 1))
     rows = rows[np.argsort(groups[rows], kind="stable")]
     parts = np.split(rows, np.flatnonzero(np.diff(groups[rows])) + 1)

@@ -1,4 +1,4 @@
-"""The photos of one split as a torch Dataset."""
+"""Load the photos of one split as a torch Dataset."""
 
 import contextlib
 import io
@@ -28,17 +28,17 @@ MAX_PIXELS_FOR_TORCHVISION = 50_000_000  # larger pictures are decoded by read_p
 
 
 class PhotoFiles(Dataset):
-    """N labeled pictures. Each batch is decoded from the files, or read from a :class:`PictureStore`.
+    """A dataset of N labeled pictures. It decodes the files of each batch, or reads a :class:`PictureStore`.
 
     Args:
         paths: the N picture files, relative to ``root``.
         labels: (N,) int64.
         augment: use RandomResizedCrop and flip instead of Resize and CenterCrop.
-        seed: the augmentation depends only on it, the seed of the run, the epoch and the index of the picture.
-        store: the same N pictures, decoded, to read instead of the files.
+        seed: this seed, the seed of the run, the epoch and the index of the picture set the augmentation.
+        store: the same N pictures, decoded. If given, it is read instead of the files.
 
     ``__getitems__(keys)`` returns images (B, C, S, S) float32 and labels (B,) int64. A key is ``epoch * N + index``, or
-    :data:`~datamodules.loading.order.PADDING`, whose label is -1. C is the length of ``preprocessing.mean``.
+    :data:`~datamodules.loading.order.PADDING`, which gets the label -1. C is the length of ``preprocessing.mean``.
     """
 
     def __init__(
@@ -67,12 +67,12 @@ class PhotoFiles(Dataset):
     def __getitems__(self, keys: list[int]) -> tuple[Tensor, Tensor]:
         key_tensor = torch.tensor(keys)
         labels = self.labels[key_tensor % len(self)].masked_fill(key_tensor == PADDING, PADDING)
-        with ThreadPoolExecutor(torch.get_num_threads()) as threads:  # one thread in a worker process
+        with ThreadPoolExecutor(torch.get_num_threads()) as threads:  # a worker process uses one thread
             pictures = threads.map(self._load_pixels, [key % len(self) for key in keys])
             state = torch.get_rng_state()  # restored below: without worker processes, the network uses this generator
             transformed = [self.transform_pixels(pixels, key) for key, pixels in zip(keys, pictures, strict=True)]
             torch.set_rng_state(state)
-        # Decoders return pictures in the memory layout (S, S, C). Stacking is fast if it keeps this layout.
+        # The pictures are usually in the memory layout (S, S, C). Stacking is fast if it keeps this layout.
         images = torch.stack([picture.permute(1, 2, 0) for picture in transformed])
         return normalize(images.permute(0, 3, 1, 2), self.mean, self.std), labels
 
@@ -88,7 +88,7 @@ class PhotoFiles(Dataset):
 
 
 def read_pixels(source: str | Path | Image.Image | np.ndarray) -> Tensor:
-    """Return a picture file, a PIL image or a uint8 array (H, W, 3) or (H, W) as (3, H, W) uint8, upright, RGB.
+    """Return an upright RGB picture, (3, H, W) uint8, from a file, a PIL image or a uint8 array (H, W, 3) or (H, W).
 
     Raises:
         DataError: the file cannot be decoded, or the array has another shape or dtype.
@@ -99,13 +99,13 @@ def read_pixels(source: str | Path | Image.Image | np.ndarray) -> Tensor:
         source = Image.fromarray(source)
     if isinstance(source, Image.Image):
         return v2.functional.pil_to_tensor(to_upright_rgb(source))
-    # torchvision decodes a JPEG to the same pixels as Pillow in two thirds of the time. If it fails, with any of many
-    # errors, read_picture decodes the file or raises a BadPicture with the reason.
+    # torchvision decodes a JPEG to the same pixels as Pillow in two thirds of the time. After an error here,
+    # read_picture below decodes the file, or raises a BadPicture with the reason.
     with contextlib.suppress(Exception):
         data = Path(source).read_bytes()
         with Image.open(io.BytesIO(data), formats=("JPEG",)) as header:
             is_plain = header.mode in ("RGB", "L") and header.width * header.height < MAX_PIXELS_FOR_TORCHVISION
-            # torchvision would handle damaged orientation tags differently
+            # rotate here, because torchvision handles damaged orientation tags differently
             steps = STEPS_TO_UPRIGHT.get(read_orientation(header))
         if is_plain:
             pixels = decode_image(torch.frombuffer(bytearray(data), dtype=torch.uint8), ImageReadMode.RGB)

@@ -19,13 +19,13 @@ from datamodules.errors import DataError
 from datamodules.photos.find import FORMAT_OF_SUFFIX
 from datamodules.text import printable
 
-# Pillow may use only these decoders. For example, its decoder for EPS starts another program.
+# Pillow may use only these decoders. Others are less safe: the decoder for EPS starts another program.
 FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF", "PPM")
 MAX_PIXELS = 178_956_970  # Pillow's default limit, checked here because some programs switch Pillow's check off
 MAX_SIDE = 65_535  # pixels; the limit of JPEG. Other decoders take minutes for a side of millions of pixels
 MISNAMED, ROTATED = 1, 2  # bits of Inspection.flags
 _ORIENTATION = 0x0112  # EXIF tag
-# EXIF orientation -> which of these steps, in this order, are needed: transpose, flip left-right, flip top-bottom
+# EXIF orientation -> the steps that are needed, in this order: (transpose, flip left-right, flip top-bottom)
 STEPS_TO_UPRIGHT = {
     2: (False, True, False),
     3: (False, True, True),
@@ -35,8 +35,8 @@ STEPS_TO_UPRIGHT = {
     7: (True, True, True),
     8: (True, False, True),
 }
-_PIXELS_PER_STRIP = 1 << 22  # a conversion that makes several copies is done in strips of this size, to save memory
-_CONTENT_PATTERNS = (  # the first pattern that matches the first bytes of a file, in lower case, applies
+_PIXELS_PER_STRIP = 1 << 22  # conversions that need several copies work on strips of this size, to save memory
+_CONTENT_PATTERNS = (  # patterns for the first bytes of a file, in lower case; the first match counts
     (rb"gif8", "a GIF"),
     (rb".{4}ftyp", "HEIC, AVIF or video"),
     (rb"\s*(<!doctype html|<html)", "a web page"),
@@ -65,9 +65,9 @@ class BadPicture(DataError):
 class Inspection(NamedTuple):
     """The result of :func:`inspect_picture` for one file."""
 
-    kind: str = ""  # kind and reason are those of BadPicture, or "" if the picture can be decoded
+    kind: str = ""  # kind and reason as in BadPicture; both are "" if the picture can be decoded
     reason: str = ""
-    flags: int = 0  # MISNAMED: the suffix does not match the format; ROTATED: the EXIF tag flips or rotates the picture
+    flags: int = 0  # sum of MISNAMED (suffix does not match the format) and ROTATED (EXIF tag flips or rotates)
     width: int = 0  # pixels, before the rotation
     height: int = 0
     dhash: int = 0  # perceptual hash, 64 bits
@@ -75,22 +75,22 @@ class Inspection(NamedTuple):
 
 
 def read_picture(path: str | Path) -> Image.Image:
-    """Decode the first picture in a file, whatever its suffix, to upright RGB. Raise BadPicture if that fails."""
+    """Decode the first picture in a file to upright RGB. The suffix has no effect. Raise BadPicture on failure."""
     with _open_picture(path) as image:
         return to_upright_rgb(image)
 
 
 def inspect_picture(path: Path, with_content: bool) -> Inspection:
-    """Decode the whole file, and hash it if `with_content`. If it cannot be decoded, return the reason."""
+    """Check if a file can be decoded, and return its properties or the error. Hash the file if `with_content`."""
     try:
         with _open_picture(path) as image:
             width, height = image.size
             expected = FORMAT_OF_SUFFIX.get(path.suffix[1:].lower())
-            # Phones write MPO files with the suffix .jpg: a JPEG followed by more pictures.
+            # Phones write MPO files (a JPEG followed by more pictures) with the suffix .jpg.
             flags = MISNAMED * (image.format != expected and (image.format, expected) != ("MPO", "JPEG"))
-            # A JPEG is decoded faster at a reduced size of at least 64 x 64 pixels, and this finds the same errors.
+            # Decode a JPEG at a reduced size of at least 64 x 64 pixels: this is faster and finds the same errors.
             image.draft(image.mode, (64, 64))
-            # getexif() may decode a PNG and hide its errors, so decode it first. Decoding a TIFF would remove its tag.
+            # Decode a PNG first: getexif() may hide its errors. Do not decode a TIFF first: it would lose its EXIF tag.
             if image.format == "PNG":
                 image.load()
             flags |= ROTATED * (read_orientation(image) in STEPS_TO_UPRIGHT)
@@ -102,7 +102,7 @@ def inspect_picture(path: Path, with_content: bool) -> Inspection:
 
 @contextlib.contextmanager
 def _open_picture(path: str | Path) -> Iterator[Image.Image]:
-    """Open a picture and read its header. Raise all errors, also those of the `with` block, as BadPicture."""
+    """Open a picture and read its header. Convert all errors, also errors in the `with` block, to BadPicture."""
     _silence_pillow()
     name = str(path)
     try:
@@ -136,7 +136,7 @@ def _open_picture(path: str | Path) -> Iterator[Image.Image]:
 
 @functools.cache
 def _silence_pillow() -> None:
-    """Switch off two warnings about good pictures. Not done on import, because it changes the whole process."""
+    """Switch off two warnings about usable pictures. Importing does not do this, as it affects the whole process."""
     warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
     warnings.filterwarnings("ignore", "(?s).*Corrupt EXIF data", UserWarning)
 
@@ -156,7 +156,7 @@ def _explain_open_error(first_bytes: bytes, size: int) -> tuple[str, str]:
 
 
 def read_orientation(image: Image.Image) -> int:
-    """Return the EXIF orientation: 2 to 8 are flipped or rotated, all other values are upright."""
+    """Return the EXIF orientation: 2 to 8 mean flipped or rotated, all other values mean upright."""
     try:
         return int(image.getexif().get(_ORIENTATION, 1))
     except Exception:  # the tag is damaged, but the picture can be used
@@ -183,7 +183,7 @@ def to_upright_rgb(image: Image.Image) -> Image.Image:
 
 def _convert_strip(image: Image.Image) -> Image.Image:
     """Convert a picture of more than 8 bits per channel to 8 bits, or lay a transparent picture on white."""
-    if image.mode.startswith("I"):  # 16 bits; Pillow's conversion clips at 255
+    if image.mode.startswith("I"):  # 16 bits; Pillow's own conversion would clip at 255
         return Image.fromarray((np.asarray(image).clip(0, 65535) / 257 + 0.5).astype(np.uint8))
     if image.mode == "F":  # a TIFF; by convention its values are in [0, 1]
         return Image.fromarray((np.nan_to_num(np.asarray(image)).clip(0, 1) * 255 + 0.5).astype(np.uint8))
@@ -192,7 +192,7 @@ def _convert_strip(image: Image.Image) -> Image.Image:
 
 
 def _dhash(image: Image.Image) -> int:
-    """Return the difference hash (Krawetz 2013): 64 bits, 1 if a cell is brighter than its left neighbor."""
+    """Return the difference hash (Krawetz 2013) of 8 x 9 cells. A bit is 1 if a cell is brighter than its left one."""
     cells = np.asarray(image.convert("L").resize((9, 8), Image.Resampling.LANCZOS))
     return int.from_bytes(np.packbits(cells[:, 1:] > cells[:, :-1]).tobytes(), "big")
 
@@ -202,4 +202,4 @@ def _hash_content(path: Path) -> int:
     with path.open("rb") as file:
         while block := file.read(1 << 20):
             digest.update(block)
-    return int.from_bytes(digest.digest(), "little") or 1  # 0 means that the file was not hashed
+    return int.from_bytes(digest.digest(), "little") or 1  # not 0, because 0 means that the file was not hashed

@@ -1,4 +1,4 @@
-"""Find the pictures in a folder by their file names. Opens no file, and needs about 50 bytes of memory per picture."""
+"""Find the pictures in a folder by their file names. No file is opened. Each picture needs about 50 bytes of memory."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ FORMAT_OF_SUFFIX = {
     **{suffix: suffix.upper() for suffix in ("png", "bmp", "webp")},
 }
 _SPLIT_OF_NAME = {"train": TRAIN, "val": VAL, "valid": VAL, "validation": VAL, "test": TEST}
-_IGNORED_NAMES = frozenset(("__macosx", "@eadir", "thumbs.db", "desktop.ini"))  # made by macOS, Synology, Windows
+_IGNORED_NAMES = frozenset(("__macosx", "@eadir", "thumbs.db", "desktop.ini"))  # from macOS, Synology and Windows
 _UNSUPPORTED_SUFFIXES = frozenset(
     ("gif", "svg", "heic", "heif", "avif", "jxl", "jp2", "psd", "eps", "tga", "dng", "cr2", "nef", "arw")
 )
-PICTURE_SUFFIXES = FORMAT_OF_SUFFIX.keys() | _UNSUPPORTED_SUFFIXES  # includes the formats that cannot be decoded
+PICTURE_SUFFIXES = FORMAT_OF_SUFFIX.keys() | _UNSUPPORTED_SUFFIXES  # includes formats that are not supported
 
 
 class LeftOut(NamedTuple):
@@ -40,7 +40,7 @@ class LeftOut(NamedTuple):
 
 
 class ClassFolder(NamedTuple):
-    """A folder whose pictures all have the same class and the same split. `path` is relative to the root."""
+    """A folder for the pictures of one class and one split. `path` is relative to the root."""
 
     name: str
     split: int
@@ -90,7 +90,7 @@ class Listing:
 
 
 def find_class_names(root: str | Path) -> tuple[str, ...]:
-    """Return the `class_names` of :func:`find_photos`, but read each training folder only up to its first picture."""
+    """Return the class names of :func:`find_photos`, but faster: stop at the first picture of each training folder."""
     root = Path(root).expanduser()
     folders, split_folders, _ = _find_class_folders(root)
     excluded = _folders_links_must_not_enter(root, folders, split_folders)
@@ -105,8 +105,8 @@ def find_photos(root: str | Path) -> Listing:
     """Find the pictures in a folder with the layout `train/<class>/`, `val/<class>/` or `<class>/`.
 
     Class folders are read in the order of their names. In each, the files are read first, then the subfolders, both
-    sorted by name, and linked folders last. Hidden files are ignored. Links to a folder that was already read for this
-    class, to another class folder, to a split folder, to `root` or to a folder above `root` are not followed.
+    sorted by name, and linked folders last. Hidden files are ignored. Some links are not followed: links to a folder
+    that was already read for this class, another class folder, a split folder, `root` or a folder above `root`.
 
     Raises:
         DataError: `root` cannot be read, or has another layout or no training pictures.
@@ -157,14 +157,14 @@ def find_photos(root: str | Path) -> Listing:
 def find_files_below(folder: str | Path, suffixes: Container[str]) -> list[str]:
     """Return the sorted paths of all files below `folder` with one of the `suffixes` (lower case, no dot).
 
-    Hidden files are ignored. The list also contains the subfolders that cannot be read, for the caller to report.
+    Hidden files are ignored. Subfolders that cannot be read are also in the list, so that the caller can report them.
     """
     files = _walk_files(Path(folder), ".", set())
     return sorted(str(Path(folder, path)) for path, name in files if not name or _suffix(name) in suffixes)
 
 
 def _trainable_classes(root: Path, folders: list[ClassFolder], folders_with_pictures: set[ClassFolder]) -> set[str]:
-    """Return the names of the classes with pictures in a training folder. Raise DataError if no class has any."""
+    """Return the names of the classes with pictures in a training folder. Raise DataError if there are none."""
     names = {folder.name for folder in folders_with_pictures if folder.split == TRAIN}
     if not names:
         example = next((folder.path for folder in folders if folder.split == TRAIN), "train/<class>")
@@ -187,7 +187,7 @@ def _find_class_folders(root: Path) -> tuple[list[ClassFolder], list[str], list[
         raise DataError(f"{root_text} cannot be read ({error.strerror}): chmod -R u+rX {root_text}") from error
     train_folders = [name for name, split in split_of.items() if split == TRAIN]
     notes: list[str] = []
-    # A folder "train" without subfolders and without val or test next to it is a class with this name.
+    # A folder "train" is a class if it has no subfolders and there is no folder val or test next to it.
     if any(classes[name] for name in train_folders) or (train_folders and len(split_of) > 1):
         for split in set(split_of.values()):
             synonyms = [name for name in split_of if split_of[name] == split]
@@ -222,7 +222,7 @@ def _device_and_inode(folder: Path) -> tuple[int, int]:
 
 
 def _list_folder(folder: Path) -> tuple[list[str], list[str], list[str]]:
-    """Return the sorted names of the files, folders and links to folders in `folder`, without hidden ones."""
+    """Return three sorted lists of the names in `folder`: files, folders, links to folders. Skip hidden names."""
     files, folders, links = list[str](), list[str](), list[str]()
     with os.scandir(folder) as entries:
         for entry in entries:
@@ -230,7 +230,7 @@ def _list_folder(folder: Path) -> tuple[list[str], list[str], list[str]]:
                 continue
             try:
                 is_folder = entry.is_dir()
-            except OSError:  # a link to itself
+            except OSError:  # for example, a link to itself
                 is_folder = False
             names = files if not is_folder else links if entry.is_symlink() else folders
             names.append(entry.name)
@@ -247,8 +247,8 @@ def _suffix(name: str) -> str:
 
 
 def _counts_as_picture(name: str) -> bool:
-    """Return True if a file with this name makes its folder a class."""
-    return _suffix(name) in PICTURE_SUFFIXES or not name  # "" is a folder that cannot be read: it may have pictures
+    """Return True for a picture's name, and for "", which stands for a folder that cannot be read."""
+    return _suffix(name) in PICTURE_SUFFIXES or not name  # such a folder may contain pictures
 
 
 def _walk_files(root: Path, folder: str, excluded: set[tuple[int, int]]) -> Iterator[tuple[str, str]]:
@@ -259,7 +259,7 @@ def _walk_files(root: Path, folder: str, excluded: set[tuple[int, int]]) -> Iter
     already_read = set(excluded)
     folders_to_read, links_to_read = [folder], list[str]()
     while folders_to_read or links_to_read:
-        # Links are read last. So a folder below `folder` is read by its own path, even if a link leads to it.
+        # Read links last, so that a folder with two paths, one of them through a link, gets the path without it.
         current = folders_to_read.pop() if folders_to_read else links_to_read.pop(0)
         try:
             identity = _device_and_inode(root / current)
@@ -276,7 +276,7 @@ def _walk_files(root: Path, folder: str, excluded: set[tuple[int, int]]) -> Iter
 
 
 def _stat_or_left_out(root: Path, path: str, name: str) -> os.stat_result | LeftOut:
-    """Return the status of a file from :func:`_walk_files`, or a LeftOut if it cannot be a readable picture."""
+    """Return the status of a file from :func:`_walk_files`, or a LeftOut if the file cannot be used."""
     if not name:
         return LeftOut(path, "unreadable", "folder cannot be read: allow it with chmod u+rx")
     suffix = _suffix(name)

@@ -1,4 +1,4 @@
-"""Prepare a folder of photos for training: decode the pictures, leave out bad files, split the rest. No torch."""
+"""Prepare photos for training: decode them, leave out bad files, split the rest. This code does not use torch."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from datamodules.photos.split import (
 )
 from datamodules.text import align_columns, first_names, plural, printable
 
-UNEVEN_CLASS_RATIO = 10  # the largest class has at least this many times the training pictures of the smallest
+UNEVEN_CLASS_RATIO = 10  # uneven: the largest class has this many times as many training pictures as the smallest
 
 
 class Photos(Listing):
@@ -121,7 +121,7 @@ def examine(
 def _list_copies_in_two_classes(
     listing: Listing, first_copies: np.ndarray, in_two_classes: np.ndarray
 ) -> Iterator[LeftOut]:
-    """Yield a LeftOut for each picture in `in_two_classes`. The reason is the path of a copy in another class."""
+    """Yield a LeftOut for each picture in `in_two_classes` (bool array). The reason names a copy in another class."""
     differs_from_first = in_two_classes & (listing.labels != listing.labels[first_copies])
     rows = np.flatnonzero(differs_from_first)[::-1]  # reversed, so that dict() keeps the first of several copies
     copy_in_other_class = dict(zip(first_copies[rows].tolist(), rows.tolist(), strict=True))
@@ -170,7 +170,7 @@ def _make_notes(photos: Photos, flags: np.ndarray, first_copies: np.ndarray) -> 
 
 
 def _format_counts(class_names: tuple[str, ...], counts: np.ndarray, max_rows: int = 12) -> list[str]:
-    """Return the lines of a table of counts. Of more than `max_rows` classes, show the largest and the smallest."""
+    """Return the lines of a table of counts. Show the largest and smallest of more than `max_rows` classes."""
     splits = [split for split in (TRAIN, VAL, TEST) if split == TRAIN or counts[split].any()]
     order = list(range(len(class_names)))
     if len(class_names) > max_rows:

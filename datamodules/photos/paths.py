@@ -1,4 +1,4 @@
-"""Store millions of paths in one array."""
+"""Store millions of paths in one array, to save memory."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 
 
 class Paths:
-    """A sequence of n relative paths, separated by `/`. Bytes that are not UTF-8 become lone surrogates.
+    """A sequence of n relative paths with `/` between folders. Bytes that are not UTF-8 become surrogates.
 
     Args:
         joined: uint8 array, the UTF-8 bytes of all paths, one path after the other.
@@ -57,6 +57,6 @@ class Paths:
         return np.frombuffer(digests, "<u8")
 
     def update(self, digest: hashlib._Hash) -> None:
-        """Add all paths to the hash `digest`."""
+        """Update the hash object `digest` with all paths."""
         digest.update(self._offsets.astype("<i8").tobytes())
         digest.update(self._joined.tobytes())

@@ -24,8 +24,8 @@ from datamodules.photos.decode import Inspection, inspect_picture
 from datamodules.photos.find import LeftOut, Listing
 
 _FILES_PER_REQUEST = 64  # about 0.1 s of work for a worker
-_MIN_BYTES_PER_PROCESS = 32 << 20  # decoding fewer bytes takes about as long as starting a process
-# One row per picture, with the fields of Inspection.
+_MIN_BYTES_PER_PROCESS = 32 << 20  # starting a process takes about as long as decoding this many bytes
+# An array has one element per picture, with the numeric fields of Inspection. The key is the hash of the path.
 INSPECTION_DTYPE = np.dtype([("flags", "u1"), ("width", "u4"), ("height", "u4"), ("dhash", "u8"), ("content", "u8")])
 _CACHE_DTYPE = np.dtype([("key", "u8"), ("size", "i8"), ("mtime", "i8"), ("verdict", INSPECTION_DTYPE)])
 
@@ -35,7 +35,7 @@ class Scan(NamedTuple):
 
     listing: Listing
     inspections: np.ndarray  # (n,) of INSPECTION_DTYPE
-    first_copies: np.ndarray  # (n,), from first_with_same_content
+    first_copies: np.ndarray  # (n,), for each picture the index of the first exact copy
     bad: list[LeftOut]
 
 
@@ -45,15 +45,15 @@ def scan_photos(
     """Decode every file in parallel, leave out the bad ones and find exact copies.
 
     The results for good pictures are cached by path, size and mtime. Bad files are decoded again in each scan, because
-    a repair, for example of permissions, does not have to change path, size or mtime.
+    a repair, for example with chmod, can leave path, size and mtime unchanged.
 
     Args:
-        num_workers: maximum number of processes, 0 for none, None for one per core. The result does not depend on it.
-        progress: called with (number of finished files, number of files) after each request.
+        num_workers: maximum number of worker processes. None: one per core. The result does not depend on it.
+        progress: called with (number of finished files, number of files), several times.
     """
     n = len(listing.paths)
     _, size_index, files_per_size = np.unique(listing.sizes, return_inverse=True, return_counts=True)
-    with_content = files_per_size[size_index] > 1  # files of different sizes cannot be copies
+    with_content = files_per_size[size_index] > 1  # copies have the same size, so hash only these files
     cache_rows = np.zeros(n, _CACHE_DTYPE)
     cache_rows["key"], cache_rows["size"], cache_rows["mtime"] = listing.paths.hashes(), listing.sizes, listing.mtimes
     cache_file = _cache_file(listing.root)
@@ -76,14 +76,14 @@ def scan_photos(
                 progress(finished, n)
     finally:  # also after Ctrl-C: the next scan then uses the results so far
         if cache_file and done[todo].any():
-            with contextlib.suppress(OSError), atomic_write(cache_file) as file:  # the cache only saves time
+            with contextlib.suppress(OSError), atomic_write(cache_file) as file:  # ignore errors
                 np.save(file, cache_rows[done][np.argsort(cache_rows["key"][done])])
     first_copies = first_with_same_content(inspections["content"][done])
     return Scan(listing.take(np.flatnonzero(done)), inspections[done], first_copies, bad)
 
 
 def first_with_same_content(content: np.ndarray) -> np.ndarray:
-    """Return, for each picture, the index of the first one with the same hash, (n,). Hash 0 means "has no copy"."""
+    """Return the index of the first picture with the same hash, for each picture: (n,). Hash 0 means "has no copy"."""
     _, first, group = np.unique(content, return_index=True, return_inverse=True)
     return np.where(content == 0, np.arange(len(content)), first[group])
 
@@ -95,7 +95,7 @@ def _inspect_files(
     root = listing.root.absolute()  # workers have another current folder
     chunks = [todo[start : start + _FILES_PER_REQUEST] for start in range(0, len(todo), _FILES_PER_REQUEST)]
 
-    def make_request(rows: np.ndarray) -> list[tuple[str, bool]]:  # one at a time: a million names need much memory
+    def make_request(rows: np.ndarray) -> list[tuple[str, bool]]:  # made when needed, to save memory
         return [(f"{root}/{listing.paths[row]}", bool(with_content[row])) for row in rows]
 
     max_workers = available_cores() if num_workers is None else num_workers
@@ -104,7 +104,7 @@ def _inspect_files(
         for rows in chunks:
             yield rows, [inspect_picture(Path(name), hash_it) for name, hash_it in make_request(rows)]
         return
-    # Not multiprocessing: its "spawn" imports the main script again, with torch, and fails without a __main__ guard.
+    # Do not use multiprocessing: "spawn" imports the main script again, with torch, and needs a __main__ guard.
     workers = [_start_worker() for _ in range(num_workers)]
     idle_workers: SimpleQueue[subprocess.Popen[str]] = SimpleQueue()
     for worker in workers:
@@ -117,13 +117,13 @@ def _inspect_files(
                 print(json.dumps(make_request(rows)), file=worker.stdin, flush=True)
             if answer := worker.stdout.readline():  # type: ignore[union-attr]
                 return [Inspection(*fields) for fields in json.loads(answer)]
-            if worker.wait() == 1:  # a Python exception is a bug in this project; the worker has printed it
+            if worker.wait() == 1:  # a Python exception: a bug in this project. The worker has printed it
                 raise RuntimeError("a process that examines pictures failed; see its error message above")
             worker = _start_worker()
             workers.append(worker)
         finally:
             idle_workers.put(worker)
-        # A decoder has crashed the worker. To find the file, inspect each file in a request of its own.
+        # A decoder has crashed the worker. Inspect each file in a separate request, to find the damaged file.
         if len(rows) == 1:
             return [Inspection("damaged", "its decoder crashed")]
         return [inspection for row in rows for inspection in inspect_in_worker(row[None])]
@@ -139,7 +139,7 @@ def _inspect_files(
 
 def _start_worker() -> subprocess.Popen[str]:
     command = [sys.executable, "-W", "ignore", "-m", "datamodules.photos.scan"]
-    root = Path(__file__).parents[2]  # there, -m finds the package even if it is not installed
+    root = Path(__file__).parents[2]  # in this folder, -m finds the package even if it is not installed
     return subprocess.Popen(command, cwd=root, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
 
@@ -155,12 +155,12 @@ def _cache_file(root: Path) -> Path | None:
     """Return the path of the cache file for `root`, or None if there is no cache folder."""
     with contextlib.suppress(DataError, OSError):
         name = hashlib.blake2b(os.fsencode(root.resolve()), digest_size=8).hexdigest()
-        return cache_folder() / f"pictures-1-{name}.npy"  # increase the 1 if inspect_picture() changes its results
+        return cache_folder() / f"pictures-1-{name}.npy"  # increase the 1 if you change the results of inspect_picture
     return None
 
 
 def _read_cache(file: Path, rows: np.ndarray) -> np.ndarray:
-    """Fill in the column "verdict" of `rows` in place. Return a bool array, True where the verdict is valid."""
+    """Read the column "verdict" (inspections) of `rows` from the cache. Return a bool array: True for valid ones."""
     cached = np.empty(0, _CACHE_DTYPE)
     with contextlib.suppress(OSError, ValueError, EOFError):  # missing or damaged
         cached = np.load(file, allow_pickle=False)

@@ -1,4 +1,4 @@
-"""Split photos into train, val and test: randomly, or as a split.csv says."""
+"""Split photos into train, val and test: at random, or as given in a split.csv."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from datamodules.files import TEXT_FILE_ARGUMENTS
 from datamodules.photos.find import SPLITS, TRAIN, LeftOut, Listing
 from datamodules.text import first_names, plural, printable
 
-SPLIT_FILE_COLUMNS = ("path", "label", "split")  # of split.csv
+SPLIT_FILE_COLUMNS = ("path", "label", "split")
 MAX_NAMES_IN_MESSAGE = 10
 
 
@@ -33,12 +33,12 @@ def choose_validation_pictures(
 ) -> np.ndarray:
     """Choose the fraction `val_size` of the pictures of each class, rounded, for validation. Return a bool array (n,).
 
-    Pictures of a group (copies) stay together, so the number may differ a little. From a class with at least two
-    groups, some pictures are chosen and some are not. From a class with one group, none are chosen.
+    Pictures of a group (copies) stay together, so the number may differ a little. From a class with two or more groups,
+    at least one group is chosen and at least one is not. From a class with only one group, no picture is chosen.
 
     Args:
         groups: as in :func:`is_in_mixed_group`. All pictures of a group must have the same class.
-        order: array (n,), one value per picture. The groups are tried in the order of their first picture's value.
+        order: array (n,), one value per picture. Groups are tried in the order of the values of their first pictures.
     """
     chosen = np.zeros(len(labels), bool)
     by_class = np.argsort(labels, kind="stable")
@@ -61,7 +61,7 @@ def choose_validation_pictures(
 
 
 def apply_split_file(listing: Listing, split_file: str) -> Listing:
-    """Return only the pictures in the split file, with its splits.
+    """Keep only the pictures that are in the split file, and use the splits in this file.
 
     Raises:
         DataError: the file is not valid, or a picture in it is missing or has another class.

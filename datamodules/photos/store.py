@@ -17,11 +17,11 @@ from datamodules.machine import available_cores, cache_folder
 from datamodules.photos.decode import BadPicture
 from datamodules.photos.paths import Paths
 
-MAX_WAITING_PICTURES = 256  # decoded pictures in memory that are not written yet
+MAX_WAITING_PICTURES = 256  # maximum number of decoded pictures that wait to be written
 
 
 class PictureStore:
-    """The decoded pictures in a file of :meth:`write`, (3, H, W) uint8. H and W may differ between pictures."""
+    """Decoded pictures in a file from :meth:`write`. Each is (3, H, W) uint8. H and W may differ between pictures."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -29,11 +29,11 @@ class PictureStore:
         count = int(np.fromfile(path, np.int64, offset=size - 8)[0])
         self.sizes = np.fromfile(path, np.int64, 2 * count, offset=size - 8 - 16 * count).reshape(count, 2)
         self.starts = np.concatenate([[0], (3 * self.sizes.prod(1)).cumsum()])
-        # The mapping is private, but nothing is written to it, so all processes share its memory pages.
+        # shared=False makes a private mapping. Nothing is written to it, so all processes share its memory pages.
         self._bytes = torch.from_file(str(path), shared=False, size=int(self.starts[-1]), dtype=torch.uint8)
 
     def __reduce__(self) -> tuple[type["PictureStore"], tuple[Path]]:
-        return PictureStore, (self.path,)  # pickles only the path: a spawned worker maps the file again
+        return PictureStore, (self.path,)  # pickle only the path: a spawned worker maps the file again
 
     def __len__(self) -> int:
         return len(self.sizes)
@@ -49,10 +49,10 @@ class PictureStore:
 
     @staticmethod
     def write(path: Path, count: int, read: Callable[[int], Tensor]) -> None:
-        """Write the pixels of all pictures (uint8), then each height and width, then `count` (int64). Atomic.
+        """Write atomically: the pixels of all pictures (uint8), then all heights and widths, then `count` (int64).
 
         Args:
-            read: returns the picture of an index in [0, count), (3, H, W) uint8. Called in one thread per core.
+            read: function that returns picture `index`, (3, H, W) uint8, for 0 <= index < count. Threads call it.
 
         Raises:
             DataError: the file cannot be written.
@@ -74,7 +74,7 @@ class PictureStore:
 
 
 def store_path(root: Path, paths: Paths, settings: dict[str, Any]) -> Path:
-    """Return the path of a store. It depends on `root`, `settings` and each picture's path, file size and mtime.
+    """Return the path of a store. It depends on `root`, `settings` and the path, size and mtime of each file.
 
     Raises:
         DataError: a picture cannot be found, or there is no cache folder.
