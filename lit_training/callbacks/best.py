@@ -31,9 +31,13 @@ class BestCheckpoint(ModelCheckpoint):
         is_first = not self.best_k_models
         return trainer.strategy.reduce_boolean_decision(self.best.improved(trainer.callback_metrics) or is_first)
 
+    def state_dict(self) -> dict[str, Any]:
+        return {**super().state_dict(), "best": self.best.state_dict()}
+
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         super().load_state_dict(state_dict)
-        self.best.value = None if self.best_model_score is None else float(self.best_model_score)
+        score = self.best_model_score
+        self.best.load_state_dict(state_dict.get("best", {"best": None if score is None else float(score)}))
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_train_end(trainer, pl_module)
@@ -66,12 +70,13 @@ class StopEarly(EarlyStopping):
         return f"EarlyStopping{ {'monitor': self.monitor, 'mode': self.mode}!r}"
 
     def state_dict(self) -> dict[str, Any]:
-        return {"wait_count": self.waited, "best_score": self.best.value}
+        return {"wait_count": self.waited, "best_score": self.best.value, **self.best.state_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         score = state_dict["best_score"]
         self.waited = state_dict["wait_count"]
-        self.best.value = None if score is None or math.isinf(score) else float(score)
+        best = None if score is None or math.isinf(score) else float(score)
+        self.best.load_state_dict({**state_dict, "best": best})
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self.checks_after_epoch = trainer.val_check_interval == 1.0 and trainer.check_val_every_n_epoch == 1

@@ -34,10 +34,10 @@ class EpochLines(ProgressBar):
         self.enabled = True
 
     def state_dict(self) -> dict[str, Any]:
-        return {"best": self.best.value}
+        return self.best.state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.best.value = state_dict["best"]
+        self.best.load_state_dict(state_dict)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.unprinted_epoch: int | None = None

@@ -54,10 +54,10 @@ class Dashboard(Callback):
         self.draw_waiting: Callable[[], None] | None = None  # draws the figures that are not drawn yet
 
     def state_dict(self) -> dict[str, Any]:
-        return {"best": self.best.value}
+        return self.best.state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.best.value = state_dict["best"]
+        self.best.load_state_dict(state_dict)
 
     # --- at the start ---------------------------------------------------------------------------------------------
 

@@ -38,7 +38,8 @@ def make_schedule_factory(
                 epochs = math.ceil(_count_steps(trainer, schedule) / steps_per_epoch)
             return {"scheduler": CosineAnnealingLR(optimizer, epochs, **arguments)}
         # ReduceLROnPlateau must step only after a validation, because only then val_loss has a new value.
-        frequency = trainer.check_val_every_n_epoch or 1 if monitor == "val_loss" else 1
+        waits_for_validation = schedule is ReduceLROnPlateau and monitor == "val_loss"
+        frequency = trainer.check_val_every_n_epoch or 1 if waits_for_validation else 1
         return {"scheduler": schedule(optimizer, **arguments), "monitor": monitor, "frequency": frequency}
 
     return build

@@ -9,33 +9,43 @@ MODES = {"val_acc": "max", "val_loss": "min", "train_loss": "min"}
 
 
 class BestSoFar:
-    """Remember the best value of a metric so far.
+    """Remember the best epoch so far.
 
-    On a tie the earlier epoch stays the best. An epoch whose metric is NaN is never the best.
+    If two epochs have the same value, the epoch with the lower ``val_loss`` is better. If ``val_loss`` is the same too,
+    or missing, the earlier epoch stays the best. An epoch whose metric is NaN is never the best.
 
     Args:
-        monitor: name of the metric that decides which epoch is better. With None, there is no best epoch.
+        monitor: name of the metric that decides which epoch is better. With None, no epoch is better.
         mode: ``max`` or ``min``.
     """
 
     def __init__(self, monitor: str | None, mode: str) -> None:
         self.monitor, self.mode = monitor, mode
-        self.value: float | None = None  # the metric's best value; checkpoints save it
+        self.value: float | None = None  # the metric of the best epoch
+        self.val_loss = math.inf  # of the best epoch; infinite if it is missing or NaN
 
     def improved(self, metrics: Mapping[str, Any]) -> bool:
-        """Return True if the epoch with these metrics is better than all epochs before. If so, remember its value."""
-        if self.monitor is None or self.monitor not in metrics:
+        """Return True if the epoch with these metrics is better than all epochs before. If so, remember its values."""
+        value, val_loss = (float(metrics.get(name, math.nan)) for name in (self.monitor or "", "val_loss"))
+        if math.isnan(value):
             return False
-        value = float(metrics[self.monitor])
+        val_loss = math.inf if math.isnan(val_loss) else val_loss
         if self.value is None:
-            better = not math.isnan(value)
-        elif self.mode == "max":
-            better = value > self.value
+            better = True
+        elif value == self.value:
+            better = val_loss < self.val_loss
         else:
-            better = value < self.value
+            better = (value > self.value) == (self.mode == "max")
         if better:
-            self.value = value
+            self.value, self.val_loss = value, val_loss
         return better
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"best": self.value, "val_loss": self.val_loss}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Load a state. In older checkpoints ``val_loss`` is missing: then a tie does not change the best epoch."""
+        self.value, self.val_loss = state["best"], state.get("val_loss", -math.inf)
 
 
 def best_epoch(rows: Mapping[int, Mapping[str, Any]], monitor: str, mode: str) -> int | None:

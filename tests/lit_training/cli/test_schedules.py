@@ -23,8 +23,9 @@ def rates(line: str) -> list[float]:
     return seen
 
 
-def test_step_lr_is_divided_after_each_step_size_epochs() -> None:
-    seen = rates("--max_epochs 3 --lr_scheduler StepLR --lr_scheduler.step_size 1")
+@pytest.mark.parametrize("validation", ["", "--check_val_every_n_epoch 2", "--limit_val_batches 0"])
+def test_step_lr_is_divided_after_each_step_size_epochs(validation: str) -> None:
+    seen = rates(f"--max_epochs 3 --lr_scheduler StepLR --lr_scheduler.step_size 1 {validation}")
     assert seen == pytest.approx([0.1] * 5 + [0.01] * 5 + [0.001] * 5)
 
 

@@ -77,21 +77,33 @@ def test_the_value_is_kept_as_a_python_float() -> None:
     assert type(best.value) is float
     assert best.value == 0.5
     restored = BestSoFar("val_acc", "max")
-    restored.value = best.value
-    assert not restored.improved({"val_acc": 0.5})
+    restored.load_state_dict(best.state_dict())
+    assert not restored.improved({"val_acc": 0.5, "val_loss": 1.25})
+    assert restored.improved({"val_acc": 0.5, "val_loss": 1.0})
+    restored.load_state_dict({"best": 0.5})  # of an older checkpoint: its loss is not known
+    assert not restored.improved({"val_acc": 0.5, "val_loss": 0.0})
     assert restored.improved({"val_acc": 0.75})
-    restored.value = None
-    assert restored.improved({"val_acc": 0.25})
 
 
-@given(st.lists(st.sampled_from([0.25, 0.5, 0.75, NAN, None]), max_size=9), st.sampled_from(["max", "min"]))
-def test_the_best_epoch_is_the_first_with_the_best_value(values: list[float | None], mode: str) -> None:
-    rows = {epoch: {} if value is None else {"m": value} for epoch, value in enumerate(values, 1)}
-    numbers = [value for value in values if value is not None and value == value]
-    expected = None
-    if numbers:
-        expected = 1 + values.index(max(numbers) if mode == "max" else min(numbers))
-    assert best_epoch(rows, "m", mode) == expected
+VALUES = [0.25, 0.5, 0.75, NAN, None]
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from(VALUES), st.sampled_from(VALUES)), max_size=9), st.sampled_from(["max", "min"])
+)
+def test_the_best_epoch_has_the_best_value_then_the_lowest_loss_then_the_lowest_number(
+    values: list[tuple[float | None, float | None]], mode: str
+) -> None:
+    rows = {
+        epoch: {name: value for name, value in zip(("m", "val_loss"), row, strict=True) if value is not None}
+        for epoch, row in enumerate(values, 1)
+    }
+    ranked = [
+        (value if mode == "min" else -value, INF if loss is None or loss != loss else loss, epoch)
+        for epoch, (value, loss) in enumerate(values, 1)
+        if value is not None and value == value
+    ]
+    assert best_epoch(rows, "m", mode) == (min(ranked)[2] if ranked else None)
 
 
 def test_val_acc_decides_before_val_loss_before_train_loss() -> None:
@@ -100,6 +112,7 @@ def test_val_acc_decides_before_val_loss_before_train_loss() -> None:
 
 SMALL = "--data.train_size 8 --data.val_size 4 --accelerator cpu --max_epochs 5"
 TOLD = f"--model {ToldAccuracy.__module__}.ToldAccuracy --model.accuracy"
+FALLING, EQUAL = "[7,6,5,4,3,2,1]", "[1,1,1,1,1,1,1]"
 
 
 def of_type(cli: FitCLI, kind: Any) -> Any:
@@ -108,19 +121,21 @@ def of_type(cli: FitCLI, kind: Any) -> Any:
 
 
 @pytest.mark.parametrize(
-    ("accuracy", "flags"),
+    ("accuracy", "loss", "flags"),
     [
-        ("[0.25,0.5,0.75,0.625,0.5]", "--early_stopping 3"),
-        ("[0.25,0.5,0.75,0.75,0.75]", "--early_stopping 3"),
-        ("[0.25,.nan,0.75,.nan,0.5]", ""),
+        ("[0.25,0.5,0.75,0.625,0.5]", FALLING, "--early_stopping 3"),
+        ("[0.25,0.5,0.75,0.75,0.75]", EQUAL, "--early_stopping 3"),
+        ("[0.75,0.75,0.75,0.75,0.75]", "[4,3,1,1,2]", "--early_stopping 3"),
+        ("[0.75,0.75,0.75,0.75,0.5]", "[.nan,3,1,.nan,0]", "--early_stopping 3"),
+        ("[0.25,.nan,0.75,.nan,0.5]", FALLING, ""),
     ],
-    ids=["alone", "tied", "among NaN"],
+    ids=["alone", "equal losses", "the lowest loss", "NaN losses", "among NaN"],
 )
 def test_star_checkpoint_early_stopping_dashboard_and_comparison_agree(
-    accuracy: str, flags: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    accuracy: str, loss: str, flags: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The third of five epochs is the best one."""
-    cli = fit(f"{TOLD} {accuracy} {SMALL} --enable_progress_bar true {flags}")
+    cli = fit(f"{TOLD} {accuracy} --model.loss {loss} {SMALL} --enable_progress_bar true {flags}")
     run = tmp_path / "lightning_logs" / "version_0"
 
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("epoch")]
@@ -139,14 +154,33 @@ def test_star_checkpoint_early_stopping_dashboard_and_comparison_agree(
 
 
 @pytest.mark.parametrize(
-    ("accuracy", "ran"),
+    ("accuracy", "loss", "ran"),
     [
-        ("[0.25,0.5,0.75,0.75,0.75,0.75,0.75]", 5),  # epochs 4 and 5 are not better than epoch 3
-        ("[0.25,0.5,.nan,0.75,0.75,0.75,0.75]", 3),
-        ("[0.25,0.5,0.25,0.75,0.75,0.5,0.75]", 6),
+        ("[0.25,0.5,0.75,0.75,0.75,0.75,0.75]", EQUAL, 5),  # epochs 4 and 5 are not better than epoch 3
+        ("[0.25,0.5,0.75,0.75,0.75,0.75,0.75]", "[7,6,5,4,5,4,1]", 6),
+        ("[0.25,0.5,.nan,0.75,0.75,0.75,0.75]", FALLING, 3),
+        ("[0.25,0.5,0.25,0.75,0.75,0.5,0.75]", EQUAL, 6),
     ],
-    ids=["tied", "NaN", "better again"],
+    ids=["tied", "a lower loss", "NaN", "better again"],
 )
-def test_early_stopping_waits_for_a_better_epoch(accuracy: str, ran: int) -> None:
-    cli = fit(f"{TOLD} {accuracy} {SMALL} --max_epochs 7 --early_stopping 2 --dashboard false")
+def test_early_stopping_waits_for_a_better_epoch(accuracy: str, loss: str, ran: int) -> None:
+    cli = fit(f"{TOLD} {accuracy} --model.loss {loss} {SMALL} --max_epochs 7 --early_stopping 2 --dashboard false")
     assert cli.trainer.current_epoch == ran
+
+
+def test_a_resumed_run_goes_on_with_the_loss_of_its_best_epoch(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    told = (
+        f"{TOLD} [0.75,0.75,0.75,0.75] --model.loss [3,1,2,0.5] {SMALL} --enable_progress_bar true --early_stopping 2"
+    )
+    fit(f"{told} --max_epochs 2")
+    capsys.readouterr()
+    cli = fit(f"{told} --max_epochs 4 --resume latest")
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("epoch")]
+    assert [line.endswith("*") for line in lines] == [False, True]
+    run = tmp_path / "lightning_logs" / "version_0"
+    assert torch.load(run / "checkpoints" / "best.ckpt", weights_only=True)["epoch"] == 3
+    for kind in (BestCheckpoint, EpochLines, Dashboard, StopEarly):
+        assert of_type(cli, kind).best.state_dict() == {"best": 0.75, "val_loss": 0.5}
+    assert read_run(str(run)).best == {name: read_run(str(run)).curves[name][4] for name in MODES}
