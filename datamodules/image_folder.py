@@ -12,7 +12,7 @@ from datamodules.loading.loader import count_decoding_workers
 from datamodules.loading.memory import Pictures
 from datamodules.loading.module import SplitDataModule
 from datamodules.photos.dataset import PhotoFiles, read_pixels
-from datamodules.photos.find import SPLITS, TEST, TRAIN, find_class_names
+from datamodules.photos.find import SPLITS, TEST, TRAIN, VAL, find_class_names
 from datamodules.photos.folder import Photos, examine
 from datamodules.photos.paths import Paths
 from datamodules.photos.split import read_split_file
@@ -125,7 +125,12 @@ class ImageFolderDataModule(SplitDataModule):
     def setup(self, stage: str) -> None:
         if self.trainer is not None:
             self.adapt_to(self.trainer.lightning_module)
-        self.examine()
+        photos = self.examine()
+        if stage == "fit" and self.trainer and self.trainer.limit_val_batches and not len(photos.select(VAL)):
+            raise DataError(
+                "no picture is left for validation: put at least two pictures into the folder of each class, or train "
+                "without validation: --limit_val_batches 0"
+            )
 
     def examine(self) -> Photos:
         """Decode every picture, leave out the broken ones and split the others. Later calls return the same result."""

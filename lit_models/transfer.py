@@ -134,9 +134,22 @@ class LitTransfer(LitBase):
             self.train()
 
     def shape_error(self, shape: tuple[int, ...]) -> str | None:
-        if len(shape) == 3 and shape[0] == 3:
+        if len(shape) != 3 or shape[0] != 3:
+            return f"backbones need color pictures (3, H, W), not {shape} (--data.channels 3, or --model LitCNN)"
+        usual_size = self.preprocessing["image_size"]
+        if shape[1:] == (usual_size, usual_size):
             return None
-        return f"backbones need color pictures (3, H, W), not {shape} (--data.channels 3, or --model LitCNN)"
+        self.net.eval()  # no dropout, and the statistics of BatchNorm stay as they are
+        try:  # vision transformers accept one size, and other networks have a smallest size
+            with torch.no_grad():
+                self.net(torch.zeros(1, *shape, device=self.device))
+        except (AssertionError, RuntimeError, ValueError) as error:
+            reason = " ".join(str(error).split())
+            backbone = self.hparams["backbone"]
+            return f"{backbone} cannot use pictures {shape} ({reason}): --data.image_size {usual_size}"
+        finally:
+            self.train(self.training)
+        return None
 
     def configure_optimizers(self):
         groups: list[dict[str, Any]] = [{"params": list(self.head.parameters()), "name": "head"}]

@@ -85,7 +85,8 @@ def print_result(run: Run) -> None:
         trainer.ckpt_path = None  # otherwise validate() loads the checkpoint that training resumed from
         loggers, trainer.loggers = trainer.loggers, []  # this validation must not add points to the curves
         options: dict[str, Any] = {"ckpt_path": best, "weights_only": True} if best else {}
-        metrics |= trainer.validate(model, run.data, verbose=False, **options)[0]
+        for results in trainer.validate(model, run.data, verbose=False, **options):  # none if there are no samples
+            metrics |= results
         trainer.loggers = loggers
     folder = trainer.log_dir  # all ranks must read log_dir, because it sends a value to all ranks
     if not trainer.is_global_zero:

@@ -36,6 +36,18 @@ def changed_names(model: LitTransfer, before: dict[str, Tensor]) -> set[str]:
     return {name for name, tensor in model.net.state_dict().items() if not torch.equal(tensor, before[name])}
 
 
+@pytest.mark.parametrize("freeze", [True, False])
+def test_asking_for_a_picture_size_does_not_change_the_model(freeze: bool) -> None:
+    model = LitTransfer(SMALL, 3, weights=None, freeze=freeze)
+    before, modes = values(model), [module.training for module in model.modules()]
+    random_state = torch.get_rng_state()
+    assert model.shape_error((3, 40, 40)) is None
+    assert changed_names(model, before) == set()
+    assert [module.training for module in model.modules()] == modes
+    assert torch.equal(torch.get_rng_state(), random_state)
+    assert model.shape_error((1, 40, 40)) is not None
+
+
 def test_the_defaults_have_the_documented_sizes() -> None:
     model = LitTransfer()
     assert sum(parameter.numel() for parameter in model.parameters()) == 11_181_642

@@ -90,6 +90,37 @@ def test_a_failed_start_leaves_no_run(flags: str, culprit: str) -> None:
     assert not Path("lightning_logs").exists()
 
 
+@pytest.mark.parametrize("flags", ["", "--check_val_every_n_epoch 2 --max_epochs 4", "--data.split_file all.csv"])
+def test_photos_without_validation_are_refused_before_training(flags: str) -> None:
+    photos = write_photos(Path("photos"))
+    for path in photos.glob("*/*/*.jpg"):  # one photo per class is left
+        if path.parent.parent.name == "val" or path.name != "0.jpg":
+            path.unlink()
+    Path("all.csv").write_text("path,label,split\ntrain/ants/0.jpg,ants,train\ntrain/bees/0.jpg,bees,train\n")
+    small = f"fit.py --data photos {flags} --model LitTransfer --model.weights none --data.image_size 64 {SHORT}"
+    ended = run(small)
+    assert ended.code == 2
+    assert ended.err.splitlines()[-1] == (
+        "fit.py: error: no picture is left for validation: put at least two pictures into the folder of each class, or "
+        "train without validation: --limit_val_batches 0"
+    )
+    assert not Path("lightning_logs").exists()
+    assert "train_loss" in run_well(f"{small} --limit_val_batches 0")
+
+
+@pytest.mark.parametrize(("backbone", "size", "works"), [("vit_b_16", 100, 224), ("vgg11", 16, 224)])
+def test_a_picture_size_that_the_backbone_cannot_use_is_refused(backbone: str, size: int, works: int) -> None:
+    write_photos(Path("photos"))
+    ended = run(
+        f"fit.py --data photos --model.weights none --model.backbone {backbone} --data.image_size {size} {SHORT}"
+    )
+    assert ended.code == 2
+    last = ended.err.splitlines()[-1]
+    assert f"{backbone} cannot use pictures (3, {size}, {size})" in last
+    assert last.endswith(f"--data.image_size {works}")
+    assert not Path("lightning_logs").exists()
+
+
 def test_a_folder_name_that_is_too_long_is_refused_in_one_line() -> None:
     ended = run(f"fit.py --default_root_dir {'a' * 300} {SMALL}")
     assert ended.code == 2
