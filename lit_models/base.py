@@ -19,7 +19,7 @@ from torchmetrics.utilities import dim_zero_cat
 
 PLAIN_TYPES = (str, int, float, Tensor)  # values that nn.Module does not register, unlike parameters and modules
 PADDING = -1
-"""Target of a padding row in validation and test (NaN for float targets). The metrics ignore padding rows."""
+"""Target of a padding row, NaN if float. Ranks with too few validation or test samples get one; metrics ignore it."""
 
 
 class ModelError(ValueError):

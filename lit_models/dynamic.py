@@ -29,7 +29,7 @@ class DynamicNet(nn.Module):
         self.output_linear = nn.Linear(hidden, out_features)
 
     def forward(self, x: Tensor, depth: int | None = None) -> Tensor:
-        """Compute the output. If ``depth`` is given, only this depth is used, in both modes."""
+        """Compute the output. If ``depth`` is given, only this depth is used, in training and evaluation mode."""
         h = self.input_linear(x).clamp(min=0)  # (B, hidden)
         if depth is None and not self.training:
             total = self.output_linear(h)  # (B, K)

@@ -11,9 +11,7 @@ DESCRIPTION = (
 def main(arguments: list[str] | None = None) -> None:
     parser = Parser("compare.py", DESCRIPTION)
     parser.add_argument("runs", metavar="RUN", nargs="+", help="folder of a run, .ckpt file, or latest; at least two")
-    parser.add_argument(
-        "--png", metavar="FILE", help="PNG file for the curves (default: comparison.png beside the first run)"
-    )
+    parser.add_argument("--png", metavar="FILE", help="PNG file of the curves (default: comparison.png next to RUN)")
     chosen = parser.parse_args(arguments)
     if len(chosen.runs) < 2:
         parser.error("compare needs at least two runs: compare.py RUN RUN")

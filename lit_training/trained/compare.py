@@ -35,7 +35,7 @@ class ComparedRun:
     curves: dict[str, dict[int, float]]
     """Metric -> epoch (from 1) -> value, for the logged metrics of :data:`~lit_training.runs.best_epoch.MODES`."""
     answers: dict[str, tuple[str, bool]] | None
-    """Path of an evaluated sample -> (true class, True if predicted correctly); None if evaluate.py has not run."""
+    """Path of an evaluated sample -> (true class, True if predicted correctly); None before evaluate.py."""
 
     @property
     def best(self) -> dict[str, float]:
@@ -100,7 +100,7 @@ def describe_difference(first: ComparedRun, second: ComparedRun) -> str:
             return f"{run.name} has no predictions yet, so no test: python scripts/evaluate.py {run.folder}"
     ones, others = first.answers or {}, second.answers or {}
     same = {path: label for path, (label, _) in ones.items()} == {path: label for path, (label, _) in others.items()}
-    are_numbered = all(path.isdecimal() for path in ones)  # the same number can mean different samples
+    are_numbered = all(path.isdecimal() for path in ones)  # then equal numbers can mean different samples
     if not same or (are_numbered and _sample_settings(first) != _sample_settings(second)):
         return f"{first.name} and {second.name} were not evaluated on the same samples, so no test"
     pairs = [(ones[path][1], others[path][1]) for path in ones]

@@ -216,7 +216,7 @@ def _choose_data(
             raise CheckpointError(f"{error}: {fix}") from error
     arguments = dict(checkpoint["datamodule_hyper_parameters"])
     split_file = run_folder(checkpoint_file) / SPLIT
-    if split_file.is_file():  # keep the split: a new one could evaluate training images
+    if split_file.is_file():  # a new split could put training images into the validation split
         arguments["split_file"] = str(split_file)
     data = checkpoints.load_data({**checkpoint, "datamodule_hyper_parameters": arguments})
     data.setup("test")
