@@ -14,7 +14,7 @@ DESCRIPTION = (
 def main(arguments: list[str] | None = None) -> None:
     parser = Parser("evaluate.py", DESCRIPTION)
     parser.add_argument("run", metavar="RUN", help="folder of a run, .ckpt file, or latest")
-    parser.add_argument("--data", metavar="DIR", help="test on the photos in DIR, which has a subfolder for each class")
+    parser.add_argument("--data", metavar="DIR", help="test on photos in DIR, one subfolder for each class")
     parser.add_accelerator_flag()
     parser.add_argument("--devices", default="1", metavar="N", help="number of devices (default: 1)")
     parser.add_argument("--explain", action="store_true", help="draw heat maps of the worst mistakes")

@@ -13,7 +13,7 @@ DESCRIPTION = (
 def main(arguments: list[str] | None = None) -> int:
     parser = Parser("predict.py", DESCRIPTION)
     parser.add_argument("run", metavar="RUN", help="folder of a run, .ckpt file, or latest")
-    inputs = "image file, folder, or 'glob'; for a regression, .csv or .npy file of rows"
+    inputs = "image, folder or 'glob'; for rows, a .csv or .npy file"
     parser.add_argument("inputs", metavar="INPUT", nargs="+", help=inputs)
     top_k = "number of most likely classes to show (default: 3)"
     parser.add_argument("--top_k", type=at_least(1), default=3, metavar="N", help=top_k)

@@ -35,7 +35,7 @@ class ComparedRun:
     curves: dict[str, dict[int, float]]
     """Metric -> epoch (from 1) -> value, for the logged metrics of :data:`~lit_training.runs.best_epoch.MODES`."""
     answers: dict[str, tuple[str, bool]] | None
-    """Path of an evaluated sample -> (true class, True if predicted correctly); None before evaluate.py."""
+    """Path of an evaluated sample -> (true class, True if predicted correctly); None if not evaluated."""
 
     @property
     def best(self) -> dict[str, float]:
