@@ -1,4 +1,4 @@
-"""Pretrained networks for LitTransfer: classification networks of torchvision, and ``timm/NAME`` for those of timm."""
+"""Build the pretrained networks for LitTransfer, from torchvision or from timm (``timm/NAME``)."""
 
 import contextlib
 import difflib
@@ -13,7 +13,7 @@ from torchvision import models
 from lit_models.base import ModelError
 
 TIMM_PREFIX = "timm/"
-AUXILIARY = ("AuxLogits", "aux1", "aux2")  # additional heads of inception_v3 and googlenet, not used here
+AUXILIARY = ("AuxLogits", "aux1", "aux2")  # extra heads of inception_v3 and googlenet, not used here
 
 
 def build(backbone: str, num_classes: int) -> tuple[nn.Module, str]:
@@ -25,8 +25,8 @@ def build(backbone: str, num_classes: int) -> tuple[nn.Module, str]:
     if backbone.startswith(TIMM_PREFIX):
         timm, name = _import_timm(), backbone.removeprefix(TIMM_PREFIX)
         network = None
-        if timm.is_model(name):  # for other names create_model would ask the model hub
-            with contextlib.suppress(RuntimeError):  # the tag after the dot is unknown
+        if timm.is_model(name):  # create_model downloads other names, such as hf-hub:NAME
+            with contextlib.suppress(RuntimeError):  # raised if the tag after the dot is unknown
                 network = timm.create_model(name, pretrained=False, num_classes=num_classes)
         if network is None:
             known = [TIMM_PREFIX + known for known in timm.list_models()]
@@ -43,7 +43,7 @@ def build(backbone: str, num_classes: int) -> tuple[nn.Module, str]:
         # squeezenet has no linear layer: its head is the last convolution
         head_type = nn.Linear if any(isinstance(layer, nn.Linear) for layer in layers.values()) else nn.Conv2d
         head_name = [name for name, layer in layers.items() if isinstance(layer, head_type)][-1]
-    # the initial values of some heads are too large for a training of a few epochs
+    # the initial values of some heads are so large that a few epochs of training are not enough
     network.get_submodule(head_name).reset_parameters()
     return network, head_name
 
@@ -52,7 +52,7 @@ def load(network: nn.Module, head_name: str, backbone: str, weights: str) -> Non
     """Load pretrained weights into ``network``, except for its head.
 
     Args:
-        weights: ``DEFAULT`` (the published weights, from the cache or downloaded), or the path of a ``.pth`` or
+        weights: ``DEFAULT`` (the published weights, see :func:`fetch`), or the path of a ``.pth`` or
             ``.safetensors`` state dict. No code in the file is executed.
 
     Raises:
@@ -62,7 +62,7 @@ def load(network: nn.Module, head_name: str, backbone: str, weights: str) -> Non
     dropped = (f"{head_name}.", *(f"{name}." for name in AUXILIARY))
     state = {_current_name(name): tensor for name, tensor in state.items() if not name.startswith(dropped)}
     expected = {name: tensor for name, tensor in network.state_dict().items() if not name.startswith(dropped)}
-    # old files have no num_batches_tracked, which has no effect here
+    # num_batches_tracked has no effect on the outputs, and old files do not have it
     missing = sorted(name for name in expected.keys() - state.keys() if not name.endswith(".num_batches_tracked"))
     unexpected = sorted(state.keys() - expected.keys())
     wrong_shape = sorted(name for name in expected.keys() & state.keys() if expected[name].shape != state[name].shape)
@@ -72,13 +72,13 @@ def load(network: nn.Module, head_name: str, backbone: str, weights: str) -> Non
         raise ModelError(
             f"{weights} does not contain weights of {backbone}: {problem_text} (choose the matching --model.backbone)"
         )
-    # not load_state_dict(): for mnasnet it needs a version number, which most files do not have
+    # load_state_dict() is not used: for mnasnet it needs a version number, and most files have none
     for name, tensor in state.items():
         expected[name].copy_(tensor)
 
 
 def fetch(backbone: str) -> dict[str, Tensor]:
-    """Return the published weights, from the cache or downloaded.
+    """Return the published weights from the cache. If they are not there, download them.
 
     Raises:
         ModelError: the download failed. The message contains the URL and the name of the file.
@@ -93,7 +93,7 @@ def fetch(backbone: str) -> dict[str, Tensor]:
         if from_timm:
             return timm.create_model(name, pretrained=True).state_dict()
         return published.get_state_dict(progress=True, check_hash=True, weights_only=True)
-    except Exception as error:  # errors of the network, the disk, the hash and the file have no common class
+    except Exception as error:  # network, disk, hash and file errors have no common class
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise ModelError(
             f"cannot get the weights of {backbone} ({reason}): download {url} and give --model.weights path/to/{file}, "
@@ -102,7 +102,7 @@ def fetch(backbone: str) -> dict[str, Tensor]:
 
 
 def preprocessing(backbone: str, network: nn.Module) -> dict[str, Any]:
-    """Return the preprocessing that the published weights need; see ``LitBase.preprocessing`` for its keys."""
+    """Return the preprocessing that the published weights need. ``LitBase.preprocessing`` explains the keys."""
     if backbone.startswith(TIMM_PREFIX):
         config = _import_timm().data.resolve_data_config({}, model=network)
         size, mean, std = config["input_size"][-1], config["mean"], config["std"]
@@ -121,7 +121,7 @@ def preprocessing(backbone: str, network: nn.Module) -> dict[str, Any]:
 
 
 def _current_name(name: str) -> str:
-    """Return torchvision's current name of a tensor. The files of densenet and vit have older names."""
+    """Return torchvision's current name of a tensor. The weights files of densenet and vit have older names."""
     name = re.sub(r"(denselayer\d+\.(?:norm|conv))\.([12]\.)", r"\1\2", name)
     return name.replace("mlp.linear_1.", "mlp.0.").replace("mlp.linear_2.", "mlp.3.")
 
@@ -138,7 +138,7 @@ def _list_names(names: list[str]) -> str:
 
 def _build_options(backbone: str) -> dict[str, Any]:
     if backbone in ("inception_v3", "googlenet"):
-        # transform_input: the weights need another normalization; init_weights: that takes half a minute
+        # transform_input converts to the normalization of these weights; init_weights would take half a minute
         return {"aux_logits": False, "transform_input": True, "init_weights": False}
     if backbone.startswith("vit_"):  # the position embedding depends on the size of the pictures
         return {"image_size": models.get_model_weights(backbone).DEFAULT.meta["min_size"][0]}
@@ -165,7 +165,7 @@ def _read_state_dict(path: Path) -> dict[str, Tensor]:
             state = load_file(path)
         else:
             state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # errors of broken files have no common class
+    except Exception as error:  # the errors for broken files have no common class
         raise ModelError(f"{path} is not a state dict that can be read safely ({type(error).__name__})") from error
     if isinstance(state, dict):
         state = state.get("state_dict", state)

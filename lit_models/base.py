@@ -19,18 +19,18 @@ from torchmetrics.utilities import dim_zero_cat
 
 PLAIN_TYPES = (str, int, float, Tensor)  # values that nn.Module does not register, unlike parameters and modules
 PADDING = -1
-"""Class index of a padding row (NaN for float targets). Only validation and test have padding rows, and ignore them."""
+"""Target of a padding row, NaN if float. Ranks with too few validation or test samples get one; metrics ignore it."""
 
 
 class ModelError(ValueError):
-    """The model cannot be built or cannot use the data. The message is one line that says what to type."""
+    """The model cannot be built or cannot use the data. The message is one line that says what to change."""
 
 
 class EvaluationLoss(Metric):
-    """Mean or sum of the losses of all samples. The result has the same bits on any number of devices.
+    """Compute the mean or the sum of the losses of all samples. The result is identical on any number of devices.
 
-    :func:`math.fsum` adds the sums of the batches and rounds only once, so that their order has no effect. The contents
-    of the batches must not depend on the number of devices; this is so for the data modules of this project.
+    The order of the batches has no effect, because :func:`math.fsum` adds their sums and rounds only once. Each batch
+    must have the same samples on any number of devices. The data modules of this project ensure this.
     """
 
     full_state_update = False
@@ -56,11 +56,11 @@ class EvaluationLoss(Metric):
 
 
 class LitBase(LightningModule):
-    """Training, validation, test and prediction steps of a classifier or a regression network.
+    """Define the training, validation, test and prediction steps of a classifier or a regression network.
 
     A subclass defines ``__init__``, ``forward`` and ``configure_optimizers``. ``__init__`` must end with
-    ``make_metrics``. ``configure_optimizers`` should return the result of ``build_optimizers``, so that ``--optimizer``
-    and ``--lr_scheduler`` have an effect.
+    ``make_metrics``. ``configure_optimizers`` should return the result of ``build_optimizers``. Otherwise
+    ``--optimizer`` and ``--lr_scheduler`` have no effect.
 
     Logged values:
         - ``train_loss``: mean of the losses of the epoch's batches. With ``reduction = "sum"`` the loss of a batch is
@@ -73,32 +73,32 @@ class LitBase(LightningModule):
     task: Literal["classification", "regression"] = "classification"
     reduction: Literal["mean", "sum"] = "mean"
     samples_evaluated: int | None = None
-    """Number of samples in the last validation, on all devices together. None for a regression."""
-    default_data = "ShapesDataModule"  # for a command without --data
-    default_epochs = 5  # for a command without --max_epochs, --max_steps and --max_time
+    """Number of samples in the last validation, on all devices together. None before it, and for a regression."""
+    default_data = "ShapesDataModule"  # used if the command has no --data
+    default_epochs = 5  # used if the command has no --max_epochs, --max_steps or --max_time
     sample_ndim = 3
     """Number of dimensions of one sample: 3 for a picture (C, H, W), 1 for a row of features (F,)."""
     skips_layers = False
-    """True if a training step may not use all layers. DDP then needs ``find_unused_parameters``."""
+    """True if some training steps leave out layers. DDP then needs ``find_unused_parameters``."""
     same_random_numbers_on_all_ranks = False
-    """True if a training step draws one random number for the whole batch; then all devices draw the same one."""
+    """True if all devices must draw the same random numbers in a training step."""
     preprocessing: dict[str, Any] | None = None
     """How a picture is converted to an input of the network: ``image_size`` and ``resize_size`` (pixels), ``mean`` and
     ``std`` (per channel, for pixels in [0, 1]), ``interpolation``. It is saved in checkpoints."""
     class_names: tuple[str, ...] | None = None
-    """Class names in the order of the outputs. They are set when a checkpoint is loaded."""
+    """Class names in the order of the outputs, set when a checkpoint is loaded. None before."""
     fixed_features = False
-    """True if ``features`` returns the same values for a picture in each epoch. They are then computed only once."""
+    """True if ``features`` returns the same values in each epoch. Without augmentation they are computed only once."""
     wants_augmentation = False
     """True if training photos are augmented when ``--data.augment`` is not given."""
     chosen_optimizer: Callable[..., Optimizer] | None = None
-    """Set by ``--optimizer``: builds the optimizer from parameters or parameter groups, instead of the model's own."""
+    """Function that builds the optimizer from parameters or parameter groups, if the command has ``--optimizer``."""
     chosen_schedule: Callable[[Optimizer], dict[str, Any]] | None = None
-    """Set by ``--lr_scheduler``: builds Lightning's ``lr_scheduler`` dictionary, instead of the model's own."""
+    """Function that builds Lightning's ``lr_scheduler`` dictionary, if the command has ``--lr_scheduler``."""
     class_weights: Tensor | None
 
     def make_metrics(self, num_classes: int | None = None) -> None:
-        """Create the metrics of validation and test. A regression has no ``num_classes``."""
+        """Create the metrics of validation and test. For a regression ``num_classes`` is None."""
         self.val_loss = EvaluationLoss(self.reduction)
         self.test_loss = EvaluationLoss(self.reduction)
         if num_classes is not None:
@@ -109,7 +109,7 @@ class LitBase(LightningModule):
         self._train_batches = 0
 
     def __setattr__(self, name: str, value: Any) -> None:
-        # nn.Module's __setattr__ takes 8 us per call, and Lightning sets 45 attributes of these types in each step.
+        # For speed: nn.Module's __setattr__ takes 8 us per call, and Lightning sets 45 such attributes in each step.
         if name in self.__dict__ and (value is None or type(value) in PLAIN_TYPES):
             self.__dict__[name] = value
         else:
@@ -118,9 +118,9 @@ class LitBase(LightningModule):
     # --- the loss -------------------------------------------------------------------------------------------------
 
     def loss(self, output: Tensor, target: Tensor) -> Tensor:
-        """Return the training loss, a scalar: cross-entropy of a classifier, squared error of a regression.
+        """Return the training loss, a scalar: cross-entropy for a classifier, squared error for a regression.
 
-        ``output`` is (B, K) float, ``target`` (B,) int64 class indices or (B, K) float, without padding rows.
+        ``output`` is (B, K) float. ``target`` is (B,) int64 class indices or (B, K) float. Neither has padding rows.
         """
         if self.task == "classification":
             return F.cross_entropy(output, target, weight=self.class_weights, reduction=self.reduction)
@@ -140,12 +140,12 @@ class LitBase(LightningModule):
         self.check_data(data)
         if (weights := getattr(data, "class_weights", None)) is not None:
             self.class_weights = weights.to(self.device)
-        # MPS has no float64. The device is read from the strategy, because in setup() the model is still on the CPU.
+        # MPS has no float64. The strategy has the final device: in setup() the model can still be on the CPU.
         if self.trainer.strategy.root_device.type != "mps":
             self.val_loss.set_dtype(torch.float64)
             self.test_loss.set_dtype(torch.float64)
         for metric in self.children():
-            if isinstance(metric, Metric):  # an earlier validation leaves inference tensors in its states
+            if isinstance(metric, Metric):  # an earlier validation can leave inference tensors, which are read-only
                 metric.reset()
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
@@ -153,11 +153,11 @@ class LitBase(LightningModule):
         loss = self.loss(self(x), y)
         self._train_loss_sum = self._train_loss_sum + loss.detach()
         self._train_batches += 1
-        # self.log takes longer than a step of a small network, so it is only called in steps whose loss is written.
-        log_interval = self.trainer.log_every_n_steps  # type: ignore[attr-defined]  # 0 if barebones
+        # self.log takes longer than a step of a small network, so it is called only in the steps whose loss is logged.
+        log_interval = self.trainer.log_every_n_steps  # type: ignore[attr-defined]  # 0 with Trainer(barebones=True)
         if log_interval and (self.global_step + 1) % log_interval == 0:
             self.log("train_loss_step", loss.detach(), on_step=True, on_epoch=False)
-        # DDP averages gradients over devices, and accumulation averages over batches: the scale makes this mean a sum
+        # DDP and gradient accumulation average the gradients. For a summed loss, the scale turns this mean into a sum.
         scale = self.trainer.world_size * self.trainer.accumulate_grad_batches if self.reduction == "sum" else 1
         return loss if scale == 1 else loss * scale
 
@@ -172,7 +172,7 @@ class LitBase(LightningModule):
 
     @property
     def epoch_loss_sum_and_count(self) -> tuple[float, int]:
-        """Sum and number of the batch losses on this rank since the epoch began. A resumed run sets both."""
+        """Sum and number of the batch losses on this rank in the current epoch. A resumed run restores both."""
         return float(self._train_loss_sum), self._train_batches
 
     @epoch_loss_sum_and_count.setter
@@ -188,7 +188,7 @@ class LitBase(LightningModule):
         self._train_loss_sum, self._train_batches = 0.0, 0
 
     def _evaluate(self, batch: tuple[Tensor, Tensor], stage: str) -> dict[str, Tensor]:
-        """Update the metrics; return ``output``, ``target`` and ``loss`` per sample (B,) for callbacks."""
+        """Update the metrics. Return ``output``, ``target`` and the ``loss`` of each sample, (B,), for callbacks."""
         x, y = batch
         output = self(x)
         losses = self.loss_per_sample(output, y)
@@ -216,7 +216,7 @@ class LitBase(LightningModule):
     def predict_step(self, batch: Any, batch_idx: int = 0) -> Tensor:
         """Return class probabilities (B, K), or the outputs (B, K) of a regression.
 
-        ``batch`` is the inputs, or a tuple or list that begins with them. One sample needs no batch dimension.
+        ``batch`` is the inputs, or a tuple or list that begins with them. A single sample may have no batch dimension.
         """
         x = batch[0] if isinstance(batch, (tuple, list)) else batch
         output = self(x.unsqueeze(0) if x.ndim == self.sample_ndim else x)
@@ -243,27 +243,27 @@ class LitBase(LightningModule):
         schedule = self.chosen_schedule or schedule
         return {"optimizer": built} if schedule is None else {"optimizer": built, "lr_scheduler": schedule(built)}
 
-    # --- pretrained networks override these -----------------------------------------------------------------------
+    # --- methods that pretrained networks override ----------------------------------------------------------------
 
     def load_pretrained(self) -> None:
         """Load the pretrained weights into the model. The default does nothing."""
 
     def features(self, x: Tensor) -> Tensor | None:
-        """Return what the last layer gets for a batch of pictures, (B, F). The default returns None: not available."""
+        """Return the inputs of the last layer, (B, F), for a batch of pictures. The default returns None."""
         return None
 
     # --- data and checkpoint --------------------------------------------------------------------------------------
 
     def shape_error(self, shape: tuple[int, ...]) -> str | None:
-        """Return why the model cannot use samples of a shape (without batch dimension), or None if it can.
+        """Return None if the model can use samples of this shape (without batch dimension), otherwise the reason.
 
-        The default accepts all pictures, and compares rows with ``in_features`` if the model has this argument.
+        The default accepts all pictures. For rows, it checks ``in_features`` if the model has this argument.
         """
         expected = (self.hparams.get("in_features", *shape[:1]),) if self.sample_ndim == 1 else shape
         return None if shape == expected else f"it needs rows of shape {expected}, not {shape} (--model.in_features)"
 
     def check_data(self, data: Any) -> None:
-        """Raise a ModelError if the data module has another ``task``, or a ``sample_shape`` that does not fit."""
+        """Raise a ModelError if the ``task`` or the ``sample_shape`` of the data module does not fit the model."""
         model_name, data_name = type(self).__name__, type(data).__name__
         task = getattr(data, "task", self.task)
         if task != self.task:

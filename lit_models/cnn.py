@@ -11,7 +11,7 @@ from lit_models.base import LitBase, ModelError
 
 
 class LeNet(nn.Module):
-    """Two convolutions and three linear layers.
+    """A network of two convolutions and three linear layers.
 
     Source: LeCun et al. 1998, "Gradient-based learning applied to document recognition", in the form of the PyTorch
     tutorials "Neural Networks" (one channel) and "Training a Classifier" (three channels).

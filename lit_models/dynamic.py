@@ -1,4 +1,4 @@
-"""A network whose number of layers changes in each forward pass. base.py has the training steps."""
+"""A network whose number of layers can change in each forward pass. base.py has the training steps."""
 
 from functools import partial
 
@@ -8,11 +8,11 @@ from torch.optim import SGD
 
 from lit_models.base import LitBase, ModelError
 
-MAX_DEPTH = 3  # how often the middle layer is applied at most
+MAX_DEPTH = 3  # the middle layer is applied at most this many times
 
 
 class DynamicNet(nn.Module):
-    """Three linear layers. The middle layer is applied 0 to 3 times: this number is the depth.
+    """A network of three linear layers. It applies the middle layer 0 to 3 times; this number is the depth.
 
     Source: PyTorch tutorial "Learning PyTorch with Examples" (control flow + weight sharing), 2017.
 
@@ -29,7 +29,7 @@ class DynamicNet(nn.Module):
         self.output_linear = nn.Linear(hidden, out_features)
 
     def forward(self, x: Tensor, depth: int | None = None) -> Tensor:
-        """Compute the output. A ``depth`` replaces the random depth, or the mean over all depths."""
+        """Compute the output. If ``depth`` is given, only this depth is used, in training and evaluation mode."""
         h = self.input_linear(x).clamp(min=0)  # (B, hidden)
         if depth is None and not self.training:
             total = self.output_linear(h)  # (B, K)
@@ -61,7 +61,7 @@ class LitDynamic(LitBase):
     default_epochs = 1
     sample_ndim = 1
     skips_layers = True  # at depth 0 the middle layer is not used
-    same_random_numbers_on_all_ranks = True  # all devices use the same depth in a step, as a single device would
+    same_random_numbers_on_all_ranks = True  # all devices must use the same depth in a step
 
     def __init__(
         self,

@@ -11,7 +11,7 @@ from lit_models.base import LitBase, ModelError
 
 
 def mlp(in_features: int = 1000, hidden: Sequence[int] = (100,), out_features: int = 10) -> nn.Sequential:
-    """Build a network of linear layers with ReLU between them.
+    """Build a network of linear layers, with a ReLU after each layer except the last.
 
     Source: PyTorch tutorial "Learning PyTorch with Examples" (nn module). With ``hidden=()`` the network is a single
     linear layer, as in the tutorial "Data Parallelism".

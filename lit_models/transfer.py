@@ -30,8 +30,8 @@ class LitTransfer(LitBase):
         momentum: momentum of SGD.
         step_size: number of epochs after which the learning rate is multiplied by ``gamma``.
         gamma: factor by which the learning rate is multiplied.
-        unfreeze_epoch: in a fine-tuning, the first epoch in which the backbone is trained too, counted from 0.
-        backbone_lr_factor: learning rate of the backbone as a multiple of the head's.
+        unfreeze_epoch: with fine-tuning, the first epoch (from 0) that also trains the backbone.
+        backbone_lr_factor: the learning rate of the backbone is ``lr`` times this factor.
 
     Input: (B, 3, H, W) float32, normalized as in ``preprocessing``, or ``features`` (B, F). Output: (B, K) logits.
     Parameters: 11,181,642 at the defaults, 5,130 of them in the head.
@@ -99,7 +99,7 @@ class LitTransfer(LitBase):
         return self.head(x) if x.ndim == 2 else self.net(x)
 
     def features(self, x: Tensor) -> Tensor | None:
-        """Return the inputs of the head, (B, F), without gradient, or None if it is not the last operation."""
+        """Return the inputs of the head, (B, F), without gradient; None if the head is not the last operation."""
         head_tensors: list[Tensor] = []
         hook = self.head.register_forward_hook(lambda _, inputs, output: head_tensors.extend((inputs[0], output)))
         try:
@@ -110,15 +110,15 @@ class LitTransfer(LitBase):
         head_input, head_output = head_tensors[:2]
         return head_input if output is head_output and head_input.ndim == 2 else None
 
-    # The weights are not loaded in setup(), because it runs before a resumed fit reads its checkpoint.
+    # setup() would be too early: a resumed fit reads its checkpoint after it, and then needs no pretrained weights.
     def on_fit_start(self) -> None:
-        if self.local_rank == 0:  # one process per machine downloads, the others then read the cache
+        if self.local_rank == 0:  # one process per machine downloads; the others wait, then read the cache
             self.load_pretrained()
         self.trainer.strategy.barrier()
         self.load_pretrained()
 
     def load_pretrained(self) -> None:
-        """Load the pretrained weights (see :func:`lit_models.backbones.load`), unless weights are already loaded."""
+        """Load the pretrained weights if no weights are loaded yet; see :func:`lit_models.backbones.load`."""
         if not self.weights_ready:
             backbones.load(self.net, self.head_name, self.hparams["backbone"], self.hparams["weights"])
         self.weights_ready = True

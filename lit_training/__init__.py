@@ -1,4 +1,4 @@
-"""Training runs and trained networks. ``load`` opens a trained network. A name is imported when it is first used."""
+"""Train networks and use trained ones. ``load`` opens a trained network. Each name is imported at its first use."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any

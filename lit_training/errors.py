@@ -14,7 +14,7 @@ from typing import NoReturn
 from datamodules.errors import DataError
 from datamodules.text import printable
 
-SECONDS_FOR_RANK_ZERO = 15  # the other ranks wait, so that rank 0 can print the same error and end all ranks
+SECONDS_FOR_RANK_ZERO = 15  # other ranks wait before they exit, so that rank 0 can print the error first
 
 
 class UsageError(ValueError):
@@ -31,7 +31,7 @@ class TrainingError(UsageError):
 
 @contextmanager
 def one_line_errors(program: str) -> Iterator[None]:
-    """End the program with one line on stderr and exit code 2 if the body raises an error that the user can fix.
+    """If the ``with`` block raises an error that the user can fix, print one line on stderr and exit with code 2.
 
     The line begins with the ``program``. After Ctrl-C the exit code is 130. Other errors are bugs: they are not caught.
     """
@@ -50,10 +50,10 @@ def one_line_errors(program: str) -> Iterator[None]:
 
 
 def is_user_error(error: Exception) -> bool:
-    """Return True if the error has a class of this project or of Lightning for errors that the user can fix."""
+    """Return True if the user can fix the error: its class is from this project, or MisconfigurationException."""
     if isinstance(error, UsageError | CheckpointError | DataError):
         return True
-    from lightning.pytorch.utilities.exceptions import MisconfigurationException  # slow, and check.py does not need it
+    from lightning.pytorch.utilities.exceptions import MisconfigurationException  # here, because the import is slow
 
     from lit_models import ModelError
 
@@ -71,10 +71,10 @@ def is_library_error(error: Exception) -> bool:
 
 
 def is_rank_zero() -> bool:
-    """Return True on rank 0. This also works before the processes are connected."""
-    has_global_rank = {"RANK", "SLURM_PROCID"} & set(os.environ)  # LOCAL_RANK starts at 0 on each machine
+    """Return True on rank 0. This also works before the ranks are connected."""
+    has_global_rank = {"RANK", "SLURM_PROCID"} & set(os.environ)  # else rank is LOCAL_RANK, which is 0 once per machine
     is_first_machine = os.environ.get("NODE_RANK", os.environ.get("GROUP_RANK", "0")) == "0"
-    rank_zero = sys.modules.get("lightning.fabric.utilities.rank_zero")  # None before Lightning is imported
+    rank_zero = sys.modules.get("lightning.fabric.utilities.rank_zero")  # None if Lightning is not imported
     rank = getattr(rank_zero.rank_zero_only, "rank", 0) if rank_zero else 0
     return rank == 0 and (bool(has_global_rank) or is_first_machine)
 
@@ -82,7 +82,7 @@ def is_rank_zero() -> bool:
 def exit_with_error(program: str, message: str) -> NoReturn:
     """Print ``program: error: message`` in one line on stderr and exit with code 2."""
     line = printable(f"{program}: error: {' '.join(message.split())}")  # file names can contain control characters
-    if not is_rank_zero():  # Lightning kills rank 0 when another rank exits
+    if not is_rank_zero():  # if another rank exits first, Lightning kills rank 0 before it can print
         time.sleep(SECONDS_FOR_RANK_ZERO)
     print(line, file=sys.stderr)
     sys.exit(2)

@@ -1,4 +1,4 @@
-"""Figures of a run. They use matplotlib's ``Figure`` without pyplot, so there is no window and no global state."""
+"""Draw figures of a run. Only matplotlib's ``Figure`` is used, not pyplot, which has global state and windows."""
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
@@ -9,11 +9,11 @@ from torch import Tensor
 from datamodules import Preprocessing
 from datamodules.text import printable
 
-if TYPE_CHECKING:  # importing matplotlib takes a second, so only the functions that draw import it
+if TYPE_CHECKING:  # matplotlib takes a second to import, so only the functions that draw import it
     from matplotlib.figure import Figure
 
-PICTURE_INCHES = 1.6  # width of a picture on a sheet
-MAX_CELL_INCHES, MAX_MATRIX_INCHES, MAX_NAME_INCHES = 0.45, 12.0, 2.0  # widths in a confusion matrix
+PICTURE_INCHES = 1.6  # width of a picture in draw_sheet
+MAX_CELL_INCHES, MAX_MATRIX_INCHES, MAX_NAME_INCHES = 0.45, 12.0, 2.0  # largest widths in a confusion matrix
 
 
 def undo_normalization(inputs: Tensor, preprocessing: Preprocessing) -> Tensor:
@@ -33,7 +33,7 @@ def draw_sheet(pictures: Tensor, titles: Sequence[str], columns: int = 4) -> "Fi
     columns = min(columns, count)
     rows = -(-count // columns)
     lines = max(title.count("\n") + 1 for title in titles)
-    # All pictures share one axes: one axes per picture takes four times as long. The unit is the width of a picture.
+    # All pictures share one axes: one axes per picture takes four times as long. Their unit is the width of a picture.
     ratio, gap, title_height = height / width, 0.1, 0.1 * lines
     sheet_width, sheet_height = columns * (1 + gap) + gap, rows * (ratio + title_height + gap) + gap
     figure = Figure(figsize=(PICTURE_INCHES * sheet_width, PICTURE_INCHES * sheet_height))
@@ -60,7 +60,7 @@ def draw_mistakes(
     files: Sequence[str] | None,
     columns: int = 4,
 ) -> "Figure":
-    """Draw a sheet of wrong predictions (see :func:`draw_sheet`).
+    """Draw pictures whose class was predicted wrongly, with :func:`draw_sheet`.
 
     Args:
         pictures: (B, 3, H, W) float32 in [0, 1].
@@ -78,9 +78,9 @@ def draw_mistakes(
 
 
 def draw_confusion(matrix: Tensor, names: Sequence[str]) -> "Figure":
-    """Draw a confusion matrix, (K, K) int64 ``matrix[true, predicted]``. A cell's color is its share of the row.
+    """Draw a confusion matrix, (K, K) int64 ``matrix[true, predicted]``. Darker cells have a larger share of their row.
 
-    With more than 115 classes the class names are left out, with more than 40 classes the counts.
+    The figure has no counts if there are more than 40 classes, and no class names if there are more than 115.
     """
     from matplotlib.figure import Figure
 
@@ -109,7 +109,7 @@ def draw_confusion(matrix: Tensor, names: Sequence[str]) -> "Figure":
 
 
 def _text_width(text: str, points: float) -> float:
-    """Return the width in inches of a line of text in a font size."""
+    """Return the width of a line of text in inches, at a font size in points."""
     from matplotlib.font_manager import FontProperties
     from matplotlib.textpath import text_to_path
 
@@ -117,7 +117,7 @@ def _text_width(text: str, points: float) -> float:
 
 
 def _shorten(text: str, inches: float, points: float) -> str:
-    """Shorten ``text`` to a width in inches and escape characters that are not printable."""
+    """Escape the characters of ``text`` that are not printable, then shorten it to a width in inches."""
     text = printable(text)
     if _text_width(text, points) <= inches:
         return text
@@ -127,7 +127,7 @@ def _shorten(text: str, inches: float, points: float) -> str:
 
 
 def draw_curves(charts: Mapping[str, Mapping[str, tuple[Sequence[float], Sequence[float]]]]) -> "Figure":
-    """Draw charts side by side. ``charts[title][name]`` has the epochs and the values of a curve."""
+    """Draw charts side by side. ``charts[title][name]`` is a curve: its epochs and its values."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(5 * len(charts), 4), layout="constrained")

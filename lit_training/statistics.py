@@ -1,18 +1,18 @@
-"""The confidence interval of an accuracy, and a test whether two accuracies differ."""
+"""Compute the confidence interval of an accuracy, and test whether two accuracies differ."""
 
 from math import sqrt
 from statistics import NormalDist
 
 
 def wilson_interval(successes: int, trials: int, confidence: float = 0.95) -> tuple[float, float]:
-    """Return both ends of the confidence interval of a proportion (Wilson 1927). It is (0, 1) without trials."""
+    """Return both ends of the confidence interval of a proportion (Wilson 1927). Without trials it is (0, 1)."""
     if trials == 0:
         return 0.0, 1.0
     z = NormalDist().inv_cdf((1 + confidence) / 2)
     proportion, z2 = successes / trials, z * z / trials
     center = (proportion + z2 / 2) / (1 + z2)
     half_width = z * sqrt(proportion * (1 - proportion) / trials + z2 / (4 * trials)) / (1 + z2)
-    # without successes the formula gives 0, without failures 1, but only up to rounding errors
+    # without successes low is exactly 0, without failures high is exactly 1; the formula has rounding errors
     low = center - half_width if successes > 0 else 0.0
     high = center + half_width if successes < trials else 1.0
     return low, high
@@ -24,7 +24,7 @@ def mcnemar_p_value(only_first: int, only_second: int) -> float:
     The arguments are the numbers of samples that only the first, and only the second, classifier predicts correctly.
     """
     n, smaller = only_first + only_second, min(only_first, only_second)
-    tail, coefficient = 0, 1  # the tail counts the outcomes on one side that are at least as extreme
+    tail, coefficient = 0, 1  # tail: number of outcomes on one side that are at least as extreme
     for k in range(smaller + 1):
         tail += coefficient
         coefficient = coefficient * (n - k) // (k + 1)

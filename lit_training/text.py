@@ -1,4 +1,4 @@
-"""Tables on stdout, progress bars on stderr, and suggestions for mistyped names."""
+"""Print tables on stdout, show progress bars on stderr, and suggest names for mistyped ones."""
 
 import contextlib
 import difflib
@@ -10,7 +10,7 @@ from datamodules.text import align_columns, first_names, printable
 
 
 def print_table(head: Sequence[str], body: Sequence[Sequence[str | list[str]]]) -> None:
-    """Print a table on stdout, with borders if it is a terminal. Columns without text are left out.
+    """Print a table on stdout, with borders if stdout is a terminal. Columns without text are left out.
 
     A list of strings in the ``body`` is a cell with several lines.
     """
@@ -29,7 +29,7 @@ def print_table(head: Sequence[str], body: Sequence[Sequence[str | list[str]]]) 
         for title, is_right in zip(titles, right, strict=True):
             table.add_column(Text(title), justify="right" if is_right else "left", overflow="fold")
         for row in rows:
-            table.add_row(*(Text("\n".join(cell)) for cell in row))  # Text: names can contain rich markup
+            table.add_row(*(Text("\n".join(cell)) for cell in row))  # Text prints rich markup in names unchanged
         Console().print(table)
         return
     lines = [titles]
@@ -52,7 +52,7 @@ def _is_number_or_empty(cell: str) -> bool:
 
 @contextlib.contextmanager
 def progress_bar(title: str, show: bool = True) -> Iterator[Callable[[int, int | None], None]]:
-    """Show a progress bar if stderr is a terminal. Yield ``update(done, total)``; ``total`` is None if unknown."""
+    """Show a progress bar if stderr is a terminal. Yield ``update(done, total)``; an unknown ``total`` is None."""
     if not (show and sys.stderr.isatty()):
         yield lambda done, total: None
         return
@@ -65,14 +65,14 @@ def progress_bar(title: str, show: bool = True) -> Iterator[Callable[[int, int |
 
 
 def closest_name(word: str, known: Iterable[str], cutoff: float = 0.6) -> str | None:
-    """Return the known name that is most similar to ``word``, ignoring case, or None if it is below ``cutoff``."""
+    """Return the known name most similar to ``word``, or None if the similarity (0 to 1) is below ``cutoff``."""
     names = {name.lower(): name for name in known}
     matches = difflib.get_close_matches(word.lower(), names, n=1, cutoff=cutoff)
     return names[matches[0]] if matches else None
 
 
 def suggest(word: str, known: Iterable[str]) -> str:
-    """Return ``did you mean NAME?`` with the most similar known name, or ``choose one of`` the first known names."""
+    """Return ``did you mean NAME?`` if a known name is similar, otherwise ``choose one of`` the first known names."""
     names = list(known)
     if closest := closest_name(word, names, cutoff=0.5):
         return f"did you mean {closest}?"

@@ -3,15 +3,15 @@
 from lit_training.cli.arguments import Parser
 
 DESCRIPTION = (
-    "Compare the settings and the results of runs, and plot their curves in one figure. For two runs that evaluate.py "
-    "has tested on the same samples, test whether the difference in accuracy is significant."
+    "Compare the settings and the results of runs, and draw their curves in one figure. If there are two runs, and "
+    "evaluate.py has tested both on the same samples, test whether the difference in accuracy is significant."
 )
 
 
 def main(arguments: list[str] | None = None) -> None:
     parser = Parser("compare.py", DESCRIPTION)
     parser.add_argument("runs", metavar="RUN", nargs="+", help="folder of a run, .ckpt file, or latest; at least two")
-    parser.add_argument("--png", metavar="FILE", help="file for the curves (default: comparison.png beside the runs)")
+    parser.add_argument("--png", metavar="FILE", help="PNG file of the curves (default: comparison.png next to RUN)")
     chosen = parser.parse_args(arguments)
     if len(chosen.runs) < 2:
         parser.error("compare needs at least two runs: compare.py RUN RUN")

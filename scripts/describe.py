@@ -1,11 +1,11 @@
-"""Describe a network: ``python scripts/describe.py LitCNN``, or a trained one: ``... latest``."""
+"""Describe a network: ``python scripts/describe.py LitCNN``. For a trained network: ``describe.py latest``."""
 
 from lit_training.cli.arguments import Parser
 
 DESCRIPTION = (
     "Describe a network: layers with output shapes, parameters and sizes; FLOPs; the autograd graph from the loss to "
-    "the parameters; the gradient of the first bias. After the name of a class, its arguments may follow as in fit.py: "
-    "--model.loss squared_error."
+    "the parameters; the gradient of the first bias. After a class name, give arguments of the class as for fit.py, "
+    "for example LitCNN --model.loss squared_error."
 )
 
 
@@ -33,7 +33,7 @@ def main(arguments: list[str] | None = None) -> None:
             builder.add_subclass_arguments(LitBase, "model")
             settings = builder.parse_args([f"--model={chosen.model}", *rest]).model
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # advice about training
+                warnings.simplefilter("ignore")  # the warnings are advice for a training
                 model = MODELS[chosen.model](**settings.init_args)
         elif (closest := closest_name(chosen.model, MODELS)) and not (path.is_file() or any(path.rglob("*.ckpt"))):
             raise UsageError(f"there is no model {chosen.model}: did you mean {closest}?")

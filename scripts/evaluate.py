@@ -6,15 +6,15 @@ from lit_training.cli.arguments import Parser
 from lit_training.runs.layout import EXPLAINED
 
 DESCRIPTION = (
-    "Test a trained network on its test data, or on its validation data if there is no test data. Print the "
-    "results; write predictions, confusion matrix and worst mistakes to evaluation/ in the folder of the run."
+    "Test a trained network on its test data, or on its validation data if there is no test data. Print the results. "
+    "For a classifier, write predictions, confusion matrix and worst mistakes to evaluation/ in the folder of the run."
 )
 
 
 def main(arguments: list[str] | None = None) -> None:
     parser = Parser("evaluate.py", DESCRIPTION)
     parser.add_argument("run", metavar="RUN", help="folder of a run, .ckpt file, or latest")
-    parser.add_argument("--data", metavar="DIR", help="test on these photos: a subfolder for each class")
+    parser.add_argument("--data", metavar="DIR", help="test on photos in DIR, one subfolder for each class")
     parser.add_accelerator_flag()
     parser.add_argument("--devices", default="1", metavar="N", help="number of devices (default: 1)")
     parser.add_argument("--explain", action="store_true", help="draw heat maps of the worst mistakes")

@@ -6,18 +6,18 @@ from lit_training.cli.arguments import Parser, at_least
 
 DESCRIPTION = (
     "Predict images with a trained network, or rows of numbers with a regression network. Exit code 0: all inputs were "
-    "read, 1: some were not read, and their rows say why, 2: none was read, or another error."
+    "read. 1: some inputs could not be read; the table says why. 2: no input could be read, or there was another error."
 )
 
 
 def main(arguments: list[str] | None = None) -> int:
     parser = Parser("predict.py", DESCRIPTION)
     parser.add_argument("run", metavar="RUN", help="folder of a run, .ckpt file, or latest")
-    inputs = "image, folder, or 'glob'; .csv or .npy file with rows"
+    inputs = "image, folder or 'glob'; for rows, a .csv or .npy file"
     parser.add_argument("inputs", metavar="INPUT", nargs="+", help=inputs)
-    top_k = "number of classes in the table (default: 3)"
+    top_k = "number of most likely classes to show (default: 3)"
     parser.add_argument("--top_k", type=at_least(1), default=3, metavar="N", help=top_k)
-    parser.add_argument("--output", metavar="FILE", help="write the predictions to a .csv or .json file too")
+    parser.add_argument("--output", metavar="FILE", help="also write the predictions to a .csv or .json file")
     parser.add_argument("--batch_size", type=at_least(1), default=32, metavar="N", help="batch size (default: 32)")
     parser.add_accelerator_flag()
     parser.add_argument("--explain", action="store_true", help="draw heat maps into explanations/")

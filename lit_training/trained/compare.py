@@ -1,4 +1,4 @@
-"""Compare runs: different settings, results, and whether the difference in accuracy is significant."""
+"""Compare the settings and the results of runs. Test whether the difference in accuracy is significant."""
 
 import csv
 import os
@@ -20,7 +20,7 @@ from lit_training.statistics import mcnemar_p_value, wilson_interval
 from lit_training.text import print_table
 
 SAMPLE_SETTINGS = ("class_path", "seed", "val_size", "channels", "length", "target")
-"""For data modules without files: the settings that change which samples are evaluated."""
+"""Settings that decide which samples are evaluated, for data modules without files."""
 SIGNIFICANCE_LEVEL = 0.05
 
 
@@ -31,15 +31,15 @@ class ComparedRun:
     name: str
     folder: Path
     settings: dict[str, Any]
-    """Name with dots -> value, as ``model.lr`` -> 0.001."""
+    """Name with dots -> value, for example ``model.lr`` -> 0.001."""
     curves: dict[str, dict[int, float]]
     """Metric -> epoch (from 1) -> value, for the logged metrics of :data:`~lit_training.runs.best_epoch.MODES`."""
     answers: dict[str, tuple[str, bool]] | None
-    """Path of an evaluated sample -> (true class, True if predicted correctly); None without an evaluation."""
+    """Path of an evaluated sample -> (true class, True if predicted correctly); None if not evaluated."""
 
     @property
     def best(self) -> dict[str, float]:
-        """Metric -> value in the best epoch. Empty if no metric was logged or if all values are NaN."""
+        """Metric -> value in the best epoch. Empty if there is no best epoch: no metric was logged, or all are NaN."""
         monitor = next((name for name in MODES if name in self.curves), None)
         if monitor is None:
             return {}
@@ -49,7 +49,7 @@ class ComparedRun:
 
 
 def read_run(run: str) -> ComparedRun:
-    """Read the settings and results of a run: the path of its folder or of a checkpoint in it, or ``latest``.
+    """Read the settings and results of a run. ``run`` is its folder, a checkpoint in its folder, or ``latest``.
 
     Raises a CheckpointError or UsageError if the run does not exist, or a file in its folder cannot be read.
     """
@@ -76,7 +76,7 @@ def _curve(rows: list[dict[str, str]], name: str) -> dict[int, float]:
 
 
 def _flatten(settings: dict[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
-    """Yield (name with dots, value) for each of the nested settings, without the level ``init_args``."""
+    """Yield (name with dots, value) of nested settings. ``model.init_args.lr`` becomes ``model.lr``."""
     for name, value in settings.items():
         if isinstance(value, dict):
             yield from _flatten(value, prefix if name == "init_args" else f"{prefix}{name}.")
@@ -85,14 +85,14 @@ def _flatten(settings: dict[str, Any], prefix: str = "") -> Iterable[tuple[str, 
 
 
 def differences(runs: Sequence[ComparedRun]) -> dict[str, list[str]]:
-    """Return setting -> its value in each run, for the settings that differ. The value is ``-`` in runs without it."""
+    """Return setting -> its value in each run, for the settings that differ. ``-``: the run does not have it."""
     names = dict.fromkeys(name for run in runs for name in run.settings)
     values = {name: [str(run.settings.get(name, "-")) for run in runs] for name in names}
     return {name: texts for name, texts in values.items() if len(set(texts)) > 1 and not set(texts) <= {"None", "-"}}
 
 
 def describe_difference(first: ComparedRun, second: ComparedRun) -> str:
-    """Test whether the accuracies of two runs on the same samples differ significantly; return the result as text."""
+    """Test whether the accuracies of two runs on the same samples differ significantly. Return a sentence."""
     for run in (first, second):
         if "val_acc" not in run.curves and "val_loss" in run.curves:
             return f"{run.name} is not a classifier, so no test of the accuracies: compare the losses"
@@ -100,7 +100,7 @@ def describe_difference(first: ComparedRun, second: ComparedRun) -> str:
             return f"{run.name} has no predictions yet, so no test: python scripts/evaluate.py {run.folder}"
     ones, others = first.answers or {}, second.answers or {}
     same = {path: label for path, (label, _) in ones.items()} == {path: label for path, (label, _) in others.items()}
-    are_numbered = all(path.isdecimal() for path in ones)  # if the data differ, the same number is another sample
+    are_numbered = all(path.isdecimal() for path in ones)  # then equal numbers can mean different samples
     if not same or (are_numbered and _sample_settings(first) != _sample_settings(second)):
         return f"{first.name} and {second.name} were not evaluated on the same samples, so no test"
     pairs = [(ones[path][1], others[path][1]) for path in ones]
@@ -120,20 +120,20 @@ def _sample_settings(run: ComparedRun) -> dict[str, Any]:
 
 
 def format_metric(metric: str, value: float) -> str:
-    """Return an accuracy with 4 decimal places, or a loss with 4 significant digits because it can be tiny."""
+    """Format an accuracy with 4 decimal places, or a loss with 4 significant digits, because a loss can be tiny."""
     return f"{value:.4f}" if metric.endswith("acc") else f"{value:.4g}"
 
 
 def compare(names: Sequence[str], picture: str | None = None) -> None:
-    """Print different settings and results of two or more runs, named as in :func:`read_run`; draw their curves.
+    """Print the settings that differ and the results of two or more runs, and draw their curves.
 
-    ``picture`` is the path of the PNG file; default: ``comparison.png`` beside the first run. Raises like
-    :func:`read_run`, or a UsageError if the file cannot be written.
+    See :func:`read_run` for ``names`` and errors. ``picture`` is the PNG file, by default ``comparison.png`` beside the
+    first run. Raises a UsageError if the file cannot be written.
     """
     runs = [read_run(name) for name in names]
     if len({run.folder.resolve() for run in runs}) < len(runs):
         raise UsageError("the same run is named twice: name different runs")
-    if len({run.name for run in runs}) < len(runs):  # runs of different folders with the same name
+    if len({run.name for run in runs}) < len(runs):  # equal names in different folders: use the paths
         runs = [ComparedRun(**{**vars(run), "name": os.path.relpath(run.folder)}) for run in runs]
     body = [[name, *values] for name, values in differences(runs).items()]
     for metric in MODES:
@@ -168,7 +168,7 @@ def _format_accuracy(run: ComparedRun) -> str:
 
 
 def summarize_seeds(runs: Sequence[ComparedRun]) -> list[str]:
-    """Return a line per metric: the mean and sample standard deviation over the best epochs of the runs."""
+    """Return one line of text per metric: mean and sample standard deviation over the best epochs of the runs."""
     lines = []
     for metric in MODES:
         values = [run.best[metric] for run in runs if metric in run.best]

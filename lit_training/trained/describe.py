@@ -17,23 +17,23 @@ from datamodules.text import align_columns
 from lit_models import LitBase, LitCNN, LitDynamic
 from lit_training.runs.devices import evaluation_mode
 
-DEPTHS = (1, 3)  # a LitDynamic is described for each of them
+DEPTHS = (1, 3)  # a LitDynamic is described once for each of these depths
 
 
 @dataclass
 class Layer:
-    """A module of a network. Its parameters include those of its submodules."""
+    """A module of a network. ``parameters`` and ``megabytes`` include its submodules."""
 
-    name: str  # as in named_modules; "" for the network
+    name: str  # from named_modules(); "" for the whole network
     kind: str  # name of its class
     parameters: int
     megabytes: float
     outputs: list[tuple[int, ...]] = field(default_factory=list)
-    """Shape of the output of each call: several for a shared layer, none for an unused layer."""
+    """The output shape of each call. A shared layer is called several times, an unused layer never."""
 
 
 def sample_input(model: LitBase) -> Tensor:
-    """Return standard normal noise as an input of the model, (1, C, S, S) or (1, F). It is the same in each call."""
+    """Return an input for the model, (1, C, S, S) or (1, F): standard normal noise, the same in each call."""
     if model.sample_ndim == 1:
         shape: tuple[int, ...] = (model.hparams["in_features"],)
     else:
@@ -43,7 +43,7 @@ def sample_input(model: LitBase) -> Tensor:
 
 
 def list_layers(model: nn.Module, x: Tensor, **options: Any) -> list[Layer]:
-    """Run ``model(x, **options)`` and return all modules with their output shapes, parents first."""
+    """Run ``model(x, **options)``. Return all modules with their output shapes, parents first."""
     found: dict[nn.Module, Layer] = {}
     hooks = []
 
@@ -67,7 +67,7 @@ def list_layers(model: nn.Module, x: Tensor, **options: Any) -> list[Layer]:
 
 
 def count_flops(model: nn.Module, x: Tensor, **options: Any) -> int:
-    """Return the FLOPs of matrix products and convolutions in ``model(x, **options)``. A multiply-add is 2 FLOPs."""
+    """Count the FLOPs of ``model(x, **options)`` in matrix products and convolutions. A multiply-add is 2 FLOPs."""
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model(x, **options)
     return counter.get_total_flops()
@@ -76,12 +76,12 @@ def count_flops(model: nn.Module, x: Tensor, **options: Any) -> int:
 def autograd_chain(loss: Tensor, names: Mapping[nn.Parameter, str] | None = None) -> list[str]:
     """Return the names of the autograd nodes on the longest path from a loss to a leaf: ``MseLoss``, ``Addmm``, ...
 
-    With the ``names`` of the parameters, the leaf is named too: ``AccumulateGrad(conv1.weight)``.
-    Source: PyTorch tutorial "Neural Networks" (Loss Function), which follows ``next_functions`` by hand.
+    If ``names`` has the parameter of the leaf, its name is added: ``AccumulateGrad(conv1.weight)``.
+    Source: PyTorch tutorial "Neural Networks" (Loss Function), which reads a few steps of ``next_functions``.
     """
     next_nodes: dict[Any, list[Any]] = {}
     stack: list[Any] = [loss.grad_fn]
-    while stack:  # no recursion: the graph of a deep network exceeds Python's recursion limit
+    while stack:  # a recursion would exceed Python's recursion limit on a deep network
         node = stack.pop()
         if node not in next_nodes:
             next_nodes[node] = [function for function, _ in node.next_functions if function is not None]
@@ -92,14 +92,14 @@ def autograd_chain(loss: Tensor, names: Mapping[nn.Parameter, str] | None = None
     chain, node, names = [], loss.grad_fn, names or {}
     while node is not None:
         name = re.sub(r"Backward\d*$", "", type(node).__name__)
-        variable: Any = getattr(node, "variable", None)  # only the node of a leaf has it: its parameter
+        variable: Any = getattr(node, "variable", None)  # the parameter; only the node of a leaf has one
         chain.append(f"{name}({names[variable]})" if variable in names else name)
         node = max(next_nodes[node], key=length.__getitem__, default=None)
     return chain
 
 
 def describe(model: LitBase) -> str:
-    """Return a description of a model: layers, FLOPs, autograd nodes of the loss, gradient of a bias."""
+    """Return a text about a model: layers, FLOPs, autograd nodes of the loss, gradient of the first bias."""
     gradients = [(parameter, parameter.grad) for parameter in model.parameters()]
     try:
         with evaluation_mode(model):  # BatchNorm cannot train on a batch of one
@@ -137,7 +137,7 @@ def _sections(model: LitBase, x: Tensor) -> Iterator[str]:
             losses["cross-entropy"] = model.loss(output, torch.zeros(1, dtype=torch.int64))
         else:
             losses[f"squared error{title}"] = model.loss(output, torch.zeros_like(output))
-        if isinstance(model, LitCNN):  # the loss of the tutorial
+        if isinstance(model, LitCNN):  # the loss of the tutorial "Neural Networks"
             losses.setdefault("squared error", F.mse_loss(output, torch.zeros_like(output)))
     parameter_names = {parameter: name for name, parameter in model.named_parameters()}
     chains = {title: autograd_chain(loss, parameter_names) for title, loss in losses.items()}

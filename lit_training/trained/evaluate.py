@@ -37,7 +37,7 @@ from lit_training.trained.predict import distinct_class_names
 
 MAX_MISTAKES = 12
 MAX_PRINTED_CLASSES = 12
-"""With more classes, the terminal shows only those with the lowest F1, and no confusion matrix."""
+"""If there are more classes, only those with the lowest F1 are printed, and no confusion matrix."""
 
 
 @dataclass(frozen=True)
@@ -46,21 +46,21 @@ class Evaluation:
 
     checkpoint: Path
     data: str
-    """The folder of the photos, or the class name of the data module."""
+    """Path of the photo folder; if the samples are not files, the class name of the data module."""
     split: str
-    """``test`` or ``val``, a split of the run's data module; ``photos`` if the user gave a folder."""
+    """``test`` or ``val`` for the data of the run, ``photos`` for another folder."""
     loss: float
     outputs: Tensor
     """(N, K) float32; logits for a classifier."""
     targets: Tensor
     """(N,) int64 for a classifier, (N, K) float32 for a regression."""
     dataset: Dataset
-    """The N samples: (input of the network, target)."""
+    """N samples, each (input of the network, target)."""
     class_names: tuple[str, ...]
     preprocessing: Preprocessing | None
-    """None for a network that takes rows."""
+    """None if the inputs of the network are rows of numbers."""
     paths: Paths | None
-    """Paths relative to the folder of photos; None if the samples are not files."""
+    """The N paths, relative to the photo folder; None if the samples are not files."""
 
     @cached_property
     def predicted(self) -> Tensor:
@@ -81,17 +81,17 @@ class Evaluation:
 
     @property
     def accuracy(self) -> float:
-        """The share of correct answers. Raises like :attr:`correct`."""
+        """The share of correct predictions, 0 to 1. Raises a UsageError for a regression."""
         return float(self.correct.double().mean())
 
     @property
     def interval(self) -> tuple[float, float]:
-        """The 95 % Wilson interval (low, high) of the accuracy. Raises like :attr:`correct`."""
+        """The 95 % Wilson interval (low, high) of the accuracy. Raises a UsageError for a regression."""
         return wilson_interval(int(self.correct.sum()), len(self.targets))
 
     @property
     def folder(self) -> Path:
-        """The folder for the results: ``evaluation/`` in the run, or ``evaluation/NAME/`` for a photo folder NAME."""
+        """The folder for the results: ``evaluation/`` in the run, or ``evaluation/NAME/`` for another photo folder."""
         folder = run_folder(self.checkpoint) / EVALUATION
         return folder / Path(self.data).resolve().name if self.split == "photos" else folder
 
@@ -112,7 +112,7 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class ClassScores:
-    """Precision, recall and F1 of each class: (K,) float64 in [0, 1], NaN where the score is undefined."""
+    """Precision, recall and F1 of each class, (K,) float64 in [0, 1]. Undefined scores are NaN."""
 
     precision: Tensor
     recall: Tensor
@@ -140,13 +140,13 @@ def evaluate(
     accelerator: str = "auto",
     devices: str = "1",
 ) -> Evaluation:
-    """Evaluate the model of a checkpoint, as :meth:`~lit_training.trained.load.SavedRun.evaluate` describes.
+    """Evaluate the model of a checkpoint; see :meth:`~lit_training.trained.load.SavedRun.evaluate`.
 
     Args:
-        checkpoint: contents of the checkpoint, as from :func:`lit_training.runs.checkpoints.read`.
-        data_root: folder of photos to evaluate on instead of the test or validation data.
+        checkpoint: contents of the checkpoint, from :func:`lit_training.runs.checkpoints.read`.
+        data_root: photo folder that replaces the test or validation data of the run.
     """
-    find_device(accelerator)  # raises a UsageError if this machine does not have it
+    find_device(accelerator)  # raises a UsageError if the machine has no such device
     data, split = _choose_data(model, checkpoint, checkpoint_file, data_root)
     with progress_bar("evaluating", show=is_rank_zero()) as report_progress:
         collector = _OutputCollector(report_progress)
@@ -175,7 +175,7 @@ def evaluate(
 
 
 class _OutputCollector(Callback):
-    """Collects the outputs and targets of each test batch; reports the number of finished and of all batches."""
+    """Collect the outputs and targets of each test batch. Report the number of finished batches and of all batches."""
 
     def __init__(self, report_progress: Callable[[int, int | None], None]) -> None:
         self.report_progress = report_progress
@@ -187,7 +187,7 @@ class _OutputCollector(Callback):
 
 
 class EvaluationPhotos(LightningDataModule):
-    """Photos for an evaluation. Their labels are the network's class indices."""
+    """A data module of photos to evaluate. Their labels are the network's class indices."""
 
     def __init__(self, photos: PhotoFiles) -> None:
         super().__init__()
@@ -216,7 +216,7 @@ def _choose_data(
             raise CheckpointError(f"{error}: {fix}") from error
     arguments = dict(checkpoint["datamodule_hyper_parameters"])
     split_file = run_folder(checkpoint_file) / SPLIT
-    if split_file.is_file():  # a new split could move training images to the validation
+    if split_file.is_file():  # a new split could put training images into the validation split
         arguments["split_file"] = str(split_file)
     data = checkpoints.load_data({**checkpoint, "datamodule_hyper_parameters": arguments})
     data.setup("test")
@@ -225,9 +225,9 @@ def _choose_data(
 
 
 def _find_readable_photos(root: str) -> Listing:
-    """Return the photos of a folder: its test split, else its validation split, else all. Warn on stderr."""
+    """Return the readable photos of the test split, else of the validation split, else all. Warn on stderr."""
     listing = find_photos(root)
-    # A folder without splits has only TRAIN.
+    # In a folder without splits, all photos have the split TRAIN.
     split = next(split for split in (TEST, VAL, TRAIN) if (listing.splits == split).any())
     scan = scan_photos(listing.take(np.flatnonzero(listing.splits == split)))
     if is_rank_zero():
@@ -239,7 +239,7 @@ def _find_readable_photos(root: str) -> Listing:
 
 
 def _label_photos(model: LitBase, listing: Listing) -> EvaluationPhotos:
-    """Label photos with the network's class indices. Subfolders and classes are matched by name."""
+    """Label photos with the network's class indices. The name of a photo's subfolder is its class name."""
     if model.class_names is None:
         fix = "train the network on one of this project's data modules"
         raise CheckpointError(f"the checkpoint has no class names: {fix}")

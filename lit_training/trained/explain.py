@@ -1,4 +1,4 @@
-"""Draw heat maps of the image regions that were important for a prediction, for ``--explain``.
+"""Draw heat maps for ``--explain``: they show which regions of an image were important for a prediction.
 
 Letters in shape comments: B batch, C channels, S side in pixels, N tokens, h and w height and width of a feature map.
 """
@@ -25,8 +25,8 @@ from lit_training.trained.predict import Prediction, distinct_class_names
 def grad_cam(model: LitBase, x: Tensor, classes: Tensor) -> Tensor:
     """Return a heat map of each image by Grad-CAM (Selvaraju et al. 2017), (B, S, S) float32 in [0, 1].
 
-    It uses the last layer with a feature map that affects the output. In a vision transformer, this is a LayerNorm; its
-    patch tokens are arranged as in the image. A map is all 0 if no region increases the score of the class.
+    The heat map is computed from the last feature map that affects the output. In vision transformers, it is the output
+    of a LayerNorm, with the patch tokens arranged as in the image. If no region increases the score, all values are 0.
 
     Args:
         model: an image classifier in evaluation mode.
@@ -73,20 +73,20 @@ def check_explainable(model: LitBase) -> None:
 
 def _as_feature_map(module: nn.Module, output: Tensor) -> Tensor | None:
     """Return the output of a module as (B, C, h, w) with h = w > 1, or None if it is not a feature map."""
-    # The output of a norm is (B, h, w, C), or (B, N, C) with the class and register tokens before the patch tokens.
+    # A norm returns (B, h, w, C), or (B, N, C). In (B, N, C) the class and register tokens precede the patch tokens.
     is_norm = isinstance(module, (nn.LayerNorm, nn.RMSNorm)) and module.normalized_shape == output.shape[-1:]
     if is_norm and output.ndim == 4 and output.shape[1] == output.shape[2]:
         output = output.permute(0, 3, 1, 2)
     elif is_norm and output.ndim == 3:
         side = isqrt(output.shape[1])
         output = output[:, output.shape[1] - side**2 :].transpose(1, 2).unflatten(2, (side, side))
-    elif isinstance(module, (nn.Dropout, nn.Identity, nn.Softmax)):  # could be attention weights, (B, heads, N, N)
+    elif isinstance(module, (nn.Dropout, nn.Identity, nn.Softmax)):  # attention weights, (B, heads, N, N), look similar
         return None
     return output if output.ndim == 4 and output.shape[2] == output.shape[3] > 1 else None
 
 
 def put_side_by_side(pictures: Tensor, maps: Tensor) -> Tensor:
-    """Return each image with a blend of the image and its heat map on the right, (B, 3, S, 2 S).
+    """Put a blend of image and heat map to the right of each image. Return (B, 3, S, 2 S).
 
     The images are (B, 3, S, S), the heat maps (B, S, S). All are float32 in [0, 1].
     """
@@ -99,8 +99,8 @@ def put_side_by_side(pictures: Tensor, maps: Tensor) -> Tensor:
 def explain_predictions(model: LitBase, predictions: Sequence[Prediction], folder: Path) -> int:
     """Draw each image next to the heat map of its most likely class; return the number of drawn images.
 
-    The files are ``folder/NUMBER_NAME.png``. Images that could not be read are not drawn. Raises like :func:`grad_cam`,
-    or a UsageError if ``folder`` cannot be written.
+    The files are ``folder/NUMBER_NAME.png``. Images that could not be read are left out. Raises a UsageError as
+    :func:`grad_cam` does, or if ``folder`` cannot be written.
     """
     check_explainable(model)
     preprocessing = Preprocessing.from_dict(model.preprocessing)
@@ -111,7 +111,7 @@ def explain_predictions(model: LitBase, predictions: Sequence[Prediction], folde
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for (number, prediction), sample in zip(readable.items(), samples, strict=True):
-            if sample.x is None:  # deleted since the prediction
+            if sample.x is None:  # the file was deleted after the prediction
                 continue
             x = normalize(sample.x[None], preprocessing.mean, preprocessing.std)  # (1, C, S, S)
             index = names.index(prediction.label)
@@ -126,9 +126,9 @@ def explain_predictions(model: LitBase, predictions: Sequence[Prediction], folde
 
 
 def explain_mistakes(model: LitBase, evaluation: Evaluation, file: Path) -> bool:
-    """Draw the most confident mistakes next to the heat maps of their predicted classes; return False without mistakes.
+    """Draw the most confident mistakes with the heat maps of their predicted classes. Return False if there are none.
 
-    Raises like :func:`grad_cam`, or a UsageError if ``file`` cannot be written.
+    Raises a UsageError as :func:`grad_cam` does, or if ``file`` cannot be written.
     """
     check_explainable(model)
     if not (worst := evaluation.worst_indices()):

@@ -1,4 +1,4 @@
-"""Read images, or rows of numbers, for a prediction. In shapes: C channels, S side in pixels, F features."""
+"""Read images or rows of numbers to predict. In shapes: C channels, S side in pixels, F features."""
 
 import csv
 import glob
@@ -28,7 +28,7 @@ ROW_SUFFIXES = ("csv", "npy")
 
 
 class Sample(NamedTuple):
-    """One input of a network. ``path``, ``row`` and ``error`` are as in Prediction."""
+    """One input of a network. ``path``, ``row`` and ``error`` are explained in ``Prediction`` (predict.py)."""
 
     path: str
     row: int | None = None
@@ -38,19 +38,19 @@ class Sample(NamedTuple):
 
 
 def find_files(inputs: Iterable[str], suffixes: Container[str]) -> list[str]:
-    """Return the paths of files, with globs and folders replaced by their files, sorted by name, without hidden files.
+    """Replace globs and folders by their files, sorted by name, without hidden files. Return all paths.
 
-    An input without files stays in the list, and reading it reports the error.
+    A glob or folder without files stays in the list. When it is read later, its sample has an error.
 
     Args:
         inputs: paths of files and folders, and globs.
-        suffixes: lower-case suffixes without dot of the files to take from folders.
+        suffixes: file types to take from folders, in lower case without dot, for example ``jpg``.
     """
     files: list[str] = []
     for name in inputs:
         matches = [name]
         if not os.path.lexists(name) and glob.has_magic(name):
-            matches = sorted(glob.glob(name, recursive=True)) or matches  # noqa: PTH207 - Path.glob: no absolute globs
+            matches = sorted(glob.glob(name, recursive=True)) or matches  # noqa: PTH207 - Path.glob: relative globs
         for path in matches:
             files += (Path(path).is_dir() and find_files_below(path, suffixes)) or [path]
     return files
@@ -59,12 +59,12 @@ def find_files(inputs: Iterable[str], suffixes: Container[str]) -> list[str]:
 def read_pictures(
     sources: Sequence[Any], preprocessing: Preprocessing, batch_size: int, ahead: int = 0
 ) -> Iterator[Sample]:
-    """Yield the images in their order, with the validation transform. All cores decode the images of a batch.
+    """Yield the images in order, resized and cropped but not normalized. All cores decode the images of a batch.
 
     Args:
-        sources: paths as from :func:`find_files`, PIL images, or uint8 arrays (H, W, 3); other arrays are a DataError.
-        ahead: number of batches to decode in advance. Use 0 if the network computes on the CPU: its threads and the
-            decoding threads would wait for each other, which takes up to 25 % more CPU time.
+        sources: paths from :func:`find_files`, PIL images, or uint8 arrays (H, W, 3). Other arrays raise a DataError.
+        ahead: number of batches to decode in advance. Use 0 if the network is on the CPU: its threads would compete
+            with the decoding threads, which takes up to 25 % more CPU time.
     """
     photos = PhotoFiles(Path(), Paths.from_iterable(()), torch.zeros(0), preprocessing, False, 0)
 
@@ -90,7 +90,7 @@ def read_pictures(
 
 
 def _path_problem(path: str) -> str:
-    """Return why ``path`` is not a readable file, or "". It is not opened, because a named pipe would block."""
+    """Return why ``path`` is not a readable file, or "". Do not open it: a named pipe would block."""
     try:
         mode = os.stat(path).st_mode  # noqa: PTH116
     except FileNotFoundError:
@@ -105,7 +105,7 @@ def _path_problem(path: str) -> str:
 
 
 def read_rows(files: Iterable[str], width: int) -> Iterator[Sample]:
-    """Yield the rows, of ``width`` numbers, of ``.csv`` files (with or without a header) and ``.npy`` files."""
+    """Yield the rows of ``.csv`` and ``.npy`` files. A row needs ``width`` numbers. A ``.csv`` header is optional."""
     for file in files:
         suffix = Path(file).suffix[1:].lower()
         problem = _path_problem(file)
@@ -128,7 +128,7 @@ def _csv_rows(file: str) -> Iterator[list[str]]:
     with Path(file).open(newline="", encoding="utf-8-sig") as lines:
         rows = (row for row in csv.reader(lines) if row)
         first = next(rows, [])
-        if any(map(_is_number, first)):  # a header has no numbers
+        if any(map(_is_number, first)):  # otherwise it is a header
             yield first
         yield from rows
 
@@ -136,7 +136,7 @@ def _csv_rows(file: str) -> Iterator[list[str]]:
 def _npy_rows(file: str) -> Iterator[np.ndarray]:
     try:
         array = np.lib.format.open_memmap(file, mode="r")  # np.load would also open zip archives
-    except Exception as error:  # a damaged header raises many kinds of errors
+    except Exception as error:  # damaged files raise many kinds of errors
         raise ValueError(f"not a .npy file of numbers: {type(error).__name__}") from error
     if array.ndim not in (1, 2) or array.dtype.kind not in "fiub":
         raise ValueError("must contain numbers of shape (rows, features)")
@@ -152,7 +152,7 @@ def _is_number(text: str) -> bool:
 
 
 def _to_sample(file: str, row: int, values: Any, width: int) -> Sample:
-    """Return the values of a row as float32, or an error if they are not ``width`` finite numbers."""
+    """Return a sample with the values as float32, or with an error if they are not ``width`` finite numbers."""
     if len(values) != width:
         return Sample(file, row, error=f"{plural(len(values), 'value')}, but the network takes {width}")
     for value in values:

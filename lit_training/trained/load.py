@@ -1,4 +1,4 @@
-"""Open a trained network, as in ``load("latest").predict("bee.jpg")``."""
+"""Open a trained network, for example ``load("latest").predict("bee.jpg")``."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,7 +20,7 @@ from lit_training.trained.predict import Prediction, predict
 
 @dataclass(frozen=True)
 class SavedRun:
-    """A checkpoint of a trained network. Code in it is never executed.
+    """A checkpoint of a trained network. Code in the checkpoint is never executed.
 
     All methods raise a CheckpointError if the file cannot be read safely or its values do not fit the network.
     """
@@ -41,11 +41,11 @@ class SavedRun:
         return checkpoints.load_model(self.checkpoint)
 
     def data(self) -> LightningDataModule:
-        """Return the data module that the network was trained on, before ``setup``."""
+        """Return the data module of the training. Its ``setup`` has not run yet."""
         return checkpoints.load_data(self.checkpoint)
 
     def predict(self, images: Any, accelerator: str = "auto") -> Prediction | list[Prediction]:
-        """Return one prediction for a single image, otherwise a list, where unreadable files have an ``error``.
+        """Return one prediction for a single image, otherwise a list. In a list, unreadable files have an ``error``.
 
         Args:
             images: the path of an image, of a folder of images or of a file of rows (.csv or .npy); a PIL image; a
@@ -53,7 +53,7 @@ class SavedRun:
             accelerator: ``auto``, ``cpu``, ``gpu`` or ``mps``.
 
         Raises:
-            UsageError, DataError: the path of a single file cannot be read, or an input does not fit the network.
+            UsageError, DataError: a single file cannot be read, or an input does not fit the network.
         """
         model = self.model()
         takes_rows = model.sample_ndim == 1
@@ -77,7 +77,7 @@ class SavedRun:
     def evaluate(self, data: str | None = None, accelerator: str = "auto", devices: str = "1") -> Evaluation:
         """Evaluate the network on its test data, or on its validation data if there is no test data.
 
-        ``data`` is a folder of photos to evaluate on instead. The result is the same for any number of devices.
+        ``data`` is a photo folder that replaces these data. The result is the same for any number of devices.
 
         Raises:
             DataError, UsageError: the data is missing or does not fit the network.
@@ -89,7 +89,7 @@ def load(run: str | Path = "latest", root: str | Path = ".") -> SavedRun:
     """Open a trained network. Raises a CheckpointError if there is no checkpoint.
 
     Args:
-        run: a ``.ckpt`` file; the folder of a run (its best checkpoint); or ``latest``, the newest run with a
-            checkpoint in ``root/lightning_logs``.
+        run: a ``.ckpt`` file; the folder of a run, for its best checkpoint; or ``latest``, for the newest run in
+            ``root/lightning_logs`` that has a checkpoint.
     """
     return SavedRun(find_checkpoint(str(run), str(root)))

@@ -21,11 +21,11 @@ from lit_training.trained.evaluate import MAX_PRINTED_CLASSES, ClassScores, Eval
 from lit_training.trained.predict import Prediction
 
 PREDICTION_COLUMNS = ("path", "label", "predicted", "probability", "right")
-"""Columns of predictions.csv. ``path`` is the index of a sample that is not a file; ``label`` is the true class."""
+"""Columns of predictions.csv. ``path`` is an index if the samples are not files. ``label`` is the true class."""
 
 
 def write_evaluation(evaluation: Evaluation) -> None:
-    """Print the scores; for a classifier, write predictions, confusion matrix and mistakes to ``evaluation.folder``."""
+    """Print the scores. For a classifier, write predictions, confusion matrix and mistakes to ``evaluation.folder``."""
     n, prefix = len(evaluation.targets), "" if evaluation.split == "photos" else f"{evaluation.split}_"
     print(f"checkpoint  {os.path.relpath(evaluation.checkpoint)}")
     print(f"data        {printable(evaluation.data)}, {evaluation.split}: {plural(n, 'sample')}\n")
@@ -54,7 +54,7 @@ def write_evaluation(evaluation: Evaluation) -> None:
     folder, files = evaluation.folder, [PREDICTIONS, "confusion_matrix.csv", "confusion_matrix.png"]
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for old_file in ("worst.png", EXPLAINED):  # from an earlier evaluation, maybe of another checkpoint
+        for old_file in ("worst.png", EXPLAINED):  # of an earlier evaluation, perhaps of another checkpoint
             (folder / old_file).unlink(missing_ok=True)
         write_csv(folder / files[0], [list(PREDICTION_COLUMNS), *predictions])
         write_csv(folder / files[1], [["label", *evaluation.class_names], *matrix])
@@ -83,7 +83,7 @@ def _print_classes(names: Sequence[str], scores: ClassScores) -> None:
 
 
 def _prediction_rows(evaluation: Evaluation) -> list[list[str]]:
-    """Return a row with the :data:`PREDICTION_COLUMNS` for each sample, in the order of the data."""
+    """Return one table row per sample, in the order of the data. The columns are :data:`PREDICTION_COLUMNS`."""
     names = evaluation.class_names
     columns = evaluation.targets.tolist(), evaluation.predicted.tolist(), evaluation.probability.tolist()
     rows = []
@@ -94,15 +94,15 @@ def _prediction_rows(evaluation: Evaluation) -> list[list[str]]:
 
 
 def worst_inputs(evaluation: Evaluation) -> Tensor:
-    """Return the network's inputs for the most confident mistakes, (B, C, S, S) float32. B must be at least 1."""
+    """Return the network's inputs for the most confident mistakes, (B, C, S, S) float32. There must be a mistake."""
     return torch.stack([evaluation.dataset[index][0] for index in evaluation.worst_indices()])
 
 
 def draw_worst(evaluation: Evaluation, pictures: Tensor, columns: int = 4) -> Any:
-    """Return a figure of the most confident mistakes, with predicted class, true class and file name.
+    """Draw the most confident mistakes in a figure, with predicted class, true class and file name.
 
     Args:
-        pictures: an image for each of the :meth:`~Evaluation.worst_indices`, (B, 3, H, W) float32 in [0, 1].
+        pictures: the images of :meth:`~Evaluation.worst_indices`, (B, 3, H, W) float32 in [0, 1].
     """
     worst, paths = evaluation.worst_indices(), evaluation.paths
     of_all_samples = evaluation.targets, evaluation.predicted, evaluation.probability
@@ -138,7 +138,7 @@ def check_output_path(path: str) -> None:
 
 
 def write_predictions(predictions: Sequence[Prediction], path: str) -> None:
-    """Write predictions to a ``.csv`` or JSON file. Raise a UsageError if the file cannot be written."""
+    """Write predictions to a ``.csv`` file, or else as JSON. Raise a UsageError if the file cannot be written."""
     try:
         if path.lower().endswith(".csv"):
             head, body = prediction_table(predictions)

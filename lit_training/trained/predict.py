@@ -1,4 +1,4 @@
-"""Predict images, or rows of numbers, with a trained network. In shapes: B batch, K classes or outputs."""
+"""Predict images or rows of numbers with a trained network. In shapes: B batch, K classes or outputs."""
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -18,12 +18,12 @@ from lit_training.trained.inputs import read_pictures, read_rows
 
 @dataclass(frozen=True)
 class Prediction:
-    """The ``probabilities`` of a classifier, the ``outputs`` of a regression, or an ``error``, for one input."""
+    """The result for one input: ``probabilities`` of a classifier, ``outputs`` of a regression, or an ``error``."""
 
     path: str
     """Path of the file; ``picture 1``, ``picture 2``, ... for inputs that are not files."""
     row: int | None = None
-    """Number of the row in a file of rows, from 1. A header does not count."""
+    """Number of the row in a .csv or .npy file, from 1 without the header. None for an image."""
     probabilities: dict[str, float] = field(default_factory=dict)
     """Class name -> probability in [0, 1], most likely class first. See :func:`distinct_class_names`."""
     outputs: tuple[float, ...] = ()
@@ -49,12 +49,12 @@ def predict(
     batch_size: int = 32,
     device: torch.device | str = "cpu",
 ) -> Iterator[Prediction]:
-    """Yield one prediction per image or row, in the order of the inputs; unreadable ones have an ``error``.
+    """Yield one prediction per image or row, in the order of the inputs. An unreadable input has an ``error``.
 
     Args:
         model: the network; it is moved to ``device``.
-        inputs: paths as from :func:`~lit_training.trained.inputs.find_files`. Networks that take images also accept
-            PIL images and uint8 arrays (H, W, 3); other arrays are a DataError.
+        inputs: paths from :func:`~lit_training.trained.inputs.find_files`. Networks that take images also accept PIL
+            images and uint8 arrays (H, W, 3). Other arrays raise a DataError.
         top_k: number of classes per prediction; default: all classes.
     """
     to_network_input: Callable[[Tensor], Tensor] = torch.nn.Identity()
@@ -86,7 +86,7 @@ def predict(
 
 
 def distinct_class_names(names: Sequence[str] | None, count: int) -> list[str]:
-    """Return a different name for each of ``count`` classes; without names "0", "1", ...
+    """Return a different name for each of ``count`` classes. If ``names`` is None, these are "0", "1", ...
 
     Equal names get their index: ImageNet's two classes "crane" become "crane (class 134)" and "crane (class 517)".
     """
