@@ -267,8 +267,7 @@ def test_comparison_of_two_evaluations(results: Results, monkeypatch: pytest.Mon
     tables = [printed.read_csv(LOGS / run / "metrics.csv") for run in ("version_0", "version_1")]
     curves = {name: [printed.column(rows, name) for rows in tables] for name in ("val_acc", "val_loss", "train_loss")}
     for column in range(2):
-        accuracy = curves["val_acc"][column]
-        best = accuracy.index(max(accuracy))
+        best = printed.best_row(tables[column])
         for name, digits in (("val_acc", ".4f"), ("val_loss", ".4g"), ("train_loss", ".4g")):
             assert rows[name][column] == f"{curves[name][column][best]:{digits}}"
     assert rows["model.lr"] == ["0.03", "0.02"]
@@ -340,9 +339,8 @@ def test_seeds_count_up_and_the_deviation_is_that_of_a_sample() -> None:
     tables = [printed.read_csv(LOGS / f"version_{number}" / "metrics.csv") for number in range(3)]
     best: dict[str, list[float]] = {"val_acc": [], "val_loss": [], "train_loss": []}
     for rows in tables:
-        accuracy = printed.column(rows, "val_acc")
         for name, values in best.items():
-            values.append(printed.column(rows, name)[accuracy.index(max(accuracy))])
+            values.append(printed.column(rows, name)[printed.best_row(rows)])
     assert len(set(best["val_acc"])) > 1
     first, last = out.split("\n\n")
     for number, line in enumerate(first.splitlines()):

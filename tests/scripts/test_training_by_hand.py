@@ -127,13 +127,13 @@ def test_a_run_equals_a_hand_written_loop(name: str) -> None:
     for metric, values in figures.items():
         assert printed.column(rows, metric) == pytest.approx(values, rel=1e-4)
         assert [line.figures[metric] for line in lines if metric in line.figures] == pytest.approx(values, rel=2e-3)
-    decides = hand.val_acc or [-value for value in hand.val_loss]
+    decides = [(*accuracy, -loss) for *accuracy, loss in zip(*filter(None, (hand.val_acc, hand.val_loss)), strict=True)]
     kept = decides.index(max(decides))
     for checkpoint, weights in ((last, hand.weights[-1]), (best, hand.weights[kept])):
         for key, tensor in weights.items():
             torch.testing.assert_close(checkpoint["state_dict"][key], tensor, rtol=1e-4, atol=1e-6)
     assert [line.star for line in lines] == [
-        value > max(decides[:place], default=-1e9) for place, value in enumerate(decides)
+        all(value > earlier for earlier in decides[:place]) for place, value in enumerate(decides)
     ]
     if "accumulate" not in case.more:
         assert printed.column(rows, "train_loss_step") == pytest.approx(hand.batch_losses, rel=1e-4)

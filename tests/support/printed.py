@@ -66,6 +66,14 @@ def column(rows: list[dict[str, str]], name: str) -> list[float]:
     return [float(row[name]) for row in rows if name in row]
 
 
+def best_row(rows: list[dict[str, str]]) -> int:
+    """Return the index of the epoch with the highest accuracy, and of these the one with the lowest loss."""
+    ranks = [
+        (-accuracy, loss) for accuracy, loss in zip(column(rows, "val_acc"), column(rows, "val_loss"), strict=True)
+    ]
+    return ranks.index(min(ranks))
+
+
 def board(run: Path) -> Any:
     """Load the TensorBoard events of a run."""
     found = EventAccumulator(str(run), size_guidance={"images": 0, "scalars": 0, "tensors": 0})
