@@ -37,17 +37,17 @@ class ResumableLoader(DataLoader):
         samples_per_fetch = None if self.num_workers else getattr(self.dataset, "samples_per_fetch", None)
         batches = super().__iter__() if samples_per_fetch is None else self._fetch_batches(samples_per_fetch)
         if self.num_workers:
-            # atexit runs the last handler first. Handlers of torch and multiprocessing would wait for the workers.
+            # atexit runs the last handler first. If torch's handlers ran first, they would wait for the workers.
             atexit.unregister(_kill_workers)
             atexit.register(_kill_workers)
         for batch in batches:
             if isinstance(batch, DataError):
                 raise batch
             yield batch
-            self._batches_done += 1  # reached when the caller requests the next batch: it used this one
+            self._batches_done += 1  # the caller has used this batch and requests the next one
 
     def _fetch_batches(self, samples_per_fetch: int) -> Iterator[tuple[Tensor, ...]]:
-        """Yield the same batches as a DataLoader. Fetch several batches in one call, which is ten times as fast."""
+        """Yield the same batches as a DataLoader. Fetch several batches in one call, which is faster for small batches."""
         key_batches = iter(self.batch_sampler)  # type: ignore[arg-type]
         batches_per_fetch = max(1, samples_per_fetch // (self.batch_size or 1))
         while key_lists := list(islice(key_batches, batches_per_fetch)):
@@ -80,7 +80,7 @@ def return_data_errors(get_items: Callable[..., Any]) -> Callable[..., Any]:
 
 def _kill_workers() -> None:
     """Kill the workers at exit. They ignore SIGTERM, so the program would wait until they have finished the epoch."""
-    if hasattr(signal, "SIGCHLD"):  # torch's handler would report killed workers as an error; not on Windows
+    if hasattr(signal, "SIGCHLD"):  # torch's handler would report an error; Windows has no SIGCHLD
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     for process in multiprocessing.active_children():
         if process.daemon:
@@ -110,7 +110,7 @@ def make_loader(
         dataset: a dataset with a length, whose ``__getitems__(keys)`` returns a batch.
         trainer: the Trainer, or None for a single process.
         batch_size: number of samples in a batch of this rank.
-        seed: this seed, the seed of the run and the epoch set the order of the training samples.
+        seed: the order of the training samples depends on it, on the run's seed and on the epoch.
         num_workers: number of loader processes; with 0 the training process loads the data.
         keep_workers: keep the loader processes between epochs.
     """
@@ -139,7 +139,7 @@ def count_decoding_workers(trainer: Any) -> int:
     """Return how many loader processes should decode pictures for this rank: 0 to 8.
 
     The ranks share the cores. On a GPU, use one process per core, or 0 for a single core. On the CPU, use one process
-    per four cores, because the network needs the cores too. If ``trainer`` is None, there is one rank, as on a GPU.
+    per four cores, because the network needs the cores too. If ``trainer`` is None, use the GPU rule for one rank.
     """
     ranks, on_cpu = (1, False) if trainer is None else (trainer.num_devices, trainer.strategy.root_device.type == "cpu")
     cores = available_cores() // ranks

@@ -75,7 +75,7 @@ class ResumePoint(Callback):
         self._state_to_save: dict[str, Any] = {}
         self._save_seconds = self.FIRST_SAVE_SECONDS
         self._data_fingerprint = ""
-        self._signal_time: float | None = None  # when this rank received the stop signal
+        self._signal_time: float | None = None  # when this rank learned of a stop signal, its own or of another rank
         self._no_step_saved = True  # no resume point with at least one step exists
         self._calls_since_exchange = self._calls_between_exchanges = 0  # calls of _agree_on_stop_and_save
 
@@ -89,7 +89,7 @@ class ResumePoint(Callback):
         self._no_step_saved = False
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """If the run's folder was moved, correct the paths of ModelCheckpoint. Otherwise it forgets its best score."""
+        """If the run's folder was moved, correct the paths of ModelCheckpoint. Else it forgets the best score."""
         folder = str(_run_folder_of(trainer) / CHECKPOINTS)
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             state = checkpoint["callbacks"].get(callback.state_key)
@@ -193,11 +193,11 @@ class ResumePoint(Callback):
     ) -> None:
         if trainer.sanity_checking:
             return
-        self.watch.note_progress()  # the validation after training may take longer than --timeout
+        self.watch.note_progress()  # so that a validation longer than --timeout does not end the run
         if self.watch.stepping:
             signum, time_is_up = self._agree_on_stop_and_save(trainer)
             if signum and time_is_up:
-                self._stop(trainer, signum)  # without a resume point, because validation is not between two steps
+                self._stop(trainer, signum)  # without a resume point: a run cannot resume inside a validation
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         count_epoch_as_complete(trainer)
@@ -215,11 +215,11 @@ class ResumePoint(Callback):
         self.watch.ending, self.watch.stepping = True, False
 
     def _needs_early_save(self, trainer: Trainer) -> bool:
-        """Return True for photos if no resume point has a step yet: an unreadable photo could soon end the run."""
+        """Return True for photos if no step is saved yet, because an unreadable photo could soon end the run."""
         return self._no_step_saved and trainer.global_step > 0 and data_of(trainer).photos is not None
 
     def _failed_while_fetching(self, trainer: Trainer) -> bool:
-        """Return True if the error came from fetching a batch, and the only process of the run is between two steps."""
+        """Return True if the run has one process, is between two steps, and fetching a batch raised the error."""
         progress = trainer.fit_loop.epoch_loop.batch_progress
         return (
             self.watch.stepping
@@ -289,7 +289,7 @@ def _batch_layout(trainer: Trainer) -> list[Any]:
 
 
 def _describe_batch_layout(processes: int, batches: int, accumulated: int) -> str:
-    return f"{plural(processes, 'process', 'processes')} with {batches} batches per epoch and {accumulated} accumulated"
+    return f"{plural(processes, 'process', 'processes')} with {batches} batches per epoch and {accumulated} per step"
 
 
 def _replace_prefix(value: Any, old: str, new: str) -> Any:
