@@ -19,7 +19,7 @@ from torchmetrics.utilities import dim_zero_cat
 
 PLAIN_TYPES = (str, int, float, Tensor)  # values that nn.Module does not register, unlike parameters and modules
 PADDING = -1
-"""Target of a padding row, NaN if float. Ranks with too few validation or test samples get one; metrics ignore it."""
+"""Target of a padding row, NaN if float. Ranks with fewer evaluation samples get padding rows; metrics ignore them."""
 
 
 class ModelError(ValueError):
@@ -29,8 +29,8 @@ class ModelError(ValueError):
 class EvaluationLoss(Metric):
     """Compute the mean or the sum of the losses of all samples. The result is identical on any number of devices.
 
-    The order of the batches has no effect, because :func:`math.fsum` adds their sums and rounds only once. Each batch
-    must have the same samples on any number of devices. The data modules of this project ensure this.
+    The order of the batches has no effect, because :func:`math.fsum` adds their sums and rounds only once. The
+    samples of a batch must not depend on the number of devices. The data modules of this project ensure this.
     """
 
     full_state_update = False
@@ -109,7 +109,7 @@ class LitBase(LightningModule):
         self._train_batches = 0
 
     def __setattr__(self, name: str, value: Any) -> None:
-        # For speed: nn.Module's __setattr__ takes 8 us per call, and Lightning sets 45 such attributes in each step.
+        # For speed: nn.Module's __setattr__ takes 8 us per call, and Lightning sets an attribute 44 times per step.
         if name in self.__dict__ and (value is None or type(value) in PLAIN_TYPES):
             self.__dict__[name] = value
         else:

@@ -47,7 +47,7 @@ class ResumableLoader(DataLoader):
             self._batches_done += 1  # the caller has used this batch and requests the next one
 
     def _fetch_batches(self, samples_per_fetch: int) -> Iterator[tuple[Tensor, ...]]:
-        """Yield the same batches as a DataLoader. Fetch several batches in one call, which is faster for small batches."""
+        """Yield the same batches as a DataLoader. Fetch several small batches in one call, which is faster."""
         key_batches = iter(self.batch_sampler)  # type: ignore[arg-type]
         batches_per_fetch = max(1, samples_per_fetch // (self.batch_size or 1))
         while key_lists := list(islice(key_batches, batches_per_fetch)):
