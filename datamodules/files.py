@@ -47,17 +47,18 @@ def write_csv(path: str | Path, rows: Iterable[Iterable[Any]]) -> None:
         csv.writer(file).writerows(rows)
 
 
-def write_spreadsheet(path: str | Path, rows: Iterable[Iterable[str]], numbers: str = "$^") -> None:
-    """Write a CSV file that Excel opens with its umlauts, and in which no text can become a formula.
+def write_spreadsheet(
+    path: str | Path, rows: Iterable[Iterable[str]], numbers: str = "$^", mark: str = "\ufeff"
+) -> None:
+    """Write a CSV file in which no text can become a formula: the prefix ``'`` is put before ``'``, =, + and the like.
 
-    Text that begins as a formula could, or with ``'``, gets the prefix ``'``. Columns whose name matches the pattern
-    ``numbers`` get none.
+    Columns whose name matches the pattern ``numbers`` get no prefix. Excel knows by the ``mark`` that this is UTF-8.
     """
     head, *body = map(list, rows)
     prefixes = ["" if re.match(numbers, name) else "'" for name in head]
     start = r"^(?=['=+\-@\t\r\n\uff1d\uff0b\uff0d\uff20])"  # the last four are the wide forms of = + - @
     with atomic_write(path, "w") as file:
-        file.write("\ufeff")  # the byte order mark, by which Excel knows UTF-8
+        file.write(mark)
         for row in (head, *body):
             csv.writer(file).writerow([re.sub(start, *cell) for cell in zip(prefixes, row, strict=True)])
 

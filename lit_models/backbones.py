@@ -88,7 +88,12 @@ def load(network: nn.Module, head_name: str, backbone: str, weights: str, classe
     for name, tensor in state.items():
         expected[name].copy_(tensor)
     try:
-        return _load_head(network.get_submodule(head_name), head, saved["class_names"], classes) if saved else ""
+        if not saved:
+            return ""
+        text = _load_head(network.get_submodule(head_name), head, saved["class_names"], classes)
+        if (size := saved["preprocessing"]["image_size"]) != preprocessing(backbone, network)["image_size"]:
+            text += f"; trained with --data.image_size {size}"
+        return text
     except (KeyError, TypeError, ValueError, IndexError, RuntimeError) as error:
         raise ModelError(
             f"{weights} is damaged, its classes do not fit its weights: give another checkpoint"

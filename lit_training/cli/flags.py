@@ -188,9 +188,8 @@ def resolve_weights(config: Any, resume: str) -> None:
     """
     model, root = config["model"], config["trainer"]["default_root_dir"] or "."
     weights = (model.get("init_args") or {}).get("weights")
-    if not isinstance(weights, str) or not model["class_path"].endswith("LitTransfer"):
-        return
-    if weights == "latest" or Path(weights).expanduser().is_dir():
+    is_own = isinstance(weights, str) and model["class_path"].endswith("LitTransfer")
+    if is_own and (weights == "latest" or Path(weights).expanduser().is_dir()):
         file = str(find_checkpoint(weights, root))
         if weights == "latest" and (resume == "auto" or RESULT_FILE_VARIABLE in os.environ):
             flag = "--resume auto" if resume == "auto" else "--seeds"

@@ -130,10 +130,10 @@ def _other_samples(first: ComparedRun, second: ComparedRun) -> str:
     if one.keys() <= first.hashes.keys() & second.hashes.keys():  # the same photos may have moved to another folder
         changed = [path for path in one if first.hashes[path] != second.hashes[path]]
         return f"the contents of {first_names(changed, 3)} differ" if changed else ""
-    roots = []
-    for run in (first, second):  # fit.py was started in the folder of lightning_logs/
-        root = Path(str(run.settings.get("data.root"))).expanduser()
-        roots.append(str((run.folder.resolve().parent.parent / root).resolve()))
+    folders = [
+        (run.folder.resolve().parent.parent, Path(str(run.settings.get("data.root")))) for run in (first, second)
+    ]
+    roots = [str((start / root.expanduser()).resolve()) for start, root in folders]  # fit.py was started in `start`
     text = f"the photos were in {' and '.join(roots)}, and {SPLIT} does not show if they are the same"
     return "" if roots[0] == roots[1] else text
 

@@ -57,7 +57,7 @@ def write_evaluation(evaluation: Evaluation) -> None:
         for old_file in ("worst.png", EXPLAINED):  # from an earlier evaluation, maybe of another checkpoint
             (folder / old_file).unlink(missing_ok=True)
         write_spreadsheet(folder / files[0], [PREDICTION_COLUMNS, *predictions])
-        write_spreadsheet(folder / files[1], [["label", *evaluation.class_names], *matrix])
+        write_spreadsheet(folder / files[1], [["label", *evaluation.class_names], *matrix], mark="")
         class_rows = _class_rows(evaluation.class_names, scores, "", digits=6)
         write_spreadsheet(folder / files[3], [["class", "precision", "recall", "f1", "support"], *class_rows])
         figures.draw_confusion(confusion, evaluation.class_names).savefig(folder / files[2], dpi=100)
