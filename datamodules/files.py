@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 import csv
 import os
+import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
 TEXT_FILE_ARGUMENTS: dict[str, Any] = {"newline": "", "encoding": "utf-8", "errors": "surrogateescape"}
 """Arguments of ``open`` for text files. ``surrogateescape`` preserves file names that are not valid UTF-8."""
+READ_TEXT_FILE = {**TEXT_FILE_ARGUMENTS, "encoding": "utf-8-sig"}  # skips the byte order mark that Excel writes
 
 
 @contextlib.contextmanager
@@ -45,7 +47,23 @@ def write_csv(path: str | Path, rows: Iterable[Iterable[Any]]) -> None:
         csv.writer(file).writerows(rows)
 
 
+def write_spreadsheet(
+    path: str | Path, rows: Iterable[Iterable[str]], numbers: str = "$^", mark: str = "\ufeff"
+) -> None:
+    """Write a CSV file in which no text can become a formula: the prefix ``'`` is put before ``'``, =, + and the like.
+
+    Columns whose name matches the pattern ``numbers`` get no prefix. Excel knows by the ``mark`` that this is UTF-8.
+    """
+    head, *body = map(list, rows)
+    prefixes = ["" if re.match(numbers, name) else "'" for name in head]
+    start = r"^(?=['=+\-@\t\r\n\uff1d\uff0b\uff0d\uff20])"  # the last four are the wide forms of = + - @
+    with atomic_write(path, "w") as file:
+        file.write(mark)
+        for row in (head, *body):
+            csv.writer(file).writerow([re.sub(start, *cell) for cell in zip(prefixes, row, strict=True)])
+
+
 def read_csv(path: str | Path) -> list[dict[str, str]]:
     """Read a CSV file and return each row as a dict from column names to cells."""
-    with Path(path).open(**TEXT_FILE_ARGUMENTS) as file:
+    with Path(path).open(**READ_TEXT_FILE) as file:
         return list(csv.DictReader(file))

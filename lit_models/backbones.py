@@ -3,6 +3,7 @@
 import contextlib
 import difflib
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,17 +49,28 @@ def build(backbone: str, num_classes: int) -> tuple[nn.Module, str]:
     return network, head_name
 
 
-def load(network: nn.Module, head_name: str, backbone: str, weights: str) -> None:
-    """Load pretrained weights into ``network``, except for its head.
+def load(network: nn.Module, head_name: str, backbone: str, weights: str, classes: Sequence[str] | None = None) -> str:
+    """Load pretrained weights into ``network``; into its head only the classes of a LitTransfer's checkpoint.
 
     Args:
-        weights: ``DEFAULT`` (the published weights, see :func:`fetch`), or the path of a ``.pth`` or
-            ``.safetensors`` state dict. No code in the file is executed.
+        weights: ``DEFAULT`` (the published weights, from the cache or downloaded), or the path of a ``.pth`` or
+            ``.safetensors`` state dict, or of a checkpoint. No code in the file is executed.
+        classes: names of the network's outputs, if they are known.
+
+    Returns:
+        A text that says what was loaded from a checkpoint; "" for other files.
 
     Raises:
         ModelError: the file does not exist or has the weights of another network, or the download failed.
     """
-    state = fetch(backbone) if weights == "DEFAULT" else _read_state_dict(Path(weights).expanduser())
+    content = {"state_dict": fetch(backbone)} if weights == "DEFAULT" else _read_weights(Path(weights).expanduser())
+    state, saved = content["state_dict"], content.get("lit")
+    if saved and saved["backbone"] != backbone:
+        fix = f"--model.backbone {saved['backbone']}" if saved["backbone"] else "give one of a LitTransfer"
+        raise ModelError(
+            f"{weights} is a checkpoint of {saved['backbone'] or saved['model_class']}, not {backbone}: {fix}"
+        )
+    head = {name.removeprefix(f"{head_name}."): tensor for name, tensor in state.items()}
     dropped = (f"{head_name}.", *(f"{name}." for name in AUXILIARY))
     state = {_current_name(name): tensor for name, tensor in state.items() if not name.startswith(dropped)}
     expected = {name: tensor for name, tensor in network.state_dict().items() if not name.startswith(dropped)}
@@ -75,6 +87,37 @@ def load(network: nn.Module, head_name: str, backbone: str, weights: str) -> Non
     # load_state_dict() is not used: for mnasnet it needs a version number, and most files have none
     for name, tensor in state.items():
         expected[name].copy_(tensor)
+    try:
+        if not saved:
+            return ""
+        text = _load_head(network.get_submodule(head_name), head, saved["class_names"], classes)
+        if (size := saved["preprocessing"]["image_size"]) != preprocessing(backbone, network)["image_size"]:
+            text += f"; trained with --data.image_size {size}"
+        return text
+    except (KeyError, TypeError, ValueError, IndexError, RuntimeError) as error:
+        raise ModelError(
+            f"{weights} is damaged, its classes do not fit its weights: give another checkpoint"
+        ) from error
+
+
+def _load_head(layer: nn.Module, saved: dict[str, Tensor], old: list[str] | None, new: Sequence[str] | None) -> str:
+    """Copy the rows of the classes that ``old`` and ``new`` have, by name; return what was loaded, as text."""
+    tensors = layer.state_dict()
+    if not old and not new and len(saved["weight"]) == len(tensors["weight"]):
+        old = new = [str(row) for row in range(len(tensors["weight"]))]
+    if not old or not new:
+        return "backbone; the head is new, because the classes cannot be compared by name"
+    for row, name in enumerate(new):
+        for key, tensor in tensors.items():
+            if name in old:
+                tensor[row] = saved[key][old.index(name)]
+    known, added, gone = (
+        [n for n in new if n in old],
+        [n for n in new if n not in old],
+        [n for n in old if n not in new],
+    )
+    text = f"backbone and {len(known)} of {len(new)} classes" + f" ({_list_names(known)})" * bool(known)
+    return text + f"; new: {_list_names(added)}" * bool(added) + f"; left out: {_list_names(gone)}" * bool(gone)
 
 
 def fetch(backbone: str) -> dict[str, Tensor]:
@@ -153,10 +196,12 @@ def _import_timm() -> Any:
     return timm
 
 
-def _read_state_dict(path: Path) -> dict[str, Tensor]:
-    """Read a state dict without executing code in the file."""
+def _read_weights(path: Path) -> dict[str, Any]:
+    """Read a file without executing code in it: its ``state_dict``; ``lit`` describes a checkpoint of this project."""
     if not path.is_file():
-        raise ModelError(f"no weights file {path}: give DEFAULT, none or the path of a .pth or .safetensors file")
+        raise ModelError(
+            f"no weights file {path}: give DEFAULT, none or the path of a .pth, .safetensors or .ckpt file"
+        )
     state: Any
     try:
         if path.suffix == ".safetensors":
@@ -167,10 +212,13 @@ def _read_state_dict(path: Path) -> dict[str, Tensor]:
             state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # the errors for broken files have no common class
         raise ModelError(f"{path} is not a state dict that can be read safely ({type(error).__name__})") from error
+    lit: dict[str, Any] | None = None
     if isinstance(state, dict):
+        if isinstance(state.get("lit"), dict) and isinstance(arguments := state.get("hyper_parameters"), dict):
+            lit = {"class_names": None, "model_class": None, **state["lit"], "backbone": arguments.get("backbone")}
         state = state.get("state_dict", state)
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise ModelError(
             f"{path} is not a state dict (names -> tensors): save one with torch.save(net.state_dict(), ...)"
         )
-    return state
+    return {"state_dict": {name.removeprefix("net."): tensor for name, tensor in state.items()}, "lit": lit}

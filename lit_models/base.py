@@ -86,7 +86,7 @@ class LitBase(LightningModule):
     """How a picture is converted to an input of the network: ``image_size`` and ``resize_size`` (pixels), ``mean`` and
     ``std`` (per channel, for pixels in [0, 1]), ``interpolation``. It is saved in checkpoints."""
     class_names: tuple[str, ...] | None = None
-    """Class names in the order of the outputs, set when a checkpoint is loaded. None before."""
+    """Class names in the order of the outputs, set from the checkpoint or the data. None before."""
     fixed_features = False
     """True if ``features`` returns the same values in each epoch. Without augmentation they are computed only once."""
     wants_augmentation = False
@@ -274,6 +274,7 @@ class LitBase(LightningModule):
         shape = getattr(data, "sample_shape", None)
         if shape is not None and (reason := self.shape_error(tuple(shape))):
             raise ModelError(f"{model_name} cannot use the samples of {data_name}: {reason}")
+        self.class_names = self.class_names or getattr(data, "class_names", None)
 
     @property
     def has_trainer(self) -> bool:

@@ -24,7 +24,8 @@ class LitTransfer(LitBase):
     Args:
         backbone: name of a classification network of torchvision, or ``timm/NAME``.
         num_classes: number of classes K.
-        weights: ``DEFAULT`` (the published weights, downloaded), ``none``, or a ``.pth``/``.safetensors`` state dict.
+        weights: ``DEFAULT`` (the published weights, downloaded), ``none``, a ``.pth``/``.safetensors`` state dict, or a
+            checkpoint of a LitTransfer. In a checkpoint, the head's rows of known classes are used too.
         freeze: True trains only the head, False trains all layers (fine-tuning).
         lr: learning rate of the head.
         momentum: momentum of SGD.
@@ -69,6 +70,7 @@ class LitTransfer(LitBase):
         self.wants_augmentation = not freeze
         self.skips_layers = unfreeze_epoch > 0
         self.weights_ready = weights is None
+        self.loaded = ""  # what load_pretrained() has read from a checkpoint
         if weights is None and freeze:
             rank_zero_warn(
                 "weights=None with freeze: the frozen backbone is random; give --model.weights DEFAULT or a file"
@@ -120,7 +122,8 @@ class LitTransfer(LitBase):
     def load_pretrained(self) -> None:
         """Load the pretrained weights if no weights are loaded yet; see :func:`lit_models.backbones.load`."""
         if not self.weights_ready:
-            backbones.load(self.net, self.head_name, self.hparams["backbone"], self.hparams["weights"])
+            backbone, weights = self.hparams["backbone"], self.hparams["weights"]
+            self.loaded = backbones.load(self.net, self.head_name, backbone, weights, self.class_names)
         self.weights_ready = True
 
     def on_load_checkpoint(self, checkpoint: dict) -> None:

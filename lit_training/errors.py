@@ -33,13 +33,22 @@ class TrainingError(UsageError):
 def one_line_errors(program: str) -> Iterator[None]:
     """If the ``with`` block raises an error that the user can fix, print one line on stderr and exit with code 2.
 
-    The line begins with the ``program``. After Ctrl-C the exit code is 130. Other errors are bugs: they are not caught.
+    The line begins with the ``program``. After Ctrl-C the exit code is 130. If nobody reads the output, as after
+    ``| head``, it is 141. Other errors are bugs: they are not caught.
     """
     try:
-        yield
-    except KeyboardInterrupt:
-        print(f"{program}: stopped", file=sys.stderr)
+        try:
+            yield
+        finally:
+            print(end="", flush=True)  # when Python ends, a closed pipe would give a traceback
+    except (KeyboardInterrupt, SystemExit) as error:
+        if not any(isinstance(cause, KeyboardInterrupt) for cause in (error, error.__context__)):
+            raise
+        print(f"{program}: stopped", file=sys.stderr)  # Lightning replaces a KeyboardInterrupt by SystemExit(1)
         sys.exit(128 + signal.SIGINT)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python writes to it again when it ends
+        sys.exit(128 + 13)  # 13 is SIGPIPE, which Windows does not have
     except Exception as error:
         if not is_rank_zero() and re.search(r"(closed|reset) by peer", str(error)):
             sys.exit(2)  # the connection to another rank is lost: that rank failed and prints its error

@@ -4,6 +4,7 @@ import json
 import sys
 
 from lit_training.cli.arguments import Parser, at_least
+from lit_training.errors import one_line_errors
 
 DESCRIPTION = (
     "Check a folder of photos before training: broken files, copies, wrong labels. Exit code 0: nothing found, 1: "
@@ -22,26 +23,25 @@ def main(arguments: list[str] | None = None) -> int:
     from datamodules.photos.check import ADVICE, find_problems, to_document  # here, because --help needs no numpy
     from datamodules.photos.find import find_photos
     from datamodules.text import plural, printable
-    from lit_training.errors import one_line_errors
     from lit_training.text import print_table, progress_bar
 
-    with one_line_errors("check.py"):
-        with progress_bar("examining") as progress:
-            used, found = find_problems(find_photos(chosen.dir), num_workers=chosen.workers, progress=progress)
-        if chosen.json:
-            print(json.dumps(to_document(used, found), indent=1))
-            return bool(found)
-        summary = f"{plural(len(used.paths), 'picture')} in {plural(len(used.class_names), 'class', 'classes')}"
-        print(summary if found else f"{summary}: nothing found")
-        body: list[list[str | list[str]]] = []
-        for finding in found:
-            examples = [printable(" = ".join(item)) for item in finding.items[:MAX_EXAMPLES]]
-            examples += ["..."] * (len(finding.items) > MAX_EXAMPLES)
-            body.append([finding.kind, f"{len(finding.items):,}", examples, ADVICE[finding.kind]])
-        if body:
-            print_table(["finding", "count", "first ones", "what to do"], body)
+    with progress_bar("examining") as progress:
+        used, found = find_problems(find_photos(chosen.dir), num_workers=chosen.workers, progress=progress)
+    if chosen.json:
+        print(json.dumps(to_document(used, found), indent=1))
+        return bool(found)
+    summary = f"{plural(len(used.paths), 'picture')} in {plural(len(used.class_names), 'class', 'classes')}"
+    print(summary if found else f"{summary}: nothing found")
+    body: list[list[str | list[str]]] = []
+    for finding in found:
+        examples = [printable(" = ".join(item)) for item in finding.items[:MAX_EXAMPLES]]
+        examples += ["..."] * (len(finding.items) > MAX_EXAMPLES)
+        body.append([finding.kind, f"{len(finding.items):,}", examples, ADVICE[finding.kind]])
+    if body:
+        print_table(["finding", "count", "first ones", "what to do"], body)
     return bool(found)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    with one_line_errors("check.py"):
+        sys.exit(main())

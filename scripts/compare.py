@@ -1,6 +1,7 @@
 """Compare runs: ``python scripts/compare.py lightning_logs/version_0 lightning_logs/version_1``."""
 
 from lit_training.cli.arguments import Parser
+from lit_training.errors import one_line_errors
 
 DESCRIPTION = (
     "Compare the settings and the results of runs, and draw their curves in one figure. If there are two runs, and "
@@ -16,12 +17,11 @@ def main(arguments: list[str] | None = None) -> None:
     if len(chosen.runs) < 2:
         parser.error("compare needs at least two runs: compare.py RUN RUN")
 
-    from lit_training.errors import one_line_errors  # here, so that --help needs no torch
     from lit_training.trained.compare import compare
 
-    with one_line_errors("compare.py"):
-        compare(chosen.runs, chosen.png)
+    compare(chosen.runs, chosen.png)
 
 
 if __name__ == "__main__":
-    main()
+    with one_line_errors("compare.py"):
+        main()

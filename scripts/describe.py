@@ -1,6 +1,7 @@
 """Describe a network: ``python scripts/describe.py LitCNN``. For a trained network: ``describe.py latest``."""
 
 from lit_training.cli.arguments import Parser
+from lit_training.errors import one_line_errors
 
 DESCRIPTION = (
     "Describe a network: layers with output shapes, parameters and sizes; FLOPs; the autograd graph from the loss to "
@@ -22,27 +23,27 @@ def main(arguments: list[str] | None = None) -> None:
     from lit_training import load
     from lit_training.cli.flags import MODELS
     from lit_training.cli.parser import OneLineParser
-    from lit_training.errors import UsageError, one_line_errors
+    from lit_training.errors import UsageError
     from lit_training.text import closest_name
     from lit_training.trained.describe import describe
 
     path = Path(chosen.model)
-    with one_line_errors("describe.py"):
-        if chosen.model in MODELS:
-            builder = OneLineParser(prog="describe.py")
-            builder.add_subclass_arguments(LitBase, "model")
-            settings = builder.parse_args([f"--model={chosen.model}", *rest]).model
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # the warnings are advice for a training
-                model = MODELS[chosen.model](**settings.init_args)
-        elif (closest := closest_name(chosen.model, MODELS)) and not (path.is_file() or any(path.rglob("*.ckpt"))):
-            raise UsageError(f"there is no model {chosen.model}: did you mean {closest}?")
-        elif rest:
-            raise UsageError(f"{rest[0]}: a trained network takes no arguments; leave {rest[0]} out, or name a class")
-        else:
-            model = load(chosen.model).model()
-        print(describe(model))
+    if chosen.model in MODELS:
+        builder = OneLineParser(prog="describe.py")
+        builder.add_subclass_arguments(LitBase, "model")
+        settings = builder.parse_args([f"--model={chosen.model}", *rest]).model
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # advice about training
+            model = MODELS[chosen.model](**settings.init_args)
+    elif (closest := closest_name(chosen.model, MODELS)) and not (path.is_file() or any(path.rglob("*.ckpt"))):
+        raise UsageError(f"there is no model {chosen.model}: did you mean {closest}?")
+    elif rest:
+        raise UsageError(f"{rest[0]}: a trained network takes no arguments; leave {rest[0]} out, or name a class")
+    else:
+        model = load(chosen.model).model()
+    print(describe(model))
 
 
 if __name__ == "__main__":
-    main()
+    with one_line_errors("describe.py"):
+        main()

@@ -3,6 +3,7 @@
 import os
 
 from lit_training.cli.arguments import Parser
+from lit_training.errors import one_line_errors
 from lit_training.runs.layout import EXPLAINED
 
 DESCRIPTION = (
@@ -23,29 +24,29 @@ def main(arguments: list[str] | None = None) -> None:
     from lit_training import load  # here, so that --help needs no torch
     from lit_training.cli.limits import check_devices
     from lit_training.cli.parser import silence_libraries
-    from lit_training.errors import is_rank_zero, one_line_errors
+    from lit_training.errors import is_rank_zero
     from lit_training.runs.processes import disconnect
     from lit_training.trained.explain import check_explainable, explain_mistakes
     from lit_training.trained.outputs import write_evaluation
 
-    with one_line_errors("evaluate.py"):
-        silence_libraries()
-        check_devices(chosen.accelerator, chosen.devices)
-        saved = load(chosen.run)
-        if chosen.explain:
-            check_explainable(saved.model())
-        evaluation = saved.evaluate(chosen.data, chosen.accelerator, chosen.devices)
-        disconnect()
-        if not is_rank_zero():
-            return
-        write_evaluation(evaluation)
-        if chosen.explain:
-            file = evaluation.folder / EXPLAINED
-            if explain_mistakes(saved.model(), evaluation, file):
-                print(f"drawn       {os.path.relpath(file)}: the worst mistakes, with heat maps")
-            else:
-                print("drawn       nothing: there are no mistakes")
+    silence_libraries()
+    check_devices(chosen.accelerator, chosen.devices)
+    saved = load(chosen.run)
+    if chosen.explain:
+        check_explainable(saved.model())
+    evaluation = saved.evaluate(chosen.data, chosen.accelerator, chosen.devices)
+    disconnect()
+    if not is_rank_zero():
+        return
+    write_evaluation(evaluation)
+    if chosen.explain:
+        file = evaluation.folder / EXPLAINED
+        if explain_mistakes(saved.model(), evaluation, file):
+            print(f"drawn       {os.path.relpath(file)}: the worst mistakes, with heat maps")
+        else:
+            print("drawn       nothing: there are no mistakes")
 
 
 if __name__ == "__main__":
-    main()
+    with one_line_errors("evaluate.py"):
+        main()

@@ -4,6 +4,7 @@ import sys
 
 from lit_training.cli.arguments import Parser, at_least
 from lit_training.cli.help import FIT_HELP
+from lit_training.errors import one_line_errors
 
 
 def main() -> None:
@@ -13,28 +14,25 @@ def main() -> None:
     repeats = Parser("fit.py", "")
     repeats.add_argument("--seeds", type=at_least(1), default=1)
     chosen, rest = repeats.parse_known_args()
-    from lit_training.errors import one_line_errors
-
     if chosen.seeds > 1:
         from lit_training.cli.seeds import run_seeds
 
-        with one_line_errors("fit.py"):
-            sys.exit(run_seeds(rest, chosen.seeds))
+        sys.exit(run_seeds(rest, chosen.seeds))
     from lit_training.cli.fit import load_pretrained_weights, print_result, print_start, remove_unstarted_run
     from lit_training.cli.parser import FitCLI
     from lit_training.cli.trouble import one_line_failures
     from lit_training.runs.processes import disconnect
 
-    with one_line_errors("fit.py"):
-        run = FitCLI().run
-        run.watch.start()
-        with one_line_failures(run), remove_unstarted_run(run):
-            load_pretrained_weights(run)
-            print_start(run)
-            run.trainer.fit(run.model, run.data, weights_only=True)
-        print_result(run)
-        disconnect()
+    run = FitCLI().run
+    run.watch.start()
+    with one_line_failures(run), remove_unstarted_run(run):
+        load_pretrained_weights(run)
+        print_start(run)
+        run.trainer.fit(run.model, run.data, weights_only=True)
+    print_result(run)
+    disconnect()
 
 
 if __name__ == "__main__":
-    main()
+    with one_line_errors("fit.py"):
+        main()

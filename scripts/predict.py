@@ -3,6 +3,7 @@
 import sys
 
 from lit_training.cli.arguments import Parser, at_least
+from lit_training.errors import one_line_errors
 
 DESCRIPTION = (
     "Predict images with a trained network, or rows of numbers with a regression network. Exit code 0: all inputs were "
@@ -17,7 +18,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("inputs", metavar="INPUT", nargs="+", help=inputs)
     top_k = "number of most likely classes to show (default: 3)"
     parser.add_argument("--top_k", type=at_least(1), default=3, metavar="N", help=top_k)
-    parser.add_argument("--output", metavar="FILE", help="also write the predictions to a .csv or .json file")
+    parser.add_argument("--output", metavar="FILE", help="also write the predictions to a .csv, .json or .jsonl file")
     parser.add_argument("--batch_size", type=at_least(1), default=32, metavar="N", help="batch size (default: 32)")
     parser.add_accelerator_flag()
     parser.add_argument("--explain", action="store_true", help="draw heat maps into explanations/")
@@ -27,7 +28,7 @@ def main(arguments: list[str] | None = None) -> int:
 
     from datamodules.photos.find import PICTURE_SUFFIXES  # here, so that --help needs no torch
     from lit_training import load
-    from lit_training.errors import exit_with_error, one_line_errors
+    from lit_training.errors import exit_with_error
     from lit_training.runs.devices import find_device
     from lit_training.text import print_table, progress_bar
     from lit_training.trained.explain import check_explainable, explain_predictions
@@ -35,32 +36,32 @@ def main(arguments: list[str] | None = None) -> int:
     from lit_training.trained.outputs import check_output_path, prediction_table, write_predictions
     from lit_training.trained.predict import predict
 
-    with one_line_errors("predict.py"):
-        if chosen.output:
-            check_output_path(chosen.output)
-        device = find_device(chosen.accelerator)
-        model = load(chosen.run).model()
-        if chosen.explain:
-            check_explainable(model)
-        pictures = model.sample_ndim == 3
-        files = find_files(chosen.inputs, PICTURE_SUFFIXES if pictures else ROW_SUFFIXES)
-        predictions = []
-        with progress_bar("predicting") as progress:
-            for prediction in predict(model, files, top_k=chosen.top_k, batch_size=chosen.batch_size, device=device):
-                predictions.append(prediction)
-                progress(len(predictions), len(files) if pictures else None)
-        print_table(*prediction_table(predictions))
-        if chosen.output:
-            write_predictions(predictions, chosen.output)
-            print(f"\nwritten: {chosen.output}")
-        if chosen.explain:
-            drawn = explain_predictions(model, predictions, Path("explanations"))
-            print(f"\ndrawn: {drawn} in explanations/, each image with the heat map of its most probable class")
-        unread = sum(bool(prediction.error) for prediction in predictions)
-        if unread == len(predictions):
-            exit_with_error("predict.py", f"none of {' '.join(chosen.inputs)} could be read: the table says why")
+    if chosen.output:
+        check_output_path(chosen.output)
+    device = find_device(chosen.accelerator)
+    model = load(chosen.run).model()
+    if chosen.explain:
+        check_explainable(model)
+    pictures = model.sample_ndim == 3
+    files = find_files(chosen.inputs, PICTURE_SUFFIXES if pictures else ROW_SUFFIXES)
+    predictions = []
+    with progress_bar("predicting") as progress:
+        for prediction in predict(model, files, top_k=chosen.top_k, batch_size=chosen.batch_size, device=device):
+            predictions.append(prediction)
+            progress(len(predictions), len(files) if pictures else None)
+    print_table(*prediction_table(predictions))
+    if chosen.output:
+        write_predictions(predictions, chosen.output)
+        print(f"\nwritten: {chosen.output}")
+    if chosen.explain:
+        drawn = explain_predictions(model, predictions, Path("explanations"))
+        print(f"\ndrawn: {drawn} in explanations/, each image with the heat map of its most probable class")
+    unread = sum(bool(prediction.error) for prediction in predictions)
+    if unread == len(predictions):
+        exit_with_error("predict.py", f"none of {' '.join(chosen.inputs)} could be read: the table says why")
     return 1 if unread else 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    with one_line_errors("predict.py"):
+        sys.exit(main())

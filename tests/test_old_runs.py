@@ -65,7 +65,7 @@ def test_scripts_accept_old_runs(name: str, run: Path) -> None:
     then = NUMBERS[name]
     assert f"{then['loss']:.4g}" in run_well(f"evaluate.py {run} --accelerator cpu")
     run_well(f"predict.py {run} {' '.join(inputs(name))} --output p.csv --accelerator cpu")
-    with Path("p.csv").open(newline="") as file:
+    with Path("p.csv").open(newline="", encoding="utf-8-sig") as file:
         rows = list(csv.DictReader(file))
     column = "probability" if name == "cnn" else "output_1"
     firsts = [next(iter(before.values())) if name == "cnn" else before[0] for before in then["predictions"]]

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from datamodules.errors import DataError
-from datamodules.files import TEXT_FILE_ARGUMENTS
+from datamodules.files import READ_TEXT_FILE
 from datamodules.photos.find import SPLITS, TRAIN, LeftOut, Listing
 from datamodules.text import first_names, plural, printable
 
@@ -105,7 +105,7 @@ def read_split_file(split_file: str) -> Iterator[tuple[str, str, int]]:
     """Yield (path, class name, split index) for each line. Raise DataError if the file is missing or not valid."""
     csv_text = printable(split_file)
     try:
-        with Path(split_file).expanduser().open(**TEXT_FILE_ARGUMENTS) as file:
+        with Path(split_file).expanduser().open(**READ_TEXT_FILE) as file:
             table = csv.reader(file)
             if next(table, None) != list(SPLIT_FILE_COLUMNS):
                 raise DataError(f"{csv_text} does not begin with path,label,split: give a run's split.csv")

@@ -1,5 +1,6 @@
 """Print the progress of a training run: one line per epoch, and a progress bar in a terminal."""
 
+import contextlib
 import sys
 import time
 from typing import Any
@@ -116,7 +117,8 @@ class EpochLines(ProgressBar):
         if "samples_per_second" in metrics:
             parts += [f"{float(metrics['samples_per_second']):,.0f} samples/s"]
         star = "  *" if self.best.improved(metrics) else ""
-        print(f"epoch {_epoch_text(epoch, trainer)}  {'  '.join(parts)}{star}", flush=True)
+        with contextlib.suppress(BrokenPipeError):  # nobody reads the lines any more, but the run goes on
+            print(f"epoch {_epoch_text(epoch, trainer)}  {'  '.join(parts)}{star}", flush=True)
 
 
 def _epoch_text(epoch: int, trainer: Trainer) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 
 from datamodules.loading.module import SplitDataModule
 from datamodules.machine import available_cores
-from datamodules.text import plural
+from datamodules.text import plural, printable
 from lit_models import LitBase
 from lit_training.errors import is_rank_zero
 from lit_training.runs.folder import relative_path
@@ -49,6 +49,8 @@ def print_start(run: Run) -> None:
         workers = data.num_workers(data.dataset("train"))
         reason = plural(available_cores(), "core") if workers else "images are in memory, or the network uses the cores"
         print(f"workers {workers} to decode images ({reason}; --data.num_workers)")
+    if loaded := getattr(model, "loaded", ""):
+        print(printable(f"weights of {model.hparams['weights']}: {loaded}"))
     parameters = sum(parameter.numel() for parameter in model.parameters())
     trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     weights = f", weights {model.hparams['weights']}" if "weights" in model.hparams else ""

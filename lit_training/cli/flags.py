@@ -1,6 +1,7 @@
 """Turn a command line of fit.py into the arguments that LightningCLI parses."""
 
 import inspect
+import os
 import re
 from pathlib import Path
 from typing import Any, get_args
@@ -10,9 +11,10 @@ from lightning.pytorch import Trainer
 
 import datamodules
 import lit_models
+from lit_training.cli.fit import RESULT_FILE_VARIABLE
 from lit_training.cli.schedules import SCHEDULES
 from lit_training.errors import UsageError
-from lit_training.runs.folder import find_resume_target
+from lit_training.runs.folder import find_checkpoint, find_resume_target
 from lit_training.runs.layout import CONFIG
 from lit_training.text import closest_name, suggest
 
@@ -177,3 +179,19 @@ def add_run_config(arguments: list[str]) -> list[str]:
     path = find_resume_target(resume, root)
     config = (path if path.is_dir() else path.parent.parent) / CONFIG
     return [*(["--config", str(config)] if config.is_file() else []), *arguments, f"--resume={path}"]
+
+
+def resolve_weights(config: Any, resume: str) -> None:
+    """If a LitTransfer's ``weights`` are a run's folder or ``latest``, replace them by the path of the checkpoint.
+
+    Raise a CheckpointError if there is none, or a UsageError if ``latest`` could mean another run at the next start.
+    """
+    model, root = config["model"], config["trainer"]["default_root_dir"] or "."
+    weights = (model.get("init_args") or {}).get("weights")
+    is_own = isinstance(weights, str) and model["class_path"].endswith("LitTransfer")
+    if is_own and (weights == "latest" or Path(weights).expanduser().is_dir()):
+        file = str(find_checkpoint(weights, root))
+        if weights == "latest" and (resume == "auto" or RESULT_FILE_VARIABLE in os.environ):
+            flag = "--resume auto" if resume == "auto" else "--seeds"
+            raise UsageError(f"--model.weights latest could change with {flag}: --model.weights {file}")
+        model["init_args"]["weights"] = file

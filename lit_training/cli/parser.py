@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 
 from lit_models import LitBase
 from lit_training.cli.defaults import add_defaults, register_strategies
-from lit_training.cli.flags import add_run_config, to_lightning_arguments
+from lit_training.cli.flags import add_run_config, resolve_weights, to_lightning_arguments
 from lit_training.cli.limits import check_trainer, explain_trainer_error
 from lit_training.cli.schedules import ARGUMENTS_FROM_RUN, SCHEDULES, make_schedule_factory
 from lit_training.cli.usage_errors import explain_parse_error
@@ -92,6 +92,7 @@ class FitCLI(LightningCLI):
         self.typed = parser.parse_args(arguments, defaults=False)
         self.resume = self.config.pop("resume")  # removed: it may change when a run is resumed
         self.quiet = self.config.pop("quiet")
+        resolve_weights(self.config, self.resume)
         if (seeds := self.config.pop("seeds")) > 1:  # from a YAML file: scripts/fit.py handles the flag --seeds
             raise UsageError(f"seeds {seeds} works only on the command line: python scripts/fit.py --seeds {seeds}")
         seed = self.config["seed_everything"]

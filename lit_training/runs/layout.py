@@ -12,4 +12,5 @@ LAST = "last.ckpt"
 PREVIOUS = "previous.ckpt"
 EVALUATION = "evaluation"  # the folder that evaluate.py writes to
 PREDICTIONS = "predictions.csv"
+PER_CLASS = "per_class.csv"
 EXPLAINED = "explained.png"

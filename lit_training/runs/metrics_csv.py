@@ -10,7 +10,7 @@ from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
-from datamodules.files import TEXT_FILE_ARGUMENTS, atomic_write
+from datamodules.files import READ_TEXT_FILE, TEXT_FILE_ARGUMENTS, atomic_write
 from lit_training.runs.folder import RunStart
 from lit_training.runs.layout import METRICS
 
@@ -98,7 +98,7 @@ class MetricsCSV(Logger):
 
     def _read(self, count: int | None = None) -> list[dict[str, Any]]:
         """Return the first ``count`` rows of the file, or all rows if ``count`` is None."""
-        with self.path.open(**TEXT_FILE_ARGUMENTS) as file:
+        with self.path.open(**READ_TEXT_FILE) as file:
             return list(itertools.islice(csv.DictReader(file), count))
 
     def _replace_file(self, names: list[str], rows: list[dict[str, Any]]) -> None:

@@ -3,7 +3,7 @@
 import csv
 import os
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -11,11 +11,12 @@ from typing import Any
 import yaml
 
 from datamodules.files import read_csv
+from datamodules.text import first_names
 from lit_training import figures
 from lit_training.errors import UsageError
 from lit_training.runs.best_epoch import MODES, best_epoch
 from lit_training.runs.folder import find_checkpoint, newest_usable_run, run_folder
-from lit_training.runs.layout import CONFIG, EVALUATION, METRICS, PREDICTIONS
+from lit_training.runs.layout import CONFIG, EVALUATION, METRICS, PREDICTIONS, SPLIT
 from lit_training.statistics import mcnemar_p_value, wilson_interval
 from lit_training.text import print_table
 
@@ -35,7 +36,9 @@ class ComparedRun:
     curves: dict[str, dict[int, float]]
     """Metric -> epoch (from 1) -> value, for the logged metrics of :data:`~lit_training.runs.best_epoch.MODES`."""
     answers: dict[str, tuple[str, bool]] | None
-    """Path of an evaluated sample -> (true class, True if predicted correctly); None if not evaluated."""
+    """Path of an evaluated sample -> (true class, True if predicted correctly); None without an evaluation."""
+    hashes: dict[str, str] = field(default_factory=dict)
+    """Path of a photo -> SHA-256 of its file. Runs of earlier versions have none."""
 
     @property
     def best(self) -> dict[str, float]:
@@ -61,14 +64,17 @@ def read_run(run: str) -> ComparedRun:
         settings = yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8"))
         rows = read_csv(folder / METRICS)
         curves = {name: curve for name in MODES if (curve := _curve(rows, name))}
-        answers = None
+        answers, hashes = None, {}
         if (predictions := folder / EVALUATION / PREDICTIONS).is_file():
-            answers = {row["path"]: (row["label"], row["right"] == "1") for row in read_csv(predictions)}
+            cells = [(row["path"], row["label"], row["right"]) for row in read_csv(predictions)]
+            answers = {path.removeprefix("'"): (label.removeprefix("'"), right == "1") for path, label, right in cells}
+        if (split := folder / SPLIT).is_file():
+            hashes = {row["path"]: row["sha256"] for row in read_csv(split) if row.get("sha256")}
     except FileNotFoundError as error:
         raise UsageError(f"{run} is not the folder of a run: {Path(error.filename).name} is missing") from error
     except (OSError, ValueError, KeyError, yaml.YAMLError, csv.Error) as error:
         raise UsageError(f"the run {run} cannot be read ({type(error).__name__}: {error})") from error
-    return ComparedRun(folder.name, folder, dict(_flatten(settings or {})), curves, answers)
+    return ComparedRun(folder.name, folder, dict(_flatten(settings or {})), curves, answers, hashes)
 
 
 def _curve(rows: list[dict[str, str]], name: str) -> dict[int, float]:
@@ -99,10 +105,8 @@ def describe_difference(first: ComparedRun, second: ComparedRun) -> str:
         if run.answers is None:
             return f"{run.name} has no predictions yet, so no test: python scripts/evaluate.py {run.folder}"
     ones, others = first.answers or {}, second.answers or {}
-    same = {path: label for path, (label, _) in ones.items()} == {path: label for path, (label, _) in others.items()}
-    are_numbered = all(path.isdecimal() for path in ones)  # then equal numbers can mean different samples
-    if not same or (are_numbered and _sample_settings(first) != _sample_settings(second)):
-        return f"{first.name} and {second.name} were not evaluated on the same samples, so no test"
+    if reason := _other_samples(first, second):
+        return f"{first.name} and {second.name} were not evaluated on the same samples, so no test: {reason}"
     pairs = [(ones[path][1], others[path][1]) for path in ones]
     only_first = sum(one and not other for one, other in pairs)
     only_second = sum(other and not one for one, other in pairs)
@@ -115,8 +119,23 @@ def describe_difference(first: ComparedRun, second: ComparedRun) -> str:
     return f"{better.name} is better by {abs(points):.1f} points ({details})"
 
 
-def _sample_settings(run: ComparedRun) -> dict[str, Any]:
-    return {name: run.settings.get(f"data.{name}") for name in SAMPLE_SETTINGS}
+def _other_samples(first: ComparedRun, second: ComparedRun) -> str:
+    """Return why two runs were not evaluated on the same samples, or "" if they were."""
+    one, other = ({path: label for path, (label, _) in (run.answers or {}).items()} for run in (first, second))
+    if one != other:
+        return "their paths or classes differ"
+    if all(path.isdecimal() for path in one):  # if the data differ, the same number is another sample
+        settings = [[run.settings.get(f"data.{name}") for name in SAMPLE_SETTINGS] for run in (first, second)]
+        return "" if settings[0] == settings[1] else "they have other settings of --data"
+    if one.keys() <= first.hashes.keys() & second.hashes.keys():  # the same photos may have moved to another folder
+        changed = [path for path in one if first.hashes[path] != second.hashes[path]]
+        return f"the contents of {first_names(changed, 3)} differ" if changed else ""
+    folders = [
+        (run.folder.resolve().parent.parent, Path(str(run.settings.get("data.root")))) for run in (first, second)
+    ]
+    roots = [str((start / root.expanduser()).resolve()) for start, root in folders]  # fit.py was started in `start`
+    text = f"the photos were in {' and '.join(roots)}, and {SPLIT} does not show if they are the same"
+    return "" if roots[0] == roots[1] else text
 
 
 def format_metric(metric: str, value: float) -> str:

@@ -21,6 +21,8 @@ from lit_training.trained.inputs import read_pictures
 from lit_training.trained.outputs import draw_worst, worst_inputs
 from lit_training.trained.predict import Prediction, distinct_class_names
 
+MADE_BY = "lit-classics predict.py --explain"  # a text in each PNG file: a later call removes only files that have it
+
 
 def grad_cam(model: LitBase, x: Tensor, classes: Tensor) -> Tensor:
     """Return a heat map of each image by Grad-CAM (Selvaraju et al. 2017), (B, S, S) float32 in [0, 1].
@@ -99,8 +101,8 @@ def put_side_by_side(pictures: Tensor, maps: Tensor) -> Tensor:
 def explain_predictions(model: LitBase, predictions: Sequence[Prediction], folder: Path) -> int:
     """Draw each image next to the heat map of its most likely class; return the number of drawn images.
 
-    The files are ``folder/NUMBER_NAME.png``. Images that could not be read are left out. Raises a UsageError as
-    :func:`grad_cam` does, or if ``folder`` cannot be written.
+    The files are ``folder/NUMBER_NAME.png``. They replace those of an earlier call. Images that could not be read are
+    not drawn. Raises like :func:`grad_cam`, or a UsageError if ``folder`` cannot be written.
     """
     check_explainable(model)
     preprocessing = Preprocessing.from_dict(model.preprocessing)
@@ -110,6 +112,9 @@ def explain_predictions(model: LitBase, predictions: Sequence[Prediction], folde
     drawn = 0
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        for file in folder.glob("*.png"):
+            if file.is_file() and MADE_BY.encode() in file.read_bytes()[:1000]:  # the text is before the pixels
+                file.unlink()
         for (number, prediction), sample in zip(readable.items(), samples, strict=True):
             if sample.x is None:  # the file was deleted after the prediction
                 continue
@@ -118,7 +123,8 @@ def explain_predictions(model: LitBase, predictions: Sequence[Prediction], folde
             heat = grad_cam(model, x, torch.tensor([index]))
             picture = put_side_by_side(figures.undo_normalization(x, preprocessing), heat)
             figure = figures.draw_sheet(picture, [f"{prediction.label} {prediction.probability:.0%}"])
-            figure.savefig(folder / f"{number}_{Path(prediction.path).stem}.png", dpi=300)
+            file = folder / f"{number}_{Path(prediction.path).stem}.png"
+            figure.savefig(file, dpi=300, metadata={"Software": MADE_BY})
             drawn += 1
     except OSError as error:
         raise UsageError(f"{folder} cannot be written ({error.strerror}): run in a writable folder") from error

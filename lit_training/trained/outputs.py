@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 from torchmetrics.functional import mean_absolute_error, r2_score
 
-from datamodules.files import atomic_write, write_csv
+from datamodules.files import atomic_write, write_spreadsheet
 from datamodules.text import plural, printable
 from lit_training import figures
 from lit_training.errors import UsageError
-from lit_training.runs.layout import EXPLAINED, PREDICTIONS
+from lit_training.runs.layout import EXPLAINED, PER_CLASS, PREDICTIONS
 from lit_training.text import print_table
 from lit_training.trained.evaluate import MAX_PRINTED_CLASSES, ClassScores, Evaluation
 from lit_training.trained.predict import Prediction
@@ -51,13 +51,15 @@ def write_evaluation(evaluation: Evaluation) -> None:
     if worst:
         print("\nmost confident mistakes")
         print_table(list(PREDICTION_COLUMNS[:4]), [predictions[index][:4] for index in worst])
-    folder, files = evaluation.folder, [PREDICTIONS, "confusion_matrix.csv", "confusion_matrix.png"]
+    folder, files = evaluation.folder, [PREDICTIONS, "confusion_matrix.csv", "confusion_matrix.png", PER_CLASS]
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for old_file in ("worst.png", EXPLAINED):  # of an earlier evaluation, perhaps of another checkpoint
             (folder / old_file).unlink(missing_ok=True)
-        write_csv(folder / files[0], [list(PREDICTION_COLUMNS), *predictions])
-        write_csv(folder / files[1], [["label", *evaluation.class_names], *matrix])
+        write_spreadsheet(folder / files[0], [PREDICTION_COLUMNS, *predictions])
+        write_spreadsheet(folder / files[1], [["label", *evaluation.class_names], *matrix], mark="")
+        class_rows = _class_rows(evaluation.class_names, scores, "", digits=6)
+        write_spreadsheet(folder / files[3], [["class", "precision", "recall", "f1", "support"], *class_rows])
         figures.draw_confusion(confusion, evaluation.class_names).savefig(folder / files[2], dpi=100)
         if worst and evaluation.preprocessing is not None:
             pictures = figures.undo_normalization(worst_inputs(evaluation), evaluation.preprocessing)
@@ -74,12 +76,15 @@ def _print_classes(names: Sequence[str], scores: ClassScores) -> None:
         order = scores.f1.nan_to_num(2.0).argsort(stable=True)  # classes with undefined F1 are last
         classes = order[:MAX_PRINTED_CLASSES].tolist()
         print(f"the {MAX_PRINTED_CLASSES} of {len(names)} classes with the lowest F1")
-    columns = (scores.precision, scores.recall, scores.f1)
-    body = []
-    for k in classes:
-        shares = ["-" if column[k].isnan() else f"{column[k]:.4f}" for column in columns]
-        body.append([names[k], *shares, str(int(scores.support[k]))])
-    print_table(["class", "precision", "recall", "F1", "support"], body)
+    rows = _class_rows(names, scores, "-", digits=4)
+    print_table(["class", "precision", "recall", "F1", "support"], [rows[k] for k in classes])
+
+
+def _class_rows(names: Sequence[str], scores: ClassScores, undefined: str, digits: int) -> list[list[str]]:
+    """Return a row with name, precision, recall, F1 and support for each class."""
+    shares = torch.stack([scores.precision, scores.recall, scores.f1], 1).tolist()
+    cells = [[undefined if math.isnan(share) else f"{share:.{digits}f}" for share in row] for row in shares]
+    return [[name, *row, str(n)] for name, row, n in zip(names, cells, scores.support.tolist(), strict=True)]
 
 
 def _prediction_rows(evaluation: Evaluation) -> list[list[str]]:
@@ -130,22 +135,24 @@ def _table_row(prediction: Prediction) -> dict[str, str]:
 
 
 def check_output_path(path: str) -> None:
-    """Raise a UsageError if ``path`` is not a .csv or .json file in an existing folder."""
-    if Path(path).suffix.lower() not in (".csv", ".json"):
-        raise UsageError(f"--output {path} ends in neither .csv nor .json: try --output predictions.csv")
+    """Raise a UsageError if ``path`` is not a .csv, .json or .jsonl file in an existing folder."""
+    if Path(path).suffix.lower() not in (".csv", ".json", ".jsonl"):
+        raise UsageError(f"--output {path} must end in .csv, .json or .jsonl: try --output predictions.csv")
     if not Path(path).absolute().parent.is_dir() or Path(path).is_dir():
         raise UsageError(f"--output {path} cannot be written: give a file in an existing folder")
 
 
 def write_predictions(predictions: Sequence[Prediction], path: str) -> None:
-    """Write predictions to a ``.csv`` file, or else as JSON. Raise a UsageError if the file cannot be written."""
+    """Write predictions to a .csv, .json or .jsonl file. Raise a UsageError if the file cannot be written."""
     try:
         if path.lower().endswith(".csv"):
             head, body = prediction_table(predictions)
-            write_csv(path, [head, *body])
+            write_spreadsheet(path, [head, *body], numbers="output_")
         else:
+            objects = [_json_object(prediction) for prediction in predictions]
+            lines = "".join(json.dumps(entry) + "\n" for entry in objects)
             with atomic_write(path, "w") as file:
-                json.dump([_json_object(prediction) for prediction in predictions], file, indent=1)
+                file.write(lines if path.lower().endswith(".jsonl") else json.dumps(objects, indent=1))
     except OSError as error:
         raise UsageError(f"--output {path} cannot be written ({error.strerror}): choose another file") from error
 

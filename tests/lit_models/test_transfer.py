@@ -206,9 +206,9 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     seen: list[str] = []
     load = backbones.load
 
-    def counting(network: Any, head_name: str, backbone: str, weights: str) -> None:
+    def counting(network: Any, head_name: str, backbone: str, weights: str, classes: Any) -> str:
         seen.append(weights)
-        load(network, head_name, backbone, weights)
+        return load(network, head_name, backbone, weights, classes)
 
     monkeypatch.setattr(backbones, "load", counting)
     return seen

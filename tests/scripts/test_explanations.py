@@ -134,10 +134,12 @@ def test_heat_maps_of_predictions_are_hot_at_the_predicted_class(workspace: Path
     """The files have the numbers of the inputs; the first input cannot be read."""
     names = ["red/3.png", "blue/1.png", "green/2.png", "blue/0.png"]
     (workspace / "broken.png").write_bytes(b"no picture")
+    run_well("predict.py latest photos/val/green/2.png --explain")  # the next call removes its 1_2.png
+    PICTURES["red/3.png"].save(workspace / "explanations/1_of_the_user.png")
     ended = run("predict.py latest broken.png " + " ".join(f"photos/val/{name}" for name in names) + " --explain")
     assert ended.code == 1
     drawings = sorted(file.name for file in (workspace / "explanations").iterdir())
-    assert drawings == ["2_3.png", "3_1.png", "4_2.png", "5_0.png"]
+    assert drawings == ["1_of_the_user.png", "2_3.png", "3_1.png", "4_2.png", "5_0.png"]
     for number, name in enumerate(names, start=2):
         [shown] = drawn(workspace / "explanations" / f"{number}_{Path(name).name}")
         check(shown, name)

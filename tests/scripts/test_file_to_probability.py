@@ -162,7 +162,7 @@ def test_flags_of_predict_do_not_change_the_probabilities(tmp_path: Path) -> Non
                 for entry, other in zip(answer["top"], wanted["top"], strict=False):
                     assert entry["probability"] == pytest.approx(other["probability"], abs=2e-5)
     run(f"predict.py latest {' '.join(inputs)} --output answers.csv --top_k 2 --batch_size 1")
-    with Path("answers.csv").open(newline="") as file:
+    with Path("answers.csv").open(newline="", encoding="utf-8-sig") as file:
         rows = list(csv.DictReader(file))
     for row, answer in zip(rows, results["--top_k 2 --batch_size 1"], strict=True):
         top = [(row["label"], row["probability"]), (row["label_2"], row["probability_2"])]

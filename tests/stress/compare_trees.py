@@ -175,7 +175,7 @@ def content(tree: Tree, name: str, path: Path) -> Any:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
         return {key: checkpoint.get(key) for key in TABLE["checkpoint"]}
     if path.suffix == ".csv":
-        with path.open(newline="") as file:
+        with path.open(newline="", encoding="utf-8-sig") as file:
             rows = list(csv.DictReader(file))
         return [{key: tree.mask(str(value)) for key, value in row.items() if key not in TABLE["timed"]} for row in rows]
     try:

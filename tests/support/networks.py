@@ -103,5 +103,5 @@ def predicted(file: Path, names: tuple[str, ...]) -> dict[str, list[float]]:
 
 def evaluated(folder: Path) -> dict[str, dict[str, str]]:
     """Read predictions.csv of evaluate.py: path -> row."""
-    with (folder / "predictions.csv").open(newline="") as file:
+    with (folder / "predictions.csv").open(newline="", encoding="utf-8-sig") as file:
         return {row["path"]: row for row in csv.DictReader(file)}

@@ -57,7 +57,7 @@ def table(out: str, *head: str) -> list[list[str]]:
 
 def read_csv(path: Path) -> list[dict[str, str]]:
     """Return the rows of a CSV file, without empty cells."""
-    with path.open(newline="", encoding="utf-8") as file:
+    with path.open(newline="", encoding="utf-8-sig") as file:
         return [{name: cell for name, cell in row.items() if cell} for row in csv.DictReader(file)]
 
 

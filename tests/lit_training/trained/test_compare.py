@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import yaml
 
+from datamodules.files import write_csv
 from lit_training.errors import UsageError
 from lit_training.statistics import mcnemar_p_value
 from lit_training.trained.compare import (
@@ -85,6 +86,35 @@ def test_numbered_samples_of_different_data_are_not_paired() -> None:
     assert "not evaluated on the same samples" in describe_difference(one, other)
     other.settings.update({"data.seed": 0, "data.batch_size": 8})
     assert describe_difference(one, other).startswith("no significant difference")
+
+
+def photo_run(folder: Path, root: str, hashes: list[str]) -> ComparedRun:
+    """A run that was evaluated on the photos val/a/0.jpg, val/a/1.jpg, ...; ``hashes`` are in its split.csv."""
+    make_run(folder, 0.1, [0.5])
+    names = [f"val/a/{number}.jpg" for number in range(20)]
+    config = {"data": {"class_path": "datamodules.ImageFolderDataModule", "init_args": {"root": root}}}
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    (folder / "evaluation").mkdir()
+    write_csv(folder / "evaluation/predictions.csv", [("path", "label", "right"), *((name, "a", 1) for name in names)])
+    rows = [(name, "a", "val", *hashes[k : k + 1]) for k, name in enumerate(names)]
+    write_csv(folder / "split.csv", [("path", "label", "split", "sha256")[: 3 + bool(hashes)], *rows])
+    return read_run(str(folder))
+
+
+def test_photos_are_the_same_if_their_contents_are(tmp_path: Path) -> None:
+    """Names and classes are equal in all runs. Runs of earlier versions have no hashes: then the folder decides."""
+    hashes = [str(number) * 64 for number in range(20)]
+    run = photo_run(tmp_path / "one/lightning_logs/version_0", "photos", hashes)
+    moved = photo_run(tmp_path / "two/lightning_logs/version_1", "/elsewhere/photos", hashes)
+    changed = photo_run(tmp_path / "one/lightning_logs/version_2", "photos", [*hashes[:19], "f" * 64])
+    old = photo_run(tmp_path / "one/lightning_logs/version_3", str(tmp_path / "one/photos/"), [])
+    other_old = photo_run(tmp_path / "two/lightning_logs/version_4", "photos", [])
+    assert "the same 20 samples" in describe_difference(run, moved)
+    assert describe_difference(run, changed).endswith("so no test: the contents of val/a/19.jpg differ")
+    assert "the same 20 samples" in describe_difference(run, old)
+    refusal = describe_difference(old, other_old)
+    assert f"so no test: the photos were in {tmp_path}/one/photos and {tmp_path}/two/photos" in refusal
+    assert "no test" in describe_difference(old, moved)
 
 
 def test_regressions_are_not_tested() -> None:

@@ -39,7 +39,7 @@ def test_report_and_files(photo_run: Trained, capsys: pytest.CaptureFixture[str]
     assert "checkpoint  run/checkpoints/best.ckpt" in printed_text
     assert "run/evaluation/: predictions.csv" in printed_text
     folder = path.parents[1] / "evaluation"
-    with (folder / "predictions.csv").open(newline="") as file:
+    with (folder / "predictions.csv").open(newline="", encoding="utf-8-sig") as file:
         rows = list(csv.DictReader(file))
     assert list(rows[0]) == ["path", "label", "predicted", "probability", "right"]
     assert [row["label"] for row in rows] == ["ants"] * 4 + ["bees"] * 4
@@ -119,6 +119,7 @@ def test_images_of_an_earlier_evaluation_are_deleted(photo_run: Trained) -> None
     assert sorted(file.name for file in folder.iterdir()) == [
         "confusion_matrix.csv",
         "confusion_matrix.png",
+        "per_class.csv",
         "predictions.csv",
     ]
 
@@ -133,7 +134,7 @@ ANSWERS = [
 
 def test_csv_and_json() -> None:
     write_predictions(ANSWERS, "p.csv")
-    with Path("p.csv").open(newline="", encoding="utf-8") as file:
+    with Path("p.csv").open(newline="", encoding="utf-8-sig") as file:
         rows = list(csv.DictReader(file))
     assert rows[0] == {
         "path": "a, b.jpg",
@@ -145,8 +146,11 @@ def test_csv_and_json() -> None:
     }
     assert (rows[1]["path"], rows[1]["label"], rows[1]["error"]) == ("é.jpg", "", "no such file")
     write_predictions([*ANSWERS, Prediction("r.csv", 3, outputs=(0.5, 1.0))], "p.json")
+    write_predictions([*ANSWERS, Prediction("r.csv", 3, outputs=(0.5, 1.0))], "p.jsonl")
     ranked = [{"label": "bees", "probability": 0.75}, {"label": "ants", "probability": 0.25}]
-    assert json.loads(Path("p.json").read_text()) == [
+    written = json.loads(Path("p.json").read_text())
+    assert [json.loads(line) for line in Path("p.jsonl").read_text().splitlines()] == written
+    assert written == [
         {"path": "a, b.jpg", "label": "bees", "probability": 0.75, "top": ranked},
         {"path": "é.jpg", "error": "no such file"},
         {"path": "r.csv", "row": 3, "outputs": [0.5, 1.0]},
