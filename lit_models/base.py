@@ -84,7 +84,7 @@ class LitBase(LightningModule):
     """True if a training step draws one random number for the whole batch; then all devices draw the same one."""
     preprocessing: dict[str, Any] | None = None
     """How a picture is converted to an input of the network: ``image_size`` and ``resize_size`` (pixels), ``mean`` and
-    ``std`` (per channel, for pixels in [0, 1]), ``interpolation``. It is saved in checkpoints."""
+    ``std`` (per channel, for pixels in [0, 1]), ``interpolation``, ``resize``. It is saved in checkpoints."""
     class_names: tuple[str, ...] | None = None
     """Class names in the order of the outputs. They are set when a checkpoint is loaded."""
     fixed_features = False
