@@ -103,7 +103,7 @@ def test_pixels_are_decoded_faithfully(tmp_path: Path) -> None:
         pixels = read_pixels(path)
         expected = np.atleast_3d(shows).astype(float)
         apart = np.abs(pixels.permute(1, 2, 0).numpy() - expected)
-        assert apart.mean() <= 5 if "JPEG" in name else apart.max() <= 1.1, name
+        assert apart.mean() <= 5 if "JPEG" in name else apart.max() <= 2.1, name
         assert np.array_equal(np.asarray(read_picture(path)), pixels.permute(1, 2, 0).numpy()), name
         assert (inspect_picture(path, False).kind, inspect_picture(path, False).flags & BLANK) == ("", 0), name
 
