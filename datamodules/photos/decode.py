@@ -96,7 +96,7 @@ def inspect_picture(path: Path, with_content: bool) -> Inspection:
             flags |= ROTATED * (read_orientation(image) in STEPS_TO_UPRIGHT)
             rgb = to_upright_rgb(image)
             small = rgb.reduce(max(1, min(rgb.size) // 224))  # about as large as the network sees it
-            flags |= BLANK * all(high - low <= MAX_BLANK_CONTRAST for low, high in small.getextrema())
+            flags |= BLANK * bool(np.ptp(np.asarray(small), axis=(0, 1)).max() <= MAX_BLANK_CONTRAST)
             return Inspection("", "", flags, width, height, _dhash(rgb), _hash_content(path) if with_content else 0)
     except BadPicture as bad:
         return Inspection(bad.kind, bad.reason)
@@ -150,7 +150,16 @@ def _explain_open_error(file: BinaryIO) -> tuple[str, str]:
     if not (first_bytes := file.read(256)):
         return "empty", "0 bytes"
     if first_bytes.startswith((b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", *tiff.PREFIXES)):
-        if _is_whole(file, first_bytes, size):
+        file.seek(max(0, size - 64))
+        is_whole = first_bytes.startswith(b"\xff") and b"\xff\xd9" in file.read()  # the end of a JPEG
+        with contextlib.suppress(Exception):  # not a TIFF, or its list of tags is incomplete
+            tags: Any = tiff.ImageFileDirectory_v2(first_bytes[: 16 if b"+" in first_bytes[:4] else 8])
+            file.seek(tags.next)
+            tags.load(file)
+            starts = tags.get(tiff.STRIPOFFSETS) or tags[tiff.TILEOFFSETS]
+            lengths = tags.get(tiff.STRIPBYTECOUNTS) or tags[tiff.TILEBYTECOUNTS]
+            is_whole = max(map(sum, zip(starts, lengths, strict=True))) <= size
+        if is_whole:
             return UNREAD, f"an unusual pixel layout: {_CONVERT}"
         return "truncated", "the file ends in its header"
     if first_bytes.startswith(b"RIFF") and first_bytes[8:12] == b"WEBP":
@@ -159,21 +168,6 @@ def _explain_open_error(file: BinaryIO) -> tuple[str, str]:
     lower_case = first_bytes.lower()
     kind, content = next(found for pattern, *found in _CONTENT_PATTERNS if re.match(pattern, lower_case, re.DOTALL))
     return kind, f"{content} inside"
-
-
-def _is_whole(file: BinaryIO, first_bytes: bytes, size: int) -> bool:
-    """Return True if a TIFF contains all its pixels or a JPEG has an end. It is always False for a PNG."""
-    if not first_bytes.startswith(tuple(tiff.PREFIXES)):
-        file.seek(max(0, size - 64))
-        return b"\xff\xd9" in file.read()
-    with contextlib.suppress(Exception):  # the list of tags is incomplete
-        tags: Any = tiff.ImageFileDirectory_v2(first_bytes[: 16 if b"+" in first_bytes[:4] else 8])
-        file.seek(tags.next)
-        tags.load(file)
-        starts = tags.get(tiff.STRIPOFFSETS) or tags[tiff.TILEOFFSETS]
-        lengths = tags.get(tiff.STRIPBYTECOUNTS) or tags[tiff.TILEBYTECOUNTS]
-        return max(map(sum, zip(starts, lengths, strict=True))) <= size
-    return False
 
 
 def read_orientation(image: Image.Image) -> int:
@@ -194,7 +188,9 @@ def to_upright_rgb(image: Image.Image) -> Image.Image:
         rows = max(1, _PIXELS_PER_STRIP // image.width)  # the whole picture at once would need too much memory
         for top in range(0, image.height, rows):
             box = (0, top, image.width, min(top + rows, image.height))
-            rgb.paste(_lay_on_white(eight_bits.crop(box)).convert("RGB"), box)
+            strip = eight_bits.crop(box)
+            layer = (strip.convert("LA") if strip.mode == "La" else strip).convert("RGBA")
+            rgb.paste(Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB"), box)
     else:
         rgb = eight_bits.convert("RGB")
     rgb.info.clear()  # removes the EXIF tag, so that other code does not rotate the picture a second time
@@ -236,12 +232,6 @@ def _to_eight_bits(image: Image.Image) -> Image.Image:
     gray = Image.fromarray((values + 0.5).astype(np.uint8))
     # In a TIFF of photometric interpretation 0, 0 means white. Pillow inverts it only if it has at most 8 bits.
     return ImageOps.invert(gray) if tags.get(tiff.PHOTOMETRIC_INTERPRETATION) == 0 else gray
-
-
-def _lay_on_white(image: Image.Image) -> Image.Image:
-    """Lay a transparent picture on white."""
-    layer = (image.convert("LA") if image.mode == "La" else image).convert("RGBA")
-    return Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer)
 
 
 def _dhash(image: Image.Image) -> int:

@@ -10,11 +10,8 @@ from datamodules.preprocessing import Preprocessing
 
 
 def train_transform(preprocessing: Preprocessing) -> v2.Transform:
-    """Return the random crop and flip of PyTorch's transfer learning tutorial: (3, H, W) uint8 -> (3, S, S) uint8.
-
-    If the whole picture is used, it is shifted at random by at most the margin that the center crop would cut off.
-    """
-    if preprocessing.resize != "crop":
+    """Return the random crop and flip of PyTorch's transfer learning tutorial: (3, H, W) uint8 -> (3, S, S) uint8."""
+    if preprocessing.resize != "crop":  # instead, shift the whole picture by the margin of the center crop or less
         shift = max(0, preprocessing.resize_size - preprocessing.image_size) // 2
         random_shift = v2.RandomCrop(preprocessing.image_size, padding=shift, padding_mode="edge")
         return v2.Compose([eval_transform(preprocessing), random_shift, v2.RandomHorizontalFlip()])

@@ -59,10 +59,12 @@ def test_every_command_sees_the_whole_picture(tmp_path: Path, method: str, monke
     sharpen(best(), network, "fc3", inputs)
     expected = probabilities(network, inputs)
     drawn: list[Tensor] = []
-    monkeypatch.setattr(
-        "lit_training.trained.explain.put_side_by_side",
-        lambda pictures, maps: (drawn.append(pictures), torch.cat([pictures, pictures], 3))[1],
-    )
+
+    def note_pictures(pictures: Tensor, maps: Tensor) -> Tensor:
+        drawn.append(pictures)
+        return torch.cat([pictures, pictures], dim=3)
+
+    monkeypatch.setattr("lit_training.trained.explain.put_side_by_side", note_pictures)
     run_well("predict.py latest photos/val --output answers.json --explain")
     answers = np.array([*predicted(Path("answers.json"), ("a", "b")).values()])
     assert np.abs(answers - expected).max() < 0.02
@@ -90,7 +92,9 @@ def test_augmentation_keeps_the_picture_and_the_cache_keeps_the_pixels(tmp_path:
     flags = "--model.backbone shufflenet_v2_x0_5 --model.weights none --data.image_size 72 --data.augment true"
     line = f"--data photos {flags} --max_epochs 2 --data.resize {method}"
     plain, cached = fit(line), fit(f"{line} --data.cache true")
-    fit(f"--data photos {flags} --max_epochs 1 --data.resize {'squash' if method == 'pad' else 'pad'} --data.cache true")
+    fit(
+        f"--data photos {flags} --max_epochs 1 --data.resize {'squash' if method == 'pad' else 'pad'} --data.cache true"
+    )
     again = fit(f"{line} --data.cache true")
     for other in (cached, again):
         for one, two in ((plain.train[0], other.train[0]), (plain.final, other.final)):

@@ -1,7 +1,7 @@
 """Write TIFF files of any pixel layout, also of those that Pillow cannot write."""
 
 import struct
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -26,7 +26,7 @@ def tiff_bytes(
         data: the stored bytes, if not those of ``pixels``.
         tags: more tags, of 16 bits.
     """
-    order = ">" if big_endian else "<"
+    order: Literal["<", ">"] = ">" if big_endian else "<"
     array = np.atleast_3d(np.asarray(pixels))
     height, width, channels = array.shape
     array = array.astype(array.dtype.newbyteorder(order))

@@ -176,7 +176,9 @@ def test_blank_pictures_are_findings_and_drawings_are_not(tmp_path: Path) -> Non
         picture.save(tmp_path / "photos/dog" / name)
     noise(3).save(tmp_path / "photos/dog/pages.tif", save_all=True, append_images=[noise(4)])
     assert inspect_picture(tmp_path / "photos/dog/pages.tif", False).flags == HAS_PAGES
-    kinds = {finding.kind: finding.items for finding in find_problems(find_photos(tmp_path / "photos"), num_workers=0)[1]}
+    kinds = {
+        finding.kind: finding.items for finding in find_problems(find_photos(tmp_path / "photos"), num_workers=0)[1]
+    }
     assert kinds["blank or nearly blank"] == [(f"cat/{name}",) for name in sorted(BLANKS)]
     assert kinds["several pages"] == [("dog/pages.tif",)]
     notes = examine_leniently(tmp_path / "photos").notes
