@@ -1,5 +1,6 @@
 """Load photos from a folder with one subfolder per class."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -34,6 +35,8 @@ class ImageFolderDataModule(SplitDataModule):
         root: folder with class folders, or with ``train/``, optional ``val/`` (``valid/``, ``validation/``), ``test/``.
         batch_size: pictures per step and device.
         image_size: height and width of the network's input in pixels. Default: from the model's ``preprocessing``.
+        resize: how a picture becomes square: ``crop`` keeps its center, ``pad`` adds borders of the mean color to the
+            whole picture, ``squash`` changes its aspect ratio. Default: that of the model's ``preprocessing``, or crop.
         augment: augment the training pictures with random crops and flips, or, if ``image_size`` is at most 64, with
             random flips, shifts and cutout. Default: the model's ``wants_augmentation``, True if it has none.
         val_size: if there is no ``val/``, this fraction of the training pictures of each class is used for validation.
@@ -70,6 +73,7 @@ class ImageFolderDataModule(SplitDataModule):
         cache: bool = False,
         num_workers: int | None = None,
         seed: int = 0,
+        resize: Literal["crop", "pad", "squash"] | None = None,
     ) -> None:
         super().__init__()
         if batch_size < 1 or (image_size is not None and image_size < 1):
@@ -110,6 +114,7 @@ class ImageFolderDataModule(SplitDataModule):
     def adapt_to(self, model: Any) -> None:
         before = self.preprocessing, self.augment
         spec = Preprocessing.from_dict(getattr(model, "preprocessing", None))
+        spec = replace(spec, resize=self.hparams["resize"] or spec.resize)
         self.preprocessing = spec.at_size(self.hparams["image_size"])
         augment = self.hparams["augment"]
         self.augment = getattr(model, "wants_augmentation", True) if augment is None else augment
@@ -136,7 +141,7 @@ class ImageFolderDataModule(SplitDataModule):
         """Decode every picture, leave out the broken ones and split the others. Later calls return the same result."""
         if self.photos is None:
             settings = {name: self.hparams[name] for name in ("val_size", "seed", "split_file", "max_bad_fraction")}
-            self.photos = examine(self.root, **settings)
+            self.photos = examine(self.root, **settings, resize=self.preprocessing.resize)
             if self.hparams["balance"] == "loss":
                 counts = torch.from_numpy(self.photos.counts()[TRAIN]).float()
                 self.class_weights = counts.sum() / (len(counts) * counts)
@@ -159,8 +164,7 @@ class ImageFolderDataModule(SplitDataModule):
     def _open_store(self, paths: Paths, cropped: bool) -> PictureStore:
         """Open the file of these decoded pictures: resized, and center-cropped if ``cropped``. Write a missing file."""
         spec = self.preprocessing
-        sizes = {key: getattr(spec, key) for key in ("image_size", "resize_size", "interpolation")}
-        path = store_path(self.root, paths, {**sizes, "whole": cropped})
+        path = store_path(self.root, paths, {**spec.to_dict(), "whole": cropped})
         if not path.is_file():
             transform = eval_transform(spec) if cropped else v2.Compose(eval_transform(spec).transforms[:2])
             PictureStore.write(path, len(paths), lambda index: transform(read_pixels(self.root / paths[index])))

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
+from datamodules.errors import DataError
+
 
 @dataclass(frozen=True)
 class Preprocessing:
@@ -16,6 +18,11 @@ class Preprocessing:
     mean: list[float] = field(default_factory=lambda: [0.485, 0.456, 0.406])  # per channel, for pixels in [0, 1]
     std: list[float] = field(default_factory=lambda: [0.229, 0.224, 0.225])  # per channel
     interpolation: str = "bilinear"
+    resize: str = "crop"  # how a picture becomes square: crop the center, pad with the mean color, or squash it
+
+    def __post_init__(self) -> None:
+        if self.resize not in ("crop", "pad", "squash"):
+            raise DataError(f"resize must be crop, pad or squash, but is {self.resize}: --data.resize pad")
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any] | None) -> Preprocessing:

@@ -84,7 +84,7 @@ class LitBase(LightningModule):
     """True if all devices must draw the same random numbers in a training step."""
     preprocessing: dict[str, Any] | None = None
     """How a picture is converted to an input of the network: ``image_size`` and ``resize_size`` (pixels), ``mean`` and
-    ``std`` (per channel, for pixels in [0, 1]), ``interpolation``. It is saved in checkpoints."""
+    ``std`` (per channel, for pixels in [0, 1]), ``interpolation``, ``resize``. It is saved in checkpoints."""
     class_names: tuple[str, ...] | None = None
     """Class names in the order of the outputs, set from the checkpoint or the data. None before."""
     fixed_features = False

@@ -181,6 +181,8 @@ WRONG_CHECKPOINTS: dict[str, Callable[[], Any]] = {
     "a mean of NaN": lambda: with_preprocessing(mean=[float("nan")] * 3),
     "a std of 0": lambda: with_preprocessing(std=[0.0] * 3),
     "an unknown interpolation": lambda: with_preprocessing(interpolation="os.system"),
+    "an unknown way to resize": lambda: with_preprocessing(resize="os.system"),
+    "a way to resize that is a list": lambda: with_preprocessing(resize=["pad"]),
     "an interpolation that is a list": lambda: with_preprocessing(interpolation=["bilinear"]),
     "an unknown argument": lambda: changed_checkpoint(hyper_parameters={"command": COMMAND}),
     "Lightning's class path": lambda: changed_checkpoint(

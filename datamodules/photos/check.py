@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from datamodules.photos.decode import MISNAMED, ROTATED
+from datamodules.photos.decode import BLANK, HAS_PAGES, MISNAMED, ROTATED
 from datamodules.photos.find import SPLITS, TRAIN, Listing
 from datamodules.photos.folder import UNEVEN_CLASS_RATIO
 from datamodules.photos.scan import scan_photos
@@ -33,6 +33,8 @@ ADVICE = {
     "same picture under two classes": "keep them in the right class only; training leaves all of them out",
     "classes differ between splits": "move pictures so that each split has every class",
     "one class only": "add a folder for a second class",
+    "blank or nearly blank": "look at them: they are still used, but the network sees one color (transparent is white)",
+    "several pages": "nothing to do if the first page or frame shows the class: only that one is used",
     "turned by EXIF": "nothing to do if an image viewer shows them upright: training does the same",
     "unusual size": "check that they belong in this folder",
     "uneven classes": "add pictures to the small classes, or use --data.balance loss",
@@ -61,6 +63,8 @@ def find_problems(
         return [(listing.paths[row],) for row in np.flatnonzero(chosen)]
 
     items["wrong suffix"] = one_item_each(inspections["flags"] & MISNAMED)
+    items["blank or nearly blank"] = one_item_each(inspections["flags"] & BLANK)
+    items["several pages"] = one_item_each(inspections["flags"] & HAS_PAGES)
     items["turned by EXIF"] = one_item_each(inspections["flags"] & ROTATED)
     lengths = np.sqrt(inspections["width"].astype(float) * inspections["height"])
     median = np.median(lengths) if len(lengths) else 0

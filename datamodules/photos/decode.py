@@ -5,15 +5,17 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
+import logging
 import os
 import re
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
+from PIL import TiffImagePlugin as tiff
 
 from datamodules.errors import DataError
 from datamodules.photos.find import FORMAT_OF_SUFFIX
@@ -23,26 +25,22 @@ from datamodules.text import printable
 FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF", "PPM")
 MAX_PIXELS = 178_956_970  # Pillow's default limit, checked here because some programs switch Pillow's check off
 MAX_SIDE = 65_535  # pixels; the limit of JPEG. Other decoders take minutes for a side of millions of pixels
-MISNAMED, ROTATED = 1, 2  # bits of Inspection.flags
+MISNAMED, ROTATED, BLANK, HAS_PAGES = 1, 2, 4, 8  # bits of Inspection.flags
+MAX_BLANK_CONTRAST = 16  # of 255: in a nearly blank picture no channel has a larger difference. 12 bits in 16 have 15
+UNREAD = "not a format we read"
+_CONVERT = "save it as an 8-bit PNG"
 _ORIENTATION = 0x0112  # EXIF tag
 # EXIF orientation -> the steps that are needed, in this order: (transpose, flip left-right, flip top-bottom)
-STEPS_TO_UPRIGHT = {
-    2: (False, True, False),
-    3: (False, True, True),
-    4: (False, False, True),
-    5: (True, False, False),
-    6: (True, True, False),
-    7: (True, True, True),
-    8: (True, False, True),
-}
+STEPS_TO_UPRIGHT = {o: (o > 4, o in (2, 3, 6, 7), o in (3, 4, 7, 8)) for o in range(2, 9)}
 _PIXELS_PER_STRIP = 1 << 22  # conversions that need several copies work on strips of this size, to save memory
 _CONTENT_PATTERNS = (  # patterns for the first bytes of a file, in lower case; the first match counts
-    (rb"gif8", "a GIF"),
-    (rb".{4}ftyp", "HEIC, AVIF or video"),
-    (rb"\s*(<!doctype html|<html)", "a web page"),
-    (rb"\s*(<svg|<\?xml)", "SVG or XML"),
-    (rb"[^\0]*$", "text"),
-    (rb"", "unknown data"),
+    (rb"gif8", UNREAD, "a GIF"),
+    (rb".{4}ftyp", UNREAD, "HEIC, AVIF or video"),
+    (rb"p[7f]\s", UNREAD, "PAM or PFM"),
+    (rb"\s*(<!doctype html|<html)", "not a picture", "a web page"),
+    (rb"\s*(<svg|<\?xml)", "not a picture", "SVG or XML"),
+    (rb"[^\0]*$", "not a picture", "text"),
+    (rb"", "not a picture", "unknown data"),
 )
 
 
@@ -50,7 +48,7 @@ class BadPicture(DataError):
     """Raised if a picture file cannot be opened or decoded.
 
     Args:
-        kind: "truncated", "empty", "not a picture", "damaged", "too large" or "unreadable".
+        kind: "truncated", "empty", "not a picture", "damaged", "too large", "unreadable" or UNREAD.
         reason: details about this file, for the user.
     """
 
@@ -67,7 +65,8 @@ class Inspection(NamedTuple):
 
     kind: str = ""  # kind and reason as in BadPicture; both are "" if the picture can be decoded
     reason: str = ""
-    flags: int = 0  # sum of MISNAMED (suffix does not match the format) and ROTATED (EXIF tag flips or rotates)
+    # MISNAMED: the suffix does not match the format. ROTATED: the EXIF tag flips or rotates the picture. BLANK: nothing
+    flags: int = 0  # can be seen in the decoded picture. HAS_PAGES: only the first page or frame is used
     width: int = 0  # pixels, before the rotation
     height: int = 0
     dhash: int = 0  # perceptual hash, 64 bits
@@ -88,14 +87,17 @@ def inspect_picture(path: Path, with_content: bool) -> Inspection:
             expected = FORMAT_OF_SUFFIX.get(path.suffix[1:].lower())
             # Phones write MPO files (a JPEG followed by more pictures) with the suffix .jpg.
             flags = MISNAMED * (image.format != expected and (image.format, expected) != ("MPO", "JPEG"))
+            flags |= HAS_PAGES * (image.format != "MPO" and getattr(image, "is_animated", False))
             # Decode a JPEG at a reduced size of at least 64 x 64 pixels: this is faster and finds the same errors.
             image.draft(image.mode, (64, 64))
             # Decode a PNG first: getexif() may hide its errors. Do not decode a TIFF first: it would lose its EXIF tag.
             if image.format == "PNG":
                 image.load()
             flags |= ROTATED * (read_orientation(image) in STEPS_TO_UPRIGHT)
-            dhash = _dhash(to_upright_rgb(image))
-            return Inspection("", "", flags, width, height, dhash, _hash_content(path) if with_content else 0)
+            rgb = to_upright_rgb(image)
+            small = rgb.reduce(max(1, min(rgb.size) // 224))  # about as large as the network sees it
+            flags |= BLANK * bool(np.ptp(np.asarray(small), axis=(0, 1)).max() <= MAX_BLANK_CONTRAST)
+            return Inspection("", "", flags, width, height, _dhash(rgb), _hash_content(path) if with_content else 0)
     except BadPicture as bad:
         return Inspection(bad.kind, bad.reason)
 
@@ -112,16 +114,14 @@ def _open_picture(path: str | Path) -> Iterator[Image.Image]:
             except OSError as error:  # includes UnidentifiedImageError
                 if error.errno is not None:
                     raise
-                file.seek(0)
-                head = file.read(256)
-                raise BadPicture(name, *_explain_open_error(head, file.seek(0, os.SEEK_END))) from None
+                raise BadPicture(name, *_explain_open_error(file)) from None
             if image.width * image.height > MAX_PIXELS:
                 raise Image.DecompressionBombError
             if max(image.size) > MAX_SIDE:
                 raise BadPicture(name, "too large", f"a side of more than {MAX_SIDE:,} pixels")
             yield image
-    except BadPicture:
-        raise
+    except BadPicture as bad:
+        raise BadPicture(name, bad.kind, bad.reason) from None  # to_upright_rgb does not know the name
     except Image.DecompressionBombError:
         raise BadPicture(name, "too large", f"more than {MAX_PIXELS:,} pixels") from None
     except MemoryError as error:
@@ -131,28 +131,43 @@ def _open_picture(path: str | Path) -> Iterator[Image.Image]:
             raise BadPicture(name, "unreadable", error.strerror or "no reason given") from error
         reason = " ".join(str(error).split()) or type(error).__name__
         truncated = isinstance(error, OSError) and "truncated" in reason.lower()
-        raise BadPicture(name, "truncated" if truncated else "damaged", reason) from error
+        kind = UNREAD if "raw mode" in reason else "truncated" if truncated else "damaged"
+        raise BadPicture(name, kind, reason) from error
 
 
 @functools.cache
 def _silence_pillow() -> None:
-    """Switch off two warnings about usable pictures. Importing does not do this, as it affects the whole process."""
+    """Switch off messages about usable pictures. Importing does not do this, as it affects the whole process."""
+    logging.getLogger("PIL").setLevel(logging.CRITICAL)
     warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
     warnings.filterwarnings("ignore", "(?s).*Corrupt EXIF data", UserWarning)
 
 
-def _explain_open_error(first_bytes: bytes, size: int) -> tuple[str, str]:
-    """Return (kind, reason) for a file of `size` bytes that Pillow cannot open."""
-    if not first_bytes:
+def _explain_open_error(file: BinaryIO) -> tuple[str, str]:
+    """Return (kind, reason) for a file that Pillow cannot open."""
+    size = file.seek(0, os.SEEK_END)
+    file.seek(0)
+    if not (first_bytes := file.read(256)):
         return "empty", "0 bytes"
-    if first_bytes.startswith((b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"II*\0", b"MM\0*")):
+    if first_bytes.startswith((b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", *tiff.PREFIXES)):
+        file.seek(max(0, size - 64))
+        is_whole = first_bytes.startswith(b"\xff") and b"\xff\xd9" in file.read()  # the end of a JPEG
+        with contextlib.suppress(Exception):  # not a TIFF, or its list of tags is incomplete
+            tags: Any = tiff.ImageFileDirectory_v2(first_bytes[: 16 if b"+" in first_bytes[:4] else 8])
+            file.seek(tags.next)
+            tags.load(file)
+            starts = tags.get(tiff.STRIPOFFSETS) or tags[tiff.TILEOFFSETS]
+            lengths = tags.get(tiff.STRIPBYTECOUNTS) or tags[tiff.TILEBYTECOUNTS]
+            is_whole = max(map(sum, zip(starts, lengths, strict=True))) <= size
+        if is_whole:
+            return UNREAD, f"an unusual pixel layout: {_CONVERT}"
         return "truncated", "the file ends in its header"
     if first_bytes.startswith(b"RIFF") and first_bytes[8:12] == b"WEBP":
         full_size = int.from_bytes(first_bytes[4:8], "little") + 8
         return ("truncated", f"{size} of {full_size} bytes") if size < full_size else ("damaged", "cannot be decoded")
     lower_case = first_bytes.lower()
-    content = next(content for pattern, content in _CONTENT_PATTERNS if re.match(pattern, lower_case, re.DOTALL))
-    return "not a picture", f"{content} inside"
+    kind, content = next(found for pattern, *found in _CONTENT_PATTERNS if re.match(pattern, lower_case, re.DOTALL))
+    return kind, f"{content} inside"
 
 
 def read_orientation(image: Image.Image) -> int:
@@ -165,15 +180,19 @@ def read_orientation(image: Image.Image) -> int:
 
 def to_upright_rgb(image: Image.Image) -> Image.Image:
     """Decode `image` and convert it to mode RGB, 8 bits per channel, upright, with transparent pixels on white."""
+    _check_layout(image)
     image.load()
-    if image.mode[0] in "IF" or image.has_transparency_data:
+    eight_bits = _to_eight_bits(image) if image.mode[0] in "IF" else image
+    if eight_bits.has_transparency_data:
         rgb = Image.new("RGB", image.size)
         rows = max(1, _PIXELS_PER_STRIP // image.width)  # the whole picture at once would need too much memory
         for top in range(0, image.height, rows):
             box = (0, top, image.width, min(top + rows, image.height))
-            rgb.paste(_convert_strip(image.crop(box)).convert("RGB"), box)
+            strip = eight_bits.crop(box)
+            layer = (strip.convert("LA") if strip.mode == "La" else strip).convert("RGBA")
+            rgb.paste(Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB"), box)
     else:
-        rgb = image.convert("RGB")
+        rgb = eight_bits.convert("RGB")
     rgb.info.clear()  # removes the EXIF tag, so that other code does not rotate the picture a second time
     steps = (Image.Transpose.TRANSPOSE, Image.Transpose.FLIP_LEFT_RIGHT, Image.Transpose.FLIP_TOP_BOTTOM)
     for step, needed in zip(steps, STEPS_TO_UPRIGHT.get(read_orientation(image), ()), strict=False):
@@ -181,14 +200,38 @@ def to_upright_rgb(image: Image.Image) -> Image.Image:
     return rgb
 
 
-def _convert_strip(image: Image.Image) -> Image.Image:
-    """Convert a picture of more than 8 bits per channel to 8 bits, or lay a transparent picture on white."""
-    if image.mode.startswith("I"):  # 16 bits; Pillow's own conversion would clip at 255
-        return Image.fromarray((np.asarray(image).clip(0, 65535) / 257 + 0.5).astype(np.uint8))
-    if image.mode == "F":  # a TIFF; by convention its values are in [0, 1]
-        return Image.fromarray((np.nan_to_num(np.asarray(image)).clip(0, 1) * 255 + 0.5).astype(np.uint8))
-    layer = image.convert("RGBA")
-    return Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer)
+def _check_layout(image: Image.Image) -> None:
+    """Raise BadPicture for a TIFF that Pillow decodes to wrong pixels, or to the first of many channels."""
+    tags: Any = getattr(image, "tag_v2", {})
+    bits, channels = tags.get(tiff.BITSPERSAMPLE, (1,))[0], tags.get(tiff.SAMPLESPERPIXEL, 1)
+    is_planar, is_compressed = tags.get(tiff.PLANAR_CONFIGURATION) == 2, image.info.get("compression") != "raw"
+    full_size = 3 * image.width * image.height
+    problems = {
+        f"{bits} bits per channel in separate planes": is_planar and channels > 1 and bits > 8,
+        f"{channels} channels without a meaning": channels > 2 and len(image.getbands()) == 1,
+        "signed 8-bit values": image.mode == "L" and 2 in tags.get(tiff.SAMPLEFORMAT, ()),
+        "compressed big-endian values": image.mode in "IF" and tags and tags.prefix == b"MM" and is_compressed,
+        "subsampled colors": image.mode == "YCbCr" and sum(tags.get(tiff.STRIPBYTECOUNTS, ())) < full_size,
+    }
+    for problem in (text for text, is_present in problems.items() if is_present):
+        raise BadPicture("", UNREAD, f"{problem}: {_CONVERT}")
+
+
+def _to_eight_bits(image: Image.Image) -> Image.Image:
+    """Convert a picture of mode I;16, I or F to mode L. Raise BadPicture if its values are not those of a picture."""
+    tags: Any = getattr(image, "tag_v2", {})
+    values = np.array(image, np.float32)
+    low, high = values.min(), values.max()
+    if not 0 <= low <= high <= 65535:  # also NaN
+        raise BadPicture("", UNREAD, f"values from {low:g} to {high:g}: {_CONVERT}")
+    white = 4095 if tags.get(tiff.BITSPERSAMPLE) == (12,) else 65535
+    if image.mode in "IF" and (image.mode, image.format) != ("I", "PPM"):  # no format says which value is white
+        white = 1 if high <= 1 else 255 if high <= 255 else 65535
+    values[values == image.info.get("transparency", -1)] = white
+    values *= 255 / white
+    gray = Image.fromarray((values + 0.5).astype(np.uint8))
+    # In a TIFF of photometric interpretation 0, 0 means white. Pillow inverts it only if it has at most 8 bits.
+    return ImageOps.invert(gray) if tags.get(tiff.PHOTOMETRIC_INTERPRETATION) == 0 else gray
 
 
 def _dhash(image: Image.Image) -> int:

@@ -10,7 +10,7 @@ import numpy as np
 
 from datamodules.errors import DataError
 from datamodules.files import write_csv
-from datamodules.photos.decode import MISNAMED, ROTATED
+from datamodules.photos.decode import BLANK, HAS_PAGES, MISNAMED, ROTATED
 from datamodules.photos.find import SPLITS, TEST, TRAIN, VAL, LeftOut, Listing, find_photos
 from datamodules.photos.scan import first_with_same_content, scan_photos
 from datamodules.photos.split import (
@@ -22,6 +22,7 @@ from datamodules.photos.split import (
 )
 from datamodules.text import align_columns, first_names, plural, printable
 
+MAX_CUT_OFF = 0.4  # a note says so if the center crop of a picture of the median aspect ratio cuts off a larger share
 UNEVEN_CLASS_RATIO = 10  # uneven: the largest class has this many times as many training pictures as the smallest
 
 
@@ -67,6 +68,7 @@ def examine(
     seed: int = 0,
     split_file: str | None = None,
     max_bad_fraction: float = 0.05,
+    resize: str = "crop",
 ) -> Photos:
     """Decode every picture in a folder, leave out the files that cannot be used, and split the other pictures.
 
@@ -114,7 +116,7 @@ def examine(
         splits[train[is_val]] = VAL
         notes.append(f"no folder val/: {val_size:.0%} of each class became val (seed {seed})")
     photos = Photos(**{**vars(listing), "splits": splits, "left_out": left_out, "notes": notes})
-    notes += _make_notes(photos, inspections["flags"], first_copies)
+    notes += _make_notes(photos, inspections, first_copies, resize)
     return photos
 
 
@@ -141,14 +143,23 @@ def _check_every_class_has_pictures(listing: Listing, left_out: list[LeftOut]) -
         )
 
 
-def _make_notes(photos: Photos, flags: np.ndarray, first_copies: np.ndarray) -> list[str]:
-    notes = []
-    if rotated_count := int(np.count_nonzero(flags & ROTATED)):
-        notes.append(f"{plural(rotated_count, 'picture')} rotated by an EXIF tag, as phones do: used upright")
-    if len(misnamed := np.flatnonzero(flags & MISNAMED)):
+def _make_notes(photos: Photos, inspections: np.ndarray, first_copies: np.ndarray, resize: str) -> list[str]:
+    notes, flags = [], inspections["flags"]
+    for flag, text in (
+        (ROTATED, "rotated by an EXIF tag, as phones do: used upright"),
+        (MISNAMED, "whose suffix does not match the format: still used"),
+        (BLANK, "blank or nearly blank as the network sees it: still used"),
+        (HAS_PAGES, "with several pages or frames: only the first is used"),
+    ):
+        if len(rows := np.flatnonzero(flags & flag)):
+            names = first_names(list(photos.paths.take(rows)), 3)
+            notes.append(f"{plural(len(rows), 'picture')} {text} ({names})")
+    sides = np.sort(np.stack([inspections["width"], inspections["height"]]), axis=0)
+    ratio = float(np.median(sides[1] / sides[0]))  # of the usual picture
+    if resize == "crop" and (cut_off := 1 - 1 / ratio) > MAX_CUT_OFF:
         notes.append(
-            f"{plural(len(misnamed), 'picture')} whose suffix does not match the format: still used "
-            f"({first_names(list(photos.paths.take(misnamed)), 3)})"
+            f"the usual picture is {ratio:.1f} times as long as wide, and the square center crop cuts off "
+            f"{cut_off:.0%} of it: --data.resize pad or --data.resize squash keeps all of it"
         )
     in_two_splits = is_in_mixed_group(photos.splits, first_copies)
     if len(rows := np.flatnonzero(in_two_splits & (photos.splits != TRAIN))):

@@ -1,5 +1,6 @@
 """Resize and crop pictures for the network, with and without augmentation."""
 
+from functools import partial
 from typing import Any
 
 from torch import Tensor
@@ -10,6 +11,10 @@ from datamodules.preprocessing import Preprocessing
 
 def train_transform(preprocessing: Preprocessing) -> v2.Transform:
     """Return the random crop and flip of PyTorch's transfer learning tutorial: (3, H, W) uint8 -> (3, S, S) uint8."""
+    if preprocessing.resize != "crop":  # instead, shift the whole picture by the margin of the center crop or less
+        shift = max(0, preprocessing.resize_size - preprocessing.image_size) // 2
+        random_shift = v2.RandomCrop(preprocessing.image_size, padding=shift, padding_mode="edge")
+        return v2.Compose([eval_transform(preprocessing), random_shift, v2.RandomHorizontalFlip()])
     interpolation = InterpolationMode(preprocessing.interpolation)
     crop = _CropThenResize(preprocessing.image_size, interpolation=interpolation, antialias=True)
     return v2.Compose([crop, v2.RandomHorizontalFlip()])
@@ -24,10 +29,23 @@ class _CropThenResize(v2.RandomResizedCrop):
 
 
 def eval_transform(preprocessing: Preprocessing) -> v2.Transform:
-    """Return a transform that resizes the shorter side and crops the center: (3, H, W) uint8 -> (3, S, S) uint8."""
+    """Return the transform without augmentation: (3, H, W) uint8 -> (3, S, S) uint8."""
+    if preprocessing.resize != "crop":
+        return v2.Compose([v2.Lambda(partial(_resize_whole, preprocessing=preprocessing))])
     interpolation = InterpolationMode(preprocessing.interpolation)
     resize = v2.Resize(preprocessing.resize_size, interpolation=interpolation, antialias=True)
     return v2.Compose([v2.Lambda(_cut_long_side), resize, v2.CenterCrop(preprocessing.image_size)])
+
+
+def _resize_whole(picture: Tensor, preprocessing: Preprocessing) -> Tensor:
+    """Squash a picture to (3, S, S), or resize its longer side to S and pad the other one with the mean color."""
+    size, sides = preprocessing.image_size, picture.shape[-2:] if preprocessing.resize == "pad" else (1, 1)
+    height, width = (max(1, round(side * size / max(sides))) for side in sides)
+    interpolation = InterpolationMode(preprocessing.interpolation)
+    picture = v2.functional.resize(picture, [height, width], interpolation, antialias=True)
+    left, top = (size - width) // 2, (size - height) // 2
+    fill = [round(255 * mean) for mean in preprocessing.mean] * (3 // len(preprocessing.mean))  # 0 after normalization
+    return v2.functional.pad(picture, [left, top, size - width - left, size - height - top], fill=fill)
 
 
 def _cut_long_side(picture: Tensor) -> Tensor:

@@ -73,6 +73,7 @@ def test_every_argument_changes_something(to_split: Path, argument: str) -> None
         "cache": True,
         "num_workers": 1,
         "seed": 1,
+        "resize": "squash",
     }
     before = everything(**usual)
     assert before == everything(**usual)

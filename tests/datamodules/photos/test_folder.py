@@ -178,7 +178,7 @@ def test_notes_use_singular_and_plural(tmp_path: Path) -> None:
     one = examine_leniently(tmp_path).notes
     assert one == [
         "class aa is only in test: it cannot be learned, 1 picture left out",
-        "1 picture rotated by an EXIF tag, as phones do: used upright",
+        "1 picture rotated by an EXIF tag, as phones do: used upright (train/a/turned0.jpg)",
         "1 picture whose suffix does not match the format: still used (train/a/png0.jpg)",
         "1 picture in val or test with a copy in another split (val/a/y0.jpg): the score will be too good",
         "accuracy is not measured for 1 class without pictures in val: b",
@@ -192,7 +192,7 @@ def test_notes_use_singular_and_plural(tmp_path: Path) -> None:
     assert examine_leniently(tmp_path).notes == [
         "val/c/ contains no pictures: ignored",
         "class aa is only in test: it cannot be learned, 2 pictures left out",
-        "2 pictures rotated by an EXIF tag, as phones do: used upright",
+        "2 pictures rotated by an EXIF tag, as phones do: used upright (train/a/turned0.jpg, train/a/turned1.jpg)",
         "2 pictures whose suffix does not match the format: still used (train/a/png0.jpg, train/a/png1.jpg)",
         "2 pictures in val or test with a copy in another split (val/a/y0.jpg, val/a/y1.jpg): the score will be too "
         "good",
