@@ -11,6 +11,8 @@ from typing import IO, Any
 
 TEXT_FILE_ARGUMENTS: dict[str, Any] = {"newline": "", "encoding": "utf-8", "errors": "surrogateescape"}
 """Arguments of ``open`` for text files. ``surrogateescape`` preserves file names that are not valid UTF-8."""
+OUTPUT_MARKER = ".lit_classics_output"
+"""A hidden file in each folder that a command makes for its results. The pictures in such a folder are not data."""
 
 
 @contextlib.contextmanager
@@ -37,6 +39,13 @@ def atomic_write(path: str | Path, mode: str = "wb") -> Iterator[IO[Any]]:
             os.fsync(folder)
         finally:
             os.close(folder)
+
+
+def make_output_folder(folder: Path) -> None:
+    """Create a folder for results, with its marker. A folder that exists is not marked: it may contain photos."""
+    if not folder.exists():
+        folder.mkdir(parents=True)
+        (folder / OUTPUT_MARKER).touch()
 
 
 def write_csv(path: str | Path, rows: Iterable[Iterable[Any]]) -> None:

@@ -39,7 +39,9 @@ class ImageFolderDataModule(SplitDataModule):
         val_size: fraction of each class's training pictures that becomes the validation set if there is no ``val/``.
         split_file: the ``split.csv`` of an earlier run, to use the same split.
         balance: ``loss`` weights each class in the training loss by the inverse of its frequency; ``none`` does not.
-        max_bad_fraction: largest fraction of broken files that is accepted. Broken files are left out.
+        max_bad_fraction: largest fraction of files that cannot be read, and are left out. For one class: at least 0.5.
+        layout: ``classes`` if the folders in root are classes, ``split`` if they are train, val and test. Default: their
+            names decide.
         cache: decode the pictures only once: store them, resized to ``resize_size``, in a memory-mapped file. Small
             random crops are then less sharp.
         num_workers: number of processes that load pictures. Default: depends on the number of cores.
@@ -70,12 +72,15 @@ class ImageFolderDataModule(SplitDataModule):
         cache: bool = False,
         num_workers: int | None = None,
         seed: int = 0,
+        layout: Literal["classes", "split"] | None = None,
     ) -> None:
         super().__init__()
         if batch_size < 1 or (image_size is not None and image_size < 1):
             raise DataError("batch_size and image_size must be at least 1: --data.batch_size 4 --data.image_size 224")
         if balance not in ("none", "loss"):
             raise DataError(f"balance must be none or loss, but is {balance}: --data.balance loss")
+        if layout not in (None, "classes", "split"):
+            raise DataError(f"layout must be classes or split, but is {layout}: --data.layout classes")
         root, split_file = str(root), split_file and str(split_file)  # a Path cannot be read from a checkpoint safely
         self.save_hyperparameters()
         self.root = Path(root).expanduser()
@@ -88,7 +93,7 @@ class ImageFolderDataModule(SplitDataModule):
             return self.photos.class_names
         split_file = self.hparams["split_file"]
         if split_file is None:
-            return find_class_names(self.root)
+            return find_class_names(self.root, self.hparams["layout"])
         return tuple(sorted({label for _, label, split in read_split_file(split_file) if split == TRAIN}))
 
     @property
@@ -130,8 +135,8 @@ class ImageFolderDataModule(SplitDataModule):
     def examine(self) -> Photos:
         """Decode every picture, leave out the broken ones and split the others. Later calls return the same result."""
         if self.photos is None:
-            settings = {name: self.hparams[name] for name in ("val_size", "seed", "split_file", "max_bad_fraction")}
-            self.photos = examine(self.root, **settings)
+            names = ("val_size", "seed", "split_file", "max_bad_fraction", "layout")
+            self.photos = examine(self.root, **{name: self.hparams[name] for name in names})
             if self.hparams["balance"] == "loss":
                 counts = torch.from_numpy(self.photos.counts()[TRAIN]).float()
                 self.class_weights = counts.sum() / (len(counts) * counts)

@@ -16,6 +16,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser = Parser("check.py", DESCRIPTION)
     parser.add_argument("dir", metavar="DIR", help="folder of photos, as for fit.py --data")
     parser.add_argument("--json", action="store_true", help="print JSON with all file names instead of a table")
+    layout = "what the subfolders are (default: their names decide)"
+    parser.add_argument("--data.layout", choices=("classes", "split"), dest="layout", help=layout)
     parser.add_argument("--workers", type=at_least(0), metavar="N", help="reader processes (default: one per core)")
     chosen = parser.parse_args(arguments)
 
@@ -27,7 +29,8 @@ def main(arguments: list[str] | None = None) -> int:
 
     with one_line_errors("check.py"):
         with progress_bar("examining") as progress:
-            used, found = find_problems(find_photos(chosen.dir), num_workers=chosen.workers, progress=progress)
+            listing = find_photos(chosen.dir, chosen.layout)
+            used, found = find_problems(listing, num_workers=chosen.workers, progress=progress)
         if chosen.json:
             print(json.dumps(to_document(used, found), indent=1))
             return bool(found)

@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 
 from datamodules.errors import DataError
-from datamodules.photos.find import FORMAT_OF_SUFFIX
+from datamodules.photos.find import FORMAT_OF_SUFFIX, HEIF_START, UNSUPPORTED_SUFFIXES
 from datamodules.text import printable
 
 # Pillow may use only these decoders. For example, its decoder for EPS starts another program.
@@ -105,10 +105,12 @@ def _open_picture(path: str | Path) -> Iterator[Image.Image]:
     """Open a picture and read its header. Raise all errors, also those of the `with` block, as BadPicture."""
     _silence_pillow()
     name = str(path)
+    if (suffix := Path(path).suffix[1:].lower()) in UNSUPPORTED_SUFFIXES:  # Pillow would open some raw files as TIFF
+        raise BadPicture(name, "not a format we read", f".{suffix}: convert to .jpg")
     try:
         with Path(path).open("rb") as file:
             try:
-                image = Image.open(file, formats=FORMATS)
+                image = Image.open(file, formats=FORMATS + _heif_format())
             except OSError as error:  # includes UnidentifiedImageError
                 if error.errno is not None:
                     raise
@@ -135,6 +137,17 @@ def _open_picture(path: str | Path) -> Iterator[Image.Image]:
 
 
 @functools.cache
+def _heif_format() -> tuple[str, ...]:
+    """Return ("HEIF",) if Pillow can read HEIC files, because the extra `heif` is installed."""
+    try:
+        from pillow_heif import register_heif_opener
+    except ImportError:
+        return ()
+    register_heif_opener()
+    return ("HEIF",)
+
+
+@functools.cache
 def _silence_pillow() -> None:
     """Switch off two warnings about good pictures. Not done on import, because it changes the whole process."""
     warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
@@ -150,6 +163,8 @@ def _explain_open_error(first_bytes: bytes, size: int) -> tuple[str, str]:
     if first_bytes.startswith(b"RIFF") and first_bytes[8:12] == b"WEBP":
         full_size = int.from_bytes(first_bytes[4:8], "little") + 8
         return ("truncated", f"{size} of {full_size} bytes") if size < full_size else ("damaged", "cannot be decoded")
+    if re.match(HEIF_START, first_bytes, re.DOTALL) and not _heif_format():
+        return "not a format we read", "HEIC: pip install 'lit-classics[heif]', or convert to .jpg"
     lower_case = first_bytes.lower()
     content = next(content for pattern, content in _CONTENT_PATTERNS if re.match(pattern, lower_case, re.DOTALL))
     return "not a picture", f"{content} inside"

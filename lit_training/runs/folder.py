@@ -10,7 +10,7 @@ from typing import IO, Any
 
 import yaml
 
-from datamodules.files import atomic_write
+from datamodules.files import OUTPUT_MARKER, atomic_write
 from datamodules.text import first_names
 from lit_training.errors import CheckpointError, UsageError, is_rank_zero
 from lit_training.runs import checkpoints
@@ -190,6 +190,7 @@ def _make_folder(root: str, config_yaml: str) -> RunStart:
                 break
             except FileExistsError:
                 number += 1
+        (run / OUTPUT_MARKER).touch()
         start = replace(lock_run(run), is_new=True)
         with atomic_write(run / CONFIG, "w") as file:
             file.write(config_yaml)

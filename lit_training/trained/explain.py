@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from datamodules import Preprocessing
+from datamodules.files import make_output_folder
 from datamodules.loading.memory import normalize
 from lit_models import LitBase
 from lit_training import figures
@@ -109,7 +110,7 @@ def explain_predictions(model: LitBase, predictions: Sequence[Prediction], folde
     samples = read_pictures([prediction.path for prediction in readable.values()], preprocessing, batch_size=8)
     drawn = 0
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_output_folder(folder)
         for (number, prediction), sample in zip(readable.items(), samples, strict=True):
             if sample.x is None:  # deleted since the prediction
                 continue
