@@ -240,10 +240,10 @@ def _find_class_folders(root: Path, layout: str | None, strict: bool) -> tuple[l
             "them to train"
         )
     elif split_of and not train_folders and (strict or not other_folders):
-        move = f" of {others_text}, or, if all of them are classes, --data.layout classes" if other_folders else ""
-        raise DataError(
-            f"{root_text} has {', '.join(split_of)} but no train: make {root_text}/train/<class>/<picture>.jpg{move}"
-        )
+        fix = f"make {root_text}/train/<class>/<picture>.jpg"
+        if other_folders:
+            fix = f"move {others_text} into {root_text}/train/, or, if all of them are classes, --data.layout classes"
+        raise DataError(f"{root_text} has {', '.join(split_of)} but no train: {fix}")
     else:
         if strict and layout is None:
             _refuse_two_layouts(root, subfolders)

@@ -101,6 +101,7 @@ def examine(
         for cell in sorted(zip(*np.nonzero(lost), strict=True), key=lambda cell: -lost[cell] / counts[cell])
     ]
     loses_half = (2 * lost >= counts) & (lost > max_bad_fraction * counts)
+    loses_half[TRAIN] &= lost[TRAIN] < counts[TRAIN]  # a class without any picture has its own error below
     if len(bad) > max_bad_fraction * n or loses_half.any():
         share = max(len(bad) / n, (lost[loses_half] / counts[loses_half]).max(initial=0))
         names = first_names([f"{file.path} ({file.kind})" for file in bad], MAX_NAMES_IN_MESSAGE)
