@@ -41,13 +41,6 @@ def atomic_write(path: str | Path, mode: str = "wb") -> Iterator[IO[Any]]:
             os.close(folder)
 
 
-def make_output_folder(folder: Path) -> None:
-    """Create a folder for results, with its marker. A folder that exists is not marked: it may contain photos."""
-    if not folder.exists():
-        folder.mkdir(parents=True)
-        (folder / OUTPUT_MARKER).touch()
-
-
 def write_csv(path: str | Path, rows: Iterable[Iterable[Any]]) -> None:
     """Write a CSV file in UTF-8. The first of the ``rows`` contains the column names."""
     with atomic_write(path, "w") as file:

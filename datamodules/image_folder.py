@@ -40,12 +40,11 @@ class ImageFolderDataModule(SplitDataModule):
         split_file: the ``split.csv`` of an earlier run, to use the same split.
         balance: ``loss`` weights each class in the training loss by the inverse of its frequency; ``none`` does not.
         max_bad_fraction: largest fraction of files that cannot be read, and are left out. For one class: at least 0.5.
-        layout: ``classes`` if the folders in root are classes, ``split`` if they are train, val and test. Default: their
-            names decide.
         cache: decode the pictures only once: store them, resized to ``resize_size``, in a memory-mapped file. Small
             random crops are then less sharp.
         num_workers: number of processes that load pictures. Default: depends on the number of cores.
         seed: seed of the split, of the order and of the augmentation.
+        layout: what the folders in ``root`` are: ``classes`` or ``split``. Default: their names decide.
 
     Batches: images (B, 3, S, S) float32 and labels (B,) int64.
 

@@ -1,16 +1,15 @@
-"""Find the pictures in a folder by their file names. Opens only files without a suffix. 50 bytes of memory per picture."""
+"""Find the pictures in a folder by their file names. Needs about 50 bytes of memory per picture."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
-import stat
 import unicodedata
 from array import array
 from collections import Counter
-from collections.abc import Container, Iterator
+from collections.abc import Container, Iterable, Iterator
 from dataclasses import dataclass, replace
-from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -35,7 +34,8 @@ _NEUTRAL = "(?:data|sets?|splits?|seg|cls|images?|imgs?|photos?|pics?|pictures?|
 _SPLIT_WORD = re.compile(
     rf"{_NEUTRAL}(?:(train(?:ing|val)?)|(val(?:id(?:ation)?)?|dev|eval(?:uation)?)|(test(?:ing)?|holdout))?{_NEUTRAL}"
 )
-# Files that show that a command of this project made their folder. Older versions did not write the marker.
+# A command of this project has made the folders with these names, or with these files.
+_OUTPUT_FOLDERS = ("lightning_logs", "explanations")
 _OUTPUT_FILES = ((OUTPUT_MARKER,), ("config.yaml", "checkpoints"), ("predictions.csv", "confusion_matrix.csv"))
 _IGNORED_NAMES = frozenset(("__macosx", "@eadir", "thumbs.db", "desktop.ini"))  # made by macOS, Synology, Windows
 UNSUPPORTED_SUFFIXES = frozenset(
@@ -159,15 +159,12 @@ def find_photos(root: str | Path, layout: str | None = None, *, strict: bool = T
             splits.append(folder.split)
             sizes.append(status.st_size)
             mtimes.append(status.st_mtime_ns)
-    parents = {"", *(folder.path.rpartition("/")[0] for folder in folders)}  # the root, or split folders
-    for parent in sorted(parents):
+    for parent in sorted({"", *split_folders}):
         for name in _list_folder(root / parent, outputs)[0]:
             path = f"{parent}/{name}".lstrip("/")
-            if _counts_as_picture(_suffix(root / path)):
-                left_out.append(LeftOut(path, "in no class folder", "is next to the class folders, not in one"))
-    for parent in sorted({*split_folders} - parents):
-        if count := sum(_counts_as_picture(suffix) for _, suffix in _walk_files(root, parent, excluded)):
-            notes.append(f"{printable(parent)}/ has {plural(count, 'picture')} but no class folders: ignored")
+            if _counts_as_picture(_suffix(f"{root}/{path}")):
+                reason = f"directly in {parent or 'the main folder'}, not in a class folder"
+                left_out.append(LeftOut(path, "in no class folder", reason))
     empty_folders = [folder for folder in folders if folder not in folders_with_pictures]
     notes += [f"{printable(folder.path)}/ contains no pictures: ignored" for folder in empty_folders]
     if merged_folders:
@@ -222,8 +219,7 @@ def _find_class_folders(root: Path, layout: str | None, strict: bool) -> tuple[l
     except OSError as error:
         raise DataError(f"{root_text} cannot be read ({error.strerror}): chmod -R u+rX {root_text}") from error
     train_folders = [name for name, split in split_of.items() if split == TRAIN]
-    other_folders = [name for name in subfolders if name not in split_of]
-    others_text = first_names(other_folders, 3)
+    others = [name for name in subfolders if name not in split_of]
     notes: list[str] = []
     # A folder "train" without subfolders and without val or test next to it is a class with this name.
     if any(classes[name] for name in train_folders) or (train_folders and len(split_of) > 1):
@@ -231,18 +227,16 @@ def _find_class_folders(root: Path, layout: str | None, strict: bool) -> tuple[l
             synonyms = [name for name in split_of if split_of[name] == split]
             if len(synonyms) > 1:
                 raise DataError(f"{root_text} has {' and '.join(synonyms)}, which mean the same: keep one of them")
-        notes += [f"{printable(name)}/ is next to {printable(train_folders[0])}/: ignored" for name in other_folders]
+        notes += [f"{printable(name)}/ is next to {printable(train_folders[0])}/: ignored" for name in others]
         folders = [ClassFolder(name, split_of[top], f"{top}/{name}") for top in split_of for name in classes[top]]
         example = f"{root_text}/train/<class>/<picture>.jpg"
-    elif layout == "split" and other_folders:
-        raise DataError(
-            f"{root_text}: --data.layout split needs folders named train, val and test: rename {others_text}, one of "
-            "them to train"
-        )
-    elif split_of and not train_folders and (strict or not other_folders):
+    elif layout == "split":
+        names = first_names(subfolders, 3)
+        raise DataError(f"{root_text}: for --data.layout split, rename {names} to train, val and test; train is needed")
+    elif split_of and not train_folders and (strict or not others):
         fix = f"make {root_text}/train/<class>/<picture>.jpg"
-        if other_folders:
-            fix = f"move {others_text} into {root_text}/train/, or, if all of them are classes, --data.layout classes"
+        if others:
+            fix = f"move {first_names(others, 3)} into train/, or, if all are classes, --data.layout classes"
         raise DataError(f"{root_text} has {', '.join(split_of)} but no train: {fix}")
     else:
         if strict and layout is None:
@@ -259,53 +253,47 @@ def _find_split_folders(names: list[str]) -> dict[str, int]:
 
     Raise DataError for `cats_train`, `cats_test`, `dogs_train`, `dogs_test`.
     """
-    plain, alike = dict[str, int](), dict[str, dict[str, int]]()  # alike: the other words of the name -> folders
+    groups: dict[str, dict[str, int]] = {"": {}}  # the other words of the name -> folder -> split
     for name in names:
         words = re.findall(r"[^\W\d_]+", re.sub("(?<=[a-z])(?=[A-Z])", "_", name))
-        matches = [_SPLIT_WORD.fullmatch(word.lower()) for word in words]
-        splits = [match.lastindex - 1 for match in matches if match and match.lastindex]
+        matches = {word.lower(): _SPLIT_WORD.fullmatch(word.lower()) for word in words}
+        splits = [match.lastindex - 1 for match in matches.values() if match and match.lastindex]
         if len(splits) == 1:
-            other_words = " ".join(word for word, match in zip(words, matches, strict=True) if not match).lower()
-            (alike.setdefault(other_words, {}) if other_words else plain)[name] = splits[0]
+            other_words = " ".join(word for word, match in matches.items() if not match)
+            groups.setdefault(other_words, {})[name] = splits[0]
+    plain = groups.pop("")
     if TRAIN in plain.values():
         return plain
-    complete = [folders for folders in alike.values() if TRAIN in folders.values() and len({*folders.values()}) > 1]
+    complete = [
+        group for group in groups.values() if TRAIN in group.values() and len({*group.values(), *plain.values()}) > 1
+    ]
     if len(complete) > 1:
-        examples = first_names([name for folders in complete for name in folders], 4)
+        examples = first_names([name for group in complete for name in group], 4)
         raise DataError(
-            f"each class has its own folders for the splits ({examples}): make train/<class>/ and test/<class>/ of "
-            "them, or, if each of them is a class, --data.layout classes"
+            f"{examples}: move them to train/<class>/ and so on, or, if all are classes, --data.layout classes"
         )
-    return {**plain, **complete[0]} if complete else plain
+    return plain | (complete[0] if complete else {})
 
 
 def _refuse_two_layouts(root: Path, subfolders: list[str]) -> None:
     """Raise DataError if several subfolders have subfolders of the same names, so that these could be the classes."""
-    names_below = dict[str, list[str]]()
+    names_below = dict[str, set[str]]()
     for name in subfolders:
-        try:
-            files, folders, links = _list_folder(root / name)
-        except OSError:
-            return
-        below = [_fold(n) for n in folders + links if _contains_pictures(root, f"{name}/{n}")]
-        pictures = (file for file in files if _counts_as_picture(_suffix(root / name / file)))
-        if next(islice(pictures, len(below), None), None):  # more pictures than subfolders: a class
-            return
-        if below:
-            names_below[name] = below
+        with contextlib.suppress(OSError):
+            below = {_fold(n) for n in _list_subfolders(root / name) if _contains_pictures(root, f"{name}/{n}")}
+            if not below and _contains_pictures(root, name):
+                return
+            names_below |= {name: below} if below else {}
     uses = Counter(name for below in names_below.values() for name in below)
     shared = sorted(name for name, count in uses.items() if count > 1)
-    if len(shared) < 2 or not all(set(shared) & set(below) for below in names_below.values()):
+    if len(shared) < 2 or any(below.isdisjoint(shared) for below in names_below.values()):
         return
-    root_text, tops = printable(str(root)), first_names([*names_below], 3)
+    problem, tops = f"{printable(str(root))} can be read in two ways", first_names([*names_below], 3)
     if len(_find_split_folders(shared)) > 1:
-        raise DataError(
-            f"{root_text} has the splits inside the classes ({tops}): make {root_text}/{shared[-1]}/<class>/ of "
-            f"{root_text}/<class>/{shared[-1]}/, and the same for the other splits"
-        )
+        raise DataError(f"{problem}: move the splits {first_names(shared, 3)} out of {tops}, as in train/<class>/")
     raise DataError(
-        f"{root_text} can be read in two ways. If {tops} are the classes: --data.layout classes. If they are splits "
-        f"of the classes {first_names(shared, 3)}: --data.layout split"
+        f"{problem}. If {tops} are the classes: --data.layout classes. If they are splits of the classes "
+        f"{first_names(shared, 3)}: --data.layout split"
     )
 
 
@@ -316,19 +304,18 @@ def _fold(name: str) -> str:
 
 def _match_class_names(folders: list[ClassFolder], notes: list[str]) -> list[ClassFolder]:
     """Give a folder in val or test the name of the class in train whose :func:`_fold` is equal. Add to the notes."""
-    twins: dict[tuple[int, str], list[ClassFolder]] = {}
+    alike: dict[tuple[int, str], list[ClassFolder]] = {}
     for folder in folders:
-        twins.setdefault((folder.split, _fold(folder.name)), []).append(folder)
+        alike.setdefault((folder.split, _fold(folder.name)), []).append(folder)
     matched = []
     for folder in folders:
-        same, in_train = (twins.get((split, _fold(folder.name)), []) for split in (folder.split, TRAIN))
-        if len(same) > 1 and folder is same[0]:
-            names = " and ".join(f"'{printable(twin.path)}'" for twin in same)
+        twins, in_train = (alike.get((split, _fold(folder.name)), []) for split in (folder.split, TRAIN))
+        if len(twins) > 1 and folder is twins[0]:
+            names = " and ".join(f"'{printable(twin.path)}'" for twin in twins)
             notes.append(f"{names} are different classes, but their names look alike: join the folders if they are one")
-        if len(same) == len(in_train) == 1 and folder.name != in_train[0].name:
-            class_name = in_train[0].name
-            notes.append(f"'{printable(folder.path)}' is read as the class '{printable(class_name)}'")
-            folder = folder._replace(name=class_name)
+        if len(twins) == len(in_train) == 1 and folder.name != in_train[0].name:
+            notes.append(f"'{printable(folder.path)}' is read as the class '{printable(in_train[0].name)}'")
+            folder = folder._replace(name=in_train[0].name)
         matched.append(folder)
     return matched
 
@@ -371,10 +358,9 @@ def _list_folder(folder: Path, outputs: set[str] | None = None) -> tuple[list[st
 
 def _is_output(name: str, path: str) -> bool:
     """Return True if a command of this project has made the folder: a run, an evaluation, or heat maps."""
-    if name == "lightning_logs" or any(all(os.path.exists(f"{path}/{f}") for f in files) for files in _OUTPUT_FILES):  # noqa: PTH110
-        return True
-    is_heat_maps = name == "explanations" and os.access(path, os.R_OK | os.X_OK)
-    return is_heat_maps and all(re.fullmatch(r"\d+_.*\.png|\..*", file) for file in os.listdir(path))  # noqa: PTH208
+    return name in _OUTPUT_FOLDERS or any(
+        all(os.access(f"{path}/{f}", os.F_OK) for f in files) for files in _OUTPUT_FILES
+    )
 
 
 def _list_subfolders(folder: Path) -> list[str]:
@@ -382,18 +368,16 @@ def _list_subfolders(folder: Path) -> list[str]:
     return sorted(folders + links)
 
 
-def _suffix(path: str | Path) -> str:
+def _suffix(path: str) -> str:
     """Return the suffix of a file in lower case, without a dot. If it has none, that of its content, or ""."""
-    suffix = os.path.basename(path).rpartition(".")[2].lower()  # noqa: PTH119
-    if re.fullmatch(r"[a-z]\w{0,4}\W?", suffix) and "." in os.path.basename(path):  # noqa: PTH119
-        return suffix
-    try:
-        if stat.S_ISREG(os.stat(path).st_mode):  # noqa: PTH116 - opening a named pipe would wait
-            with open(path, "rb") as file:  # noqa: PTH123
+    _, dot, suffix = path.rpartition("/")[2].rpartition(".")
+    if dot and len(suffix) < 6:
+        return suffix.lower()
+    with contextlib.suppress(OSError):
+        if Path(path).is_file():  # a named pipe would wait
+            with Path(path).open("rb") as file:
                 match = _SUFFIX_OF_FIRST_BYTES.match(file.read(16))
             return str(match.lastgroup) if match else ""
-    except OSError:
-        pass
     return ""
 
 
@@ -402,26 +386,26 @@ def _counts_as_picture(suffix: str | None) -> bool:
     return suffix is None or suffix in PICTURE_SUFFIXES  # None is a folder that cannot be read: it may have pictures
 
 
-def _contains_pictures(root: Path, folder: str, excluded: Container[tuple[int, int]] = ()) -> bool:
+def _contains_pictures(root: Path, folder: str, excluded: Iterable[tuple[int, int]] = ()) -> bool:
     return any(_counts_as_picture(suffix) for _, suffix in _walk_files(root, folder, excluded))
 
 
 def _walk_files(
-    root: Path, folder: str, excluded: Container[tuple[int, int]], outputs: set[str] | None = None
+    root: Path, folder: str, excluded: Iterable[tuple[int, int]], outputs: set[str] | None = None
 ) -> Iterator[tuple[str, str | None]]:
     """Yield (path, suffix) of each file below `folder`, and (path, None) of each folder that cannot be read.
 
     All paths are relative to `root`. Folders whose (device, inode) is in `excluded` are skipped. `outputs` is as in
     :func:`_list_folder`.
     """
-    already_read = set[tuple[int, int]]()
+    already_read = set(excluded)
     folders_to_read, links_to_read = [folder], list[str]()
     while folders_to_read or links_to_read:
         # Links are read last. So a folder below `folder` is read by its own path, even if a link leads to it.
         current = folders_to_read.pop() if folders_to_read else links_to_read.pop(0)
         try:
             identity = _device_and_inode(root / current)
-            if (identity in already_read or identity in excluded) and current != folder:
+            if identity in already_read and current != folder:
                 continue
             already_read.add(identity)
             files, subfolders, links = _list_folder(root / current, outputs)

@@ -96,8 +96,8 @@ def examine(
     bad, n = scan.bad, len(listing.paths)
     counts = listing.counts()
     lost = counts - scan.listing.counts()
-    all_lost = [
-        f"{lost[cell]} of {counts[cell]} pictures of {printable(listing.class_names[cell[1]])} in {SPLITS[cell[0]]}"
+    lost_texts = [
+        f"{lost[cell]} of {counts[cell]} pictures of {listing.class_names[cell[1]]} in {SPLITS[cell[0]]}"
         for cell in sorted(zip(*np.nonzero(lost), strict=True), key=lambda cell: -lost[cell] / counts[cell])
     ]
     loses_half = (2 * lost >= counts) & (lost > max_bad_fraction * counts)
@@ -105,12 +105,13 @@ def examine(
     if len(bad) > max_bad_fraction * n or loses_half.any():
         share = max(len(bad) / n, (lost[loses_half] / counts[loses_half]).max(initial=0))
         names = first_names([f"{file.path} ({file.kind})" for file in bad], MAX_NAMES_IN_MESSAGE)
-        names += "; all of them: python scripts/check.py DIR --json" * (len(bad) > MAX_NAMES_IN_MESSAGE)
-        too_many = f"{all_lost[0]}, half or more" if loses_half.any() else f"more than {max_bad_fraction:.0%}"
-        heif = " (HEIC: pip install 'lit-classics[heif]')" * any("[heif]" in file.reason for file in bad)
+        names += "; for all of them: python scripts/check.py DIR --json" * (len(bad) > MAX_NAMES_IN_MESSAGE)
+        too_many = "half of a class" if loses_half.any() else f"more than {max_bad_fraction:.0%}"
+        too_many += f" ({first_names(lost_texts, 3)})"
+        heif = "pip install 'lit-classics[heif]' for HEIC, " * any("[heif]" in file.reason for file in bad)
         raise DataError(
-            f"{len(bad)} of {n} pictures cannot be read, {too_many} ({names}): repair, convert{heif} or delete them "
-            f"or use --data.max_bad_fraction {min(1, np.ceil(share * 100) / 100):g}"
+            f"{len(bad)} of {n} pictures cannot be read, {too_many}, such as {names}: {heif}repair, convert or "
+            f"delete them or use --data.max_bad_fraction {min(1, np.ceil(share * 100) / 100):g}"
         )
     in_two_classes = is_in_mixed_group(scan.listing.labels, scan.first_copies)
     left_out = [*listing.left_out, *bad, *_list_copies_in_two_classes(scan.listing, scan.first_copies, in_two_classes)]
@@ -119,7 +120,8 @@ def examine(
     _check_every_class_has_pictures(listing, left_out)
     first_copies = first_with_same_content(inspections["content"])
     notes, splits = [*listing.notes], listing.splits.copy()
-    notes += [f"left out, because they cannot be read: {first_names(all_lost, MAX_NAMES_IN_MESSAGE)}"] * bool(all_lost)
+    if lost_texts:
+        notes.append(f"left out, because they cannot be read: {first_names(lost_texts, MAX_NAMES_IN_MESSAGE)}")
     if split_file is None and not (splits == VAL).any():
         train = np.flatnonzero(splits == TRAIN)
         order = listing.paths.hashes(str(seed))

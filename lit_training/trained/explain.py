@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from datamodules import Preprocessing
-from datamodules.files import make_output_folder
+from datamodules.files import OUTPUT_MARKER
 from datamodules.loading.memory import normalize
 from lit_models import LitBase
 from lit_training import figures
@@ -110,7 +110,8 @@ def explain_predictions(model: LitBase, predictions: Sequence[Prediction], folde
     samples = read_pictures([prediction.path for prediction in readable.values()], preprocessing, batch_size=8)
     drawn = 0
     try:
-        make_output_folder(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / OUTPUT_MARKER).touch()
         for (number, prediction), sample in zip(readable.items(), samples, strict=True):
             if sample.x is None:  # deleted since the prediction
                 continue

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torchmetrics.functional import mean_absolute_error, r2_score
 
-from datamodules.files import atomic_write, make_output_folder, write_csv
+from datamodules.files import OUTPUT_MARKER, atomic_write, write_csv
 from datamodules.text import plural, printable
 from lit_training import figures
 from lit_training.errors import UsageError
@@ -53,7 +53,8 @@ def write_evaluation(evaluation: Evaluation) -> None:
         print_table(list(PREDICTION_COLUMNS[:4]), [predictions[index][:4] for index in worst])
     folder, files = evaluation.folder, [PREDICTIONS, "confusion_matrix.csv", "confusion_matrix.png"]
     try:
-        make_output_folder(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / OUTPUT_MARKER).touch()
         for old_file in ("worst.png", EXPLAINED):  # from an earlier evaluation, maybe of another checkpoint
             (folder / old_file).unlink(missing_ok=True)
         write_csv(folder / files[0], [list(PREDICTION_COLUMNS), *predictions])
