@@ -205,8 +205,7 @@ def _choose_data(
     if data_root is not None:
         if not takes_photos:
             raise UsageError(f"--data {data_root}: {type(model).__name__} was not trained on photos; leave --data out")
-        layout = checkpoint.get("datamodule_hyper_parameters", {}).get("layout")
-        return _label_photos(model, _find_readable_photos(data_root, layout)), "photos"
+        return _label_photos(model, _find_readable_photos(data_root)), "photos"
     if checkpoint["lit"]["data_class"] != ImageFolderDataModule.__name__:
         try:
             return checkpoints.load_data(checkpoint), "test"
@@ -225,9 +224,9 @@ def _choose_data(
     return _label_photos(model, data.photos.take(data.photos.select(split))), SPLITS[split]
 
 
-def _find_readable_photos(root: str, layout: str | None) -> Listing:
+def _find_readable_photos(root: str) -> Listing:
     """Return the photos of a folder: its test split, else its validation split, else all. Warn on stderr."""
-    listing = find_photos(root, layout, strict=False)  # the network's classes decide between two layouts
+    listing = find_photos(root, strict=False)  # the network's classes decide between two layouts
     # A folder without splits has only TRAIN.
     split = next(split for split in (TEST, VAL, TRAIN) if (listing.splits == split).any())
     scan = scan_photos(listing.take(np.flatnonzero(listing.splits == split)))

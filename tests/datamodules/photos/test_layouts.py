@@ -39,7 +39,10 @@ def test_names_that_say_a_split(tmp_path: Path, names: tuple[str, str, str]) -> 
     assert photos.counts().tolist() == [[4, 4], [2, 2], [1, 1]]
 
 
-@pytest.mark.parametrize("names", [("test_tube", "train_station"), ("trains", "testament"), ("latest", "contest")])
+@pytest.mark.parametrize(
+    "names",
+    [("test_tube", "train_station"), ("trains", "testament"), ("latest", "contest"), ("train_test", "val_test")],
+)
 def test_names_of_classes_that_contain_the_name_of_a_split(tmp_path: Path, names: tuple[str, str]) -> None:
     write_pictures(tmp_path, dict.fromkeys(names, 3))
     assert examined(tmp_path).class_names == tuple(sorted(names))
@@ -64,7 +67,10 @@ def test_two_possible_layouts_are_refused(tmp_path: Path, folders: tuple[str, ..
         f"DIR can be read in two ways. If {tops} are the classes: --data.layout classes. If they are splits of the "
         f"classes {classes}: --data.layout split"
     )
-    assert examined(tmp_path, "classes").class_names == tuple(tops.split(", "))
+    photos = examined(tmp_path, "classes")
+    assert photos.class_names == tuple(tops.split(", "))
+    photos.write_split(tmp_path / "split.csv")  # its classes show the layout
+    assert examine_leniently(tmp_path, split_file=str(tmp_path / "split.csv")).class_names == photos.class_names
     assert refusal_of(tmp_path, layout="split") == (
         f"DIR: for --data.layout split, rename {tops} to train, val and test; train is needed"
     )
@@ -75,6 +81,7 @@ def test_two_possible_layouts_are_refused(tmp_path: Path, folders: tuple[str, ..
     [
         ("cats/images", "dogs/images"),
         ("cats/2019", "cats/2020", "dogs"),
+        ("birds", "cats/2019", "cats/2020", "dogs/2019", "dogs/2020"),
         ("Aves/Parus", "Aves/Corvus", "Mammalia/Canis", "Mammalia/Felis"),
     ],
 )
