@@ -13,6 +13,8 @@ from typing import IO, Any
 TEXT_FILE_ARGUMENTS: dict[str, Any] = {"newline": "", "encoding": "utf-8", "errors": "surrogateescape"}
 """Arguments of ``open`` for text files. ``surrogateescape`` preserves file names that are not valid UTF-8."""
 READ_TEXT_FILE = {**TEXT_FILE_ARGUMENTS, "encoding": "utf-8-sig"}  # skips the byte order mark that Excel writes
+OUTPUT_MARKER = ".lit_classics_output"
+"""A hidden file in each folder that a command makes for its results. The pictures in such a folder are not data."""
 
 
 @contextlib.contextmanager

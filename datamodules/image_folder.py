@@ -42,11 +42,13 @@ class ImageFolderDataModule(SplitDataModule):
         val_size: if there is no ``val/``, this fraction of the training pictures of each class is used for validation.
         split_file: the ``split.csv`` of an earlier run, to use the same split.
         balance: ``loss`` weights each class in the training loss by the inverse of its frequency; ``none`` does not.
-        max_bad_fraction: broken files are left out, but a larger fraction of broken files is an error.
+        max_bad_fraction: files that cannot be read are left out, but a larger fraction of them is an error. For one
+            class, the limit is at least 0.5.
         cache: decode the pictures only once: store them, resized to ``resize_size``, in a memory-mapped file. Small
             random crops are then less sharp.
         num_workers: number of processes that load pictures. Default: depends on the number of cores.
         seed: seed of the split, the order and the augmentation.
+        layout: what the folders in ``root`` are: ``classes`` or ``split``. Default: their names decide.
 
     Batches: images (B, 3, S, S) float32 and labels (B,) int64.
 
@@ -74,12 +76,15 @@ class ImageFolderDataModule(SplitDataModule):
         num_workers: int | None = None,
         seed: int = 0,
         resize: Literal["crop", "pad", "squash"] | None = None,
+        layout: Literal["classes", "split"] | None = None,
     ) -> None:
         super().__init__()
         if batch_size < 1 or (image_size is not None and image_size < 1):
             raise DataError("batch_size and image_size must be at least 1: --data.batch_size 4 --data.image_size 224")
         if balance not in ("none", "loss"):
             raise DataError(f"balance must be none or loss, but is {balance}: --data.balance loss")
+        if layout not in (None, "classes", "split"):
+            raise DataError(f"layout must be classes or split, but is {layout}: --data.layout classes")
         root, split_file = str(root), split_file and str(split_file)  # torch.load(weights_only=True) rejects a Path
         self.save_hyperparameters()
         self.root = Path(root).expanduser()
@@ -92,7 +97,7 @@ class ImageFolderDataModule(SplitDataModule):
             return self.photos.class_names
         split_file = self.hparams["split_file"]
         if split_file is None:
-            return find_class_names(self.root)
+            return find_class_names(self.root, self.hparams["layout"])
         return tuple(sorted({label for _, label, split in read_split_file(split_file) if split == TRAIN}))
 
     @property
@@ -140,7 +145,8 @@ class ImageFolderDataModule(SplitDataModule):
     def examine(self) -> Photos:
         """Decode every picture, leave out the broken ones and split the others. Later calls return the same result."""
         if self.photos is None:
-            settings = {name: self.hparams[name] for name in ("val_size", "seed", "split_file", "max_bad_fraction")}
+            names = ("val_size", "seed", "split_file", "max_bad_fraction", "layout")
+            settings = {name: self.hparams[name] for name in names}
             self.photos = examine(self.root, **settings, resize=self.preprocessing.resize)
             if self.hparams["balance"] == "loss":
                 counts = torch.from_numpy(self.photos.counts()[TRAIN]).float()

@@ -18,6 +18,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("dir", metavar="DIR", help="folder of photos to check")
     parser.add_argument("--json", action="store_true", help="print JSON with all file names instead of a table")
     parser.add_argument("--workers", type=at_least(0), metavar="N", help="reader processes (default: one per core)")
+    layout = "what the subfolders are (default: their names decide)"
+    parser.add_argument("--data.layout", choices=("classes", "split"), dest="layout", help=layout)
     chosen = parser.parse_args(arguments)
 
     from datamodules.photos.check import ADVICE, find_problems, to_document  # here, because --help needs no numpy
@@ -26,7 +28,8 @@ def main(arguments: list[str] | None = None) -> int:
     from lit_training.text import print_table, progress_bar
 
     with progress_bar("examining") as progress:
-        used, found = find_problems(find_photos(chosen.dir), num_workers=chosen.workers, progress=progress)
+        listing = find_photos(chosen.dir, chosen.layout)
+        used, found = find_problems(listing, num_workers=chosen.workers, progress=progress)
     if chosen.json:
         print(json.dumps(to_document(used, found), indent=1))
         return bool(found)

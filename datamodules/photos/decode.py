@@ -18,7 +18,7 @@ from PIL import Image, ImageOps
 from PIL import TiffImagePlugin as tiff
 
 from datamodules.errors import DataError
-from datamodules.photos.find import FORMAT_OF_SUFFIX
+from datamodules.photos.find import FORMAT_OF_SUFFIX, HEIF_START, UNSUPPORTED_SUFFIXES
 from datamodules.text import printable
 
 # Pillow may use only these decoders. Others are less safe: the decoder for EPS starts another program.
@@ -107,10 +107,12 @@ def _open_picture(path: str | Path) -> Iterator[Image.Image]:
     """Open a picture and read its header. Convert all errors, also errors in the `with` block, to BadPicture."""
     _silence_pillow()
     name = str(path)
+    if (suffix := Path(path).suffix[1:].lower()) in UNSUPPORTED_SUFFIXES:  # Pillow would open some raw files as TIFF
+        raise BadPicture(name, "not a format we read", f".{suffix}: convert to .jpg")
     try:
         with Path(path).open("rb") as file:
             try:
-                image = Image.open(file, formats=FORMATS)
+                image = Image.open(file, formats=FORMATS + _heif_format())
             except OSError as error:  # includes UnidentifiedImageError
                 if error.errno is not None:
                     raise
@@ -133,6 +135,17 @@ def _open_picture(path: str | Path) -> Iterator[Image.Image]:
         truncated = isinstance(error, OSError) and "truncated" in reason.lower()
         kind = UNREAD if "raw mode" in reason else "truncated" if truncated else "damaged"
         raise BadPicture(name, kind, reason) from error
+
+
+@functools.cache
+def _heif_format() -> tuple[str, ...]:
+    """Return ("HEIF",) if Pillow can read HEIC files, because the extra `heif` is installed."""
+    try:
+        from pillow_heif import register_heif_opener
+    except ImportError:
+        return ()
+    register_heif_opener()
+    return ("HEIF",)
 
 
 @functools.cache
@@ -165,6 +178,8 @@ def _explain_open_error(file: BinaryIO) -> tuple[str, str]:
     if first_bytes.startswith(b"RIFF") and first_bytes[8:12] == b"WEBP":
         full_size = int.from_bytes(first_bytes[4:8], "little") + 8
         return ("truncated", f"{size} of {full_size} bytes") if size < full_size else ("damaged", "cannot be decoded")
+    if re.match(HEIF_START, first_bytes, re.DOTALL) and not _heif_format():
+        return "not a format we read", "HEIC: pip install 'lit-classics[heif]', or convert to .jpg"
     lower_case = first_bytes.lower()
     kind, content = next(found for pattern, *found in _CONTENT_PATTERNS if re.match(pattern, lower_case, re.DOTALL))
     return kind, f"{content} inside"

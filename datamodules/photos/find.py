@@ -1,10 +1,14 @@
-"""Find the pictures in a folder by their file names. No file is opened. Each picture needs about 50 bytes of memory."""
+"""Find the pictures in a folder by their file names. Needs about 50 bytes of memory per picture."""
 
 from __future__ import annotations
 
+import contextlib
 import os
+import re
+import unicodedata
 from array import array
-from collections.abc import Container, Iterator
+from collections import Counter
+from collections.abc import Container, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -12,8 +16,9 @@ from typing import NamedTuple
 import numpy as np
 
 from datamodules.errors import DataError, special_file_kind
+from datamodules.files import OUTPUT_MARKER
 from datamodules.photos.paths import Paths
-from datamodules.text import plural, printable
+from datamodules.text import first_names, plural, printable
 
 TRAIN, VAL, TEST = 0, 1, 2
 SPLITS = ("train", "val", "test")
@@ -21,14 +26,28 @@ FORMAT_OF_SUFFIX = {
     **dict.fromkeys(("jpg", "jpeg", "jpe", "jfif"), "JPEG"),
     **dict.fromkeys(("ppm", "pgm", "pbm", "pnm"), "PPM"),
     **dict.fromkeys(("tif", "tiff"), "TIFF"),
+    **dict.fromkeys(("heic", "heif", "hif"), "HEIF"),  # needs the extra "heif"
     **{suffix: suffix.upper() for suffix in ("png", "bmp", "webp")},
 }
-_SPLIT_OF_NAME = {"train": TRAIN, "val": VAL, "valid": VAL, "validation": VAL, "test": TEST}
-_IGNORED_NAMES = frozenset(("__macosx", "@eadir", "thumbs.db", "desktop.ini"))  # from macOS, Synology and Windows
-_UNSUPPORTED_SUFFIXES = frozenset(
-    ("gif", "svg", "heic", "heif", "avif", "jxl", "jp2", "psd", "eps", "tga", "dng", "cr2", "nef", "arw")
+_NEUTRAL = "(?:data|sets?|splits?|seg|cls|images?|imgs?|photos?|pics?|pictures?|samples?|folder|dir|jpe?gs?|pngs?)*"
+# One word of a folder's name. Group 1, 2 or 3 matches if the word says train, val or test. No group: a neutral word.
+_SPLIT_WORD = re.compile(
+    rf"{_NEUTRAL}(?:(train(?:ing|val)?)|(val(?:id(?:ation)?)?|dev|eval(?:uation)?)|(test(?:ing)?|holdout))?{_NEUTRAL}"
 )
-PICTURE_SUFFIXES = FORMAT_OF_SUFFIX.keys() | _UNSUPPORTED_SUFFIXES  # includes formats that are not supported
+# A command of this project has made the folders with these names, or with these files.
+_OUTPUT_FOLDERS = ("lightning_logs", "explanations")
+_OUTPUT_FILES = ((OUTPUT_MARKER,), ("config.yaml", "checkpoints"), ("predictions.csv", "confusion_matrix.csv"))
+_IGNORED_NAMES = frozenset(("__macosx", "@eadir", "thumbs.db", "desktop.ini"))  # made by macOS, Synology, Windows
+UNSUPPORTED_SUFFIXES = frozenset(
+    ("gif", "svg", "avif", "jxl", "jp2", "psd", "eps", "tga", "dng", "cr2", "cr3", "nef", "arw", "orf", "rw2", "raf")
+)
+PICTURE_SUFFIXES = FORMAT_OF_SUFFIX.keys() | UNSUPPORTED_SUFFIXES  # includes the formats that cannot be decoded
+HEIF_START = rb".{4}ftyp(?:hei|hev|mif1|msf1)"
+_SUFFIX_OF_FIRST_BYTES = re.compile(  # the name of the group is the suffix
+    rb"(?P<jpg>\xff\xd8\xff)|(?P<png>\x89PNG\r\n)|(?P<gif>GIF8)|(?P<bmp>BM.{4}\0{4})|(?P<webp>RIFF.{4}WEBP)"
+    rb"|(?P<tif>II\*\0|MM\0\*)|(?P<ppm>P[1-6]\s+[\d#])|(?P<avif>.{4}ftypavi)|(?P<heic>" + HEIF_START + rb")",
+    re.DOTALL,
+)
 
 
 class LeftOut(NamedTuple):
@@ -89,57 +108,71 @@ class Listing:
         return changed.take(np.flatnonzero(labels >= 0))
 
 
-def find_class_names(root: str | Path) -> tuple[str, ...]:
-    """Return the class names of :func:`find_photos`, but faster: stop at the first picture of each training folder."""
+def find_class_names(root: str | Path, layout: str | None = None) -> tuple[str, ...]:
+    """Return the `class_names` of :func:`find_photos`, but read each training folder only up to its first picture."""
     root = Path(root).expanduser()
-    folders, split_folders, _ = _find_class_folders(root)
+    folders, split_folders, _ = _find_class_folders(root, layout, strict=True)
     excluded = _folders_links_must_not_enter(root, folders, split_folders)
-    folders_with_pictures = set[ClassFolder]()
-    for folder in folders:
-        if folder.split == TRAIN and any(_counts_as_picture(n) for _, n in _walk_files(root, folder.path, excluded)):
-            folders_with_pictures.add(folder)
-    return tuple(sorted(_trainable_classes(root, folders, folders_with_pictures)))
+    trainable = {f for f in folders if f.split == TRAIN and _contains_pictures(root, f.path, excluded)}
+    return tuple(sorted(_trainable_classes(root, folders, trainable)))
 
 
-def find_photos(root: str | Path) -> Listing:
+def find_photos(root: str | Path, layout: str | None = None, *, strict: bool = True) -> Listing:
     """Find the pictures in a folder with the layout `train/<class>/`, `val/<class>/` or `<class>/`.
 
     Class folders are read in the order of their names. In each, the files are read first, then the subfolders, both
-    sorted by name, and linked folders last. Hidden files are ignored. Some links are not followed: links to a folder
-    that was already read for this class, another class folder, a split folder, `root` or a folder above `root`.
+    sorted by name, and linked folders last. Hidden files are ignored. Links to a folder that was already read for this
+    class, to another class folder, to a split folder, to `root` or to a folder above `root` are not followed. Folders
+    that a command of this project has made are not read.
+
+    Args:
+        layout: `classes`: the subfolders are classes. `split`: they are train, val and test. None: their names decide.
+        strict: if the names allow two layouts, raise a DataError. Otherwise the subfolders are then classes.
 
     Raises:
         DataError: `root` cannot be read, or has another layout or no training pictures.
     """
     root = Path(root).expanduser()
-    folders, split_folders, notes = _find_class_folders(root)
+    folders, split_folders, notes = _find_class_folders(root, layout, strict)
     excluded = _folders_links_must_not_enter(root, folders, split_folders)
     left_out = []
+    outputs = set[str]()  # folders that this project has made
     path_bytes, offsets = bytearray(), array("q", [0])
     labels, splits, sizes, mtimes = array("i"), array("b"), array("q"), array("q")
     class_names = sorted({folder.name for folder in folders})
     label_of = {name: label for label, name in enumerate(class_names)}
     folders_with_pictures = set[ClassFolder]()
+    merged_folders = dict[str, None]()
     for folder in folders:
-        for path, name in _walk_files(root, folder.path, excluded):
-            if _counts_as_picture(name):
+        for path, suffix in _walk_files(root, folder.path, excluded, outputs):
+            if _counts_as_picture(suffix):
                 folders_with_pictures.add(folder)
-            status = _stat_or_left_out(root, path, name)
+            status = _stat_or_left_out(root, path, suffix)
             if isinstance(status, LeftOut):
                 left_out.append(status)
                 continue
+            if (end := path.find("/", len(folder.path) + 1)) > 0:
+                merged_folders[path[:end]] = None
             path_bytes += path.encode("utf-8", "surrogateescape")
             offsets.append(len(path_bytes))
             labels.append(label_of[folder.name])
             splits.append(folder.split)
             sizes.append(status.st_size)
             mtimes.append(status.st_mtime_ns)
-    for parent in sorted({"", *(folder.path.rpartition("/")[0] for folder in folders)}):  # the root, or split folders
-        for name in filter(_counts_as_picture, _list_folder(root / parent)[0]):
+    for parent in sorted({"", *split_folders}):
+        for name in _list_folder(root / parent, outputs)[0]:
             path = f"{parent}/{name}".lstrip("/")
-            left_out.append(LeftOut(path, "in no class folder", "is next to the class folders, not in one"))
+            if _counts_as_picture(_suffix(f"{root}/{path}")):
+                reason = f"directly in {parent or 'the main folder'}, not in a class folder"
+                left_out.append(LeftOut(path, "in no class folder", reason))
     empty_folders = [folder for folder in folders if folder not in folders_with_pictures]
     notes += [f"{printable(folder.path)}/ contains no pictures: ignored" for folder in empty_folders]
+    if merged_folders:
+        count_text, names = plural(len(merged_folders), "subfolder"), first_names([*merged_folders], 3)
+        notes.append(f"the pictures of {count_text} count as the class above them ({names})")
+    if outputs:
+        names = first_names(sorted(os.path.relpath(path, root) for path in outputs), 3)
+        notes.append(f"not read, because this project made them: {names}")
     listing = Listing(
         root,
         tuple(class_names),
@@ -160,7 +193,7 @@ def find_files_below(folder: str | Path, suffixes: Container[str]) -> list[str]:
     Hidden files are ignored. Subfolders that cannot be read are also in the list, so that the caller can report them.
     """
     files = _walk_files(Path(folder), ".", set())
-    return sorted(str(Path(folder, path)) for path, name in files if not name or _suffix(name) in suffixes)
+    return sorted(str(Path(folder, path)) for path, suffix in files if suffix is None or suffix in suffixes)
 
 
 def _trainable_classes(root: Path, folders: list[ClassFolder], folders_with_pictures: set[ClassFolder]) -> set[str]:
@@ -173,19 +206,20 @@ def _trainable_classes(root: Path, folders: list[ClassFolder], folders_with_pict
     return names
 
 
-def _find_class_folders(root: Path) -> tuple[list[ClassFolder], list[str], list[str]]:
-    """Return the class folders in `root`, the names of its split folders, and a note for each ignored subfolder."""
+def _find_class_folders(root: Path, layout: str | None, strict: bool) -> tuple[list[ClassFolder], list[str], list[str]]:
+    """Return the class folders in `root`, the names of its split folders, and notes. The arguments: `find_photos`."""
     root_text = printable(str(root))
     try:
         if not root.is_dir():
             problem = "is not a folder" if root.exists() else "does not exist"
             raise DataError(f"{root_text} {problem}: give the folder that contains your class folders")
         subfolders = _list_subfolders(root)
-        split_of = {name: _SPLIT_OF_NAME[name.lower()] for name in subfolders if name.lower() in _SPLIT_OF_NAME}
+        split_of = {} if layout == "classes" else _find_split_folders(subfolders)
         classes = {split_folder: _list_subfolders(root / split_folder) for split_folder in split_of}
     except OSError as error:
         raise DataError(f"{root_text} cannot be read ({error.strerror}): chmod -R u+rX {root_text}") from error
     train_folders = [name for name, split in split_of.items() if split == TRAIN]
+    others = [name for name in subfolders if name not in split_of]
     notes: list[str] = []
     # A folder "train" is a class if it has no subfolders and there is no folder val or test next to it.
     if any(classes[name] for name in train_folders) or (train_folders and len(split_of) > 1):
@@ -193,19 +227,97 @@ def _find_class_folders(root: Path) -> tuple[list[ClassFolder], list[str], list[
             synonyms = [name for name in split_of if split_of[name] == split]
             if len(synonyms) > 1:
                 raise DataError(f"{root_text} has {' and '.join(synonyms)}, which mean the same: keep one of them")
-        notes += [f"{printable(name)}/ is next to train/: ignored" for name in subfolders if name not in split_of]
+        notes += [f"{printable(name)}/ is next to {printable(train_folders[0])}/: ignored" for name in others]
         folders = [ClassFolder(name, split_of[top], f"{top}/{name}") for top in split_of for name in classes[top]]
         example = f"{root_text}/train/<class>/<picture>.jpg"
-    elif split_of and len(split_of) == len(subfolders) and not train_folders:
-        raise DataError(
-            f"{root_text} has {', '.join(split_of)} but no train: make {root_text}/train/<class>/<picture>.jpg"
-        )
+    elif layout == "split":
+        names = first_names(subfolders, 3)
+        raise DataError(f"{root_text}: for --data.layout split, rename {names} to train, val and test; train is needed")
+    elif split_of and not train_folders and (strict or not others):
+        fix = f"make {root_text}/train/<class>/<picture>.jpg"
+        if others:
+            fix = f"move {first_names(others, 3)} into train/, or, if all are classes, --data.layout classes"
+        raise DataError(f"{root_text} has {', '.join(split_of)} but no train: {fix}")
     else:
+        if strict and layout is None:
+            _refuse_two_layouts(root, subfolders)
         folders = [ClassFolder(name, TRAIN, name) for name in subfolders]
         example = f"{root_text}/<class>/<picture>.jpg"
     if not folders:
         raise DataError(f"{root_text} has no class folders: make one for each class, {example}")
-    return folders, list(split_of), notes
+    return _match_class_names(folders, notes), list(split_of), notes
+
+
+def _find_split_folders(names: list[str]) -> dict[str, int]:
+    """Return the split of each folder whose name says one: `Training`, `seg_test`, or `fruits-val` with `fruits-train`.
+
+    Raise DataError for `cats_train`, `cats_test`, `dogs_train`, `dogs_test`.
+    """
+    groups: dict[str, dict[str, int]] = {"": {}}  # the other words of the name -> folder -> split
+    for name in names:
+        words = re.findall(r"[^\W\d_]+", re.sub("(?<=[a-z])(?=[A-Z])", "_", name))
+        matches = {word.lower(): _SPLIT_WORD.fullmatch(word.lower()) for word in words}
+        splits = [match.lastindex - 1 for match in matches.values() if match and match.lastindex]
+        if len(splits) == 1:
+            other_words = " ".join(word for word, match in matches.items() if not match)
+            groups.setdefault(other_words, {})[name] = splits[0]
+    plain = groups.pop("")
+    if TRAIN in plain.values():
+        return plain
+    complete = [
+        group for group in groups.values() if TRAIN in group.values() and len({*group.values(), *plain.values()}) > 1
+    ]
+    if len(complete) > 1:
+        examples = first_names([name for group in complete for name in group], 4)
+        raise DataError(
+            f"{examples}: move them to train/<class>/ and so on, or, if all are classes, --data.layout classes"
+        )
+    return plain | (complete[0] if complete else {})
+
+
+def _refuse_two_layouts(root: Path, subfolders: list[str]) -> None:
+    """Raise DataError if several subfolders have subfolders of the same names, so that these could be the classes."""
+    names_below = dict[str, set[str]]()
+    for name in subfolders:
+        with contextlib.suppress(OSError):
+            below = {_fold(n) for n in _list_subfolders(root / name) if _contains_pictures(root, f"{name}/{n}")}
+            if not below and _contains_pictures(root, name):
+                return
+            names_below |= {name: below} if below else {}
+    uses = Counter(name for below in names_below.values() for name in below)
+    shared = sorted(name for name, count in uses.items() if count > 1)
+    if len(shared) < 2 or any(below.isdisjoint(shared) for below in names_below.values()):
+        return
+    problem, tops = f"{printable(str(root))} can be read in two ways", first_names([*names_below], 3)
+    if len(_find_split_folders(shared)) > 1:
+        raise DataError(f"{problem}: move the splits {first_names(shared, 3)} out of {tops}, as in train/<class>/")
+    raise DataError(
+        f"{problem}. If {tops} are the classes: --data.layout classes. If they are splits of the classes "
+        f"{first_names(shared, 3)}: --data.layout split"
+    )
+
+
+def _fold(name: str) -> str:
+    """Return the same text for names that differ only in case, blanks at the ends, or Unicode form."""
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).strip().casefold())
+
+
+def _match_class_names(folders: list[ClassFolder], notes: list[str]) -> list[ClassFolder]:
+    """Give a folder in val or test the name of the class in train whose :func:`_fold` is equal. Add to the notes."""
+    alike: dict[tuple[int, str], list[ClassFolder]] = {}
+    for folder in folders:
+        alike.setdefault((folder.split, _fold(folder.name)), []).append(folder)
+    matched = []
+    for folder in folders:
+        twins, in_train = (alike.get((split, _fold(folder.name)), []) for split in (folder.split, TRAIN))
+        if len(twins) > 1 and folder is twins[0]:
+            names = " and ".join(f"'{printable(twin.path)}'" for twin in twins)
+            notes.append(f"{names} are different classes, but their names look alike: join the folders if they are one")
+        if len(twins) == len(in_train) == 1 and folder.name != in_train[0].name:
+            notes.append(f"'{printable(folder.path)}' is read as the class '{printable(in_train[0].name)}'")
+            folder = folder._replace(name=in_train[0].name)
+        matched.append(folder)
+    return matched
 
 
 def _folders_links_must_not_enter(
@@ -221,8 +333,11 @@ def _device_and_inode(folder: Path) -> tuple[int, int]:
     return status.st_dev, status.st_ino
 
 
-def _list_folder(folder: Path) -> tuple[list[str], list[str], list[str]]:
-    """Return three sorted lists of the names in `folder`: files, folders, links to folders. Skip hidden names."""
+def _list_folder(folder: Path, outputs: set[str] | None = None) -> tuple[list[str], list[str], list[str]]:
+    """Return the sorted names of the files, folders and links to folders in `folder`, without hidden ones.
+
+    The paths of folders that a command of this project has made are added to `outputs` instead.
+    """
     files, folders, links = list[str](), list[str](), list[str]()
     with os.scandir(folder) as entries:
         for entry in entries:
@@ -232,9 +347,20 @@ def _list_folder(folder: Path) -> tuple[list[str], list[str], list[str]]:
                 is_folder = entry.is_dir()
             except OSError:  # for example, a link to itself
                 is_folder = False
+            if is_folder and _is_output(entry.name, entry.path):
+                if outputs is not None:
+                    outputs.add(entry.path)
+                continue
             names = files if not is_folder else links if entry.is_symlink() else folders
             names.append(entry.name)
     return sorted(files), sorted(folders), sorted(links)
+
+
+def _is_output(name: str, path: str) -> bool:
+    """Return True if a command of this project has made the folder: a run, an evaluation, or heat maps."""
+    return name in _OUTPUT_FOLDERS or any(
+        all(os.access(f"{path}/{f}", os.F_OK) for f in files) for files in _OUTPUT_FILES
+    )
 
 
 def _list_subfolders(folder: Path) -> list[str]:
@@ -242,19 +368,35 @@ def _list_subfolders(folder: Path) -> list[str]:
     return sorted(folders + links)
 
 
-def _suffix(name: str) -> str:
-    return name.rpartition(".")[2].lower()
+def _suffix(path: str) -> str:
+    """Return the suffix of a file in lower case, without a dot. If it has none, that of its content, or ""."""
+    _, dot, suffix = path.rpartition("/")[2].rpartition(".")
+    if dot and len(suffix) < 6:
+        return suffix.lower()
+    with contextlib.suppress(OSError):
+        if Path(path).is_file():  # a named pipe would wait
+            with Path(path).open("rb") as file:
+                match = _SUFFIX_OF_FIRST_BYTES.match(file.read(16))
+            return str(match.lastgroup) if match else ""
+    return ""
 
 
-def _counts_as_picture(name: str) -> bool:
-    """Return True for a picture's name, and for "", which stands for a folder that cannot be read."""
-    return _suffix(name) in PICTURE_SUFFIXES or not name  # such a folder may contain pictures
+def _counts_as_picture(suffix: str | None) -> bool:
+    """Return True if a file with this suffix makes its folder a class."""
+    return suffix is None or suffix in PICTURE_SUFFIXES  # None is a folder that cannot be read: it may have pictures
 
 
-def _walk_files(root: Path, folder: str, excluded: set[tuple[int, int]]) -> Iterator[tuple[str, str]]:
-    """Yield (path, name) of each file below `folder`, and (path, "") of each folder that cannot be read.
+def _contains_pictures(root: Path, folder: str, excluded: Iterable[tuple[int, int]] = ()) -> bool:
+    return any(_counts_as_picture(suffix) for _, suffix in _walk_files(root, folder, excluded))
 
-    All paths are relative to `root`. Folders whose (device, inode) is in `excluded` are skipped.
+
+def _walk_files(
+    root: Path, folder: str, excluded: Iterable[tuple[int, int]], outputs: set[str] | None = None
+) -> Iterator[tuple[str, str | None]]:
+    """Yield (path, suffix) of each file below `folder`, and (path, None) of each folder that cannot be read.
+
+    All paths are relative to `root`. Folders whose (device, inode) is in `excluded` are skipped. `outputs` is as in
+    :func:`_list_folder`.
     """
     already_read = set(excluded)
     folders_to_read, links_to_read = [folder], list[str]()
@@ -266,24 +408,21 @@ def _walk_files(root: Path, folder: str, excluded: set[tuple[int, int]]) -> Iter
             if identity in already_read and current != folder:
                 continue
             already_read.add(identity)
-            files, subfolders, links = _list_folder(root / current)
+            files, subfolders, links = _list_folder(root / current, outputs)
         except OSError:
-            yield current, ""
+            yield current, None
             continue
         folders_to_read += [f"{current}/{name}" for name in reversed(subfolders)]
         links_to_read = sorted([*links_to_read, *(f"{current}/{name}" for name in links)])
-        yield from ((f"{current}/{name}", name) for name in files)
+        yield from ((f"{current}/{name}", _suffix(f"{root}/{current}/{name}")) for name in files)
 
 
-def _stat_or_left_out(root: Path, path: str, name: str) -> os.stat_result | LeftOut:
-    """Return the status of a file from :func:`_walk_files`, or a LeftOut if the file cannot be used."""
-    if not name:
+def _stat_or_left_out(root: Path, path: str, suffix: str | None) -> os.stat_result | LeftOut:
+    """Return the status of a file from :func:`_walk_files`, or a LeftOut if it cannot be a picture."""
+    if suffix is None:
         return LeftOut(path, "unreadable", "folder cannot be read: allow it with chmod u+rx")
-    suffix = _suffix(name)
-    if suffix in _UNSUPPORTED_SUFFIXES:
-        return LeftOut(path, "not a format we read", f".{suffix}: convert to .jpg")
-    if suffix not in FORMAT_OF_SUFFIX:
-        reason = f".{suffix} is not a picture suffix" if "." in name else "the name has no suffix"
+    if suffix not in PICTURE_SUFFIXES:
+        reason = f".{suffix} is not a picture suffix" if suffix else "no suffix, and not a picture by its first bytes"
         return LeftOut(path, "not a picture by its name", reason)
     try:
         status = os.stat(f"{root}/{path}")  # noqa: PTH116 - creating a Path for each file doubles the time

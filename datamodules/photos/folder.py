@@ -69,6 +69,7 @@ def examine(
     split_file: str | None = None,
     max_bad_fraction: float = 0.05,
     resize: str = "crop",
+    layout: str | None = None,
 ) -> Photos:
     """Decode every picture in a folder, leave out the files that cannot be used, and split the other pictures.
 
@@ -84,7 +85,7 @@ def examine(
         raise DataError(
             f"max_bad_fraction must be between 0 and 1, but is {max_bad_fraction}: --data.max_bad_fraction 0.05"
         )
-    listing = find_photos(root)
+    listing = find_photos(root, layout, strict=split_file is None)  # the classes in the file show the layout
     if split_file is not None:
         listing = apply_split_file(listing, split_file)
     if len(listing.class_names) == 1:
@@ -95,12 +96,24 @@ def examine(
         )
     scan = scan_photos(listing)
     bad, n = scan.bad, len(listing.paths)
-    if len(bad) > max_bad_fraction * n:
+    counts = listing.counts()
+    lost = counts - scan.listing.counts()
+    lost_texts = [
+        f"{lost[cell]} of {counts[cell]} pictures of {listing.class_names[cell[1]]} in {SPLITS[cell[0]]}"
+        for cell in sorted(zip(*np.nonzero(lost), strict=True), key=lambda cell: -lost[cell] / counts[cell])
+    ]
+    loses_half = (2 * lost >= counts) & (lost > max_bad_fraction * counts)
+    loses_half[TRAIN] &= lost[TRAIN] < counts[TRAIN]  # a class without any picture has its own error below
+    if len(bad) > max_bad_fraction * n or loses_half.any():
+        share = max(len(bad) / n, (lost[loses_half] / counts[loses_half]).max(initial=0))
         names = first_names([f"{file.path} ({file.kind})" for file in bad], MAX_NAMES_IN_MESSAGE)
-        names += "; all of them: python scripts/check.py DIR --json" * (len(bad) > MAX_NAMES_IN_MESSAGE)
+        names += "; for all of them: python scripts/check.py DIR --json" * (len(bad) > MAX_NAMES_IN_MESSAGE)
+        too_many = "half of a class" if loses_half.any() else f"more than {max_bad_fraction:.0%}"
+        too_many += f" ({first_names(lost_texts, 3)})"
+        heif = "pip install 'lit-classics[heif]' for HEIC, " * any("[heif]" in file.reason for file in bad)
         raise DataError(
-            f"{len(bad)} of {n} pictures are broken, more than {max_bad_fraction:.0%} ({names}): repair or delete them "
-            f"or use --data.max_bad_fraction {min(1, np.ceil(len(bad) / n * 100) / 100):g}"
+            f"{len(bad)} of {n} pictures cannot be read, {too_many}, such as {names}: {heif}repair, convert or "
+            f"delete them or use --data.max_bad_fraction {min(1, np.ceil(share * 100) / 100):g}"
         )
     in_two_classes = is_in_mixed_group(scan.listing.labels, scan.first_copies)
     left_out = [*listing.left_out, *bad, *_list_copies_in_two_classes(scan.listing, scan.first_copies, in_two_classes)]
@@ -109,12 +122,14 @@ def examine(
     _check_every_class_has_pictures(listing, left_out)
     first_copies = first_with_same_content(inspections["content"])
     notes, splits = [*listing.notes], listing.splits.copy()
+    if lost_texts:
+        notes.append(f"left out, because they cannot be read: {first_names(lost_texts, MAX_NAMES_IN_MESSAGE)}")
     if split_file is None and not (splits == VAL).any():
         train = np.flatnonzero(splits == TRAIN)
         order = listing.paths.hashes(str(seed))
         is_val = choose_validation_pictures(listing.labels[train], first_copies[train], order[train], val_size)
         splits[train[is_val]] = VAL
-        notes.append(f"no folder val/: {val_size:.0%} of each class became val (seed {seed})")
+        notes.append(f"no usable folder val/: {val_size:.0%} of each class became val (seed {seed})")
     photos = Photos(**{**vars(listing), "splits": splits, "left_out": left_out, "notes": notes})
     notes += _make_notes(photos, inspections, first_copies, resize)
     return photos

@@ -10,7 +10,7 @@ from typing import IO, Any
 
 import yaml
 
-from datamodules.files import atomic_write
+from datamodules.files import OUTPUT_MARKER, atomic_write
 from datamodules.text import first_names
 from lit_training.errors import CheckpointError, UsageError, is_rank_zero
 from lit_training.runs import checkpoints
@@ -73,7 +73,7 @@ def prepare_start(resume: str, root: str, config_yaml: str) -> RunStart:
     new_config = yaml.safe_load(config_yaml)
     if resume == "auto":
         for run in newest_first(root):
-            if _read_config(run) == new_config:
+            if _same_settings(_read_config(run), new_config):
                 # A run without a resume point starts again at step 0, in the same folder.
                 return lock_and_read_resume_point(run) or lock_run(run)
     if resume in ("auto", "never"):
@@ -190,6 +190,7 @@ def _make_folder(root: str, config_yaml: str) -> RunStart:
                 break
             except FileExistsError:
                 number += 1
+        (run / OUTPUT_MARKER).touch()
         start = replace(lock_run(run), is_new=True)
         with atomic_write(run / CONFIG, "w") as file:
             file.write(config_yaml)
@@ -251,9 +252,16 @@ def _read_resume_point(start: RunStart, path: Path) -> RunStart:
 
 def _refuse_other_settings(new_config: dict[str, Any], run_config: dict[str, Any], run: Path) -> None:
     for key in ("seed_everything", "model", "data", "optimizer", "lr_scheduler"):
-        if new_config.get(key) != run_config.get(key):
+        if not _same_settings(run_config.get(key), new_config.get(key)):
             flag = "seed" if key == "seed_everything" else key
             raise UsageError(f"{run} was started with another --{flag}: leave the flag out, or use --resume never")
+
+
+def _same_settings(old: Any, new: Any) -> bool:
+    """Compare two configurations. A setting that an older version of this project did not have is equal to null."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        return all(_same_settings(old.get(name), new.get(name)) for name in old.keys() | new.keys())
+    return bool(old == new)
 
 
 def adds_epochs(trainer_config: dict[str, Any], start: RunStart) -> bool:

@@ -225,8 +225,8 @@ def _choose_data(
 
 
 def _find_readable_photos(root: str) -> Listing:
-    """Return the readable photos of the test split, else of the validation split, else all. Warn on stderr."""
-    listing = find_photos(root)
+    """Return the readable photos of the test split, else of the validation split, else all. Print notes on stderr."""
+    listing = find_photos(root, strict=False)  # the network's classes decide between two layouts
     # In a folder without splits, all photos have the split TRAIN.
     split = next(split for split in (TEST, VAL, TRAIN) if (listing.splits == split).any())
     scan = scan_photos(listing.take(np.flatnonzero(listing.splits == split)))

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from datamodules import Preprocessing
+from datamodules.files import OUTPUT_MARKER
 from datamodules.loading.memory import normalize
 from lit_models import LitBase
 from lit_training import figures
@@ -115,6 +116,7 @@ def explain_predictions(model: LitBase, predictions: Sequence[Prediction], folde
         for file in folder.glob("*.png"):
             if file.is_file() and MADE_BY.encode() in file.read_bytes()[:1000]:  # the text is before the pixels
                 file.unlink()
+        (folder / OUTPUT_MARKER).touch()
         for (number, prediction), sample in zip(readable.items(), samples, strict=True):
             if sample.x is None:  # the file was deleted after the prediction
                 continue

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torchmetrics.functional import mean_absolute_error, r2_score
 
-from datamodules.files import atomic_write, write_spreadsheet
+from datamodules.files import OUTPUT_MARKER, atomic_write, write_spreadsheet
 from datamodules.text import plural, printable
 from lit_training import figures
 from lit_training.errors import UsageError
@@ -54,6 +54,7 @@ def write_evaluation(evaluation: Evaluation) -> None:
     folder, files = evaluation.folder, [PREDICTIONS, "confusion_matrix.csv", "confusion_matrix.png", PER_CLASS]
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        (folder / OUTPUT_MARKER).touch()
         for old_file in ("worst.png", EXPLAINED):  # of an earlier evaluation, perhaps of another checkpoint
             (folder / old_file).unlink(missing_ok=True)
         write_spreadsheet(folder / files[0], [PREDICTION_COLUMNS, *predictions])

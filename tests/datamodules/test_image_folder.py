@@ -74,11 +74,14 @@ def test_every_argument_changes_something(to_split: Path, argument: str) -> None
         "num_workers": 1,
         "seed": 1,
         "resize": "squash",
+        "layout": "classes",
     }
+    if argument == "layout":
+        usual["root"] = str(to_split.parent)
     before = everything(**usual)
     assert before == everything(**usual)
     if argument == "max_bad_fraction":
-        with pytest.raises(DataError, match="1 of 13 pictures are broken, more than 1%"):
+        with pytest.raises(DataError, match="1 of 13 pictures cannot be read, more than 1%"):
             everything(root=str(to_split), max_bad_fraction=others[argument])
     else:
         assert before != everything(**{**usual, argument: others[argument]})

@@ -12,9 +12,19 @@ from pathlib import Path
 import pytest
 
 from datamodules.errors import DataError
-from datamodules.photos.find import TEST, TRAIN, VAL, LeftOut, find_class_names, find_photos
+from datamodules.photos.find import (
+    PICTURE_SUFFIXES,
+    TEST,
+    TRAIN,
+    VAL,
+    LeftOut,
+    find_class_names,
+    find_files_below,
+    find_photos,
+)
 from tests.support.photos import (
     JPEG,
+    encoded,
     examine_leniently,
     names,
     refusal_of,
@@ -26,13 +36,39 @@ from tests.support.photos import (
 # --- files that are left out ------------------------------------------------------------
 
 
-@pytest.mark.parametrize("suffix", ["gif", "svg", "heic", "GIF"])
-def test_other_formats_do_not_count_as_broken(tmp_path: Path, suffix: str) -> None:
+@pytest.mark.parametrize("suffix", ["gif", "svg", "GIF"])
+def test_other_formats_count_as_bad(tmp_path: Path, suffix: str) -> None:
     write_file(write_cats_and_dogs(tmp_path) / "cat" / f"x.{suffix}", b"placeholder")
-    photos = examine_leniently(tmp_path, max_bad_fraction=0.0)
-    assert photos.left_out == [
+    assert examine_leniently(tmp_path).left_out == [
         LeftOut(f"cat/x.{suffix}", "not a format we read", f".{suffix.lower()}: convert to .jpg")
     ]
+    assert refusal_of(tmp_path, max_bad_fraction=0.05).startswith("1 of 13 pictures cannot be read, more than 5%")
+
+
+def test_raw_files_are_not_read_as_tiff(tmp_path: Path) -> None:
+    """A raw file begins with a small preview, which Pillow reads as a TIFF."""
+    write_file(write_cats_and_dogs(tmp_path) / "cat" / "x.NEF", encoded(1, "TIFF"))
+    assert [file.path for file in examine_leniently(tmp_path).left_out] == ["cat/x.NEF"]
+
+
+def test_files_without_a_suffix_are_read_if_they_are_pictures(tmp_path: Path) -> None:
+    root = write_cats_and_dogs(tmp_path / "root")
+    for number, form in enumerate(("JPEG", "PNG", "BMP", "WEBP", "TIFF", "PPM")):
+        write_file(root / "new" / form, encoded(50 + number, form))
+    write_file(root / "new" / "2021.05.03 Berlin", encoded(70))
+    write_file(root / "cat" / "README", b"about cats")
+    write_file(root / "cat" / "BMW", b"BMW is a car")
+    write_file(root / "cat" / "moving", encoded(71, "GIF"))
+    os.mkfifo(root / "cat" / "pipe")
+    photos = examine_leniently(root)
+    assert photos.class_names == find_class_names(root) == ("cat", "dog", "new")
+    assert [file[:2] for file in photos.left_out] == [
+        *[(f"cat/{name}", "not a picture by its name") for name in ("BMW", "README", "pipe")],
+        ("cat/moving", "not a picture"),
+    ]
+    assert [Path(file).name for file in find_files_below(root / "new", PICTURE_SUFFIXES)] == sorted(
+        ["2021.05.03 Berlin", "JPEG", "PNG", "BMP", "WEBP", "TIFF", "PPM"]
+    )
 
 
 def test_text_files_and_loose_pictures_are_left_out(tmp_path: Path) -> None:
@@ -40,7 +76,7 @@ def test_text_files_and_loose_pictures_are_left_out(tmp_path: Path) -> None:
     write_file(tmp_path / "loose.jpg", JPEG)
     assert examine_leniently(tmp_path).left_out == [
         LeftOut("cat/labels.txt", "not a picture by its name", ".txt is not a picture suffix"),
-        LeftOut("loose.jpg", "in no class folder", "is next to the class folders, not in one"),
+        LeftOut("loose.jpg", "in no class folder", "directly in the main folder, not in a class folder"),
     ]
 
 

@@ -70,7 +70,7 @@ def test_a_folder_without_val_is_split(tmp_path: Path) -> None:
     write_pictures(tmp_path, {"train/a": 10, "train/b": 5, "test/a": 2, "test/b": 2})
     photos = examine_leniently(tmp_path)
     assert photos.counts().tolist() == [[8, 4], [2, 1], [2, 2]]
-    assert photos.notes == ["no folder val/: 20% of each class became val (seed 0)"]
+    assert photos.notes == ["no usable folder val/: 20% of each class became val (seed 0)"]
 
 
 def test_split_depends_only_on_seed_and_pictures(tmp_path: Path) -> None:
@@ -121,7 +121,7 @@ def test_class_without_a_usable_picture(tmp_path: Path) -> None:
     write_file(tmp_path / "bird" / "b.gif", b"")
     assert find_class_names(tmp_path) == ("bird", "cat", "dog")
     assert refusal_of(tmp_path) == (
-        "class bird has no usable training picture (bird/b.gif (not a format we read), bird/a.jpg (empty)): add "
+        "class bird has no usable training picture (bird/a.jpg (empty), bird/b.gif (not a format we read)): add "
         "pictures to its folder or delete the folder"
     )
 
@@ -130,8 +130,9 @@ def test_too_many_broken(tmp_path: Path) -> None:
     write_file(write_cats_and_dogs(tmp_path, 9) / "cat" / "a.jpg", b"")
     write_file(tmp_path / "dog" / "b.jpg", b"text")
     assert refusal_of(tmp_path, max_bad_fraction=0.05) == (
-        "2 of 20 pictures are broken, more than 5% (cat/a.jpg (empty), dog/b.jpg (not a picture)): repair or delete "
-        "them or use --data.max_bad_fraction 0.1"
+        "2 of 20 pictures cannot be read, more than 5% (1 of 10 pictures of cat in train, 1 of 10 pictures of dog in "
+        "train), such as cat/a.jpg (empty), dog/b.jpg (not a picture): repair, convert or delete them or use "
+        "--data.max_bad_fraction 0.1"
     )
     assert len(examine_leniently(tmp_path, max_bad_fraction=0.1).paths) == 18
 
@@ -141,7 +142,7 @@ def test_the_error_names_ten_of_many_broken_files(tmp_path: Path) -> None:
         write_file(write_cats_and_dogs(tmp_path) / "cat" / f"bad{number:02}.jpg", b"")
     said = refusal_of(tmp_path, max_bad_fraction=0.05)
     assert said.count("(empty)") == 10
-    assert "cat/bad09.jpg (empty), ...; all of them: python scripts/check.py DIR --json): repair" in said
+    assert "cat/bad09.jpg (empty), ...; for all of them: python scripts/check.py DIR --json: repair" in said
 
 
 @pytest.mark.parametrize("options", [{"val_size": 0.0}, {"val_size": 1.0}, {"max_bad_fraction": 1.5}])
@@ -215,7 +216,8 @@ def test_report(tmp_path: Path) -> None:
         "  12 empty",
         *(f"    a/bad{i:02}.jpg: 0 bytes" for i in range(10)),
         "    and 2 more",
-        "note: no folder val/: 20% of each class became val (seed 0)",
+        "note: left out, because they cannot be read: 12 of 22 pictures of a in train",
+        "note: no usable folder val/: 20% of each class became val (seed 0)",
     ]
 
 

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import nn
 
+from datamodules.files import OUTPUT_MARKER
 from lit_models import LitCNN, LitMLP, LitTransfer
 from lit_training.errors import UsageError
 from lit_training.trained.explain import check_explainable, explain_predictions, grad_cam, put_side_by_side
@@ -169,7 +170,7 @@ def test_predictions_are_drawn(tmp_path: Path) -> None:
     model = LitCNN().eval()
     files = [str(tmp_path / f"{name}.png") for name in ("a", "broken", "b")]
     assert explain_predictions(model, list(predict(model, files)), tmp_path / "out") == 2
-    assert {path.name for path in (tmp_path / "out").iterdir()} == {"1_a.png", "3_b.png"}
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {OUTPUT_MARKER, "1_a.png", "3_b.png"}
     assert len(list(tmp_path.iterdir())) == 4  # nothing is written next to the photos
 
 

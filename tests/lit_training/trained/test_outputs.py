@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
+from datamodules.files import OUTPUT_MARKER
 from lit_training import figures, load
 from lit_training.errors import UsageError
 from lit_training.trained.outputs import (
@@ -117,6 +118,7 @@ def test_images_of_an_earlier_evaluation_are_deleted(photo_run: Trained) -> None
     right = torch.nn.functional.one_hot(evaluation.targets, 2).float()
     write_evaluation(replace(evaluation, outputs=right))
     assert sorted(file.name for file in folder.iterdir()) == [
+        OUTPUT_MARKER,
         "confusion_matrix.csv",
         "confusion_matrix.png",
         "per_class.csv",
