@@ -71,7 +71,7 @@ class Inspection(NamedTuple):
     width: int = 0  # pixels, before the rotation
     height: int = 0
     dhash: int = 0  # perceptual hash, 64 bits
-    content: int = 0  # hash of the file, 64 bits, or 0 if it was not hashed
+    sha256: str = ""  # of the file, in lower-case hex
 
 
 def read_picture(path: str | Path) -> Image.Image:
@@ -80,8 +80,8 @@ def read_picture(path: str | Path) -> Image.Image:
         return to_upright_rgb(image)
 
 
-def inspect_picture(path: Path, with_content: bool) -> Inspection:
-    """Decode the whole file, and hash it if `with_content`. If it cannot be decoded, return the reason."""
+def inspect_picture(path: Path) -> Inspection:
+    """Decode and hash the whole file. If it cannot be decoded, return the reason."""
     try:
         with _open_picture(path) as image:
             width, height = image.size
@@ -95,7 +95,7 @@ def inspect_picture(path: Path, with_content: bool) -> Inspection:
                 image.load()
             flags |= ROTATED * (read_orientation(image) in STEPS_TO_UPRIGHT)
             dhash = _dhash(to_upright_rgb(image))
-            return Inspection("", "", flags, width, height, dhash, _hash_content(path) if with_content else 0)
+            return Inspection("", "", flags, width, height, dhash, _hash_file(path))
     except BadPicture as bad:
         return Inspection(bad.kind, bad.reason)
 
@@ -197,9 +197,9 @@ def _dhash(image: Image.Image) -> int:
     return int.from_bytes(np.packbits(cells[:, 1:] > cells[:, :-1]).tobytes(), "big")
 
 
-def _hash_content(path: Path) -> int:
-    digest = hashlib.blake2b(digest_size=8)
+def _hash_file(path: Path) -> str:
+    digest = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(1 << 20):
             digest.update(block)
-    return int.from_bytes(digest.digest(), "little") or 1  # 0 means that the file was not hashed
+    return digest.hexdigest()
