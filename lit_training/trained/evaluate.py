@@ -216,7 +216,10 @@ def _choose_data(
     all_photos: bool,
 ) -> tuple[LightningDataModule, str]:
     takes_photos = model.task == "classification" and model.sample_ndim == 3
-    split_file, arguments = run_folder(checkpoint_file) / SPLIT, dict(checkpoint["datamodule_hyper_parameters"] or {})
+    split_file, arguments = (
+        run_folder(checkpoint_file) / SPLIT,
+        dict(checkpoint.get("datamodule_hyper_parameters") or {}),
+    )
     if data_root is not None:
         if not takes_photos:
             raise UsageError(f"--data {data_root}: {type(model).__name__} was not trained on photos; leave --data out")

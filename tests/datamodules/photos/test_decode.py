@@ -12,7 +12,7 @@ from PIL import Image
 
 from datamodules.errors import DataError
 from datamodules.photos import decode
-from datamodules.photos.check import MAX_HASH_DISTANCE
+from datamodules.photos.near import MAX_HASH_DISTANCE
 from datamodules.photos.decode import read_picture
 from tests.support.photos import (
     BROKEN,
