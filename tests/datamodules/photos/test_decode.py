@@ -12,8 +12,8 @@ from PIL import Image
 
 from datamodules.errors import DataError
 from datamodules.photos import decode
-from datamodules.photos.near import MAX_HASH_DISTANCE
 from datamodules.photos.decode import read_picture
+from datamodules.photos.near import MAX_HASH_DISTANCE
 from tests.support.photos import (
     BROKEN,
     DECOMPRESSION_BOMB,
