@@ -15,7 +15,9 @@ DESCRIPTION = (
 def main(arguments: list[str] | None = None) -> None:
     parser = Parser("evaluate.py", DESCRIPTION)
     parser.add_argument("run", metavar="RUN", help="folder of a run, .ckpt file, or latest")
-    parser.add_argument("--data", metavar="DIR", help="test on photos in DIR, one subfolder for each class")
+    parser.add_argument("--data", metavar="DIR", help="test on the photos in DIR that the run was not trained on")
+    parser.add_argument("--all", action="store_true", help="with --data: test on all photos, also trained ones")
+    parser.add_argument("--photos", metavar="DIR", help="the folder where the photos of the run are now")
     parser.add_accelerator_flag()
     parser.add_argument("--devices", default="1", metavar="N", help="number of devices (default: 1)")
     parser.add_argument("--explain", action="store_true", help="draw heat maps of the worst mistakes")
@@ -34,7 +36,7 @@ def main(arguments: list[str] | None = None) -> None:
     saved = load(chosen.run)
     if chosen.explain:
         check_explainable(saved.model())
-    evaluation = saved.evaluate(chosen.data, chosen.accelerator, chosen.devices)
+    evaluation = saved.evaluate(chosen.data, chosen.accelerator, chosen.devices, chosen.photos, chosen.all)
     disconnect()
     if not is_rank_zero():
         return

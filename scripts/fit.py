@@ -18,7 +18,13 @@ def main() -> None:
         from lit_training.cli.seeds import run_seeds
 
         sys.exit(run_seeds(rest, chosen.seeds))
-    from lit_training.cli.fit import load_pretrained_weights, print_result, print_start, remove_unstarted_run
+    from lit_training.cli.fit import (
+        load_pretrained_weights,
+        print_result,
+        print_start,
+        refuse_other_photos,
+        remove_unstarted_run,
+    )
     from lit_training.cli.parser import FitCLI
     from lit_training.cli.trouble import one_line_failures
     from lit_training.runs.processes import disconnect
@@ -26,6 +32,7 @@ def main() -> None:
     run = FitCLI().run
     run.watch.start()
     with one_line_failures(run), remove_unstarted_run(run):
+        refuse_other_photos(run)
         load_pretrained_weights(run)
         print_start(run)
         run.trainer.fit(run.model, run.data, weights_only=True)

@@ -1,5 +1,5 @@
 """Read and check folders of photos.
 
-Before training, without torch: find lists the files, scan decodes them with decode, split chooses the validation set,
-folder runs these steps. check reports problems. During training: dataset, store and transforms read the pictures.
+The steps, in this order, without torch: find, decode, scan, split, near, folder. check finds problems before training.
+dataset, store and transforms read the pictures during training.
 """

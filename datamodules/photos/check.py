@@ -10,10 +10,10 @@ import numpy as np
 from datamodules.photos.decode import BLANK, HAS_PAGES, MISNAMED, ROTATED
 from datamodules.photos.find import SPLITS, TRAIN, Listing
 from datamodules.photos.folder import UNEVEN_CLASS_RATIO
+from datamodules.photos.near import group_near_duplicates
 from datamodules.photos.scan import scan_photos
 from datamodules.photos.split import is_in_mixed_group
 
-MAX_HASH_DISTANCE = 3  # the perceptual hashes (64 bits) of near duplicates differ in at most this many bits
 UNUSUAL_SIZE_FACTOR = 4  # unusual: sqrt(width * height) is this many times larger or smaller than the median
 ADVICE = {
     **dict.fromkeys(("truncated", "empty", "damaged"), "copy them again or delete them"),
@@ -108,50 +108,6 @@ def to_document(used: Listing, findings: list[Finding]) -> dict[str, object]:
             {"kind": f.kind, "count": len(f.items), "items": f.items, "advice": ADVICE[f.kind]} for f in findings
         ],
     }
-
-
-def group_near_duplicates(hashes: np.ndarray, first_copies: np.ndarray) -> np.ndarray:
-    """Group near duplicates. Return the index of the first picture in the group of each picture: int array (n,).
-
-    Two pictures are in the same group if their `hashes` (uint64) differ in at most MAX_HASH_DISTANCE bits, or if a
-    chain of such pairs connects them. For `first_copies` see :func:`~datamodules.photos.scan.first_with_same_content`.
-    """
-    bits = _count_bits(hashes)
-    # Skip pictures of one color or with a smooth gradient: their bits are almost all equal, so they would be one group.
-    is_usable = (bits > MAX_HASH_DISTANCE) & (bits < 64 - MAX_HASH_DISTANCE)
-    usable = np.flatnonzero((first_copies == np.arange(len(first_copies))) & is_usable)
-    left, right = usable[_find_near_pairs(hashes[usable])]
-    group = np.arange(len(hashes))
-    while True:  # each round gives both pictures of a pair the lower group index, until nothing changes
-        lower = group.copy()
-        minimum = np.minimum(group[left], group[right])
-        np.minimum.at(lower, left, minimum)
-        np.minimum.at(lower, right, minimum)
-        if (lower == group).all():
-            return group[first_copies]
-        group = lower
-
-
-def _find_near_pairs(hashes: np.ndarray) -> np.ndarray:
-    """Return the indices, (2, pairs), of all pairs of hashes that differ in at most MAX_HASH_DISTANCE bits."""
-    # Divide the bits into MAX_HASH_DISTANCE + 1 bands. Near hashes are equal in a band, so compare only such pairs.
-    width = 64 // (MAX_HASH_DISTANCE + 1)
-    pairs = [np.empty((2, 0), np.int64)]
-    for band in range(MAX_HASH_DISTANCE + 1):
-        values = hashes >> np.uint64(width * band) & np.uint64((1 << width) - 1)
-        order = np.argsort(values, kind="stable")
-        values = values[order]
-        left, step = np.arange(len(order)), 1
-        while len(left := left[left + step < len(order)]):
-            left = left[values[left] == values[left + step]]
-            pair = order[np.stack([left, left + step])]
-            pairs.append(pair[:, _count_bits(hashes[pair[0]] ^ hashes[pair[1]]) <= MAX_HASH_DISTANCE])
-            step += 1
-    return np.concatenate(pairs, axis=1)
-
-
-def _count_bits(values: np.ndarray) -> np.ndarray:
-    return np.unpackbits(np.ascontiguousarray(values).view(np.uint8).reshape(-1, 8), axis=1).sum(axis=1)
 
 
 def _group_names(listing: Listing, groups: np.ndarray, chosen: np.ndarray) -> list[tuple[str, ...]]:

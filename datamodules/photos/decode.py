@@ -70,7 +70,7 @@ class Inspection(NamedTuple):
     width: int = 0  # pixels, before the rotation
     height: int = 0
     dhash: int = 0  # perceptual hash, 64 bits
-    content: int = 0  # hash of the file, 64 bits, or 0 if it was not hashed
+    sha256: str = ""  # of the file, in lower-case hex
 
 
 def read_picture(path: str | Path) -> Image.Image:
@@ -79,8 +79,8 @@ def read_picture(path: str | Path) -> Image.Image:
         return to_upright_rgb(image)
 
 
-def inspect_picture(path: Path, with_content: bool) -> Inspection:
-    """Check if a file can be decoded, and return its properties or the error. Hash the file if `with_content`."""
+def inspect_picture(path: Path) -> Inspection:
+    """Decode and hash the whole file. If it cannot be decoded, return the reason."""
     try:
         with _open_picture(path) as image:
             width, height = image.size
@@ -97,7 +97,7 @@ def inspect_picture(path: Path, with_content: bool) -> Inspection:
             rgb = to_upright_rgb(image)
             small = rgb.reduce(max(1, min(rgb.size) // 224))  # about as large as the network sees it
             flags |= BLANK * bool(np.ptp(np.asarray(small), axis=(0, 1)).max() <= MAX_BLANK_CONTRAST)
-            return Inspection("", "", flags, width, height, _dhash(rgb), _hash_content(path) if with_content else 0)
+            return Inspection("", "", flags, width, height, _dhash(rgb), _hash_file(path))
     except BadPicture as bad:
         return Inspection(bad.kind, bad.reason)
 
@@ -255,9 +255,9 @@ def _dhash(image: Image.Image) -> int:
     return int.from_bytes(np.packbits(cells[:, 1:] > cells[:, :-1]).tobytes(), "big")
 
 
-def _hash_content(path: Path) -> int:
-    digest = hashlib.blake2b(digest_size=8)
+def _hash_file(path: Path) -> str:
+    digest = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(1 << 20):
             digest.update(block)
-    return int.from_bytes(digest.digest(), "little") or 1  # not 0, because 0 means that the file was not hashed
+    return digest.hexdigest()

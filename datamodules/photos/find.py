@@ -77,6 +77,7 @@ class Listing:
     splits: np.ndarray  # int8: TRAIN, VAL or TEST; all TRAIN if there are no split folders
     sizes: np.ndarray  # int64, bytes
     mtimes: np.ndarray  # int64, nanoseconds
+    sha256: np.ndarray  # S64, lower-case hex; empty before the files are scanned
     left_out: list[LeftOut]
     notes: list[str]  # warnings of one line each
 
@@ -89,7 +90,7 @@ class Listing:
         """Return a listing of only the pictures at `indices` (int array, ascending, each index once)."""
         if len(indices) == len(self.paths):
             return self
-        columns = {name: getattr(self, name)[indices] for name in ("labels", "splits", "sizes", "mtimes")}
+        columns = {name: getattr(self, name)[indices] for name in ("labels", "splits", "sizes", "mtimes", "sha256")}
         return replace(self, paths=self.paths.take(indices), **columns)
 
     def keep_classes(self, names: set[str]) -> Listing:
@@ -181,6 +182,7 @@ def find_photos(root: str | Path, layout: str | None = None, *, strict: bool = T
         np.frombuffer(splits, np.int8),
         np.frombuffer(sizes, np.int64),
         np.frombuffer(mtimes, np.int64),
+        np.zeros(len(mtimes), "S64"),
         left_out,
         notes,
     )

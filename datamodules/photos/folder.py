@@ -12,6 +12,7 @@ from datamodules.errors import DataError
 from datamodules.files import write_csv
 from datamodules.photos.decode import BLANK, HAS_PAGES, MISNAMED, ROTATED
 from datamodules.photos.find import SPLITS, TEST, TRAIN, VAL, LeftOut, Listing, find_photos
+from datamodules.photos.near import group_near_duplicates
 from datamodules.photos.scan import first_with_same_content, scan_photos
 from datamodules.photos.split import (
     MAX_NAMES_IN_MESSAGE,
@@ -19,6 +20,7 @@ from datamodules.photos.split import (
     apply_split_file,
     choose_validation_pictures,
     is_in_mixed_group,
+    split_lines,
 )
 from datamodules.text import align_columns, first_names, plural, printable
 
@@ -34,10 +36,8 @@ class Photos(Listing):
         return np.flatnonzero(self.splits == split)
 
     def write_split(self, csv_path: str | Path) -> None:
-        """Write a CSV file with `path,label,split` for each picture. :func:`examine` accepts it as `split_file`."""
-        rows = zip(self.paths, self.labels, self.splits, strict=True)
-        lines = [(path, self.class_names[label], SPLITS[split]) for path, label, split in rows]
-        write_csv(csv_path, [SPLIT_FILE_COLUMNS, *lines])
+        """Write a CSV file with SPLIT_FILE_COLUMNS for each picture. :func:`examine` accepts it as `split_file`."""
+        write_csv(csv_path, [SPLIT_FILE_COLUMNS, *split_lines(self)])
 
     def write_left_out(self, csv_path: str | Path) -> None:
         """Write a CSV file with `path,kind,reason` for each file that is not used."""
@@ -120,7 +120,7 @@ def examine(
     rows = np.flatnonzero(~in_two_classes)
     listing, inspections = scan.listing.take(rows), scan.inspections[rows]
     _check_every_class_has_pictures(listing, left_out)
-    first_copies = first_with_same_content(inspections["content"])
+    first_copies = first_with_same_content(listing.sha256)
     notes, splits = [*listing.notes], listing.splits.copy()
     if lost_texts:
         notes.append(f"left out, because they cannot be read: {first_names(lost_texts, MAX_NAMES_IN_MESSAGE)}")
@@ -132,6 +132,7 @@ def examine(
         notes.append(f"no usable folder val/: {val_size:.0%} of each class became val (seed {seed})")
     photos = Photos(**{**vars(listing), "splits": splits, "left_out": left_out, "notes": notes})
     notes += _make_notes(photos, inspections, first_copies, resize)
+    notes += _note_near_duplicates(photos, inspections["dhash"], first_copies)
     return photos
 
 
@@ -193,6 +194,20 @@ def _make_notes(photos: Photos, inspections: np.ndarray, first_copies: np.ndarra
             "--data.balance loss gives them equal weight"
         )
     return notes
+
+
+def _note_near_duplicates(photos: Photos, hashes: np.ndarray, first_copies: np.ndarray) -> list[str]:
+    """Return a note if pictures in val or test look like a picture in another split, but are not exact copies."""
+    groups = group_near_duplicates(hashes, first_copies)
+    found = is_in_mixed_group(photos.splits, groups) & ~is_in_mixed_group(photos.splits, first_copies)
+    if not len(rows := np.flatnonzero(found & (photos.splits != TRAIN))):
+        return []
+    pairs = [(row, np.flatnonzero((groups == groups[row]) & (photos.splits != photos.splits[row]))) for row in rows[:4]]
+    names = [f"{photos.paths[row]} and {photos.paths[others[0]]}" for row, others in pairs]
+    return [
+        f"{plural(len(rows), 'picture')} in val or test look like a picture in another split "
+        f"({first_names(names, 3)}): if they show the same scene, the score will be too good; check.py lists them all"
+    ]
 
 
 def _format_counts(class_names: tuple[str, ...], counts: np.ndarray, max_rows: int = 12) -> list[str]:

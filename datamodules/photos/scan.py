@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from queue import SimpleQueue
 from typing import NamedTuple
@@ -24,9 +25,9 @@ from datamodules.photos.decode import Inspection, inspect_picture
 from datamodules.photos.find import LeftOut, Listing
 
 _FILES_PER_REQUEST = 64  # about 0.1 s of work for a worker
-_MIN_BYTES_PER_PROCESS = 32 << 20  # starting a process takes about as long as decoding this many bytes
-# An array has one element per picture, with the numeric fields of Inspection. The key is the hash of the path.
-INSPECTION_DTYPE = np.dtype([("flags", "u1"), ("width", "u4"), ("height", "u4"), ("dhash", "u8"), ("content", "u8")])
+_MIN_BYTES_PER_PROCESS = 32 << 20  # decoding fewer bytes takes about as long as starting a process
+# One row per picture, with the fields of Inspection.
+INSPECTION_DTYPE = np.dtype([("flags", "u1"), ("width", "u4"), ("height", "u4"), ("dhash", "u8"), ("sha256", "S64")])
 _CACHE_DTYPE = np.dtype([("key", "u8"), ("size", "i8"), ("mtime", "i8"), ("verdict", INSPECTION_DTYPE)])
 
 
@@ -52,19 +53,16 @@ def scan_photos(
         progress: called with (number of finished files, number of files), several times.
     """
     n = len(listing.paths)
-    _, size_index, files_per_size = np.unique(listing.sizes, return_inverse=True, return_counts=True)
-    with_content = files_per_size[size_index] > 1  # copies have the same size, so hash only these files
     cache_rows = np.zeros(n, _CACHE_DTYPE)
     cache_rows["key"], cache_rows["size"], cache_rows["mtime"] = listing.paths.hashes(), listing.sizes, listing.mtimes
     cache_file = _cache_file(listing.root)
     done = _read_cache(cache_file, cache_rows) if cache_file else np.zeros(n, bool)
     inspections = cache_rows["verdict"]
-    done &= (inspections["content"] != 0) | ~with_content
     todo = np.flatnonzero(~done)
     bad: list[LeftOut] = []
     finished = n - len(todo)
     try:
-        for rows, results in _inspect_files(listing, todo, with_content, num_workers):
+        for rows, results in _inspect_files(listing, todo, num_workers):
             for row, inspection in zip(rows.tolist(), results, strict=True):
                 if inspection.kind:
                     bad.append(LeftOut(listing.paths[row], inspection.kind, inspection.reason))
@@ -78,31 +76,31 @@ def scan_photos(
         if cache_file and done[todo].any():
             with contextlib.suppress(OSError), atomic_write(cache_file) as file:  # ignore errors
                 np.save(file, cache_rows[done][np.argsort(cache_rows["key"][done])])
-    first_copies = first_with_same_content(inspections["content"][done])
-    return Scan(listing.take(np.flatnonzero(done)), inspections[done], first_copies, bad)
+    scanned = replace(listing.take(np.flatnonzero(done)), sha256=inspections["sha256"][done])
+    return Scan(scanned, inspections[done], first_with_same_content(scanned.sha256), bad)
 
 
-def first_with_same_content(content: np.ndarray) -> np.ndarray:
-    """Return the index of the first picture with the same hash, for each picture: (n,). Hash 0 means "has no copy"."""
-    _, first, group = np.unique(content, return_index=True, return_inverse=True)
-    return np.where(content == 0, np.arange(len(content)), first[group])
+def first_with_same_content(hashes: np.ndarray) -> np.ndarray:
+    """Return, for each picture, the index of the first one with the same hash, (n,)."""
+    _, first, group = np.unique(hashes, return_index=True, return_inverse=True)
+    return first[group]
 
 
 def _inspect_files(
-    listing: Listing, todo: np.ndarray, with_content: np.ndarray, num_workers: int | None
+    listing: Listing, todo: np.ndarray, num_workers: int | None
 ) -> Iterator[tuple[np.ndarray, list[Inspection]]]:
     """Inspect the files at the indices `todo`. Yield (indices, results) for each request, in the order of `todo`."""
     root = listing.root.absolute()  # workers have another current folder
     chunks = [todo[start : start + _FILES_PER_REQUEST] for start in range(0, len(todo), _FILES_PER_REQUEST)]
 
-    def make_request(rows: np.ndarray) -> list[tuple[str, bool]]:  # made when needed, to save memory
-        return [(f"{root}/{listing.paths[row]}", bool(with_content[row])) for row in rows]
+    def make_request(rows: np.ndarray) -> list[str]:  # one at a time: a million names need much memory
+        return [f"{root}/{listing.paths[row]}" for row in rows]
 
     max_workers = available_cores() if num_workers is None else num_workers
     num_workers = min(max_workers, int(listing.sizes[todo].sum()) // _MIN_BYTES_PER_PROCESS)
     if num_workers < 2:
         for rows in chunks:
-            yield rows, [inspect_picture(Path(name), hash_it) for name, hash_it in make_request(rows)]
+            yield rows, [inspect_picture(Path(name)) for name in make_request(rows)]
         return
     # Do not use multiprocessing: "spawn" imports the main script again, with torch, and needs a __main__ guard.
     workers = [_start_worker() for _ in range(num_workers)]
@@ -147,7 +145,7 @@ def _serve_requests() -> None:
     """Run as a worker: read requests from stdin and print results, both as lines of JSON."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent process handles Ctrl-C
     for line in sys.stdin:
-        results = [inspect_picture(Path(name), with_content) for name, with_content in json.loads(line)]
+        results = [inspect_picture(Path(name)) for name in json.loads(line)]
         print(json.dumps(results), flush=True)
 
 

@@ -11,10 +11,10 @@ import numpy as np
 
 from datamodules.errors import DataError
 from datamodules.files import READ_TEXT_FILE
-from datamodules.photos.find import SPLITS, TRAIN, LeftOut, Listing
+from datamodules.photos.find import SPLITS, TEST, TRAIN, VAL, LeftOut, Listing
 from datamodules.text import first_names, plural, printable
 
-SPLIT_FILE_COLUMNS = ("path", "label", "split")
+SPLIT_FILE_COLUMNS = ("path", "label", "split", "sha256")  # of split.csv; runs of older versions have no sha256
 MAX_NAMES_IN_MESSAGE = 10
 
 
@@ -68,7 +68,7 @@ def apply_split_file(listing: Listing, split_file: str) -> Listing:
     """
     entries: dict[str, tuple[str, int]] = {}
     root_text, csv_text = printable(str(listing.root)), printable(split_file)
-    for path, label, split in read_split_file(split_file):
+    for path, label, split, _ in read_split_file(split_file):
         if path in entries:
             raise DataError(f"{csv_text} has more than one line for {printable(path)}: keep one of them")
         entries[path] = label, split
@@ -101,20 +101,81 @@ def apply_split_file(listing: Listing, split_file: str) -> Listing:
     return replace(listing, splits=splits, left_out=left_out, notes=notes).take(rows).keep_classes(trainable)
 
 
-def read_split_file(split_file: str) -> Iterator[tuple[str, str, int]]:
-    """Yield (path, class name, split index) for each line. Raise DataError if the file is missing or not valid."""
+def split_lines(listing: Listing) -> Iterator[tuple[str, str, str, str]]:
+    """Yield the line of split.csv of each picture: path, class name, name of the split, sha256."""
+    for path, label, split, sha256 in zip(listing.paths, listing.labels, listing.splits, listing.sha256, strict=True):
+        yield path, listing.class_names[label], SPLITS[split], sha256.decode()
+
+
+def describe_other_photos(listing: Listing, split_file: str) -> str:
+    """Return how the pictures differ from those in the split file (more, fewer, changed), or "" if they do not."""
+    then = {path: (label, SPLITS[split], sha256) for path, label, split, sha256 in read_split_file(split_file)}
+    now = {line[0]: line[1:] for line in split_lines(listing)}
+    more, fewer = [path for path in now if path not in then], [path for path in then if path not in now]
+    changed = [  # without a sha256 in the file, only label and split are compared
+        path for path in now.keys() & then if now[path][:2] != then[path][:2] or then[path][2] not in ("", now[path][2])
+    ]
+    if not (more or fewer or changed):
+        return ""
+    kinds = (("more", more), ("fewer", fewer), ("changed", sorted(changed)))
+    return ", ".join(f"{len(paths):,} {kind}" + f" ({first_names(paths, 3)})" * bool(paths) for kind, paths in kinds)
+
+
+def find_scored_pictures(listing: Listing, split_file: str) -> tuple[Listing, int, list[str]]:
+    """Return the test pictures of a run, else its val pictures; their split; and notes about what has changed since.
+
+    A picture is found by its sha256, also in another folder: then it has the class of that folder. If the file has no
+    sha256, a picture is found by its path. A picture in the folder of a class without training pictures is left out.
+    """
+    lines = {path: (label, split, sha256) for path, label, split, sha256 in read_split_file(split_file)}
+    scored = TEST if any(split == TEST for _, split, _ in lines.values()) else VAL
+    trainable = {label for label, split, _ in lines.values() if split == TRAIN}
+    known = {sha256 for _, _, sha256 in lines.values()}
+    now = {path: (row, label, sha256) for row, (path, label, _, sha256) in enumerate(split_lines(listing))}
+    is_same = {path for path in lines.keys() & now if lines[path][2] in ("", now[path][2])}
+    moved = {sha256: (path, row, label) for path, (row, label, sha256) in now.items() if path not in is_same}
+    rows, missing, changed, relabeled = [], [], [], []
+    for path, (old_label, split, sha256) in lines.items():
+        if split != scored:
+            continue
+        has_new_content = path in now and now[path][2] not in known
+        place, row, label = (path, *now[path][:2]) if path in is_same else moved.get(sha256, ("", -1, ""))
+        if row < 0 and has_new_content:
+            place, row, label = path, *now[path][:2]
+            changed.append(path)
+        if label not in trainable:
+            missing.append(path)
+            continue
+        rows.append(row)
+        relabeled += [f"{place}, was {old_label}"] * (label != old_label)
+    new_count = sum(path not in lines and sha256 not in known for path, (_, _, sha256) in now.items())
+    kinds = (
+        ("left out: missing, unreadable, or in no folder of a trained class", missing),
+        ("whose content has changed since the run began: scored as they are now", changed),
+        ("in another class than when the run began: scored with the class of the folder", relabeled),
+    )
+    notes = [f"{plural(len(names), 'picture')} {text} ({first_names(names, 10)})" for text, names in kinds if names]
+    notes += [f"{plural(new_count, 'picture')} not in {printable(split_file)}: left out"] * bool(new_count)
+    if missing and known == {""}:
+        notes.append(f"{printable(split_file)} has no sha256, as in older versions: pictures are found by path only")
+    return listing.take(np.unique(rows).astype(int)), scored, notes
+
+
+def read_split_file(split_file: str) -> Iterator[tuple[str, str, int, str]]:
+    """Yield (path, class name, split index, sha256 or "") for each line. Raise DataError if the file is not valid."""
     csv_text = printable(split_file)
     try:
         with Path(split_file).expanduser().open(**READ_TEXT_FILE) as file:
             table = csv.reader(file)
-            if next(table, None) != list(SPLIT_FILE_COLUMNS):
+            columns = next(table, [])
+            if columns not in (list(SPLIT_FILE_COLUMNS), list(SPLIT_FILE_COLUMNS[:3])):
                 raise DataError(f"{csv_text} does not begin with path,label,split: give a run's split.csv")
             for row in table:
-                if len(row) != len(SPLIT_FILE_COLUMNS) or row[2] not in SPLITS:
+                if len(row) != len(columns) or row[2] not in SPLITS:
                     raise DataError(
-                        f"{csv_text}, line {table.line_num}: must be path,label,split; split is train, val or test"
+                        f"{csv_text}, line {table.line_num}: must be {','.join(columns)}; split is train, val or test"
                     )
-                yield row[0], row[1], SPLITS.index(row[2])
+                yield row[0], row[1], SPLITS.index(row[2]), row[3] if len(row) > 3 else ""
     except (OSError, csv.Error) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise DataError(f"{csv_text} cannot be read ({reason}): give a run's split.csv") from error

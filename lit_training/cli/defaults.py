@@ -47,7 +47,7 @@ def add_defaults(arguments: dict[str, Any], run: Run, config_yaml: str, save_con
     if config["logger"] in (None, True) and not config["fast_dev_run"]:
         root = config["default_root_dir"] or "."
         placeholder = RunStart(Path(root) / LOGS / "version_0")  # the other ranks get the real one from rank 0 later
-        run.start = start = prepare_start(run.resume, root, config_yaml) if is_rank_zero() else placeholder
+        run.start = start = prepare_start(run.resume, root, config_yaml, run.photos) if is_rank_zero() else placeholder
         folder, name = str(start.folder.parent.parent), start.folder.parent.name
         options: dict[str, Any] = {"default_hp_metric": False, "purge_step": start.step}
         tensorboard = TensorBoardLogger(folder, name=name, version=start.version, **options)

@@ -7,14 +7,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from datamodules.image_folder import ImageFolderDataModule
 from datamodules.loading.module import SplitDataModule
 from datamodules.machine import available_cores
+from datamodules.photos.split import describe_other_photos
 from datamodules.text import plural, printable
 from lit_models import LitBase
-from lit_training.errors import is_rank_zero
-from lit_training.runs.folder import relative_path
+from lit_training.errors import UsageError, is_rank_zero
+from lit_training.runs.folder import relative_path, remember_files
 from lit_training.runs.foreign import with_default_attributes
-from lit_training.runs.layout import LOGS
+from lit_training.runs.layout import LOGS, SPLIT
 from lit_training.runs.run import Run
 from lit_training.statistics import wilson_interval
 
@@ -65,13 +67,29 @@ def load_pretrained_weights(run: Run) -> None:
 
 @contextlib.contextmanager
 def remove_unstarted_run(run: Run) -> Iterator[None]:
-    """Remove a new run's folder if the ``with`` block raises an exception before the first training step."""
+    """If training fails before its first step, remove a new run, or restore the files of a resumed run."""
+    restore_files = remember_files(run.start.folder) if run.is_resumed and run.start is not None else lambda: None
     try:
         yield
     except Exception:
         if run.start is not None and is_rank_zero() and run.trainer.global_step <= run.start.step:
             run.start.remove_if_new()
+            restore_files()
         raise
+
+
+def refuse_other_photos(run: Run) -> None:
+    """Raise a UsageError if the photos of a resumed run are not those that it began with. Writes nothing."""
+    start = run.start
+    if start is None or start.checkpoint is None or start.finished or not is_rank_zero():
+        return
+    split_file = start.folder / SPLIT
+    if not (isinstance(run.data, ImageFolderDataModule) and split_file.is_file()):
+        return
+    if difference := describe_other_photos(run.data.examine(), str(split_file)):
+        folder = relative_path(start.folder)
+        fix = "restore them, or train a new run with --resume never"
+        raise UsageError(f"{folder} was started with other photos: {difference}: {fix}")
 
 
 def print_result(run: Run) -> None:

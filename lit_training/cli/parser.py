@@ -32,6 +32,7 @@ ARGUMENTS_FROM_DATA = ("num_classes", "in_channels", "in_features", "out_feature
 """Constructor arguments of models. The data module has their values, as attributes with the same names."""
 OWN_FLAGS: list[tuple[str, Any, Any, str]] = [
     ("resume", str, "never", "never, auto (newest run of the same command), latest, or the folder of a run."),
+    ("photos", str | None, None, "With --resume RUN: the folder where the photos of the run are now."),
     ("early_stopping", PositiveInt | None, None, "Stop after this number of epochs without improvement."),
     ("timeout", PositiveFloat, 5.0, "End the run with an error after this number of minutes without a step."),
     ("quiet", bool, False, "Print only the result."),
@@ -93,6 +94,11 @@ class FitCLI(LightningCLI):
         self.resume = self.config.pop("resume")  # removed: it may change when a run is resumed
         self.quiet = self.config.pop("quiet")
         resolve_weights(self.config, self.resume)
+        if (photos := self.config.pop("photos")) is not None:
+            if self.resume in ("never", "auto") or "root" not in self.config["data"]["init_args"]:
+                raise UsageError(f"--photos {photos} needs a run on photos: --resume RUN --photos {photos}, or --data")
+            self.config["data"]["init_args"]["root"] = photos
+        self.photos = photos
         if (seeds := self.config.pop("seeds")) > 1:  # from a YAML file: scripts/fit.py handles the flag --seeds
             raise UsageError(f"seeds {seeds} works only on the command line: python scripts/fit.py --seeds {seeds}")
         seed = self.config["seed_everything"]
@@ -108,7 +114,7 @@ class FitCLI(LightningCLI):
         if isinstance(self.model, LitBase):
             self.model.check_data(self.datamodule)
         watch = Watch(self.config["timeout"])
-        self.run = Run(self.config, self.model, self.datamodule, watch, self.resume, self.quiet)
+        self.run = Run(self.config, self.model, self.datamodule, watch, self.resume, self.quiet, self.photos)
         self._choose_optimizer()
         self.trainer = self.run.trainer = self.instantiate_trainer()
 

@@ -1,6 +1,7 @@
 """Create the folder of a run, lock it against other processes, and find it again later."""
 
 import contextlib
+import os
 import shutil
 import sys
 from collections.abc import Callable
@@ -58,13 +59,14 @@ class RunStart:
                 self.folder.parent.rmdir()
 
 
-def prepare_start(resume: str, root: str, config_yaml: str) -> RunStart:
+def prepare_start(resume: str, root: str, config_yaml: str, photos: str | None = None) -> RunStart:
     """Choose, create and lock the run's folder, and choose the resume point. Only rank 0 calls this function.
 
     Args:
         resume: ``never``, ``auto`` (newest run with the same configuration), ``latest``, or a run's path.
         root: the folder that contains ``lightning_logs``.
         config_yaml: the configuration of this command, without ``resume``.
+        photos: the new place of the run's photos, or None if they were not moved.
 
     Raises:
         UsageError: another process is training the run, or this command has other settings than the run.
@@ -88,6 +90,8 @@ def prepare_start(resume: str, root: str, config_yaml: str) -> RunStart:
     run = path if path.is_dir() else path.parent.parent
     run_config = _read_config(run)
     if run_config is not None:
+        if photos is not None:
+            run_config["data"]["init_args"]["root"] = photos
         _refuse_other_settings(new_config, run_config, run)
     start = _read_resume_point(lock_run(run), path) if path.is_file() else lock_and_read_resume_point(run)
     if start is None:
@@ -95,6 +99,24 @@ def prepare_start(resume: str, root: str, config_yaml: str) -> RunStart:
     if start.finished and run_config != new_config and adds_epochs(new_config["trainer"], start):
         start = replace(start, finished=False)
     return start
+
+
+def remember_files(run: Path) -> Callable[[], None]:
+    """Return a function that restores the files directly in the folder of a run, and deletes newer ones."""
+    before = {file: file.stat() for file in run.iterdir() if file.is_file()}
+    contents = {file: file.read_bytes() for file in before if file.suffix in (".yaml", ".csv", ".json")}
+
+    def restore() -> None:
+        for file in run.iterdir():
+            if file.is_file() and file not in before:
+                file.unlink()
+        for file, content in contents.items():
+            if not file.is_file() or file.stat().st_mtime_ns != before[file].st_mtime_ns:
+                with atomic_write(file) as out:
+                    out.write(content)
+                os.utime(file, ns=(before[file].st_atime_ns, before[file].st_mtime_ns))
+
+    return restore
 
 
 def newest_first(root: str) -> list[Path]:
@@ -204,7 +226,7 @@ def _make_folder(root: str, config_yaml: str) -> RunStart:
 def lock_run(run: Path) -> RunStart:
     """Lock a run's folder and return a RunStart at step 0. Raise a UsageError if another process has locked it."""
     if (key := run.resolve()) not in _locks:  # never open the file twice: closing one of the two releases the lock
-        lock = (run / ".lock").open("w")
+        lock = (run / ".lock").open("a")
         try:
             if fcntl is not None:
                 fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

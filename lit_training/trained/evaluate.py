@@ -1,7 +1,7 @@
 """Evaluate a trained network: compute outputs, loss and scores. In shapes: N samples, K classes or outputs."""
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -23,12 +23,13 @@ from datamodules.photos.dataset import PhotoFiles
 from datamodules.photos.find import SPLITS, TEST, TRAIN, VAL, Listing, find_photos
 from datamodules.photos.paths import Paths
 from datamodules.photos.scan import scan_photos
-from datamodules.text import first_names, printable
+from datamodules.photos.split import find_scored_pictures, read_split_file
+from datamodules.text import first_names, plural, printable
 from lit_models import LitBase
 from lit_training.errors import CheckpointError, UsageError, is_rank_zero
 from lit_training.runs import checkpoints
 from lit_training.runs.devices import find_device
-from lit_training.runs.folder import run_folder
+from lit_training.runs.folder import relative_path, run_folder
 from lit_training.runs.layout import EVALUATION, SPLIT
 from lit_training.runs.processes import bind_to_loopback
 from lit_training.statistics import wilson_interval
@@ -139,15 +140,23 @@ def evaluate(
     data_root: str | None = None,
     accelerator: str = "auto",
     devices: str = "1",
+    photos_root: str | None = None,
+    all_photos: bool = False,
 ) -> Evaluation:
     """Evaluate the model of a checkpoint; see :meth:`~lit_training.trained.load.SavedRun.evaluate`.
 
     Args:
-        checkpoint: contents of the checkpoint, from :func:`lit_training.runs.checkpoints.read`.
-        data_root: photo folder that replaces the test or validation data of the run.
+        checkpoint: contents of the checkpoint, as from :func:`lit_training.runs.checkpoints.read`.
+        data_root: folder of photos to evaluate on instead of the test or validation data.
+        photos_root: the folder where the photos of the run are now.
+        all_photos: also evaluate on the photos in ``data_root`` that the run was trained on, and on all splits.
     """
-    find_device(accelerator)  # raises a UsageError if the machine has no such device
-    data, split = _choose_data(model, checkpoint, checkpoint_file, data_root)
+    find_device(accelerator)  # raises a UsageError if this machine does not have it
+    if all_photos and data_root is None:
+        raise UsageError("--all needs a folder of photos: --data DIR --all")
+    if photos_root is not None and data_root is not None:
+        raise UsageError("--photos is for the photos of the run, --data for other photos: leave one of them out")
+    data, split = _choose_data(model, checkpoint, checkpoint_file, data_root, photos_root, all_photos)
     with progress_bar("evaluating", show=is_rank_zero()) as report_progress:
         collector = _OutputCollector(report_progress)
         parts = ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary")
@@ -199,14 +208,26 @@ class EvaluationPhotos(LightningDataModule):
 
 
 def _choose_data(
-    model: LitBase, checkpoint: dict[str, Any], checkpoint_file: Path, data_root: str | None
+    model: LitBase,
+    checkpoint: dict[str, Any],
+    checkpoint_file: Path,
+    data_root: str | None,
+    photos_root: str | None,
+    all_photos: bool,
 ) -> tuple[LightningDataModule, str]:
     takes_photos = model.task == "classification" and model.sample_ndim == 3
+    split_file = run_folder(checkpoint_file) / SPLIT
+    arguments = dict(checkpoint.get("datamodule_hyper_parameters") or {})
     if data_root is not None:
         if not takes_photos:
             raise UsageError(f"--data {data_root}: {type(model).__name__} was not trained on photos; leave --data out")
-        return _label_photos(model, _find_readable_photos(data_root)), "photos"
+        listing = _find_readable_photos(data_root, all_photos)
+        known = split_file if split_file.is_file() else None
+        listing = _leave_out_trained(listing, known, Path(arguments.get("root", "")), all_photos)
+        return _label_photos(model, listing), "photos"
     if checkpoint["lit"]["data_class"] != ImageFolderDataModule.__name__:
+        if photos_root is not None:
+            raise UsageError(f"--photos {photos_root}: the run was not trained on photos; leave --photos out")
         try:
             return checkpoints.load_data(checkpoint), "test"
         except CheckpointError as error:
@@ -214,28 +235,64 @@ def _choose_data(
             if takes_photos and model.class_names is not None:
                 fix = "give a folder of photos with --data DIR"
             raise CheckpointError(f"{error}: {fix}") from error
-    arguments = dict(checkpoint["datamodule_hyper_parameters"])
-    split_file = run_folder(checkpoint_file) / SPLIT
-    if split_file.is_file():  # a new split could put training images into the validation split
-        arguments["split_file"] = str(split_file)
+    arguments["root"] = root = photos_root or arguments["root"]
+    if not Path(root).expanduser().is_dir():
+        raise DataError(f"the photos of the run are not in {printable(root)}: give the folder with --photos DIR")
+    if split_file.is_file():  # a new split could move training images to the validation
+        scan = scan_photos(find_photos(root, arguments.get("layout")))
+        listing, split, notes = find_scored_pictures(scan.listing, str(relative_path(split_file)))
+        _print_notes(notes)
+        return _label_photos(model, listing), SPLITS[split]
     data = checkpoints.load_data({**checkpoint, "datamodule_hyper_parameters": arguments})
     data.setup("test")
     split = TEST if data.has_test else VAL
     return _label_photos(model, data.photos.take(data.photos.select(split))), SPLITS[split]
 
 
-def _find_readable_photos(root: str) -> Listing:
-    """Return the readable photos of the test split, else of the validation split, else all. Print notes on stderr."""
+def _print_notes(notes: Iterable[str]) -> None:
+    if is_rank_zero():
+        for note in notes:
+            print(f"note: {note}", file=sys.stderr)
+
+
+def _find_readable_photos(root: str, all_photos: bool) -> Listing:
+    """Return the readable photos: the test split, else the validation split, else all. Print notes on stderr."""
     listing = find_photos(root, strict=False)  # the network's classes decide between two layouts
     # In a folder without splits, all photos have the split TRAIN.
     split = next(split for split in (TEST, VAL, TRAIN) if (listing.splits == split).any())
-    scan = scan_photos(listing.take(np.flatnonzero(listing.splits == split)))
-    if is_rank_zero():
-        for note in listing.notes:
-            print(f"note: {note}", file=sys.stderr)
-        for name, kind, reason in scan.bad:
-            print(f"left out: {printable(name)}: {kind} ({printable(reason)})", file=sys.stderr)
+    scan = scan_photos(listing.take(np.flatnonzero((listing.splits == split) | all_photos)))
+    left_out = [f"left out: {printable(name)}: {kind} ({printable(reason)})" for name, kind, reason in scan.bad]
+    _print_notes([*listing.notes, *left_out])
     return scan.listing
+
+
+def _leave_out_trained(listing: Listing, split_file: Path | None, run_root: Path, all_photos: bool) -> Listing:
+    """Return the photos that are not training photos in the split file, or all of them. Say on stderr how many are.
+
+    A photo is a training photo if it has the same sha256 or is the same file. An older split file has no sha256: then
+    the same path in another folder counts too.
+    """
+    if split_file is None:
+        _print_notes(["the run has no split.csv: it is unknown which of these pictures it was trained on"])
+        return listing
+    run_root, root, trained, is_older = run_root.expanduser().resolve(), listing.root.resolve(), set[str](), False
+    for path, _, split, sha256 in read_split_file(str(split_file)):
+        is_older |= not sha256
+        if split == TRAIN:
+            trained |= {sha256 or path, f"{run_root}/{path}"}
+    is_trained = [
+        not trained.isdisjoint((sha256.decode(), path, f"{root}/{path}"))
+        for path, sha256 in zip(listing.paths, listing.sha256, strict=True)
+    ]
+    count_text = f"{sum(is_trained):,} of {plural(len(is_trained), 'picture')} were trained on"
+    count_text += " (found by path: the run's split.csv is older and has no sha256)" * is_older
+    if all_photos or any(is_trained):
+        _print_notes(
+            [f"{count_text}: " + ("scored too, because of --all" if all_photos else "left out (--all scores them too)")]
+        )
+    if all(is_trained) and not all_photos:
+        raise DataError(f"{printable(str(listing.root))}: {count_text}: give other photos, or add --all")
+    return listing if all_photos else listing.take(np.flatnonzero(~np.array(is_trained)))
 
 
 def _label_photos(model: LitBase, listing: Listing) -> EvaluationPhotos:

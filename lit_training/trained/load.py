@@ -74,15 +74,24 @@ class SavedRun:
             raise UsageError(f"{predictions[0].path}: {predictions[0].error}")
         return predictions if takes_rows else predictions[0]
 
-    def evaluate(self, data: str | None = None, accelerator: str = "auto", devices: str = "1") -> Evaluation:
+    def evaluate(
+        self,
+        data: str | None = None,
+        accelerator: str = "auto",
+        devices: str = "1",
+        photos: str | None = None,
+        all_photos: bool = False,
+    ) -> Evaluation:
         """Evaluate the network on its test data, or on its validation data if there is no test data.
 
-        ``data`` is a photo folder that replaces these data. The result is the same for any number of devices.
+        ``data`` is a folder of other photos to evaluate on. Photos in it that the run was trained on are left out,
+        unless ``all_photos`` is True. ``photos`` is the folder where the run's own photos are now. The result is the
+        same for any number of devices.
 
         Raises:
             DataError, UsageError: the data is missing or does not fit the network.
         """
-        return evaluate(self.model(), self.checkpoint, self.path, data, accelerator, devices)
+        return evaluate(self.model(), self.checkpoint, self.path, data, accelerator, devices, photos, all_photos)
 
 
 def load(run: str | Path = "latest", root: str | Path = ".") -> SavedRun:

@@ -148,7 +148,7 @@ def try_picture(data: bytes, path: Path) -> str:
     path.write_bytes(data)
     size: tuple[int, ...] | None = None
     try:
-        judged = inspect_picture(path, True)
+        judged = inspect_picture(path)
         with contextlib.suppress(DataError):
             size = read_picture(path).size[::-1]
         try:

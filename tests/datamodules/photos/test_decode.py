@@ -12,8 +12,8 @@ from PIL import Image
 
 from datamodules.errors import DataError
 from datamodules.photos import decode
-from datamodules.photos.check import MAX_HASH_DISTANCE
 from datamodules.photos.decode import read_picture
+from datamodules.photos.near import MAX_HASH_DISTANCE
 from tests.support.photos import (
     BROKEN,
     DECOMPRESSION_BOMB,
@@ -153,7 +153,7 @@ def test_broken_exif_does_not_break_a_picture(tmp_path: Path) -> None:
     exif = b"Exif\0\0II*\0\x08\0\0\0\xff\xff" + b"\xee" * 14
     path = write_file(tmp_path / "x.jpg", b"\xff\xd8\xff\xe1" + struct.pack(">H", len(exif) + 2) + exif + JPEG[2:])
     assert read_picture(path).size == (40, 30)
-    assert decode.inspect_picture(path, False).kind == ""
+    assert decode.inspect_picture(path).kind == ""
 
 
 def test_hash_survives_compression_and_scaling() -> None:

@@ -105,7 +105,7 @@ def test_pixels_are_decoded_faithfully(tmp_path: Path) -> None:
         apart = np.abs(pixels.permute(1, 2, 0).numpy() - expected)
         assert apart.mean() <= 5 if "JPEG" in name else apart.max() <= 2.1, name
         assert np.array_equal(np.asarray(read_picture(path)), pixels.permute(1, 2, 0).numpy()), name
-        assert (inspect_picture(path, False).kind, inspect_picture(path, False).flags & BLANK) == ("", 0), name
+        assert (inspect_picture(path).kind, inspect_picture(path).flags & BLANK) == ("", 0), name
 
 
 REFUSED = {
@@ -134,13 +134,13 @@ def test_what_cannot_be_read_faithfully_is_refused_by_name(tmp_path: Path) -> No
         path = write_file(tmp_path / name, content)
         with pytest.raises(BadPicture, match=rf"{name}: {UNREAD} \({reason}: save it as an 8-bit PNG\)"):
             read_pixels(path)
-        assert inspect_picture(path, False).kind == UNREAD, name
+        assert inspect_picture(path).kind == UNREAD, name
 
 
 def test_a_tiff_whose_header_ends_early_is_truncated(tmp_path: Path) -> None:
     whole = REFUSED["five channels"][0]
     for length in (60, 150, len(whole) - 1):
-        assert inspect_picture(write_file(tmp_path / "cut.tif", whole[:length]), False).kind == "truncated"
+        assert inspect_picture(write_file(tmp_path / "cut.tif", whole[:length])).kind == "truncated"
 
 
 BLANKS = {
@@ -161,7 +161,7 @@ def drawings() -> dict[str, Image.Image]:
     page[600:603, 300:700] = 0
     line[450, 200:600] = 0
     return {
-        "blue.png": Image.fromarray(COLOR * np.uint8([0, 0, 1])),  # blank in two of three channels
+        "blue.png": Image.fromarray(COLOR * np.array([0, 0, 1], np.uint8)),  # blank in two of three channels
         "digit.png": Image.fromarray(digit),
         "page.png": Image.fromarray(page),
         "page.jpg": Image.fromarray(page),
@@ -176,7 +176,7 @@ def test_blank_pictures_are_findings_and_drawings_are_not(tmp_path: Path) -> Non
     for name, picture in drawings().items():
         picture.save(tmp_path / "photos/dog" / name)
     noise(3).save(tmp_path / "photos/dog/pages.tif", save_all=True, append_images=[noise(4)])
-    assert inspect_picture(tmp_path / "photos/dog/pages.tif", False).flags == HAS_PAGES
+    assert inspect_picture(tmp_path / "photos/dog/pages.tif").flags == HAS_PAGES
     kinds = {
         finding.kind: finding.items for finding in find_problems(find_photos(tmp_path / "photos"), num_workers=0)[1]
     }
