@@ -63,7 +63,9 @@ def load(network: nn.Module, head_name: str, backbone: str, weights: str, classe
     Raises:
         ModelError: the file does not exist or has the weights of another network, or the download failed.
     """
-    content = {"state_dict": fetch(backbone)} if weights == "DEFAULT" else _read_weights(Path(weights).expanduser())
+    content: dict[str, Any] = (
+        {"state_dict": fetch(backbone)} if weights == "DEFAULT" else _read_weights(Path(weights).expanduser())
+    )
     state, saved = content["state_dict"], content.get("lit")
     if saved and saved["backbone"] != backbone:
         fix = f"--model.backbone {saved['backbone']}" if saved["backbone"] else "give one of a LitTransfer"

@@ -187,9 +187,8 @@ def resolve_weights(config: Any, resume: str) -> None:
     Raise a CheckpointError if there is none, or a UsageError if ``latest`` could mean another run at the next start.
     """
     model, root = config["model"], config["trainer"]["default_root_dir"] or "."
-    weights = (model.get("init_args") or {}).get("weights")
-    is_own = isinstance(weights, str) and model["class_path"].endswith("LitTransfer")
-    if is_own and (weights == "latest" or Path(weights).expanduser().is_dir()):
+    weights = str((model.get("init_args") or {}).get("weights"))
+    if model["class_path"].endswith("LitTransfer") and (weights == "latest" or Path(weights).expanduser().is_dir()):
         file = str(find_checkpoint(weights, root))
         if weights == "latest" and (resume == "auto" or RESULT_FILE_VARIABLE in os.environ):
             flag = "--resume auto" if resume == "auto" else "--seeds"
