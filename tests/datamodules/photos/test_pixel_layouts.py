@@ -161,7 +161,7 @@ def drawings() -> dict[str, Image.Image]:
     page[600:603, 300:700] = 0
     line[450, 200:600] = 0
     return {
-        "blue.png": Image.fromarray(COLOR * np.uint8([0, 0, 1])),  # blank in two of three channels
+        "blue.png": Image.fromarray(COLOR * np.array([0, 0, 1], np.uint8)),  # blank in two of three channels
         "digit.png": Image.fromarray(digit),
         "page.png": Image.fromarray(page),
         "page.jpg": Image.fromarray(page),
