@@ -139,7 +139,8 @@ class LitTransfer(LitBase):
     def shape_error(self, shape: tuple[int, ...]) -> str | None:
         if len(shape) != 3 or shape[0] != 3:
             return f"backbones need color pictures (3, H, W), not {shape} (--data.channels 3, or --model LitCNN)"
-        usual_size = self.preprocessing["image_size"]
+        spec: Any = self.preprocessing
+        usual_size = spec["image_size"]
         if shape[1:] == (usual_size, usual_size):
             return None
         self.net.eval()  # no dropout, and the statistics of BatchNorm stay as they are

@@ -15,8 +15,8 @@ DESCRIPTION = (
 def main(arguments: list[str] | None = None) -> None:
     parser = Parser("evaluate.py", DESCRIPTION)
     parser.add_argument("run", metavar="RUN", help="folder of a run, .ckpt file, or latest")
-    parser.add_argument("--data", metavar="DIR", help="test on the photos in DIR that the run was not trained on")
-    parser.add_argument("--all", action="store_true", help="with --data: test on all photos, also trained ones")
+    parser.add_argument("--data", metavar="DIR", help="test on photos in DIR, without training photos")
+    parser.add_argument("--all", action="store_true", help="with --data: include the training photos")
     parser.add_argument("--photos", metavar="DIR", help="the folder where the photos of the run are now")
     parser.add_accelerator_flag()
     parser.add_argument("--devices", default="1", metavar="N", help="number of devices (default: 1)")

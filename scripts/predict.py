@@ -18,7 +18,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("inputs", metavar="INPUT", nargs="+", help=inputs)
     top_k = "number of most likely classes to show (default: 3)"
     parser.add_argument("--top_k", type=at_least(1), default=3, metavar="N", help=top_k)
-    parser.add_argument("--output", metavar="FILE", help="also write the predictions to a .csv, .json or .jsonl file")
+    parser.add_argument("--output", metavar="FILE", help="also write a .csv, .json or .jsonl file")
     parser.add_argument("--batch_size", type=at_least(1), default=32, metavar="N", help="batch size (default: 32)")
     parser.add_accelerator_flag()
     parser.add_argument("--explain", action="store_true", help="draw heat maps into explanations/")

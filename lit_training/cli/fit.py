@@ -68,13 +68,16 @@ def load_pretrained_weights(run: Run) -> None:
 @contextlib.contextmanager
 def remove_unstarted_run(run: Run) -> Iterator[None]:
     """If training fails before its first step, remove a new run, or restore the files of a resumed run."""
-    restore_files = remember_files(run.start.folder) if run.is_resumed and run.start is not None else lambda: None
+    restore_files = None
+    if run.start is not None and not run.start.is_new and run.start.folder.is_dir():
+        restore_files = remember_files(run.start.folder)
     try:
         yield
     except Exception:
         if run.start is not None and is_rank_zero() and run.trainer.global_step <= run.start.step:
             run.start.remove_if_new()
-            restore_files()
+            if restore_files:
+                restore_files()
         raise
 
 

@@ -3,8 +3,7 @@
 FIT_HELP = """\
 usage: python scripts/fit.py [--data DATA] [--model MODEL] [flags]
 
-Train a network. Without flags it trains LeNet on generated images. This takes
-less than one minute on two CPU cores and needs no download.
+Train a network; without flags LeNet on generated images (less than a minute).
 
   --data DATA             folder of photos, or ImageFolderDataModule,
                           CIFAR10DataModule, RandomDataModule, ShapesDataModule
@@ -21,7 +20,8 @@ less than one minute on two CPU cores and needs no download.
   --early_stopping N      stop after N epochs without improvement
   --seed N                random seed (default 0); --seeds N: train with N seeds
   --resume HOW            never (default), auto (newest run of the same
-                          command), latest, or the folder of a run
+                          command), latest, or the folder of a run (with
+                          --photos DIR if its photos are in another place now)
 
   --accelerator NAME      cpu, gpu, mps or auto (default)
   --devices N             number of devices

@@ -318,6 +318,7 @@ def test_checkpoint_describes_model_and_data(bare: Bare, tmp_path: Path) -> None
             "mean": [0.5],
             "std": [0.5],
             "interpolation": "bilinear",
+            "resize": "crop",
         },
     }
     assert checkpoint["hyper_parameters"]["in_channels"] == 1

@@ -138,7 +138,7 @@ def test_heat_maps_of_predictions_are_hot_at_the_predicted_class(workspace: Path
     PICTURES["red/3.png"].save(workspace / "explanations/1_of_the_user.png")
     ended = run("predict.py latest broken.png " + " ".join(f"photos/val/{name}" for name in names) + " --explain")
     assert ended.code == 1
-    drawings = sorted(file.name for file in (workspace / "explanations").iterdir())
+    drawings = sorted(file.name for file in (workspace / "explanations").glob("[!.]*"))
     assert drawings == ["1_of_the_user.png", "2_3.png", "3_1.png", "4_2.png", "5_0.png"]
     for number, name in enumerate(names, start=2):
         [shown] = drawn(workspace / "explanations" / f"{number}_{Path(name).name}")

@@ -64,7 +64,7 @@ def test_the_exit_code_shows_unreadable_inputs(latest: None) -> None:
     [
         ("latest x.jpg", "no run under lightning_logs yet"),
         ("nowhere.ckpt x.jpg", "nowhere.ckpt does not exist"),
-        ("latest x.jpg --output x.txt", "--output x.txt ends in neither .csv nor .json"),
+        ("latest x.jpg --output x.txt", "--output x.txt must end in .csv, .json or .jsonl"),
         ("latest x.jpg --outptu x.csv", "there is no --outptu: did you mean --output?"),
         ("latest x.jpg --top_k 0", "0 must be an integer of at least 1"),
         ("latest x.jpg --batch_size many", "many must be an integer of at least 1"),

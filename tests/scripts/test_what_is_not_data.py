@@ -42,7 +42,7 @@ def test_runs_evaluations_and_heat_maps_are_not_data(photos: Path) -> None:
     note = "not read, because this project made them: cat/old_run, dog/unmarked, evaluated, ..."
     assert f"note: {note}\n" in out
     assert run_well("predict.py latest .").count(".jpg") == 12
-    evaluated = run("evaluate.py latest --data .")
+    evaluated = run("evaluate.py latest --data . --all")
     assert ": 12 samples\n" in evaluated.out
     assert note in evaluated.err
     assert run("check.py .") == (0, "12 pictures in 2 classes: nothing found\n", "")
@@ -65,7 +65,7 @@ def test_a_typed_layout_reaches_all_commands(photos: Path) -> None:
         assert (ended.code, "--data.layout classes" in ended.err) == (2, True)
         assert "12 pictures in 2 classes" in run_well(f"{command} --data.layout classes")
     assert "val: 2 samples" in run_well("evaluate.py latest")
-    assert "photos: 12 samples" in run_well("evaluate.py latest --data .")
+    assert "photos: 12 samples" in run_well("evaluate.py latest --data . --all")
 
 
 def test_a_class_that_loses_half_of_its_pictures_is_refused(photos: Path) -> None:

@@ -64,7 +64,7 @@ def test_files_without_a_suffix_are_read_if_they_are_pictures(tmp_path: Path) ->
     assert photos.class_names == find_class_names(root) == ("cat", "dog", "new")
     assert [file[:2] for file in photos.left_out] == [
         *[(f"cat/{name}", "not a picture by its name") for name in ("BMW", "README", "pipe")],
-        ("cat/moving", "not a picture"),
+        ("cat/moving", "not a format we read"),
     ]
     assert [Path(file).name for file in find_files_below(root / "new", PICTURE_SUFFIXES)] == sorted(
         ["2021.05.03 Berlin", "JPEG", "PNG", "BMP", "WEBP", "TIFF", "PPM"]

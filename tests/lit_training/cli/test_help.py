@@ -22,6 +22,7 @@ OURS = {
     "lr_scheduler",
     "model",
     "optimizer",
+    "photos",
     "print_config",
     "quiet",
     "resume",
