@@ -97,7 +97,7 @@ def inspect_picture(path: Path) -> Inspection:
             rgb = to_upright_rgb(image)
             small = rgb.reduce(max(1, min(rgb.size) // 224))  # about as large as the network sees it
             flags |= BLANK * bool(np.ptp(np.asarray(small), axis=(0, 1)).max() <= MAX_BLANK_CONTRAST)
-            return Inspection("", "", flags, width, height, _dhash(rgb), _hash_file(path))
+            return Inspection("", "", flags, width, height, _dhash(rgb), hashlib.sha256(path.read_bytes()).hexdigest())
     except BadPicture as bad:
         return Inspection(bad.kind, bad.reason)
 
@@ -105,14 +105,13 @@ def inspect_picture(path: Path) -> Inspection:
 @contextlib.contextmanager
 def _open_picture(path: str | Path) -> Iterator[Image.Image]:
     """Open a picture and read its header. Convert all errors, also errors in the `with` block, to BadPicture."""
-    _silence_pillow()
     name = str(path)
     if (suffix := Path(path).suffix[1:].lower()) in UNSUPPORTED_SUFFIXES:  # Pillow would open some raw files as TIFF
-        raise BadPicture(name, "not a format we read", f".{suffix}: convert to .jpg")
+        raise BadPicture(name, UNREAD, f".{suffix}: convert to .jpg")
     try:
         with Path(path).open("rb") as file:
             try:
-                image = Image.open(file, formats=FORMATS + _heif_format())
+                image = Image.open(file, formats=_prepare_pillow())
             except OSError as error:  # includes UnidentifiedImageError
                 if error.errno is not None:
                     raise
@@ -138,22 +137,17 @@ def _open_picture(path: str | Path) -> Iterator[Image.Image]:
 
 
 @functools.cache
-def _heif_format() -> tuple[str, ...]:
-    """Return ("HEIF",) if Pillow can read HEIC files, because the extra `heif` is installed."""
-    try:
-        from pillow_heif import register_heif_opener
-    except ImportError:
-        return ()
-    register_heif_opener()
-    return ("HEIF",)
-
-
-@functools.cache
-def _silence_pillow() -> None:
-    """Switch off messages about usable pictures. Importing does not do this, as it affects the whole process."""
+def _prepare_pillow() -> tuple[str, ...]:
+    """Switch off messages about usable pictures. Return FORMATS, with HEIF if the extra `heif` is installed."""
     logging.getLogger("PIL").setLevel(logging.CRITICAL)
     warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
     warnings.filterwarnings("ignore", "(?s).*Corrupt EXIF data", UserWarning)
+    with contextlib.suppress(ImportError):
+        from pillow_heif import register_heif_opener
+
+        register_heif_opener()
+        return (*FORMATS, "HEIF")
+    return FORMATS
 
 
 def _explain_open_error(file: BinaryIO) -> tuple[str, str]:
@@ -178,8 +172,8 @@ def _explain_open_error(file: BinaryIO) -> tuple[str, str]:
     if first_bytes.startswith(b"RIFF") and first_bytes[8:12] == b"WEBP":
         full_size = int.from_bytes(first_bytes[4:8], "little") + 8
         return ("truncated", f"{size} of {full_size} bytes") if size < full_size else ("damaged", "cannot be decoded")
-    if re.match(HEIF_START, first_bytes, re.DOTALL) and not _heif_format():
-        return "not a format we read", "HEIC: pip install 'lit-classics[heif]', or convert to .jpg"
+    if re.match(HEIF_START, first_bytes, re.DOTALL) and "HEIF" not in _prepare_pillow():
+        return UNREAD, "HEIC: pip install 'lit-classics[heif]', or convert to .jpg"
     lower_case = first_bytes.lower()
     kind, content = next(found for pattern, *found in _CONTENT_PATTERNS if re.match(pattern, lower_case, re.DOTALL))
     return kind, f"{content} inside"
@@ -221,15 +215,15 @@ def _check_layout(image: Image.Image) -> None:
     bits, channels = tags.get(tiff.BITSPERSAMPLE, (1,))[0], tags.get(tiff.SAMPLESPERPIXEL, 1)
     is_planar, is_compressed = tags.get(tiff.PLANAR_CONFIGURATION) == 2, image.info.get("compression") != "raw"
     full_size = 3 * image.width * image.height
-    problems = {
-        f"{bits} bits per channel in separate planes": is_planar and channels > 1 and bits > 8,
-        f"{channels} channels without a meaning": channels > 2 and len(image.getbands()) == 1,
-        "signed 8-bit values": image.mode == "L" and 2 in tags.get(tiff.SAMPLEFORMAT, ()),
-        "compressed big-endian values": image.mode in "IF" and tags and tags.prefix == b"MM" and is_compressed,
-        "subsampled colors": image.mode == "YCbCr" and sum(tags.get(tiff.STRIPBYTECOUNTS, ())) < full_size,
-    }
-    for problem in (text for text, is_present in problems.items() if is_present):
-        raise BadPicture("", UNREAD, f"{problem}: {_CONVERT}")
+    for problem, is_present in (
+        (f"{bits} bits per channel in separate planes", is_planar and channels > 1 and bits > 8),
+        (f"{channels} channels without a meaning", channels > 2 and len(image.getbands()) == 1),
+        ("signed 8-bit values", image.mode == "L" and 2 in tags.get(tiff.SAMPLEFORMAT, ())),
+        ("compressed big-endian values", image.mode in "IF" and tags and tags.prefix == b"MM" and is_compressed),
+        ("subsampled colors", image.mode == "YCbCr" and sum(tags.get(tiff.STRIPBYTECOUNTS, ())) < full_size),
+    ):
+        if is_present:
+            raise BadPicture("", UNREAD, f"{problem}: {_CONVERT}")
 
 
 def _to_eight_bits(image: Image.Image) -> Image.Image:
@@ -253,11 +247,3 @@ def _dhash(image: Image.Image) -> int:
     """Return the difference hash (Krawetz 2013) of 8 x 9 cells. A bit is 1 if a cell is brighter than its left one."""
     cells = np.asarray(image.convert("L").resize((9, 8), Image.Resampling.LANCZOS))
     return int.from_bytes(np.packbits(cells[:, 1:] > cells[:, :-1]).tobytes(), "big")
-
-
-def _hash_file(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
