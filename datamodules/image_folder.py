@@ -98,7 +98,7 @@ class ImageFolderDataModule(SplitDataModule):
         split_file = self.hparams["split_file"]
         if split_file is None:
             return find_class_names(self.root, self.hparams["layout"])
-        return tuple(sorted({label for _, label, split, _ in read_split_file(split_file) if split == TRAIN}))
+        return tuple(sorted({label for label, split, _ in read_split_file(split_file).values() if split == "train"}))
 
     @property
     def num_classes(self) -> int:
