@@ -18,7 +18,7 @@ from PIL import Image, ImageOps
 from PIL import TiffImagePlugin as tiff
 
 from datamodules.errors import DataError
-from datamodules.photos.find import FORMAT_OF_SUFFIX, HEIF_START, UNSUPPORTED_SUFFIXES
+from datamodules.photos.find import FORMAT_OF_SUFFIX, UNSUPPORTED_SUFFIXES, suffix_of_content
 from datamodules.text import printable
 
 # Pillow may use only these decoders. Others are less safe: the decoder for EPS starts another program.
@@ -33,15 +33,12 @@ _ORIENTATION = 0x0112  # EXIF tag
 # EXIF orientation -> the steps that are needed, in this order: (transpose, flip left-right, flip top-bottom)
 STEPS_TO_UPRIGHT = {o: (o > 4, o in (2, 3, 6, 7), o in (3, 4, 7, 8)) for o in range(2, 9)}
 _PIXELS_PER_STRIP = 1 << 22  # conversions that need several copies work on strips of this size, to save memory
-_CONTENT_PATTERNS = (  # patterns for the first bytes of a file, in lower case; the first match counts
-    (rb"gif8", UNREAD, "a GIF"),
-    (rb".{4}ftyp", UNREAD, "HEIC, AVIF or video"),
-    (rb"p[7f]\s", UNREAD, "PAM or PFM"),
-    (rb"\s*(<!doctype html|<html)", "not a picture", "a web page"),
-    (rb"\s*(<svg|<\?xml)", "not a picture", "SVG or XML"),
-    (rb"[^\0]*$", "not a picture", "text"),
-    (rb"", "not a picture", "unknown data"),
-)
+_CONTENT_PATTERNS = {  # for the first bytes of a file that is not a picture, in lower case; the first match counts
+    rb"\s*(<!doctype html|<html)": "a web page",
+    rb"\s*(<svg|<\?xml)": "SVG or XML",
+    rb"[^\0]*$": "text",
+    rb"": "unknown data",
+}
 
 
 class BadPicture(DataError):
@@ -156,9 +153,9 @@ def _explain_open_error(file: BinaryIO) -> tuple[str, str]:
     file.seek(0)
     if not (first_bytes := file.read(256)):
         return "empty", "0 bytes"
-    if first_bytes.startswith((b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", *tiff.PREFIXES)):
+    if (suffix := suffix_of_content(first_bytes)) in ("jpg", "png", "tif"):
         file.seek(max(0, size - 64))
-        is_whole = first_bytes.startswith(b"\xff") and b"\xff\xd9" in file.read()  # the end of a JPEG
+        is_whole = suffix == "jpg" and b"\xff\xd9" in file.read()  # the end of a JPEG
         with contextlib.suppress(Exception):  # not a TIFF, or its list of tags is incomplete
             tags: Any = tiff.ImageFileDirectory_v2(first_bytes[: 16 if b"+" in first_bytes[:4] else 8])
             file.seek(tags.next)
@@ -169,14 +166,15 @@ def _explain_open_error(file: BinaryIO) -> tuple[str, str]:
         if is_whole:
             return UNREAD, f"an unusual pixel layout: {_CONVERT}"
         return "truncated", "the file ends in its header"
-    if first_bytes.startswith(b"RIFF") and first_bytes[8:12] == b"WEBP":
+    if suffix == "webp":
         full_size = int.from_bytes(first_bytes[4:8], "little") + 8
         return ("truncated", f"{size} of {full_size} bytes") if size < full_size else ("damaged", "cannot be decoded")
-    if re.match(HEIF_START, first_bytes, re.DOTALL) and "HEIF" not in _prepare_pillow():
+    if suffix == "heic" and "HEIF" not in _prepare_pillow():
         return UNREAD, "HEIC: pip install 'lit-classics[heif]', or convert to .jpg"
-    lower_case = first_bytes.lower()
-    kind, content = next(found for pattern, *found in _CONTENT_PATTERNS if re.match(pattern, lower_case, re.DOTALL))
-    return kind, f"{content} inside"
+    if suffix:
+        return UNREAD, f"{suffix.upper()} inside"
+    content = next(text for pattern, text in _CONTENT_PATTERNS.items() if re.match(pattern, first_bytes.lower()))
+    return "not a picture", f"{content} inside"
 
 
 def read_orientation(image: Image.Image) -> int:

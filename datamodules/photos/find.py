@@ -44,10 +44,10 @@ UNSUPPORTED_SUFFIXES = frozenset(
 PICTURE_SUFFIXES = FORMAT_OF_SUFFIX.keys() | UNSUPPORTED_SUFFIXES  # includes the formats that cannot be decoded
 _UNREADABLE, _OUTPUT = "/unreadable", "/output"  # instead of a suffix, for a folder that is not read
 _MAKES_A_CLASS = PICTURE_SUFFIXES | {_UNREADABLE}  # a folder with such files is a class: it has, or may have, pictures
-HEIF_START = rb".{4}ftyp(?:hei|hev|mif1|msf1)"
 _SUFFIX_OF_FIRST_BYTES = re.compile(  # the name of the group is the suffix
     rb"(?P<jpg>\xff\xd8\xff)|(?P<png>\x89PNG\r\n)|(?P<gif>GIF8)|(?P<bmp>BM.{4}\0{4})|(?P<webp>RIFF.{4}WEBP)"
-    rb"|(?P<tif>II\*\0|MM\0\*)|(?P<ppm>P[1-6]\s+[\d#])|(?P<avif>.{4}ftypavi)|(?P<heic>" + HEIF_START + rb")",
+    rb"|(?P<tif>(?:II|MM)(?:[*+]\0|\0[*+]))|(?P<ppm>P(?:[1-6]\s+[\d#]|[7Ff]\s))"
+    rb"|(?P<avif>.{4}ftypavi)|(?P<heic>.{4}ftyp(?:hei|hev|mif1|msf1))",
     re.DOTALL,
 )
 
@@ -164,8 +164,8 @@ def find_photos(root: str | Path, layout: str | None = None, *, strict: bool = T
         reason = f"directly in {prefix.rstrip('/') or 'the main folder'}, not in a class folder"
         loose = [prefix + name for name in files if _suffix(f"{root}/{prefix}{name}") in PICTURE_SUFFIXES]
         left_out += [LeftOut(path, "in no class folder", reason) for path in loose]
-    empty_folders = [folder for folder in folders if folder not in folders_with_pictures]
-    notes += [f"{printable(folder.path)}/ contains no pictures: ignored" for folder in empty_folders]
+    empty = [folder.path for folder in folders if folder not in folders_with_pictures]
+    notes += [f"{printable(path)}/ contains no pictures: ignored" for path in empty]
     if merged_folders:
         count_text, names = plural(len(merged_folders), "subfolder"), first_names([*merged_folders], 3)
         notes.append(f"the pictures of {count_text} count as the class above them ({names})")
@@ -360,9 +360,14 @@ def _suffix(path: str) -> str:
     with contextlib.suppress(OSError):
         if Path(path).is_file():  # a named pipe would wait
             with Path(path).open("rb") as file:
-                match = _SUFFIX_OF_FIRST_BYTES.match(file.read(16))
-            return str(match.lastgroup) if match else ""
+                return suffix_of_content(file.read(16))
     return ""
+
+
+def suffix_of_content(first_bytes: bytes) -> str:
+    """Return the suffix of the format of a file that begins with these bytes (16 or more), or "" if it is unknown."""
+    match = _SUFFIX_OF_FIRST_BYTES.match(first_bytes)
+    return str(match.lastgroup) if match else ""
 
 
 def _contains_pictures(root: Path, folder: str, excluded: Iterable[tuple[int, int]] = ()) -> bool:

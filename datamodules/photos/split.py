@@ -108,14 +108,13 @@ def describe_other_photos(listing: Listing, split_file: str) -> str:
     """Return how the pictures differ from those in the split file (more, fewer, changed), or "" if they do not."""
     then, now = read_split_file(split_file), dict(split_lines(listing))
     both = [path for path in now if path in then]
-    differences = {
-        "more": [path for path in now if path not in then],
-        "fewer": [path for path in then if path not in now],
+    differences = (
+        ("more", [path for path in now if path not in then]),
+        ("fewer", [path for path in then if path not in now]),
         # without a sha256 in the file, only label and split are compared
-        "changed": [path for path in both if now[path] not in (then[path], (*then[path][:2], ""))],
-    }
-    texts = [f"{len(x):,} {kind}" + f" ({first_names(x, 3)})" * bool(x) for kind, x in differences.items()]
-    return ", ".join(texts) if any(differences.values()) else ""
+        ("changed", [path for path in both if then[path] not in (now[path], (*now[path][:2], ""))]),
+    )
+    return ", ".join(f"{len(paths):,} {kind} ({first_names(paths, 3)})" for kind, paths in differences if paths)
 
 
 def find_scored_pictures(listing: Listing, split_file: str) -> tuple[Listing, int, list[str]]:
