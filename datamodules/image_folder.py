@@ -177,7 +177,5 @@ class ImageFolderDataModule(SplitDataModule):
         return PictureStore(path)
 
     def num_workers(self, dataset: Dataset) -> int:
-        if not isinstance(dataset, PhotoFiles):
-            return 0
-        given = self.hparams["num_workers"]
+        given = self.hparams["num_workers"] if isinstance(dataset, PhotoFiles) else 0
         return count_decoding_workers(self.trainer) if given is None else given

@@ -229,7 +229,6 @@ def _find_class_folders(
                 raise DataError(f"{root_text} {problem}: make one folder of them, {all_are_classes}")
         notes += [f"{printable(name)}/ is next to {printable(train_folders[0])}/: ignored" for name in others]
         folders = [ClassFolder(name, split_of[top], f"{top}/{name}") for top in split_of for name in classes[top]]
-        example = f"{root_text}/train/<class>/<picture>.jpg"
     elif layout == "split":
         names = first_names(subfolders, 3)
         raise DataError(f"{root_text}: for --data.layout split, rename {names} to train, val and test; train is needed")
@@ -241,8 +240,8 @@ def _find_class_folders(
             _refuse_two_layouts(root, subfolders)
         split_of = {}
         folders = [ClassFolder(name, TRAIN, name) for name in subfolders]
-        example = f"{root_text}/<class>/<picture>.jpg"
     if not folders:
+        example = f"{root_text}/{'train/' if split_of else ''}<class>/<picture>.jpg"
         raise DataError(f"{root_text} has no class folders: make one for each class, {example}")
     folders = _match_class_names(folders, notes)
     own_paths = [root, *(root / top for top in split_of), *(root / folder.path for folder in folders)]

@@ -115,7 +115,8 @@ def examine(
             f"--data.max_bad_fraction {min(1, np.ceil(share * 100) / 100):g}"
         )
     in_two_classes = is_in_mixed_group(scan.listing.labels, scan.first_copies)
-    left_out = [*listing.left_out, *bad, *_list_copies_in_two_classes(scan.listing, scan.first_copies, in_two_classes)]
+    copies = _leave_out_copies(scan.listing, scan.first_copies, np.flatnonzero(in_two_classes))
+    left_out = [*listing.left_out, *bad, *copies]
     rows = np.flatnonzero(~in_two_classes)
     listing, inspections = scan.listing.take(rows), scan.inspections[rows]
     _check_every_class_has_pictures(listing, left_out)
@@ -134,11 +135,8 @@ def examine(
     return photos
 
 
-def _list_copies_in_two_classes(
-    listing: Listing, first_copies: np.ndarray, in_two_classes: np.ndarray
-) -> Iterator[LeftOut]:
-    """Yield a LeftOut for each picture in `in_two_classes` (bool array). The reason names a copy in another class."""
-    rows = np.flatnonzero(in_two_classes)
+def _leave_out_copies(listing: Listing, first_copies: np.ndarray, rows: np.ndarray) -> Iterator[LeftOut]:
+    """Yield a LeftOut for the pictures at `rows`, which are in two classes. It names a copy in another class."""
     groups, labels = first_copies[rows], listing.labels[rows]
     for row, group, label in zip(rows, groups, labels, strict=True):
         copy = rows[(groups == group) & (labels != label)][0]
