@@ -98,7 +98,7 @@ class ImageFolderDataModule(SplitDataModule):
         split_file = self.hparams["split_file"]
         if split_file is None:
             return find_class_names(self.root, self.hparams["layout"])
-        return tuple(sorted({label for _, label, split, _ in read_split_file(split_file) if split == TRAIN}))
+        return tuple(sorted({label for label, split, _ in read_split_file(split_file).values() if split == "train"}))
 
     @property
     def num_classes(self) -> int:
@@ -177,7 +177,5 @@ class ImageFolderDataModule(SplitDataModule):
         return PictureStore(path)
 
     def num_workers(self, dataset: Dataset) -> int:
-        if not isinstance(dataset, PhotoFiles):
-            return 0
-        given = self.hparams["num_workers"]
+        given = self.hparams["num_workers"] if isinstance(dataset, PhotoFiles) else 0
         return count_decoding_workers(self.trainer) if given is None else given

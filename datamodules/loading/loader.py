@@ -3,14 +3,13 @@
 import atexit
 import multiprocessing
 import signal
-from collections.abc import Callable, Iterator
-from functools import wraps
+from collections.abc import Iterator
 from itertools import islice
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, DistributedSampler, get_worker_info
+from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from datamodules.errors import DataError
 from datamodules.loading.order import EvalSampler, TrainSampler
@@ -41,7 +40,7 @@ class ResumableLoader(DataLoader):
             atexit.unregister(_kill_workers)
             atexit.register(_kill_workers)
         for batch in batches:
-            if isinstance(batch, DataError):
+            if isinstance(batch, DataError):  # from a worker
                 raise batch
             yield batch
             self._batches_done += 1  # the caller has used this batch and requests the next one
@@ -58,24 +57,6 @@ class ResumableLoader(DataLoader):
 def keep_batch(batch: Any) -> Any:
     """Return ``batch`` unchanged. This is the collate function, because ``__getitems__`` already returns a batch."""
     return batch
-
-
-def return_data_errors(get_items: Callable[..., Any]) -> Callable[..., Any]:
-    """Decorate ``__getitems__``: a worker returns a DataError, and :class:`ResumableLoader` raises it.
-
-    If the worker raised the error, torch would add a traceback to its message.
-    """
-
-    @wraps(get_items)
-    def wrapper(self: Dataset, keys: list[int]) -> Any:
-        try:
-            return get_items(self, keys)
-        except DataError as error:
-            if get_worker_info() is None:
-                raise
-            return error
-
-    return wrapper
 
 
 def _kill_workers() -> None:

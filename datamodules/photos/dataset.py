@@ -9,12 +9,11 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, get_worker_info
 from torchvision.io import ImageReadMode, decode_image
 from torchvision.transforms import v2
 
 from datamodules.errors import DataError
-from datamodules.loading.loader import return_data_errors
 from datamodules.loading.memory import normalize
 from datamodules.loading.order import PADDING
 from datamodules.loading.seeds import combine_seeds, combine_with_run_seed
@@ -63,8 +62,15 @@ class PhotoFiles(Dataset):
         images, labels = self.__getitems__([key])
         return images[0], labels[0]
 
-    @return_data_errors
     def __getitems__(self, keys: list[int]) -> tuple[Tensor, Tensor]:
+        try:
+            return self._load_batch(keys)
+        except DataError as error:
+            if get_worker_info() is None:
+                raise
+            return error  # type: ignore[return-value]  # ResumableLoader raises it; torch would add a traceback
+
+    def _load_batch(self, keys: list[int]) -> tuple[Tensor, Tensor]:
         key_tensor = torch.tensor(keys)
         labels = self.labels[key_tensor % len(self)].masked_fill(key_tensor == PADDING, PADDING)
         with ThreadPoolExecutor(torch.get_num_threads()) as threads:  # a worker process uses one thread

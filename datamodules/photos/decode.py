@@ -18,7 +18,7 @@ from PIL import Image, ImageOps
 from PIL import TiffImagePlugin as tiff
 
 from datamodules.errors import DataError
-from datamodules.photos.find import FORMAT_OF_SUFFIX, HEIF_START, UNSUPPORTED_SUFFIXES
+from datamodules.photos.find import FORMAT_OF_SUFFIX, UNSUPPORTED_SUFFIXES, suffix_of_content
 from datamodules.text import printable
 
 # Pillow may use only these decoders. Others are less safe: the decoder for EPS starts another program.
@@ -33,15 +33,12 @@ _ORIENTATION = 0x0112  # EXIF tag
 # EXIF orientation -> the steps that are needed, in this order: (transpose, flip left-right, flip top-bottom)
 STEPS_TO_UPRIGHT = {o: (o > 4, o in (2, 3, 6, 7), o in (3, 4, 7, 8)) for o in range(2, 9)}
 _PIXELS_PER_STRIP = 1 << 22  # conversions that need several copies work on strips of this size, to save memory
-_CONTENT_PATTERNS = (  # patterns for the first bytes of a file, in lower case; the first match counts
-    (rb"gif8", UNREAD, "a GIF"),
-    (rb".{4}ftyp", UNREAD, "HEIC, AVIF or video"),
-    (rb"p[7f]\s", UNREAD, "PAM or PFM"),
-    (rb"\s*(<!doctype html|<html)", "not a picture", "a web page"),
-    (rb"\s*(<svg|<\?xml)", "not a picture", "SVG or XML"),
-    (rb"[^\0]*$", "not a picture", "text"),
-    (rb"", "not a picture", "unknown data"),
-)
+_CONTENT_PATTERNS = {  # for the first bytes of a file that is not a picture, in lower case; the first match counts
+    rb"\s*(<!doctype html|<html)": "a web page",
+    rb"\s*(<svg|<\?xml)": "SVG or XML",
+    rb"[^\0]*$": "text",
+    rb"": "unknown data",
+}
 
 
 class BadPicture(DataError):
@@ -97,7 +94,7 @@ def inspect_picture(path: Path) -> Inspection:
             rgb = to_upright_rgb(image)
             small = rgb.reduce(max(1, min(rgb.size) // 224))  # about as large as the network sees it
             flags |= BLANK * bool(np.ptp(np.asarray(small), axis=(0, 1)).max() <= MAX_BLANK_CONTRAST)
-            return Inspection("", "", flags, width, height, _dhash(rgb), _hash_file(path))
+            return Inspection("", "", flags, width, height, _dhash(rgb), hashlib.sha256(path.read_bytes()).hexdigest())
     except BadPicture as bad:
         return Inspection(bad.kind, bad.reason)
 
@@ -105,14 +102,13 @@ def inspect_picture(path: Path) -> Inspection:
 @contextlib.contextmanager
 def _open_picture(path: str | Path) -> Iterator[Image.Image]:
     """Open a picture and read its header. Convert all errors, also errors in the `with` block, to BadPicture."""
-    _silence_pillow()
     name = str(path)
     if (suffix := Path(path).suffix[1:].lower()) in UNSUPPORTED_SUFFIXES:  # Pillow would open some raw files as TIFF
-        raise BadPicture(name, "not a format we read", f".{suffix}: convert to .jpg")
+        raise BadPicture(name, UNREAD, f".{suffix}: convert to .jpg")
     try:
         with Path(path).open("rb") as file:
             try:
-                image = Image.open(file, formats=FORMATS + _heif_format())
+                image = Image.open(file, formats=_prepare_pillow())
             except OSError as error:  # includes UnidentifiedImageError
                 if error.errno is not None:
                     raise
@@ -138,22 +134,17 @@ def _open_picture(path: str | Path) -> Iterator[Image.Image]:
 
 
 @functools.cache
-def _heif_format() -> tuple[str, ...]:
-    """Return ("HEIF",) if Pillow can read HEIC files, because the extra `heif` is installed."""
-    try:
-        from pillow_heif import register_heif_opener
-    except ImportError:
-        return ()
-    register_heif_opener()
-    return ("HEIF",)
-
-
-@functools.cache
-def _silence_pillow() -> None:
-    """Switch off messages about usable pictures. Importing does not do this, as it affects the whole process."""
+def _prepare_pillow() -> tuple[str, ...]:
+    """Switch off messages about usable pictures. Return FORMATS, with HEIF if the extra `heif` is installed."""
     logging.getLogger("PIL").setLevel(logging.CRITICAL)
     warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
     warnings.filterwarnings("ignore", "(?s).*Corrupt EXIF data", UserWarning)
+    with contextlib.suppress(ImportError):
+        from pillow_heif import register_heif_opener
+
+        register_heif_opener()
+        return (*FORMATS, "HEIF")
+    return FORMATS
 
 
 def _explain_open_error(file: BinaryIO) -> tuple[str, str]:
@@ -162,9 +153,9 @@ def _explain_open_error(file: BinaryIO) -> tuple[str, str]:
     file.seek(0)
     if not (first_bytes := file.read(256)):
         return "empty", "0 bytes"
-    if first_bytes.startswith((b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", *tiff.PREFIXES)):
+    if (suffix := suffix_of_content(first_bytes)) in ("jpg", "png", "tif"):
         file.seek(max(0, size - 64))
-        is_whole = first_bytes.startswith(b"\xff") and b"\xff\xd9" in file.read()  # the end of a JPEG
+        is_whole = suffix == "jpg" and b"\xff\xd9" in file.read()  # the end of a JPEG
         with contextlib.suppress(Exception):  # not a TIFF, or its list of tags is incomplete
             tags: Any = tiff.ImageFileDirectory_v2(first_bytes[: 16 if b"+" in first_bytes[:4] else 8])
             file.seek(tags.next)
@@ -175,14 +166,15 @@ def _explain_open_error(file: BinaryIO) -> tuple[str, str]:
         if is_whole:
             return UNREAD, f"an unusual pixel layout: {_CONVERT}"
         return "truncated", "the file ends in its header"
-    if first_bytes.startswith(b"RIFF") and first_bytes[8:12] == b"WEBP":
+    if suffix == "webp":
         full_size = int.from_bytes(first_bytes[4:8], "little") + 8
         return ("truncated", f"{size} of {full_size} bytes") if size < full_size else ("damaged", "cannot be decoded")
-    if re.match(HEIF_START, first_bytes, re.DOTALL) and not _heif_format():
-        return "not a format we read", "HEIC: pip install 'lit-classics[heif]', or convert to .jpg"
-    lower_case = first_bytes.lower()
-    kind, content = next(found for pattern, *found in _CONTENT_PATTERNS if re.match(pattern, lower_case, re.DOTALL))
-    return kind, f"{content} inside"
+    if suffix == "heic" and "HEIF" not in _prepare_pillow():
+        return UNREAD, "HEIC: pip install 'lit-classics[heif]', or convert to .jpg"
+    if suffix:
+        return UNREAD, f"{suffix.upper()} inside"
+    content = next(text for pattern, text in _CONTENT_PATTERNS.items() if re.match(pattern, first_bytes.lower()))
+    return "not a picture", f"{content} inside"
 
 
 def read_orientation(image: Image.Image) -> int:
@@ -221,15 +213,15 @@ def _check_layout(image: Image.Image) -> None:
     bits, channels = tags.get(tiff.BITSPERSAMPLE, (1,))[0], tags.get(tiff.SAMPLESPERPIXEL, 1)
     is_planar, is_compressed = tags.get(tiff.PLANAR_CONFIGURATION) == 2, image.info.get("compression") != "raw"
     full_size = 3 * image.width * image.height
-    problems = {
-        f"{bits} bits per channel in separate planes": is_planar and channels > 1 and bits > 8,
-        f"{channels} channels without a meaning": channels > 2 and len(image.getbands()) == 1,
-        "signed 8-bit values": image.mode == "L" and 2 in tags.get(tiff.SAMPLEFORMAT, ()),
-        "compressed big-endian values": image.mode in "IF" and tags and tags.prefix == b"MM" and is_compressed,
-        "subsampled colors": image.mode == "YCbCr" and sum(tags.get(tiff.STRIPBYTECOUNTS, ())) < full_size,
-    }
-    for problem in (text for text, is_present in problems.items() if is_present):
-        raise BadPicture("", UNREAD, f"{problem}: {_CONVERT}")
+    for problem, is_present in (
+        (f"{bits} bits per channel in separate planes", is_planar and channels > 1 and bits > 8),
+        (f"{channels} channels without a meaning", channels > 2 and len(image.getbands()) == 1),
+        ("signed 8-bit values", image.mode == "L" and 2 in tags.get(tiff.SAMPLEFORMAT, ())),
+        ("compressed big-endian values", image.mode in "IF" and tags and tags.prefix == b"MM" and is_compressed),
+        ("subsampled colors", image.mode == "YCbCr" and sum(tags.get(tiff.STRIPBYTECOUNTS, ())) < full_size),
+    ):
+        if is_present:
+            raise BadPicture("", UNREAD, f"{problem}: {_CONVERT}")
 
 
 def _to_eight_bits(image: Image.Image) -> Image.Image:
@@ -253,11 +245,3 @@ def _dhash(image: Image.Image) -> int:
     """Return the difference hash (Krawetz 2013) of 8 x 9 cells. A bit is 1 if a cell is brighter than its left one."""
     cells = np.asarray(image.convert("L").resize((9, 8), Image.Resampling.LANCZOS))
     return int.from_bytes(np.packbits(cells[:, 1:] > cells[:, :-1]).tobytes(), "big")
-
-
-def _hash_file(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()

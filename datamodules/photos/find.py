@@ -42,10 +42,12 @@ UNSUPPORTED_SUFFIXES = frozenset(
     ("gif", "svg", "avif", "jxl", "jp2", "psd", "eps", "tga", "dng", "cr2", "cr3", "nef", "arw", "orf", "rw2", "raf")
 )
 PICTURE_SUFFIXES = FORMAT_OF_SUFFIX.keys() | UNSUPPORTED_SUFFIXES  # includes the formats that cannot be decoded
-HEIF_START = rb".{4}ftyp(?:hei|hev|mif1|msf1)"
+_UNREADABLE, _OUTPUT = "/unreadable", "/output"  # instead of a suffix, for a folder that is not read
+_MAKES_A_CLASS = PICTURE_SUFFIXES | {_UNREADABLE}  # a folder with such files is a class: it has, or may have, pictures
 _SUFFIX_OF_FIRST_BYTES = re.compile(  # the name of the group is the suffix
     rb"(?P<jpg>\xff\xd8\xff)|(?P<png>\x89PNG\r\n)|(?P<gif>GIF8)|(?P<bmp>BM.{4}\0{4})|(?P<webp>RIFF.{4}WEBP)"
-    rb"|(?P<tif>II\*\0|MM\0\*)|(?P<ppm>P[1-6]\s+[\d#])|(?P<avif>.{4}ftypavi)|(?P<heic>" + HEIF_START + rb")",
+    rb"|(?P<tif>(?:II|MM)(?:[*+]\0|\0[*+]))|(?P<ppm>P(?:[1-6]\s+[\d#]|[7Ff]\s))"
+    rb"|(?P<avif>.{4}ftypavi)|(?P<heic>.{4}ftyp(?:hei|hev|mif1|msf1))",
     re.DOTALL,
 )
 
@@ -112,8 +114,7 @@ class Listing:
 def find_class_names(root: str | Path, layout: str | None = None) -> tuple[str, ...]:
     """Return the `class_names` of :func:`find_photos`, but read each training folder only up to its first picture."""
     root = Path(root).expanduser()
-    folders, split_folders, _ = _find_class_folders(root, layout, strict=True)
-    excluded = _folders_links_must_not_enter(root, folders, split_folders)
+    folders, _, excluded, _ = _find_class_folders(root, layout, strict=True)
     trainable = {f for f in folders if f.split == TRAIN and _contains_pictures(root, f.path, excluded)}
     return tuple(sorted(_trainable_classes(root, folders, trainable)))
 
@@ -134,20 +135,20 @@ def find_photos(root: str | Path, layout: str | None = None, *, strict: bool = T
         DataError: `root` cannot be read, or has another layout or no training pictures.
     """
     root = Path(root).expanduser()
-    folders, split_folders, notes = _find_class_folders(root, layout, strict)
-    excluded = _folders_links_must_not_enter(root, folders, split_folders)
-    left_out = []
-    outputs = set[str]()  # folders that this project has made
-    path_bytes, offsets = bytearray(), array("q", [0])
-    labels, splits, sizes, mtimes = array("i"), array("b"), array("q"), array("q")
+    folders, split_folders, excluded, notes = _find_class_folders(root, layout, strict)
+    left_out, outputs = [], list[str]()
+    path_bytes, offsets, numbers = bytearray(), array("q", [0]), array("q")
     class_names = sorted({folder.name for folder in folders})
     label_of = {name: label for label, name in enumerate(class_names)}
     folders_with_pictures = set[ClassFolder]()
     merged_folders = dict[str, None]()
     for folder in folders:
-        for path, suffix in _walk_files(root, folder.path, excluded, outputs):
-            if _counts_as_picture(suffix):
+        for path, suffix in _walk_files(root, folder.path, excluded):
+            if suffix in _MAKES_A_CLASS:
                 folders_with_pictures.add(folder)
+            if suffix == _OUTPUT:
+                outputs.append(path)
+                continue
             status = _stat_or_left_out(root, path, suffix)
             if isinstance(status, LeftOut):
                 left_out.append(status)
@@ -156,36 +157,25 @@ def find_photos(root: str | Path, layout: str | None = None, *, strict: bool = T
                 merged_folders[path[:end]] = None
             path_bytes += path.encode("utf-8", "surrogateescape")
             offsets.append(len(path_bytes))
-            labels.append(label_of[folder.name])
-            splits.append(folder.split)
-            sizes.append(status.st_size)
-            mtimes.append(status.st_mtime_ns)
-    for parent in sorted({"", *split_folders}):
-        for name in _list_folder(root / parent, outputs)[0]:
-            path = f"{parent}/{name}".lstrip("/")
-            if _counts_as_picture(_suffix(f"{root}/{path}")):
-                reason = f"directly in {parent or 'the main folder'}, not in a class folder"
-                left_out.append(LeftOut(path, "in no class folder", reason))
-    empty_folders = [folder for folder in folders if folder not in folders_with_pictures]
-    notes += [f"{printable(folder.path)}/ contains no pictures: ignored" for folder in empty_folders]
+            numbers.extend((label_of[folder.name], folder.split, status.st_size, status.st_mtime_ns))
+    for prefix in ("", *(f"{top}/" for top in split_folders)):
+        files, _, _, made_here = _list_folder(root / prefix)
+        outputs += [prefix + name for name in made_here]
+        reason = f"directly in {prefix.rstrip('/') or 'the main folder'}, not in a class folder"
+        loose = [prefix + name for name in files if _suffix(f"{root}/{prefix}{name}") in PICTURE_SUFFIXES]
+        left_out += [LeftOut(path, "in no class folder", reason) for path in loose]
+    empty = [folder.path for folder in folders if folder not in folders_with_pictures]
+    notes += [f"{printable(path)}/ contains no pictures: ignored" for path in empty]
     if merged_folders:
         count_text, names = plural(len(merged_folders), "subfolder"), first_names([*merged_folders], 3)
         notes.append(f"the pictures of {count_text} count as the class above them ({names})")
     if outputs:
-        names = first_names(sorted(os.path.relpath(path, root) for path in outputs), 3)
-        notes.append(f"not read, because this project made them: {names}")
-    listing = Listing(
-        root,
-        tuple(class_names),
-        Paths(np.frombuffer(path_bytes, np.uint8), np.frombuffer(offsets, np.int64)),
-        np.frombuffer(labels, np.int32),
-        np.frombuffer(splits, np.int8),
-        np.frombuffer(sizes, np.int64),
-        np.frombuffer(mtimes, np.int64),
-        np.zeros(len(mtimes), "S64"),
-        left_out,
-        notes,
-    )
+        notes.append(f"not read, because this project made them: {first_names(sorted(outputs), 3)}")
+    labels, splits, sizes, mtimes = np.frombuffer(numbers, np.int64).reshape(-1, 4).T
+    paths = Paths(np.frombuffer(path_bytes, np.uint8), np.frombuffer(offsets, np.int64))
+    sha256 = np.zeros(len(paths), "S64")
+    columns = paths, labels.astype(np.int32), splits.astype(np.int8), sizes, mtimes, sha256
+    listing = Listing(root, tuple(class_names), *columns, left_out, notes)
     return listing.keep_classes(_trainable_classes(root, folders, folders_with_pictures))
 
 
@@ -195,7 +185,7 @@ def find_files_below(folder: str | Path, suffixes: Container[str]) -> list[str]:
     Hidden files are ignored. Subfolders that cannot be read are also in the list, so that the caller can report them.
     """
     files = _walk_files(Path(folder), ".", set())
-    return sorted(str(Path(folder, path)) for path, suffix in files if suffix is None or suffix in suffixes)
+    return sorted(str(Path(folder, path)) for path, suffix in files if suffix == _UNREADABLE or suffix in suffixes)
 
 
 def _trainable_classes(root: Path, folders: list[ClassFolder], folders_with_pictures: set[ClassFolder]) -> set[str]:
@@ -208,8 +198,14 @@ def _trainable_classes(root: Path, folders: list[ClassFolder], folders_with_pict
     return names
 
 
-def _find_class_folders(root: Path, layout: str | None, strict: bool) -> tuple[list[ClassFolder], list[str], list[str]]:
-    """Return the class folders in `root`, the names of its split folders, and notes. The arguments: `find_photos`."""
+def _find_class_folders(
+    root: Path, layout: str | None, strict: bool
+) -> tuple[list[ClassFolder], list[str], set[tuple[int, int]], list[str]]:
+    """Find the class folders in `root`. For the arguments see :func:`find_photos`.
+
+    Return the class folders, the names of the split folders, the (device, inode) of each folder that links must not
+    enter, and notes.
+    """
     root_text = printable(str(root))
     try:
         if not root.is_dir():
@@ -223,37 +219,40 @@ def _find_class_folders(root: Path, layout: str | None, strict: bool) -> tuple[l
     train_folders = [name for name, split in split_of.items() if split == TRAIN]
     others = [name for name in subfolders if name not in split_of]
     notes: list[str] = []
+    all_are_classes = "or, if all are classes, --data.layout classes"
     # A folder "train" is a class if it has no subfolders and there is no folder val or test next to it.
     if any(classes[name] for name in train_folders) or (train_folders and len(split_of) > 1):
         for split in set(split_of.values()):
             synonyms = [name for name in split_of if split_of[name] == split]
             if len(synonyms) > 1:
-                raise DataError(f"{root_text} has {' and '.join(synonyms)}, which mean the same: keep one of them")
+                problem = f"has {' and '.join(synonyms)}, which mean the same"
+                raise DataError(f"{root_text} {problem}: make one folder of them, {all_are_classes}")
         notes += [f"{printable(name)}/ is next to {printable(train_folders[0])}/: ignored" for name in others]
         folders = [ClassFolder(name, split_of[top], f"{top}/{name}") for top in split_of for name in classes[top]]
-        example = f"{root_text}/train/<class>/<picture>.jpg"
     elif layout == "split":
         names = first_names(subfolders, 3)
         raise DataError(f"{root_text}: for --data.layout split, rename {names} to train, val and test; train is needed")
     elif split_of and not train_folders and (strict or not others):
-        fix = f"make {root_text}/train/<class>/<picture>.jpg"
-        if others:
-            fix = f"move {first_names(others, 3)} into train/, or, if all are classes, --data.layout classes"
-        raise DataError(f"{root_text} has {', '.join(split_of)} but no train: {fix}")
+        names = ", ".join(split_of)
+        raise DataError(f"{root_text} has {names} but no train: make {root_text}/train/<class>/, {all_are_classes}")
     else:
         if strict and layout is None:
             _refuse_two_layouts(root, subfolders)
+        split_of = {}
         folders = [ClassFolder(name, TRAIN, name) for name in subfolders]
-        example = f"{root_text}/<class>/<picture>.jpg"
     if not folders:
+        example = f"{root_text}/{'train/' if split_of else ''}<class>/<picture>.jpg"
         raise DataError(f"{root_text} has no class folders: make one for each class, {example}")
-    return _match_class_names(folders, notes), list(split_of), notes
+    folders = _match_class_names(folders, notes)
+    own_paths = [root, *(root / top for top in split_of), *(root / folder.path for folder in folders)]
+    excluded = {_device_and_inode(path) for path in (*root.absolute().parents, *own_paths)}
+    return folders, list(split_of), excluded, notes
 
 
 def _find_split_folders(names: list[str]) -> dict[str, int]:
     """Return the split of each folder whose name says one: `Training`, `seg_test`, or `fruits-val` with `fruits-train`.
 
-    Raise DataError for `cats_train`, `cats_test`, `dogs_train`, `dogs_test`.
+    Other words in a name, such as `fruits`, are allowed if a training folder and another split have the same ones.
     """
     groups: dict[str, dict[str, int]] = {"": {}}  # the other words of the name -> folder -> split
     for name in names:
@@ -263,18 +262,13 @@ def _find_split_folders(names: list[str]) -> dict[str, int]:
         if len(splits) == 1:
             other_words = " ".join(word for word, match in matches.items() if not match)
             groups.setdefault(other_words, {})[name] = splits[0]
-    plain = groups.pop("")
-    if TRAIN in plain.values():
-        return plain
-    complete = [
-        group for group in groups.values() if TRAIN in group.values() and len({*group.values(), *plain.values()}) > 1
-    ]
-    if len(complete) > 1:
-        examples = first_names([name for group in complete for name in group], 4)
-        raise DataError(
-            f"{examples}: move them to train/<class>/ and so on, or, if all are classes, --data.layout classes"
-        )
-    return plain | (complete[0] if complete else {})
+    found = groups.pop("")
+    if TRAIN not in found.values():
+        plain_splits = set(found.values())
+        for group in groups.values():
+            if TRAIN in group.values() and len({*group.values(), *plain_splits}) > 1:
+                found |= group
+    return found
 
 
 def _refuse_two_layouts(root: Path, subfolders: list[str]) -> None:
@@ -310,24 +304,16 @@ def _match_class_names(folders: list[ClassFolder], notes: list[str]) -> list[Cla
     for folder in folders:
         alike.setdefault((folder.split, _fold(folder.name)), []).append(folder)
     matched = []
-    for folder in folders:
-        twins, in_train = (alike.get((split, _fold(folder.name)), []) for split in (folder.split, TRAIN))
-        if len(twins) > 1 and folder is twins[0]:
+    for (_, folded), twins in alike.items():
+        folder, in_train = twins[0], alike.get((TRAIN, folded), [])
+        if len(twins) > 1:
             names = " and ".join(f"'{printable(twin.path)}'" for twin in twins)
             notes.append(f"{names} are different classes, but their names look alike: join the folders if they are one")
-        if len(twins) == len(in_train) == 1 and folder.name != in_train[0].name:
+        elif len(in_train) == 1 and folder.name != in_train[0].name:
             notes.append(f"'{printable(folder.path)}' is read as the class '{printable(in_train[0].name)}'")
-            folder = folder._replace(name=in_train[0].name)
-        matched.append(folder)
+            twins = [folder._replace(name=in_train[0].name)]
+        matched += twins
     return matched
-
-
-def _folders_links_must_not_enter(
-    root: Path, folders: list[ClassFolder], split_folders: list[str]
-) -> set[tuple[int, int]]:
-    """Return (device, inode) of the class folders, the split folders, `root` and all folders above `root`."""
-    paths = ["", *split_folders, *(folder.path for folder in folders)]
-    return {_device_and_inode(folder) for folder in [*root.absolute().parents, *(root / path for path in paths)]}
 
 
 def _device_and_inode(folder: Path) -> tuple[int, int]:
@@ -335,38 +321,33 @@ def _device_and_inode(folder: Path) -> tuple[int, int]:
     return status.st_dev, status.st_ino
 
 
-def _list_folder(folder: Path, outputs: set[str] | None = None) -> tuple[list[str], list[str], list[str]]:
-    """Return the sorted names of the files, folders and links to folders in `folder`, without hidden ones.
+def _list_folder(folder: Path) -> tuple[list[str], list[str], list[str], list[str]]:
+    """Return the sorted names of files, folders, links to folders, and folders that a command of this project made.
 
-    The paths of folders that a command of this project has made are added to `outputs` instead.
+    Hidden ones are ignored.
     """
-    files, folders, links = list[str](), list[str](), list[str]()
+    files, folders, links, outputs = list[str](), list[str](), list[str](), list[str]()
     with os.scandir(folder) as entries:
         for entry in entries:
             if entry.name.startswith(".") or entry.name.lower() in _IGNORED_NAMES:
                 continue
-            try:
-                is_folder = entry.is_dir()
-            except OSError:  # for example, a link to itself
-                is_folder = False
-            if is_folder and _is_output(entry.name, entry.path):
-                if outputs is not None:
-                    outputs.add(entry.path)
-                continue
-            names = files if not is_folder else links if entry.is_symlink() else folders
+            names = files
+            with contextlib.suppress(OSError):  # for example, a link to itself
+                if entry.is_dir():
+                    names = outputs if _is_output(entry) else links if entry.is_symlink() else folders
             names.append(entry.name)
-    return sorted(files), sorted(folders), sorted(links)
+    return sorted(files), sorted(folders), sorted(links), sorted(outputs)
 
 
-def _is_output(name: str, path: str) -> bool:
+def _is_output(folder: os.DirEntry[str]) -> bool:
     """Return True if a command of this project has made the folder: a run, an evaluation, or heat maps."""
-    return name in _OUTPUT_FOLDERS or any(
-        all(os.access(f"{path}/{f}", os.F_OK) for f in files) for files in _OUTPUT_FILES
+    return folder.name in _OUTPUT_FOLDERS or any(
+        all(os.access(f"{folder.path}/{name}", os.F_OK) for name in names) for names in _OUTPUT_FILES
     )
 
 
 def _list_subfolders(folder: Path) -> list[str]:
-    _, folders, links = _list_folder(folder)
+    _, folders, links, _ = _list_folder(folder)
     return sorted(folders + links)
 
 
@@ -378,27 +359,24 @@ def _suffix(path: str) -> str:
     with contextlib.suppress(OSError):
         if Path(path).is_file():  # a named pipe would wait
             with Path(path).open("rb") as file:
-                match = _SUFFIX_OF_FIRST_BYTES.match(file.read(16))
-            return str(match.lastgroup) if match else ""
+                return suffix_of_content(file.read(16))
     return ""
 
 
-def _counts_as_picture(suffix: str | None) -> bool:
-    """Return True if a file with this suffix makes its folder a class."""
-    return suffix is None or suffix in PICTURE_SUFFIXES  # None is a folder that cannot be read: it may have pictures
+def suffix_of_content(first_bytes: bytes) -> str:
+    """Return the suffix of the format of a file that begins with these bytes (16 or more), or "" if it is unknown."""
+    match = _SUFFIX_OF_FIRST_BYTES.match(first_bytes)
+    return str(match.lastgroup) if match else ""
 
 
 def _contains_pictures(root: Path, folder: str, excluded: Iterable[tuple[int, int]] = ()) -> bool:
-    return any(_counts_as_picture(suffix) for _, suffix in _walk_files(root, folder, excluded))
+    return any(suffix in _MAKES_A_CLASS for _, suffix in _walk_files(root, folder, excluded))
 
 
-def _walk_files(
-    root: Path, folder: str, excluded: Iterable[tuple[int, int]], outputs: set[str] | None = None
-) -> Iterator[tuple[str, str | None]]:
-    """Yield (path, suffix) of each file below `folder`, and (path, None) of each folder that cannot be read.
+def _walk_files(root: Path, folder: str, excluded: Iterable[tuple[int, int]]) -> Iterator[tuple[str, str]]:
+    """Yield (path, suffix) of each file below `folder`. Also yield (path, _UNREADABLE) and (path, _OUTPUT) of folders.
 
-    All paths are relative to `root`. Folders whose (device, inode) is in `excluded` are skipped. `outputs` is as in
-    :func:`_list_folder`.
+    All paths are relative to `root`. Folders whose (device, inode) is in `excluded` are skipped.
     """
     already_read = set(excluded)
     folders_to_read, links_to_read = [folder], list[str]()
@@ -410,18 +388,19 @@ def _walk_files(
             if identity in already_read and current != folder:
                 continue
             already_read.add(identity)
-            files, subfolders, links = _list_folder(root / current, outputs)
+            files, subfolders, links, outputs = _list_folder(root / current)
         except OSError:
-            yield current, None
+            yield current, _UNREADABLE
             continue
         folders_to_read += [f"{current}/{name}" for name in reversed(subfolders)]
         links_to_read = sorted([*links_to_read, *(f"{current}/{name}" for name in links)])
+        yield from ((f"{current}/{name}", _OUTPUT) for name in outputs)
         yield from ((f"{current}/{name}", _suffix(f"{root}/{current}/{name}")) for name in files)
 
 
-def _stat_or_left_out(root: Path, path: str, suffix: str | None) -> os.stat_result | LeftOut:
+def _stat_or_left_out(root: Path, path: str, suffix: str) -> os.stat_result | LeftOut:
     """Return the status of a file from :func:`_walk_files`, or a LeftOut if it cannot be a picture."""
-    if suffix is None:
+    if suffix == _UNREADABLE:
         return LeftOut(path, "unreadable", "folder cannot be read: allow it with chmod u+rx")
     if suffix not in PICTURE_SUFFIXES:
         reason = f".{suffix} is not a picture suffix" if suffix else "no suffix, and not a picture by its first bytes"

@@ -37,7 +37,7 @@ class Photos(Listing):
 
     def write_split(self, csv_path: str | Path) -> None:
         """Write a CSV file with SPLIT_FILE_COLUMNS for each picture. :func:`examine` accepts it as `split_file`."""
-        write_csv(csv_path, [SPLIT_FILE_COLUMNS, *split_lines(self)])
+        write_csv(csv_path, [SPLIT_FILE_COLUMNS, *((path, *line) for path, line in split_lines(self))])
 
     def write_left_out(self, csv_path: str | Path) -> None:
         """Write a CSV file with `path,kind,reason` for each file that is not used."""
@@ -108,15 +108,15 @@ def examine(
         share = max(len(bad) / n, (lost[loses_half] / counts[loses_half]).max(initial=0))
         names = first_names([f"{file.path} ({file.kind})" for file in bad], MAX_NAMES_IN_MESSAGE)
         names += "; for all of them: python scripts/check.py DIR --json" * (len(bad) > MAX_NAMES_IN_MESSAGE)
-        too_many = "half of a class" if loses_half.any() else f"more than {max_bad_fraction:.0%}"
-        too_many += f" ({first_names(lost_texts, 3)})"
         heif = "pip install 'lit-classics[heif]' for HEIC, " * any("[heif]" in file.reason for file in bad)
         raise DataError(
-            f"{len(bad)} of {n} pictures cannot be read, {too_many}, such as {names}: {heif}repair, convert or "
-            f"delete them or use --data.max_bad_fraction {min(1, np.ceil(share * 100) / 100):g}"
+            f"{len(bad)} of {n} pictures cannot be read, more than {max_bad_fraction:.0%} or half of a class "
+            f"({first_names(lost_texts, 3)}), such as {names}: {heif}repair, convert or delete them or use "
+            f"--data.max_bad_fraction {min(1, np.ceil(share * 100) / 100):g}"
         )
     in_two_classes = is_in_mixed_group(scan.listing.labels, scan.first_copies)
-    left_out = [*listing.left_out, *bad, *_list_copies_in_two_classes(scan.listing, scan.first_copies, in_two_classes)]
+    copies = _leave_out_copies(scan.listing, scan.first_copies, np.flatnonzero(in_two_classes))
+    left_out = [*listing.left_out, *bad, *copies]
     rows = np.flatnonzero(~in_two_classes)
     listing, inspections = scan.listing.take(rows), scan.inspections[rows]
     _check_every_class_has_pictures(listing, left_out)
@@ -132,20 +132,14 @@ def examine(
         notes.append(f"no usable folder val/: {val_size:.0%} of each class became val (seed {seed})")
     photos = Photos(**{**vars(listing), "splits": splits, "left_out": left_out, "notes": notes})
     notes += _make_notes(photos, inspections, first_copies, resize)
-    notes += _note_near_duplicates(photos, inspections["dhash"], first_copies)
     return photos
 
 
-def _list_copies_in_two_classes(
-    listing: Listing, first_copies: np.ndarray, in_two_classes: np.ndarray
-) -> Iterator[LeftOut]:
-    """Yield a LeftOut for each picture in `in_two_classes` (bool array). The reason names a copy in another class."""
-    differs_from_first = in_two_classes & (listing.labels != listing.labels[first_copies])
-    rows = np.flatnonzero(differs_from_first)[::-1]  # reversed, so that dict() keeps the first of several copies
-    copy_in_other_class = dict(zip(first_copies[rows].tolist(), rows.tolist(), strict=True))
-    for row in np.flatnonzero(in_two_classes).tolist():
-        first = int(first_copies[row])
-        copy = copy_in_other_class[first] if listing.labels[row] == listing.labels[first] else first
+def _leave_out_copies(listing: Listing, first_copies: np.ndarray, rows: np.ndarray) -> Iterator[LeftOut]:
+    """Yield a LeftOut for the pictures at `rows`, which are in two classes. It names a copy in another class."""
+    groups, labels = first_copies[rows], listing.labels[rows]
+    for row, group, label in zip(rows, groups, labels, strict=True):
+        copy = rows[(groups == group) & (labels != label)][0]
         yield LeftOut(listing.paths[row], "same picture under two classes", f"also {listing.paths[copy]}")
 
 
@@ -160,28 +154,27 @@ def _check_every_class_has_pictures(listing: Listing, left_out: list[LeftOut]) -
 
 
 def _make_notes(photos: Photos, inspections: np.ndarray, first_copies: np.ndarray, resize: str) -> list[str]:
+    outside_train = photos.splits != TRAIN
+    near_copies = group_near_duplicates(inspections["dhash"], first_copies)
+    has_copy = is_in_mixed_group(photos.splits, first_copies) & outside_train
+    looks_alike = is_in_mixed_group(photos.splits, near_copies) & outside_train & ~has_copy
     notes, flags = [], inspections["flags"]
-    for flag, text in (
-        (ROTATED, "rotated by an EXIF tag, as phones do: used upright"),
-        (MISNAMED, "whose suffix does not match the format: still used"),
-        (BLANK, "blank or nearly blank as the network sees it: still used"),
-        (HAS_PAGES, "with several pages or frames: only the first is used"),
+    for found, text in (
+        (flags & ROTATED, "rotated by an EXIF tag, as phones do: used upright"),
+        (flags & MISNAMED, "whose suffix does not match the format: still used"),
+        (flags & BLANK, "blank or nearly blank as the network sees it: still used"),
+        (flags & HAS_PAGES, "with several pages or frames: only the first is used"),
+        (has_copy, "in val or test with a copy in another split: the score will be too good"),
+        (looks_alike, "in val or test look like a picture in another split: the score may be too good; see check.py"),
     ):
-        if len(rows := np.flatnonzero(flags & flag)):
-            names = first_names(list(photos.paths.take(rows)), 3)
-            notes.append(f"{plural(len(rows), 'picture')} {text} ({names})")
+        if len(rows := np.flatnonzero(found)):
+            notes.append(f"{plural(len(rows), 'picture')} {text} ({first_names(list(photos.paths.take(rows)), 3)})")
     sides = np.sort(np.stack([inspections["width"], inspections["height"]]), axis=0)
     ratio = float(np.median(sides[1] / sides[0]))  # of the usual picture
     if resize == "crop" and (cut_off := 1 - 1 / ratio) > MAX_CUT_OFF:
         notes.append(
             f"the usual picture is {ratio:.1f} times as long as wide, and the square center crop cuts off "
             f"{cut_off:.0%} of it: --data.resize pad or --data.resize squash keeps all of it"
-        )
-    in_two_splits = is_in_mixed_group(photos.splits, first_copies)
-    if len(rows := np.flatnonzero(in_two_splits & (photos.splits != TRAIN))):
-        notes.append(
-            f"{plural(len(rows), 'picture')} in val or test with a copy in another split "
-            f"({first_names(list(photos.paths.take(rows)), 3)}): the score will be too good"
         )
     counts = photos.counts()
     if len(not_in_val := np.flatnonzero(counts[VAL] == 0)):
@@ -194,20 +187,6 @@ def _make_notes(photos: Photos, inspections: np.ndarray, first_copies: np.ndarra
             "--data.balance loss gives them equal weight"
         )
     return notes
-
-
-def _note_near_duplicates(photos: Photos, hashes: np.ndarray, first_copies: np.ndarray) -> list[str]:
-    """Return a note if pictures in val or test look like a picture in another split, but are not exact copies."""
-    groups = group_near_duplicates(hashes, first_copies)
-    found = is_in_mixed_group(photos.splits, groups) & ~is_in_mixed_group(photos.splits, first_copies)
-    if not len(rows := np.flatnonzero(found & (photos.splits != TRAIN))):
-        return []
-    pairs = [(row, np.flatnonzero((groups == groups[row]) & (photos.splits != photos.splits[row]))) for row in rows[:4]]
-    names = [f"{photos.paths[row]} and {photos.paths[others[0]]}" for row, others in pairs]
-    return [
-        f"{plural(len(rows), 'picture')} in val or test look like a picture in another split "
-        f"({first_names(names, 3)}): if they show the same scene, the score will be too good; check.py lists them all"
-    ]
 
 
 def _format_counts(class_names: tuple[str, ...], counts: np.ndarray, max_rows: int = 12) -> list[str]:

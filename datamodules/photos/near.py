@@ -17,13 +17,12 @@ def group_near_duplicates(hashes: np.ndarray, first_copies: np.ndarray) -> np.nd
     # Pictures of one color or an even gradient have almost only 0 bits or only 1 bits, and would all be in one group.
     is_usable = (bits > MAX_HASH_DISTANCE) & (bits < 64 - MAX_HASH_DISTANCE)
     usable = np.flatnonzero((first_copies == np.arange(len(first_copies))) & is_usable)
-    left, right = usable[_find_near_pairs(hashes[usable])]
+    pairs = usable[_find_near_pairs(hashes[usable])]
+    left, right = np.concatenate([pairs, pairs[::-1]], axis=1)
     group = np.arange(len(hashes))
-    while True:  # in each round, the two pictures of a pair both get the lower group index, until nothing changes
+    while True:  # in each round, a picture gets the lowest group index of its near duplicates, until nothing changes
         lower = group.copy()
-        minimum = np.minimum(group[left], group[right])
-        np.minimum.at(lower, left, minimum)
-        np.minimum.at(lower, right, minimum)
+        np.minimum.at(lower, left, group[right])
         if (lower == group).all():
             return group[first_copies]
         group = lower

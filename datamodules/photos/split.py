@@ -11,11 +11,12 @@ import numpy as np
 
 from datamodules.errors import DataError
 from datamodules.files import READ_TEXT_FILE
-from datamodules.photos.find import SPLITS, TEST, TRAIN, VAL, LeftOut, Listing
+from datamodules.photos.find import SPLITS, LeftOut, Listing
 from datamodules.text import first_names, plural, printable
 
 SPLIT_FILE_COLUMNS = ("path", "label", "split", "sha256")  # of split.csv; runs of older versions have no sha256
 MAX_NAMES_IN_MESSAGE = 10
+SplitLine = tuple[str, str, str]  # label, split and sha256 ("" in older versions) of one path
 
 
 def is_in_mixed_group(values: np.ndarray, groups: np.ndarray) -> np.ndarray:
@@ -66,28 +67,25 @@ def apply_split_file(listing: Listing, split_file: str) -> Listing:
     Raises:
         DataError: the file is not valid, or a picture in it is missing or has another class.
     """
-    entries: dict[str, tuple[str, int]] = {}
     root_text, csv_text = printable(str(listing.root)), printable(split_file)
-    for path, label, split, _ in read_split_file(split_file):
-        if path in entries:
-            raise DataError(f"{csv_text} has more than one line for {printable(path)}: keep one of them")
-        entries[path] = label, split
-    trainable = {label for label, split in entries.values() if split == TRAIN}
+    lines = read_split_file(split_file)
+    trainable = {label for label, split, _ in lines.values() if split == "train"}
     splits = np.full(len(listing.paths), -1, np.int8)
-    left_out = [*listing.left_out]
+    left_out, notes = [*listing.left_out], [*listing.notes]
     for row, path in enumerate(listing.paths):
-        if path not in entries:
+        if path not in lines:
             left_out.append(LeftOut(path, "not in the split file", split_file))
             continue
-        label, splits[row] = entries.pop(path)
+        label, split, _ = lines.pop(path)
+        splits[row] = SPLITS.index(split)
         folder_label = listing.class_names[listing.labels[row]]
         if label != folder_label:
             raise DataError(
                 f"{csv_text}: {printable(path)} has the class {printable(label)}, but is in the folder of class "
                 f"{printable(folder_label)}: move the file or correct the line"
             )
-    if entries:
-        count_text, names = plural(len(entries), "picture"), first_names(list(entries), MAX_NAMES_IN_MESSAGE)
+    if lines:
+        count_text, names = plural(len(lines), "picture"), first_names(list(lines), MAX_NAMES_IN_MESSAGE)
         raise DataError(
             f"{root_text} does not contain {count_text} of {csv_text} ({names}): restore the missing files, or leave "
             "out --data.split_file"
@@ -95,30 +93,28 @@ def apply_split_file(listing: Listing, split_file: str) -> Listing:
     if not trainable:
         raise DataError(f"{csv_text} has no line with split train: give a run's split.csv")
     rows = np.flatnonzero(splits >= 0)
-    left_out_count = len(splits) - len(rows)
-    notes = [*listing.notes]
-    notes += [f"{plural(left_out_count, 'picture')} left out: not in {csv_text}"] * bool(left_out_count)
+    if left_out_count := len(splits) - len(rows):
+        notes.append(f"{plural(left_out_count, 'picture')} left out: not in {csv_text}")
     return replace(listing, splits=splits, left_out=left_out, notes=notes).take(rows).keep_classes(trainable)
 
 
-def split_lines(listing: Listing) -> Iterator[tuple[str, str, str, str]]:
-    """Yield the line of split.csv of each picture: path, class name, name of the split, sha256."""
+def split_lines(listing: Listing) -> Iterator[tuple[str, SplitLine]]:
+    """Yield the path and the other columns of split.csv for each picture."""
     for path, label, split, sha256 in zip(listing.paths, listing.labels, listing.splits, listing.sha256, strict=True):
-        yield path, listing.class_names[label], SPLITS[split], sha256.decode()
+        yield path, (listing.class_names[label], SPLITS[split], sha256.decode())
 
 
 def describe_other_photos(listing: Listing, split_file: str) -> str:
     """Return how the pictures differ from those in the split file (more, fewer, changed), or "" if they do not."""
-    then = {path: (label, SPLITS[split], sha256) for path, label, split, sha256 in read_split_file(split_file)}
-    now = {line[0]: line[1:] for line in split_lines(listing)}
-    more, fewer = [path for path in now if path not in then], [path for path in then if path not in now]
-    changed = [  # without a sha256 in the file, only label and split are compared
-        path for path in now.keys() & then if now[path][:2] != then[path][:2] or then[path][2] not in ("", now[path][2])
-    ]
-    if not (more or fewer or changed):
-        return ""
-    kinds = (("more", more), ("fewer", fewer), ("changed", sorted(changed)))
-    return ", ".join(f"{len(paths):,} {kind}" + f" ({first_names(paths, 3)})" * bool(paths) for kind, paths in kinds)
+    then, now = read_split_file(split_file), dict(split_lines(listing))
+    both = [path for path in now if path in then]
+    differences = (
+        ("more", [path for path in now if path not in then]),
+        ("fewer", [path for path in then if path not in now]),
+        # without a sha256 in the file, only label and split are compared
+        ("changed", [path for path in both if then[path] not in (now[path], (*now[path][:2], ""))]),
+    )
+    return ", ".join(f"{len(paths):,} {kind} ({first_names(paths, 3)})" for kind, paths in differences if paths)
 
 
 def find_scored_pictures(listing: Listing, split_file: str) -> tuple[Listing, int, list[str]]:
@@ -127,43 +123,43 @@ def find_scored_pictures(listing: Listing, split_file: str) -> tuple[Listing, in
     A picture is found by its sha256, also in another folder: then it has the class of that folder. If the file has no
     sha256, a picture is found by its path. A picture in the folder of a class without training pictures is left out.
     """
-    lines = {path: (label, split, sha256) for path, label, split, sha256 in read_split_file(split_file)}
-    scored = TEST if any(split == TEST for _, split, _ in lines.values()) else VAL
-    trainable = {label for label, split, _ in lines.values() if split == TRAIN}
+    lines, csv_text = read_split_file(split_file), printable(split_file)
+    scored = "test" if any(split == "test" for _, split, _ in lines.values()) else "val"
+    trainable = {label for label, split, _ in lines.values() if split == "train"}
     known = {sha256 for _, _, sha256 in lines.values()}
-    now = {path: (row, label, sha256) for row, (path, label, _, sha256) in enumerate(split_lines(listing))}
-    is_same = {path for path in lines.keys() & now if lines[path][2] in ("", now[path][2])}
-    moved = {sha256: (path, row, label) for path, (row, label, sha256) in now.items() if path not in is_same}
-    rows, missing, changed, relabeled = [], [], [], []
+    now = {path: (row, label, sha256) for row, (path, (label, _, sha256)) in enumerate(split_lines(listing))}
+    unchanged = {path for path in lines.keys() & now if lines[path][2] in ("", now[path][2])}
+    moved = {sha256: path for path, (_, _, sha256) in now.items() if path not in unchanged}
+    rows, missing, edited, relabeled = [], [], [], []
     for path, (old_label, split, sha256) in lines.items():
         if split != scored:
             continue
-        has_new_content = path in now and now[path][2] not in known
-        place, row, label = (path, *now[path][:2]) if path in is_same else moved.get(sha256, ("", -1, ""))
-        if row < 0 and has_new_content:
-            place, row, label = path, *now[path][:2]
-            changed.append(path)
-        if label not in trainable:
+        place = path if path in unchanged else moved.get(sha256, path)
+        row, label, new_sha256 = now.get(place, (-1, "", ""))
+        is_edited = place == path and path not in unchanged
+        if label not in trainable or (is_edited and new_sha256 in known):
             missing.append(path)
             continue
         rows.append(row)
+        edited += [path] * is_edited
         relabeled += [f"{place}, was {old_label}"] * (label != old_label)
-    new_count = sum(path not in lines and sha256 not in known for path, (_, _, sha256) in now.items())
     kinds = (
         ("left out: missing, unreadable, or in no folder of a trained class", missing),
-        ("whose content has changed since the run began: scored as they are now", changed),
+        ("whose content has changed since the run began: scored as they are now", edited),
         ("in another class than when the run began: scored with the class of the folder", relabeled),
     )
     notes = [f"{plural(len(names), 'picture')} {text} ({first_names(names, 10)})" for text, names in kinds if names]
-    notes += [f"{plural(new_count, 'picture')} not in {printable(split_file)}: left out"] * bool(new_count)
+    if new_count := sum(path not in lines and sha256 not in known for path, (_, _, sha256) in now.items()):
+        notes.append(f"{plural(new_count, 'picture')} not in {csv_text}: left out")
     if missing and known == {""}:
-        notes.append(f"{printable(split_file)} has no sha256, as in older versions: pictures are found by path only")
-    return listing.take(np.unique(rows).astype(int)), scored, notes
+        notes.append(f"{csv_text} has no sha256, as in older versions: pictures are found by path only")
+    return listing.take(np.unique(rows).astype(int)), SPLITS.index(scored), notes
 
 
-def read_split_file(split_file: str) -> Iterator[tuple[str, str, int, str]]:
-    """Yield (path, class name, split index, sha256 or "") for each line. Raise DataError if the file is not valid."""
+def read_split_file(split_file: str) -> dict[str, SplitLine]:
+    """Return the other columns for each path in the split file. Raise DataError if the file is not valid."""
     csv_text = printable(split_file)
+    lines: dict[str, SplitLine] = {}
     try:
         with Path(split_file).expanduser().open(**READ_TEXT_FILE) as file:
             table = csv.reader(file)
@@ -175,7 +171,11 @@ def read_split_file(split_file: str) -> Iterator[tuple[str, str, int, str]]:
                     raise DataError(
                         f"{csv_text}, line {table.line_num}: must be {','.join(columns)}; split is train, val or test"
                     )
-                yield row[0], row[1], SPLITS.index(row[2]), row[3] if len(row) > 3 else ""
+                path, label, split, sha256 = (*row, "")[:4]
+                if path in lines:
+                    raise DataError(f"{csv_text} has more than one line for {printable(path)}: keep one of them")
+                lines[path] = label, split, sha256
     except (OSError, csv.Error) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise DataError(f"{csv_text} cannot be read ({reason}): give a run's split.csv") from error
+    return lines

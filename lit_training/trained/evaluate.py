@@ -276,9 +276,9 @@ def _leave_out_trained(listing: Listing, split_file: Path | None, run_root: Path
         _print_notes(["the run has no split.csv: it is unknown which of these pictures it was trained on"])
         return listing
     run_root, root, trained, is_older = run_root.expanduser().resolve(), listing.root.resolve(), set[str](), False
-    for path, _, split, sha256 in read_split_file(str(split_file)):
+    for path, (_, split, sha256) in read_split_file(str(split_file)).items():
         is_older |= not sha256
-        if split == TRAIN:
+        if split == SPLITS[TRAIN]:
             trained |= {sha256 or path, f"{run_root}/{path}"}
     is_trained = [
         not trained.isdisjoint((sha256.decode(), path, f"{root}/{path}"))

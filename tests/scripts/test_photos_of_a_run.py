@@ -122,9 +122,9 @@ def test_evaluate_finds_moved_photos_with_a_flag(photos: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda photos: scene(7).save(photos / "cat" / "new.jpg"), "1 more (cat/new.jpg), 0 fewer, 0 changed"),
-        (lambda photos: (photos / "cat" / "0.jpg").unlink(), "0 more, 1 fewer (cat/0.jpg)"),
-        (lambda photos: scene(7).save(photos / "cat" / "0.jpg"), "0 more, 0 fewer, 1 changed (cat/0.jpg)"),
+        (lambda photos: scene(7).save(photos / "cat" / "new.jpg"), ": 1 more (cat/new.jpg): restore"),
+        (lambda photos: (photos / "cat" / "0.jpg").unlink(), ": 1 fewer (cat/0.jpg): restore"),
+        (lambda photos: scene(7).save(photos / "cat" / "0.jpg"), ": 1 changed (cat/0.jpg): restore"),
         (lambda photos: None, "use the same --devices, --data.batch_size and --accumulate_grad_batches"),
     ],
 )

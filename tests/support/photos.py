@@ -116,7 +116,7 @@ BROKEN = {
     "empty.jpg": (b"", "empty", "0 bytes"),
     "text.jpg": (b"not a picture at all", "not a picture", "text inside"),
     "page.jpg": (b"<!DOCTYPE html><p>404</p>", "not a picture", "a web page inside"),
-    "gif.jpg": (encoded(904, "GIF"), "not a format we read", "a GIF inside"),
+    "gif.jpg": (encoded(904, "GIF"), "not a format we read", "GIF inside"),
     "postscript.jpg": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "not a picture", "text inside"),
     "spoilt.png": (PNG_WITH_DAMAGED_PIXELS, "damaged", "unrecognized data stream"),
     "bomb.png": (DECOMPRESSION_BOMB, "too large", "more than 178,956,970 pixels"),

@@ -174,7 +174,8 @@ def test_nested_folders_belong_to_the_class(tmp_path: Path) -> None:
 
 def test_a_class_called_train(tmp_path: Path) -> None:
     write_pictures(tmp_path, {"train": 3, "plane": 3})
-    assert examine_leniently(tmp_path).class_names == ("plane", "train")
+    photos = examine_leniently(tmp_path)
+    assert (photos.class_names, photos.left_out) == (("plane", "train"), [])
 
 
 def test_links_are_followed_once_and_loops_ignored(tmp_path: Path) -> None:
@@ -231,9 +232,14 @@ def test_folders_that_cannot_be_used_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no pictures to train on"):
         find_class_names(tmp_path / "bare")
     write_pictures(tmp_path / "val", {"val/a": 1})
-    assert refusal_of(tmp_path / "val") == "DIR has val but no train: make DIR/train/<class>/<picture>.jpg"
+    assert refusal_of(tmp_path / "val") == (
+        "DIR has val but no train: make DIR/train/<class>/, or, if all are classes, --data.layout classes"
+    )
     write_pictures(tmp_path / "twice", {"train/a": 1, "val/a": 1, "valid/a": 1})
-    assert refusal_of(tmp_path / "twice") == "DIR has val and valid, which mean the same: keep one of them"
+    assert refusal_of(tmp_path / "twice") == (
+        "DIR has val and valid, which mean the same: make one folder of them, or, if all are classes, --data.layout "
+        "classes"
+    )
     write_file(tmp_path / "flat" / "train" / "x.jpg", JPEG)
     write_file(tmp_path / "flat" / "val" / "x.jpg", JPEG)
     assert refusal_of(tmp_path / "flat") == no_folders.replace("<class>", "train/<class>")

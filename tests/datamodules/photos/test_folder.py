@@ -47,7 +47,7 @@ def test_copies_in_different_split_folders_are_kept_and_noted(tmp_path: Path) ->
     photos = examine_leniently(tmp_path)
     assert photos.counts().tolist() == [[4, 3], [4, 3], [0, 0]]
     assert photos.notes == [
-        "1 picture in val or test with a copy in another split (val/a/y.jpg): the score will be too good"
+        "1 picture in val or test with a copy in another split: the score will be too good (val/a/y.jpg)"
     ]
 
 
@@ -130,9 +130,9 @@ def test_too_many_broken(tmp_path: Path) -> None:
     write_file(write_cats_and_dogs(tmp_path, 9) / "cat" / "a.jpg", b"")
     write_file(tmp_path / "dog" / "b.jpg", b"text")
     assert refusal_of(tmp_path, max_bad_fraction=0.05) == (
-        "2 of 20 pictures cannot be read, more than 5% (1 of 10 pictures of cat in train, 1 of 10 pictures of dog in "
-        "train), such as cat/a.jpg (empty), dog/b.jpg (not a picture): repair, convert or delete them or use "
-        "--data.max_bad_fraction 0.1"
+        "2 of 20 pictures cannot be read, more than 5% or half of a class (1 of 10 pictures of cat in train, 1 of 10 "
+        "pictures of dog in train), such as cat/a.jpg (empty), dog/b.jpg (not a picture): repair, convert or delete "
+        "them or use --data.max_bad_fraction 0.1"
     )
     assert len(examine_leniently(tmp_path, max_bad_fraction=0.1).paths) == 18
 
@@ -181,7 +181,7 @@ def test_notes_use_singular_and_plural(tmp_path: Path) -> None:
         "class aa is only in test: it cannot be learned, 1 picture left out",
         "1 picture rotated by an EXIF tag, as phones do: used upright (train/a/turned0.jpg)",
         "1 picture whose suffix does not match the format: still used (train/a/png0.jpg)",
-        "1 picture in val or test with a copy in another split (val/a/y0.jpg): the score will be too good",
+        "1 picture in val or test with a copy in another split: the score will be too good (val/a/y0.jpg)",
         "accuracy is not measured for 1 class without pictures in val: b",
         "classes are uneven: 1 to 63 training pictures; --data.balance loss gives them equal weight",
     ]
@@ -195,8 +195,8 @@ def test_notes_use_singular_and_plural(tmp_path: Path) -> None:
         "class aa is only in test: it cannot be learned, 2 pictures left out",
         "2 pictures rotated by an EXIF tag, as phones do: used upright (train/a/turned0.jpg, train/a/turned1.jpg)",
         "2 pictures whose suffix does not match the format: still used (train/a/png0.jpg, train/a/png1.jpg)",
-        "2 pictures in val or test with a copy in another split (val/a/y0.jpg, val/a/y1.jpg): the score will be too "
-        "good",
+        "2 pictures in val or test with a copy in another split: the score will be too good (val/a/y0.jpg, "
+        "val/a/y1.jpg)",
         "accuracy is not measured for 2 classes without pictures in val: b, c",
         "classes are uneven: 1 to 65 training pictures; --data.balance loss gives them equal weight",
     ]

@@ -103,14 +103,18 @@ def test_subfolders_are_merged_with_a_note(tmp_path: Path, folders: tuple[str, .
         ),
         (
             ("cats_train", "cats_test", "dogs_train", "dogs_test"),
-            "cats_test, cats_train, dogs_test, dogs_train: move them to train/<class>/ and so on, or, if all are "
-            "classes, --data.layout classes",
+            "DIR has cats_train and dogs_train, which mean the same: make one folder of them, or, if all are classes, "
+            "--data.layout classes",
         ),
         (
             ("cats", "dogs", "test"),
-            "DIR has test but no train: move cats, dogs into train/, or, if all are classes, --data.layout classes",
+            "DIR has test but no train: make DIR/train/<class>/, or, if all are classes, --data.layout classes",
         ),
-        (("train/a", "Training/a"), "DIR has Training and train, which mean the same: keep one of them"),
+        (
+            ("train/a", "Training/a"),
+            "DIR has Training and train, which mean the same: make one folder of them, or, if all are classes, "
+            "--data.layout classes",
+        ),
     ],
 )
 def test_splits_in_other_places_are_refused(tmp_path: Path, folders: tuple[str, ...], message: str) -> None:
