@@ -100,8 +100,7 @@ class ResumePoint(Callback):
     def save(self, trainer: Trainer, finished: bool = False, next_batch_fetched: bool = True) -> None:
         """Write a resume point, between two steps or after the last one. All ranks must call this method.
 
-        Args:
-            next_batch_fetched: True if Lightning has already fetched the batch of the next step.
+        ``next_batch_fetched``: True if Lightning has already fetched the batch of the next step.
         """
         start_time, metrics_rows = time.monotonic(), 0
         model = with_default_attributes(trainer.lightning_module)

@@ -52,8 +52,7 @@ class SavedRun:
                 uint8 array (H, W, 3); or a list of these.
             accelerator: ``auto``, ``cpu``, ``gpu`` or ``mps``.
 
-        Raises:
-            UsageError, DataError: a single file cannot be read, or an input does not fit the network.
+        Raises a UsageError or DataError if a single file cannot be read, or an input does not fit the network.
         """
         model = self.model()
         takes_rows = model.sample_ndim == 1
@@ -86,12 +85,9 @@ class SavedRun:
 
         ``data`` is a folder of other photos to evaluate on. Photos in it that the run was trained on are left out,
         unless ``all_photos`` is True. ``photos`` is the folder where the run's own photos are now. The result is the
-        same for any number of devices.
-
-        Raises:
-            DataError, UsageError: the data is missing or does not fit the network.
+        same for any number of devices. Raises a DataError or UsageError if the data is missing or does not fit.
         """
-        return evaluate(self.model(), self.checkpoint, self.path, data, accelerator, devices, photos, all_photos)
+        return evaluate(self, data, accelerator, devices, photos, all_photos)
 
 
 def load(run: str | Path = "latest", root: str | Path = ".") -> SavedRun:
