@@ -51,11 +51,7 @@ def build(backbone: str, num_classes: int) -> tuple[nn.Module, str]:
 def load(network: nn.Module, head_name: str, backbone: str, weights: str, classes: Sequence[str] | None = None) -> str:
     """Load pretrained weights into ``network``; into its head only the classes of a LitTransfer's checkpoint.
 
-    Args:
-        weights: ``DEFAULT`` (the published weights, from the cache or downloaded), or the path of a ``.pth`` or
-            ``.safetensors`` state dict, or of a checkpoint. No code in the file is executed.
-        classes: names of the network's outputs, if they are known.
-
+    ``weights`` are explained in LitTransfer. No code in the file is executed. ``classes`` are the names of the outputs.
     Return a text that says what was loaded from a checkpoint, or "" for other files. Raise a ModelError if the file
     does not exist or has the weights of another network, or the download failed.
     """

@@ -188,5 +188,4 @@ def resolve_weights(config: Any, resume: str) -> None:
     if model["class_path"].endswith("LitTransfer") and (weights == "latest" or Path(weights).expanduser().is_dir()):
         model["init_args"]["weights"] = file = str(find_checkpoint(weights, root))
         if weights == "latest" and (resume == "auto" or RESULT_FILE_VARIABLE in os.environ):
-            fix = f"--model.weights {file}"
-            raise UsageError(f"--model.weights latest could change with --resume auto or --seeds: {fix}")
+            raise UsageError(f"--model.weights latest could change with --resume auto or --seeds: give {file}")

@@ -279,8 +279,7 @@ def _leave_out_trained(listing: Listing, split_file: Path, run_root: Path, all_p
 def _label_photos(model: LitBase, listing: Listing) -> EvaluationPhotos:
     """Label photos with the network's class indices. The name of a photo's subfolder is its class name."""
     if model.class_names is None:
-        fix = "train the network on one of this project's data modules"
-        raise CheckpointError(f"the checkpoint has no class names: {fix}")
+        raise CheckpointError("the checkpoint has no class names: train it on one of this project's data modules")
     folder = printable(str(listing.root))
     if not len(listing.paths):
         raise DataError(f"{folder} has no images to evaluate on: give another folder with --data")

@@ -47,12 +47,9 @@ class SavedRun:
     def predict(self, images: Any, accelerator: str = "auto") -> Prediction | list[Prediction]:
         """Return one prediction for a single image, otherwise a list. In a list, unreadable files have an ``error``.
 
-        Args:
-            images: the path of an image, of a folder of images or of a file of rows (.csv or .npy); a PIL image; a
-                uint8 array (H, W, 3); or a list of these.
-            accelerator: ``auto``, ``cpu``, ``gpu`` or ``mps``.
-
-        Raises a UsageError or DataError if a single file cannot be read, or an input does not fit the network.
+        ``images`` is the path of an image, of a folder of images or of a file of rows (.csv or .npy); a PIL image; a
+        uint8 array (H, W, 3); or a list of these. ``accelerator`` is ``auto``, ``cpu``, ``gpu`` or ``mps``. Raises a
+        UsageError or DataError if a single file cannot be read, or an input does not fit the network.
         """
         model = self.model()
         takes_rows = model.sample_ndim == 1
@@ -93,8 +90,7 @@ class SavedRun:
 def load(run: str | Path = "latest", root: str | Path = ".") -> SavedRun:
     """Open a trained network. Raises a CheckpointError if there is no checkpoint.
 
-    Args:
-        run: a ``.ckpt`` file; the folder of a run, for its best checkpoint; or ``latest``, for the newest run in
-            ``root/lightning_logs`` that has a checkpoint.
+    ``run`` is a ``.ckpt`` file; the folder of a run, for its best checkpoint; or ``latest``, for the newest run in
+    ``root/lightning_logs`` that has a checkpoint.
     """
     return SavedRun(find_checkpoint(str(run), str(root)))
