@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -35,9 +35,6 @@ from lit_training.runs.processes import bind_to_loopback
 from lit_training.statistics import wilson_interval
 from lit_training.text import progress_bar
 from lit_training.trained.predict import distinct_class_names
-
-if TYPE_CHECKING:
-    from lit_training.trained.load import SavedRun
 
 MAX_MISTAKES = 12
 MAX_PRINTED_CLASSES = 12
@@ -137,9 +134,9 @@ class ClassScores:
 
 
 def evaluate(
-    saved: "SavedRun", data_root: str | None, accelerator: str, devices: str, photos_root: str | None, all_photos: bool
+    saved: Any, data_root: str | None, accelerator: str, devices: str, photos_root: str | None, all_photos: bool
 ) -> Evaluation:
-    """Evaluate a checkpoint; see :meth:`~lit_training.trained.load.SavedRun.evaluate`."""
+    """Evaluate a SavedRun; see :meth:`~lit_training.trained.load.SavedRun.evaluate`."""
     find_device(accelerator)  # raises a UsageError if this machine does not have it
     if all_photos and data_root is None:
         raise UsageError("--all needs a folder of photos: --data DIR --all")
@@ -196,7 +193,7 @@ class EvaluationPhotos(LightningDataModule):
 
 
 def _choose_data(
-    saved: "SavedRun", model: LitBase, data_root: str | None, photos_root: str | None, all_photos: bool
+    saved: Any, model: LitBase, data_root: str | None, photos_root: str | None, all_photos: bool
 ) -> tuple[LightningDataModule, str]:
     checkpoint, split_file = saved.checkpoint, saved.folder / SPLIT
     arguments = dict(checkpoint.get("datamodule_hyper_parameters") or {})
