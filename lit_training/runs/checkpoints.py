@@ -84,7 +84,7 @@ def _write(target: Path, save: Callable[[IO[bytes]], Any]) -> None:
 
 
 def read(path: Path) -> dict[str, Any]:
-    """Read a checkpoint of one of this project's models; a CheckpointError as in :func:`read_any`, or for others."""
+    """Read a checkpoint of this project's models with :func:`read_any`. Raise a CheckpointError for other models."""
     checkpoint = read_any(path)
     if not all(isinstance(checkpoint.get(key), dict) for key in ("lit", "state_dict")):
         raise CheckpointError(f"{path} was not written by this project: it does not contain the name of its model")

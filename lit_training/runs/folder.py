@@ -53,7 +53,7 @@ class RunStart:
         """Return a function that undoes a failed start: it removes a new folder, or restores the files of the run."""
         if self.is_new:
             return self.remove_if_new
-        present = set(self.folder.glob("*"))
+        present = {file for file in self.folder.glob("*") if file.is_file()}
         small = [file for file in present if file.suffix in (".yaml", ".csv", ".json")]
         saved = [(file, file.read_bytes(), file.stat().st_mtime_ns) for file in small]
 
@@ -153,9 +153,10 @@ def find_resume_target(resume: str, root: str) -> Path:
 
 
 def find_checkpoint(run: str, root: str = ".") -> Path:
-    """Return the checkpoint file of a run: best.ckpt, or last.ckpt if there is no best.ckpt. Else a CheckpointError.
+    """Return the checkpoint file of a run: best.ckpt, or last.ckpt if there is no best.ckpt.
 
-    ``run`` is a checkpoint file, the folder of a run, or ``latest`` for the newest run under ``root``.
+    ``run`` is a checkpoint file, the folder of a run, or ``latest`` for the newest run under ``root``. Raise a
+    CheckpointError if there is no checkpoint.
     """
     path = Path(run).expanduser()
     if run == "latest":
