@@ -20,8 +20,7 @@ AUXILIARY = ("AuxLogits", "aux1", "aux2")  # extra heads of inception_v3 and goo
 def build(backbone: str, num_classes: int) -> tuple[nn.Module, str]:
     """Build a network with random weights. Return it and the name of its last layer, the head.
 
-    Raises:
-        ModelError: the name is unknown, the network has several heads, or timm is not installed.
+    Raise a ModelError if the name is unknown, the network has several heads, or timm is not installed.
     """
     if backbone.startswith(TIMM_PREFIX):
         timm, name = _import_timm(), backbone.removeprefix(TIMM_PREFIX)
@@ -52,26 +51,14 @@ def build(backbone: str, num_classes: int) -> tuple[nn.Module, str]:
 def load(network: nn.Module, head_name: str, backbone: str, weights: str, classes: Sequence[str] | None = None) -> str:
     """Load pretrained weights into ``network``; into its head only the classes of a LitTransfer's checkpoint.
 
-    Args:
-        weights: ``DEFAULT`` (the published weights, from the cache or downloaded), or the path of a ``.pth`` or
-            ``.safetensors`` state dict, or of a checkpoint. No code in the file is executed.
-        classes: names of the network's outputs, if they are known.
-
-    Returns:
-        A text that says what was loaded from a checkpoint; "" for other files.
-
-    Raises:
-        ModelError: the file does not exist or has the weights of another network, or the download failed.
+    ``weights`` are explained in LitTransfer. No code in the file is executed. ``classes`` are the names of the outputs.
+    Return a text that says what was loaded from a checkpoint, or "" for other files. Raise a ModelError if the file
+    does not exist or has the weights of another network, or the download failed.
     """
-    content: dict[str, Any] = (
-        {"state_dict": fetch(backbone)} if weights == "DEFAULT" else _read_weights(Path(weights).expanduser())
-    )
-    state, saved = content["state_dict"], content.get("lit")
-    if saved and saved["backbone"] != backbone:
-        fix = f"--model.backbone {saved['backbone']}" if saved["backbone"] else "give one of a LitTransfer"
-        raise ModelError(
-            f"{weights} is a checkpoint of {saved['backbone'] or saved['model_class']}, not {backbone}: {fix}"
-        )
+    state, saved = (fetch(backbone), None) if weights == "DEFAULT" else _read_weights(Path(weights).expanduser())
+    if saved and (found := saved["backbone"]) != backbone:
+        fix = f"--model.backbone {found}" if found else "give one of a LitTransfer"
+        raise ModelError(f"{weights} is a checkpoint of {found or saved.get('model_class')}, not {backbone}: {fix}")
     head = {name.removeprefix(f"{head_name}."): tensor for name, tensor in state.items()}
     dropped = (f"{head_name}.", *(f"{name}." for name in AUXILIARY))
     state = {_current_name(name): tensor for name, tensor in state.items() if not name.startswith(dropped)}
@@ -89,45 +76,31 @@ def load(network: nn.Module, head_name: str, backbone: str, weights: str, classe
     # load_state_dict() is not used: for mnasnet it needs a version number, and most files have none
     for name, tensor in state.items():
         expected[name].copy_(tensor)
+    if not saved:
+        return ""
     try:
-        if not saved:
-            return ""
-        text = _load_head(network.get_submodule(head_name), head, saved["class_names"], classes)
-        if (size := saved["preprocessing"]["image_size"]) != preprocessing(backbone, network)["image_size"]:
-            text += f"; trained with --data.image_size {size}"
-        return text
-    except (KeyError, TypeError, ValueError, IndexError, RuntimeError) as error:
+        return _load_head(network.get_submodule(head_name), head, saved.get("class_names"), classes)
+    except (KeyError, TypeError, IndexError, RuntimeError) as error:
         raise ModelError(
             f"{weights} is damaged, its classes do not fit its weights: give another checkpoint"
         ) from error
 
 
 def _load_head(layer: nn.Module, saved: dict[str, Tensor], old: list[str] | None, new: Sequence[str] | None) -> str:
-    """Copy the rows of the classes that ``old`` and ``new`` have, by name; return what was loaded, as text."""
-    tensors = layer.state_dict()
-    if not old and not new and len(saved["weight"]) == len(tensors["weight"]):
-        old = new = [str(row) for row in range(len(tensors["weight"]))]
+    """Copy the rows of the classes that ``old`` and ``new`` have, by name. Return what was loaded, as text."""
     if not old or not new:
         return "backbone; the head is new, because the classes cannot be compared by name"
-    for row, name in enumerate(new):
-        for key, tensor in tensors.items():
-            if name in old:
-                tensor[row] = saved[key][old.index(name)]
-    known, added, gone = (
-        [n for n in new if n in old],
-        [n for n in new if n not in old],
-        [n for n in old if n not in new],
-    )
-    text = f"backbone and {len(known)} of {len(new)} classes" + f" ({_list_names(known)})" * bool(known)
-    return text + f"; new: {_list_names(added)}" * bool(added) + f"; left out: {_list_names(gone)}" * bool(gone)
+    known = [name for name in new if name in old]
+    for key, tensor in layer.state_dict().items():
+        for name in known:
+            tensor[new.index(name)] = saved[key][old.index(name)]
+    added, gone = ([name for name in names if name not in known] for names in (new, old))
+    groups = {"known classes": known, "new": added, "left out": gone}
+    return "; ".join(["backbone", *(f"{title}: {_list_names(names)}" for title, names in groups.items() if names)])
 
 
 def fetch(backbone: str) -> dict[str, Tensor]:
-    """Return the published weights from the cache. If they are not there, download them.
-
-    Raises:
-        ModelError: the download failed. The message contains the URL and the name of the file.
-    """
+    """Return the published weights, from the cache or downloaded. Raise a ModelError with the URL if this fails."""
     if from_timm := backbone.startswith(TIMM_PREFIX):
         timm, name = _import_timm(), backbone.removeprefix(TIMM_PREFIX)
         url, file = f"https://huggingface.co/{timm.get_pretrained_cfg(name).hf_hub_id}", "model.safetensors"
@@ -198,8 +171,8 @@ def _import_timm() -> Any:
     return timm
 
 
-def _read_weights(path: Path) -> dict[str, Any]:
-    """Read a file without executing code in it: its ``state_dict``; ``lit`` describes a checkpoint of this project."""
+def _read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any] | None]:
+    """Read a state dict without executing code in the file. For this project's checkpoints, also return their facts."""
     if not path.is_file():
         raise ModelError(
             f"no weights file {path}: give DEFAULT, none or the path of a .pth, .safetensors or .ckpt file"
@@ -214,13 +187,13 @@ def _read_weights(path: Path) -> dict[str, Any]:
             state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # the errors for broken files have no common class
         raise ModelError(f"{path} is not a state dict that can be read safely ({type(error).__name__})") from error
-    lit: dict[str, Any] | None = None
+    saved = None
     if isinstance(state, dict):
-        if isinstance(state.get("lit"), dict) and isinstance(arguments := state.get("hyper_parameters"), dict):
-            lit = {"class_names": None, "model_class": None, **state["lit"], "backbone": arguments.get("backbone")}
+        if isinstance(state.get("lit"), dict):
+            saved = {**state["lit"], "backbone": state.get("hyper_parameters", {}).get("backbone")}
         state = state.get("state_dict", state)
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise ModelError(
             f"{path} is not a state dict (names -> tensors): save one with torch.save(net.state_dict(), ...)"
         )
-    return {"state_dict": {name.removeprefix("net."): tensor for name, tensor in state.items()}, "lit": lit}
+    return {name.removeprefix("net."): tensor for name, tensor in state.items()}, saved

@@ -36,9 +36,7 @@ class LitTransfer(LitBase):
 
     Input: (B, 3, H, W) float32, normalized as in ``preprocessing``, or ``features`` (B, F). Output: (B, K) logits.
     Parameters: 11,181,642 at the defaults, 5,130 of them in the head.
-
-    Raises:
-        ModelError: the backbone is unknown, or an argument is out of range.
+    Raises a ModelError if the backbone is unknown, or an argument is out of range.
     """
 
     default_data = "ImageFolderDataModule"
@@ -148,9 +146,8 @@ class LitTransfer(LitBase):
             with torch.no_grad():
                 self.net(torch.zeros(1, *shape, device=self.device))
         except (AssertionError, RuntimeError, ValueError) as error:
-            reason = " ".join(str(error).split())
-            backbone = self.hparams["backbone"]
-            return f"{backbone} cannot use pictures {shape} ({reason}): --data.image_size {usual_size}"
+            problem = f"{self.hparams['backbone']} cannot use pictures {shape} ({' '.join(str(error).split())})"
+            return f"{problem}: --data.image_size {usual_size}"
         finally:
             self.train(self.training)
         return None

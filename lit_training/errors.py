@@ -36,14 +36,12 @@ def one_line_errors(program: str) -> Iterator[None]:
     The line begins with the ``program``. After Ctrl-C the exit code is 130. If nobody reads the output, as after
     ``| head``, it is 141. Other errors are bugs: they are not caught.
     """
-    if takes_over := signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, _interrupt)
     try:
         try:
             yield
         finally:
-            if takes_over:
-                signal.signal(signal.SIGINT, signal.default_int_handler)
             print(end="", flush=True)  # when Python ends, a closed pipe would give a traceback
     except (KeyboardInterrupt, SystemExit) as error:
         if not any(isinstance(cause, KeyboardInterrupt) for cause in (error, error.__context__)):
@@ -64,10 +62,8 @@ def one_line_errors(program: str) -> Iterator[None]:
 
 def _interrupt(signum: int, frame: Any) -> None:
     """Raise a KeyboardInterrupt. End at once during an import: numpy and torch would crash with other errors."""
-    while frame is not None:
-        if "importlib._bootstrap" in frame.f_code.co_filename:
-            os._exit(128 + signum)
-        frame = frame.f_back
+    if any("importlib._bootstrap" in caller.f_code.co_filename for caller, _ in traceback.walk_stack(frame)):
+        os._exit(128 + signum)
     raise KeyboardInterrupt
 
 

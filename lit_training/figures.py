@@ -60,15 +60,9 @@ def draw_mistakes(
     files: Sequence[str] | None,
     columns: int = 4,
 ) -> "Figure":
-    """Draw pictures whose class was predicted wrongly, with :func:`draw_sheet`.
+    """Draw B pictures, (B, 3, H, W) float32 in [0, 1], whose class was predicted wrongly, with :func:`draw_sheet`.
 
-    Args:
-        pictures: (B, 3, H, W) float32 in [0, 1].
-        names: K class names.
-        labels: B true class indices.
-        predicted: B predicted class indices.
-        probabilities: B probabilities of the predicted classes.
-        files: B paths, or None if the pictures are not from files.
+    ``names`` are the names of all classes, ``probabilities`` those of the predicted classes, ``files`` the B paths.
     """
     predictions = zip(labels, predicted, probabilities, strict=True)
     titles = [f"{names[wrong]} {probability:.0%}\nis {names[label]}" for label, wrong, probability in predictions]

@@ -18,25 +18,19 @@ def main() -> None:
         from lit_training.cli.seeds import run_seeds
 
         sys.exit(run_seeds(rest, chosen.seeds))
-    from lit_training.cli.fit import (
-        load_pretrained_weights,
-        print_result,
-        print_start,
-        refuse_other_photos,
-        remove_unstarted_run,
-    )
+    from lit_training.cli import fit
     from lit_training.cli.parser import FitCLI
     from lit_training.cli.trouble import one_line_failures
     from lit_training.runs.processes import disconnect
 
     run = FitCLI().run
     run.watch.start()
-    with one_line_failures(run), remove_unstarted_run(run):
-        refuse_other_photos(run)
-        load_pretrained_weights(run)
-        print_start(run)
+    with one_line_failures(run), fit.undo_failed_start(run):
+        fit.refuse_other_photos(run)
+        fit.load_pretrained_weights(run)
+        fit.print_start(run)
         run.trainer.fit(run.model, run.data, weights_only=True)
-    print_result(run)
+    fit.print_result(run)
     disconnect()
 
 

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn.utils import get_total_norm
 
 from datamodules.loading.order import TrainSampler
-from datamodules.text import printable
+from datamodules.text import first_names
 from lit_training.errors import TrainingError
 from lit_training.runs.processes import gather_objects
 
@@ -80,6 +80,5 @@ def _describe_batch(trainer: Trainer, epoch: int, batch_idx: int) -> str:
     keys = list(sampler)[batch_idx * loader.batch_size : (batch_idx + 1) * loader.batch_size]
     indices = [key % sampler.length for key in keys]
     paths = getattr(loader.dataset, "paths", None)
-    names = [str(index) if paths is None else printable(paths[index]) for index in indices]
-    name_list = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
-    return f"batch {batch_idx}: {'samples' if paths is None else 'files'} {name_list}"
+    names = [str(index) if paths is None else paths[index] for index in indices]
+    return f"batch {batch_idx}: {'samples' if paths is None else 'files'} {first_names(names, 8)}"

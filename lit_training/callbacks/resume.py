@@ -100,8 +100,7 @@ class ResumePoint(Callback):
     def save(self, trainer: Trainer, finished: bool = False, next_batch_fetched: bool = True) -> None:
         """Write a resume point, between two steps or after the last one. All ranks must call this method.
 
-        Args:
-            next_batch_fetched: True if Lightning has already fetched the batch of the next step.
+        ``next_batch_fetched``: True if Lightning has already fetched the batch of the next step.
         """
         start_time, metrics_rows = time.monotonic(), 0
         model = with_default_attributes(trainer.lightning_module)
@@ -178,7 +177,9 @@ class ResumePoint(Callback):
         if batch_idx == 0:  # the validation before this epoch may have been long, so exchange now
             self._calls_between_exchanges = 0
         signum, save_is_due = self._agree_on_stop_and_save(trainer)
-        if save_is_due or signum or self._needs_early_save(trainer):
+        # With photos, save the first step at once, because an unreadable photo could soon end the run.
+        is_first = self._no_step_saved and trainer.global_step > 0 and data_of(trainer).photos is not None
+        if save_is_due or signum or is_first:
             self.save(trainer)
         if signum:
             self._stop(trainer, signum)
@@ -213,10 +214,6 @@ class ResumePoint(Callback):
         if isinstance(exception, Exception) and self._failed_while_fetching(trainer):
             self.save(trainer, next_batch_fetched=False)
         self.watch.ending, self.watch.stepping = True, False
-
-    def _needs_early_save(self, trainer: Trainer) -> bool:
-        """Return True for photos if no step is saved yet, because an unreadable photo could soon end the run."""
-        return self._no_step_saved and trainer.global_step > 0 and data_of(trainer).photos is not None
 
     def _failed_while_fetching(self, trainer: Trainer) -> bool:
         """Return True if the run has one process, is between two steps, and fetching a batch raised the error."""

@@ -14,7 +14,7 @@ from datamodules.photos.split import describe_other_photos
 from datamodules.text import plural, printable
 from lit_models import LitBase
 from lit_training.errors import UsageError, is_rank_zero
-from lit_training.runs.folder import relative_path, remember_files
+from lit_training.runs.folder import relative_path
 from lit_training.runs.foreign import with_default_attributes
 from lit_training.runs.layout import LOGS, SPLIT
 from lit_training.runs.run import Run
@@ -66,33 +66,27 @@ def load_pretrained_weights(run: Run) -> None:
 
 
 @contextlib.contextmanager
-def remove_unstarted_run(run: Run) -> Iterator[None]:
+def undo_failed_start(run: Run) -> Iterator[None]:
     """If training fails before its first step, remove a new run, or restore the files of a resumed run."""
-    restore_files = None
-    if run.start is not None and not run.start.is_new and run.start.folder.is_dir():
-        restore_files = remember_files(run.start.folder)
+    undo = run.start.remember() if run.start is not None and is_rank_zero() else None
     try:
         yield
     except Exception:
-        if run.start is not None and is_rank_zero() and run.trainer.global_step <= run.start.step:
-            run.start.remove_if_new()
-            if restore_files:
-                restore_files()
+        if undo and run.start and run.trainer.global_step <= run.start.step:
+            undo()
         raise
 
 
 def refuse_other_photos(run: Run) -> None:
     """Raise a UsageError if the photos of a resumed run are not those that it began with. Writes nothing."""
-    start = run.start
+    start, data = run.start, run.data
     if start is None or start.checkpoint is None or start.finished or not is_rank_zero():
         return
     split_file = start.folder / SPLIT
-    if not (isinstance(run.data, ImageFolderDataModule) and split_file.is_file()):
-        return
-    if difference := describe_other_photos(run.data.examine(), str(split_file)):
-        folder = relative_path(start.folder)
+    has_photos = isinstance(data, ImageFolderDataModule) and split_file.is_file()
+    if has_photos and (difference := describe_other_photos(data.examine(), str(split_file))):
         fix = "restore them, or train a new run with --resume never"
-        raise UsageError(f"{folder} was started with other photos: {difference}: {fix}")
+        raise UsageError(f"{relative_path(start.folder)} was started with other photos: {difference}: {fix}")
 
 
 def print_result(run: Run) -> None:

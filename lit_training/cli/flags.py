@@ -182,15 +182,10 @@ def add_run_config(arguments: list[str]) -> list[str]:
 
 
 def resolve_weights(config: Any, resume: str) -> None:
-    """If a LitTransfer's ``weights`` are a run's folder or ``latest``, replace them by the path of the checkpoint.
-
-    Raise a CheckpointError if there is none, or a UsageError if ``latest`` could mean another run at the next start.
-    """
+    """If a LitTransfer's ``weights`` are a run's folder or ``latest``, replace them by the path of the checkpoint."""
     model, root = config["model"], config["trainer"]["default_root_dir"] or "."
     weights = str((model.get("init_args") or {}).get("weights"))
     if model["class_path"].endswith("LitTransfer") and (weights == "latest" or Path(weights).expanduser().is_dir()):
-        file = str(find_checkpoint(weights, root))
+        model["init_args"]["weights"] = file = str(find_checkpoint(weights, root))
         if weights == "latest" and (resume == "auto" or RESULT_FILE_VARIABLE in os.environ):
-            flag = "--resume auto" if resume == "auto" else "--seeds"
-            raise UsageError(f"--model.weights latest could change with {flag}: --model.weights {file}")
-        model["init_args"]["weights"] = file
+            raise UsageError(f"--model.weights latest could change with --resume auto or --seeds: give {file}")

@@ -21,7 +21,7 @@ from lit_training.cli.flags import add_run_config, resolve_weights, to_lightning
 from lit_training.cli.limits import check_trainer, explain_trainer_error
 from lit_training.cli.schedules import ARGUMENTS_FROM_RUN, SCHEDULES, make_schedule_factory
 from lit_training.cli.usage_errors import explain_parse_error
-from lit_training.errors import CheckpointError, UsageError, exit_with_error, is_rank_zero
+from lit_training.errors import CheckpointError, UsageError, exit_with_error
 from lit_training.runs.foreign import with_default_attributes
 from lit_training.runs.lightning_internals import actions_of
 from lit_training.runs.processes import Watch, bind_to_loopback
@@ -182,7 +182,7 @@ class FitCLI(LightningCLI):
         except (CheckpointError, UsageError):
             raise
         except (MisconfigurationException, ValueError, TypeError, RuntimeError, ImportError) as error:
-            if self.run.start is not None and is_rank_zero():
+            if self.run.start is not None:
                 self.run.start.remove_if_new()
             raise UsageError(explain_trainer_error(error, config)) from error
         trainer.start = self.run.start

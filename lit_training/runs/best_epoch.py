@@ -9,14 +9,10 @@ MODES = {"val_acc": "max", "val_loss": "min", "train_loss": "min"}
 
 
 class BestSoFar:
-    """Remember the best epoch so far.
+    """Remember the epoch with the largest or smallest (``mode``: ``max`` or ``min``) value of the metric ``monitor``.
 
     If two epochs have the same value, the epoch with the lower ``val_loss`` is better. If ``val_loss`` is the same too,
-    or missing, the earlier epoch stays the best. An epoch whose metric is NaN is never the best.
-
-    Args:
-        monitor: name of the metric that decides which epoch is better. With None, no epoch is better.
-        mode: ``max`` or ``min``.
+    or missing, the earlier epoch stays the best. An epoch whose metric is missing or NaN is never the best.
     """
 
     def __init__(self, monitor: str | None, mode: str) -> None:
@@ -30,12 +26,8 @@ class BestSoFar:
         if math.isnan(value):
             return False
         val_loss = math.inf if math.isnan(val_loss) else val_loss
-        if self.value is None:
-            better = True
-        elif value == self.value:
-            better = val_loss < self.val_loss
-        else:
-            better = (value > self.value) == (self.mode == "max")
+        sign = -1 if self.mode == "max" else 1
+        better = self.value is None or (sign * value, val_loss) < (sign * self.value, self.val_loss)
         if better:
             self.value, self.val_loss = value, val_loss
         return better
@@ -49,10 +41,7 @@ class BestSoFar:
 
 
 def best_epoch(rows: Mapping[int, Mapping[str, Any]], monitor: str, mode: str) -> int | None:
-    """Return the number of the best epoch, or None if the metric is always missing or NaN.
-
-    ``rows``: epoch number -> metrics, in the order of training.
-    """
+    """Return the number of the best epoch, or None. ``rows``: epoch number -> metrics, in the order of training."""
     best, number = BestSoFar(monitor, mode), None
     for epoch, row in rows.items():
         if best.improved(row):

@@ -84,11 +84,7 @@ def _write(target: Path, save: Callable[[IO[bytes]], Any]) -> None:
 
 
 def read(path: Path) -> dict[str, Any]:
-    """Read a checkpoint of one of this project's models, without executing code in the file.
-
-    Raises:
-        CheckpointError: the file cannot be read safely, or this project did not write it.
-    """
+    """Read a checkpoint of this project's models with :func:`read_any`. Raise a CheckpointError for other models."""
     checkpoint = read_any(path)
     if not all(isinstance(checkpoint.get(key), dict) for key in ("lit", "state_dict")):
         raise CheckpointError(f"{path} was not written by this project: it does not contain the name of its model")
@@ -109,8 +105,7 @@ def read_any(path: Path) -> dict[str, Any]:
 def load_model(checkpoint: dict[str, Any]) -> LitBase:
     """Return the model of a checkpoint, in evaluation mode on the CPU.
 
-    Raises:
-        CheckpointError: this project does not have the model, or the weights or the metadata do not fit the model.
+    Raise a CheckpointError if this project does not have the model, or the weights or metadata do not fit the model.
     """
     name = checkpoint["lit"].get("model_class")
     model_class = getattr(lit_models, name, None) if name in lit_models.__all__ else None
@@ -152,9 +147,7 @@ def _validate_metadata(model: LitBase) -> None:
 def load_data(checkpoint: dict[str, Any]) -> Any:
     """Create the data module that a checkpoint was trained on. Do not call its ``setup``.
 
-    Raises:
-        CheckpointError: this project does not have the data module, or its arguments in the checkpoint are wrong.
-        DataError: the constructor of the data module raised it.
+    Raise its DataError, or a CheckpointError if this project does not have it, or its arguments are wrong.
     """
     name = checkpoint["lit"].get("data_class")
     data_class = getattr(datamodules, name) if name in datamodules.__all__ else None

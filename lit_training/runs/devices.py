@@ -12,8 +12,7 @@ from lit_training.errors import UsageError
 def find_device(accelerator: str) -> torch.device:
     """Return the device for ``cpu``, ``gpu``, ``mps`` or ``auto`` (the first available of gpu, mps and cpu).
 
-    Raises:
-        UsageError: this machine does not have such a device.
+    Raise a UsageError if this machine does not have such a device.
     """
     available = {"gpu": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if accelerator == "auto":

@@ -49,6 +49,25 @@ class RunStart:
         number = _version_number(self.folder)
         return self.folder.name if number < 0 else number
 
+    def remember(self) -> Callable[[], None]:
+        """Return a function that undoes a failed start: it removes a new folder, or restores the files of the run."""
+        if self.is_new:
+            return self.remove_if_new
+        present = {file for file in self.folder.glob("*") if file.is_file()}
+        small = [file for file in present if file.suffix in (".yaml", ".csv", ".json")]
+        saved = [(file, file.read_bytes(), file.stat().st_mtime_ns) for file in small]
+
+        def restore() -> None:
+            for file in set(self.folder.glob("*")) - present:
+                if file.is_file():
+                    file.unlink()
+            for file, content, mtime in saved:
+                with atomic_write(file) as out:
+                    out.write(content)
+                os.utime(file, ns=(mtime, mtime))
+
+        return restore
+
     def remove_if_new(self) -> None:
         """Remove the folder if this command created it. Call this only if training failed before its first step."""
         if self.is_new:
@@ -68,9 +87,8 @@ def prepare_start(resume: str, root: str, config_yaml: str, photos: str | None =
         config_yaml: the configuration of this command, without ``resume``.
         photos: the new place of the run's photos, or None if they were not moved.
 
-    Raises:
-        UsageError: another process is training the run, or this command has other settings than the run.
-        CheckpointError: no resume point can be read, or the folder cannot be created.
+    Raise a UsageError if another process is training the run, or this command has other settings. Raise a
+    CheckpointError if no resume point can be read, or the folder cannot be created.
     """
     new_config = yaml.safe_load(config_yaml)
     if resume == "auto":
@@ -101,37 +119,15 @@ def prepare_start(resume: str, root: str, config_yaml: str, photos: str | None =
     return start
 
 
-def remember_files(run: Path) -> Callable[[], None]:
-    """Return a function that restores the files directly in the folder of a run, and deletes newer ones."""
-    before = {file: file.stat() for file in run.iterdir() if file.is_file()}
-    contents = {file: file.read_bytes() for file in before if file.suffix in (".yaml", ".csv", ".json")}
-
-    def restore() -> None:
-        for file in run.iterdir():
-            if file.is_file() and file not in before:
-                file.unlink()
-        for file, content in contents.items():
-            if not file.is_file() or file.stat().st_mtime_ns != before[file].st_mtime_ns:
-                with atomic_write(file) as out:
-                    out.write(content)
-                os.utime(file, ns=(before[file].st_atime_ns, before[file].st_mtime_ns))
-
-    return restore
-
-
 def newest_first(root: str) -> list[Path]:
     """Return the folders of the runs under ``root``, the newest first."""
     return sorted((Path(root) / LOGS).glob("version_*"), key=_version_number, reverse=True)
 
 
-def newest_usable_run(root: str, is_usable: Callable[[Path], bool], needed_file: str) -> Path:
-    """Return the newest run under ``root`` for which ``is_usable(run)`` is True. Print a note if it skips newer runs.
+def newest_usable_run(root: str, is_usable: Callable[[Path], Any], needed_file: str) -> Path:
+    """Return the newest run under ``root`` for which ``is_usable(run)`` is true. Print a note if it skips newer runs.
 
-    Args:
-        needed_file: the word for the missing file in messages, for example ``checkpoint``.
-
-    Raises:
-        CheckpointError: there is no usable run.
+    ``needed_file`` is the word for the missing file in messages. Raise a CheckpointError if there is no usable run.
     """
     runs = newest_first(root)
     for newer_count, run in enumerate(runs):
@@ -149,9 +145,7 @@ def newest_usable_run(root: str, is_usable: Callable[[Path], bool], needed_file:
 def find_resume_target(resume: str, root: str) -> Path:
     """Return the path of the run or the checkpoint in ``--resume``. Raise a CheckpointError if it does not exist."""
     if resume == "latest":
-        return newest_usable_run(
-            root, lambda run: _first_file(run / CHECKPOINTS, RESUME_POINT_NAMES) is not None, "resume point"
-        )
+        return newest_usable_run(root, lambda run: _first_file(run / CHECKPOINTS, RESUME_POINT_NAMES), "resume point")
     path = Path(resume).expanduser()
     if not path.exists():
         raise CheckpointError(f"--resume {resume}: there is no such run; give never, auto, latest or a run's folder")
@@ -161,15 +155,12 @@ def find_resume_target(resume: str, root: str) -> Path:
 def find_checkpoint(run: str, root: str = ".") -> Path:
     """Return the checkpoint file of a run: best.ckpt, or last.ckpt if there is no best.ckpt.
 
-    Args:
-        run: a checkpoint file, the folder of a run, or ``latest`` for the newest run under ``root``.
-
-    Raises:
-        CheckpointError: there is no checkpoint.
+    ``run`` is a checkpoint file, the folder of a run, or ``latest`` for the newest run under ``root``. Raise a
+    CheckpointError if there is no checkpoint.
     """
     path = Path(run).expanduser()
     if run == "latest":
-        path = newest_usable_run(root, lambda run: _checkpoint_in(run) is not None, "checkpoint")
+        path = newest_usable_run(root, _checkpoint_in, "checkpoint")
     checkpoint = path if path.is_file() else _checkpoint_in(path)
     if checkpoint is None:
         problem = "has no checkpoint" if path.exists() else "does not exist"

@@ -35,10 +35,8 @@ class Watch:
 
     During training the callback ResumePoint reacts to the first signal: it saves last.ckpt and stops the run. A
     second signal, or a signal before the first or after the last step, ends the program at once. All this runs in a
-    thread, because Python runs no signal handlers while the main thread hangs in a collective operation.
-
-    Args:
-        timeout: after this many minutes without a training or validation step, the run ends with an error.
+    thread, because Python runs no signal handlers while the main thread hangs in a collective operation. After
+    ``timeout`` minutes without a training or validation step, the run ends with an error.
     """
 
     def __init__(self, timeout: float) -> None:

@@ -20,7 +20,7 @@ from lit_training.runs.layout import CONFIG, EVALUATION, METRICS, PREDICTIONS, S
 from lit_training.statistics import mcnemar_p_value, wilson_interval
 from lit_training.text import print_table
 
-SAMPLE_SETTINGS = ("class_path", "seed", "val_size", "channels", "length", "target")
+SAMPLE_SETTINGS = [f"data.{name}" for name in ("class_path", "seed", "val_size", "channels", "length", "target")]
 """Settings that decide which samples are evaluated, for data modules without files."""
 SIGNIFICANCE_LEVEL = 0.05
 
@@ -125,15 +125,13 @@ def _other_samples(first: ComparedRun, second: ComparedRun) -> str:
     if one != other:
         return "their paths or classes differ"
     if all(path.isdecimal() for path in one):  # if the data differ, the same number is another sample
-        settings = [[run.settings.get(f"data.{name}") for name in SAMPLE_SETTINGS] for run in (first, second)]
-        return "" if settings[0] == settings[1] else "they have other settings of --data"
+        same = all(first.settings.get(name) == second.settings.get(name) for name in SAMPLE_SETTINGS)
+        return "" if same else "they have other settings of --data"
     if one.keys() <= first.hashes.keys() & second.hashes.keys():  # the same photos may have moved to another folder
         changed = [path for path in one if first.hashes[path] != second.hashes[path]]
         return f"the contents of {first_names(changed, 3)} differ" if changed else ""
-    folders = [
-        (run.folder.resolve().parent.parent, Path(str(run.settings.get("data.root")))) for run in (first, second)
-    ]
-    roots = [str((start / root.expanduser()).resolve()) for start, root in folders]  # fit.py was started in `start`
+    places = [run.folder / "../.." / str(run.settings.get("data.root")) for run in (first, second)]
+    roots = [str(place.resolve()) for place in places]  # a relative path starts where fit.py was started
     text = f"the photos were in {' and '.join(roots)}, and {SPLIT} does not show if they are the same"
     return "" if roots[0] == roots[1] else text
 

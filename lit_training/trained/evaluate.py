@@ -1,7 +1,7 @@
 """Evaluate a trained network: compute outputs, loss and scores. In shapes: N samples, K classes or outputs."""
 
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -134,29 +134,14 @@ class ClassScores:
 
 
 def evaluate(
-    model: LitBase,
-    checkpoint: dict[str, Any],
-    checkpoint_file: Path,
-    data_root: str | None = None,
-    accelerator: str = "auto",
-    devices: str = "1",
-    photos_root: str | None = None,
-    all_photos: bool = False,
+    saved: Any, data_root: str | None, accelerator: str, devices: str, photos_root: str | None, all_photos: bool
 ) -> Evaluation:
-    """Evaluate the model of a checkpoint; see :meth:`~lit_training.trained.load.SavedRun.evaluate`.
-
-    Args:
-        checkpoint: contents of the checkpoint, as from :func:`lit_training.runs.checkpoints.read`.
-        data_root: folder of photos to evaluate on instead of the test or validation data.
-        photos_root: the folder where the photos of the run are now.
-        all_photos: also evaluate on the photos in ``data_root`` that the run was trained on, and on all splits.
-    """
+    """Evaluate a SavedRun; see :meth:`~lit_training.trained.load.SavedRun.evaluate`."""
     find_device(accelerator)  # raises a UsageError if this machine does not have it
     if all_photos and data_root is None:
         raise UsageError("--all needs a folder of photos: --data DIR --all")
-    if photos_root is not None and data_root is not None:
-        raise UsageError("--photos is for the photos of the run, --data for other photos: leave one of them out")
-    data, split = _choose_data(model, checkpoint, checkpoint_file, data_root, photos_root, all_photos)
+    model = saved.model()
+    data, split = _choose_data(saved, model, data_root, photos_root, all_photos)
     with progress_bar("evaluating", show=is_rank_zero()) as report_progress:
         collector = _OutputCollector(report_progress)
         parts = ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary")
@@ -170,7 +155,7 @@ def evaluate(
     outputs, targets = (gather_in_input_order(trainer, torch.cat(column), loader).cpu() for column in columns)
     photos = dataset if isinstance(dataset, PhotoFiles) else None
     return Evaluation(
-        checkpoint=checkpoint_file,
+        checkpoint=saved.path,
         data=str(photos.root) if photos else type(data).__name__,
         split=split,
         loss=float(trainer.callback_metrics["test_loss"]),
@@ -208,22 +193,17 @@ class EvaluationPhotos(LightningDataModule):
 
 
 def _choose_data(
-    model: LitBase,
-    checkpoint: dict[str, Any],
-    checkpoint_file: Path,
-    data_root: str | None,
-    photos_root: str | None,
-    all_photos: bool,
+    saved: Any, model: LitBase, data_root: str | None, photos_root: str | None, all_photos: bool
 ) -> tuple[LightningDataModule, str]:
-    takes_photos = model.task == "classification" and model.sample_ndim == 3
-    split_file = run_folder(checkpoint_file) / SPLIT
+    checkpoint, split_file = saved.checkpoint, saved.folder / SPLIT
     arguments = dict(checkpoint.get("datamodule_hyper_parameters") or {})
+    arguments["root"] = root = photos_root or arguments.get("root", "")
+    takes_photos = model.task == "classification" and model.sample_ndim == 3
     if data_root is not None:
         if not takes_photos:
             raise UsageError(f"--data {data_root}: {type(model).__name__} was not trained on photos; leave --data out")
         listing = _find_readable_photos(data_root, all_photos)
-        known = split_file if split_file.is_file() else None
-        listing = _leave_out_trained(listing, known, Path(arguments.get("root", "")), all_photos)
+        listing = _leave_out_trained(listing, split_file, Path(root), all_photos)
         return _label_photos(model, listing), "photos"
     if checkpoint["lit"]["data_class"] != ImageFolderDataModule.__name__:
         if photos_root is not None:
@@ -235,21 +215,21 @@ def _choose_data(
             if takes_photos and model.class_names is not None:
                 fix = "give a folder of photos with --data DIR"
             raise CheckpointError(f"{error}: {fix}") from error
-    arguments["root"] = root = photos_root or arguments["root"]
     if not Path(root).expanduser().is_dir():
         raise DataError(f"the photos of the run are not in {printable(root)}: give the folder with --photos DIR")
     if split_file.is_file():  # a new split could move training images to the validation
         scan = scan_photos(find_photos(root, arguments.get("layout")))
         listing, split, notes = find_scored_pictures(scan.listing, str(relative_path(split_file)))
-        _print_notes(notes)
-        return _label_photos(model, listing), SPLITS[split]
-    data = checkpoints.load_data({**checkpoint, "datamodule_hyper_parameters": arguments})
-    data.setup("test")
-    split = TEST if data.has_test else VAL
-    return _label_photos(model, data.photos.take(data.photos.select(split))), SPLITS[split]
+        _print_notes(*notes)
+    else:
+        data = checkpoints.load_data({**checkpoint, "datamodule_hyper_parameters": arguments})
+        data.setup("test")
+        split = TEST if data.has_test else VAL
+        listing = data.photos.take(data.photos.select(split))
+    return _label_photos(model, listing), SPLITS[split]
 
 
-def _print_notes(notes: Iterable[str]) -> None:
+def _print_notes(*notes: str) -> None:
     if is_rank_zero():
         for note in notes:
             print(f"note: {note}", file=sys.stderr)
@@ -261,45 +241,43 @@ def _find_readable_photos(root: str, all_photos: bool) -> Listing:
     # In a folder without splits, all photos have the split TRAIN.
     split = next(split for split in (TEST, VAL, TRAIN) if (listing.splits == split).any())
     scan = scan_photos(listing.take(np.flatnonzero((listing.splits == split) | all_photos)))
-    left_out = [f"left out: {printable(name)}: {kind} ({printable(reason)})" for name, kind, reason in scan.bad]
-    _print_notes([*listing.notes, *left_out])
+    left_out = (f"left out: {printable(name)}: {kind} ({printable(reason)})" for name, kind, reason in scan.bad)
+    _print_notes(*listing.notes, *left_out)
     return scan.listing
 
 
-def _leave_out_trained(listing: Listing, split_file: Path | None, run_root: Path, all_photos: bool) -> Listing:
-    """Return the photos that are not training photos in the split file, or all of them. Say on stderr how many are.
+def _leave_out_trained(listing: Listing, split_file: Path, run_root: Path, all_photos: bool) -> Listing:
+    """Return the photos that the run was not trained on, or all of them. Print on stderr how many it was trained on.
 
-    A photo is a training photo if it has the same sha256 or is the same file. An older split file has no sha256: then
-    the same path in another folder counts too.
+    These are the photos with the sha256 of a training photo in ``split_file``, or with its path if it has no sha256.
+    An edited training photo has another sha256, so the same file in ``run_root`` counts too.
     """
-    if split_file is None:
-        _print_notes(["the run has no split.csv: it is unknown which of these pictures it was trained on"])
+    if not split_file.is_file():
+        _print_notes("the run has no split.csv: it is unknown which of these pictures it was trained on")
         return listing
-    run_root, root, trained, is_older = run_root.expanduser().resolve(), listing.root.resolve(), set[str](), False
-    for path, (_, split, sha256) in read_split_file(str(split_file)).items():
-        is_older |= not sha256
-        if split == SPLITS[TRAIN]:
-            trained |= {sha256 or path, f"{run_root}/{path}"}
-    is_trained = [
-        not trained.isdisjoint((sha256.decode(), path, f"{root}/{path}"))
-        for path, sha256 in zip(listing.paths, listing.sha256, strict=True)
-    ]
-    count_text = f"{sum(is_trained):,} of {plural(len(is_trained), 'picture')} were trained on"
-    count_text += " (found by path: the run's split.csv is older and has no sha256)" * is_older
-    if all_photos or any(is_trained):
-        _print_notes(
-            [f"{count_text}: " + ("scored too, because of --all" if all_photos else "left out (--all scores them too)")]
-        )
-    if all(is_trained) and not all_photos:
+    here, there = listing.root.resolve(), run_root.expanduser().resolve()
+    lines = read_split_file(str(split_file))
+    train_lines = [(path, sha256) for path, (_, split, sha256) in lines.items() if split == SPLITS[TRAIN]]
+    trained = {key for path, sha256 in train_lines for key in (sha256 or path, f"{there}/{path}")}
+    photos = zip(listing.paths, listing.sha256, strict=True)
+    is_new = np.array([trained.isdisjoint((sha256.decode(), path, f"{here}/{path}")) for path, sha256 in photos], bool)
+    count_text = f"{(~is_new).sum():,} of {plural(len(is_new), 'picture')} were trained on"
+    if not all(sha256 for *_, sha256 in lines.values()):
+        count_text += " (found by path: the run's split.csv is older and has no sha256)"
+    if all_photos:
+        _print_notes(f"{count_text}: scored too, because of --all")
+        return listing
+    if not is_new.all():
+        _print_notes(f"{count_text}: left out (--all scores them too)")
+    if not is_new.any():
         raise DataError(f"{printable(str(listing.root))}: {count_text}: give other photos, or add --all")
-    return listing if all_photos else listing.take(np.flatnonzero(~np.array(is_trained)))
+    return listing.take(np.flatnonzero(is_new))
 
 
 def _label_photos(model: LitBase, listing: Listing) -> EvaluationPhotos:
     """Label photos with the network's class indices. The name of a photo's subfolder is its class name."""
     if model.class_names is None:
-        fix = "train the network on one of this project's data modules"
-        raise CheckpointError(f"the checkpoint has no class names: {fix}")
+        raise CheckpointError("the checkpoint has no class names: train it on one of this project's data modules")
     folder = printable(str(listing.root))
     if not len(listing.paths):
         raise DataError(f"{folder} has no images to evaluate on: give another folder with --data")

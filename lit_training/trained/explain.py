@@ -36,8 +36,7 @@ def grad_cam(model: LitBase, x: Tensor, classes: Tensor) -> Tensor:
         x: normalized inputs of the model, (B, C, S, S) float32.
         classes: the class to explain for each image, (B,) int64.
 
-    Raises:
-        UsageError: the model is not an image classifier, or no layer has a feature map.
+    Raises a UsageError if the model is not an image classifier, or no layer has a feature map.
     """
     check_explainable(model)
     x, classes = x.detach().to(model.device).requires_grad_(), classes.to(model.device)

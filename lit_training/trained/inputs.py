@@ -40,11 +40,8 @@ class Sample(NamedTuple):
 def find_files(inputs: Iterable[str], suffixes: Container[str]) -> list[str]:
     """Replace globs and folders by their files, sorted by name, without hidden files. Return all paths.
 
-    A glob or folder without files stays in the list. When it is read later, its sample has an error.
-
-    Args:
-        inputs: paths of files and folders, and globs.
-        suffixes: file types to take from folders, in lower case without dot, for example ``jpg``.
+    From folders, take files with one of the ``suffixes`` (lower case, no dot). A glob or folder without files stays in
+    the list. When it is read later, its sample has an error.
     """
     files: list[str] = []
     for name in inputs:

@@ -47,13 +47,9 @@ class SavedRun:
     def predict(self, images: Any, accelerator: str = "auto") -> Prediction | list[Prediction]:
         """Return one prediction for a single image, otherwise a list. In a list, unreadable files have an ``error``.
 
-        Args:
-            images: the path of an image, of a folder of images or of a file of rows (.csv or .npy); a PIL image; a
-                uint8 array (H, W, 3); or a list of these.
-            accelerator: ``auto``, ``cpu``, ``gpu`` or ``mps``.
-
-        Raises:
-            UsageError, DataError: a single file cannot be read, or an input does not fit the network.
+        ``images`` is the path of an image, of a folder of images or of a file of rows (.csv or .npy); a PIL image; a
+        uint8 array (H, W, 3); or a list of these. ``accelerator`` is ``auto``, ``cpu``, ``gpu`` or ``mps``. Raises a
+        UsageError or DataError if a single file cannot be read, or an input does not fit the network.
         """
         model = self.model()
         takes_rows = model.sample_ndim == 1
@@ -86,19 +82,15 @@ class SavedRun:
 
         ``data`` is a folder of other photos to evaluate on. Photos in it that the run was trained on are left out,
         unless ``all_photos`` is True. ``photos`` is the folder where the run's own photos are now. The result is the
-        same for any number of devices.
-
-        Raises:
-            DataError, UsageError: the data is missing or does not fit the network.
+        same for any number of devices. Raises a DataError or UsageError if the data is missing or does not fit.
         """
-        return evaluate(self.model(), self.checkpoint, self.path, data, accelerator, devices, photos, all_photos)
+        return evaluate(self, data, accelerator, devices, photos, all_photos)
 
 
 def load(run: str | Path = "latest", root: str | Path = ".") -> SavedRun:
     """Open a trained network. Raises a CheckpointError if there is no checkpoint.
 
-    Args:
-        run: a ``.ckpt`` file; the folder of a run, for its best checkpoint; or ``latest``, for the newest run in
-            ``root/lightning_logs`` that has a checkpoint.
+    ``run`` is a ``.ckpt`` file; the folder of a run, for its best checkpoint; or ``latest``, for the newest run in
+    ``root/lightning_logs`` that has a checkpoint.
     """
     return SavedRun(find_checkpoint(str(run), str(root)))

@@ -46,8 +46,8 @@ def head_of(weights: dict[str, torch.Tensor], prefix: str) -> tuple[torch.Tensor
 def test_known_classes_keep_their_rows_and_a_new_class_begins_anew(first: dict[str, torch.Tensor]) -> None:
     write_photos("new", "Bees", "aphids", "bees", "cats")
     out, second = start(f"--data new {SMALL} --model.weights latest --seed 1")
-    text = "backbone and 2 of 4 classes (bees, cats); new: Bees, aphids; left out: ants"
-    assert f"weights of {FIRST}: {text}; trained with --data.image_size 32" in out
+    text = "backbone; known classes: bees, cats; new: Bees, aphids; left out: ants"
+    assert f"weights of {FIRST}: {text}\n" in out
     config = yaml.safe_load(Path("lightning_logs/version_1/config.yaml").read_text())
     assert config["model"]["init_args"]["weights"] == str(FIRST)
     for old, new in zip(head_of(first, "classifier.3"), head_of(second, "classifier.3"), strict=True):
@@ -85,7 +85,7 @@ def test_checkpoints_that_do_not_fit_get_one_line(first: dict[str, torch.Tensor]
         f"--model.weights latest {SMALL}": "is a checkpoint of LitCNN, not mobilenet_v3_small",
         f"--model.weights damaged.ckpt {SMALL}": "damaged.ckpt is damaged",
         f"--model.weights old {SMALL}": "old has no checkpoint",
-        f"--model.weights latest {SMALL} --resume auto": "could change with --resume auto: --model.weights lightning",
+        f"--model.weights latest {SMALL} --resume auto": "could change with --resume auto or --seeds: give light",
         f"--model.weights gone.ckpt {SMALL}": "no weights file gone.ckpt",
     }.items():
         ended = run(f"fit.py --data wide {flags} {FLAGS}")

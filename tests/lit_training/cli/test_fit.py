@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import lit_models
-from lit_training.cli.fit import RESULT_FILE_VARIABLE, load_pretrained_weights, print_result, remove_unstarted_run
+from lit_training.cli.fit import RESULT_FILE_VARIABLE, load_pretrained_weights, print_result, undo_failed_start
 from lit_training.errors import UsageError
 from tests.support.fits import SHAPES, fit, parse, run_of
 
@@ -47,7 +47,7 @@ def test_the_final_evaluation_logs_nothing() -> None:
 def test_a_run_that_fails_before_its_first_step_leaves_no_folder(step: int, kept: bool) -> None:
     run = parse(f"{SHAPES} --max_epochs 1").run
     run.trainer = SimpleNamespace(global_step=step)
-    with pytest.raises(UsageError), remove_unstarted_run(run):
+    with pytest.raises(UsageError), undo_failed_start(run):
         raise UsageError("too late")
     assert Path("lightning_logs").exists() == kept
 
