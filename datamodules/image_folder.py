@@ -138,8 +138,8 @@ class ImageFolderDataModule(SplitDataModule):
         photos = self.examine()
         if stage == "fit" and self.trainer and self.trainer.limit_val_batches and not len(photos.select(VAL)):
             raise DataError(
-                "no picture is left for validation: put at least two pictures into the folder of each class, or train "
-                "without validation: --limit_val_batches 0"
+                "no picture is left for validation: put at least two different pictures into the folder of each class, "
+                "or train without validation: --limit_val_batches 0"
             )
 
     def examine(self) -> Photos:

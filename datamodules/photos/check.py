@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from datamodules.photos.decode import BLANK, HAS_PAGES, MISNAMED, ROTATED
+from datamodules.photos.decode import BLANK, CENTER_BLANK, HAS_PAGES, MISNAMED, ROTATED
 from datamodules.photos.find import SPLITS, TRAIN, Listing
 from datamodules.photos.folder import UNEVEN_CLASS_RATIO
 from datamodules.photos.near import group_near_duplicates
@@ -63,7 +63,7 @@ def find_problems(
         return [(listing.paths[row],) for row in np.flatnonzero(chosen)]
 
     items["wrong suffix"] = one_item_each(inspections["flags"] & MISNAMED)
-    items["blank or nearly blank"] = one_item_each(inspections["flags"] & BLANK)
+    items["blank or nearly blank"] = one_item_each(inspections["flags"] & (BLANK | CENTER_BLANK))
     items["several pages"] = one_item_each(inspections["flags"] & HAS_PAGES)
     items["turned by EXIF"] = one_item_each(inspections["flags"] & ROTATED)
     lengths = np.sqrt(inspections["width"].astype(float) * inspections["height"])

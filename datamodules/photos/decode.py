@@ -18,14 +18,14 @@ from PIL import Image, ImageOps
 from PIL import TiffImagePlugin as tiff
 
 from datamodules.errors import DataError
-from datamodules.photos.find import FORMAT_OF_SUFFIX, UNSUPPORTED_SUFFIXES, suffix_of_content
+from datamodules.photos.find import FORMAT_OF_SUFFIX, MAX_SUFFIX_LENGTH, UNSUPPORTED_SUFFIXES, suffix_of_content
 from datamodules.text import printable
 
 # Pillow may use only these decoders. Others are less safe: the decoder for EPS starts another program.
 FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF", "PPM")
 MAX_PIXELS = 178_956_970  # Pillow's default limit, checked here because some programs switch Pillow's check off
 MAX_SIDE = 65_535  # pixels; the limit of JPEG. Other decoders take minutes for a side of millions of pixels
-MISNAMED, ROTATED, BLANK, HAS_PAGES = 1, 2, 4, 8  # bits of Inspection.flags
+MISNAMED, ROTATED, BLANK, HAS_PAGES, CENTER_BLANK = 1, 2, 4, 8, 16  # bits of Inspection.flags
 MAX_BLANK_CONTRAST = 16  # of 255: in a nearly blank picture no channel has a larger difference. 12 bits in 16 have 15
 UNREAD = "not a format we read"
 _CONVERT = "save it as an 8-bit PNG"
@@ -63,7 +63,9 @@ class Inspection(NamedTuple):
     kind: str = ""  # kind and reason as in BadPicture; both are "" if the picture can be decoded
     reason: str = ""
     # MISNAMED: the suffix does not match the format. ROTATED: the EXIF tag flips or rotates the picture. BLANK: nothing
-    flags: int = 0  # can be seen in the decoded picture. HAS_PAGES: only the first page or frame is used
+    flags: int = (
+        0  # can be seen in the decoded picture. HAS_PAGES: only the first page is used. CENTER_BLANK: of a crop
+    )
     width: int = 0  # pixels, before the rotation
     height: int = 0
     dhash: int = 0  # perceptual hash, 64 bits
@@ -81,7 +83,12 @@ def inspect_picture(path: Path) -> Inspection:
     try:
         with _open_picture(path) as image:
             width, height = image.size
-            expected = FORMAT_OF_SUFFIX.get(path.suffix[1:].lower())
+            suffix = path.suffix[1:].lower()
+            if 0 < len(suffix) <= MAX_SUFFIX_LENGTH and suffix not in FORMAT_OF_SUFFIX:
+                raise BadPicture(
+                    str(path), UNREAD, f".{suffix} is not a picture suffix, but a picture is inside: rename it"
+                )
+            expected = FORMAT_OF_SUFFIX.get(suffix)
             # Phones write MPO files (a JPEG followed by more pictures) with the suffix .jpg.
             flags = MISNAMED * (image.format != expected and (image.format, expected) != ("MPO", "JPEG"))
             flags |= HAS_PAGES * (image.format != "MPO" and getattr(image, "is_animated", False))
@@ -93,10 +100,15 @@ def inspect_picture(path: Path) -> Inspection:
             flags |= ROTATED * (read_orientation(image) in STEPS_TO_UPRIGHT)
             rgb = to_upright_rgb(image)
             small = rgb.reduce(max(1, min(rgb.size) // 224))  # about as large as the network sees it
-            flags |= BLANK * bool(np.ptp(np.asarray(small), axis=(0, 1)).max() <= MAX_BLANK_CONTRAST)
+            flags |= BLANK * _is_blank(small)
+            flags |= CENTER_BLANK * _is_blank(ImageOps.fit(small, (min(small.size), min(small.size))))
             return Inspection("", "", flags, width, height, _dhash(rgb), hashlib.sha256(path.read_bytes()).hexdigest())
     except BadPicture as bad:
         return Inspection(bad.kind, bad.reason)
+
+
+def _is_blank(image: Image.Image) -> bool:
+    return bool(np.ptp(np.asarray(image), axis=(0, 1)).max() <= MAX_BLANK_CONTRAST)
 
 
 @contextlib.contextmanager

@@ -39,9 +39,11 @@ _OUTPUT_FOLDERS = ("lightning_logs", "explanations")
 _OUTPUT_FILES = ((OUTPUT_MARKER,), ("config.yaml", "checkpoints"), ("predictions.csv", "confusion_matrix.csv"))
 _IGNORED_NAMES = frozenset(("__macosx", "@eadir", "thumbs.db", "desktop.ini"))  # made by macOS, Synology, Windows
 UNSUPPORTED_SUFFIXES = frozenset(
-    ("gif", "svg", "avif", "jxl", "jp2", "psd", "eps", "tga", "dng", "cr2", "cr3", "nef", "arw", "orf", "rw2", "raf")
+    {"gif", "svg", "avif", "jxl", "jp2", "j2k", "psd", "eps", "tga", "dcm", "exr", "hdr", "dds", "pcx", "ico"}
+    | {"dng", "cr2", "cr3", "nef", "arw", "orf", "rw2", "raf", "srw", "pef"}
 )
 PICTURE_SUFFIXES = FORMAT_OF_SUFFIX.keys() | UNSUPPORTED_SUFFIXES  # includes the formats that cannot be decoded
+MAX_SUFFIX_LENGTH = 5  # a longer text after the last dot is not a suffix: "2021.05.03 Berlin"
 _UNREADABLE, _OUTPUT = "/unreadable", "/output"  # instead of a suffix, for a folder that is not read
 _MAKES_A_CLASS = PICTURE_SUFFIXES | {_UNREADABLE}  # a folder with such files is a class: it has, or may have, pictures
 _SUFFIX_OF_FIRST_BYTES = re.compile(  # the name of the group is the suffix
@@ -129,7 +131,8 @@ def find_photos(root: str | Path, layout: str | None = None, *, strict: bool = T
 
     Args:
         layout: `classes`: the subfolders are classes. `split`: they are train, val and test. None: their names decide.
-        strict: if the names allow two layouts, raise a DataError. Otherwise the subfolders are then classes.
+        strict: refuse a folder that cannot be trained on or whose names allow two layouts. False, for an evaluation:
+            the subfolders are classes if they may be, and classes without training pictures are kept.
 
     Raises:
         DataError: `root` cannot be read, or has another layout or no training pictures.
@@ -176,6 +179,8 @@ def find_photos(root: str | Path, layout: str | None = None, *, strict: bool = T
     sha256 = np.zeros(len(paths), "S64")
     columns = paths, labels.astype(np.int32), splits.astype(np.int8), sizes, mtimes, sha256
     listing = Listing(root, tuple(class_names), *columns, left_out, notes)
+    if not strict:
+        return listing.keep_classes({folder.name for folder in folders_with_pictures})
     return listing.keep_classes(_trainable_classes(root, folders, folders_with_pictures))
 
 
@@ -220,14 +225,17 @@ def _find_class_folders(
     others = [name for name in subfolders if name not in split_of]
     notes: list[str] = []
     all_are_classes = "or, if all are classes, --data.layout classes"
+    is_evaluation_folder = not strict and not others and any(classes.values())
     # A folder "train" is a class if it has no subfolders and there is no folder val or test next to it.
-    if any(classes[name] for name in train_folders) or (train_folders and len(split_of) > 1):
+    if any(classes[name] for name in train_folders) or (train_folders and len(split_of) > 1) or is_evaluation_folder:
+        if strict and layout is None and len(split_of) == 1:
+            _refuse_two_layouts(root, subfolders)
         for split in set(split_of.values()):
             synonyms = [name for name in split_of if split_of[name] == split]
-            if len(synonyms) > 1:
+            if len(synonyms) > 1 and strict:
                 problem = f"has {' and '.join(synonyms)}, which mean the same"
                 raise DataError(f"{root_text} {problem}: make one folder of them, {all_are_classes}")
-        notes += [f"{printable(name)}/ is next to {printable(train_folders[0])}/: ignored" for name in others]
+        notes += [f"{printable(name)}/ is next to {printable(next(iter(split_of)))}/: ignored" for name in others]
         folders = [ClassFolder(name, split_of[top], f"{top}/{name}") for top in split_of for name in classes[top]]
     elif layout == "split":
         names = first_names(subfolders, 3)
@@ -352,15 +360,16 @@ def _list_subfolders(folder: Path) -> list[str]:
 
 
 def _suffix(path: str) -> str:
-    """Return the suffix of a file in lower case, without a dot. If it has none, that of its content, or ""."""
+    """Return the suffix of a file in lower case, without a dot. If it is unknown, prefer the suffix of the content."""
     _, dot, suffix = path.rpartition("/")[2].rpartition(".")
-    if dot and len(suffix) < 6:
-        return suffix.lower()
+    suffix = suffix.lower() if dot and len(suffix) <= MAX_SUFFIX_LENGTH else ""
+    if suffix in PICTURE_SUFFIXES:
+        return suffix
     with contextlib.suppress(OSError):
         if Path(path).is_file():  # a named pipe would wait
             with Path(path).open("rb") as file:
-                return suffix_of_content(file.read(16))
-    return ""
+                return suffix_of_content(file.read(16)) or suffix
+    return suffix
 
 
 def suffix_of_content(first_bytes: bytes) -> str:

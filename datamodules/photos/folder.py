@@ -10,7 +10,7 @@ import numpy as np
 
 from datamodules.errors import DataError
 from datamodules.files import write_csv
-from datamodules.photos.decode import BLANK, HAS_PAGES, MISNAMED, ROTATED
+from datamodules.photos.decode import BLANK, CENTER_BLANK, HAS_PAGES, MISNAMED, ROTATED
 from datamodules.photos.find import SPLITS, TEST, TRAIN, VAL, LeftOut, Listing, find_photos
 from datamodules.photos.near import group_near_duplicates
 from datamodules.photos.scan import first_with_same_content, scan_photos
@@ -90,18 +90,18 @@ def examine(
         listing = apply_split_file(listing, split_file)
     if len(listing.class_names) == 1:
         class_name, root_text = printable(listing.class_names[0]), printable(str(listing.root))
+        inside = f"if the classes are inside {class_name}, --data {root_text}/{class_name}"
+        if not (listing.root / listing.class_names[0]).is_dir():  # it is in train/
+            inside = f"if the classes are inside {class_name}, move them up, as in train/<class>/"
         raise DataError(
             f"{root_text} has only one class, {class_name}, but a classifier needs two: add a second class folder, or, "
-            f"if the classes are inside {class_name}, --data {root_text}/{class_name}"
+            f"{inside}"
         )
     scan = scan_photos(listing)
     bad, n = scan.bad, len(listing.paths)
     counts = listing.counts()
     lost = counts - scan.listing.counts()
-    lost_texts = [
-        f"{lost[cell]} of {counts[cell]} pictures of {listing.class_names[cell[1]]} in {SPLITS[cell[0]]}"
-        for cell in sorted(zip(*np.nonzero(lost), strict=True), key=lambda cell: -lost[cell] / counts[cell])
-    ]
+    lost_texts = describe_lost(listing, scan.listing)
     loses_half = (2 * lost >= counts) & (lost > max_bad_fraction * counts)
     loses_half[TRAIN] &= lost[TRAIN] < counts[TRAIN]  # a class without any picture has its own error below
     if len(bad) > max_bad_fraction * n or loses_half.any():
@@ -153,6 +153,14 @@ def _check_every_class_has_pictures(listing: Listing, left_out: list[LeftOut]) -
         )
 
 
+def describe_lost(before: Listing, after: Listing) -> list[str]:
+    """Return a text for each class and split that has fewer pictures `after` the scan, the largest loss first."""
+    counts, lost = before.counts(), before.counts() - after.counts()
+    cells = sorted(zip(*np.nonzero(lost), strict=True), key=lambda cell: -lost[cell] / counts[cell])
+    names = [f"{before.class_names[label]} in {SPLITS[split]}" for split, label in cells]
+    return [f"{lost[cell]} of {counts[cell]} pictures of {name}" for cell, name in zip(cells, names, strict=True)]
+
+
 def _make_notes(photos: Photos, inspections: np.ndarray, first_copies: np.ndarray, resize: str) -> list[str]:
     outside_train = photos.splits != TRAIN
     near_copies = group_near_duplicates(inspections["dhash"], first_copies)
@@ -162,7 +170,10 @@ def _make_notes(photos: Photos, inspections: np.ndarray, first_copies: np.ndarra
     for found, text in (
         (flags & ROTATED, "rotated by an EXIF tag, as phones do: used upright"),
         (flags & MISNAMED, "whose suffix does not match the format: still used"),
-        (flags & BLANK, "blank or nearly blank as the network sees it: still used"),
+        (
+            flags & (BLANK | CENTER_BLANK * (resize == "crop")),
+            "blank or nearly blank as the network sees it: still used",
+        ),
         (flags & HAS_PAGES, "with several pages or frames: only the first is used"),
         (has_copy, "in val or test with a copy in another split: the score will be too good"),
         (looks_alike, "in val or test look like a picture in another split: the score may be too good; see check.py"),

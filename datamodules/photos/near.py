@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 MAX_HASH_DISTANCE = 3  # bits; the perceptual hashes (64 bits) of near duplicates differ in at most this many
+MAX_NEIGHBORS = 100  # hashes with an equal part are compared with this many of them, so that 60,000 take seconds
 
 
 def group_near_duplicates(hashes: np.ndarray, first_copies: np.ndarray) -> np.ndarray:
@@ -38,7 +39,7 @@ def _find_near_pairs(hashes: np.ndarray) -> np.ndarray:
         order = np.argsort(values, kind="stable")
         values = values[order]
         left, step = np.arange(len(order)), 1
-        while len(left := left[left + step < len(order)]):
+        while len(left := left[left + step < len(order)]) and step <= MAX_NEIGHBORS:
             left = left[values[left] == values[left + step]]
             pair = order[np.stack([left, left + step])]
             pairs.append(pair[:, _count_bits(hashes[pair[0]] ^ hashes[pair[1]]) <= MAX_HASH_DISTANCE])

@@ -25,6 +25,7 @@ class EpochLines(ProgressBar):
     def __init__(self, monitor: str | None, mode: str) -> None:
         super().__init__()
         self.best = BestSoFar(monitor, mode)
+        self.improved = False  # True if a validation in this epoch was better than all earlier ones
         self.enabled = True
         self.bar: Progress | None = None
 
@@ -35,10 +36,11 @@ class EpochLines(ProgressBar):
         self.enabled = True
 
     def state_dict(self) -> dict[str, Any]:
-        return self.best.state_dict()
+        return {**self.best.state_dict(), "improved": self.improved}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.best.load_state_dict(state_dict)
+        self.improved = state_dict.get("improved", False)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.unprinted_epoch: int | None = None
@@ -89,6 +91,10 @@ class EpochLines(ProgressBar):
             self.bar.update(self.bar_task, description=description)
             self.bar.refresh()
 
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.state.fn == "fit" and not trainer.sanity_checking:
+            self.improved |= self.best.improved(trainer.callback_metrics)
+
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.epoch_seconds = time.monotonic() - self.start_time
 
@@ -116,7 +122,8 @@ class EpochLines(ProgressBar):
         parts += [f"{self.epoch_seconds:.1f} s"]
         if "samples_per_second" in metrics:
             parts += [f"{float(metrics['samples_per_second']):,.0f} samples/s"]
-        star = "  *" if self.best.improved(metrics) else ""
+        star = "  *" if self.best.improved(metrics) or self.improved else ""
+        self.improved = False
         with contextlib.suppress(BrokenPipeError):  # nobody reads the lines any more, but the run goes on
             print(f"epoch {_epoch_text(epoch, trainer)}  {'  '.join(parts)}{star}", flush=True)
 

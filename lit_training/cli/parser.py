@@ -140,7 +140,7 @@ class FitCLI(LightningCLI):
                 if name in typed and typed[name] != value:
                     hint = f"leave --model.{name} out"
                     if self.resume not in ("never", "auto"):  # the value is in the configuration of the resumed run
-                        hint = f"--resume {self.resume} needs the run's own --data"
+                        hint = f"--resume {self.resume} needs the run's own --data, unchanged; or use --resume never"
                     contradiction = f"--model.{name} {typed[name]} contradicts {name_of_data}"
                     raise UsageError(f"{contradiction}, which has {name} {value}: {hint}")
                 model["init_args"][name] = value

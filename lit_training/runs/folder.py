@@ -267,7 +267,8 @@ def _refuse_other_settings(new_config: dict[str, Any], run_config: dict[str, Any
     for key in ("seed_everything", "model", "data", "optimizer", "lr_scheduler"):
         if not _same_settings(run_config.get(key), new_config.get(key)):
             flag = "seed" if key == "seed_everything" else key
-            raise UsageError(f"{run} was started with another --{flag}: leave the flag out, or use --resume never")
+            moved = " (--photos DIR if its photos are in another place now)" * (key == "data")
+            raise UsageError(f"{run} was started with another --{flag}: leave it out{moved}, or use --resume never")
 
 
 def _same_settings(old: Any, new: Any) -> bool:

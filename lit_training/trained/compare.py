@@ -3,7 +3,8 @@
 import csv
 import os
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -33,22 +34,31 @@ class ComparedRun:
     folder: Path
     settings: dict[str, Any]
     """Name with dots -> value, for example ``model.lr`` -> 0.001."""
-    curves: dict[str, dict[int, float]]
-    """Metric -> epoch (from 1) -> value, for the logged metrics of :data:`~lit_training.runs.best_epoch.MODES`."""
+    rows: list[dict[str, str]]
+    """The rows of metrics.csv. There may be several validations per epoch."""
     answers: dict[str, tuple[str, bool]] | None
     """Path of an evaluated sample -> (true class, True if predicted correctly); None without an evaluation."""
     hashes: dict[str, str] = field(default_factory=dict)
     """Path of a photo -> SHA-256 of its file. Runs of earlier versions have none."""
 
+    @cached_property
+    def curves(self) -> dict[str, dict[int, float]]:
+        """Metric -> epoch (from 1) -> its last value, for the logged metrics of ``MODES``."""
+        return {name: curve for name in MODES if (curve := _curve(self.rows, name))}
+
     @property
     def best(self) -> dict[str, float]:
-        """Metric -> value in the best epoch. Empty if there is no best epoch: no metric was logged, or all are NaN."""
+        """Metric -> value at the best validation. Empty if there is none: no metric was logged, or all are NaN."""
         monitor = next((name for name in MODES if name in self.curves), None)
         if monitor is None:
             return {}
-        epochs = {n: {name: c[n] for name, c in self.curves.items() if n in c} for n in self.curves[monitor]}
-        best = best_epoch(epochs, monitor, MODES[monitor])
-        return {} if best is None else epochs[best]
+        rows = [row for row in self.rows if row.get(monitor) and row.get("epoch")]
+        logged = {n: {name: float(row[name]) for name in MODES if row.get(name)} for n, row in enumerate(rows)}
+        best = best_epoch(logged, monitor, MODES[monitor])
+        if best is None:
+            return {}
+        epoch = int(rows[best]["epoch"]) + 1
+        return {name: curve[epoch] for name, curve in self.curves.items() if epoch in curve} | logged[best]
 
 
 def read_run(run: str) -> ComparedRun:
@@ -63,7 +73,6 @@ def read_run(run: str) -> ComparedRun:
     try:
         settings = yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8"))
         rows = read_csv(folder / METRICS)
-        curves = {name: curve for name in MODES if (curve := _curve(rows, name))}
         answers, hashes = None, {}
         if (predictions := folder / EVALUATION / PREDICTIONS).is_file():
             cells = [(row["path"], row["label"], row["right"]) for row in read_csv(predictions)]
@@ -74,7 +83,7 @@ def read_run(run: str) -> ComparedRun:
         raise UsageError(f"{run} is not the folder of a run: {Path(error.filename).name} is missing") from error
     except (OSError, ValueError, KeyError, yaml.YAMLError, csv.Error) as error:
         raise UsageError(f"the run {run} cannot be read ({type(error).__name__}: {error})") from error
-    return ComparedRun(folder.name, folder, dict(_flatten(settings or {})), curves, answers, hashes)
+    return ComparedRun(folder.name, folder, dict(_flatten(settings or {})), rows, answers, hashes)
 
 
 def _curve(rows: list[dict[str, str]], name: str) -> dict[int, float]:
@@ -151,7 +160,7 @@ def compare(names: Sequence[str], picture: str | None = None) -> None:
     if len({run.folder.resolve() for run in runs}) < len(runs):
         raise UsageError("the same run is named twice: name different runs")
     if len({run.name for run in runs}) < len(runs):  # equal names in different folders: use the paths
-        runs = [ComparedRun(**{**vars(run), "name": os.path.relpath(run.folder)}) for run in runs]
+        runs = [replace(run, name=os.path.relpath(run.folder)) for run in runs]
     body = [[name, *values] for name, values in differences(runs).items()]
     for metric in MODES:
         body.append([metric, *(format_metric(metric, run.best[metric]) if metric in run.best else "-" for run in runs)])

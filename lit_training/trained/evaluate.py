@@ -21,6 +21,7 @@ from datamodules.loading.loader import count_decoding_workers, make_loader
 from datamodules.loading.order import gather_in_input_order
 from datamodules.photos.dataset import PhotoFiles
 from datamodules.photos.find import SPLITS, TEST, TRAIN, VAL, Listing, find_photos
+from datamodules.photos.folder import describe_lost
 from datamodules.photos.paths import Paths
 from datamodules.photos.scan import scan_photos
 from datamodules.photos.split import find_scored_pictures, read_split_file
@@ -37,6 +38,7 @@ from lit_training.text import progress_bar
 from lit_training.trained.predict import distinct_class_names
 
 MAX_MISTAKES = 12
+MAX_PRINTED_FILES = 10
 MAX_PRINTED_CLASSES = 12
 """If there are more classes, only those with the lowest F1 are printed, and no confusion matrix."""
 
@@ -218,10 +220,16 @@ def _choose_data(
     if not Path(root).expanduser().is_dir():
         raise DataError(f"the photos of the run are not in {printable(root)}: give the folder with --photos DIR")
     if split_file.is_file():  # a new split could move training images to the validation
-        scan = scan_photos(find_photos(root, arguments.get("layout")))
+        scan = scan_photos(find_photos(root, arguments.get("layout"), strict=False))
         listing, split, notes = find_scored_pictures(scan.listing, str(relative_path(split_file)))
         _print_notes(*notes)
+        if not len(listing.paths):
+            raise DataError(
+                f"{printable(root)} has no test or val pictures of this run: --photos DIR if they were moved, "
+                "or --data DIR to evaluate on other photos"
+            )
     else:
+        _print_notes("no split.csv beside the checkpoint: if photos were added, training pictures may be scored")
         data = checkpoints.load_data({**checkpoint, "datamodule_hyper_parameters": arguments})
         data.setup("test")
         split = TEST if data.has_test else VAL
@@ -240,9 +248,11 @@ def _find_readable_photos(root: str, all_photos: bool) -> Listing:
     listing = find_photos(root, strict=False)  # the network's classes decide between two layouts
     # In a folder without splits, all photos have the split TRAIN.
     split = next(split for split in (TEST, VAL, TRAIN) if (listing.splits == split).any())
-    scan = scan_photos(listing.take(np.flatnonzero((listing.splits == split) | all_photos)))
-    left_out = (f"left out: {printable(name)}: {kind} ({printable(reason)})" for name, kind, reason in scan.bad)
-    _print_notes(*listing.notes, *left_out)
+    listing = listing.take(np.flatnonzero((listing.splits == split) | all_photos))
+    scan = scan_photos(listing)
+    bad_files = [f"{file.path}: {file.kind} ({file.reason})" for file in scan.bad[:MAX_PRINTED_FILES]]
+    lost = [f"left out, because they cannot be read: {text}" for text in describe_lost(listing, scan.listing)]
+    _print_notes(*listing.notes, *(f"left out: {printable(text)}" for text in bad_files), *map(printable, lost))
     return scan.listing
 
 
@@ -267,7 +277,7 @@ def _leave_out_trained(listing: Listing, split_file: Path, run_root: Path, all_p
     if all_photos:
         _print_notes(f"{count_text}: scored too, because of --all")
         return listing
-    if not is_new.all():
+    if not is_new.all() or "older" in count_text:
         _print_notes(f"{count_text}: left out (--all scores them too)")
     if not is_new.any():
         raise DataError(f"{printable(str(listing.root))}: {count_text}: give other photos, or add --all")

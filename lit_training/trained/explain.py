@@ -22,6 +22,7 @@ from lit_training.trained.inputs import read_pictures
 from lit_training.trained.outputs import draw_worst, worst_inputs
 from lit_training.trained.predict import Prediction, distinct_class_names
 
+MAX_NAME_LENGTH = 60  # characters of the input's name in the name of its heat map
 MADE_BY = "lit-classics predict.py --explain"  # a text in each PNG file: a later call removes only files that have it
 
 
@@ -124,7 +125,7 @@ def explain_predictions(model: LitBase, predictions: Sequence[Prediction], folde
             heat = grad_cam(model, x, torch.tensor([index]))
             picture = put_side_by_side(figures.undo_normalization(x, preprocessing), heat)
             figure = figures.draw_sheet(picture, [f"{prediction.label} {prediction.probability:.0%}"])
-            file = folder / f"{number}_{Path(prediction.path).stem}.png"
+            file = folder / f"{number}_{Path(prediction.path).stem[:MAX_NAME_LENGTH]}.png"
             figure.savefig(file, dpi=300, metadata={"Software": MADE_BY})
             drawn += 1
     except OSError as error:

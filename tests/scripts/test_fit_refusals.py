@@ -101,8 +101,8 @@ def test_photos_without_validation_are_refused_before_training(flags: str) -> No
     ended = run(small)
     assert ended.code == 2
     assert ended.err.splitlines()[-1] == (
-        "fit.py: error: no picture is left for validation: put at least two pictures into the folder of each class, or "
-        "train without validation: --limit_val_batches 0"
+        "fit.py: error: no picture is left for validation: put at least two different pictures into the folder of each "
+        "class, or train without validation: --limit_val_batches 0"
     )
     assert not Path("lightning_logs").exists()
     assert "train_loss" in run_well(f"{small} --limit_val_batches 0")

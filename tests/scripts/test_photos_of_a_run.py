@@ -162,3 +162,44 @@ def test_near_duplicates_in_two_splits_are_named() -> None:
     assert "look like a picture in another split" in out
     note = next(line for line in out.splitlines() if "look like" in line)
     assert sum(path in note for path in twins) == min(3, len(twins))
+
+
+@pytest.mark.parametrize("change", ["no training photos", "an empty class", "a flat test folder", "a second val"])
+def test_changes_outside_of_the_validation_photos_do_not_change_the_evaluation(change: str) -> None:
+    flat = change == "a flat test folder"
+    for top in ["photos"] if flat else ["photos/train", "photos/val"]:
+        write_cats_and_dogs(Path(top), 4 if top.endswith("val") else 5)
+    run_well(f"{FIT} --max_epochs 1")
+    before = run_well("evaluate.py latest").split("data ")[1]
+    if change == "no training photos":
+        shutil.rmtree("photos/train")
+    elif change == "an empty class":
+        for file in Path("photos/train/cat").iterdir():
+            file.unlink()
+    else:
+        new = write_cats_and_dogs(Path("new"), 3)
+        new.rename("photos/test" if flat else "photos/valid")
+    ended = run("evaluate.py latest")
+    assert (ended.code, ended.out.split("data ")[1]) == (0, before), ended.err
+
+
+def test_only_a_val_folder_can_be_evaluated(photos: Path) -> None:
+    moved = [(photos / path).read_bytes() for path in paths("val")]
+    for number, content in enumerate(moved):
+        write_file(Path("other/val") / ("cat" if number < 2 else "dog") / f"{number}.jpg", content)
+    assert ": 4 samples" in run_well("evaluate.py latest --data other")
+
+
+def test_an_older_run_says_that_it_knows_photos_by_path_only(photos: Path) -> None:
+    remove_hashes()
+    shutil.copytree(photos, "copy/train")
+    assert "0 of 10 pictures were trained on (found by path" in run("evaluate.py latest --data copy").err
+
+
+def test_a_run_without_validation_has_no_photos_to_evaluate() -> None:
+    write_cats_and_dogs(Path("photos/train"), 2)
+    Path("all.csv").write_text(
+        "path,label,split\n" + "".join(f"train/{c}/{n}.jpg,{c},train\n" for c in ("cat", "dog") for n in range(2))
+    )
+    run_well(f"{FIT} --data.split_file all.csv --limit_val_batches 0 --max_epochs 1")
+    assert "photos has no test or val pictures of this run: --photos DIR" in run("evaluate.py latest").err

@@ -115,3 +115,17 @@ def test_an_unknown_way_to_resize_is_refused(tmp_path: Path) -> None:
     ended: Any = run("fit.py --data photos --data.resize stretch")
     assert ended.code == 2
     assert re.search(r"^fit.py: error: .*resize.*stretch", ended.err)
+
+
+def test_a_long_picture_whose_center_is_blank_is_named_unless_all_of_it_is_used(tmp_path: Path) -> None:
+    pictures = {name.replace("train", "photos"): picture for name, picture in strips().items() if "train" in name}
+    page = Image.new("RGB", (LONG, SHORT), "white")
+    page.paste(detailed(3, SHORT, SHORT), (0, 0))
+    save_all(tmp_path, {**pictures, "photos/a/page.png": page})
+    flags = (
+        "fit.py --data photos --model LitCNN --data.image_size 32 --max_epochs 1 --accelerator cpu --dashboard false"
+    )
+    note = "1 picture blank or nearly blank as the network sees it: still used (a/page.png)"
+    assert note in run_well(flags)
+    assert "blank" not in run_well(f"{flags} --data.resize pad")
+    assert "a/page.png" in run("check.py photos").out

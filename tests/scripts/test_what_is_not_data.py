@@ -91,3 +91,14 @@ def test_heic_files_are_read_with_the_extra(photos: Path) -> None:
         Image.linear_gradient("L").rotate(90 * number).convert("RGB").save(f"cat/{number}.heic", quality=90)
     assert "16 pictures in 2 classes" in run_well(FIT)
     assert run_well("predict.py latest cat").count(".heic") == 4
+
+
+@pytest.mark.parametrize("suffix", ["dcm", "mpo"])
+def test_pictures_with_an_unknown_suffix_are_counted(suffix: str, photos: Path) -> None:
+    write_cats_and_dogs(photos / "all", 8)
+    run_well(FIT.replace("--data .", "--data all"))
+    for file in sorted(Path("all/cat").iterdir())[2:]:
+        file.rename(file.with_suffix(f".{suffix}"))
+    refused = run(FIT.replace("--data .", "--data all"))
+    assert (refused.code, "6 of 8 pictures of cat in train" in refused.err) == (2, True)
+    assert "6 of 8 pictures of cat in train" in run("evaluate.py latest --data all --all").err

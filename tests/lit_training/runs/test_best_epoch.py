@@ -184,3 +184,19 @@ def test_a_resumed_run_goes_on_with_the_loss_of_its_best_epoch(
     for kind in (BestCheckpoint, EpochLines, Dashboard, StopEarly):
         assert of_type(cli, kind).best.state_dict() == {"best": 0.75, "val_loss": 0.5}
     assert read_run(str(run)).best == {name: read_run(str(run)).curves[name][4] for name in MODES}
+
+
+def test_each_of_several_validations_in_an_epoch_counts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    cli = fit(
+        "--model.lr 0.1 --data.train_size 64 --data.val_size 16 --accelerator cpu --max_epochs 4 --val_check_interval 0.25 "
+        "--enable_progress_bar true --seed 4"
+    )
+    saved, compared = of_type(cli, BestCheckpoint).best, read_run(str(tmp_path / "lightning_logs" / "version_0"))
+    assert saved.val_loss not in compared.curves["val_loss"].values()  # it is not the last of its epoch
+    assert (compared.best["val_acc"], compared.best["val_loss"]) == (saved.value, saved.val_loss)
+    assert of_type(cli, EpochLines).best.state_dict() == saved.state_dict()
+    [epoch] = [
+        row["epoch"] for row in compared.rows if row.get("val_loss") and float(row["val_loss"]) == saved.val_loss
+    ]
+    stars = [line.endswith("*") for line in capsys.readouterr().out.splitlines() if line.startswith("epoch")]
+    assert max(number for number, star in enumerate(stars) if star) == int(epoch)

@@ -58,9 +58,9 @@ def test_auto_starts_a_new_run_if_no_run_has_the_same_settings(copy_run: CopyRun
 
 def test_a_resume_cannot_change_the_settings_of_a_run(copy_run: CopyRun) -> None:
     copy_run(ONE_EPOCH, kill_at=3)
-    with pytest.raises(UsageError, match="started with another --model: leave the flag out"):
+    with pytest.raises(UsageError, match="started with another --model: leave it out"):
         start_of("--resume latest --model.lr 0.5")
-    with pytest.raises(UsageError, match="started with another --seed: leave the flag out"):
+    with pytest.raises(UsageError, match="started with another --seed: leave it out"):
         start_of("--resume latest --seed 5")
 
 

@@ -43,19 +43,23 @@ def make_run(folder: Path, lr: float, accuracy: list[float], right: list[int] | 
     return folder
 
 
+def rows_of(curves: dict[str, dict[int, float]]) -> list[dict[str, str]]:
+    return [{"epoch": str(n - 1), name: str(value)} for name, curve in curves.items() for n, value in curve.items()]
+
+
 def compared_run(name: str, right: list[bool]) -> ComparedRun:
     answers = {str(index): ("a", is_right) for index, is_right in enumerate(right)}
-    return ComparedRun(name, Path(name), {}, {}, answers)
+    return ComparedRun(name, Path(name), {}, [], answers)
 
 
 def test_run_with_only_nan_has_no_best_epoch() -> None:
-    assert ComparedRun("a", Path("a"), {}, {"val_loss": {1: float("nan"), 2: float("nan")}}, None).best == {}
+    assert ComparedRun("a", Path("a"), {}, rows_of({"val_loss": {1: float("nan"), 2: float("nan")}}), None).best == {}
 
 
 @pytest.mark.parametrize("decides", ["val_loss", "train_loss"])
 def test_the_best_epoch_of_a_regression_has_the_lowest_loss(decides: str) -> None:
     curves = {decides: {1: 3.0, 2: 1.0, 3: 2.0}}
-    assert ComparedRun("a", Path("a"), {}, curves, None).best == {decides: 1.0}
+    assert ComparedRun("a", Path("a"), {}, rows_of(curves), None).best == {decides: 1.0}
 
 
 def test_real_difference_is_reported() -> None:
@@ -73,7 +77,7 @@ def test_sentence_about_two_runs() -> None:
     assert "not evaluated on the same samples" in describe_difference(
         compared_run("A", right), compared_run("B", right[:50])
     )
-    unknown = ComparedRun("B", Path("B"), {}, {}, None)
+    unknown = ComparedRun("B", Path("B"), {}, [], None)
     assert "python scripts/evaluate.py B" in describe_difference(compared_run("A", right), unknown)
 
 
@@ -120,14 +124,15 @@ def test_photos_are_the_same_if_their_contents_are(tmp_path: Path) -> None:
 def test_regressions_are_not_tested() -> None:
     curves = {"val_loss": {1: 2e-6}, "train_loss": {1: 3e-6}}
     sentence = describe_difference(
-        ComparedRun("A", Path("A"), {}, curves, None), ComparedRun("B", Path("B"), {}, curves, None)
+        ComparedRun("A", Path("A"), {}, rows_of(curves), None), ComparedRun("B", Path("B"), {}, rows_of(curves), None)
     )
     assert sentence == "A is not a classifier, so no test of the accuracies: compare the losses"
 
 
 def test_tiny_losses_are_not_rounded_to_zero() -> None:
     runs = [
-        ComparedRun(name, Path(name), {}, {"val_loss": {1: loss}}, None) for name, loss in (("A", 2e-6), ("B", 4e-6))
+        ComparedRun(name, Path(name), {}, rows_of({"val_loss": {1: loss}}), None)
+        for name, loss in (("A", 2e-6), ("B", 4e-6))
     ]
     assert summarize_seeds(runs) == ["val_loss    3e-06 +- 1.414e-06  (n = 2 seeds)"]
 
