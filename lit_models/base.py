@@ -19,7 +19,7 @@ from torchmetrics.utilities import dim_zero_cat
 
 PLAIN_TYPES = (str, int, float, Tensor)  # values that nn.Module does not register, unlike parameters and modules
 PADDING = -1
-"""Target of a padding row, NaN if float. Ranks with fewer evaluation samples get padding rows; metrics ignore them."""
+"""Class of a padding row; its float targets are NaN. Ranks with fewer samples get such rows; metrics ignore them."""
 
 
 class ModelError(ValueError):
@@ -73,7 +73,7 @@ class LitBase(LightningModule):
     task: Literal["classification", "regression"] = "classification"
     reduction: Literal["mean", "sum"] = "mean"
     samples_evaluated: int | None = None
-    """Number of samples in the last validation, on all devices together. None before it, and for a regression."""
+    """Number of samples in the last validation, on all devices together. For a regression it is None."""
     default_data = "ShapesDataModule"  # used if the command has no --data
     default_epochs = 5  # used if the command has no --max_epochs, --max_steps or --max_time
     sample_ndim = 3
@@ -86,7 +86,7 @@ class LitBase(LightningModule):
     """How a picture is converted to an input of the network: ``image_size`` and ``resize_size`` (pixels), ``mean`` and
     ``std`` (per channel, for pixels in [0, 1]), ``interpolation``, ``resize``. It is saved in checkpoints."""
     class_names: tuple[str, ...] | None = None
-    """Class names in the order of the outputs, set from the checkpoint or the data. None before."""
+    """Class names in the order of the outputs, set from the checkpoint or the data. It is None until then."""
     fixed_features = False
     """True if ``features`` returns the same values in each epoch. Without augmentation they are computed only once."""
     wants_augmentation = False

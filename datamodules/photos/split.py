@@ -1,4 +1,4 @@
-"""Split photos into train, val and test: at random, or as given in a split.csv."""
+"""Choose validation photos at random, or use the splits in a split.csv."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SplitLine = tuple[str, str, str]  # label, split and sha256 ("" in older version
 def is_in_mixed_group(values: np.ndarray, groups: np.ndarray) -> np.ndarray:
     """Return a bool array (n,): True for each picture in a group whose `values` are not all equal.
 
-    `values` (n,) are, for example, labels. `groups` (n,) has the index of the first picture of each picture's group.
+    `values` (n,) are, for example, labels. `groups` (n,): for each picture, the index of the first one in its group.
     """
     mixed = np.zeros(len(values), bool)
     mixed[groups[values != values[groups]]] = True
@@ -34,12 +34,12 @@ def choose_validation_pictures(
 ) -> np.ndarray:
     """Choose the fraction `val_size` of the pictures of each class, rounded, for validation. Return a bool array (n,).
 
-    Pictures of a group (copies) stay together, so the number may differ a little. From a class with two or more groups,
+    Pictures of a group (copies) stay together, so the number may differ. From a class with two or more groups,
     at least one group is chosen and at least one is not. From a class with only one group, no picture is chosen.
 
     Args:
         groups: as in :func:`is_in_mixed_group`. All pictures of a group must have the same class.
-        order: array (n,), one value per picture. Groups are tried in the order of the values of their first pictures.
+        order: array (n,), one value per picture. The group whose first value is lowest is tried first.
     """
     chosen = np.zeros(len(labels), bool)
     by_class = np.argsort(labels, kind="stable")
@@ -118,10 +118,10 @@ def describe_other_photos(listing: Listing, split_file: str) -> str:
 
 
 def find_scored_pictures(listing: Listing, split_file: str) -> tuple[Listing, int, list[str]]:
-    """Return the test pictures of a run, else its val pictures; their split; and notes about what has changed since.
+    """Return a run's test pictures (val if it has none), their split, and notes on changes since the run began.
 
-    A picture is found by its sha256, also in another folder: then it has the class of that folder. If the file has no
-    sha256, a picture is found by its path. A picture in the folder of a class without training pictures is left out.
+    A picture is found by its sha256, also in another folder: then it has the class of that folder. If its sha256 is
+    not found, or not in the file, it is found by its path. A picture of a class that was not trained is left out.
     """
     lines, csv_text = read_split_file(split_file), printable(split_file)
     scored = "test" if any(split == "test" for _, split, _ in lines.values()) else "val"
@@ -144,7 +144,7 @@ def find_scored_pictures(listing: Listing, split_file: str) -> tuple[Listing, in
         edited += [path] * is_edited
         relabeled += [f"{place}, was {old_label}"] * (label != old_label)
     kinds = (
-        ("left out: missing, unreadable, or in no folder of a trained class", missing),
+        ("left out: missing, unreadable, or not in the folder of a trained class", missing),
         ("whose content has changed since the run began: scored as they are now", edited),
         ("in another class than when the run began: scored with the class of the folder", relabeled),
     )
@@ -157,7 +157,7 @@ def find_scored_pictures(listing: Listing, split_file: str) -> tuple[Listing, in
 
 
 def read_split_file(split_file: str) -> dict[str, SplitLine]:
-    """Return the other columns for each path in the split file. Raise DataError if the file is not valid."""
+    """Return a dict: path -> (label, split, sha256). Raise DataError if the file is not valid."""
     csv_text = printable(split_file)
     lines: dict[str, SplitLine] = {}
     try:

@@ -75,8 +75,8 @@ class ResumePoint(Callback):
         self._state_to_save: dict[str, Any] = {}
         self._save_seconds = self.FIRST_SAVE_SECONDS
         self._data_fingerprint = ""
-        self._signal_time: float | None = None  # when this rank learned of a stop signal, its own or of another rank
-        self._no_step_saved = True  # no resume point with at least one step exists
+        self._signal_time: float | None = None  # when this rank learned that it, or another rank, got a stop signal
+        self._no_step_saved = True  # True until a resume point is written after the first step
         self._calls_since_exchange = self._calls_between_exchanges = 0  # calls of _agree_on_stop_and_save
 
     # --- what is saved --------------------------------------------------------------------------------------------
@@ -89,7 +89,7 @@ class ResumePoint(Callback):
         self._no_step_saved = False
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """If the run's folder was moved, correct the paths of ModelCheckpoint. Else it forgets the best score."""
+        """If the run's folder was moved, correct the paths of ModelCheckpoint. Else its best score is lost."""
         folder = str(_run_folder_of(trainer) / CHECKPOINTS)
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             state = checkpoint["callbacks"].get(callback.state_key)

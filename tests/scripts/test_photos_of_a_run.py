@@ -96,7 +96,7 @@ def test_small_changes_of_the_photos_are_named(photos: Path) -> None:
     write_file(photos / "cat" / "new.jpg", (photos / same).read_bytes()[:-2] + b"\xff\xd9 new")
     code, _, err = run("evaluate.py latest")
     assert code == 0, err
-    assert f"1 picture left out: missing, unreadable, or in no folder of a trained class ({gone})" in err
+    assert f"1 picture left out: missing, unreadable, or not in the folder of a trained class ({gone})" in err
     assert "1 picture in another class" in err
     assert f"(dog/moved.jpg, was {moved.partition('/')[0]})" in err
     assert f"1 picture whose content has changed since the run began: scored as they are now ({edited})" in err

@@ -188,7 +188,8 @@ def test_a_resumed_run_goes_on_with_the_loss_of_its_best_epoch(
 
 def test_each_of_several_validations_in_an_epoch_counts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     cli = fit(
-        "--model.lr 0.1 --data.train_size 64 --data.val_size 16 --accelerator cpu --max_epochs 4 --val_check_interval 0.25 "
+        "--model.lr 0.1 --data.train_size 64 --data.val_size 16 --accelerator cpu --max_epochs 4 "
+        "--val_check_interval 0.25 "
         "--enable_progress_bar true --seed 4"
     )
     saved, compared = of_type(cli, BestCheckpoint).best, read_run(str(tmp_path / "lightning_logs" / "version_0"))
