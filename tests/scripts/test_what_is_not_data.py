@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import shutil
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
+from datamodules.photos import decode
 from tests.support.commands import run, run_well
 from tests.support.photos import write_cats_and_dogs, write_pictures
 
@@ -68,6 +71,16 @@ def test_a_typed_layout_reaches_all_commands(photos: Path) -> None:
     assert "photos: 12 samples" in run_well("evaluate.py latest --data . --all")
 
 
+@pytest.fixture
+def without_heif(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The extra heif is not installed."""
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    decode._prepare_pillow.cache_clear()
+    yield
+    decode._prepare_pillow.cache_clear()
+
+
+@pytest.mark.usefixtures("without_heif")
 def test_a_class_that_loses_half_of_its_pictures_is_refused(photos: Path) -> None:
     write_pictures(photos, {"many": 40, "ant": 2})
     for number in range(2):
