@@ -229,7 +229,6 @@ def _choose_data(
                 "or --data DIR to evaluate on other photos"
             )
     else:
-        _print_notes("no split.csv beside the checkpoint: if photos were added, training pictures may be scored")
         data = checkpoints.load_data({**checkpoint, "datamodule_hyper_parameters": arguments})
         data.setup("test")
         split = TEST if data.has_test else VAL
