@@ -385,12 +385,12 @@ def _contains_pictures(root: Path, folder: str, excluded: Iterable[tuple[int, in
 def _walk_files(root: Path, folder: str, excluded: Iterable[tuple[int, int]]) -> Iterator[tuple[str, str]]:
     """Yield (path, suffix) of each file below `folder`. Also yield (path, _UNREADABLE) and (path, _OUTPUT) of folders.
 
-    All paths are relative to `root`. Folders whose (device, inode) is in `excluded` are skipped.
+    All paths are relative to `root`. Folders whose (device, inode) is in `excluded` are skipped, except `folder`.
     """
     already_read = set(excluded)
     folders_to_read, links_to_read = [folder], list[str]()
     while folders_to_read or links_to_read:
-        # Read links last, so that a folder with two paths, one of them through a link, gets the path without it.
+        # Read links last: if two paths lead to a folder, one through a link, the path without a link is used.
         current = folders_to_read.pop() if folders_to_read else links_to_read.pop(0)
         try:
             identity = _device_and_inode(root / current)

@@ -1,4 +1,4 @@
-"""Describe a network. In shapes: C channels, S side in pixels, F features, K classes or outputs."""
+"""Describe a network. Letters in shapes: C channels, S side in pixels, F features, K classes or outputs."""
 
 import re
 from collections.abc import Iterator, Mapping

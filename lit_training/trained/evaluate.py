@@ -1,4 +1,4 @@
-"""Evaluate a trained network: compute outputs, loss and scores. In shapes: N samples, K classes or outputs."""
+"""Evaluate a trained network: compute outputs, loss and scores. Letters in shapes: N samples, K classes or outputs."""
 
 import sys
 from collections.abc import Callable
@@ -40,7 +40,7 @@ from lit_training.trained.predict import distinct_class_names
 MAX_MISTAKES = 12
 MAX_PRINTED_FILES = 10
 MAX_PRINTED_CLASSES = 12
-"""If there are more classes, only those with the lowest F1 are printed, and no confusion matrix."""
+"""With more classes, only this many with the lowest F1 are printed, and the confusion matrix is not printed."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Read images or rows of numbers to predict. In shapes: C channels, S side in pixels, F features."""
+"""Read images or rows of numbers to predict. Letters in shapes: C channels, S side in pixels, F features."""
 
 import csv
 import glob

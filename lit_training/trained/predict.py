@@ -1,4 +1,4 @@
-"""Predict images or rows of numbers with a trained network. In shapes: B batch, K classes or outputs."""
+"""Predict images or rows of numbers with a trained network. Letters in shapes: B batch, K classes or outputs."""
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
