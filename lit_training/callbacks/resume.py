@@ -232,8 +232,9 @@ class ResumePoint(Callback):
     def _agree_on_stop_and_save(self, trainer: Trainer) -> tuple[int, bool]:
         """Return the number of the signal that stops the run (or 0), and whether to write a resume point now.
 
-        After a signal, the second value is True if :attr:`SECONDS_TO_END_VALIDATION` seconds have passed since then. All
-        ranks get the same values. With several processes most calls exchange nothing, to save time, and return (0, False).
+        After a signal, the second value is True if :attr:`SECONDS_TO_END_VALIDATION` seconds have passed since it came.
+        All ranks get the same values. With several processes most calls exchange nothing, to save time, and return
+        (0, False).
         """
         now = time.monotonic()
         if self.watch.signum and self._signal_time is None:
