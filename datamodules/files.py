@@ -54,15 +54,16 @@ def write_spreadsheet(
 ) -> None:
     """Write a CSV file in which no text can become a formula: the prefix ``'`` is put before ``'``, =, + and the like.
 
-    Columns whose name matches the pattern ``numbers`` get no prefix. Excel knows by the ``mark`` that this is UTF-8.
+    Columns whose name matches ``numbers`` get no prefix. Excel sees by the ``mark`` that this is UTF-8.
     """
     head, *body = map(list, rows)
-    prefixes = ["" if re.match(numbers, name) else "'" for name in head]
+    are_numbers = [bool(re.match(numbers, name)) for name in head]
     start = r"^(?=['=+\-@\t\r\n\uff1d\uff0b\uff0d\uff20])"  # the last four are the wide forms of = + - @
     with atomic_write(path, "w") as file:
         file.write(mark)
         for row in (head, *body):
-            csv.writer(file).writerow([re.sub(start, *cell) for cell in zip(prefixes, row, strict=True)])
+            cells = zip(row, are_numbers, strict=True)
+            csv.writer(file).writerow([cell if is_number else re.sub(start, "'", cell) for cell, is_number in cells])
 
 
 def read_csv(path: str | Path) -> list[dict[str, str]]:

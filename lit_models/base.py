@@ -73,7 +73,7 @@ class LitBase(LightningModule):
     task: Literal["classification", "regression"] = "classification"
     reduction: Literal["mean", "sum"] = "mean"
     samples_evaluated: int | None = None
-    """Number of samples in the last validation, on all devices together. For a regression it is None."""
+    """Number of samples in the last validation, on all devices together. Regression networks do not set it."""
     default_data = "ShapesDataModule"  # used if the command has no --data
     default_epochs = 5  # used if the command has no --max_epochs, --max_steps or --max_time
     sample_ndim = 3
@@ -86,7 +86,7 @@ class LitBase(LightningModule):
     """How a picture is converted to an input of the network: ``image_size`` and ``resize_size`` (pixels), ``mean`` and
     ``std`` (per channel, for pixels in [0, 1]), ``interpolation``, ``resize``. It is saved in checkpoints."""
     class_names: tuple[str, ...] | None = None
-    """Class names in the order of the outputs, set from the checkpoint or the data. It is None until then."""
+    """Class names in the order of the outputs, set from the checkpoint or the data."""
     fixed_features = False
     """True if ``features`` returns the same values in each epoch. Without augmentation they are computed only once."""
     wants_augmentation = False
@@ -98,7 +98,7 @@ class LitBase(LightningModule):
     class_weights: Tensor | None
 
     def make_metrics(self, num_classes: int | None = None) -> None:
-        """Create the metrics of validation and test. For a regression ``num_classes`` is None."""
+        """Create the metrics of validation and test. ``num_classes`` is for classifiers only."""
         self.val_loss = EvaluationLoss(self.reduction)
         self.test_loss = EvaluationLoss(self.reduction)
         if num_classes is not None:

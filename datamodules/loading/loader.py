@@ -120,7 +120,7 @@ def count_decoding_workers(trainer: Any) -> int:
     """Return how many loader processes should decode pictures for this rank: 0 to 8.
 
     The ranks share the cores. On a GPU, use one process per core, or 0 for a single core. On the CPU, use one process
-    per four cores, because the network needs the cores too. If ``trainer`` is None, use the GPU rule for one rank.
+    per four cores, because the network needs the cores too. Without a ``trainer``, count as for a GPU and one rank.
     """
     ranks, on_cpu = (1, False) if trainer is None else (trainer.num_devices, trainer.strategy.root_device.type == "cpu")
     cores = available_cores() // ranks

@@ -63,9 +63,8 @@ class Inspection(NamedTuple):
     kind: str = ""  # kind and reason as in BadPicture; both are "" if the picture can be decoded
     reason: str = ""
     # MISNAMED: the suffix does not match the format. ROTATED: the EXIF tag flips or rotates the picture. BLANK: nothing
-    flags: int = (
-        0  # can be seen in the decoded picture. HAS_PAGES: only the first page is used. CENTER_BLANK: of a crop
-    )
+    # can be seen in it. CENTER_BLANK: nothing can be seen in its square center. HAS_PAGES: only the first page is used.
+    flags: int = 0
     width: int = 0  # pixels, before the rotation
     height: int = 0
     dhash: int = 0  # perceptual hash, 64 bits

@@ -125,9 +125,9 @@ def find_photos(root: str | Path, layout: str | None = None, *, strict: bool = T
     """Find the pictures in a folder with the layout `train/<class>/`, `val/<class>/` or `<class>/`.
 
     Class folders are read in the order of their names. In each, the files are read first, then the subfolders, both
-    sorted by name, and linked folders last. Hidden files are ignored. Links to a folder that was already read for this
-    class, to another class folder, to a split folder, to `root` or to a folder above `root` are not followed. Folders
-    that a command of this project has made are not read.
+    sorted by name, and linked folders last. Hidden files are ignored. In a class folder, links to a folder that was
+    already read there, to a class folder, to a split folder, to `root` or to a folder above `root` are not followed.
+    Folders that a command of this project has made are not read.
 
     Args:
         layout: `classes`: the subfolders are classes. `split`: they are train, val and test. None: their names decide.
@@ -194,7 +194,7 @@ def find_files_below(folder: str | Path, suffixes: Container[str]) -> list[str]:
 
 
 def _trainable_classes(root: Path, folders: list[ClassFolder], folders_with_pictures: set[ClassFolder]) -> set[str]:
-    """Return the names of the classes with pictures in a training folder. Raise DataError if there are none."""
+    """Return the names of the classes with pictures in a training folder. Raise DataError if no class has any."""
     names = {folder.name for folder in folders_with_pictures if folder.split == TRAIN}
     if not names:
         example = next((folder.path for folder in folders if folder.split == TRAIN), "train/<class>")

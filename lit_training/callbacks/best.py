@@ -16,13 +16,13 @@ from lit_training.runs.layout import BEST
 class BestCheckpoint(ModelCheckpoint):
     """Save the model as ``best.ckpt`` after the first epoch and after each epoch with a better ``monitor`` metric.
 
-    If ``monitor`` is None, save every epoch. :class:`FitCheckpointIO` may write a saved model to the disk later.
+    Without a ``monitor``, save every epoch. :class:`FitCheckpointIO` may write a saved model to the disk later.
     """
 
     def __init__(self, monitor: str | None, mode: str) -> None:
         super().__init__(filename="best", monitor=monitor, mode=mode, enable_version_counter=False)
         self.best = BestSoFar(monitor, mode)
-        self.on_train_batch_end = None  # type: ignore[assignment]  # Lightning skips a hook that is None: this saves time
+        self.on_train_batch_end = None  # type: ignore[assignment]  # saves time: Lightning calls no hook here
 
     def check_monitor_top_k(self, trainer: Trainer, current: Tensor | None = None) -> bool:
         """Return True if Lightning should save this epoch. The result is the same on all ranks."""

@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 
 from datamodules.files import read_csv
+from datamodules.photos.split import read_split_file
 from datamodules.text import first_names
 from lit_training import figures
 from lit_training.errors import UsageError
@@ -78,7 +79,7 @@ def read_run(run: str) -> ComparedRun:
             cells = [(row["path"], row["label"], row["right"]) for row in read_csv(predictions)]
             answers = {path.removeprefix("'"): (label.removeprefix("'"), right == "1") for path, label, right in cells}
         if (split := folder / SPLIT).is_file():
-            hashes = {row["path"]: row["sha256"] for row in read_csv(split) if row.get("sha256")}
+            hashes = {path: sha256 for path, (_, _, sha256) in read_split_file(str(split)).items() if sha256}
     except FileNotFoundError as error:
         raise UsageError(f"{run} is not the folder of a run: {Path(error.filename).name} is missing") from error
     except (OSError, ValueError, KeyError, yaml.YAMLError, csv.Error) as error:

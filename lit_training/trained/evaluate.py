@@ -271,12 +271,12 @@ def _leave_out_trained(listing: Listing, split_file: Path, run_root: Path, all_p
     photos = zip(listing.paths, listing.sha256, strict=True)
     is_new = np.array([trained.isdisjoint((sha256.decode(), path, f"{here}/{path}")) for path, sha256 in photos], bool)
     count_text = f"{(~is_new).sum():,} of {plural(len(is_new), 'picture')} were trained on"
-    if not all(sha256 for *_, sha256 in lines.values()):
+    if is_older := not all(sha256 for *_, sha256 in lines.values()):
         count_text += " (found by path: the run's split.csv is older and has no sha256)"
     if all_photos:
         _print_notes(f"{count_text}: scored too, because of --all")
         return listing
-    if not is_new.all() or "older" in count_text:
+    if is_older or not is_new.all():
         _print_notes(f"{count_text}: left out (--all scores them too)")
     if not is_new.any():
         raise DataError(f"{printable(str(listing.root))}: {count_text}: give other photos, or add --all")

@@ -160,3 +160,13 @@ def test_heat_maps_of_mistakes_are_hot_at_the_predicted_class(workspace: Path, f
     assert len(shown) == 3
     for one, (_, name) in zip(shown, wrong, strict=True):
         check(one, name)
+
+
+def test_an_input_with_a_long_name_gets_a_heat_map(workspace: Path) -> None:
+    picture = (
+        workspace / f"{'long' * 62}ish.png"
+    )  # 255 characters, as many as a name can have; a number comes before it
+    PICTURES["red/3.png"].save(picture)
+    run_well(f"predict.py latest {picture} --explain")
+    [drawing] = (workspace / "explanations").glob("1_long*.png")
+    check(drawn(drawing)[0], "red/3.png")
