@@ -33,7 +33,7 @@ class ImageFolderDataModule(SplitDataModule):
 
     Args:
         root: folder with class folders, or with ``train/``, optional ``val/`` (``valid/``, ``validation/``), ``test/``.
-        batch_size: pictures per step and device.
+        batch_size: pictures per step and device. Default: the model's ``default_batch_size``, 4 if it has none.
         image_size: height and width of the network's input in pixels. Default: from the model's ``preprocessing``.
         resize: how a picture becomes square: ``crop`` keeps its center, ``pad`` adds borders of the mean color to the
             whole picture, ``squash`` changes its aspect ratio. Default: that of the model's ``preprocessing``, or crop.
@@ -65,7 +65,7 @@ class ImageFolderDataModule(SplitDataModule):
     def __init__(
         self,
         root: str,
-        batch_size: int = 4,
+        batch_size: int | None = None,
         image_size: int | None = None,
         augment: bool | None = None,
         val_size: float = 0.2,
@@ -79,7 +79,7 @@ class ImageFolderDataModule(SplitDataModule):
         layout: Literal["classes", "split"] | None = None,
     ) -> None:
         super().__init__()
-        if batch_size < 1 or (image_size is not None and image_size < 1):
+        if min(size for size in (batch_size, image_size, 1) if size is not None) < 1:
             raise DataError("batch_size and image_size must be at least 1: --data.batch_size 4 --data.image_size 224")
         if balance not in ("none", "loss"):
             raise DataError(f"balance must be none or loss, but is {balance}: --data.balance loss")
@@ -87,6 +87,7 @@ class ImageFolderDataModule(SplitDataModule):
             raise DataError(f"layout must be classes or split, but is {layout}: --data.layout classes")
         root, split_file = str(root), split_file and str(split_file)  # torch.load(weights_only=True) rejects a Path
         self.save_hyperparameters()
+        self.has_default_batch_size = batch_size is None
         self.root = Path(root).expanduser()
         self.adapt_to(None)
 
@@ -117,6 +118,8 @@ class ImageFolderDataModule(SplitDataModule):
         return self.examine().report()
 
     def adapt_to(self, model: Any) -> None:
+        if self.has_default_batch_size:
+            self.hparams["batch_size"] = getattr(model, "default_batch_size", 4)
         before = self.preprocessing, self.augment
         spec = Preprocessing.from_dict(getattr(model, "preprocessing", None))
         spec = replace(spec, resize=self.hparams["resize"] or spec.resize)

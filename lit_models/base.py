@@ -76,6 +76,7 @@ class LitBase(LightningModule):
     """Number of samples in the last validation, on all devices together. Regression networks do not set it."""
     default_data = "ShapesDataModule"  # used if the command has no --data
     default_epochs = 5  # used if the command has no --max_epochs, --max_steps or --max_time
+    default_batch_size = 4  # used by ImageFolderDataModule if it has no batch_size
     sample_ndim = 3
     """Number of dimensions of one sample: 3 for a picture (C, H, W), 1 for a row of features (F,)."""
     skips_layers = False

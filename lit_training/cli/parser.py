@@ -111,6 +111,9 @@ class FitCLI(LightningCLI):
         self._fill_from_data()
         self.model: Any = self._build("model")
         with_default_attributes(self.datamodule).adapt_to(self.model)
+        arguments = self.config["data"].get("init_args") or {}
+        if "batch_size" in arguments and arguments["batch_size"] is None:  # the model has chosen it
+            arguments["batch_size"] = self.datamodule.hparams["batch_size"]
         if isinstance(self.model, LitBase):
             self.model.check_data(self.datamodule)
         watch = Watch(self.config["timeout"])
