@@ -134,7 +134,17 @@ def test_dynamic(bare: MakeTrainer) -> None:
 def test_transfer(bare: MakeTrainer, freeze: bool) -> None:
     pictures = TensorDataset(torch.randn(8, 3, 32, 32), torch.tensor([0, 1, 2, 0, 1, 2, 0, 1]))
     loader = DataLoader(pictures, batch_size=4)
-    model = LitTransfer("resnet18", 3, weights=None, freeze=freeze, lr=0.01, step_size=2, gamma=0.5)
+    model = LitTransfer(
+        "resnet18",
+        3,
+        weights=None,
+        freeze=freeze,
+        lr=0.01,
+        momentum=0.9,
+        step_size=2,
+        gamma=0.5,
+        backbone_lr_factor=1.0,
+    )
     net = models.resnet18()
     net.fc = nn.Linear(512, 3)
     start = copy_weights(model.net, net)

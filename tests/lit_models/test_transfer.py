@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from lightning.pytorch import Callback, Trainer
 from torch import Tensor
-from torch.optim import SGD
+from torch.optim import SGD, AdamW
 from torch.utils.data import DataLoader, TensorDataset
 from torchvision import models
 
@@ -108,10 +108,18 @@ class EachEpoch(Callback):
         self.networks.append(values(pl_module))
 
 
-def model_with_late_unfreezing(**more: Any) -> LitTransfer:
+def model_with_late_unfreezing() -> LitTransfer:
     torch.manual_seed(1)
     return LitTransfer(
-        SMALL, 3, weights=None, freeze=False, unfreeze_epoch=2, backbone_lr_factor=0.1, lr=0.01, step_size=3, **more
+        *(SMALL, 3),
+        weights=None,
+        freeze=False,
+        unfreeze_epoch=2,
+        backbone_lr_factor=0.1,
+        lr=0.01,
+        momentum=0.9,
+        step_size=3,
+        gamma=0.1,
     )
 
 
@@ -135,7 +143,7 @@ def test_a_resumed_fit_unfreezes_at_the_same_epoch(bare: Bare, tmp_path: Path) -
     first = bare(max_epochs=2)
     first.fit(model_with_late_unfreezing(), pictures())
     first.save_checkpoint(tmp_path / "a.ckpt")
-    resumed = model_with_late_unfreezing(momentum=0.9)
+    resumed = model_with_late_unfreezing()
     bare(max_epochs=3).fit(resumed, pictures(), ckpt_path=str(tmp_path / "a.ckpt"), weights_only=True)
     assert changed_names(resumed, values(whole)) == set()
 
@@ -171,7 +179,29 @@ def test_chosen_optimizer_gets_only_the_head_when_frozen() -> None:
     configured: Any = model.configure_optimizers()
     [group] = configured["optimizer"].param_groups
     assert (group["lr"], len(group["params"])) == (0.5, 2)
-    assert configured["lr_scheduler"].step_size == 7
+    assert (configured["lr_scheduler"].step_size, configured["lr_scheduler"].gamma) == (1, 0.85)
+
+
+def test_the_default_optimizer_is_adamw_with_less_weight_decay_for_pretrained_layers() -> None:
+    model = LitTransfer(SMALL, 3, weights=None, freeze=False, lr=0.02, weight_decay=0.5)
+    optimizer = model.configure_optimizers()["optimizer"]
+    groups = {group["name"]: (group["lr"], group["weight_decay"]) for group in optimizer.param_groups}
+    assert type(optimizer) is AdamW
+    assert groups == {"head": (0.02, 0.5), "backbone": (pytest.approx(0.0006), 0.05)}
+
+
+@pytest.mark.parametrize("momentum", [None, 0.9])
+def test_batchnorm_keeps_the_pretrained_statistics_unless_momentum_is_given(
+    bare: Bare, tmp_path: Path, momentum: float | None
+) -> None:
+    """With small batches, new statistics would make the loss jump at the first epoch that trains the backbone."""
+    torch.save(LitTransfer(SMALL, 1000, weights=None).net.state_dict(), tmp_path / "a.pth")
+    model = LitTransfer(SMALL, 3, weights=str(tmp_path / "a.pth"), freeze=False, unfreeze_epoch=1, momentum=momentum)
+    seen = EachEpoch()
+    bare(max_epochs=3, callbacks=[seen]).fit(model, pictures())
+    changed = {name for name, tensor in seen.networks[2].items() if not torch.equal(tensor, seen.networks[0][name])}
+    assert {name.rpartition(".")[2] for name in changed} >= {"weight", "bias"}  # also those of BatchNorm
+    assert any("running_" in name for name in changed) == (momentum is not None)
 
 
 def test_invalid_arguments_are_refused() -> None:

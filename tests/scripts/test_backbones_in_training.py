@@ -25,7 +25,7 @@ RECIPE = Recipe(76, 72, *IMAGENET, "bicubic")  # 72 * 168 / 160 = 75.6
 COUNTS = {"train/a": 5, "train/b": 4, "val/a": 3, "val/b": 3}
 TRAIN, VAL = 9, 6
 LINE = f"--data photos --data.image_size 72 --model.backbone {BACKBONE} --model.weights w.pth --model.lr 0.01"
-TUNED = f"{LINE} --model.freeze false"
+TUNED = f"{LINE} --model.freeze false --model.momentum 0.9 --model.backbone_lr_factor 1.0"
 
 
 def picture(number: int) -> Any:

@@ -50,8 +50,8 @@ def test_the_command_of_a_recipe_builds_offline(recipe: Path, photo_folder: Path
     for key in ("model", "data"):
         named = settings.get(key)
         if named is not None:
-            name = named if isinstance(named, str) else named["class_path"]
-            assert cli.config[key]["class_path"].rsplit(".", 1)[1] == name
+            name = named if isinstance(named, str) else named.get("class_path")
+            assert name is None or cli.config[key]["class_path"].rsplit(".", 1)[1] == name
             built = cli.model if key == "model" else cli.datamodule
             for argument, value in (named.get("init_args", {}) if isinstance(named, dict) else {}).items():
                 kept = built.hparams[argument]
