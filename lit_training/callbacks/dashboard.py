@@ -18,6 +18,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from lightning.pytorch.utilities.seed import isolate_rng
+from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
@@ -35,6 +36,7 @@ SAMPLE_COUNT = 12
 MISTAKE_COUNT = 12
 DRAWING_TIME_SHARE = 0.02
 """If drawing has taken more than this share of the run's time, new figures are drawn at the end of training."""
+FIRST_SETTINGS = ("lr", "epochs", "data.batch_size", "model")  # columns of the tab HPARAMS
 METRICS_BY_EPOCH = {
     "train_loss": ("train", "loss"),
     "val_loss": ("val", "loss"),
@@ -111,7 +113,7 @@ class Dashboard(Callback):
 
     def _writer(self, logger: TensorBoardLogger, part: str) -> SummaryWriter:
         """Return the writer of a folder in the run's folder. After a resume, it replaces the epochs that follow."""
-        folder = os.path.join(logger.log_dir, part)
+        folder = f"{logger.log_dir}/{part}"
         if folder not in self.writers:
             self.writers[folder] = SummaryWriter(folder, purge_step=self.first_epoch)
         return self.writers[folder]
@@ -276,13 +278,17 @@ def _add_settings(logger: TensorBoardLogger, trainer: Trainer, model: LightningM
         settings |= {"data": type(data).__name__, **{f"data.{name}": value for name, value in data.hparams.items()}}
     settings["optimizer"] = ", ".join(type(optimizer).__name__ for optimizer in trainer.optimizers)
     settings |= {"seed": os.environ.get("PL_GLOBAL_SEED"), "devices": trainer.world_size, "epochs": trainer.max_epochs}
-    first = {name: settings[name] for name in ("lr", "epochs", "data.batch_size", "model") if name in settings}
     simple_settings = {
-        name: value if isinstance(value, (bool, int, float, str)) else str(value)
-        for name, value in (first | settings).items()
+        name: value if isinstance(value, (bool, int, float, str)) else str(value) for name, value in settings.items()
     }
     metrics = ["val_acc", "val_loss", "train_loss"] if _is_classifier(model) else ["val_loss", "train_loss"]
-    for summary in hparams(simple_settings, dict.fromkeys(metrics, 0.0)):
+    summaries = hparams(simple_settings, dict.fromkeys(metrics, 0.0))
+    # TensorBoard sorts the columns: first those marked as different between runs, then by name.
+    content = HParamsPluginData.FromString(summaries[0].value[0].metadata.plugin_data.content)
+    for info in content.experiment.hparam_infos:
+        info.differs = info.name in FIRST_SETTINGS
+    summaries[0].value[0].metadata.plugin_data.content = content.SerializeToString()
+    for summary in summaries:
         logger.experiment.file_writer.add_summary(summary)
 
 
