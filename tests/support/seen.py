@@ -30,7 +30,7 @@ class Drawn(NamedTuple):
         """Read the curves of a comparison: metric -> run -> epochs and values."""
         return {
             axes.get_title(): {
-                line.get_label(): (list(line.get_xdata()), list(line.get_ydata())) for line in axes.lines
+                line.get_label().split(", ")[0]: (list(line.get_xdata()), list(line.get_ydata())) for line in axes.lines
             }
             for axes in self.figure.axes
         }
