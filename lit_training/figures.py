@@ -55,8 +55,8 @@ def draw_sheet(
         extent = (left + margin, left + inches - margin, bottom, bottom - inches * ratio)
         axes.imshow(picture.permute(1, 2, 0).numpy(), extent=extent, aspect="auto")
         # parse_math=False: file names can contain dollar signs
-        place = {"x": left, "y": bottom - inches * ratio - 0.03, "verticalalignment": "bottom"}
-        axes.text(s=text, fontsize=POINTS, parse_math=False, **place)
+        top = bottom - inches * ratio - 0.03
+        axes.text(left, top, text, fontsize=POINTS, verticalalignment="bottom", parse_math=False)
     if heat_key:
         middle, left = sheet_height - line_height, gap + 0.5
         axes.imshow([range(256)], cmap="jet", extent=(gap, left, middle + 0.06, middle - 0.06), aspect="auto")
