@@ -1,7 +1,8 @@
 """Draw figures of a run. Only matplotlib's ``Figure`` is used, not pyplot, which has global state and windows."""
 
+import re
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -12,8 +13,12 @@ from datamodules.text import printable
 if TYPE_CHECKING:  # matplotlib takes a second to import, so only the functions that draw import it
     from matplotlib.figure import Figure
 
-PICTURE_INCHES = 1.6  # width of a picture in draw_sheet
-MAX_CELL_INCHES, MAX_MATRIX_INCHES, MAX_NAME_INCHES = 0.45, 12.0, 2.0  # largest widths in a confusion matrix
+PICTURE_INCHES = 1.05
+"""Width of a picture in a sheet. TensorBoard shows figures 350 pixels wide, so three pictures are drawn 1 : 1."""
+POINTS = 8  # font size; 11 pixels in a figure that TensorBoard draws 1 : 1
+MAX_TITLE_LINES = 3
+DPI = 200  # sharp if the figure is enlarged
+MAX_CELL_INCHES, MIN_MATRIX_INCHES, MAX_MATRIX_INCHES, MAX_NAME_INCHES = 0.3, 2.0, 12.0, 1.6  # in a confusion matrix
 
 
 def undo_normalization(inputs: Tensor, preprocessing: Preprocessing) -> Tensor:
@@ -22,30 +27,40 @@ def undo_normalization(inputs: Tensor, preprocessing: Preprocessing) -> Tensor:
     return (inputs.detach().cpu().float() * std + mean).clamp(0, 1).expand(-1, 3, -1, -1)
 
 
-def draw_sheet(pictures: Tensor, titles: Sequence[str], columns: int = 4) -> "Figure":
-    """Draw pictures, (B, 3, H, W) float32 in [0, 1], in a grid, each with a title of one or more lines above it.
+def draw_sheet(
+    pictures: Tensor, titles: Sequence[str], columns: int = 3, inches: float = PICTURE_INCHES, heat_key: bool = False
+) -> "Figure":
+    """Draw pictures, (B, 3, H, W) float32 in [0, 1], in a grid, each with a title above it. ``inches``: their width.
 
-    Lines wider than a picture are shortened.
+    Lines wider than a picture are wrapped. Pictures taller than twice their width are drawn narrower.
+    ``heat_key``: explain the colours of heat maps at the bottom.
     """
     from matplotlib.figure import Figure
 
     count, _, height, width = pictures.shape
     columns = min(columns, count)
     rows = -(-count // columns)
-    lines = max(title.count("\n") + 1 for title in titles)
-    # All pictures share one axes: one axes per picture takes four times as long. Their unit is the width of a picture.
-    ratio, gap, title_height = height / width, 0.1, 0.1 * lines
-    sheet_width, sheet_height = columns * (1 + gap) + gap, rows * (ratio + title_height + gap) + gap
-    figure = Figure(figsize=(PICTURE_INCHES * sheet_width, PICTURE_INCHES * sheet_height))
+    texts = ["\n".join(_wrap(line, inches) for line in title.split("\n")) for title in titles]
+    lines = max(text.count("\n") + 1 for text in texts)
+    # All pictures share one axes: one axes per picture takes four times as long. The unit is an inch.
+    ratio, gap, line_height = min(height / width, 2), 0.1, 1.25 * POINTS / 72
+    row_height, margin = inches * ratio + lines * line_height + gap, (inches - inches * ratio * width / height) / 2
+    sheet_width, key_height = columns * (inches + gap) + gap, 2 * line_height * heat_key
+    sheet_height = rows * row_height + gap + key_height
+    figure = Figure(figsize=(sheet_width, sheet_height), dpi=DPI)
     axes = figure.add_axes((0, 0, 1, 1))
     axes.set_axis_off()
-    for index, (picture, title) in enumerate(zip(pictures, titles, strict=True)):
-        left = gap + index % columns * (1 + gap)
-        top = title_height + gap + index // columns * (ratio + title_height + gap)
-        axes.imshow(picture.permute(1, 2, 0).numpy(), extent=(left, left + 1, top + ratio, top), aspect="auto")
-        short_title = "\n".join(_shorten(line, PICTURE_INCHES, 9) for line in title.split("\n"))
+    for index, (picture, text) in enumerate(zip(pictures, texts, strict=True)):
+        left, bottom = gap + index % columns * (inches + gap), (index // columns + 1) * row_height
+        extent = (left + margin, left + inches - margin, bottom, bottom - inches * ratio)
+        axes.imshow(picture.permute(1, 2, 0).numpy(), extent=extent, aspect="auto")
         # parse_math=False: file names can contain dollar signs
-        axes.text(left, top - 0.03, short_title, fontsize=9, verticalalignment="bottom", parse_math=False)
+        top = bottom - inches * ratio - 0.03
+        axes.text(left, top, text, fontsize=POINTS, verticalalignment="bottom", parse_math=False)
+    if heat_key:
+        middle, left = sheet_height - line_height, gap + 0.5
+        axes.imshow([range(256)], cmap="jet", extent=(gap, left, middle + 0.06, middle - 0.06), aspect="auto")
+        axes.text(left + 0.05, middle, "red: most important", fontsize=POINTS, verticalalignment="center")
     axes.set_xlim(0, sheet_width)
     axes.set_ylim(sheet_height, 0)
     return figure
@@ -58,17 +73,18 @@ def draw_mistakes(
     predicted: Sequence[int],
     probabilities: Sequence[float],
     files: Sequence[str] | None,
-    columns: int = 4,
+    **options: Any,
 ) -> "Figure":
     """Draw B pictures, (B, 3, H, W) float32 in [0, 1], whose class was predicted wrongly, with :func:`draw_sheet`.
 
     ``names`` are the names of all classes, ``probabilities`` those of the predicted classes, ``files`` the B paths.
+    ``options`` are those of :func:`draw_sheet`.
     """
     predictions = zip(labels, predicted, probabilities, strict=True)
-    titles = [f"{names[wrong]} {probability:.0%}\nis {names[label]}" for label, wrong, probability in predictions]
+    titles = [f"{probability:.0%} {names[wrong]}\nis {names[label]}" for label, wrong, probability in predictions]
     if files is not None:
         titles = [f"{title}\n{printable(file).rpartition('/')[2]}" for title, file in zip(titles, files, strict=True)]
-    return draw_sheet(pictures, titles, columns)
+    return draw_sheet(pictures, titles, **options)
 
 
 def draw_confusion(matrix: Tensor, names: Sequence[str]) -> "Figure":
@@ -79,26 +95,34 @@ def draw_confusion(matrix: Tensor, names: Sequence[str]) -> "Figure":
     from matplotlib.figure import Figure
 
     count = len(names)
-    matrix_inches = min(max(3.0, MAX_CELL_INCHES * count), MAX_MATRIX_INCHES)
+    matrix_inches = min(
+        max(MIN_MATRIX_INCHES, MAX_CELL_INCHES * count if count > 10 else 0.2 * count), MAX_MATRIX_INCHES
+    )
     cell_inches = matrix_inches / count
-    points = min(10, 0.8 * 72 * cell_inches)  # font size
+    points = min(POINTS, 0.8 * 72 * cell_inches)  # font size of the names
     short_names = [_shorten(name, MAX_NAME_INCHES, points) for name in names] if points >= 6 else []
-    margin = 0.6 + max((_text_width(name, points) for name in short_names), default=0)
-    side = margin + matrix_inches + 0.1
-    figure = Figure(figsize=(side, side))
-    axes = figure.add_axes((margin / side, margin / side, matrix_inches / side, matrix_inches / side))
+    margin = 0.45 + max((_text_width(name, points) for name in short_names), default=0)
+    width, height = margin + matrix_inches + 0.65, margin + matrix_inches + 0.5
+    figure = Figure(figsize=(width, height), dpi=DPI)
+    bottom, side = margin / height, matrix_inches / height
+    axes = figure.add_axes((margin / width, bottom, matrix_inches / width, side))
     share = matrix / matrix.sum(1, keepdim=True).clamp(min=1)  # (K, K) in [0, 1]
-    axes.imshow(share.numpy(), cmap="Blues", vmin=0, vmax=1, interpolation="nearest")
-    axes.set_xlabel("predicted")
-    axes.set_ylabel("true")
-    if short_names:
-        axes.set_xticks(range(count), short_names, rotation=90, parse_math=False, fontsize=points)
-        axes.set_yticks(range(count), short_names, parse_math=False, fontsize=points)
+    image = axes.imshow(share.numpy(), cmap="Blues", vmin=0, vmax=1, interpolation="nearest")
+    key = figure.add_axes(((margin + matrix_inches + 0.1) / width, bottom, 0.1 / width, side))
+    figure.colorbar(image, cax=key, ticks=[0, 0.5, 1], format="{x:.0%}").ax.tick_params(labelsize=POINTS)
+    title = "confusion matrix\ncolour: share of the true class (row)"
+    figure.text(0.5, 1 - 0.06 / height, title, ha="center", va="top", fontsize=POINTS)
+    axes.set_xlabel("predicted", fontsize=POINTS)
+    axes.set_ylabel("true", fontsize=POINTS)
+    axes.set_xticks(range(len(short_names)), short_names, rotation=90, parse_math=False, fontsize=points)
+    axes.set_yticks(range(len(short_names)), short_names, parse_math=False, fontsize=points)
     if count <= 40:
+        digits = len(str(int(matrix.max())))
+        number_points = min(POINTS, 72 * cell_inches / max(0.7 * digits, 1.3))
         for true, predicted in matrix.nonzero().tolist():
             color = "white" if share[true, predicted] > 0.5 else "black"
             number = str(int(matrix[true, predicted]))
-            axes.text(predicted, true, number, ha="center", va="center", color=color, fontsize=8)
+            axes.text(predicted, true, number, ha="center", va="center", color=color, fontsize=number_points)
     return figure
 
 
@@ -111,26 +135,52 @@ def _text_width(text: str, points: float) -> float:
 
 
 def _shorten(text: str, inches: float, points: float) -> str:
-    """Escape the characters of ``text`` that are not printable, then shorten it to a width in inches."""
+    """Escape the characters of ``text`` that are not printable, then cut its middle out to fit a width in inches."""
     text = printable(text)
     if _text_width(text, points) <= inches:
         return text
-    while text and _text_width(text + "…", points) > inches:
-        text = text[:-1]
-    return text + "…"
+    keep = len(text)
+    while keep > 2 and _text_width(text[: keep - keep // 2] + "…" + text[-(keep // 2) :], points) > inches:
+        keep -= 1
+    return text[: keep - keep // 2] + "…" + text[-(keep // 2) :]
+
+
+def _wrap(text: str, inches: float) -> str:
+    """Escape the characters of ``text`` that are not printable, and break it into lines of at most a width in inches.
+
+    Break between words, or within a word that is too long. If there are too many lines, the last one shows the end.
+    """
+    text, lines = printable(text), [""]
+    for word in re.findall(r"[^\W_]+[\W_]*|[\W_]+", text):
+        if lines[-1] and _text_width(lines[-1] + word.rstrip(), POINTS) > inches:
+            lines.append("")
+        for character in word:
+            if lines[-1] and _text_width((lines[-1] + character).rstrip(), POINTS) > inches:
+                lines.append("")
+            lines[-1] += character
+    if len(lines) > MAX_TITLE_LINES:
+        rest = "".join(lines[MAX_TITLE_LINES - 1 :])
+        lines[MAX_TITLE_LINES - 1 :] = [_shorten(rest, inches, POINTS)]
+    return "\n".join(line.rstrip() for line in lines)
 
 
 def draw_curves(charts: Mapping[str, Mapping[str, tuple[Sequence[float], Sequence[float]]]]) -> "Figure":
     """Draw charts side by side. ``charts[title][name]`` is a curve: its epochs and its values."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(5 * len(charts), 4), layout="constrained")
+    names = dict.fromkeys(name for lines in charts.values() for name in lines)
+    figure = Figure(figsize=(max(5 * len(charts), 7), 4 + 0.2 * len(names)), layout="constrained")
+    styles = {name: {"color": f"C{n}", "linestyle": ["-", "--", ":"][n // 10 % 3]} for n, name in enumerate(names)}
+    handles: dict[str, Any] = {}
     for axes, (title, lines) in zip(figure.subplots(1, len(charts), squeeze=False).flat, charts.items(), strict=True):
         for name, (epochs, values) in lines.items():
-            axes.plot(epochs, values, marker="o", markersize=3, label=name)
+            [handles[name]] = axes.plot(epochs, values, marker="o", markersize=3, label=name, **styles[name])
         axes.set_title(title)
         axes.set_xlabel("epoch")
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.grid(alpha=0.3)
-        axes.legend(fontsize=8)
+    labels = [_shorten(name, figure.get_figwidth() - 0.8, 9) for name in handles]
+    legend = figure.legend(handles.values(), labels, loc="outside lower left", fontsize=9)
+    for text in legend.get_texts():
+        text.set_parse_math(False)
     return figure

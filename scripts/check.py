@@ -16,7 +16,7 @@ MAX_EXAMPLES = 3
 def main(arguments: list[str] | None = None) -> int:
     parser = Parser("check.py", DESCRIPTION)
     parser.add_argument("dir", metavar="DIR", help="folder of photos to check")
-    parser.add_argument("--json", action="store_true", help="print JSON with all file names instead of a table")
+    parser.add_argument("--json", action="store_true", help="print JSON with all file names instead of text")
     parser.add_argument("--workers", type=at_least(0), metavar="N", help="reader processes (default: one per core)")
     layout = "what the subfolders are (default: their names decide)"
     parser.add_argument("--data.layout", choices=("classes", "split"), dest="layout", help=layout)
@@ -25,7 +25,7 @@ def main(arguments: list[str] | None = None) -> int:
     from datamodules.photos.check import ADVICE, find_problems, to_document  # here, because --help needs no numpy
     from datamodules.photos.find import find_photos
     from datamodules.text import plural, printable
-    from lit_training.text import print_table, progress_bar
+    from lit_training.text import progress_bar
 
     with progress_bar("examining") as progress:
         listing = find_photos(chosen.dir, chosen.layout)
@@ -35,13 +35,12 @@ def main(arguments: list[str] | None = None) -> int:
         return bool(found)
     summary = f"{plural(len(used.paths), 'picture')} in {plural(len(used.class_names), 'class', 'classes')}"
     print(summary if found else f"{summary}: nothing found")
-    body: list[list[str | list[str]]] = []
     for finding in found:
-        examples = [printable(" = ".join(item)) for item in finding.items[:MAX_EXAMPLES]]
-        examples += ["..."] * (len(finding.items) > MAX_EXAMPLES)
-        body.append([finding.kind, f"{len(finding.items):,}", examples, ADVICE[finding.kind]])
-    if body:
-        print_table(["finding", "count", "first ones", "what to do"], body)
+        print(f"\n{finding.kind}: {len(finding.items):,}  ({ADVICE[finding.kind]})")
+        for item in finding.items[:MAX_EXAMPLES]:
+            print("  " + "\n    = ".join(map(printable, item)))
+        if len(finding.items) > MAX_EXAMPLES:
+            print("  ...")
     return bool(found)
 
 

@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from lit_training import figures
 from lit_training.trained.compare import read_run
 from tests.support.fits import parse
 
@@ -45,6 +46,15 @@ PAGE_TEXT = (
     ALL_NODES + "return all.filter(n => n.nodeType === 3).map(n => n.textContent).join(' ').replace(/\\s+/g, ' ')"
 )
 IMAGE_SOURCES = ALL_NODES + "return all.filter(n => n.nodeName === 'IMG' && n.naturalWidth > 300).map(n => n.src)"
+IMAGE_WIDTHS = (
+    ALL_NODES
+    + "return all.filter(n => n.nodeName === 'IMG' && n.naturalWidth > 300).map(n => [n.clientWidth, n.naturalWidth])"
+)
+CURVE_COLORS = (
+    ALL_NODES
+    + """const entries = all.filter(n => n.classList?.contains('match-list-entry'));
+return Object.fromEntries(entries.map(n => [/\\((.*)\\)/.exec(n.textContent)?.[1], getComputedStyle(n).color]))"""
+)
 CLICK_RUN = ALL_NODES + "all.find(n => n.nodeName === 'PAPER-ITEM' && n.textContent.trim() === arguments[0])?.click()"
 
 pytestmark = [
@@ -123,18 +133,18 @@ def show(address: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cal
 
 
 def test_curves_of_every_run(show: Callable[..., Any]) -> None:
-    names = ["by_epoch /train_loss", "by_epoch /val_acc", "by_epoch /val_loss", "lr-SGD", "samples_per_second"]
+    names = ["by_epoch /loss", "by_epoch /accuracy", "lr-SGD", "samples_per_second"]
     names += ["lr-SGD 3 cards"]  # LitTransfer has two parameter groups, the others have one
     show("timeseries", PAGE_TEXT, lambda text: all(name in text for name in names) and "version_3" in text)
 
 
 def test_training_and_validation_are_on_one_chart(show: Callable[..., Any]) -> None:
-    pairs = [
-        f"{name} (version_{run})" for run in range(4) for name in ("train_loss", "val_loss", "by_epoch/train_loss")
-    ]
+    pairs = [f"by_epoch/loss (version_{run}/{part})" for run in range(4) for part in ("train", "val")]
     text = show("custom_scalars", PAGE_TEXT, lambda text: all(pair in text for pair in pairs))
-    assert "loss of single batches" in text
-    assert all(f"val_acc (version_{run})" in text for run in (0, 3))
+    assert "training loss of single batches" in text
+    assert all(f"by_epoch/accuracy (version_{run}/val)" in text for run in (0, 3))
+    colors = show("custom_scalars", CURVE_COLORS, lambda found: len(found) >= 8)
+    assert all(colors[f"version_{run}/train"] != colors[f"version_{run}/val"] for run in range(4))
 
 
 def test_pictures(show: Callable[..., Any]) -> None:
@@ -142,6 +152,9 @@ def test_pictures(show: Callable[..., Any]) -> None:
     tags = ("training/samples", "validation/confusion_matrix", "validation/most_confident_mistakes")
     show("images", PAGE_TEXT, lambda text: all(f"{tag} version_{run}" in text for tag in tags for run in (0, 3)))
     assert len(set(show("images", IMAGE_SOURCES, lambda pictures: len(pictures) == 6))) == 6
+    for shown, drawn in show("images", IMAGE_WIDTHS, lambda widths: len(widths) == 6):
+        pixels = figures.POINTS / 72 * figures.DPI * shown / drawn  # height of the font
+        assert pixels >= 9
 
 
 @pytest.mark.parametrize("place", range(4), ids=list(RUNS))

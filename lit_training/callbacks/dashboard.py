@@ -18,7 +18,9 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from lightning.pytorch.utilities.seed import isolate_rng
+from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from torch import Tensor
+from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 from torchmetrics.functional.classification import multiclass_confusion_matrix
 
@@ -30,11 +32,18 @@ from lit_training.runs.devices import evaluation_mode
 from lit_training.runs.foreign import data_of
 from lit_training.runs.layout import CONFIG
 
-SAMPLE_COUNT = 16
+SAMPLE_COUNT = 12
 MISTAKE_COUNT = 12
 DRAWING_TIME_SHARE = 0.02
 """If drawing has taken more than this share of the run's time, new figures are drawn at the end of training."""
-METRICS_BY_EPOCH = ("train_loss", "val_loss", "val_acc", "samples_per_second")
+FIRST_SETTINGS = ("lr", "epochs", "data.batch_size", "model")  # columns of the tab HPARAMS
+METRICS_BY_EPOCH = {
+    "train_loss": ("train", "loss"),
+    "val_loss": ("val", "loss"),
+    "val_acc": ("val", "accuracy"),
+    "samples_per_second": ("", "samples_per_second"),
+}
+"""Metric -> its folder in the run's folder, and its name there. TensorBoard gives each folder a colour of its own."""
 
 
 class Dashboard(Callback):
@@ -63,6 +72,8 @@ class Dashboard(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.unwritten_epoch = self.draw_waiting = None
+        self.writers: dict[str, SummaryWriter] = {}
+        self.first_epoch = trainer.current_epoch + 1
         self.start_time, self.drawing_seconds = time.monotonic(), 0.0
         if not trainer.is_global_zero:
             return
@@ -85,16 +96,27 @@ class Dashboard(Callback):
         self._write_epoch_scalars(trainer)
         if self.draw_waiting is not None:
             self.draw_waiting()
+        for writer in self.writers.values():
+            writer.close()
 
     def _write_epoch_scalars(self, trainer: Trainer) -> None:
         """Write the metrics of the last complete epoch. Its training loss exists only after the epoch's hooks."""
         if self.unwritten_epoch is not None and trainer.is_global_zero:
             for logger in _tensorboard_loggers(trainer):
-                for name in METRICS_BY_EPOCH:
-                    if name in trainer.callback_metrics:
-                        value = trainer.callback_metrics[name]
-                        logger.experiment.add_scalar(f"by_epoch/{name}", value, self.unwritten_epoch + 1)
+                for metric, (part, name) in METRICS_BY_EPOCH.items():
+                    if metric in trainer.callback_metrics:
+                        writer = self._writer(logger, part) if part else logger.experiment
+                        value = trainer.callback_metrics[metric]
+                        writer.add_scalar(f"by_epoch/{name}", value, self.unwritten_epoch + 1)
+                        writer.flush()
         self.unwritten_epoch = None
+
+    def _writer(self, logger: TensorBoardLogger, part: str) -> SummaryWriter:
+        """Return the writer of a folder in the run's folder. After a resume, it replaces the epochs that follow."""
+        folder = f"{logger.log_dir}/{part}"
+        if folder not in self.writers:
+            self.writers[folder] = SummaryWriter(folder, purge_step=self.first_epoch)
+        return self.writers[folder]
 
     # --- validation -----------------------------------------------------------------------------------------------
 
@@ -230,18 +252,15 @@ def _add_samples(logger: TensorBoardLogger, trainer: Trainer) -> None:
 
 
 def _add_charts(logger: TensorBoardLogger, model: LightningModule) -> None:
-    """Write the curves of each chart in the tab CUSTOM SCALARS."""
-    layout = {
-        "by step": {
-            "loss": ["Multiline", ["^train_loss$", "^val_loss$"]],
-            "loss of single batches": ["Multiline", ["^train_loss_step$", "^val_loss$"]],
-        },
-        "by epoch": {"loss": ["Multiline", ["^by_epoch/train_loss$", "^by_epoch/val_loss$"]]},
-    }
+    """Write the curves of each chart in the tab CUSTOM SCALARS.
+
+    "Margin" charts are not smoothed. Here the three curves of each margin are the same.
+    """
+    by_epoch = {"training and validation loss": ["Margin", ["by_epoch/loss"] * 3]}
     if _is_classifier(model):
-        layout["by step"]["accuracy"] = ["Multiline", ["^val_acc$"]]
-        layout["by epoch"]["accuracy"] = ["Multiline", ["^by_epoch/val_acc$"]]
-    logger.experiment.add_custom_scalars(layout)
+        by_epoch["validation accuracy"] = ["Margin", ["by_epoch/accuracy"] * 3]
+    by_step = {"training loss of single batches": ["Multiline", ["^train_loss_step$"]]}
+    logger.experiment.add_custom_scalars({"by epoch": by_epoch, "by step": by_step})
 
 
 def _add_text(logger: TensorBoardLogger) -> None:
@@ -258,12 +277,18 @@ def _add_settings(logger: TensorBoardLogger, trainer: Trainer, model: LightningM
     if data is not None:
         settings |= {"data": type(data).__name__, **{f"data.{name}": value for name, value in data.hparams.items()}}
     settings["optimizer"] = ", ".join(type(optimizer).__name__ for optimizer in trainer.optimizers)
-    settings |= {"seed": os.environ.get("PL_GLOBAL_SEED"), "devices": trainer.world_size}
+    settings |= {"seed": os.environ.get("PL_GLOBAL_SEED"), "devices": trainer.world_size, "epochs": trainer.max_epochs}
     simple_settings = {
         name: value if isinstance(value, (bool, int, float, str)) else str(value) for name, value in settings.items()
     }
     metrics = ["val_acc", "val_loss", "train_loss"] if _is_classifier(model) else ["val_loss", "train_loss"]
-    for summary in hparams(simple_settings, dict.fromkeys(metrics, 0.0)):
+    summaries = hparams(simple_settings, dict.fromkeys(metrics, 0.0))
+    # TensorBoard sorts the columns: first those marked as different between runs, then by name.
+    content = HParamsPluginData.FromString(summaries[0].value[0].metadata.plugin_data.content)
+    for info in content.experiment.hparam_infos:
+        info.differs = info.name in FIRST_SETTINGS
+    summaries[0].value[0].metadata.plugin_data.content = content.SerializeToString()
+    for summary in summaries:
         logger.experiment.file_writer.add_summary(summary)
 
 

@@ -107,6 +107,12 @@ def differences(runs: Sequence[ComparedRun]) -> dict[str, list[str]]:
     return {name: texts for name, texts in values.items() if len(set(texts)) > 1 and not set(texts) <= {"None", "-"}}
 
 
+def legend_titles(runs: Sequence[ComparedRun]) -> list[str]:
+    """Return the name of each run with the settings that differ, without the folder of a setting: ``lr = 0.01``."""
+    texts = [[f"{name.rpartition('.')[2]} = {value}" for value in values] for name, values in differences(runs).items()]
+    return [", ".join([run.name, *(values[place] for values in texts)]) for place, run in enumerate(runs)]
+
+
 def describe_difference(first: ComparedRun, second: ComparedRun) -> str:
     """Test whether the accuracies of two runs on the same samples differ significantly. Return a sentence."""
     for run in (first, second):
@@ -173,8 +179,11 @@ def compare(names: Sequence[str], picture: str | None = None) -> None:
             print(f"{run.name} has no predictions yet: python scripts/evaluate.py {run.folder}")
     if len(runs) == 2:
         print(describe_difference(*runs))
+    titles = {run.name: title for run, title in zip(runs, legend_titles(runs), strict=True)}
     charts = {
-        metric: {run.name: (list(curve), list(curve.values())) for run in runs if (curve := run.curves.get(metric))}
+        metric: {
+            titles[run.name]: (list(curve), list(curve.values())) for run in runs if (curve := run.curves.get(metric))
+        }
         for metric in MODES
         if any(metric in run.curves for run in runs)
     }

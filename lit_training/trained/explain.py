@@ -23,6 +23,7 @@ from lit_training.trained.outputs import draw_worst, worst_inputs
 from lit_training.trained.predict import Prediction, distinct_class_names
 
 MAX_NAME_LENGTH = 60  # characters of the input's name in the name of its heat map
+PAIR_INCHES = 2.4  # width of an image and its heat map
 MADE_BY = "lit-classics predict.py --explain"  # a text in each PNG file: a later call removes only files that have it
 
 
@@ -124,7 +125,8 @@ def explain_predictions(model: LitBase, predictions: Sequence[Prediction], folde
             index = names.index(prediction.label)
             heat = grad_cam(model, x, torch.tensor([index]))
             picture = put_side_by_side(figures.undo_normalization(x, preprocessing), heat)
-            figure = figures.draw_sheet(picture, [f"{prediction.label} {prediction.probability:.0%}"])
+            title = f"{Path(prediction.path).name}\n{prediction.probability:.0%} {prediction.label}"
+            figure = figures.draw_sheet(picture, [title], inches=PAIR_INCHES, heat_key=True)
             file = folder / f"{number}_{Path(prediction.path).stem[:MAX_NAME_LENGTH]}.png"
             figure.savefig(file, dpi=300, metadata={"Software": MADE_BY})
             drawn += 1
@@ -146,7 +148,7 @@ def explain_mistakes(model: LitBase, evaluation: Evaluation, file: Path) -> bool
     heat = grad_cam(model, x, evaluation.predicted[worst])
     pictures = put_side_by_side(figures.undo_normalization(x, evaluation.preprocessing), heat)
     try:
-        draw_worst(evaluation, pictures, columns=3).savefig(file, dpi=150)
+        draw_worst(evaluation, pictures, inches=PAIR_INCHES, heat_key=True).savefig(file)
     except OSError as error:
         raise UsageError(f"{file} cannot be written ({error.strerror}): copy the run to a writable folder") from error
     return True

@@ -61,10 +61,10 @@ def write_evaluation(evaluation: Evaluation) -> None:
         write_spreadsheet(folder / files[1], [["label", *evaluation.class_names], *matrix], mark="")
         class_rows = _class_rows(evaluation.class_names, scores, "", digits=6)
         write_spreadsheet(folder / files[3], [["class", "precision", "recall", "f1", "support"], *class_rows])
-        figures.draw_confusion(confusion, evaluation.class_names).savefig(folder / files[2], dpi=100)
+        figures.draw_confusion(confusion, evaluation.class_names).savefig(folder / files[2])
         if worst and evaluation.preprocessing is not None:
             pictures = figures.undo_normalization(worst_inputs(evaluation), evaluation.preprocessing)
-            draw_worst(evaluation, pictures).savefig(folder / "worst.png", dpi=150)
+            draw_worst(evaluation, pictures).savefig(folder / "worst.png")
             files.append("worst.png")
     except OSError as error:
         raise UsageError(f"{folder} cannot be written ({error.strerror}): copy the run to a writable folder") from error
@@ -104,16 +104,17 @@ def worst_inputs(evaluation: Evaluation) -> Tensor:
     return torch.stack([evaluation.dataset[index][0] for index in evaluation.worst_indices()])
 
 
-def draw_worst(evaluation: Evaluation, pictures: Tensor, columns: int = 4) -> Any:
+def draw_worst(evaluation: Evaluation, pictures: Tensor, **options: Any) -> Any:
     """Draw the most confident mistakes in a figure, with predicted class, true class and file name.
 
-    ``pictures`` are the images of :meth:`~Evaluation.worst_indices`, (B, 3, H, W) float32 in [0, 1].
+    ``pictures`` are the images of :meth:`~Evaluation.worst_indices`, (B, 3, H, W) float32 in [0, 1]. ``options`` are
+    those of :func:`figures.draw_sheet`.
     """
     worst, paths = evaluation.worst_indices(), evaluation.paths
     of_all_samples = evaluation.targets, evaluation.predicted, evaluation.probability
     labels, predicted, probabilities = (values[worst].tolist() for values in of_all_samples)
     names = None if paths is None else [paths[index] for index in worst]
-    return figures.draw_mistakes(pictures, evaluation.class_names, labels, predicted, probabilities, names, columns)
+    return figures.draw_mistakes(pictures, evaluation.class_names, labels, predicted, probabilities, names, **options)
 
 
 def prediction_table(predictions: Sequence[Prediction]) -> tuple[list[str], list[list[str]]]:

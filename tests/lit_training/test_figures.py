@@ -56,7 +56,10 @@ def test_titles_fit_above_their_pictures(count: int) -> None:
     title = f"{'a_very_long_name_of_a_class_' * 3} 90%\nis {'W' * 60}\n$x^2$ and {'i' * 80}"
     figure: Any = figures.draw_sheet(torch.rand(count, 3, 8, 8), [title] * count)
     texts = figure.axes[0].texts
-    assert all("…" in line for line in texts[0].get_text().split("\n"))
+    lines = texts[0].get_text().split("\n")
+    assert len(lines) == 3 * figures.MAX_TITLE_LINES
+    assert all(lines[place].count("…") == 1 for place in (2, 5, 8))
+    assert lines[2].endswith("90%")
     found, inch = boxes(figure, texts), figure.dpi
     assert all(box.width < 1.1 * figures.PICTURE_INCHES * inch for box in found)  # the gap is 0.1
     for box in found:
@@ -64,19 +67,19 @@ def test_titles_fit_above_their_pictures(count: int) -> None:
         assert box.y1 <= figure.bbox.height
     if count > 4:  # titles of the second row are below the pictures of the first row
         tile = figures.PICTURE_INCHES * inch
-        assert found[4].y1 < found[0].y0 - tile
+        assert found[3].y1 < found[0].y0 - tile
 
 
 def test_mistakes_titles(monkeypatch: pytest.MonkeyPatch) -> None:
     sheets: list[Any] = []
-    monkeypatch.setattr(figures, "draw_sheet", lambda *given: sheets.append(given))
+    monkeypatch.setattr(figures, "draw_sheet", lambda *given, **_: sheets.append(given))
     pictures = torch.rand(2, 3, 8, 8)
     figures.draw_mistakes(
         pictures, ("ant", "bee"), [0, 1], [1, 0], [0.914, 0.5], ["val/ant/x.jpg", "val/bee/\udc80.jpg"]
     )
     figures.draw_mistakes(pictures, ("ant", "bee"), [0, 1], [1, 0], [0.914, 0.5], None)
-    assert sheets[0][1] == ["bee 91%\nis ant\nx.jpg", "ant 50%\nis bee\n\\udc80.jpg"]
-    assert sheets[1][1] == ["bee 91%\nis ant", "ant 50%\nis bee"]
+    assert sheets[0][1] == ["91% bee\nis ant\nx.jpg", "50% ant\nis bee\n\\udc80.jpg"]
+    assert sheets[1][1] == ["91% bee\nis ant", "50% ant\nis bee"]
 
 
 def test_confusion_matrix_is_dark_for_large_shares() -> None:

@@ -95,8 +95,10 @@ def test_epoch_lines_stars_and_tables_agree(kind: str, fit_outputs: dict[str, st
         assert written[known] == pytest.approx(values[known], rel=about)
         assert [line.figures[name] for line in lines] == pytest.approx(written, rel=1e-3)
         assert [int(row["epoch"]) for row in rows if name in row] == list(range(6))
-        for tag, where in ((name, steps), (f"by_epoch/{name}", list(range(1, 7)))):
-            places, drawn = printed.scalars(board, tag)
+        part, by_epoch = name.replace("acc", "accuracy").split("_")
+        of_part = printed.board(run / part)
+        for source, tag, where in ((board, name, steps), (of_part, f"by_epoch/{by_epoch}", list(range(1, 7)))):
+            places, drawn = printed.scalars(source, tag)
             assert (tag, places) == (tag, where)
             assert drawn == pytest.approx(written, rel=1e-6)
     assert [name for name in rows[-1] if name.startswith("val")] == []  # the final evaluation adds no row

@@ -101,6 +101,8 @@ def test_hparams_hold_the_settings_and_the_best_metrics(results: Results) -> Non
     assert {name: values[name].number_value for name in numbers} == pytest.approx(numbers)
     assert values["devices"].number_value == 1
     experiment = HParamsPluginData.FromString(content["_hparams_/experiment"].plugin_data.content).experiment
+    shown_first = {info.name for info in experiment.hparam_infos if info.differs}
+    assert shown_first == {"lr", "epochs", "data.batch_size", "model"}
     # TensorBoard shows the last value of each scalar of these names.
     tags = [info.name.tag for info in experiment.metric_infos]
     assert tags == ["val_acc", "val_loss", "train_loss"]
@@ -117,13 +119,12 @@ def test_charts_combine_curves_that_exist(results: Results) -> None:
             {tag for tag in results.board.Tags()["scalars"] if re.search(pattern, tag)}
             for pattern in chart.multiline.tag
         ]
+        + [{series.value, series.lower, series.upper} for series in chart.margin.series]
         for category in layout.category
         for chart in category.chart
     }
-    assert charts["by step", "loss"] == [{"train_loss"}, {"val_loss"}]
-    assert charts["by step", "accuracy"] == [{"val_acc"}]
-    assert charts["by epoch", "loss"] == [{"by_epoch/train_loss"}, {"by_epoch/val_loss"}]
-    assert charts["by epoch", "accuracy"] == [{"by_epoch/val_acc"}]
+    assert charts["by epoch", "training and validation loss"] == [{"by_epoch/loss"}]
+    assert charts["by epoch", "validation accuracy"] == [{"by_epoch/accuracy"}]
 
 
 def test_the_text_tab_holds_the_command_and_the_configuration(results: Results) -> None:
@@ -152,7 +153,7 @@ def test_images_show_the_best_epoch_and_all_validation_data(results: Results) ->
     assert [drawn.step for drawn in mistakes] == [3, 6, 9]
     titles = [title.split("\n") for title in mistakes[-1].titles()]
     assert len(titles) == 10  # images of other classes than sloe
-    assert {title[0] for title in titles} == {"sloe 95%"}
+    assert {title[0] for title in titles} == {"95% sloe"}
     assert sorted(title[1] for title in titles) == ["is pear"] * 2 + ["is plum"] * 3 + ["is rose"] * 5
     [samples] = [drawn for drawn in results.drawn if drawn.name == "training/samples"]
     named = [name for name, count in zip(by_hand.CLASSES, by_hand.COUNTS["train"], strict=True) for _ in range(count)]

@@ -154,7 +154,7 @@ def test_evaluation_in_files_and_figures(results: Results) -> None:
         if number
     }
     assert worst.titles() == [
-        f"{NAMES[one.taken_for[i]]} {one.sure[i]:.0%}\nis {NAMES[one.labels[i]]}" for i in one.worst
+        f"{one.sure[i]:.0%} {NAMES[one.taken_for[i]]}\nis {NAMES[one.labels[i]]}" for i in one.worst
     ]
 
 

@@ -16,7 +16,7 @@ class Drawn(NamedTuple):
 
     def counts(self) -> dict[tuple[str, str], int]:
         """Read a confusion matrix: (true class, predicted class) -> number in the cell."""
-        [axes] = self.figure.axes
+        axes, _ = self.figure.axes  # the other one is the colour key
         assert (axes.get_xlabel(), axes.get_ylabel()) == ("predicted", "true")
         columns, rows = ([label.get_text() for label in axis.get_ticklabels()] for axis in (axes.xaxis, axes.yaxis))
         cells = [(*text.get_position(), int(text.get_text())) for text in axes.texts]
@@ -30,7 +30,7 @@ class Drawn(NamedTuple):
         """Read the curves of a comparison: metric -> run -> epochs and values."""
         return {
             axes.get_title(): {
-                line.get_label(): (list(line.get_xdata()), list(line.get_ydata())) for line in axes.lines
+                line.get_label().split(", ")[0]: (list(line.get_xdata()), list(line.get_ydata())) for line in axes.lines
             }
             for axes in self.figure.axes
         }

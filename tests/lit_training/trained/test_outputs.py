@@ -90,12 +90,12 @@ def test_mistakes_are_drawn_as_the_network_sees_them(photo_run: Trained, monkeyp
     wrong = evaluation.worst_indices()
     assert wrong, "after one epoch there should be mistakes"
     drawn: list[Any] = []
-    monkeypatch.setattr(figures, "draw_sheet", lambda *given: drawn.append(given))
+    monkeypatch.setattr(figures, "draw_sheet", lambda *given, **_: drawn.append(given))
     x = worst_inputs(evaluation)
     assert torch.equal(x[0], evaluation.dataset[wrong[0]][0])
     assert evaluation.preprocessing is not None
     draw_worst(evaluation, figures.undo_normalization(x, evaluation.preprocessing))
-    pictures, titles, _ = drawn[0]
+    pictures, titles = drawn[0]
     assert torch.allclose(pictures, x / 2 + 0.5)
     assert len(titles) == len(wrong)
     first = wrong[0]
@@ -104,7 +104,7 @@ def test_mistakes_are_drawn_as_the_network_sees_them(photo_run: Trained, monkeyp
     )
     assert (
         titles[0]
-        == f"{taken_for} {evaluation.probability[first]:.0%}\nis {label}\n{evaluation.sample_name(first)[-5:]}"
+        == f"{evaluation.probability[first]:.0%} {taken_for}\nis {label}\n{evaluation.sample_name(first)[-5:]}"
     )
 
 
