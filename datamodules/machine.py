@@ -14,8 +14,13 @@ def available_cores() -> int:
     """Return the number of CPU cores that the CPU affinity and the container's CPU quota allow this process to use."""
     affinity = getattr(os, "sched_getaffinity", None)  # Linux only
     cores = len(affinity(0)) if affinity else os.cpu_count() or 1
-    with contextlib.suppress(OSError, ValueError):  # no cgroup v2 file, or the quota "max": no limit
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+    with contextlib.suppress(OSError, ValueError):  # no such file, or the quota "max": no limit
+        cgroup = Path("/sys/fs/cgroup")
+        if (cgroup / "cpu/cpu.cfs_quota_us").is_file():  # cgroup v1
+            quota, period = ((cgroup / f"cpu/cpu.cfs_{name}_us").read_text() for name in ("quota", "period"))
+            quota = "max" if int(quota) < 0 else quota
+        else:
+            quota, period = (cgroup / "cpu.max").read_text().split()
         cores = min(cores, max(1, int(quota) // int(period)))
     return cores
 
