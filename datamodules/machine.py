@@ -15,12 +15,11 @@ def available_cores() -> int:
     affinity = getattr(os, "sched_getaffinity", None)  # Linux only
     cores = len(affinity(0)) if affinity else os.cpu_count() or 1
     with contextlib.suppress(OSError, ValueError):  # no such file, or the quota "max": no limit
-        cgroup = Path("/sys/fs/cgroup")
-        if (cgroup / "cpu/cpu.cfs_quota_us").is_file():  # cgroup v1
-            quota, period = ((cgroup / f"cpu/cpu.cfs_{name}_us").read_text() for name in ("quota", "period"))
-            quota = "max" if int(quota) < 0 else quota
-        else:
-            quota, period = (cgroup / "cpu.max").read_text().split()
+        try:
+            quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        except OSError:  # cgroup v1; its quota is -1 without a limit
+            files = (Path(f"/sys/fs/cgroup/cpu/cpu.cfs_{name}_us") for name in ("quota", "period"))
+            quota, period = (file.read_text().replace("-1", "max") for file in files)
         cores = min(cores, max(1, int(quota) // int(period)))
     return cores
 
