@@ -14,8 +14,12 @@ def available_cores() -> int:
     """Return the number of CPU cores that the CPU affinity and the container's CPU quota allow this process to use."""
     affinity = getattr(os, "sched_getaffinity", None)  # Linux only
     cores = len(affinity(0)) if affinity else os.cpu_count() or 1
-    with contextlib.suppress(OSError, ValueError):  # no cgroup v2 file, or the quota "max": no limit
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+    with contextlib.suppress(OSError, ValueError):  # no such file, or the quota "max": no limit
+        try:
+            quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        except OSError:  # cgroup v1; its quota is -1 without a limit
+            files = (Path(f"/sys/fs/cgroup/cpu/cpu.cfs_{name}_us") for name in ("quota", "period"))
+            quota, period = (file.read_text().replace("-1", "max") for file in files)
         cores = min(cores, max(1, int(quota) // int(period)))
     return cores
 

@@ -1,11 +1,15 @@
 """Train networks and use trained ones. ``load`` opens a trained network. Each name is imported at its first use."""
 
+import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lit_training.trained.load import SavedRun, load
     from lit_training.trained.predict import Prediction
+
+# Waiting threads must sleep, not use cores that other programs need. torch reads this variable when it is imported.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 __all__ = ["Prediction", "SavedRun", "load"]
 

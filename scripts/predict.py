@@ -26,11 +26,15 @@ def main(arguments: list[str] | None = None) -> int:
 
     from pathlib import Path
 
+    import torch
+
     from datamodules.photos.find import PICTURE_SUFFIXES  # here, so that --help needs no torch
     from lit_training import load
     from lit_training.errors import exit_with_error
     from lit_training.runs.devices import find_device
+    from lit_training.runs.threads import choose_threads
     from lit_training.text import print_table, progress_bar
+    from lit_training.trained.describe import sample_input
     from lit_training.trained.explain import check_explainable, explain_predictions
     from lit_training.trained.inputs import ROW_SUFFIXES, find_files
     from lit_training.trained.outputs import check_output_path, prediction_table, write_predictions
@@ -42,6 +46,7 @@ def main(arguments: list[str] | None = None) -> int:
     model = load(chosen.run).model()
     if chosen.explain:
         check_explainable(model)
+    torch.set_num_threads(choose_threads(model, sample_input(model), chosen.batch_size))
     pictures = model.sample_ndim == 3
     files = find_files(chosen.inputs, PICTURE_SUFFIXES if pictures else ROW_SUFFIXES)
     predictions = []

@@ -1,5 +1,6 @@
 """Fixtures for all tests. No test uses the network, the user's caches or another test's files."""
 
+import os
 import socket
 import subprocess
 from collections.abc import Callable, Iterator
@@ -14,6 +15,7 @@ from lightning.pytorch import Trainer
 from tests.support.ants_and_bees import write_photos
 from tests.support.training import bare_trainer, own_caches
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # a number that the user set is kept
 torch.set_num_threads(1)  # one thread is fast enough, and adds numbers in the same order on all machines
 settings.register_profile("suite", max_examples=50, deadline=None, derandomize=True)
 settings.load_profile("suite")

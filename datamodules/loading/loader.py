@@ -95,6 +95,8 @@ def make_loader(
         num_workers: number of loader processes; with 0 the training process loads the data.
         keep_workers: keep the loader processes between epochs.
     """
+    if not num_workers and hasattr(dataset, "decoding_threads"):  # the network may use fewer threads
+        dataset.decoding_threads = max(1, available_cores() // (trainer.num_devices if trainer else 1))
     world_size, rank = (trainer.world_size, trainer.global_rank) if trainer is not None else (1, 0)
     length = len(dataset)  # type: ignore[arg-type]
     sampler: DistributedSampler

@@ -40,6 +40,8 @@ class PhotoFiles(Dataset):
     :data:`~datamodules.loading.order.PADDING`, which gets the label -1. C is the length of ``preprocessing.mean``.
     """
 
+    decoding_threads = 1  # make_loader sets it, if there are no worker processes
+
     def __init__(
         self,
         root: Path,
@@ -73,7 +75,7 @@ class PhotoFiles(Dataset):
     def _load_batch(self, keys: list[int]) -> tuple[Tensor, Tensor]:
         key_tensor = torch.tensor(keys)
         labels = self.labels[key_tensor % len(self)].masked_fill(key_tensor == PADDING, PADDING)
-        with ThreadPoolExecutor(torch.get_num_threads()) as threads:  # a worker process uses one thread
+        with ThreadPoolExecutor(self.decoding_threads) as threads:
             pictures = threads.map(self._load_pixels, [key % len(self) for key in keys])
             state = torch.get_rng_state()  # restored below: without worker processes, the network uses this generator
             transformed = [self.transform_pixels(pixels, key) for key, pixels in zip(keys, pictures, strict=True)]

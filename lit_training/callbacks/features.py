@@ -14,9 +14,8 @@ from lit_models import LitBase
 from lit_training.runs.devices import evaluation_mode
 from lit_training.runs.foreign import data_of
 from lit_training.runs.lightning_internals import forget_loaders
+from lit_training.runs.threads import FEATURE_BATCH_SIZE, use_threads
 from lit_training.text import progress_bar
-
-BATCH_SIZE = 32
 
 
 class Features(Dataset):
@@ -54,7 +53,8 @@ class FeatureCache(Callback):
         if not pl_module.fixed_features or data.augment:
             return
         pl_module.on_fit_start()  # it loads the weights; Lightning would call it too late, after the callbacks
-        with evaluation_mode(pl_module):
+        threads: Any = getattr(trainer, "threads", None) or [torch.get_num_threads()]
+        with evaluation_mode(pl_module), use_threads(threads[-1]):
             for split in ("train", "val"):
                 dataset: Any = data.dataset(split)
                 if not isinstance(dataset, Features) and len(dataset):
@@ -71,7 +71,7 @@ def _compute_features(
     """Return the features of all pictures on each rank, or None if the model cannot compute features."""
     workers = data.num_workers(dataset)
     loader: Any = make_loader(
-        dataset, trainer, batch_size=BATCH_SIZE, seed=0, train=False, num_workers=workers, keep_workers=False
+        dataset, trainer, batch_size=FEATURE_BATCH_SIZE, seed=0, train=False, num_workers=workers, keep_workers=False
     )
     batches: list[Tensor] = []
     show_bar = trainer.is_global_zero and trainer.progress_bar_callback is not None

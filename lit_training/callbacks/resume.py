@@ -111,6 +111,7 @@ class ResumePoint(Callback):
                 metrics_rows = logger.rows
         self._state_to_save = {
             "finished": finished,
+            "threads": trainer.threads,  # type: ignore[attr-defined]
             "epoch": trainer.current_epoch,
             "logged": logged_steps(trainer),
             "rows": metrics_rows,

@@ -46,7 +46,10 @@ def print_start(run: Run) -> None:
     global_batch = batch * devices * accumulated
     factors = f"{batch} x {plural(devices, 'device')} x {accumulated} accumulated"
     batch_text = f"; global batch = {global_batch} ({factors})" if batch else ""
-    print(f"device  {devices} x {device}, precision {trainer.precision}{batch_text}")
+    threads = plural(trainer.threads[0], "thread") + " each"
+    if trainer.threads != trainer.chosen_threads:
+        threads += f" (as the run began; a new run would use {trainer.chosen_threads[0]})"
+    print(f"device  {devices} x {device}, {threads}, precision {trainer.precision}{batch_text}")
     if isinstance(data, SplitDataModule) and data.photos is not None:
         workers = data.num_workers(data.dataset("train"))
         reason = plural(available_cores(), "core") if workers else "images are in memory, or the network uses the cores"

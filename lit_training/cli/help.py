@@ -24,7 +24,7 @@ Train a network; without flags LeNet on generated images (less than a minute).
                           --photos DIR if its photos are in another place now)
 
   --accelerator NAME      cpu, gpu, mps or auto (default)
-  --devices N             number of devices
+  --devices N             number of devices; --threads N: threads of each
   --default_root_dir DIR  write to DIR/lightning_logs/version_N (default: .)
   --quiet                 print only the result
   --dashboard false       write no images, graph or settings to TensorBoard

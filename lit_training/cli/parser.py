@@ -6,7 +6,7 @@ import sys
 import warnings
 from pathlib import Path
 from pkgutil import resolve_name
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn
 
 from jsonargparse import Namespace, set_parsing_settings
 from jsonargparse.typing import PositiveFloat, PositiveInt
@@ -26,6 +26,7 @@ from lit_training.runs.foreign import with_default_attributes
 from lit_training.runs.lightning_internals import actions_of
 from lit_training.runs.processes import Watch, bind_to_loopback
 from lit_training.runs.run import Run
+from lit_training.runs.threads import threads_of_new_run
 from lit_training.runs.trainer import FitTrainer
 
 ARGUMENTS_FROM_DATA = ("num_classes", "in_channels", "in_features", "out_features")
@@ -37,6 +38,7 @@ OWN_FLAGS: list[tuple[str, Any, Any, str]] = [
     ("timeout", PositiveFloat, 5.0, "End the run with an error after this number of minutes without a step."),
     ("quiet", bool, False, "Print only the result."),
     ("dashboard", bool, True, "Write images, graph and settings to TensorBoard."),
+    ("threads", Literal["auto"] | PositiveInt, "auto", "Threads of each process; auto: by network, batch and cores."),
     ("seeds", PositiveInt, 1, "Train with this number of seeds; print mean and standard deviation."),
 ]
 """Flags that this project adds to Lightning's flags: name, type, default value, help text."""
@@ -188,7 +190,11 @@ class FitCLI(LightningCLI):
             if self.run.start is not None:
                 self.run.start.remove_if_new()
             raise UsageError(explain_trainer_error(error, config)) from error
-        trainer.start = self.run.start
+        trainer.start = start = self.run.start
+        given, chosen = self.config["threads"], threads_of_new_run(trainer, self.model, self.datamodule)
+        trainer.chosen_threads = chosen if given == "auto" else (given, given)
+        trainer.threads = (start and start.threads) or trainer.chosen_threads
+        self.config["threads"] = trainer.threads[0]  # SaveConfigCallback writes it to config.yaml
         self.run.watch.trainer = trainer
         bind_to_loopback(trainer)
         return trainer

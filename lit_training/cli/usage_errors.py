@@ -59,7 +59,8 @@ def explain_parse_error(message: str, parser: LightningArgumentParser) -> str:
     types = [name for name in TYPE_HELP if re.search(rf"<class '{name}'>|Not of type {name}:", expected)]
     if literals := re.findall(r"Literal(\[[^]]*\])", message):
         choices = dict.fromkeys(str(choice) for literal in literals for choice in ast.literal_eval(literal))
-        return f"{flag} {value}: {suggest(value, [*choices, *['true', 'false'] * ('bool' in types)])}"
+        others = ["true", "false"] * ("bool" in types) + ["a number"] * ("PositiveInt" in types)
+        return f"{flag} {value}: {suggest(value, [*choices, *others])}"
     if types:
         if "float" in types or keys == ["seed_everything"]:  # "a number" includes integers; a seed is no boolean
             types = types[-1:]

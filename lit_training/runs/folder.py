@@ -1,6 +1,7 @@
 """Create the folder of a run, lock it against other processes, and find it again later."""
 
 import contextlib
+import json
 import os
 import shutil
 import sys
@@ -15,7 +16,7 @@ from datamodules.files import OUTPUT_MARKER, atomic_write
 from datamodules.text import first_names
 from lit_training.errors import CheckpointError, UsageError, is_rank_zero
 from lit_training.runs import checkpoints
-from lit_training.runs.layout import BEST, CHECKPOINTS, CONFIG, LAST, LOGS, PREVIOUS
+from lit_training.runs.layout import BEST, CHECKPOINTS, CONFIG, LAST, LOGS, PREVIOUS, RECORD
 
 fcntl: Any
 msvcrt: Any
@@ -41,6 +42,7 @@ class RunStart:
     metrics_rows: int = 0  # rows in metrics.csv when the resume point was written
     epoch: int = 0  # complete epochs before the resume point
     finished: bool = False  # True if the run is complete, so there is nothing to train
+    threads: tuple[int, int] | None = None  # of the run: for training, and for computing features
     is_new: bool = False  # True if this command created the folder
 
     @property
@@ -114,7 +116,7 @@ def prepare_start(resume: str, root: str, config_yaml: str, photos: str | None =
     start = _read_resume_point(lock_run(run), path) if path.is_file() else lock_and_read_resume_point(run)
     if start is None:
         raise CheckpointError(f"{run} has no resume point: leave --resume out to train a new run")
-    if start.finished and run_config != new_config and adds_epochs(new_config["trainer"], start):
+    if start.finished and not _same_settings(run_config, new_config) and adds_epochs(new_config["trainer"], start):
         start = replace(start, finished=False)
     return start
 
@@ -260,12 +262,18 @@ def _read_resume_point(start: RunStart, path: Path) -> RunStart:
         step, metrics_rows, epoch, finished = (state[key] for key in ("logged", "rows", "epoch", "finished"))
     except (KeyError, TypeError) as error:
         raise CheckpointError(f"{path} is not a resume point: give the run's folder, or its last.ckpt") from error
-    return replace(start, checkpoint=path, step=step, metrics_rows=metrics_rows, epoch=epoch, finished=finished)
+    threads = tuple(state.get("threads") or ())
+    if not threads:  # from an older version of this project
+        with contextlib.suppress(OSError, ValueError, KeyError, IndexError, TypeError):
+            record = json.loads((start.folder / RECORD).read_text(encoding="utf-8"))
+            threads = (record[-1]["machine"]["threads"],) * 2
+    counts: Any = {"step": step, "metrics_rows": metrics_rows, "epoch": epoch, "threads": threads or None}
+    return replace(start, checkpoint=path, finished=finished, **counts)
 
 
 def _refuse_other_settings(new_config: dict[str, Any], run_config: dict[str, Any], run: Path) -> None:
-    for key in ("seed_everything", "model", "data", "optimizer", "lr_scheduler"):
-        if not _same_settings(run_config.get(key), new_config.get(key)):
+    for key in ("seed_everything", "model", "data", "optimizer", "lr_scheduler", "threads"):
+        if not _same_settings({key: run_config.get(key)}, {key: new_config.get(key)}):
             flag = "seed" if key == "seed_everything" else key
             moved = " (--photos DIR if its photos are in another place now)" * (key == "data")
             raise UsageError(f"{run} was started with another --{flag}: leave it out{moved}, or use --resume never")
@@ -274,7 +282,10 @@ def _refuse_other_settings(new_config: dict[str, Any], run_config: dict[str, Any
 def _same_settings(old: Any, new: Any) -> bool:
     """Compare two configurations. A setting that an older version of this project did not have is equal to null."""
     if isinstance(old, dict) and isinstance(new, dict):
-        return all(_same_settings(old.get(name), new.get(name)) for name in old.keys() | new.keys())
+        names = old.keys() | new.keys()
+        if new.get("threads") == "auto":  # a resumed run keeps its number
+            names -= {"threads"}
+        return all(_same_settings(old.get(name), new.get(name)) for name in names)
     return bool(old == new)
 
 

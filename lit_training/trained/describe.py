@@ -10,12 +10,12 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from datamodules import Preprocessing
 from datamodules.text import align_columns
 from lit_models import LitBase, LitCNN, LitDynamic
 from lit_training.runs.devices import evaluation_mode
+from lit_training.runs.threads import count_flops
 
 DEPTHS = (1, 3)  # a LitDynamic is described once for each of these depths
 
@@ -64,13 +64,6 @@ def list_layers(model: nn.Module, x: Tensor, **options: Any) -> list[Layer]:
         for hook in hooks:
             hook.remove()
     return list(found.values())
-
-
-def count_flops(model: nn.Module, x: Tensor, **options: Any) -> int:
-    """Count the FLOPs of ``model(x, **options)`` in matrix products and convolutions. A multiply-add is 2 FLOPs."""
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        model(x, **options)
-    return counter.get_total_flops()
 
 
 def autograd_chain(loss: Tensor, names: Mapping[nn.Parameter, str] | None = None) -> list[str]:

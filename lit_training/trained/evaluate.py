@@ -33,8 +33,10 @@ from lit_training.runs.devices import find_device
 from lit_training.runs.folder import relative_path, run_folder
 from lit_training.runs.layout import EVALUATION, SPLIT
 from lit_training.runs.processes import bind_to_loopback
+from lit_training.runs.threads import choose_threads, use_threads
 from lit_training.statistics import wilson_interval
 from lit_training.text import progress_bar
+from lit_training.trained.describe import sample_input
 from lit_training.trained.predict import distinct_class_names
 
 MAX_MISTAKES = 12
@@ -150,7 +152,9 @@ def evaluate(
         unused: dict[str, Any] = dict.fromkeys(parts, False)
         trainer = Trainer(accelerator=accelerator, devices=devices, callbacks=[collector], **unused)
         bind_to_loopback(trainer)
-        trainer.test(model, data, verbose=False)
+        batch_size = 32 if split == "photos" else getattr(data, "eval_batch_size", 32)
+        with use_threads(choose_threads(model, sample_input(model), batch_size, trainer.num_devices)):
+            trainer.test(model, data, verbose=False)
     loader: Any = trainer.test_dataloaders
     dataset = loader.dataset
     columns = zip(*collector.batches, strict=True)

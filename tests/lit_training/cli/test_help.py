@@ -28,6 +28,7 @@ OURS = {
     "resume",
     "seed_everything",
     "seeds",
+    "threads",
     "timeout",
     "trainer",
 }
