@@ -10,7 +10,9 @@ from torch.utils.data import Dataset
 from datamodules.loading.loader import make_loader
 from datamodules.loading.module import SplitDataModule
 from datamodules.loading.order import PADDING, gather_in_input_order
+from datamodules.text import plural
 from lit_models import LitBase
+from lit_training.callbacks.feature_files import feature_file, read_features, write_features
 from lit_training.runs.devices import evaluation_mode
 from lit_training.runs.foreign import data_of
 from lit_training.runs.lightning_internals import forget_loaders
@@ -44,7 +46,8 @@ class FeatureCache(Callback):
     """Replace the datasets of photos by datasets of their features, if the backbone is frozen.
 
     Metrics and weights change by less than 1e-5. Checkpoints contain the complete network. The callback does nothing
-    if the photos are augmented, or if the head is not the last layer of the network.
+    if the photos are augmented, or if the head is not the last layer of the network. The features are also kept in the
+    user's cache folder for later starts, see ``feature_files.py``.
     """
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -58,11 +61,26 @@ class FeatureCache(Callback):
             for split in ("train", "val"):
                 dataset: Any = data.dataset(split)
                 if not isinstance(dataset, Features) and len(dataset):
-                    features = _compute_features(trainer, pl_module, dataset, data, split)
+                    features = _read_or_compute(trainer, pl_module, dataset, data, split)
                     if features is None:
                         break
                     data.sets[split] = features
         forget_loaders(trainer)  # schedules that need the number of steps create loaders with the old data
+
+
+def _read_or_compute(trainer: Trainer, model: LitBase, dataset: Any, data: SplitDataModule, split: str) -> Any:
+    """Return the features that rank 0 finds in the cache folder; otherwise compute them and keep them there."""
+    is_first = trainer.is_global_zero
+    file = feature_file(trainer, model, data, split, BATCH_SIZE) if is_first else None
+    found = trainer.strategy.broadcast(read_features(file, len(dataset)) if file else None)
+    if found is not None:
+        if file and trainer.progress_bar_callback is not None:
+            print(f"features of {split} ({plural(len(found), 'photo')}) from the cache in {file.parent}", flush=True)
+        return Features(found, dataset)
+    computed = _compute_features(trainer, model, dataset, data, split)
+    if computed is not None and file:
+        write_features(file, computed.features)
+    return computed
 
 
 def _compute_features(
@@ -82,6 +100,6 @@ def _compute_features(
             if batch_features is None:
                 return None
             batches.append(batch_features.cpu())
-            progress(len(batches), len(loader))
+            progress(min(len(batches) * trainer.world_size * BATCH_SIZE, len(dataset)), len(dataset))
     features = gather_in_input_order(trainer, torch.cat(batches), loader).cpu()
     return Features(features.clone(), dataset)
