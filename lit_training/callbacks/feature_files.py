@@ -4,7 +4,6 @@ import contextlib
 import hashlib
 import json
 import platform
-import sys
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -77,17 +76,17 @@ def read_features(path: Path, count: int) -> Tensor | None:
     return None
 
 
-def write_features(path: Path, features: Tensor) -> None:
-    """Write the file and delete old files. If this fails, print one line, because the run does not need the file."""
+def write_features(path: Path, features: Tensor) -> str:
+    """Write the file and delete old files. Return "", or why this failed: a run does not need the file."""
     try:
         with atomic_write(path) as out:
             out.write(save({"features": features.contiguous()}, {"checksum": _checksum(path, features)}))
+    except OSError as error:
+        return f"note: features are not kept for later runs: cannot write to {path.parent} ({error.strerror})"
+    with contextlib.suppress(OSError):  # another run may delete the same files
         size = 0
         for file in sorted(path.parent.iterdir(), key=lambda file: -file.stat().st_mtime):
             size += file.stat().st_size
             if size > MAX_BYTES:
                 file.unlink()
-    except FileNotFoundError:  # another run has deleted an old file
-        pass
-    except OSError as error:
-        print(f"note: features are not kept: {path.parent} cannot be written ({error.strerror})", file=sys.stderr)
+    return ""

@@ -1,5 +1,6 @@
 """Compute the features of a frozen backbone once per picture, not again in each epoch."""
 
+import sys
 from typing import Any
 
 import torch
@@ -10,7 +11,6 @@ from torch.utils.data import Dataset
 from datamodules.loading.loader import make_loader
 from datamodules.loading.module import SplitDataModule
 from datamodules.loading.order import PADDING, gather_in_input_order
-from datamodules.text import plural
 from lit_models import LitBase
 from lit_training.callbacks.feature_files import feature_file, read_features, write_features
 from lit_training.runs.devices import evaluation_mode
@@ -57,29 +57,37 @@ class FeatureCache(Callback):
         if not pl_module.fixed_features or data.augment:
             return
         pl_module.on_fit_start()  # it loads the weights; Lightning would call it too late, after the callbacks
+        notes: dict[str, None] = {}  # a dict keeps each line once
         with evaluation_mode(pl_module):
             for split in ("train", "val"):
                 dataset: Any = data.dataset(split)
                 if not isinstance(dataset, Features) and len(dataset):
-                    features = _read_or_compute(trainer, pl_module, dataset, data, split)
+                    features = _read_or_compute(trainer, pl_module, dataset, data, split, notes)
                     if features is None:
                         break
                     data.sets[split] = features
+        for note in filter(None, notes):
+            print(note, file=sys.stderr if note.startswith("note") else sys.stdout, flush=True)
         forget_loaders(trainer)  # schedules that need the number of steps create loaders with the old data
 
 
-def _read_or_compute(trainer: Trainer, model: LitBase, dataset: Any, data: SplitDataModule, split: str) -> Any:
-    """Return the features that rank 0 finds in the cache folder; otherwise compute them and keep them there."""
+def _read_or_compute(
+    trainer: Trainer, model: LitBase, dataset: Any, data: SplitDataModule, split: str, notes: dict[str, None]
+) -> Features | None:
+    """Return the features that rank 0 finds in the cache folder; otherwise compute them and keep them there.
+
+    Add a line to ``notes`` if they were found or cannot be kept.
+    """
     is_first = trainer.is_global_zero
     file = feature_file(trainer, model, data, split, BATCH_SIZE) if is_first else None
     found = trainer.strategy.broadcast(read_features(file, len(dataset)) if file else None)
     if found is not None:
         if file and trainer.progress_bar_callback is not None:
-            print(f"features of {split} ({plural(len(found), 'photo')}) from the cache in {file.parent}", flush=True)
+            notes[f"features of an earlier run are used again, from {file.parent}"] = None
         return Features(found, dataset)
     computed = _compute_features(trainer, model, dataset, data, split)
     if computed is not None and file:
-        write_features(file, computed.features)
+        notes[write_features(file, computed.features)] = None
     return computed
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from datamodules.machine import STOP_SIGNALS
+from datamodules.text import command
 from lit_training.cli.arguments import Parser, at_least
 from lit_training.cli.fit import RESULT_FILE_VARIABLE
 from lit_training.errors import UsageError
@@ -29,10 +30,10 @@ def run_seeds(arguments: list[str], count: int) -> int:
     runs = []
     for seed in range(chosen.seed, chosen.seed + count):
         started = time.monotonic()
-        command = [sys.executable, sys.argv[0], *rest, "--quiet", "--seed", str(seed)]
+        fit = [sys.executable, sys.argv[0], *rest, "--quiet", "--seed", str(seed)]
         with tempfile.TemporaryDirectory() as temporary:
             result_file = Path(temporary) / "run"
-            code, output = _run(command, {**os.environ, RESULT_FILE_VARIABLE: str(result_file)})
+            code, output = _run(fit, {**os.environ, RESULT_FILE_VARIABLE: str(result_file)})
             written = result_file.is_file()
             folder = result_file.read_text(encoding="utf-8", errors="surrogateescape") if written else None
         if code:
