@@ -1,5 +1,6 @@
 """Load photos from a folder with one subfolder per class."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -145,12 +146,12 @@ class ImageFolderDataModule(SplitDataModule):
                 "or train without validation: --limit_val_batches 0"
             )
 
-    def examine(self) -> Photos:
+    def examine(self, progress: Callable[[int, int], None] | None = None) -> Photos:
         """Decode every picture, leave out the broken ones and split the others. Later calls return the same result."""
         if self.photos is None:
             names = ("val_size", "seed", "split_file", "max_bad_fraction", "layout")
             settings = {name: self.hparams[name] for name in names}
-            self.photos = examine(self.root, **settings, resize=self.preprocessing.resize)
+            self.photos = examine(self.root, **settings, resize=self.preprocessing.resize, progress=progress)
             if self.hparams["balance"] == "loss":
                 counts = torch.from_numpy(self.photos.counts()[TRAIN]).float()
                 self.class_weights = counts.sum() / (len(counts) * counts)

@@ -1,8 +1,13 @@
-"""Format text for messages: printable names, plurals and aligned columns."""
+"""Format text for messages: printable names, plurals, aligned columns and commands to type."""
 
 from __future__ import annotations
 
+import os
+import shlex
+import shutil
+import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 
 def printable(name: str) -> str:
@@ -30,3 +35,26 @@ def align_columns(rows: Sequence[Sequence[str]], right: Sequence[bool] = ()) -> 
         "  ".join(f"{cell:{align}{width}}" for cell, align, width in zip(row, alignments, widths, strict=True)).rstrip()
         for row in rows
     ]
+
+
+def command(name: str, *arguments: object) -> str:
+    """Return a command line for ``scripts/NAME`` or ``tensorboard``. It works in a new shell in the current folder.
+
+    ``python`` becomes the path of this Python if the shell would find no Python, or another one, under that name.
+    """
+    python, found = sys.executable, shutil.which("python")
+    is_on_path = found and all(map(os.path.samefile, (found, Path(found).parent), (python, Path(python).parent)))
+    start = ["python" if is_on_path else _path_from_here(python)]
+    if name != "tensorboard":
+        start += [_path_from_here(Path(__file__).resolve().parents[1] / "scripts" / name)]
+    elif is_on_path and shutil.which(name):
+        start = [name]
+    else:
+        start += ["-m", "tensorboard.main"]
+    return shlex.join([*start, *map(str, arguments)])
+
+
+def _path_from_here(path: str | Path) -> str:
+    """Return the path relative to the current folder. Return a path outside of it, or without a slash, as it is."""
+    relative = os.path.relpath(path)
+    return str(path) if relative.startswith("..") or os.sep not in relative else relative

@@ -4,9 +4,12 @@ import contextlib
 import difflib
 import itertools
 import sys
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from datamodules.text import align_columns, first_names, printable
+
+SECONDS_BETWEEN_LINES = 10.0  # of progress, if stderr is a file or a pipe
 
 
 def print_table(head: Sequence[str], body: Sequence[Sequence[str | list[str]]]) -> None:
@@ -52,9 +55,21 @@ def _is_number_or_empty(cell: str) -> bool:
 
 @contextlib.contextmanager
 def progress_bar(title: str, show: bool = True) -> Iterator[Callable[[int, int | None], None]]:
-    """Show a progress bar if stderr is a terminal. Yield ``update(done, total)``; an unknown ``total`` is None."""
+    """Show a progress bar on stderr. Yield ``update(done, total)``; an unknown ``total`` is None.
+
+    If stderr is not a terminal, print a line every :data:`SECONDS_BETWEEN_LINES`.
+    """
     if not (show and sys.stderr.isatty()):
-        yield lambda done, total: None
+        last_time = time.monotonic()
+
+        def print_line(done: int, total: int | None) -> None:
+            nonlocal last_time
+            if show and time.monotonic() - last_time >= SECONDS_BETWEEN_LINES:
+                last_time = time.monotonic()
+                share = f" of {total:,} ({done / total:.0%})" if total else ""
+                print(f"{title}: {done:,}{share}", file=sys.stderr, flush=True)
+
+        yield print_line
         return
     from rich.console import Console
     from rich.progress import Progress

@@ -26,6 +26,7 @@ def main() -> None:
     run = FitCLI().run
     run.watch.start()
     with one_line_failures(run), fit.undo_failed_start(run):
+        fit.examine_photos(run)
         fit.refuse_other_photos(run)
         fit.load_pretrained_weights(run)
         fit.print_start(run)

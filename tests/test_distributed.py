@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 
+from datamodules.text import command
 from lit_training.errors import UsageError
 from tests.support.commands import ENVIRONMENT, ROOT
 from tests.support.fits import SHAPES, SMALL_NET, assert_same_weights, last, parse
@@ -330,7 +331,7 @@ def test_missing_photo_in_one_of_two_processes_ends_both(photo_folder: Path) -> 
         photo = Path("lost").read_text()
         assert said == [
             f"fit.py: error: {photo}: unreadable (No such file or directory), but it was readable when the run "
-            f"started: restore it, then go on with --resume {run}"
+            f"started: restore it, then go on with {command('fit.py')} --resume {run}"
         ]
         assert step <= last(run)["global_step"] <= step + 1
         Path("away.jpg").rename(photo)

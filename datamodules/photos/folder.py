@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +22,7 @@ from datamodules.photos.split import (
     is_in_mixed_group,
     split_lines,
 )
-from datamodules.text import align_columns, first_names, plural, printable
+from datamodules.text import align_columns, command, first_names, plural, printable
 
 MAX_CUT_OFF = 0.4  # a note says so if the center crop of a picture of the median aspect ratio cuts off a larger share
 UNEVEN_CLASS_RATIO = 10  # uneven: the largest class has this many times as many training pictures as the smallest
@@ -70,11 +70,12 @@ def examine(
     max_bad_fraction: float = 0.05,
     resize: str = "crop",
     layout: str | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> Photos:
     """Decode every picture in a folder, leave out the files that cannot be used, and split the other pictures.
 
-    The arguments are those of :class:`~datamodules.image_folder.ImageFolderDataModule`. The same seed and the same
-    pictures give the same split.
+    The arguments are those of :class:`~datamodules.image_folder.ImageFolderDataModule`, and `progress` of
+    :func:`scan_photos`. The same seed and the same pictures give the same split.
 
     Raises:
         DataError: an argument is out of range, or the folder or `split_file` cannot be used for training.
@@ -97,7 +98,7 @@ def examine(
             f"{root_text} has only one class, {class_name}, but a classifier needs two: add a second class folder, or, "
             f"{inside}"
         )
-    scan = scan_photos(listing)
+    scan = scan_photos(listing, progress=progress)
     bad, n = scan.bad, len(listing.paths)
     counts = listing.counts()
     lost = counts - scan.listing.counts()
@@ -107,12 +108,12 @@ def examine(
     if len(bad) > max_bad_fraction * n or loses_half.any():
         share = max(len(bad) / n, (lost[loses_half] / counts[loses_half]).max(initial=0))
         names = first_names([f"{file.path} ({file.kind})" for file in bad], MAX_NAMES_IN_MESSAGE)
-        names += "; for all of them: python scripts/check.py DIR --json" * (len(bad) > MAX_NAMES_IN_MESSAGE)
+        all_names = f"; for all names: {command('check.py', root, '--json')}" * (len(bad) > MAX_NAMES_IN_MESSAGE)
         heif = "pip install 'lit-classics[heif]' for HEIC, " * any("[heif]" in file.reason for file in bad)
         raise DataError(
             f"{len(bad)} of {n} pictures cannot be read, more than {max_bad_fraction:.0%} or half of a class "
             f"({first_names(lost_texts, 3)}), such as {names}: {heif}repair, convert or delete them or use "
-            f"--data.max_bad_fraction {min(1, np.ceil(share * 100) / 100):g}"
+            f"--data.max_bad_fraction {min(1, np.ceil(share * 100) / 100):g}{all_names}"
         )
     in_two_classes = is_in_mixed_group(scan.listing.labels, scan.first_copies)
     copies = _leave_out_copies(scan.listing, scan.first_copies, np.flatnonzero(in_two_classes))

@@ -80,7 +80,7 @@ class Dashboard(Callback):
         with isolate_rng():
             for logger in _tensorboard_loggers(trainer):
                 _add_charts(logger, pl_module)
-                _add_text(logger)
+                _add_text(logger, trainer.global_step)
                 _add_settings(logger, trainer, pl_module)
                 if isinstance(trainer.strategy, (SingleDeviceStrategy, DDPStrategy)):  # others split the network
                     _add_graph(logger, trainer, pl_module)
@@ -263,11 +263,12 @@ def _add_charts(logger: TensorBoardLogger, model: LightningModule) -> None:
     logger.experiment.add_custom_scalars({"by epoch": by_epoch, "by step": by_step})
 
 
-def _add_text(logger: TensorBoardLogger) -> None:
-    logger.experiment.add_text("command", f"    {shlex.join(['python', *sys.argv])}")
+def _add_text(logger: TensorBoardLogger, step: int) -> None:
+    """Write command and configuration. Each resume writes its own at its step; those of the first start stay."""
+    logger.experiment.add_text("command", f"    {shlex.join(['python', *sys.argv])}", step)
     config = Path(logger.log_dir) / CONFIG
     if config.is_file():
-        logger.experiment.add_text("config", textwrap.indent(config.read_text(encoding="utf-8"), "    "))
+        logger.experiment.add_text("config", textwrap.indent(config.read_text(encoding="utf-8"), "    "), step)
 
 
 def _add_settings(logger: TensorBoardLogger, trainer: Trainer, model: LightningModule) -> None:

@@ -1,5 +1,6 @@
 """Compute the features of a frozen backbone once per picture, not again in each epoch."""
 
+import sys
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from datamodules.loading.loader import make_loader
 from datamodules.loading.module import SplitDataModule
 from datamodules.loading.order import PADDING, gather_in_input_order
 from lit_models import LitBase
+from lit_training.callbacks.feature_files import feature_file, read_features, write_features
 from lit_training.runs.devices import evaluation_mode
 from lit_training.runs.foreign import data_of
 from lit_training.runs.lightning_internals import forget_loaders
@@ -43,7 +45,8 @@ class FeatureCache(Callback):
     """Replace the datasets of photos by datasets of their features, if the backbone is frozen.
 
     Metrics and weights change by less than 1e-5. Checkpoints contain the complete network. The callback does nothing
-    if the photos are augmented, or if the head is not the last layer of the network.
+    if the photos are augmented, or if the head is not the last layer of the network. The features are also kept in the
+    user's cache folder for later starts, see ``feature_files.py``.
     """
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -54,15 +57,38 @@ class FeatureCache(Callback):
             return
         pl_module.on_fit_start()  # it loads the weights; Lightning would call it too late, after the callbacks
         threads: Any = getattr(trainer, "threads", None) or [torch.get_num_threads()]
+        notes: dict[str, None] = {}  # a dict keeps each line once
         with evaluation_mode(pl_module), use_threads(threads[-1]):
             for split in ("train", "val"):
                 dataset: Any = data.dataset(split)
                 if not isinstance(dataset, Features) and len(dataset):
-                    features = _compute_features(trainer, pl_module, dataset, data, split)
+                    features = _read_or_compute(trainer, pl_module, dataset, data, split, notes)
                     if features is None:
                         break
                     data.sets[split] = features
+        for note in filter(None, notes):
+            print(note, file=sys.stderr if note.startswith("note") else sys.stdout, flush=True)
         forget_loaders(trainer)  # schedules that need the number of steps create loaders with the old data
+
+
+def _read_or_compute(
+    trainer: Trainer, model: LitBase, dataset: Any, data: SplitDataModule, split: str, notes: dict[str, None]
+) -> Features | None:
+    """Return the features that rank 0 finds in the cache folder; otherwise compute them and keep them there.
+
+    Add a line to ``notes`` if they were found or cannot be kept.
+    """
+    is_first = trainer.is_global_zero
+    file = feature_file(trainer, model, data, split, BATCH_SIZE) if is_first else None
+    found = trainer.strategy.broadcast(read_features(file, len(dataset)) if file else None)
+    if found is not None:
+        if file and trainer.progress_bar_callback is not None:
+            notes[f"features of an earlier run are used again, from {file.parent}"] = None
+        return Features(found, dataset)
+    computed = _compute_features(trainer, model, dataset, data, split)
+    if computed is not None and file:
+        notes[write_features(file, computed.features)] = None
+    return computed
 
 
 def _compute_features(
@@ -82,6 +108,6 @@ def _compute_features(
             if batch_features is None:
                 return None
             batches.append(batch_features.cpu())
-            progress(len(batches), len(loader))
+            progress(min(len(batches) * trainer.world_size * BATCH_SIZE, len(dataset)), len(dataset))
     features = gather_in_input_order(trainer, torch.cat(batches), loader).cpu()
     return Features(features.clone(), dataset)

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable
 from typing import NoReturn
 
-from datamodules.text import printable
+from datamodules.text import command, printable
 from lit_training.text import closest_name
 
 
@@ -27,7 +27,7 @@ class Parser(argparse.ArgumentParser):
         unknown = re.match(r"unrecognized arguments: (\S+)", message)
         if unknown:
             closest = closest_name(unknown[1].partition("=")[0], re.findall(r"--[a-z_]+", self.format_usage()))
-            hint = f"did you mean {closest}?" if closest else f"see python scripts/{self.prog} --help"
+            hint = f"did you mean {closest}?" if closest else f"see {command(self.prog, '--help')}"
             message = f"there is no {unknown[1]}: {hint}"
         self.exit(2, printable(f"{self.prog}: error: {message}") + "\n")
 

@@ -2,23 +2,25 @@
 
 import contextlib
 import os
-import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from datamodules.files import read_csv
 from datamodules.image_folder import ImageFolderDataModule
 from datamodules.loading.module import SplitDataModule
 from datamodules.machine import available_cores
 from datamodules.photos.split import describe_other_photos
-from datamodules.text import plural, printable
+from datamodules.text import command, plural, printable
 from lit_models import LitBase
 from lit_training.errors import UsageError, is_rank_zero
-from lit_training.runs.folder import relative_path
+from lit_training.runs import checkpoints
+from lit_training.runs.folder import newest_first, relative_path
 from lit_training.runs.foreign import with_default_attributes
-from lit_training.runs.layout import LOGS, SPLIT
+from lit_training.runs.layout import METRICS, SPLIT
 from lit_training.runs.run import Run
 from lit_training.statistics import wilson_interval
+from lit_training.text import progress_bar
 
 RESULT_FILE_VARIABLE = "FIT_RESULT_FILE"
 """Environment variable with a file name. A successful run writes the path of its folder to this file."""
@@ -80,6 +82,13 @@ def undo_failed_start(run: Run) -> Iterator[None]:
         raise
 
 
+def examine_photos(run: Run) -> None:
+    """Examine the photos on rank 0 and show the progress. Later calls of ``examine`` use the result."""
+    if isinstance(run.data, ImageFolderDataModule) and is_rank_zero() and not (run.start and run.start.finished):
+        with progress_bar("examined photos", show=not run.quiet) as progress:
+            run.data.examine(progress)
+
+
 def refuse_other_photos(run: Run) -> None:
     """Raise a UsageError if the photos of a resumed run are not those that it began with. Writes nothing."""
     start, data = run.start, run.data
@@ -107,11 +116,17 @@ def print_result(run: Run) -> None:
         options: dict[str, Any] = {"ckpt_path": best, "weights_only": True} if best else {}
         for results in trainer.validate(model, run.data, verbose=False, **options):  # none if there are no samples
             metrics |= results
+            metrics.pop("train_loss" if best else "", None)  # it is that of the last epoch
         trainer.loggers = loggers
     folder = trainer.log_dir  # all ranks must read log_dir, because it sends a value to all ranks
     if not trainer.is_global_zero:
         return
     print()
+    if best and (table := Path(folder or "", METRICS)).is_file():
+        epoch = checkpoints.read_any(Path(best))["epoch"]
+        losses = {int(row["epoch"]): float(row["train_loss"]) for row in read_csv(table) if row.get("train_loss")}
+        metrics |= {"train_loss": losses[epoch]} if epoch in losses else {}
+        print(f"epoch       {epoch + 1} of {max(epoch + 1, trainer.current_epoch)}")
     if "val_acc" in metrics:
         accuracy, count = metrics["val_acc"], with_default_attributes(model).samples_evaluated
         interval = ""
@@ -135,9 +150,10 @@ def print_result(run: Run) -> None:
 def _print_next_commands(model: Any, checkpoint: Path, has_loggers: bool) -> None:
     print(f"checkpoint  {relative_path(checkpoint)}\n\nnext:")
     folder = checkpoint.parent.parent
-    run = "latest" if folder.parent.resolve() == Path(LOGS).resolve() else shlex.quote(str(relative_path(folder)))
+    is_newest = any(newest.resolve() == folder.resolve() for newest in newest_first(".")[:1])
+    run = "latest" if is_newest else relative_path(folder)
     if isinstance(model, LitBase):
         inputs = "IMAGE_OR_FOLDER..." if model.sample_ndim == 3 else "ROWS.csv"
-        print(f"  python scripts/evaluate.py {run}\n  python scripts/predict.py {run} {inputs}")
+        print(f"  {command('evaluate.py', run)}\n  {command('predict.py', run, inputs)}")
     if has_loggers:
-        print(f"  tensorboard --logdir {shlex.quote(str(relative_path(folder.parent)))}", flush=True)
+        print(f"  {command('tensorboard', '--logdir', relative_path(folder.parent))}", flush=True)

@@ -15,6 +15,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveCon
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch.optim import Optimizer
 
+from datamodules.text import command
 from lit_models import LitBase
 from lit_training.cli.defaults import add_defaults, register_strategies
 from lit_training.cli.flags import add_run_config, resolve_weights, to_lightning_arguments
@@ -102,7 +103,7 @@ class FitCLI(LightningCLI):
             self.config["data"]["init_args"]["root"] = photos
         self.photos = photos
         if (seeds := self.config.pop("seeds")) > 1:  # from a YAML file: scripts/fit.py handles the flag --seeds
-            raise UsageError(f"seeds {seeds} works only on the command line: python scripts/fit.py --seeds {seeds}")
+            raise UsageError(f"seeds {seeds} works only on the command line: {command('fit.py', '--seeds', seeds)}")
         seed = self.config["seed_everything"]
         if isinstance(seed, bool) or not 0 <= seed < 2**32:
             raise UsageError(f"--seed {seed} must be an integer from 0 to {2**32 - 1}: --seed 0")

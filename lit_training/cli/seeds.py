@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from datamodules.machine import STOP_SIGNALS
+from datamodules.text import command
 from lit_training.cli.arguments import Parser, at_least
 from lit_training.cli.fit import RESULT_FILE_VARIABLE
 from lit_training.errors import UsageError
@@ -29,10 +30,10 @@ def run_seeds(arguments: list[str], count: int) -> int:
     runs = []
     for seed in range(chosen.seed, chosen.seed + count):
         started = time.monotonic()
-        command = [sys.executable, sys.argv[0], *rest, "--quiet", "--seed", str(seed)]
+        fit = [sys.executable, sys.argv[0], *rest, "--quiet", "--seed", str(seed)]
         with tempfile.TemporaryDirectory() as temporary:
             result_file = Path(temporary) / "run"
-            code, output = _run(command, {**os.environ, RESULT_FILE_VARIABLE: str(result_file)})
+            code, output = _run(fit, {**os.environ, RESULT_FILE_VARIABLE: str(result_file)})
             written = result_file.is_file()
             folder = result_file.read_text(encoding="utf-8", errors="surrogateescape") if written else None
         if code:
@@ -45,6 +46,11 @@ def run_seeds(arguments: list[str], count: int) -> int:
         duration, shown_folder = time.monotonic() - started, relative_path(Path(folder))
         print(f"seed {seed}  {metrics}  {duration:.0f} s  {shown_folder}", flush=True)
     print("\n" + "\n".join(summarize_seeds(runs)))
+    print("\n+- shows the effect of --seed: other start weights, another order of the data, other augmentation.")
+    if "data.seed" in runs[0].settings:
+        both = command("fit.py", *rest, "--seed", 1, "--data.seed", 1)
+        print("It does not show the effect of another split: all runs used the same validation data.")
+        print(f"If fit.py makes the split, vary both seeds:\n  {both}")
     return 0
 
 

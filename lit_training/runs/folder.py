@@ -13,7 +13,7 @@ from typing import IO, Any
 import yaml
 
 from datamodules.files import OUTPUT_MARKER, atomic_write
-from datamodules.text import first_names
+from datamodules.text import command, first_names
 from lit_training.errors import CheckpointError, UsageError, is_rank_zero
 from lit_training.runs import checkpoints
 from lit_training.runs.layout import BEST, CHECKPOINTS, CONFIG, LAST, LOGS, PREVIOUS, RECORD
@@ -141,7 +141,7 @@ def newest_usable_run(root: str, is_usable: Callable[[Path], Any], needed_file: 
             return run
     logs = Path(root) / LOGS
     problem = f"no run under {logs} has a {needed_file}" if runs else f"there is no run under {logs} yet"
-    raise CheckpointError(f"{problem}: start a run with python scripts/fit.py")
+    raise CheckpointError(f"{problem}: start a run with {command('fit.py')}")
 
 
 def find_resume_target(resume: str, root: str) -> Path:
@@ -302,8 +302,9 @@ def run_folder(checkpoint_file: Path) -> Path:
 
 
 def resume_hint(run: Path) -> str:
-    """Return the hint ``go on with --resume RUN``, or "" if the run has no last.ckpt."""
-    return f"go on with --resume {run}" if (run / CHECKPOINTS / LAST).is_file() else ""
+    """Return the hint ``go on with COMMAND --resume RUN``, or "" if the run has no last.ckpt."""
+    resume = command("fit.py", "--resume", relative_path(run))
+    return f"go on with {resume}" if (run / CHECKPOINTS / LAST).is_file() else ""
 
 
 def relative_path(path: Path) -> Path:

@@ -13,7 +13,7 @@ import yaml
 
 from datamodules.files import read_csv
 from datamodules.photos.split import read_split_file
-from datamodules.text import first_names
+from datamodules.text import command, first_names
 from lit_training import figures
 from lit_training.errors import UsageError
 from lit_training.runs.best_epoch import MODES, best_epoch
@@ -119,7 +119,7 @@ def describe_difference(first: ComparedRun, second: ComparedRun) -> str:
         if "val_acc" not in run.curves and "val_loss" in run.curves:
             return f"{run.name} is not a classifier, so no test of the accuracies: compare the losses"
         if run.answers is None:
-            return f"{run.name} has no predictions yet, so no test: python scripts/evaluate.py {run.folder}"
+            return f"{run.name} has no predictions yet, so no test: {command('evaluate.py', run.folder)}"
     ones, others = first.answers or {}, second.answers or {}
     if reason := _other_samples(first, second):
         return f"{first.name} and {second.name} were not evaluated on the same samples, so no test: {reason}"
@@ -176,7 +176,7 @@ def compare(names: Sequence[str], picture: str | None = None) -> None:
     print("\nval_acc, val_loss, train_loss: best epoch; accuracy: from evaluate.py, with 95 % interval")
     for run in runs:
         if run.answers is None and len(runs) > 2:
-            print(f"{run.name} has no predictions yet: python scripts/evaluate.py {run.folder}")
+            print(f"{run.name} has no predictions yet: {command('evaluate.py', run.folder)}")
     if len(runs) == 2:
         print(describe_difference(*runs))
     titles = {run.name: title for run, title in zip(runs, legend_titles(runs), strict=True)}

@@ -23,7 +23,7 @@ from datamodules.photos.dataset import PhotoFiles
 from datamodules.photos.find import SPLITS, TEST, TRAIN, VAL, Listing, find_photos
 from datamodules.photos.folder import describe_lost
 from datamodules.photos.paths import Paths
-from datamodules.photos.scan import scan_photos
+from datamodules.photos.scan import Scan, scan_photos
 from datamodules.photos.split import find_scored_pictures, read_split_file
 from datamodules.text import first_names, plural, printable
 from lit_models import LitBase
@@ -224,7 +224,7 @@ def _choose_data(
     if not Path(root).expanduser().is_dir():
         raise DataError(f"the photos of the run are not in {printable(root)}: give the folder with --photos DIR")
     if split_file.is_file():  # a new split could move training images to the validation
-        scan = scan_photos(find_photos(root, arguments.get("layout"), strict=False))
+        scan = _scan(find_photos(root, arguments.get("layout"), strict=False))
         listing, split, notes = find_scored_pictures(scan.listing, str(relative_path(split_file)))
         _print_notes(*notes)
         if not len(listing.paths):
@@ -246,13 +246,18 @@ def _print_notes(*notes: str) -> None:
             print(f"note: {note}", file=sys.stderr)
 
 
+def _scan(listing: Listing) -> Scan:
+    with progress_bar("examined photos", show=is_rank_zero()) as progress:
+        return scan_photos(listing, progress=progress)
+
+
 def _find_readable_photos(root: str, all_photos: bool) -> Listing:
     """Return the readable photos: the test split, else the validation split, else all. Print notes on stderr."""
     listing = find_photos(root, strict=False)  # the network's classes decide between two layouts
     # In a folder without splits, all photos have the split TRAIN.
     split = next(split for split in (TEST, VAL, TRAIN) if (listing.splits == split).any())
     listing = listing.take(np.flatnonzero((listing.splits == split) | all_photos))
-    scan = scan_photos(listing)
+    scan = _scan(listing)
     bad_files = [f"{file.path}: {file.kind} ({file.reason})" for file in scan.bad[:MAX_PRINTED_FILES]]
     lost = [f"left out, because they cannot be read: {text}" for text in describe_lost(listing, scan.listing)]
     _print_notes(*listing.notes, *(f"left out: {printable(text)}" for text in bad_files), *map(printable, lost))

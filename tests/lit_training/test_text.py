@@ -89,6 +89,19 @@ def test_progress_bar_is_only_shown_in_a_terminal(
     assert bool(captured.err) == shown
 
 
+def test_progress_is_a_line_now_and_then_in_a_file(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 0.0
+    monkeypatch.setattr("time.monotonic", lambda: now)
+    for show in (True, False):
+        with progress_bar("counting sheep", show) as update:
+            for done in range(1, 1001):
+                now += 0.025
+                update(done, 1000)
+    assert capsys.readouterr() == ("", "counting sheep: 400 of 1,000 (40%)\ncounting sheep: 800 of 1,000 (80%)\n")
+
+
 # --- names ------------------------------------------------------------------------------------------------------------
 
 MODELS = ["LitCNN", "LitMLP", "LitDynamic", "LitTransfer"]

@@ -17,7 +17,7 @@ def test_a_run_prints_its_result_and_the_next_commands() -> None:
     out = run_well(f"fit.py {SMALL}")
     for part in ("global batch = 4", "62,006 trainable", "val_acc", "n = 10", "lightning_logs/version_0"):
         assert part in out
-    for line in ("scripts/evaluate.py latest", "scripts/predict.py latest", "tensorboard --logdir lightning_logs"):
+    for line in ("scripts/evaluate.py latest", "scripts/predict.py latest", "--logdir lightning_logs"):
         assert line in out
     assert Path("lightning_logs/version_0/checkpoints/best.ckpt").is_file()
     # The saved configuration parses to itself.

@@ -9,6 +9,7 @@ import torch
 from torchvision import models
 
 from datamodules import ImageFolderDataModule
+from datamodules.text import command
 from lit_training.callbacks.resume import ResumePoint, StepSeed
 from tests.support.ants_and_bees import write_photos
 from tests.support.commands import run, run_well
@@ -84,7 +85,7 @@ def test_a_run_names_a_deleted_photo_and_resumes_when_it_is_restored(
     assert code == 2
     assert err == (
         f"fit.py: error: photos/{gone}: unreadable (No such file or directory), but it was readable when the run "
-        "started: restore it, then go on with --resume broken/lightning_logs/version_0\n"
+        f"started: restore it, then go on with {command('fit.py')} --resume broken/lightning_logs/version_0\n"
     )
     behind = last_checkpoint(Path("broken"))["loops"]["fit_loop"]["epoch_loop.batch_progress"]["total"]["ready"]
     assert behind == (steps if kept is None else kept)

@@ -13,6 +13,7 @@ import torch
 from lightning.pytorch import Callback
 
 import lit_models
+from datamodules.text import command
 from lit_training.callbacks.resume import ResumePoint
 from lit_training.cli.parser import FitCLI
 from lit_training.errors import CheckpointError
@@ -209,7 +210,8 @@ def test_a_signal_stops_between_two_steps_and_gives_the_exit_code(capsys: pytest
     with pytest.raises(Stopped) as stop:
         cli.trainer.fit(cli.model, cli.datamodule)
     assert stop.value.code == 143
-    assert "stopped by SIGTERM after step 1; go on with --resume lightning_logs/version_0" in capsys.readouterr().out
+    hint = f"go on with {command('fit.py')} --resume lightning_logs/version_0"
+    assert f"stopped by SIGTERM after step 1; {hint}" in capsys.readouterr().out
     assert last(run_of(cli))["global_step"] == 1
 
 

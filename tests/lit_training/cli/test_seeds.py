@@ -36,7 +36,7 @@ def test_a_signal_ends_a_series_with_a_resume_point(whom: str) -> None:
 
 
 def test_seeds_in_python_are_refused() -> None:
-    with pytest.raises(UsageError, match=r"python scripts/fit\.py --seeds 3"):
+    with pytest.raises(UsageError, match=r"scripts/fit\.py --seeds 3"):
         FitCLI(["--seeds", "3"])
 
 

@@ -2,12 +2,12 @@
 
 import errno
 import os
-from pathlib import Path
 
 import pytest
 import torch
 
 from datamodules.photos.decode import BadPicture
+from datamodules.text import command
 from lit_training.cli.trouble import one_line_failures
 from lit_training.errors import CheckpointError, TrainingError
 from lit_training.runs.run import Run
@@ -77,4 +77,4 @@ def test_a_photo_lost_during_training_is_named() -> None:
     point.touch()
     with pytest.raises(TrainingError) as known, one_line_failures(run):
         raise lost
-    assert str(known.value) == f"{said}, then go on with --resume {Path('lightning_logs/version_0')}"
+    assert str(known.value) == f"{said}, then go on with {command('fit.py')} --resume lightning_logs/version_0"

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from datamodules.text import command
 from lit_training.errors import CheckpointError, UsageError
 from lit_training.runs import folder
 from lit_training.runs.folder import (
@@ -166,7 +167,7 @@ def test_the_run_folder_of_a_checkpoint_and_its_paths(tmp_path: Path) -> None:
     run = make_run(0, "last.ckpt")
     assert run_folder(run / "checkpoints" / "last.ckpt") == tmp_path / run
     assert run_folder(Path("copy.ckpt")) == tmp_path
-    assert resume_hint(run) == "go on with --resume lightning_logs/version_0"
+    assert resume_hint(run) == f"go on with {command('fit.py')} --resume lightning_logs/version_0"
     assert resume_hint(Path("elsewhere")) == ""
     assert relative_path(tmp_path / run) == run
     assert relative_path(Path("/elsewhere")) == Path("/elsewhere")

@@ -1,0 +1,92 @@
+"""Keep computed features in the user's cache folder, so that a resumed run or another run can use them again."""
+
+import contextlib
+import hashlib
+import json
+import platform
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Trainer
+from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
+from safetensors import safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from datamodules.errors import DataError
+from datamodules.files import atomic_write
+from datamodules.image_folder import ImageFolderDataModule
+from datamodules.machine import cache_folder
+from datamodules.photos.find import SPLITS
+from lit_models import LitTransfer
+
+FORMAT = 1  # increase it if a change in this project changes the features
+MAX_BYTES = 2 << 30
+"""Maximum size of the folder. The files that were not used for the longest time are deleted first."""
+
+
+def feature_file(trainer: Trainer, model: Any, data: Any, split: str, batch_size: int) -> Path | None:
+    """Return the file for the features of a split, or None if they are not kept. Call it on rank 0.
+
+    Its name is a hash of all that decides the bits of the features: the photos, in order, their preprocessing, the
+    frozen weights, the precision, the device, the number of threads and the versions of the libraries.
+    """
+    # the code of other classes can change between two runs, and other strategies split the weights
+    known = type(model) is LitTransfer and type(data) is ImageFolderDataModule
+    if not known or not isinstance(trainer.strategy, (SingleDeviceStrategy, DDPStrategy)):
+        return None
+    device, backbone = trainer.strategy.root_device, model.hparams["backbone"]
+    libraries = ["torch", "torchvision", "pillow", *(["timm"] if backbone.startswith("timm/") else [])]
+    machine = [platform.machine(), torch.backends.cpu.get_cpu_capability(), torch.get_num_threads()]
+    if device.type == "cuda":
+        machine += [torch.cuda.get_device_name(device), torch.backends.cudnn.version(), torch.version.cuda]
+        machine += [torch.backends.cudnn.benchmark, torch.are_deterministic_algorithms_enabled()]
+    numbers = [trainer.precision, torch.get_float32_matmul_precision(), batch_size, trainer.num_nodes]
+    settings = [FORMAT, backbone, data.preprocessing.to_dict(), data.hparams["cache"], numbers, device.type, machine]
+    digest = hashlib.sha256(json.dumps([settings, [version(name) for name in libraries]]).encode())
+    digest.update(data.photos.sha256[data.photos.select(SPLITS.index(split))].tobytes())
+    for name, tensor in [*model.net.named_parameters(), *model.net.named_buffers()]:
+        if not tensor.requires_grad:  # the head is trained
+            digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
+            digest.update(_bytes(tensor))
+    try:
+        return cache_folder() / "features" / f"{digest.hexdigest()}.safetensors"
+    except DataError:  # there is no home folder
+        return None
+
+
+def _bytes(tensor: Tensor) -> Any:
+    return tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data
+
+
+def _checksum(path: Path, features: Tensor) -> str:
+    return hashlib.sha256(path.name.encode() + _bytes(features)).hexdigest()
+
+
+def read_features(path: Path, count: int) -> Tensor | None:
+    """Return the features (``count``, F), or None if the file is missing, damaged, or has another content."""
+    with contextlib.suppress(Exception):  # the errors for broken files have no common class
+        with safe_open(path, "pt") as file:
+            features, checksum = file.get_tensor("features"), file.metadata()["checksum"]
+        if features.ndim == 2 and len(features) == count and checksum == _checksum(path, features):
+            path.touch()
+            return features
+    return None
+
+
+def write_features(path: Path, features: Tensor) -> str:
+    """Write the file and delete old files. Return "", or why this failed: a run does not need the file."""
+    try:
+        with atomic_write(path) as out:
+            out.write(save({"features": features.contiguous()}, {"checksum": _checksum(path, features)}))
+    except OSError as error:
+        return f"note: features are not kept for later runs: cannot write to {path.parent} ({error.strerror})"
+    with contextlib.suppress(OSError):  # another run may delete the same files
+        size = 0
+        for file in sorted(path.parent.iterdir(), key=lambda file: -file.stat().st_mtime):
+            size += file.stat().st_size
+            if size > MAX_BYTES:
+                file.unlink()
+    return ""
