@@ -96,7 +96,8 @@ class LitBase(LightningModule):
     """Function that builds the optimizer from parameters or parameter groups, if the command has ``--optimizer``."""
     chosen_schedule: Callable[[Optimizer], dict[str, Any]] | None = None
     """Function that builds Lightning's ``lr_scheduler`` dictionary, if the command has ``--lr_scheduler``."""
-    class_weights: Tensor | None
+    label_smoothing = 0.0
+    """Share of each training target that is spread evenly over all classes."""
 
     def make_metrics(self, num_classes: int | None = None) -> None:
         """Create the metrics of validation and test. ``num_classes`` is for classifiers only."""
@@ -105,7 +106,8 @@ class LitBase(LightningModule):
         if num_classes is not None:
             self.val_acc = MulticlassAccuracy(num_classes, average="micro", ignore_index=PADDING, validate_args=False)
             self.test_acc = self.val_acc.clone()
-        self.register_buffer("class_weights", None, persistent=False)  # (K,) float32, from the data
+        # (K,) float32, from the data. Not a buffer: averaged weights are matched with the model's by position.
+        self.class_weights: Tensor | None = None
         self._train_loss_sum: Tensor | float = 0.0
         self._train_batches = 0
 
@@ -121,10 +123,13 @@ class LitBase(LightningModule):
     def loss(self, output: Tensor, target: Tensor) -> Tensor:
         """Return the training loss, a scalar: cross-entropy for a classifier, squared error for a regression.
 
-        ``output`` is (B, K) float. ``target`` is (B,) int64 class indices or (B, K) float. Neither has padding rows.
+        ``output`` is (B, K) float. ``target`` is (B,) int64 class indices, or (B, K) float values or probabilities.
+        Neither has padding rows.
         """
         if self.task == "classification":
-            return F.cross_entropy(output, target, weight=self.class_weights, reduction=self.reduction)
+            weights = None if self.class_weights is None else self.class_weights.to(output)
+            smoothing = self.label_smoothing
+            return F.cross_entropy(output, target, weights, reduction=self.reduction, label_smoothing=smoothing)
         return F.mse_loss(output, target, reduction=self.reduction)
 
     def loss_per_sample(self, output: Tensor, target: Tensor) -> Tensor:
@@ -140,7 +145,7 @@ class LitBase(LightningModule):
         data = getattr(self.trainer, "datamodule", None)
         self.check_data(data)
         if (weights := getattr(data, "class_weights", None)) is not None:
-            self.class_weights = weights.to(self.device)
+            self.class_weights = weights
         # MPS has no float64. The strategy has the final device: in setup() the model can still be on the CPU.
         if self.trainer.strategy.root_device.type != "mps":
             self.val_loss.set_dtype(torch.float64)

@@ -1,18 +1,19 @@
 """A pretrained network with a new head. base.py has the training steps, backbones.py the networks."""
 
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from torch.optim import SGD, AdamW, Optimizer
 from torch.optim.lr_scheduler import StepLR
+from torchvision.transforms import v2
 
 from lit_models import backbones
 from lit_models.base import LitBase, ModelError
 
-
+MIXES = {"mixup": v2.MixUp, "cutmix": v2.CutMix}
 BACKBONE_LR_FACTOR = 0.03
 BACKBONE_WEIGHT_DECAY = 0.05
 
@@ -40,6 +41,10 @@ class LitTransfer(LitBase):
         gamma: factor by which the learning rate is multiplied.
         unfreeze_epoch: with fine-tuning, the first epoch (from 0) that also trains the backbone.
         backbone_lr_factor: the learning rate of the backbone is ``lr`` times this factor.
+        label_smoothing: share of each training target that is spread evenly over all classes (Szegedy et al. 2016).
+        mix: mix each training picture and its target with another one of the batch: ``mixup`` (Zhang et al. 2018)
+            blends the two pictures, ``cutmix`` (Yun et al. 2019) pastes a rectangle, ``both`` chooses one per batch.
+        average_flips: in evaluation, average the logits of each picture and its mirror image (Krizhevsky et al. 2012).
 
     Input: (B, 3, H, W) float32, normalized as in ``preprocessing``, or ``features`` (B, F). Output: (B, K) logits.
     Parameters: 11,181,642 at the defaults, 5,130 of them in the head.
@@ -63,18 +68,32 @@ class LitTransfer(LitBase):
         unfreeze_epoch: int = 0,
         backbone_lr_factor: float = BACKBONE_LR_FACTOR,
         weight_decay: float = 1.0,
+        label_smoothing: float = 0.0,
+        mix: Literal["none", "mixup", "cutmix", "both"] = "none",
+        average_flips: bool = False,
     ) -> None:
         super().__init__()
         if num_classes < 1:
             raise ModelError(f"num_classes must be at least 1, but is {num_classes}: --model.num_classes 10")
         if freeze and (unfreeze_epoch or backbone_lr_factor not in (1.0, BACKBONE_LR_FACTOR)):
             raise ModelError("unfreeze_epoch and backbone_lr_factor need fine-tuning: add --model.freeze false")
+        if freeze and mix != "none":
+            raise ModelError(
+                f"mix {mix} needs fine-tuning, because a frozen backbone runs once per picture: "
+                "add --model.freeze false"
+            )
+        if not 0 <= label_smoothing < 1:
+            raise ModelError(
+                f"label_smoothing must be at least 0 and less than 1, but is {label_smoothing}: "
+                "--model.label_smoothing 0.1"
+            )
         weights = None if weights is None or weights.lower() == "none" else weights
         self.save_hyperparameters()
         self.net, self.head_name = backbones.build(backbone, num_classes)
         self.preprocessing = backbones.preprocessing(backbone, self.net)
         self.fixed_features = freeze
         self.wants_augmentation = not freeze
+        self.label_smoothing = label_smoothing
         self.skips_layers = unfreeze_epoch > 0
         self.keeps_batchnorm = momentum is None and weights is not None
         self.weights_ready = weights is None
@@ -110,19 +129,37 @@ class LitTransfer(LitBase):
         return self
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.head(x) if x.ndim == 2 else self.net(x)
+        if x.ndim == 2:
+            return self.head(x)
+        if self.training or not self.hparams["average_flips"]:
+            return self.net(x)
+        return torch.stack([self.net(view) for view in self.views(x)]).mean(0)
+
+    def views(self, x: Tensor) -> list[Tensor]:
+        """Return the inputs (B, 3, H, W) whose outputs are averaged; ``x`` last, so that --explain draws its map."""
+        return [x.flip(-1), x] if self.hparams["average_flips"] else [x]
 
     def features(self, x: Tensor) -> Tensor | None:
-        """Return the inputs of the head, (B, F), without gradient; None if the head is not the last operation."""
-        head_tensors: list[Tensor] = []
-        hook = self.head.register_forward_hook(lambda _, inputs, output: head_tensors.extend((inputs[0], output)))
+        """Return the inputs of the head, (B, F), without gradient; None if the head is not the last operation.
+
+        With ``average_flips``, return the mean of those of each picture and its mirror image.
+        """
+        calls: list[tuple[Tensor, Tensor]] = []
+        hook = self.head.register_forward_hook(lambda _, inputs, output: calls.append((inputs[0], output)))
         try:
             with torch.no_grad():
-                output = self.net(x)
+                outputs = [self.net(view) for view in self.views(x)]
         finally:
             hook.remove()
-        head_input, head_output = head_tensors[:2]
-        return head_input if output is head_output and head_input.ndim == 2 else None
+        head_inputs = [head_input for head_input, _ in calls[: len(outputs)]]
+        is_last = outputs[0] is calls[0][1] and head_inputs[0].ndim == 2
+        return torch.stack(head_inputs).mean(0) if is_last else None
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        if (mix := self.hparams["mix"]) != "none":
+            chosen = [MIXES[mix]] if mix in MIXES else list(MIXES.values())
+            batch = v2.RandomChoice([kind(num_classes=self.hparams["num_classes"]) for kind in chosen])(*batch)
+        return super().training_step(batch, batch_idx)
 
     # setup() would be too early: a resumed fit reads its checkpoint after it, and then needs no pretrained weights.
     def on_fit_start(self) -> None:

@@ -79,7 +79,7 @@ def _read_or_compute(
     Add a line to ``notes`` if they were found or cannot be kept.
     """
     is_first = trainer.is_global_zero
-    file = feature_file(trainer, model, data, split, BATCH_SIZE) if is_first else None
+    file = feature_file(trainer, model, data, split, FEATURE_BATCH_SIZE) if is_first else None
     found = trainer.strategy.broadcast(read_features(file, len(dataset)) if file else None)
     if found is not None:
         if file and trainer.progress_bar_callback is not None:
@@ -108,6 +108,6 @@ def _compute_features(
             if batch_features is None:
                 return None
             batches.append(batch_features.cpu())
-            progress(min(len(batches) * trainer.world_size * BATCH_SIZE, len(dataset)), len(dataset))
+            progress(min(len(batches) * trainer.world_size * FEATURE_BATCH_SIZE, len(dataset)), len(dataset))
     features = gather_in_input_order(trainer, torch.cat(batches), loader).cpu()
     return Features(features.clone(), dataset)
