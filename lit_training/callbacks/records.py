@@ -39,7 +39,7 @@ def fingerprint(loader: Any) -> str:
         if isinstance(labels, Tensor):
             digest.update(labels.cpu().numpy().tobytes())
         for tensor in dataset.__getitems__([0, len(dataset) // 2, len(dataset) - 1]):
-            digest.update(tensor.cpu().numpy().tobytes())
+            digest.update(tensor.cpu().contiguous().view(torch.uint8).numpy().tobytes())  # numpy has no bfloat16
     return digest.hexdigest()[:16]
 
 

@@ -46,7 +46,7 @@ def run_seeds(arguments: list[str], count: int) -> int:
         duration, shown_folder = time.monotonic() - started, relative_path(Path(folder))
         print(f"seed {seed}  {metrics}  {duration:.0f} s  {shown_folder}", flush=True)
     print("\n" + "\n".join(summarize_seeds(runs)))
-    print("\n+- shows the effect of --seed: other start weights, another order of the data, other augmentation.")
+    print("+- shows the effect of --seed: other start weights, another order of the data, other augmentation.")
     if "data.seed" in runs[0].settings:
         both = command("fit.py", *rest, "--seed", 1, "--data.seed", 1)
         print("It does not show the effect of another split: all runs used the same validation data.")

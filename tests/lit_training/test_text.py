@@ -97,9 +97,12 @@ def test_progress_is_a_line_now_and_then_in_a_file(
     for show in (True, False):
         with progress_bar("counting sheep", show) as update:
             for done in range(1, 1001):
-                now += 0.025
+                now += 0.03125
                 update(done, 1000)
-    assert capsys.readouterr() == ("", "counting sheep: 400 of 1,000 (40%)\ncounting sheep: 800 of 1,000 (80%)\n")
+    assert capsys.readouterr() == (
+        "",
+        "counting sheep: 320 of 1,000 (32%)\ncounting sheep: 640 of 1,000 (64%)\ncounting sheep: 960 of 1,000 (96%)\n",
+    )
 
 
 # --- names ------------------------------------------------------------------------------------------------------------

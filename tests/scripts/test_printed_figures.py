@@ -343,10 +343,10 @@ def test_seeds_count_up_and_the_deviation_is_that_of_a_sample() -> None:
             values.append(printed.column(rows, name)[printed.best_row(rows)])
     assert len(set(best["val_acc"])) > 1
     first, last = out.split("\n\n")
-    for number, line in enumerate(first.splitlines()):
-        shown = dict(re.findall(r"(\w+) (\d\S*)", line))
-        assert line.startswith(f"seed {5 + number}  ")
-        assert line.endswith(f"lightning_logs/version_{number}")
+    for number, result in enumerate(first.splitlines()):
+        shown = dict(re.findall(r"(\w+) (\d\S*)", result))
+        assert result.startswith(f"seed {5 + number}  ")
+        assert result.endswith(f"lightning_logs/version_{number}")
         for name, values in best.items():
             assert float(shown[name]) == pytest.approx(values[number], rel=1e-3)
     spread = re.findall(r"^(\w+) +(\S+) \+- (\S+)  \(n = (\d) seeds\)$", last, re.MULTILINE)
@@ -354,6 +354,9 @@ def test_seeds_count_up_and_the_deviation_is_that_of_a_sample() -> None:
     for name, middle, deviation, _ in spread:
         assert float(middle) == pytest.approx(mean(best[name]), rel=1e-3)
         assert float(deviation) == pytest.approx(stdev(best[name]), rel=1e-3, abs=6e-5)
+    assert "all runs used the same validation data" in last
+    typed = line.replace("--seeds 3 --seed 5 ", "")
+    assert last.endswith(f"scripts/fit.py {typed} --seed 1 --data.seed 1\n")
 
 
 # --- before the first step --------------------------------------------------------------------------------------------
