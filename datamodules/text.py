@@ -43,7 +43,8 @@ def command(name: str, *arguments: object) -> str:
     ``python`` becomes the path of this Python if the shell would find no Python, or another one, under that name.
     """
     python, found = sys.executable, shutil.which("python")
-    is_on_path = found and all(map(os.path.samefile, (found, Path(found).parent), (python, Path(python).parent)))
+    same_file = found and os.path.samefile(found, python)  # also true for two environments of one Python
+    is_on_path = found and same_file and os.path.samefile(Path(found).parent, Path(python).parent)
     start = ["python" if is_on_path else _path_from_here(python)]
     if name != "tensorboard":
         start += [_path_from_here(Path(__file__).resolve().parents[1] / "scripts" / name)]
