@@ -42,8 +42,9 @@ def command(name: str, *arguments: object) -> str:
 
     ``python`` becomes the path of this Python if the shell would find no Python, or another one, under that name.
     """
-    python, found = sys.executable, shutil.which("python")
-    is_on_path = found and all(map(os.path.samefile, (found, Path(found).parent), (python, Path(python).parent)))
+    python, found = Path(sys.executable), Path(shutil.which("python") or "/")
+    # two environments of one Python have the same file in different folders
+    is_on_path = found.samefile(python) and found.parent.samefile(python.parent)
     start = ["python" if is_on_path else _path_from_here(python)]
     if name != "tensorboard":
         start += [_path_from_here(Path(__file__).resolve().parents[1] / "scripts" / name)]

@@ -161,10 +161,14 @@ def test_images_show_the_best_epoch_and_all_validation_data(results: Results) ->
 
 
 def test_each_start_writes_its_command_at_its_step(tmp_path: Path) -> None:
-    """A run that is stopped after epoch 1 and resumed twice: the first command stays at step 0."""
+    """A run that ends after epoch 1 and is continued twice: the first command stays at step 0."""
     line = "fit.py --accelerator cpu --data.train_size 12 --data.val_size 8"
-    for flags in ("--max_epochs 1", "--resume latest --max_epochs 2", "--resume latest --max_epochs 3"):
-        run_well(f"{line} {flags}" if "resume" not in flags else f"fit.py {flags}")
+    for command in (
+        f"{line} --max_epochs 1",
+        "fit.py --resume latest --max_epochs 2",
+        "fit.py --resume latest --max_epochs 3",
+    ):
+        run_well(command)
     texts = printed.board(tmp_path / "lightning_logs" / "version_0").Tensors("command/text_summary")
     assert [text.step for text in texts] == [0, 3, 6]
     shown = [text.tensor_proto.string_val[0].decode().split("fit.py ")[1] for text in texts]

@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file
 
 from lit_training.callbacks import feature_files, features
 from lit_training.callbacks.feature_files import read_features, write_features
@@ -136,14 +135,13 @@ def test_a_run_does_not_need_the_folder(place: str, line: str, monkeypatch: pyte
     assert "val_acc" in out
 
 
-def test_the_files_that_were_not_used_are_deleted(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    fit_run(line)
-    old = kept()
-    size = sum(file.stat().st_size for file in old)
-    for number, file in enumerate(old):
-        os.utime(file, (number, number))
-    monkeypatch.setattr(feature_files, "MAX_BYTES", size)
-    fit_run(f"{line} --data.resize pad")
-    assert not set(old) & set(kept())
-    assert sum(file.stat().st_size for file in kept()) <= size
-    assert all(load_file(file)["features"].ndim == 2 for file in kept())
+def test_the_files_that_were_not_used_are_deleted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    old, used, new = (tmp_path / "features" / name for name in ("old", "used", "new"))
+    write_features(old, torch.ones(9, 9))
+    write_features(used, torch.ones(9, 9))
+    monkeypatch.setattr(feature_files, "MAX_BYTES", 2 * old.stat().st_size)
+    os.utime(used, (1, 1))
+    os.utime(old, (2, 2))
+    assert read_features(used, 9) is not None
+    assert write_features(new, torch.ones(9, 9)) == ""
+    assert set((tmp_path / "features").iterdir()) == {used, new}
