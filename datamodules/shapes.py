@@ -111,10 +111,10 @@ def _draw_chunk(labels: Tensor, channels: int, generator: torch.Generator) -> Te
         return torch.rand(n, *shape, generator=generator) * (high - low) + low
 
     axis = torch.arange(SIZE) + 0.5 - SIZE / 2
-    radius = uniform(7.0, 12.0, 1, 1)
+    radius = uniform(9.0, 12.0, 1, 1)
     angle = uniform(-0.35, 0.35, 1, 1)  # radians; larger rotations could make two shapes look the same
-    x0 = axis.view(1, 1, SIZE) - uniform(-4.0, 4.0, 1, 1)
-    y0 = axis.view(1, SIZE, 1) - uniform(-4.0, 4.0, 1, 1)
+    x0 = axis.view(1, 1, SIZE) - uniform(-2.0, 2.0, 1, 1)
+    y0 = axis.view(1, SIZE, 1) - uniform(-2.0, 2.0, 1, 1)
     x = (x0 * angle.cos() + y0 * angle.sin()) / radius  # (n, H, W); the shape is inside [-1, 1]
     y = (y0 * angle.cos() - x0 * angle.sin()) / radius
     inside = torch.empty(n, 1, SIZE, SIZE, dtype=torch.bool)

@@ -14,6 +14,7 @@ from lit_models import backbones
 from lit_models.base import LitBase, ModelError
 
 MIXES = {"mixup": v2.MixUp, "cutmix": v2.CutMix}
+
 BACKBONE_LR_FACTOR = 0.03
 BACKBONE_WEIGHT_DECAY = 0.05
 

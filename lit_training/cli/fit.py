@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from datamodules.files import read_csv
+from lightning.pytorch.callbacks import WeightAveraging
+
 from datamodules.image_folder import ImageFolderDataModule
 from datamodules.loading.module import SplitDataModule
 from datamodules.machine import available_cores
@@ -56,6 +58,9 @@ def print_start(run: Run) -> None:
         workers = data.num_workers(data.dataset("train"))
         reason = plural(available_cores(), "core") if workers else "images are in memory, or the network uses the cores"
         print(f"workers {workers} to decode images ({reason}; --data.num_workers)")
+    for callback in trainer.callbacks:
+        if isinstance(callback, WeightAveraging):
+            print(f"average the averaged weights are validated and saved in best.ckpt ({type(callback).__name__})")
     if loaded := getattr(model, "loaded", ""):
         print(printable(f"weights of {model.hparams['weights']}: {loaded}"))
     parameters = sum(parameter.numel() for parameter in model.parameters())
