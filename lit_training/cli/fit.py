@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from datamodules.files import read_csv
 from lightning.pytorch.callbacks import WeightAveraging
 
+from datamodules.files import read_csv
 from datamodules.image_folder import ImageFolderDataModule
 from datamodules.loading.module import SplitDataModule
 from datamodules.machine import available_cores
