@@ -121,7 +121,8 @@ def print_result(run: Run) -> None:
         options: dict[str, Any] = {"ckpt_path": best, "weights_only": True} if best else {}
         for results in trainer.validate(model, run.data, verbose=False, **options):  # none if there are no samples
             metrics |= results
-            metrics.pop("train_loss" if best else "", None)  # it is that of the last epoch
+            if best:
+                metrics.pop("train_loss", None)  # it is that of the last epoch
         trainer.loggers = loggers
     folder = trainer.log_dir  # all ranks must read log_dir, because it sends a value to all ranks
     if not trainer.is_global_zero:
