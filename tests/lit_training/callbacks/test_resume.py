@@ -78,9 +78,8 @@ def test_fine_tuning_resumes_before_and_after_the_unfreezing_epoch(photo_folder:
 
 
 def test_averaged_weights_and_mixed_pictures_are_resumed(photo_folder: Path) -> None:
-    """The parts of photos_best.yaml. The last batch of an epoch has one picture."""
-    for number in range(3):
-        (photo_folder / "train" / "ants" / f"{number}.jpg").unlink()
+    """The parts of photos_best.yaml. The last batch of an epoch has three pictures."""
+    (photo_folder / "train" / "ants" / "0.jpg").unlink()
     line = f"--data {photo_folder} {SMALL_NET} --model.freeze false --model.unfreeze_epoch 1 --model.mix both"
     line += " --model.label_smoothing 0.1 --model.average_flips true --data.balance loss --data.image_size 32"
     line += " --data.batch_size 4 --max_epochs 3 --optimizer AdamW --lr_scheduler OneCycleLR"
@@ -93,7 +92,8 @@ def test_averaged_weights_and_mixed_pictures_are_resumed(photo_folder: Path) -> 
     assert_same_end(uninterrupted, run)
     for name in ("best.ckpt", "last.ckpt"):
         one, two = (torch.load(folder / "checkpoints" / name, weights_only=True) for folder in (uninterrupted, run))
-        assert all(torch.equal(weight, two["current_model_state"][key]) for key, weight in one["current_model_state"].items())
+        trained, resumed = one["current_model_state"], two["current_model_state"]
+        assert all(torch.equal(weight, resumed[key]) for key, weight in trained.items())
         assert one["averaging_state"] == two["averaging_state"]
     assert one["averaging_state"]["n_averaged"] == 12
     best = torch.load(run / "checkpoints" / "best.ckpt", weights_only=True)
