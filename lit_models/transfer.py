@@ -46,6 +46,7 @@ class LitTransfer(LitBase):
         mix: mix each training picture and its target with another one of the batch: ``mixup`` (Zhang et al. 2018)
             blends the two pictures, ``cutmix`` (Yun et al. 2019) pastes a rectangle, ``both`` chooses one per batch.
         average_flips: in evaluation, average the logits of each picture and its mirror image (Krizhevsky et al. 2012).
+            A frozen backbone averages them in training too, so that its features are the same in both.
 
     Input: (B, 3, H, W) float32, normalized as in ``preprocessing``, or ``features`` (B, F). Output: (B, K) logits.
     Parameters: 11,181,642 at the defaults, 5,130 of them in the head.
@@ -132,7 +133,7 @@ class LitTransfer(LitBase):
     def forward(self, x: Tensor) -> Tensor:
         if x.ndim == 2:
             return self.head(x)
-        if self.training or not self.hparams["average_flips"]:
+        if not self.hparams["average_flips"] or (self.training and not self.fixed_features):
             return self.net(x)
         return torch.stack([self.net(view) for view in self.views(x)]).mean(0)
 

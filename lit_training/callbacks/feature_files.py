@@ -44,6 +44,7 @@ def feature_file(trainer: Trainer, model: Any, data: Any, split: str, batch_size
         machine += [torch.cuda.get_device_name(device), torch.backends.cudnn.version(), torch.version.cuda]
         machine += [torch.backends.cudnn.benchmark, torch.are_deterministic_algorithms_enabled()]
     numbers = [trainer.precision, torch.get_float32_matmul_precision(), batch_size, trainer.num_nodes]
+    numbers += [model.hparams["average_flips"]]
     settings = [FORMAT, backbone, data.preprocessing.to_dict(), data.hparams["cache"], numbers, device.type, machine]
     digest = hashlib.sha256(json.dumps([settings, [version(name) for name in libraries]]).encode())
     digest.update(data.photos.sha256[data.photos.select(SPLITS.index(split))].tobytes())

@@ -96,6 +96,11 @@ def _refuse_contradictions(config: dict[str, Any], run: Run) -> None:
         raise UsageError(f"--resume {run.resume} needs a run's folder and its checkpoints: leave --{conflicts[0]} out")
     if config["barebones"] and run.config.get("early_stopping") is not None:
         raise UsageError("--barebones and --early_stopping cannot be used together: remove one of the two")
+    if any(
+        getattr(callback, "update_starting_at_epoch", None) is not None for callback in _as_list(config["callbacks"])
+    ):
+        problem = "update_starting_at_epoch changes the averaged weights after their validation"
+        raise UsageError(f"{problem}: leave it out, and choose --callbacks.decay 0.98")
 
 
 def _as_list(value: Any) -> list[Any]:

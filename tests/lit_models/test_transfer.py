@@ -14,7 +14,7 @@ from torch.optim import SGD, AdamW
 from torch.utils.data import DataLoader, TensorDataset
 from torchvision import models
 
-from lit_models import LitTransfer, ModelError, backbones
+from lit_models import LitBase, LitTransfer, ModelError, backbones
 
 Bare = Callable[..., Trainer]
 SMALL = "shufflenet_v2_x0_5"
@@ -291,3 +291,65 @@ def test_feature_rows_go_to_the_head_only() -> None:
     model = LitTransfer(SMALL, 3, weights=None)
     rows = torch.randn(5, 1024)
     assert torch.equal(model(rows), F.linear(rows, *model.head.parameters()))
+
+
+# --- smoothed labels, mixed pictures, averaged outputs --------------------------------------------------------------
+
+
+def test_smoothed_labels_change_the_training_loss_only() -> None:
+    model = LitTransfer(SMALL, 3, weights=None, freeze=False, label_smoothing=0.2)
+    output, target, weights = torch.randn(5, 3), torch.tensor([0, 1, 2, 2, 1]), torch.tensor([0.5, 1.0, 2.0])
+    model.class_weights = weights
+    wanted = F.cross_entropy(output, target, weights, label_smoothing=0.2)
+    torch.testing.assert_close(model.loss(output, target), wanted)
+    assert torch.equal(model.loss_per_sample(output, target), F.cross_entropy(output, target, reduction="none"))
+
+
+@pytest.mark.parametrize("mix", ["mixup", "cutmix", "both"])
+@pytest.mark.parametrize("size", [4, 1])
+def test_mixed_pictures_have_mixed_targets(monkeypatch: pytest.MonkeyPatch, mix: Any, size: int) -> None:
+    """Pictures of class 0 are black and those of class 1 are white, so that the mean of a picture is its target."""
+    model = LitTransfer(SMALL, 2, weights=None, freeze=False, mix=mix)
+    model.class_weights = torch.tensor([1.0, 3.0])
+    seen: list[tuple[Tensor, Tensor]] = []
+    monkeypatch.setattr(LitBase, "training_step", lambda self, batch, _: seen.append(batch))
+    labels = torch.tensor([0, 1, 1, 0])[-size:]
+    black_or_white = labels.float().view(-1, 1, 1, 1).expand(-1, 3, 32, 32)
+    for _ in range(20):
+        model.training_step((black_or_white, labels), 0)
+    x, y = (torch.cat(parts) for parts in zip(*seen, strict=True))
+    torch.testing.assert_close(x.mean((1, 2, 3)), y[:, 1])
+    torch.testing.assert_close(y.sum(1), torch.ones(len(y)))
+    blended = (x > 0.001) & (x < 0.999)
+    pasted = (x.amax((1, 2, 3)) > 0.999) & (x.amin((1, 2, 3)) < 0.001)
+    assert (bool(blended.any()), bool(pasted.any())) == (size > 1 and mix != "cutmix", size > 1 and mix != "mixup")
+    output = torch.randn(len(y), 2)
+    wanted = -(y * model.class_weights * output.log_softmax(1)).sum(1).mean()
+    torch.testing.assert_close(model.loss(output, y), wanted)
+
+
+def test_mixed_pictures_need_fine_tuning_and_smoothing_is_less_than_one() -> None:
+    with pytest.raises(ModelError, match=r"mix cutmix needs fine-tuning.*--model\.freeze false"):
+        LitTransfer(SMALL, 3, weights=None, mix="cutmix")
+    for share in (-0.1, 1.0):
+        with pytest.raises(ModelError, match=r"--model\.label_smoothing 0\.1"):
+            LitTransfer(SMALL, 3, weights=None, label_smoothing=share)
+
+
+def test_outputs_of_picture_and_mirror_image_are_averaged_in_evaluation() -> None:
+    x = torch.randn(4, 3, 32, 32)
+    tuned = LitTransfer("timm/test_resnet", 3, weights=None, freeze=False, average_flips=True)
+    plain = LitTransfer("timm/test_resnet", 3, weights=None, freeze=False)
+    plain.net.load_state_dict(tuned.net.state_dict())
+    frozen = LitTransfer("timm/test_resnet", 3, weights=None, average_flips=True)
+    frozen.net.load_state_dict(tuned.net.state_dict())
+    plain.eval()
+    mean = (plain(x) + plain(x.flip(-1))) / 2
+    assert not torch.allclose(mean, plain(x), atol=1e-3)
+    torch.testing.assert_close(tuned.eval()(x), mean)
+    features = frozen.features(x)
+    assert features is not None
+    for training in (True, False):  # a frozen backbone has the same features in both
+        torch.testing.assert_close(frozen.train(training)(x), mean)
+        torch.testing.assert_close(frozen(features), mean)
+    torch.testing.assert_close(tuned.train()(x), plain.train()(x))

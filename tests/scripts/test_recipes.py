@@ -28,6 +28,7 @@ def test_every_experiment_of_the_tutorials_has_a_recipe() -> None:
         "dynamic",
         "linear_ddp",
         "mlp",
+        "photos_best",
         "transfer_finetune",
         "transfer_frozen",
     }

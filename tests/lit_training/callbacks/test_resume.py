@@ -77,6 +77,29 @@ def test_fine_tuning_resumes_before_and_after_the_unfreezing_epoch(photo_folder:
     assert_same_end(uninterrupted, fit_run(line))
 
 
+def test_averaged_weights_and_mixed_pictures_are_resumed(photo_folder: Path) -> None:
+    """The parts of photos_best.yaml. The last batch of an epoch has three pictures."""
+    (photo_folder / "train" / "ants" / "0.jpg").unlink()
+    line = f"--data {photo_folder} {SMALL_NET} --model.freeze false --model.unfreeze_epoch 1 --model.mix both"
+    line += " --model.label_smoothing 0.1 --model.average_flips true --data.balance loss --data.image_size 32"
+    line += " --data.batch_size 4 --max_epochs 3 --optimizer AdamW --lr_scheduler OneCycleLR"
+    line += " --callbacks+ EMAWeightAveraging --callbacks.decay 0.5"
+    uninterrupted = fit_run(f"{line} --default_root_dir uninterrupted")
+    line += " --default_root_dir killed --resume auto"
+    for step in (2, 5, 10):
+        fit(line, kill_at=step)
+    run = fit_run(line)
+    assert_same_end(uninterrupted, run)
+    for name in ("best.ckpt", "last.ckpt"):
+        one, two = (torch.load(folder / "checkpoints" / name, weights_only=True) for folder in (uninterrupted, run))
+        trained, resumed = one["current_model_state"], two["current_model_state"]
+        assert all(torch.equal(weight, resumed[key]) for key, weight in trained.items())
+        assert one["averaging_state"] == two["averaging_state"]
+    assert one["averaging_state"]["n_averaged"] == 12
+    best = torch.load(run / "checkpoints" / "best.ckpt", weights_only=True)
+    assert not torch.equal(best["state_dict"]["net.fc.weight"], best["current_model_state"]["net.fc.weight"])
+
+
 def test_the_frozen_backbone_stays_frozen_in_a_resumed_epoch(photo_folder: Path) -> None:
     line = f"--data {photo_folder} {SMALL_NET} --model.freeze false --max_epochs 1 --model.unfreeze_epoch 5"
     line += " --data.image_size 32 --resume auto"
