@@ -30,8 +30,7 @@ class CIFAR10DataModule(SplitDataModule):
         root: folder of the data set.
         batch_size: pictures per step and device.
         val_size: number of training pictures to use for validation instead. With 0 there is no validation.
-        augment: True (flip and shift each training picture, and erase a square of it), False, or some of
-            ``crop,flip,rotate,color,trivial``.
+        augment: True (flip, shift and cutout of training pictures), or some of ``crop,flip,rotate,color,trivial``.
         seed: seed of the validation split, the order and the augmentation.
 
     Batches: (B, 3, 32, 32) float32 in [-1, 1] and (B,) int64.

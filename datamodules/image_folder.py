@@ -38,8 +38,8 @@ class ImageFolderDataModule(SplitDataModule):
         image_size: height and width of the network's input in pixels. Default: from the model's ``preprocessing``.
         resize: how a picture becomes square: ``crop`` keeps its center, ``pad`` adds borders of the mean color to the
             whole picture, ``squash`` changes its aspect ratio. Default: that of the model's ``preprocessing``, or crop.
-        augment: change the training pictures at random: True, False, or some of ``crop,flip,rotate,color,trivial``. True
-            means ``crop,flip``, or, if ``image_size`` is at most 64, flips, shifts and cutout. Default: the model's
+        augment: change training pictures at random: True, False, or some of ``crop,flip,rotate,color,trivial``. True is
+            ``crop,flip``, or, if ``image_size`` is at most 64, flips, shifts and cutout. Default: the model's
             ``wants_augmentation``, True if it has none.
         val_size: if there is no ``val/``, this fraction of the training pictures of each class is used for validation.
         split_file: the ``split.csv`` of an earlier run, to use the same split.

@@ -50,8 +50,7 @@ class ShapesDataModule(SplitDataModule):
         val_size: number of validation pictures, and also the number of test pictures.
         batch_size: pictures per step and device.
         channels: 3 (color) or 1 (gray).
-        augment: True (flip and shift each training picture, and erase a square of it), False, or some of
-            ``crop,flip,rotate,color,trivial``.
+        augment: True (flip, shift and cutout of training pictures), or some of ``crop,flip,rotate,color,trivial``.
         seed: seed of the pictures, the order and the augmentation.
 
     Batches: (B, channels, 32, 32) float32 in [-1, 1] and (B,) int64.

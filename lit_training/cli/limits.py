@@ -84,8 +84,7 @@ def check_devices(accelerator: Any, devices: Any) -> None:
         with contextlib.suppress(MisconfigurationException, TypeError, ValueError):
             if kind.parse_devices(devices):
                 return
-        count = kind.auto_device_count()
-        has = f"this machine has {plural(count, 'GPU')}, numbered from 0"
+        has = f"this machine has {plural(count := kind.auto_device_count(), 'GPU')}, numbered from 0"
         raise UsageError(f"--devices {number}: {has}; --devices {count}, or auto")
     if name != "cpu":
         return  # Lightning checks the others
