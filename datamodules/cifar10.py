@@ -10,6 +10,7 @@ from torchvision.datasets import CIFAR10
 
 from datamodules.errors import DataError
 from datamodules.files import atomic_write
+from datamodules.loading.augmentation import FLIP_SHIFT_CUTOUT, read_names
 from datamodules.loading.memory import Pictures
 from datamodules.loading.module import SplitDataModule
 from datamodules.loading.seeds import combine_seeds
@@ -29,7 +30,7 @@ class CIFAR10DataModule(SplitDataModule):
         root: folder of the data set.
         batch_size: pictures per step and device.
         val_size: number of training pictures to use for validation instead. With 0 there is no validation.
-        augment: flip and shift each training picture, and erase a square of it.
+        augment: True (flip, shift and cutout of training pictures), or some of ``crop,flip,rotate,color,trivial``.
         seed: seed of the validation split, the order and the augmentation.
 
     Batches: (B, 3, 32, 32) float32 in [-1, 1] and (B,) int64.
@@ -51,7 +52,7 @@ class CIFAR10DataModule(SplitDataModule):
         root: str = "data",
         batch_size: int = 4,
         val_size: int = 5000,
-        augment: bool = False,
+        augment: bool | list[str] | str = False,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -60,6 +61,7 @@ class CIFAR10DataModule(SplitDataModule):
         if not 0 <= val_size < TRAIN_SIZE:
             raise DataError(f"val_size must be between 0 and {TRAIN_SIZE - 1}, but is {val_size}: --data.val_size 5000")
         root = str(root)  # torch.load(weights_only=True) rejects a checkpoint with a Path
+        self.augment = read_names(augment, FLIP_SHIFT_CUTOUT)
         self.save_hyperparameters()
         self.root = Path(root).expanduser()
         self.files = {"train": self.root / "cifar10-train.uint8", "test": self.root / "cifar10-test.uint8"}
@@ -79,14 +81,14 @@ class CIFAR10DataModule(SplitDataModule):
             ) from error
 
     def setup(self, stage: str) -> None:
-        augment, seed = self.hparams["augment"], self.hparams["seed"]
+        seed = self.hparams["seed"]
         if stage in ("fit", "validate") and "train" not in self.sets:
             images, labels = _read_bytes(self.files["train"], TRAIN_SIZE)
             val = choose_stratified(labels, self.hparams["val_size"], seed)
             is_train = torch.ones(TRAIN_SIZE, dtype=torch.bool)
             is_train[val] = False
             train = is_train.nonzero().flatten()
-            self.sets["train"] = Pictures(images, labels, self.preprocessing, augment, seed, train)
+            self.sets["train"] = Pictures(images, labels, self.preprocessing, self.augment, seed, train)
             self.sets["val"] = Pictures(images, labels, self.preprocessing, indices=val)
         if stage in ("test", "predict") and "test" not in self.sets:
             self.sets["test"] = Pictures(*_read_bytes(self.files["test"], TEST_SIZE), self.preprocessing)

@@ -10,6 +10,7 @@ from torch.utils.data import Dataset
 from torchvision.transforms import v2
 
 from datamodules.errors import DataError
+from datamodules.loading.augmentation import CROP_FLIP, FLIP_SHIFT_CUTOUT, read_names
 from datamodules.loading.loader import count_decoding_workers
 from datamodules.loading.memory import Pictures
 from datamodules.loading.module import SplitDataModule
@@ -38,8 +39,9 @@ class ImageFolderDataModule(SplitDataModule):
         image_size: height and width of the network's input in pixels. Default: from the model's ``preprocessing``.
         resize: how a picture becomes square: ``crop`` keeps its center, ``pad`` adds borders of the mean color to the
             whole picture, ``squash`` changes its aspect ratio. Default: that of the model's ``preprocessing``, or crop.
-        augment: augment the training pictures with random crops and flips, or, if ``image_size`` is at most 64, with
-            random flips, shifts and cutout. Default: the model's ``wants_augmentation``, True if it has none.
+        augment: change training pictures at random: True, False, or some of ``crop,flip,rotate,color,trivial``. True is
+            ``crop,flip``, or, if ``image_size`` is at most 64, flips, shifts and cutout. Default: the model's
+            ``wants_augmentation``, True if it has none.
         val_size: if there is no ``val/``, this fraction of the training pictures of each class is used for validation.
         split_file: the ``split.csv`` of an earlier run, to use the same split.
         balance: ``loss`` weights each class in the training loss by the inverse of its frequency; ``none`` does not.
@@ -68,7 +70,7 @@ class ImageFolderDataModule(SplitDataModule):
         root: str,
         batch_size: int | None = None,
         image_size: int | None = None,
-        augment: bool | None = None,
+        augment: bool | list[str] | str | None = None,
         val_size: float = 0.2,
         split_file: str | None = None,
         balance: Literal["none", "loss"] = "none",
@@ -126,7 +128,9 @@ class ImageFolderDataModule(SplitDataModule):
         spec = replace(spec, resize=self.hparams["resize"] or spec.resize)
         self.preprocessing = spec.at_size(self.hparams["image_size"])
         augment = self.hparams["augment"]
-        self.augment = getattr(model, "wants_augmentation", True) if augment is None else augment
+        augment = getattr(model, "wants_augmentation", True) if augment is None else augment
+        in_memory = self.preprocessing.image_size <= MAX_IMAGE_SIZE_IN_MEMORY
+        self.augment = read_names(augment, FLIP_SHIFT_CUTOUT if in_memory else CROP_FLIP)
         if (self.preprocessing, self.augment) != before:
             self.sets = {}  # the existing datasets use the old settings
 
@@ -162,7 +166,7 @@ class ImageFolderDataModule(SplitDataModule):
             photos = self.examine()
             rows = photos.select(SPLITS.index(split))
             paths, labels = photos.paths.take(rows), torch.from_numpy(photos.labels[rows]).long()
-            augment, seed, spec = self.augment and split == "train", self.hparams["seed"], self.preprocessing
+            augment, seed, spec = self.augment if split == "train" else (), self.hparams["seed"], self.preprocessing
             in_memory = spec.image_size <= MAX_IMAGE_SIZE_IN_MEMORY
             store = self._open_store(paths, in_memory) if len(paths) and (in_memory or self.hparams["cache"]) else None
             if store and in_memory:

@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from datamodules.errors import DataError
+from datamodules.loading.augmentation import FLIP_SHIFT_CUTOUT, read_names
 from datamodules.loading.memory import Pictures
 from datamodules.loading.module import SplitDataModule
 from datamodules.loading.seeds import combine_seeds
@@ -49,7 +50,7 @@ class ShapesDataModule(SplitDataModule):
         val_size: number of validation pictures, and also the number of test pictures.
         batch_size: pictures per step and device.
         channels: 3 (color) or 1 (gray).
-        augment: flip and shift each training picture, and erase a square of it.
+        augment: True (flip, shift and cutout of training pictures), or some of ``crop,flip,rotate,color,trivial``.
         seed: seed of the pictures, the order and the augmentation.
 
     Batches: (B, channels, 32, 32) float32 in [-1, 1] and (B,) int64.
@@ -65,7 +66,7 @@ class ShapesDataModule(SplitDataModule):
         val_size: int = 1000,
         batch_size: int = 4,
         channels: int = 3,
-        augment: bool = False,
+        augment: bool | list[str] | str = False,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -73,6 +74,7 @@ class ShapesDataModule(SplitDataModule):
             raise DataError("train_size, val_size and batch_size must be at least 1: --data.batch_size 4")
         if channels not in (1, 3):
             raise DataError(f"channels must be 1 or 3, but is {channels}: --data.channels 3")
+        self.augment = read_names(augment, FLIP_SHIFT_CUTOUT)
         self.save_hyperparameters()
         self.in_channels = channels
         self.sample_shape = (channels, SIZE, SIZE)
@@ -90,7 +92,7 @@ class ShapesDataModule(SplitDataModule):
         seed = self.hparams["seed"]
         split_seed = combine_seeds(seed, ("train", "val", "test").index(split))
         images, labels = draw_pictures(size, split_seed, self.in_channels)
-        return Pictures(images, labels, self.preprocessing, self.hparams["augment"] and split == "train", seed)
+        return Pictures(images, labels, self.preprocessing, self.augment if split == "train" else (), seed)
 
 
 def draw_pictures(count: int, seed: int, channels: int) -> tuple[Tensor, Tensor]:

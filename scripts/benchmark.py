@@ -26,11 +26,12 @@ from torchvision import models, transforms
 from torchvision.datasets import CIFAR10, ImageFolder
 
 from datamodules.files import read_csv
+from datamodules.loading.augmentation import CROP_FLIP, Augmentation
 from datamodules.loading.memory import normalize
 from datamodules.machine import available_cores
 from datamodules.photos.dataset import read_pixels
 from datamodules.photos.find import find_photos
-from datamodules.photos.transforms import eval_transform, train_transform
+from datamodules.photos.transforms import eval_transform
 from datamodules.preprocessing import Preprocessing
 from datamodules.shapes import draw_pictures
 from lit_models import DynamicNet, LeNet, mlp
@@ -184,7 +185,7 @@ def decoding(root: Path) -> Pair:
     """Compare this project with PIL and torchvision: CPU seconds to decode, augment and normalize photos."""
     files = photo_files(root)[:192]
     batches = [files[first : first + 4] for first in range(0, len(files), 4)]
-    transform = train_transform(IMAGENET)
+    augmentation = Augmentation(CROP_FLIP, IMAGENET)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     started = time.process_time()
@@ -192,7 +193,9 @@ def decoding(root: Path) -> Pair:
         torch.stack([TUTORIAL_TRAIN(Image.open(file).convert("RGB")) for file in batch])
     between = time.process_time()
     for batch in batches:
-        images = torch.stack([transform(read_pixels(file)).permute(1, 2, 0) for file in batch]).permute(0, 3, 1, 2)
+        images = torch.stack([augmentation(read_pixels(file), 0).permute(1, 2, 0) for file in batch]).permute(
+            0, 3, 1, 2
+        )
         normalize(images, IMAGENET.mean, IMAGENET.std)
     ended = time.process_time()
     torch.set_num_threads(threads)

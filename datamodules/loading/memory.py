@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -9,8 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from datamodules.loading.augmentation import FLIP_SHIFT_CUTOUT, Augmentation
 from datamodules.loading.order import PADDING
-from datamodules.loading.seeds import combine_with_run_seed, draw_uniform
+from datamodules.loading.seeds import combine_seeds, combine_with_run_seed, draw_uniform
 from datamodules.preprocessing import Preprocessing
 
 SHIFT = 4  # pixels, as in He et al. 2015 for CIFAR-10
@@ -23,8 +25,8 @@ class Pictures(Dataset):
     Args:
         images: (N, C, H, W) uint8.
         labels: (N,) int64.
-        preprocessing: only its mean and std are used.
-        augment: flip and shift each image and cut out a square, differently in each epoch.
+        preprocessing: without augmentation only its mean and std are used.
+        augment: names of augmentations, which differ in each epoch. True means FLIP_SHIFT_CUTOUT.
         seed: seed of the augmentation, which also depends on the seed of the run.
         indices: (M,) int64, indices of the images in this dataset (all by default). The images are not copied.
     """
@@ -36,13 +38,15 @@ class Pictures(Dataset):
         images: Tensor,
         labels: Tensor,
         preprocessing: Preprocessing,
-        augment: bool = False,
+        augment: bool | tuple[str, ...] = (),
         seed: int = 0,
         indices: Tensor | None = None,
     ) -> None:
         self.images, self.labels = images, labels
         self.mean, self.std = preprocessing.mean, preprocessing.std
-        self.augment, self.seed = augment, combine_with_run_seed(seed)
+        self.augment, self.seed = FLIP_SHIFT_CUTOUT if augment is True else augment or (), combine_with_run_seed(seed)
+        margin = replace(preprocessing, resize_size=preprocessing.image_size + 2 * SHIFT)  # for padded pictures
+        self.augmentation = Augmentation(self.augment, margin)
         self.indices = indices
 
     def __len__(self) -> int:
@@ -59,8 +63,11 @@ class Pictures(Dataset):
             indices = self.indices.index_select(0, indices)
         # index_select is ten times as fast as images[indices]
         images, labels = self.images.index_select(0, indices), self.labels.index_select(0, indices)
-        if self.augment:
+        if self.augment == FLIP_SHIFT_CUTOUT:
             images = flip_shift_cutout(images, draw_uniform(self.seed, key_tensor, 5))
+        elif self.augment:
+            seeds = [combine_seeds(self.seed, key) for key in keys]
+            images = torch.stack([self.augmentation(image, seed) for image, seed in zip(images, seeds, strict=True)])
         if PADDING in keys:
             labels = labels.masked_fill(key_tensor == PADDING, PADDING)
         return normalize(images, self.mean, self.std), labels

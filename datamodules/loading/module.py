@@ -24,7 +24,7 @@ class SplitDataModule(LightningDataModule):
     preprocessing: Any = None  # a Preprocessing, or None if the samples are not pictures
     class_weights: Tensor | None = None  # (K,) float32, for the training loss
     photos: Any = None  # a Photos (datamodules/photos/folder.py), or None
-    augment = False
+    augment: tuple[str, ...] = ()  # names of the augmentations of the training pictures, such as flip
     eval_batch_size = 100  # if batch_size is larger, evaluations use batch_size
     predict_split = "test"
     shuffle = True

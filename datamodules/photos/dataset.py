@@ -14,13 +14,14 @@ from torchvision.io import ImageReadMode, decode_image
 from torchvision.transforms import v2
 
 from datamodules.errors import DataError
+from datamodules.loading.augmentation import Augmentation
 from datamodules.loading.memory import normalize
 from datamodules.loading.order import PADDING
 from datamodules.loading.seeds import combine_seeds, combine_with_run_seed
 from datamodules.photos.decode import STEPS_TO_UPRIGHT, read_orientation, read_picture, to_upright_rgb
 from datamodules.photos.paths import Paths
 from datamodules.photos.store import PictureStore
-from datamodules.photos.transforms import eval_transform, train_transform
+from datamodules.photos.transforms import eval_transform
 from datamodules.preprocessing import Preprocessing
 
 MAX_PIXELS_FOR_TORCHVISION = 50_000_000  # larger pictures are decoded by read_picture, which limits their size
@@ -32,7 +33,7 @@ class PhotoFiles(Dataset):
     Args:
         paths: the N picture files, relative to ``root``.
         labels: (N,) int64.
-        augment: use RandomResizedCrop and flip instead of Resize and CenterCrop.
+        augment: names of augmentations; see datamodules/loading/augmentation.py.
         seed: this seed, the seed of the run, the epoch and the index of the picture set the augmentation.
         store: the same N pictures, decoded. If given, it is read instead of the files.
 
@@ -48,14 +49,16 @@ class PhotoFiles(Dataset):
         paths: Paths,
         labels: Tensor,
         preprocessing: Preprocessing,
-        augment: bool,
+        augment: tuple[str, ...],
         seed: int,
         store: PictureStore | None = None,
     ) -> None:
         self.root, self.paths, self.labels, self.store = root, paths, labels, store
         self.mean, self.std = preprocessing.mean, preprocessing.std
         self.augment, self.seed = augment, combine_with_run_seed(seed)
-        self.transform = train_transform(preprocessing) if augment else eval_transform(preprocessing)
+        self.augmentation = Augmentation(augment, preprocessing)
+        crops_at_random = "crop" in augment and preprocessing.resize == "crop"
+        self.resize = None if crops_at_random else eval_transform(preprocessing)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -77,9 +80,7 @@ class PhotoFiles(Dataset):
         labels = self.labels[key_tensor % len(self)].masked_fill(key_tensor == PADDING, PADDING)
         with ThreadPoolExecutor(self.decoding_threads) as threads:
             pictures = threads.map(self._load_pixels, [key % len(self) for key in keys])
-            state = torch.get_rng_state()  # restored below: without worker processes, the network uses this generator
             transformed = [self.transform_pixels(pixels, key) for key, pixels in zip(keys, pictures, strict=True)]
-            torch.set_rng_state(state)
         # The pictures are usually in the memory layout (S, S, C). Stacking is fast if it keeps this layout.
         images = torch.stack([picture.permute(1, 2, 0) for picture in transformed])
         return normalize(images.permute(0, 3, 1, 2), self.mean, self.std), labels
@@ -89,9 +90,8 @@ class PhotoFiles(Dataset):
 
     def transform_pixels(self, pixels: Tensor, key: int = 0) -> Tensor:
         """Crop and resize (3, H, W) uint8 to (C, S, S) uint8; C = 1 is gray. ``key`` seeds the augmentation."""
-        if self.augment:
-            torch.default_generator.manual_seed(combine_seeds(self.seed, key))
-        pixels = self.transform(pixels)
+        pixels = self.resize(pixels) if self.resize else pixels
+        pixels = self.augmentation(pixels, combine_seeds(self.seed, key)) if self.augment else pixels
         return pixels if len(self.mean) == 3 else v2.functional.rgb_to_grayscale(pixels)
 
 

@@ -1,31 +1,11 @@
-"""Resize and crop pictures for the network, with and without augmentation."""
+"""Resize and crop pictures for the network, without augmentation."""
 
 from functools import partial
-from typing import Any
 
 from torch import Tensor
 from torchvision.transforms import InterpolationMode, v2
 
 from datamodules.preprocessing import Preprocessing
-
-
-def train_transform(preprocessing: Preprocessing) -> v2.Transform:
-    """Return the random crop and flip of PyTorch's transfer learning tutorial: (3, H, W) uint8 -> (3, S, S) uint8."""
-    if preprocessing.resize != "crop":  # instead, shift the whole picture by the margin of the center crop or less
-        shift = max(0, preprocessing.resize_size - preprocessing.image_size) // 2
-        random_shift = v2.RandomCrop(preprocessing.image_size, padding=shift, padding_mode="edge")
-        return v2.Compose([eval_transform(preprocessing), random_shift, v2.RandomHorizontalFlip()])
-    interpolation = InterpolationMode(preprocessing.interpolation)
-    crop = _CropThenResize(preprocessing.image_size, interpolation=interpolation, antialias=True)
-    return v2.Compose([crop, v2.RandomHorizontalFlip()])
-
-
-class _CropThenResize(v2.RandomResizedCrop):
-    """A faster RandomResizedCrop with the same result. It is faster because the crop is channels-last in memory."""
-
-    def transform(self, inpt: Tensor, params: dict[str, Any]) -> Tensor:
-        crop = v2.functional.crop_image(inpt, **params).permute(1, 2, 0).contiguous().permute(2, 0, 1)
-        return v2.functional.resize_image(crop, self.size, self.interpolation, antialias=self.antialias)
 
 
 def eval_transform(preprocessing: Preprocessing) -> v2.Transform:

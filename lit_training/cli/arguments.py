@@ -5,7 +5,7 @@ import io
 import re
 import sys
 from collections.abc import Callable
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from datamodules.text import command, printable
 from lit_training.text import closest_name
@@ -20,8 +20,9 @@ class Parser(argparse.ArgumentParser):
             sys.stdout.reconfigure(errors="backslashreplace")
 
     def add_accelerator_flag(self) -> None:
-        names, help_text = ("auto", "cpu", "gpu", "mps"), "auto (default), cpu, gpu or mps"
-        self.add_argument("--accelerator", choices=names, default="auto", metavar="NAME", help=help_text)
+        options: dict[str, Any] = {"type": str.lower, "choices": ("auto", "cpu", "gpu", "cuda", "mps")}
+        help_text = "auto (default), cpu, gpu, cuda or mps"
+        self.add_argument("--accelerator", **options, default="auto", metavar="NAME", help=help_text)
 
     def error(self, message: str) -> NoReturn:
         unknown = re.match(r"unrecognized arguments: (\S+)", message)

@@ -10,6 +10,7 @@ from lightning.pytorch.callbacks import WeightAveraging
 
 from datamodules.files import read_csv
 from datamodules.image_folder import ImageFolderDataModule
+from datamodules.loading.augmentation import NAMES
 from datamodules.loading.module import SplitDataModule
 from datamodules.machine import available_cores
 from datamodules.photos.split import describe_other_photos
@@ -45,6 +46,8 @@ def print_start(run: Run) -> None:
     shape_text = f": samples of {' x '.join(map(str, shape))}" if shape else ""
     task = plural(len(classes), "class", "classes") if classes else with_default_attributes(model).task
     print(f"data    {', '.join(filter(None, (name + shape_text, task)))}")
+    if isinstance(data, SplitDataModule) and "augment" in data.hparams:
+        print(f"augment {_describe_augmentation(data.augment)}")
     device, devices = type(trainer.accelerator).__name__.removesuffix("Accelerator"), trainer.world_size
     batch, accumulated = data.hparams.get("batch_size", 0), trainer.accumulate_grad_batches
     global_batch = batch * devices * accumulated
@@ -67,6 +70,14 @@ def print_start(run: Run) -> None:
     trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     weights = f", weights {model.hparams['weights']}" if "weights" in model.hparams else ""
     print(f"model   {type(model).__name__}: {trainable:,} trainable of {parameters:,} parameters{weights}", flush=True)
+
+
+def _describe_augmentation(names: tuple[str, ...]) -> str:
+    if not names:
+        return f"off (--data.augment true, or some of {','.join(NAMES)})"
+    others = ",".join(name for name in names if name in NAMES and name != "flip") or "crop"
+    hint = f"; if a mirrored picture is another class: --data.augment {others}" if "flip" in names else ""
+    return f"{','.join(names)} (--data.augment false turns it off{hint})"
 
 
 def load_pretrained_weights(run: Run) -> None:

@@ -1,14 +1,15 @@
 """Check arguments of the Trainer. Lightning refuses some wrong values late, with a long message, or not at all."""
 
+import contextlib
 import math
 import os
 import re
 from pathlib import Path
 from typing import Any
 
-import torch
-from lightning.pytorch.accelerators import AcceleratorRegistry
+from lightning.pytorch.accelerators import AcceleratorRegistry, CUDAAccelerator, MPSAccelerator
 from lightning.pytorch.strategies import StrategyRegistry
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from datamodules.machine import available_cores
 from datamodules.text import plural
@@ -36,16 +37,22 @@ MAX_PROCESSES_PER_CORE = 8
 
 
 def check_trainer(config: dict[str, Any]) -> None:
-    """Raise a UsageError if an argument of the Trainer is wrong, or if ``default_root_dir`` is not writable."""
+    """Raise a UsageError if an argument of the Trainer is wrong, or if ``default_root_dir`` is not writable.
+
+    In ``config``, a number of batches such as 2.0 becomes an integer, and a name such as GPU lower case.
+    """
     for name, choices in CHOICES.items():
         value = config[name]
         if isinstance(value, str) and value.lower() not in choices:
             raise UsageError(f"--{name} {value}: {suggest(value, choices)}")
+        config[name] = value.lower() if isinstance(value, str) else value
     for minimum, name in ((minimum, name) for minimum, names in MINIMA.items() for name in names):
         value = config[name]
         if isinstance(value, int | float) and not value >= minimum:
             raise UsageError(f"--{name} must be at least {minimum}, but is {value}: --{name} {max(minimum, 1)}")
     for name in FRACTIONS + FRACTIONS_ABOVE_ZERO:
+        if isinstance(config[name], float) and config[name] > 1 and config[name].is_integer():
+            config[name] = int(config[name])  # 2.0 means 2 batches; 1.0 stays all batches
         value, maximum = config[name], 1 if isinstance(config[name], float) else math.inf
         is_wrong_zero = value == 0 and name in FRACTIONS_ABOVE_ZERO
         if isinstance(value, int | float) and (is_wrong_zero or not 0 <= value <= maximum):
@@ -63,10 +70,24 @@ def check_trainer(config: dict[str, Any]) -> None:
 
 
 def check_devices(accelerator: Any, devices: Any) -> None:
-    """Raise a UsageError if ``--devices`` is a wrong number of CPU processes. Lightning checks other devices."""
-    number, has_gpu = str(devices), torch.cuda.is_available() or torch.backends.mps.is_available()
-    if number == "auto" or accelerator not in ("auto", "cpu") or (accelerator == "auto" and has_gpu):
+    """Raise a UsageError if this machine does not have these ``devices``, or for too many processes on the CPU."""
+    name, number = accelerator, str(devices)
+    if number == "auto":
         return
+    has_gpu = {"cuda": CUDAAccelerator.is_available(), "mps": MPSAccelerator.is_available()}
+    if name in ("auto", "gpu"):  # Lightning chooses in the same order
+        name = next((kind for kind in ("mps", "cuda") if has_gpu[kind]), "cpu" if name == "auto" else "cuda")
+    if name in has_gpu and not has_gpu[name]:
+        raise UsageError(missing_device_message(accelerator, "" if number == "1" else " --devices 1"))
+    if name in has_gpu:
+        kind = CUDAAccelerator if name == "cuda" else MPSAccelerator
+        with contextlib.suppress(MisconfigurationException, TypeError, ValueError):
+            if kind.parse_devices(devices):
+                return
+        has = f"this machine has {plural(count := kind.auto_device_count(), 'GPU')}, numbered from 0"
+        raise UsageError(f"--devices {number}: {has}; --devices {count}, or auto")
+    if name != "cpu":
+        return  # Lightning checks the others
     if not number.isdecimal() or int(number) < 1:
         raise UsageError(f"--devices {number} must be an integer of at least 1: --devices 2, or auto")
     if int(number) > MAX_PROCESSES_PER_CORE * (cores := available_cores()):

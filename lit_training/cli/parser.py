@@ -4,9 +4,11 @@ import inspect
 import logging
 import sys
 import warnings
+from functools import reduce
+from operator import or_
 from pathlib import Path
 from pkgutil import resolve_name
-from typing import Any, Literal, NoReturn
+from typing import Any, Literal, NoReturn, get_args
 
 from jsonargparse import Namespace, set_parsing_settings
 from jsonargparse.typing import PositiveFloat, PositiveInt
@@ -64,6 +66,7 @@ class FitCLI(LightningCLI):
     def __init__(self, arguments: list[str] | None = None) -> None:
         self.arguments = sys.argv[1:] if arguments is None else arguments
         silence_libraries()
+        try_integers_first()
         set_parsing_settings(config_read_mode_fsspec_enabled=False)  # --config must not read URLs
         if (folder := str(Path.cwd())) not in sys.path:
             sys.path.append(folder)  # so that --model mine.MyModel finds mine.py in this folder
@@ -199,6 +202,17 @@ class FitCLI(LightningCLI):
         self.run.watch.trainer = trainer
         bind_to_loopback(trainer)
         return trainer
+
+
+def try_integers_first() -> None:
+    """Let jsonargparse try int before float for the Trainer's arguments, so that 2 stays an integer.
+
+    typing caches unions: if another package wrote ``Optional[Union[float, int]]`` first, Lightning has this order too.
+    """
+    annotations = inspect.unwrap(Trainer.__init__).__annotations__
+    for name, kinds in [(name, get_args(kind)) for name, kind in annotations.items()]:
+        if int in kinds and float in kinds:
+            annotations[name] = reduce(or_, sorted(kinds, key=lambda kind: kind is not int))  # | does not use the cache
 
 
 def silence_libraries() -> None:

@@ -10,21 +10,21 @@ from lit_training.errors import UsageError
 
 
 def find_device(accelerator: str) -> torch.device:
-    """Return the device for ``cpu``, ``gpu``, ``mps`` or ``auto`` (the first available of gpu, mps and cpu).
+    """Return the device for ``cpu``, ``cuda``, ``mps``, ``gpu`` (cuda or mps) or ``auto`` (cuda, mps or cpu).
 
     Raise a UsageError if this machine does not have such a device.
     """
-    available = {"gpu": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    if accelerator == "auto":
-        accelerator = next(name for name, is_available in available.items() if is_available)
-    if not available[accelerator]:
-        raise UsageError(missing_device_message(accelerator))
-    return torch.device("cuda" if accelerator == "gpu" else accelerator)
+    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    for name in {"auto": ("cuda", "mps", "cpu"), "gpu": ("cuda", "mps")}.get(accelerator, (accelerator,)):
+        if available.get(name):
+            return torch.device(name)
+    raise UsageError(missing_device_message(accelerator))
 
 
-def missing_device_message(accelerator: str) -> str:
+def missing_device_message(accelerator: str, devices: str = "") -> str:
+    """Say that there is no such device. ``devices`` is added to the advice, such as `` --devices 1``."""
     kind = "GPU" if accelerator in ("gpu", "cuda", "mps") else accelerator.upper()
-    return f"--accelerator {accelerator}: no {kind} was found; use --accelerator cpu, or auto"
+    return f"--accelerator {accelerator}: no {kind} was found; use --accelerator cpu{devices}, or auto"
 
 
 @contextlib.contextmanager

@@ -307,4 +307,4 @@ def _label_photos(model: LitBase, listing: Listing) -> EvaluationPhotos:
         fix = f"rename the subfolder to one of {first_names(class_names, MAX_PRINTED_CLASSES)}"
         raise DataError(f"{folder}: the network has no class {subfolder}: {fix}")
     preprocessing = Preprocessing.from_dict(model.preprocessing)
-    return EvaluationPhotos(PhotoFiles(listing.root, listing.paths, labels, preprocessing, False, 0))
+    return EvaluationPhotos(PhotoFiles(listing.root, listing.paths, labels, preprocessing, (), 0))

@@ -63,7 +63,7 @@ def read_pictures(
         ahead: number of batches to decode in advance. Use 0 if the network is on the CPU: its threads would compete
             with the decoding threads, which takes up to 25 % more CPU time.
     """
-    photos = PhotoFiles(Path(), Paths.from_iterable(()), torch.zeros(0), preprocessing, False, 0)
+    photos = PhotoFiles(Path(), Paths.from_iterable(()), torch.zeros(0), preprocessing, (), 0)
 
     def read(index: int) -> Sample:
         source = sources[index]

@@ -40,7 +40,7 @@ ROWS = "--data.in_features 6 --data.out_features 2 --data.length 8 --data.batch_
 PLATEAU = "--lr_scheduler ReduceLROnPlateau --lr_scheduler.patience 0 --lr_scheduler.threshold 0.9"
 CASES = {
     "augmented": f"{SHAPES} --max_epochs 3 --data.augment true",
-    "accumulated": f"{SHAPES} --max_epochs 3 --accumulate_grad_batches 4",
+    "accumulated": f"{SHAPES} --max_epochs 3 --accumulate_grad_batches 4 --data.augment flip,trivial",
     "max_steps": f"{SHAPES} --max_steps 15",
     "validation twice an epoch": f"{SHAPES} --max_epochs 3 --val_check_interval 0.5",
     "validation every other epoch": f"{SHAPES} --max_epochs 4 --check_val_every_n_epoch 2 {PLATEAU}",

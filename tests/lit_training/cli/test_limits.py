@@ -1,10 +1,16 @@
 """limits.py refuses wrong Trainer arguments. wrong_inputs.yaml has more wrong command lines."""
 
+import inspect
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import yaml
+from lightning.pytorch import Trainer
 
+from datamodules.text import plural
 from lit_training.cli.limits import (
     CHOICES,
     FRACTIONS,
@@ -15,7 +21,16 @@ from lit_training.cli.limits import (
     explain_trainer_error,
 )
 from lit_training.errors import UsageError
-from tests.support.fits import parse
+from tests.support.commands import run
+from tests.support.fits import SharedParserCLI, parse
+
+FLAGS = (
+    "limit_train_batches",
+    "limit_val_batches",
+    "limit_test_batches",
+    "limit_predict_batches",
+    "val_check_interval",
+)
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +58,7 @@ def test_numbers_below_the_minimum_are_refused(name: str, minimum: int, config: 
 
 @pytest.mark.parametrize("name", FRACTIONS + FRACTIONS_ABOVE_ZERO)
 def test_fractions_are_at_most_1_and_numbers_of_batches_are_integers(name: str, config: dict[str, Any]) -> None:
-    accepted, refused = [1, 2, 0.5, 1.0], [-1, 1.5, float("nan")]
+    accepted, refused = [1, 2, 0.5, 1.0, 2.0], [-1, 1.5, float("nan"), float("inf")]
     (refused if name in FRACTIONS_ABOVE_ZERO else accepted).extend((0, 0.0))
     for value in accepted:
         check_trainer({**config, name: value})
@@ -61,7 +76,6 @@ def test_fractions_are_at_most_1_and_numbers_of_batches_are_integers(name: str, 
         ("cpu", 0, False),
         ("cpu", "1,2", False),
         ("cpu", 100_000, False),
-        ("gpu", "1,2", True),  # Lightning checks GPUs
     ],
 )
 def test_the_number_of_processes_on_a_cpu_is_checked(accelerator: str, devices: Any, accepted: bool) -> None:
@@ -72,13 +86,85 @@ def test_the_number_of_processes_on_a_cpu_is_checked(accelerator: str, devices: 
         check_devices(accelerator, devices)
 
 
+@pytest.mark.parametrize("typed", ["1", "1.0", "2", "2.0", "0.5"])
+def test_an_integer_counts_batches_whatever_order_typing_has_cached(
+    typed: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """typing gives Lightning ``float | int`` if another package wrote ``Optional[Union[float, int]]`` first."""
+    annotations = inspect.unwrap(Trainer.__init__).__annotations__
+    for name in FLAGS:
+        monkeypatch.setitem(annotations, name, float | int | None)
+    monkeypatch.setattr(SharedParserCLI, "shared", None)
+    run = parse(" ".join(f"--{name} {typed}" for name in FLAGS) + " --logger false --max_epochs 1")
+    wanted = float(typed) if typed in ("1.0", "0.5") else int(float(typed))
+    saved = yaml.safe_load(run.parser.dump(run.config, skip_unset=False))["trainer"]
+    for found in (vars(run.trainer), saved):
+        values = [found[name] for name in FLAGS]
+        assert values == [wanted] * len(FLAGS)
+        assert {type(value) for value in values} == {type(wanted)}
+
+
+def test_a_yaml_file_has_batches_and_fractions_too(tmp_path: Path) -> None:
+    (tmp_path / "run.yaml").write_text(
+        "limit_train_batches: 2.0\ntrainer:\n  limit_val_batches: 1\nlimit_test_batches: 1.0\n"
+    )
+    trainer = parse(f"--config {tmp_path}/run.yaml --logger false").trainer
+    values = [trainer.limit_train_batches, trainer.limit_val_batches, trainer.limit_test_batches]
+    assert list(map(repr, values)) == ["2", "1", "1.0"]
+
+
 def test_auto_is_the_cpu_if_there_is_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     with pytest.raises(UsageError, match="--devices 0 must be an integer of at least 1"):
         check_devices("auto", 0)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    check_devices("auto", 0)
+
+
+@pytest.mark.parametrize("accelerator", ["gpu", "cuda", "auto"])
+@pytest.mark.parametrize(
+    ("gpus", "devices", "accepted"),
+    [
+        (1, "2", False),
+        (1, "0,1", False),
+        (1, [0, 1], False),
+        (2, "0,2", False),
+        (2, "1,1", False),
+        (2, "0", False),
+        (2, "two", False),
+        (2, [], False),
+        (1, "-2", False),
+        (2, "1,", True),
+        (2, "-1", True),
+        (2, [1, 0], True),
+        (2, "2", True),
+    ],
+)
+def test_the_gpus_of_this_machine_are_named(
+    accelerator: str, gpus: int, devices: Any, accepted: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    config = {"accelerator": accelerator, "devices": devices}
+    if accepted:
+        check_devices(**config)
+        return
+    line = f"--devices {devices}: this machine has {plural(gpus, 'GPU')}, numbered from 0; --devices {gpus}, or auto"
+    with pytest.raises(UsageError, match=re.escape(line)):
+        check_devices(**config)
+    if gpus == 1:  # the whole command, through the Trainer
+        ended = run(f"fit.py --accelerator {accelerator} --devices '{devices}' --logger false")
+        assert (ended.code, ended.out, ended.err.count("\n")) == (2, "", 1)
+        assert "this machine has 1 GPU" in ended.err
+
+
+@pytest.mark.parametrize("accelerator", ["gpu", "cuda", "mps"])
+@pytest.mark.parametrize("devices", ["2", "0,1", "[0,1]", "-1"])
+def test_without_a_gpu_the_advice_can_be_typed(accelerator: str, devices: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    line = f"--accelerator {accelerator}: no GPU was found; use --accelerator cpu --devices 1, or auto"
+    with pytest.raises(UsageError, match=re.escape(line)):
+        check_devices(accelerator, devices)
 
 
 @pytest.mark.parametrize(

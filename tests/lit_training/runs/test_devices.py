@@ -24,7 +24,13 @@ def test_auto_takes_the_fastest_available_device(
     assert find_device("auto").type == chosen
 
 
-@pytest.mark.parametrize("name", ["gpu", "mps"])
+def test_gpu_is_also_the_gpu_of_a_mac(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    assert find_device("gpu").type == "mps"
+
+
+@pytest.mark.parametrize("name", ["gpu", "cuda", "mps"])
 def test_a_missing_device_is_an_error(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
