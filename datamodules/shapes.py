@@ -15,6 +15,7 @@ from datamodules.loading.seeds import combine_seeds
 from datamodules.preprocessing import Preprocessing
 
 SIZE = 32  # height and width of a picture in pixels
+MIN_RADIUS, MAX_SHIFT = 9.0, 2.0  # pixels; with smaller shapes or larger shifts, some seeds learn late
 
 
 def _radius(x: Tensor, y: Tensor) -> Tensor:
@@ -113,10 +114,10 @@ def _draw_chunk(labels: Tensor, channels: int, generator: torch.Generator) -> Te
         return torch.rand(n, *shape, generator=generator) * (high - low) + low
 
     axis = torch.arange(SIZE) + 0.5 - SIZE / 2
-    radius = uniform(9.0, 12.0, 1, 1)
+    radius = uniform(MIN_RADIUS, 12.0, 1, 1)
     angle = uniform(-0.35, 0.35, 1, 1)  # radians; larger rotations could make two shapes look the same
-    x0 = axis.view(1, 1, SIZE) - uniform(-2.0, 2.0, 1, 1)
-    y0 = axis.view(1, SIZE, 1) - uniform(-2.0, 2.0, 1, 1)
+    x0 = axis.view(1, 1, SIZE) - uniform(-MAX_SHIFT, MAX_SHIFT, 1, 1)
+    y0 = axis.view(1, SIZE, 1) - uniform(-MAX_SHIFT, MAX_SHIFT, 1, 1)
     x = (x0 * angle.cos() + y0 * angle.sin()) / radius  # (n, H, W); the shape is inside [-1, 1]
     y = (y0 * angle.cos() - x0 * angle.sin()) / radius
     inside = torch.empty(n, 1, SIZE, SIZE, dtype=torch.bool)
