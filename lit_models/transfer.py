@@ -15,6 +15,7 @@ from lit_models.base import LitBase, ModelError
 
 MIXES = {"mixup": v2.MixUp, "cutmix": v2.CutMix}
 
+BATCHNORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 BACKBONE_LR_FACTOR = 0.03
 BACKBONE_WEIGHT_DECAY = 0.05
 
@@ -126,7 +127,7 @@ class LitTransfer(LitBase):
             self.net.eval()
         elif self.keeps_batchnorm:
             for module in self.net.modules():
-                if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                if isinstance(module, BATCHNORMS):
                     module.eval()
         return self
 

@@ -98,6 +98,9 @@ OTHERS: dict[tuple[str, str], tuple[dict[str, Any], Any]] = {
     ("LitTransfer", "gamma"): ({"step_size": 1}, 0.5),
     ("LitTransfer", "unfreeze_epoch"): ({}, 1),
     ("LitTransfer", "backbone_lr_factor"): ({}, 0.1),
+    ("LitTransfer", "label_smoothing"): ({}, 0.2),
+    ("LitTransfer", "mix"): ({}, "mixup"),
+    ("LitTransfer", "average_flips"): ({}, True),
 }
 
 

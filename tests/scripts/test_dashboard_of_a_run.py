@@ -77,7 +77,7 @@ def test_two_processes_are_reported_as_one_run() -> None:
     program = start(f"{FIT} {options} --dashboard false")
     out, err = program.communicate()
     assert (program.returncode, err) == (0, "")
-    assert "2 x CPU, precision 32-true; global batch = 20 (5 x 2 devices x 2 accumulated)" in out
+    assert "2 x CPU, 1 thread each, precision 32-true; global batch = 20 (5 x 2 devices x 2 accumulated)" in out
     assert [(line.number, line.figures["speed"]) for line in printed.epochs(out)] == [(1, 6144.0), (2, 6144.0)]
     assert printed.column(printed.read_csv(RUN / "metrics.csv"), "samples_per_second") == [6144.0] * 2
     assert ", n = 17)" in out

@@ -365,10 +365,10 @@ def test_seeds_count_up_and_the_deviation_is_that_of_a_sample() -> None:
 @pytest.mark.parametrize(
     ("flags", "lines"),
     [
-        ("", ["1 x CPU, precision 32-true; global batch = 4 (4 x 1 device x 1 accumulated)"]),
+        ("", ["1 x CPU, 1 thread each, precision 32-true; global batch = 4 (4 x 1 device x 1 accumulated)"]),
         (
             "--data.batch_size 5 --devices 3 --strategy ddp --accumulate_grad_batches 7 --precision bf16-mixed",
-            ["3 x CPU, precision bf16-mixed; global batch = 105 (5 x 3 devices x 7 accumulated)"],
+            ["3 x CPU, 1 thread each, precision bf16-mixed; global batch = 105 (5 x 3 devices x 7 accumulated)"],
         ),
         (
             "--model LitTransfer --data ShapesDataModule --model.weights none",

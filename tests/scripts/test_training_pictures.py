@@ -27,7 +27,7 @@ COUNTS = {"train/b": 13, "train/a": 9, "val/a": 5, "val/b": 7}
 TRAIN, VAL = 22, 12
 SIZE = 72
 CROPPED = Recipe(82, SIZE, *IMAGENET)  # 72 * 256 / 224 = 82.3
-RANDOM = "--data photos --data.image_size 72 --data.augment true --model.weights none"
+RANDOM = "--data photos --data.image_size 72 --data.augment true --model.weights none --data.batch_size 4"
 SHUFFLENET = f"{RANDOM} --model.backbone shufflenet_v2_x0_5"
 
 

@@ -145,8 +145,9 @@ def test_confusion_matrix_and_mistakes(
     monkeypatch.setattr(dashboard, "DRAWING_TIME_SHARE", float("inf"))
     data = shapes(val_size=130)  # two batches, the last one not full
     board = fit(bare, tmp_path, LitCNN(), data, expected, max_epochs=3)
-    accuracy = [event.value for event in board.Scalars("val_acc")]
-    best = [value for place, value in enumerate(accuracy) if value > max(accuracy[:place], default=-1)]
+    accuracy, loss = ([event.value for event in board.Scalars(name)] for name in ("val_acc", "val_loss"))
+    scores = [(value, -loss[epoch]) for epoch, value in enumerate(accuracy)]  # on a tie, the lower loss wins
+    best = [score[0] for epoch, score in enumerate(scores) if score > max(scores[:epoch], default=(-1.0, 0.0))]
     assert len(board.Images("validation/confusion_matrix")) == len(drawn) == len(best)
     for (matrix, expected_matrix), value in zip(drawn, best, strict=True):
         assert torch.equal(matrix, expected_matrix)

@@ -78,7 +78,7 @@ def test_sentence_about_two_runs() -> None:
         compared_run("A", right), compared_run("B", right[:50])
     )
     unknown = ComparedRun("B", Path("B"), {}, [], None)
-    assert "python scripts/evaluate.py B" in describe_difference(compared_run("A", right), unknown)
+    assert "scripts/evaluate.py B" in describe_difference(compared_run("A", right), unknown)
 
 
 def test_numbered_samples_of_different_data_are_not_paired() -> None:

@@ -73,7 +73,7 @@ def test_latest_is_the_highest_number(shapes_run: Trained, capsys: pytest.Captur
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        ("latest", "no run under lightning_logs has a checkpoint: start a run with python scripts/fit.py"),
+        ("latest", "no run under lightning_logs has a checkpoint: start a run with "),
         ("nowhere", "nowhere does not exist: give a run's folder, a .ckpt file, or latest"),
         ("lightning_logs/version_0", "lightning_logs/version_0 has no checkpoint: give a run's folder"),
     ],
