@@ -15,6 +15,7 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
+import lit_training  # isort: skip  # noqa: F401 - before torch: it sets how waiting threads wait, for both sides
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -178,7 +179,11 @@ def tutorial_epoch(root: Path) -> float:
 def frozen(root: Path, tutorial: bool = False) -> Pair:
     """Compare 25 epochs (frozen backbone) with one pass over the photos, or with 25 times an epoch of the tutorial."""
     theirs = 25 * tutorial_epoch(root) if tutorial else one_pass(root)
-    return time_fit("--data", str(root), "--model.weights=none", "--max_epochs=25", start_up=True), theirs
+    recipe = str(Path(__file__).parent / "recipes" / "transfer_frozen.yaml")
+    with tempfile.TemporaryDirectory() as cache:  # an empty cache folder, so that no features are kept there
+        os.environ["XDG_CACHE_HOME"] = cache
+        flags = ["--config", recipe, "--data", str(root), "--model.weights=none"]
+        return time_fit(*flags, start_up=True), theirs
 
 
 def decoding(root: Path) -> Pair:
@@ -209,7 +214,8 @@ def fine_tuning(root: Path) -> Pair:
     net = models.resnet18(num_classes=2)
     sgd = torch.optim.SGD(net.parameters(), lr=0.001, momentum=0.9)
     theirs = time_hand_loop(net, DataLoader(data, batch_size=4), F.cross_entropy, sgd)
-    return time_fit("--data", str(root), "--model.weights=none", "--model.freeze=false", *TRAIN_ONLY), theirs
+    recipe = str(Path(__file__).parent / "recipes" / "transfer_finetune.yaml")
+    return time_fit("--config", recipe, "--data", str(root), "--model.weights=none", *TRAIN_ONLY), theirs
 
 
 # --- processes and files ----------------------------------------------------------------------------------------------

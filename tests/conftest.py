@@ -35,10 +35,11 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
 
 @pytest.fixture(autouse=True)
 def own_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Give each test its own current folder and caches, and seed torch with 0."""
+    """Give each test its own current folder and caches, one thread, and the seed 0."""
     monkeypatch.chdir(tmp_path)
     own_caches(tmp_path, monkeypatch)
     torch.manual_seed(0)
+    torch.set_num_threads(1)  # an earlier fit can have chosen another number
 
 
 @pytest.fixture(autouse=True)

@@ -100,7 +100,7 @@ OTHERS: dict[tuple[str, str], tuple[dict[str, Any], Any]] = {
     ("LitTransfer", "backbone_lr_factor"): ({}, 0.1),
     ("LitTransfer", "label_smoothing"): ({}, 0.2),
     ("LitTransfer", "mix"): ({}, "mixup"),
-    ("LitTransfer", "average_flips"): ({}, True),
+    ("LitTransfer", "average_flips"): ({"freeze": True}, True),
 }
 
 

@@ -94,7 +94,8 @@ def test_what_was_validated_is_saved_evaluated_and_predicted(inputs: Tensor) -> 
     answers = predicted(Path("answers.json"), ("a", "b"))
     assert np.abs([*answers.values()] - wanted.softmax(1).numpy()).max() < 0.003
     for path, probabilities in answers.items():
-        assert load(str(seen.run)).predict(path).probability == pytest.approx(max(probabilities), abs=1e-4)
+        answer: Any = load(str(seen.run)).predict(path)
+        assert answer.probability == pytest.approx(max(probabilities), abs=1e-4)
 
 
 def test_features_of_both_views_are_cached_apart_from_those_of_one(inputs: Tensor) -> None:
