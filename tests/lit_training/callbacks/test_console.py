@@ -87,7 +87,11 @@ def test_a_log_and_a_terminal(tmp_path: Path) -> None:
             bar += part
         assert watched.wait() == 0
     os.close(controller)
-    shown = [LINE.fullmatch(line) for line in (tmp_path / "log").read_text().splitlines() if line.startswith("epoch")]
+    shown = [
+        LINE.fullmatch(line)
+        for line in (tmp_path / "log").read_text().splitlines()
+        if line.startswith("epoch ") and "  train_loss" in line
+    ]
     assert [match and match.group(1, 2) for match in shown] == [("1", "2"), ("2", "2")]
     assert "\x1b" not in (tmp_path / "log").read_text()
     assert b"epoch 1/2" in bar
