@@ -98,4 +98,4 @@ def test_a_log_and_a_terminal(tmp_path: Path) -> None:
     assert b"train_loss" not in bar
     assert done.stderr == ""
     names = [line.split()[0] for line in done.stdout.splitlines() if line]
-    assert names == ["val_acc", "val_loss", "train_loss", "run"]
+    assert names == ["epoch", "val_acc", "val_loss", "train_loss", "run"]
