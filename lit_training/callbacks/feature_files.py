@@ -27,16 +27,16 @@ MAX_BYTES = 2 << 30
 """Maximum size of the folder. The files that were not used for the longest time are deleted first."""
 
 
-def feature_file(trainer: Trainer, model: Any, data: Any, split: str, batch_size: int) -> Path | None:
-    """Return the file for the features of a split, or None if they are not kept. Call it on rank 0.
+def feature_files(trainer: Trainer, model: Any, data: Any, batch_size: int) -> dict[str, Path]:
+    """Return the files for the features of the splits train and val, or {} if features are not kept. Call it on rank 0.
 
-    Its name is a hash of all that decides the bits of the features: the photos, in order, their preprocessing, the
-    frozen weights, the precision, the device, the number of threads and the versions of the libraries.
+    The name of a file is a hash of all that decides the bits of the features: the photos, in order, their
+    preprocessing, the frozen weights, the precision, the device, the number of threads and the library versions.
     """
     # the code of other classes can change between two runs, and other strategies split the weights
     known = type(model) is LitTransfer and type(data) is ImageFolderDataModule
     if not known or not isinstance(trainer.strategy, (SingleDeviceStrategy, DDPStrategy)):
-        return None
+        return {}
     device, backbone = trainer.strategy.root_device, model.hparams["backbone"]
     libraries = ["torch", "torchvision", "pillow", *(["timm"] if backbone.startswith("timm/") else [])]
     machine = [platform.machine(), torch.backends.cpu.get_cpu_capability(), torch.get_num_threads()]
@@ -46,16 +46,21 @@ def feature_file(trainer: Trainer, model: Any, data: Any, split: str, batch_size
     numbers = [trainer.precision, torch.get_float32_matmul_precision(), batch_size, trainer.num_nodes]
     numbers += [model.hparams["average_flips"]]
     settings = [FORMAT, backbone, data.preprocessing.to_dict(), data.hparams["cache"], numbers, device.type, machine]
-    digest = hashlib.sha256(json.dumps([settings, [version(name) for name in libraries]]).encode())
-    digest.update(data.photos.sha256[data.photos.select(SPLITS.index(split))].tobytes())
+    common = hashlib.sha256(json.dumps([settings, [version(name) for name in libraries]]).encode())
     for name, tensor in [*model.net.named_parameters(), *model.net.named_buffers()]:
         if not tensor.requires_grad:  # the head is trained
-            digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
-            digest.update(_bytes(tensor))
+            common.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
+            common.update(_bytes(tensor))
     try:
-        return cache_folder() / "features" / f"{digest.hexdigest()}.safetensors"
+        folder = cache_folder() / "features"
     except DataError:  # there is no home folder
-        return None
+        return {}
+    files = {}
+    for split in ("train", "val"):
+        digest = common.copy()  # the weights of a large network take seconds to hash
+        digest.update(data.photos.sha256[data.photos.select(SPLITS.index(split))].tobytes())
+        files[split] = folder / f"{digest.hexdigest()}.safetensors"
+    return files
 
 
 def _bytes(tensor: Tensor) -> Any:

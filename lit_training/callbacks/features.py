@@ -1,6 +1,7 @@
 """Compute the features of a frozen backbone once per picture, not again in each epoch."""
 
 import sys
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from datamodules.loading.loader import make_loader
 from datamodules.loading.module import SplitDataModule
 from datamodules.loading.order import PADDING, gather_in_input_order
 from lit_models import LitBase
-from lit_training.callbacks.feature_files import feature_file, read_features, write_features
+from lit_training.callbacks.feature_files import feature_files, read_features, write_features
 from lit_training.runs.devices import evaluation_mode
 from lit_training.runs.foreign import data_of
 from lit_training.runs.lightning_internals import forget_loaders
@@ -59,10 +60,12 @@ class FeatureCache(Callback):
         threads: Any = getattr(trainer, "threads", None) or [torch.get_num_threads()]
         notes: dict[str, None] = {}  # a dict keeps each line once
         with evaluation_mode(pl_module), use_threads(threads[-1]):
+            is_first = trainer.is_global_zero
+            files = feature_files(trainer, pl_module, data, FEATURE_BATCH_SIZE) if is_first else {}
             for split in ("train", "val"):
                 dataset: Any = data.dataset(split)
                 if not isinstance(dataset, Features) and len(dataset):
-                    features = _read_or_compute(trainer, pl_module, dataset, data, split, notes)
+                    features = _read_or_compute(trainer, pl_module, dataset, data, split, files.get(split), notes)
                     if features is None:
                         break
                     data.sets[split] = features
@@ -72,14 +75,18 @@ class FeatureCache(Callback):
 
 
 def _read_or_compute(
-    trainer: Trainer, model: LitBase, dataset: Any, data: SplitDataModule, split: str, notes: dict[str, None]
+    trainer: Trainer,
+    model: LitBase,
+    dataset: Any,
+    data: SplitDataModule,
+    split: str,
+    file: Path | None,
+    notes: dict[str, None],
 ) -> Features | None:
-    """Return the features that rank 0 finds in the cache folder; otherwise compute them and keep them there.
+    """Return the features that rank 0 finds in ``file``; otherwise compute them and write this file.
 
     Add a line to ``notes`` if they were found or cannot be kept.
     """
-    is_first = trainer.is_global_zero
-    file = feature_file(trainer, model, data, split, FEATURE_BATCH_SIZE) if is_first else None
     found = trainer.strategy.broadcast(read_features(file, len(dataset)) if file else None)
     if found is not None:
         if file and trainer.progress_bar_callback is not None:

@@ -34,8 +34,8 @@ def count_flops(model: nn.Module, x: Tensor, **options: Any) -> int:
 def choose_threads(model: nn.Module, example: Tensor | None, batch_size: Any, processes: int = 1) -> int:
     """Return the number of threads for one of ``processes`` processes, which share the cores of this machine.
 
-    ``example`` is an input with one sample. If it is None, or the model cannot compute it, use all cores. A number in
-    the environment variable OMP_NUM_THREADS is kept.
+    ``example`` is an input with one sample. Without an example, or if the model cannot compute it, use all cores. If
+    the user has set the environment variable OMP_NUM_THREADS, use that number.
     """
     if "OMP_NUM_THREADS" in os.environ:
         return torch.get_num_threads()

@@ -152,7 +152,7 @@ def evaluate(
         unused: dict[str, Any] = dict.fromkeys(parts, False)
         trainer = Trainer(accelerator=accelerator, devices=devices, callbacks=[collector], **unused)
         bind_to_loopback(trainer)
-        batch_size = 32 if split == "photos" else getattr(data, "eval_batch_size", 32)
+        batch_size = getattr(data, "eval_batch_size", 32)
         with use_threads(choose_threads(model, sample_input(model), batch_size, trainer.num_devices)):
             trainer.test(model, data, verbose=False)
     loader: Any = trainer.test_dataloaders
@@ -189,13 +189,16 @@ class _OutputCollector(Callback):
 class EvaluationPhotos(LightningDataModule):
     """A data module of photos to evaluate. Their labels are the network's class indices."""
 
+    eval_batch_size = 32
+
     def __init__(self, photos: PhotoFiles) -> None:
         super().__init__()
         self.photos = photos
 
     def test_dataloader(self) -> DataLoader:
         workers = count_decoding_workers(self.trainer)
-        return make_loader(self.photos, self.trainer, batch_size=32, seed=0, train=False, num_workers=workers)
+        size = self.eval_batch_size
+        return make_loader(self.photos, self.trainer, batch_size=size, seed=0, train=False, num_workers=workers)
 
 
 def _choose_data(

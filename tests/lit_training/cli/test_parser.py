@@ -31,6 +31,14 @@ def test_the_network_has_the_classes_of_the_folder(photo_folder: Path) -> None:
     assert cli.model.hparams["num_classes"] == 2
 
 
+@pytest.mark.parametrize(
+    ("flags", "size"), [("--model.weights none", 32), ("--model LitCNN", 4), ("--model LitCNN --data.batch_size 7", 7)]
+)
+def test_the_default_batch_size_of_photos_is_that_of_the_model(photo_folder: Path, flags: str, size: int) -> None:
+    cli = parse(f"--data {photo_folder} {flags}")
+    assert (cli.datamodule.hparams["batch_size"], cli.config["data"]["init_args"]["batch_size"]) == (size, size)
+
+
 def test_the_run_contains_model_data_and_trainer() -> None:
     cli = parse("--resume auto --quiet --timeout 3")
     run = cli.run
