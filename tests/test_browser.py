@@ -134,7 +134,7 @@ def show(address: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cal
 
 def test_curves_of_every_run(show: Callable[..., Any]) -> None:
     names = ["by_epoch /loss", "by_epoch /accuracy", "lr-SGD", "samples_per_second"]
-    names += ["lr-SGD 3 cards"]  # LitTransfer has two parameter groups, the others have one
+    names += ["lr-AdamW 2 cards"]  # LitTransfer has two parameter groups; the others have one, and SGD
     show("timeseries", PAGE_TEXT, lambda text: all(name in text for name in names) and "version_3" in text)
 
 
