@@ -55,10 +55,7 @@ class OneLineParser(LightningArgumentParser):
 
 
 class FitCLI(LightningCLI):
-    """Parse a command line (default: ``sys.argv[1:]``) and build the data, the model and the Trainer of ``run``.
-
-    If parsing fails, print one line on stderr and exit with code 2.
-    """
+    """Parse a command line (default: ``sys.argv[1:]``); build the data, the model and the Trainer of ``run``."""
 
     def __init__(self, arguments: list[str] | None = None) -> None:
         self.arguments = sys.argv[1:] if arguments is None else arguments

@@ -149,10 +149,9 @@ def find_resume_target(resume: str, root: str) -> Path:
 
 
 def find_checkpoint(run: str, root: str = ".") -> Path:
-    """Return the checkpoint file of a run: best.ckpt, or last.ckpt if there is no best.ckpt.
+    """Return best.ckpt or else last.ckpt of a run. Raise a CheckpointError if there is no checkpoint.
 
-    ``run`` is a checkpoint file, the folder of a run, or ``latest`` for the newest run under ``root``. Raise a
-    CheckpointError if there is no checkpoint.
+    ``run`` is a checkpoint file, the folder of a run, or ``latest`` for the newest run under ``root``.
     """
     path = Path(run).expanduser()
     if run == "latest":

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_hook
 
 from datamodules import Preprocessing
 from datamodules.files import OUTPUT_MARKER
@@ -49,13 +50,8 @@ def grad_cam(model: LitBase, x: Tensor, classes: Tensor) -> Tensor:
         if has_batch and (features := _as_feature_map(module, output.detach())) is not None:
             calls.append((module, output, features))
 
-    hooks = [module.register_forward_hook(record) for module in model.modules()]
-    try:
-        with torch.enable_grad():
-            score = model(x).gather(1, classes[:, None]).sum()
-    finally:
-        for hook in hooks:
-            hook.remove()
+    with register_module_forward_hook(record), torch.enable_grad():
+        score = model(x).gather(1, classes[:, None]).sum()
     if not calls:
         raise UsageError(f"{type(model).__name__} has no layer with a feature map: --explain cannot draw a heat map")
     heat = torch.zeros(len(x), 1, 1, 1)
