@@ -88,12 +88,13 @@ def prepare(run: Run) -> None:
     start, data = run.start, run.data
     if not is_rank_zero() or (start is not None and start.finished):
         return
-    if isinstance(run.model, LitBase) and not run.is_resumed:
+    resumed = start.folder if start is not None and start.checkpoint is not None else None
+    if isinstance(run.model, LitBase) and resumed is None:
         run.model.load_pretrained()
     if isinstance(data, ImageFolderDataModule):
         with progress_bar("examined photos", show=not run.quiet) as progress:
             photos = data.examine(progress)
-        split_file = start.folder / SPLIT if start is not None and start.checkpoint is not None else Path()
+        split_file = Path() if resumed is None else resumed / SPLIT
         if split_file.is_file() and (difference := describe_other_photos(photos, str(split_file))):
             problem = f"{relative_path(split_file.parent)} was started with other photos: {difference}"
             raise UsageError(f"{problem}: restore them, or train a new run with --resume never")

@@ -162,7 +162,6 @@ def add_run_config(arguments: list[str]) -> list[str]:
     """If ``--resume`` is not ``never`` or ``auto``, add the configuration file and the path of the run to resume.
 
     ``--config FILE`` comes first, so that flags override it. ``--resume=PATH`` comes last and replaces ``latest``.
-    Raise a CheckpointError if the run does not exist.
     """
     typed = dict(_split_flags(arguments))
     resume = typed.get("--resume")

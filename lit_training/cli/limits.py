@@ -2,9 +2,7 @@
 
 import contextlib
 import math
-import os
 import re
-from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.accelerators import AcceleratorRegistry, CUDAAccelerator, MPSAccelerator
@@ -60,11 +58,6 @@ def check_trainer(config: dict[str, Any]) -> None:
     if isinstance(duration, str) and not re.fullmatch(r"\d+:\d\d?:\d\d?:\d\d?", duration):
         raise UsageError(f"--max_time {duration} must be DAYS:HOURS:MINUTES:SECONDS: --max_time 00:01:30:00")
     check_devices(config["accelerator"], config["devices"])
-    root = Path(config["default_root_dir"] or ".")
-    absolute = root.expanduser().absolute()
-    existing = next(folder for folder in (absolute, *absolute.parents) if os.path.exists(folder))  # noqa: PTH110 - Path.exists can raise
-    if not (existing.is_dir() and os.access(existing, os.W_OK)):
-        raise UsageError(f"--default_root_dir {root} is not writable: choose another folder")
 
 
 def check_devices(accelerator: Any, devices: Any) -> None:

@@ -33,14 +33,11 @@ class ComparedRun:
 
     name: str
     folder: Path
-    settings: dict[str, Any]
-    """Name with dots -> value, for example ``model.lr`` -> 0.001."""
-    rows: list[dict[str, str]]
-    """The rows of metrics.csv. There may be several validations per epoch."""
+    settings: dict[str, Any]  # name with dots -> value, for example model.lr -> 0.001
+    rows: list[dict[str, str]]  # of metrics.csv; there may be several validations per epoch
     answers: dict[str, tuple[str, bool]] | None
     """Path of an evaluated sample -> (true class, True if predicted correctly); None without an evaluation."""
-    hashes: dict[str, str] = field(default_factory=dict)
-    """Path of a photo -> SHA-256 of its file. Runs of earlier versions have none."""
+    hashes: dict[str, str] = field(default_factory=dict)  # path of a photo -> SHA-256; empty in older runs
 
     @cached_property
     def curves(self) -> dict[str, dict[int, float]]:

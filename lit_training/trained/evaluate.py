@@ -50,22 +50,15 @@ class Evaluation:
     """The outputs of a network for N samples, and their targets."""
 
     checkpoint: Path
-    data: str
-    """Path of the photo folder; if the samples are not files, the class name of the data module."""
-    split: str
-    """``test`` or ``val`` for the data of the run, ``photos`` for another folder."""
+    data: str  # path of the photo folder; if the samples are not files, the class name of the data module
+    split: str  # test or val for the data of the run, photos for another folder
     loss: float
-    outputs: Tensor
-    """(N, K) float32; logits for a classifier."""
-    targets: Tensor
-    """(N,) int64 for a classifier, (N, K) float32 for a regression."""
-    dataset: Dataset
-    """N samples, each (input of the network, target)."""
+    outputs: Tensor  # (N, K) float32; logits for a classifier
+    targets: Tensor  # (N,) int64 for a classifier, (N, K) float32 for a regression
+    dataset: Dataset  # N samples, each (input of the network, target)
     class_names: tuple[str, ...]
-    preprocessing: Preprocessing | None
-    """None if the inputs of the network are rows of numbers."""
-    paths: Paths | None
-    """The N paths, relative to the photo folder; None if the samples are not files."""
+    preprocessing: Preprocessing | None  # None if the inputs of the network are rows of numbers
+    paths: Paths | None  # the N paths, relative to the photo folder; None if the samples are not files
 
     @cached_property
     def predicted(self) -> Tensor:
@@ -122,8 +115,7 @@ class ClassScores:
     precision: Tensor
     recall: Tensor
     f1: Tensor
-    support: Tensor
-    """(K,) int64, number of samples of the class."""
+    support: Tensor  # (K,) int64, number of samples of the class
 
     @classmethod
     def from_confusion(cls, confusion: Tensor) -> "ClassScores":

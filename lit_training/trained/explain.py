@@ -33,12 +33,7 @@ def grad_cam(model: LitBase, x: Tensor, classes: Tensor) -> Tensor:
 
     The heat map is computed from the last feature map that affects the output. In vision transformers, it is the output
     of a LayerNorm, with the patch tokens arranged as in the image. If no region increases the score, all values are 0.
-
-    Args:
-        model: an image classifier in evaluation mode.
-        x: normalized inputs of the model, (B, C, S, S) float32.
-        classes: the class to explain for each image, (B,) int64.
-
+    ``x`` is the normalized inputs, (B, C, S, S) float32, ``classes`` the class to explain for each image, (B,) int64.
     Raises a UsageError if the model is not an image classifier, or no layer has a feature map.
     """
     check_explainable(model)
@@ -136,7 +131,6 @@ def explain_mistakes(model: LitBase, evaluation: Evaluation, file: Path) -> bool
 
     Raises a UsageError as :func:`grad_cam` does, or if ``file`` cannot be written.
     """
-    check_explainable(model)
     if not (worst := evaluation.worst_indices()):
         return False
     x = worst_inputs(evaluation)  # (B, C, S, S)

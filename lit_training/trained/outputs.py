@@ -107,8 +107,7 @@ def worst_inputs(evaluation: Evaluation) -> Tensor:
 def draw_worst(evaluation: Evaluation, pictures: Tensor, **options: Any) -> Any:
     """Draw the most confident mistakes in a figure, with predicted class, true class and file name.
 
-    ``pictures`` are the images of :meth:`~Evaluation.worst_indices`, (B, 3, H, W) float32 in [0, 1]. ``options`` are
-    those of :func:`figures.draw_sheet`.
+    ``pictures`` are those of ``worst_indices``, (B, 3, H, W) float32 in [0, 1], ``options`` of ``figures.draw_sheet``.
     """
     worst, paths = evaluation.worst_indices(), evaluation.paths
     of_all_samples = evaluation.targets, evaluation.predicted, evaluation.probability
