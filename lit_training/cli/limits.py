@@ -36,7 +36,7 @@ MAX_PROCESSES_PER_CORE = 8
 
 
 def check_trainer(config: dict[str, Any]) -> None:
-    """Raise a UsageError for a wrong argument. In ``config``, 2.0 batches become 2, and a name such as GPU lower case."""
+    """Raise a UsageError for a wrong argument. In ``config``, 2.0 batches become 2, and a name becomes lower case."""
     for name, choices in CHOICES.items():
         if isinstance(value := config[name], str):
             config[name] = value.lower()
