@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import json
 import platform
+import sys
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -21,13 +22,14 @@ from datamodules.image_folder import ImageFolderDataModule
 from datamodules.machine import cache_folder
 from datamodules.photos.find import SPLITS
 from lit_models import LitTransfer
+from lit_training.runs.threads import FEATURE_BATCH_SIZE
 
 FORMAT = 1  # increase it if a change in this project changes the features
 MAX_BYTES = 2 << 30
 """Maximum size of the folder. The files that were not used for the longest time are deleted first."""
 
 
-def feature_files(trainer: Trainer, model: Any, data: Any, batch_size: int) -> dict[str, Path]:
+def feature_files(trainer: Trainer, model: Any, data: Any) -> dict[str, Path]:
     """Return the files for the features of the splits train and val, or {} if features are not kept. Call it on rank 0.
 
     The name of a file is a hash of all that decides the bits of the features: the photos, in order, their
@@ -38,61 +40,55 @@ def feature_files(trainer: Trainer, model: Any, data: Any, batch_size: int) -> d
     if not known or not isinstance(trainer.strategy, (SingleDeviceStrategy, DDPStrategy)):
         return {}
     device, backbone = trainer.strategy.root_device, model.hparams["backbone"]
-    libraries = ["torch", "torchvision", "pillow", *(["timm"] if backbone.startswith("timm/") else [])]
-    machine = [platform.machine(), torch.backends.cpu.get_cpu_capability(), torch.get_num_threads()]
+    libraries = ["torch", "torchvision", "pillow"] + ["timm"] * backbone.startswith("timm/")
+    settings = [FORMAT, FEATURE_BATCH_SIZE, backbone, model.hparams["average_flips"], data.hparams["cache"]]
+    settings += [data.preprocessing.to_dict(), trainer.precision, torch.get_float32_matmul_precision()]
+    settings += [trainer.num_nodes, device.type, platform.machine(), torch.backends.cpu.get_cpu_capability()]
+    settings += [torch.get_num_threads(), *map(version, libraries)]
     if device.type == "cuda":
-        machine += [torch.cuda.get_device_name(device), torch.backends.cudnn.version(), torch.version.cuda]
-        machine += [torch.backends.cudnn.benchmark, torch.are_deterministic_algorithms_enabled()]
-    numbers = [trainer.precision, torch.get_float32_matmul_precision(), batch_size, trainer.num_nodes]
-    numbers += [model.hparams["average_flips"]]
-    settings = [FORMAT, backbone, data.preprocessing.to_dict(), data.hparams["cache"], numbers, device.type, machine]
-    common = hashlib.sha256(json.dumps([settings, [version(name) for name in libraries]]).encode())
+        settings += [torch.cuda.get_device_name(device), torch.backends.cudnn.version(), torch.version.cuda]
+        settings += [torch.backends.cudnn.benchmark, torch.are_deterministic_algorithms_enabled()]
+    common = hashlib.sha256(json.dumps(settings).encode())
     for name, tensor in [*model.net.named_parameters(), *model.net.named_buffers()]:
         if not tensor.requires_grad:  # the head is trained
-            common.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
-            common.update(_bytes(tensor))
-    try:
-        folder = cache_folder() / "features"
-    except DataError:  # there is no home folder
-        return {}
+            common.update(save({name: tensor.contiguous()}))
     files = {}
-    for split in ("train", "val"):
-        digest = common.copy()  # the weights of a large network take seconds to hash
-        digest.update(data.photos.sha256[data.photos.select(SPLITS.index(split))].tobytes())
-        files[split] = folder / f"{digest.hexdigest()}.safetensors"
+    with contextlib.suppress(DataError):  # there is no home folder
+        for split in ("train", "val"):
+            digest = common.copy()  # the weights of a large network take seconds to hash
+            digest.update(data.photos.sha256[data.photos.select(SPLITS.index(split))].tobytes())
+            files[split] = cache_folder() / "features" / f"{digest.hexdigest()}.safetensors"
     return files
 
 
-def _bytes(tensor: Tensor) -> Any:
-    return tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data
-
-
-def _checksum(path: Path, features: Tensor) -> str:
-    return hashlib.sha256(path.name.encode() + _bytes(features)).hexdigest()
-
-
-def read_features(path: Path, count: int) -> Tensor | None:
-    """Return the features (``count``, F), or None if the file is missing, damaged, or has another content."""
+def read_features(path: Path) -> Tensor | None:
+    """Return the features, or None if the file is missing, damaged, or has another content than its name says."""
     with contextlib.suppress(Exception):  # the errors for broken files have no common class
         with safe_open(path, "pt") as file:
             features, checksum = file.get_tensor("features"), file.metadata()["checksum"]
-        if features.ndim == 2 and len(features) == count and checksum == _checksum(path, features):
+        if checksum == _checksum(path, features):
             path.touch()
             return features
     return None
 
 
-def write_features(path: Path, features: Tensor) -> str:
-    """Write the file and delete old files. Return "", or why this failed: a run does not need the file."""
+def write_features(path: Path, features: Tensor) -> bool:
+    """Write the file and delete old files. If this fails, print why and return False: a run does not need the file."""
     try:
         with atomic_write(path) as out:
-            out.write(save({"features": features.contiguous()}, {"checksum": _checksum(path, features)}))
+            out.write(save({"features": features}, {"checksum": _checksum(path, features)}))
     except OSError as error:
-        return f"note: features are not kept for later runs: cannot write to {path.parent} ({error.strerror})"
+        reason = f"cannot write to {path.parent} ({error.strerror})"
+        print(f"note: features are not kept for later runs: {reason}", file=sys.stderr, flush=True)
+        return False
     with contextlib.suppress(OSError):  # another run may delete the same files
         size = 0
         for file in sorted(path.parent.iterdir(), key=lambda file: -file.stat().st_mtime):
             size += file.stat().st_size
             if size > MAX_BYTES:
                 file.unlink()
-    return ""
+    return True
+
+
+def _checksum(path: Path, features: Tensor) -> str:
+    return hashlib.sha256(save({path.name: features})).hexdigest()

@@ -1,6 +1,5 @@
 """Compute the features of a frozen backbone once per picture, not again in each epoch."""
 
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -33,9 +32,6 @@ class Features(Dataset):
     def __len__(self) -> int:
         return len(self.labels)
 
-    def __getitem__(self, key: int) -> tuple[Tensor, Tensor]:
-        return self.features[key % len(self)], self.labels[key % len(self)]
-
     def __getitems__(self, keys: list[int]) -> tuple[Tensor, Tensor]:
         key_tensor = torch.tensor(keys)
         rows = key_tensor % len(self)
@@ -54,58 +50,37 @@ class FeatureCache(Callback):
         data: Any = data_of(trainer)
         if not isinstance(pl_module, LitBase) or not isinstance(data, SplitDataModule) or data.photos is None:
             return
-        if not pl_module.fixed_features or data.augment:
+        if not pl_module.fixed_features or data.augment or isinstance(data.dataset("train"), Features):
             return
         pl_module.on_fit_start()  # it loads the weights; Lightning would call it too late, after the callbacks
         threads: Any = getattr(trainer, "threads", None) or [torch.get_num_threads()]
-        notes: dict[str, None] = {}  # a dict keeps each line once
+        used_folder: Path | None = None
         with evaluation_mode(pl_module), use_threads(threads[-1]):
-            is_first = trainer.is_global_zero
-            files = feature_files(trainer, pl_module, data, FEATURE_BATCH_SIZE) if is_first else {}
+            files = feature_files(trainer, pl_module, data) if trainer.is_global_zero else {}
             for split in ("train", "val"):
-                dataset: Any = data.dataset(split)
-                if not isinstance(dataset, Features) and len(dataset):
-                    features = _read_or_compute(trainer, pl_module, dataset, data, split, files.get(split), notes)
+                pictures, file = data.dataset(split), files.get(split)
+                if not len(pictures):
+                    continue
+                features = trainer.strategy.broadcast(file and read_features(file))
+                if features is not None:
+                    used_folder = file and file.parent
+                else:
+                    features = _compute_features(trainer, pl_module, data, split)
                     if features is None:
-                        break
-                    data.sets[split] = features
-        for note in filter(None, notes):
-            print(note, file=sys.stderr if note.startswith("note") else sys.stdout, flush=True)
+                        return
+                    if file and not write_features(file, features):
+                        files = {}  # print the note only once
+                data.sets[split] = Features(features, pictures)
+        if used_folder and trainer.progress_bar_callback is not None:
+            print(f"features of an earlier run are used again, from {used_folder}", flush=True)
         forget_loaders(trainer)  # schedules that need the number of steps create loaders with the old data
 
 
-def _read_or_compute(
-    trainer: Trainer,
-    model: LitBase,
-    dataset: Any,
-    data: SplitDataModule,
-    split: str,
-    file: Path | None,
-    notes: dict[str, None],
-) -> Features | None:
-    """Return the features that rank 0 finds in ``file``; otherwise compute them and write this file.
-
-    Add a line to ``notes`` if they were found or cannot be kept.
-    """
-    found = trainer.strategy.broadcast(read_features(file, len(dataset)) if file else None)
-    if found is not None:
-        if file and trainer.progress_bar_callback is not None:
-            notes[f"features of an earlier run are used again, from {file.parent}"] = None
-        return Features(found, dataset)
-    computed = _compute_features(trainer, model, dataset, data, split)
-    if computed is not None and file:
-        notes[write_features(file, computed.features)] = None
-    return computed
-
-
-def _compute_features(
-    trainer: Trainer, model: LitBase, dataset: Any, data: SplitDataModule, split: str
-) -> Features | None:
-    """Return the features of all pictures on each rank, or None if the model cannot compute features."""
-    workers = data.num_workers(dataset)
-    loader: Any = make_loader(
-        dataset, trainer, batch_size=FEATURE_BATCH_SIZE, seed=0, train=False, num_workers=workers, keep_workers=False
-    )
+def _compute_features(trainer: Trainer, model: LitBase, data: SplitDataModule, split: str) -> Tensor | None:
+    """Return the features (N, F) of all pictures on each rank, or None if the model cannot compute features."""
+    dataset: Any = data.dataset(split)
+    options: Any = {"seed": 0, "train": False, "num_workers": data.num_workers(dataset), "keep_workers": False}
+    loader: Any = make_loader(dataset, trainer, batch_size=FEATURE_BATCH_SIZE, **options)
     batches: list[Tensor] = []
     show_bar = trainer.is_global_zero and trainer.progress_bar_callback is not None
     with progress_bar(f"features of {split}", show_bar) as progress:
@@ -116,5 +91,4 @@ def _compute_features(
                 return None
             batches.append(batch_features.cpu())
             progress(min(len(batches) * trainer.world_size * FEATURE_BATCH_SIZE, len(dataset)), len(dataset))
-    features = gather_in_input_order(trainer, torch.cat(batches), loader).cpu()
-    return Features(features.clone(), dataset)
+    return gather_in_input_order(trainer, torch.cat(batches), loader).cpu().clone()
