@@ -15,6 +15,7 @@ if TYPE_CHECKING:  # matplotlib takes a second to import, so only the functions 
 
 PICTURE_INCHES = 1.05
 """Width of a picture in a sheet. TensorBoard shows figures 350 pixels wide, so three pictures are drawn 1 : 1."""
+PAIR_INCHES = 2.4  # width of an image and its heat map
 POINTS = 8  # font size; 11 pixels in a figure that TensorBoard draws 1 : 1
 COLUMNS, MAX_TITLE_LINES = 3, 3  # of a sheet
 DPI = 200  # sharp if the figure is enlarged
@@ -27,24 +28,23 @@ def undo_normalization(inputs: Tensor, preprocessing: Preprocessing) -> Tensor:
     return (inputs.detach().cpu().float() * std + mean).clamp(0, 1).expand(-1, 3, -1, -1)
 
 
-def draw_sheet(
-    pictures: Tensor, titles: Sequence[str], inches: float = PICTURE_INCHES, heat_key: bool = False
-) -> "Figure":
-    """Draw pictures, (B, 3, H, W) float32 in [0, 1], in a grid, each ``inches`` wide and with a title above it.
+def draw_sheet(pictures: Tensor, titles: Sequence[str], heat_maps: bool = False) -> "Figure":
+    """Draw pictures, (B, 3, H, W) float32 in [0, 1], in a grid, each with a title above it.
 
-    Lines wider than a picture are wrapped. ``heat_key``: explain the colours of heat maps at the bottom.
+    Lines wider than a picture are wrapped. ``heat_maps``: each picture is an image beside its heat map. Then the
+    pictures are larger, and a key at the bottom explains the colours.
     """
     from matplotlib.figure import Figure
 
     count, _, height, width = pictures.shape
-    columns = min(COLUMNS, count)
+    columns, inches = min(COLUMNS, count), PAIR_INCHES if heat_maps else PICTURE_INCHES
     texts = ["\n".join(_wrap(line, inches) for line in title.split("\n")) for title in titles]
     lines = max(text.count("\n") + 1 for text in texts)
     # All pictures share one axes: one axes per picture takes four times as long. The unit is an inch.
     gap, line_height, picture_height = 0.1, 1.25 * POINTS / 72, inches * height / width
     row_height = lines * line_height + picture_height + gap
     sheet_width = columns * (inches + gap) + gap
-    sheet_height = -(-count // columns) * row_height + gap + 2 * line_height * heat_key
+    sheet_height = -(-count // columns) * row_height + gap + 2 * line_height * heat_maps
     figure = Figure(figsize=(sheet_width, sheet_height), dpi=DPI)
     axes = figure.add_axes((0, 0, 1, 1), xlim=(0, sheet_width), ylim=(sheet_height, 0))
     axes.set_axis_off()
@@ -54,7 +54,7 @@ def draw_sheet(
         axes.imshow(picture.permute(1, 2, 0).numpy(), extent=(left, left + inches, bottom, top), aspect="auto")
         # parse_math=False: file names can contain dollar signs
         axes.text(left, top - 0.03, text, fontsize=POINTS, verticalalignment="bottom", parse_math=False)
-    if heat_key:
+    if heat_maps:
         middle = sheet_height - line_height
         axes.imshow([range(256)], cmap="jet", extent=(gap, gap + 0.5, middle + 0.06, middle - 0.06), aspect="auto")
         axes.text(gap + 0.55, middle, "red: most important", fontsize=POINTS, verticalalignment="center")
@@ -62,24 +62,17 @@ def draw_sheet(
 
 
 def draw_mistakes(
-    pictures: Tensor,
-    names: Sequence[str],
-    labels: Sequence[int],
-    predicted: Sequence[int],
-    probabilities: Sequence[float],
-    files: Sequence[str] | None,
-    **options: Any,
+    pictures: Tensor, names: Sequence[str], answers: Sequence[Any], files: Sequence[str] | None, heat_maps: bool = False
 ) -> "Figure":
-    """Draw B pictures, (B, 3, H, W) float32 in [0, 1], whose class was predicted wrongly, with :func:`draw_sheet`.
+    """Draw B pictures whose class was predicted wrongly, with :func:`draw_sheet`.
 
-    ``names`` are the names of all classes, ``probabilities`` those of the predicted classes, ``files`` the B paths.
-    ``options`` are those of :func:`draw_sheet`.
+    ``names`` are those of all classes, ``files`` the B paths. ``answers`` has for each picture its true class, the
+    predicted class and the probability of the predicted class.
     """
-    predictions = zip(labels, predicted, probabilities, strict=True)
-    titles = [f"{probability:.0%} {names[wrong]}\nis {names[label]}" for label, wrong, probability in predictions]
+    titles = [f"{probability:.0%} {names[wrong]}\nis {names[label]}" for label, wrong, probability in answers]
     if files is not None:
         titles = [f"{title}\n{printable(file).rpartition('/')[2]}" for title, file in zip(titles, files, strict=True)]
-    return draw_sheet(pictures, titles, **options)
+    return draw_sheet(pictures, titles, heat_maps=heat_maps)
 
 
 def draw_confusion(matrix: Tensor, names: Sequence[str]) -> "Figure":
@@ -150,21 +143,21 @@ def _wrap(text: str, inches: float) -> str:
 
 def draw_curves(charts: Mapping[str, Mapping[str, tuple[Sequence[float], Sequence[float]]]]) -> "Figure":
     """Draw charts side by side. ``charts[title][name]`` is a curve: its epochs and its values."""
+    from matplotlib import cycler, rcParams
     from matplotlib.figure import Figure
 
-    names = dict.fromkeys(name for lines in charts.values() for name in lines)
+    names = list(dict.fromkeys(name for lines in charts.values() for name in lines))
     figure = Figure(figsize=(max(5 * len(charts), 7), 4 + 0.2 * len(names)), layout="constrained")
-    styles = {name: {"color": f"C{n}", "linestyle": ["-", "--", ":"][n // 10 % 3]} for n, name in enumerate(names)}
-    handles: dict[str, Any] = {}
     for axes, (title, lines) in zip(figure.subplots(1, len(charts), squeeze=False).flat, charts.items(), strict=True):
-        for name, (epochs, values) in lines.items():
-            [handles[name]] = axes.plot(epochs, values, marker="o", markersize=3, label=name, **styles[name])
+        axes.set_prop_cycle(cycler(linestyle=["-", "--", ":"]) * rcParams["axes.prop_cycle"])
+        for name in names:  # a name without a curve here uses up a colour too
+            axes.plot(*lines.get(name, ([], [])), marker="o", markersize=3, label=name)
         axes.set_title(title)
         axes.set_xlabel("epoch")
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.grid(alpha=0.3)
-    labels = [_shorten(name, figure.get_figwidth() - 0.8, 9) for name in handles]
-    legend = figure.legend(handles.values(), labels, loc="outside lower left", fontsize=9)
+    labels = [_shorten(name, figure.get_figwidth() - 0.8, 9) for name in names]
+    legend = figure.legend(axes.lines, labels, loc="outside lower left", fontsize=9)
     for text in legend.get_texts():
         text.set_parse_math(False)
     return figure

@@ -152,24 +152,25 @@ class Dashboard(Callback):
             rows = trainer.strategy.all_gather(rows).flatten(0, -2)  # (N, 3) of all ranks
         if not trainer.is_global_zero:
             return
-        target, predicted, confidence = rows.cpu().T  # (N,) each; samples that only fill the last batch have target -1
-        target, predicted = target.long(), predicted.long()
+        target, predicted, confidence = rows.cpu().T  # (N,) each
+        target, predicted = target.long().clamp(min=-1), predicted.long()
+        # samples that only fill the last batch have a negative class
         matrix = multiclass_confusion_matrix(predicted, target, self.num_classes, ignore_index=-1)
         mistakes = ((target != predicted) & (target >= 0)).nonzero().flatten()
-        worst = mistakes[confidence[mistakes].argsort(descending=True)[:MISTAKE_COUNT]]
-        columns = [column[worst].tolist() for column in (target, predicted, confidence)]
+        worst = mistakes[confidence[mistakes].argsort(descending=True)[:MISTAKE_COUNT]].tolist()
+        answers = [(int(target[k]), int(predicted[k]), float(confidence[k])) for k in worst]
         dataset = _pictures_of(loader) if in_order else None
-        self.draw_waiting = partial(self._draw, trainer, matrix, dataset, worst.tolist(), columns, trainer.global_step)
+        self.draw_waiting = partial(self._draw, trainer, matrix, dataset, worst, answers, trainer.global_step)
         if self.drawing_seconds <= DRAWING_TIME_SHARE * (time.monotonic() - self.start_time):
             self.draw_waiting()
 
     def _draw(
-        self, trainer: Trainer, matrix: Tensor, dataset: Any, worst: list[int], columns: list[Any], step: int
+        self, trainer: Trainer, matrix: Tensor, dataset: Any, worst: list[int], answers: list[Any], step: int
     ) -> None:
         """Draw the confusion matrix, and the mistakes with the highest predicted probability.
 
-        ``worst``: their indices in the dataset. ``columns``: their true classes, predicted classes and probabilities.
-        Mistakes are not drawn if the ``dataset`` is None, or does not contain pictures.
+        ``worst``: their indices in the ``dataset``, which is None if their order is not known. ``answers``: as in
+        :func:`figures.draw_mistakes`.
         """
         start_time, self.draw_waiting = time.monotonic(), None
         names = data_of(trainer).class_names or ()
@@ -181,7 +182,7 @@ class Dashboard(Callback):
         if pictures is not None:
             paths = getattr(dataset, "paths", None)
             files = None if paths is None else [str(paths[index]) for index in worst]
-            drawn["most_confident_mistakes"] = figures.draw_mistakes(pictures, names, *columns, files)
+            drawn["most_confident_mistakes"] = figures.draw_mistakes(pictures, names, answers, files)
         for logger in _tensorboard_loggers(trainer):
             for name, figure in drawn.items():
                 logger.experiment.add_figure(f"validation/{name}", figure, step)
@@ -219,16 +220,14 @@ def _network_inputs_as_pictures(trainer: Trainer, dataset: Any, indices: list[in
 
 def _add_samples(logger: TensorBoardLogger, trainer: Trainer) -> None:
     """Draw training pictures, evenly spaced in the dataset, with their class names, augmented as in the first epoch."""
-    dataset: Any = _pictures_of(trainer.train_dataloader)
-    names = data_of(trainer).class_names
-    if not (names and data_of(trainer).preprocessing):
+    data, dataset = data_of(trainer), _pictures_of(trainer.train_dataloader)
+    if not (data.class_names and data.preprocessing):
         return
     count = min(SAMPLE_COUNT, len(dataset))
     indices = [number * len(dataset) // count for number in range(count)]
-    labels = [int(dataset[index][1]) for index in indices]
     pictures = _network_inputs_as_pictures(trainer, dataset, indices)
     if pictures is not None:
-        figure = figures.draw_sheet(pictures, [names[label] for label in labels])
+        figure = figures.draw_sheet(pictures, [data.class_names[int(dataset[index][1])] for index in indices])
         logger.experiment.add_figure("training/samples", figure, trainer.global_step)
 
 

@@ -75,9 +75,9 @@ def test_mistakes_titles(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(figures, "draw_sheet", lambda *given, **_: sheets.append(given))
     pictures = torch.rand(2, 3, 8, 8)
     figures.draw_mistakes(
-        pictures, ("ant", "bee"), [0, 1], [1, 0], [0.914, 0.5], ["val/ant/x.jpg", "val/bee/\udc80.jpg"]
+        pictures, ("ant", "bee"), [(0, 1, 0.914), (1, 0, 0.5)], ["val/ant/x.jpg", "val/bee/\udc80.jpg"]
     )
-    figures.draw_mistakes(pictures, ("ant", "bee"), [0, 1], [1, 0], [0.914, 0.5], None)
+    figures.draw_mistakes(pictures, ("ant", "bee"), [(0, 1, 0.914), (1, 0, 0.5)], None)
     assert sheets[0][1] == ["91% bee\nis ant\nx.jpg", "50% ant\nis bee\n\\udc80.jpg"]
     assert sheets[1][1] == ["91% bee\nis ant", "50% ant\nis bee"]
 

@@ -267,9 +267,9 @@ def test_cached_features_still_show_pictures(
     sheets: list[Any] = []
     real = figures.draw_sheet
 
-    def sheet(*given: Any) -> Any:
+    def sheet(*given: Any, **options: Any) -> Any:
         sheets.append(given)
-        return real(*given)
+        return real(*given, **options)
 
     monkeypatch.setattr(figures, "draw_sheet", sheet)
     model = LitTransfer(num_classes=2, weights=None)
