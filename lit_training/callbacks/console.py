@@ -32,9 +32,6 @@ class EpochLines(ProgressBar):
     def disable(self) -> None:
         self.enabled = False
 
-    def enable(self) -> None:
-        self.enabled = True
-
     def state_dict(self) -> dict[str, Any]:
         return {**self.best.state_dict(), "improved": self.improved}
 

@@ -10,6 +10,7 @@ import time
 import warnings
 from collections.abc import Callable
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +35,7 @@ from lit_training.runs.layout import CONFIG
 
 SAMPLE_COUNT = 12
 MISTAKE_COUNT = 12
-DRAWING_TIME_SHARE = 0.02
-"""If drawing has taken more than this share of the run's time, new figures are drawn at the end of training."""
+DRAWING_TIME_SHARE = 0.02  # of the run's time; after that, new figures are drawn at the end of training
 FIRST_SETTINGS = ("lr", "epochs", "data.batch_size", "model")  # columns of the tab HPARAMS
 METRICS_BY_EPOCH = {
     "train_loss": ("train", "loss"),
@@ -73,7 +73,6 @@ class Dashboard(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.unwritten_epoch = self.draw_waiting = None
         self.writers: dict[str, SummaryWriter] = {}
-        self.first_epoch = trainer.current_epoch + 1
         self.start_time, self.drawing_seconds = time.monotonic(), 0.0
         if not trainer.is_global_zero:
             return
@@ -101,22 +100,18 @@ class Dashboard(Callback):
 
     def _write_epoch_scalars(self, trainer: Trainer) -> None:
         """Write the metrics of the last complete epoch. Its training loss exists only after the epoch's hooks."""
-        if self.unwritten_epoch is not None and trainer.is_global_zero:
-            for logger in _tensorboard_loggers(trainer):
-                for metric, (part, name) in METRICS_BY_EPOCH.items():
-                    if metric in trainer.callback_metrics:
-                        writer = self._writer(logger, part) if part else logger.experiment
-                        value = trainer.callback_metrics[metric]
-                        writer.add_scalar(f"by_epoch/{name}", value, self.unwritten_epoch + 1)
-                        writer.flush()
-        self.unwritten_epoch = None
-
-    def _writer(self, logger: TensorBoardLogger, part: str) -> SummaryWriter:
-        """Return the writer of a folder in the run's folder. After a resume, it replaces the epochs that follow."""
-        folder = f"{logger.log_dir}/{part}"
-        if folder not in self.writers:
-            self.writers[folder] = SummaryWriter(folder, purge_step=self.first_epoch)
-        return self.writers[folder]
+        epoch, self.unwritten_epoch = self.unwritten_epoch, None
+        if epoch is None or not trainer.is_global_zero:
+            return
+        logged = [metric for metric in METRICS_BY_EPOCH if metric in trainer.callback_metrics]
+        for logger, metric in product(_tensorboard_loggers(trainer), logged):
+            part, name = METRICS_BY_EPOCH[metric]
+            folder = f"{logger.log_dir}/{part}"
+            if part and folder not in self.writers:  # after a resume, its epochs replace those of the killed run
+                self.writers[folder] = SummaryWriter(folder, purge_step=epoch + 1)
+            writer = self.writers.get(folder, logger.experiment)
+            writer.add_scalar(f"by_epoch/{name}", trainer.callback_metrics[metric], epoch + 1)
+            writer.flush()
 
     # --- validation -----------------------------------------------------------------------------------------------
 

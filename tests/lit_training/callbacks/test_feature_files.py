@@ -8,8 +8,8 @@ import pytest
 import torch
 from PIL import Image
 
-from lit_training.callbacks import feature_files, features
-from lit_training.callbacks.feature_files import read_features, write_features
+from lit_training.callbacks import features
+from lit_training.callbacks.features import read_features, write_features
 from tests.support.commands import run
 from tests.support.fits import SMALL_NET, assert_same_end, fit_run
 
@@ -138,7 +138,7 @@ def test_the_files_that_were_not_used_are_deleted(tmp_path: Path, monkeypatch: p
     old, used, new = (tmp_path / "features" / name for name in ("old", "used", "new"))
     write_features(old, torch.ones(9, 9))
     write_features(used, torch.ones(9, 9))
-    monkeypatch.setattr(feature_files, "MAX_BYTES", 2 * old.stat().st_size)
+    monkeypatch.setattr(features, "MAX_BYTES", 2 * old.stat().st_size)
     os.utime(used, (1, 1))
     os.utime(old, (2, 2))
     assert read_features(used) is not None
