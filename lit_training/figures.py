@@ -143,7 +143,8 @@ def _wrap(text: str, inches: float) -> str:
 
 def draw_curves(charts: Mapping[str, Mapping[str, tuple[Sequence[float], Sequence[float]]]]) -> "Figure":
     """Draw charts side by side. ``charts[title][name]`` is a curve: its epochs and its values."""
-    from matplotlib import cycler, rcParams
+    from cycler import cycler
+    from matplotlib import rcParams
     from matplotlib.figure import Figure
 
     names = list(dict.fromkeys(name for lines in charts.values() for name in lines))

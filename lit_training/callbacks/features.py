@@ -76,10 +76,11 @@ class FeatureCache(Callback):
         with evaluation_mode(pl_module), use_threads(threads[-1]):
             files = _files_of(trainer, pl_module, data) if trainer.is_global_zero else {}
             for split in ("train", "val"):
-                pictures, file = data.dataset(split), files.get(split)
+                pictures: Any = data.dataset(split)
+                file = files.get(split)
                 if not len(pictures):
                     continue
-                features = trainer.strategy.broadcast(file and read_features(file))
+                features = trainer.strategy.broadcast(read_features(file) if file else None)
                 if features is not None:
                     used_folder = file and file.parent
                 else:
