@@ -24,7 +24,6 @@ from lit_training.trained.outputs import draw_worst, worst_inputs
 from lit_training.trained.predict import Prediction, distinct_class_names
 
 MAX_NAME_LENGTH = 60  # characters of the input's name in the name of its heat map
-PAIR_INCHES = 2.4  # width of an image and its heat map
 MADE_BY = "lit-classics predict.py --explain"  # a text in each PNG file: a later call removes only files that have it
 
 
@@ -117,7 +116,7 @@ def explain_predictions(model: LitBase, predictions: Sequence[Prediction], folde
             heat = grad_cam(model, x, torch.tensor([index]))
             picture = put_side_by_side(figures.undo_normalization(x, preprocessing), heat)
             title = f"{Path(prediction.path).name}\n{prediction.probability:.0%} {prediction.label}"
-            figure = figures.draw_sheet(picture, [title], inches=PAIR_INCHES, heat_key=True)
+            figure = figures.draw_sheet(picture, [title], heat_maps=True)
             file = folder / f"{number}_{Path(prediction.path).stem[:MAX_NAME_LENGTH]}.png"
             figure.savefig(file, dpi=300, metadata={"Software": MADE_BY})
             drawn += 1
@@ -138,7 +137,7 @@ def explain_mistakes(model: LitBase, evaluation: Evaluation, file: Path) -> bool
     heat = grad_cam(model, x, evaluation.predicted[worst])
     pictures = put_side_by_side(figures.undo_normalization(x, evaluation.preprocessing), heat)
     try:
-        draw_worst(evaluation, pictures, inches=PAIR_INCHES, heat_key=True).savefig(file)
+        draw_worst(evaluation, pictures, heat_maps=True).savefig(file)
     except OSError as error:
         raise UsageError(f"{file} cannot be written ({error.strerror}): copy the run to a writable folder") from error
     return True
