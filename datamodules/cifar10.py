@@ -34,9 +34,6 @@ class CIFAR10DataModule(SplitDataModule):
         seed: seed of the validation split, the order and the augmentation.
 
     Batches: (B, 3, 32, 32) float32 in [-1, 1] and (B,) int64.
-
-    Raises:
-        DataError: an argument is out of range, or the data set cannot be downloaded, written or read.
     """
 
     task = "classification"

@@ -29,11 +29,7 @@ STOP_SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SI
 
 
 def cache_folder() -> Path:
-    """Return the path of ``lit-classics`` in the user's cache folder. Its files can be deleted at any time.
-
-    Raises:
-        DataError: XDG_CACHE_HOME is not set and the user has no home folder.
-    """
+    """Return ``lit-classics`` in the user's cache folder. Its files can be deleted. Raise DataError without a home."""
     try:
         return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lit-classics"
     except RuntimeError as error:

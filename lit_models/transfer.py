@@ -129,7 +129,7 @@ class LitTransfer(LitBase):
         return (self.net(x.flip(-1)) + self.net(x)) / 2  # x last, so that --explain draws its map
 
     def features(self, x: Tensor) -> Tensor | None:
-        """Return the inputs of the head, averaged as in ``forward``, (B, F), no gradient; None if it is not last."""
+        """Return the head's inputs, (B, F), averaged as in ``forward``, without gradient; None if it is not last."""
         views = [x.flip(-1), x] if self.hparams["average_flips"] else [x]
         calls: list[tuple[Tensor, Tensor]] = []  # the input and the output of the head
         with torch.no_grad(), self.head.register_forward_hook(lambda _, args, output: calls.append((*args, output))):

@@ -98,8 +98,7 @@ class PhotoFiles(Dataset):
 def read_pixels(source: str | Path | Image.Image | np.ndarray) -> Tensor:
     """Return an upright RGB picture, (3, H, W) uint8, from a file, a PIL image or a uint8 array (H, W, 3) or (H, W).
 
-    Raises:
-        DataError: the file cannot be decoded, or the array has another shape or dtype.
+    Raise DataError if the file cannot be decoded, or the array has another shape or dtype.
     """
     if isinstance(source, np.ndarray):
         if source.dtype != np.uint8 or not (source.ndim == 2 or (source.ndim == 3 and source.shape[2] == 3)):

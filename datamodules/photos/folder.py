@@ -75,10 +75,8 @@ def examine(
     """Decode every picture in a folder, leave out the files that cannot be used, and split the other pictures.
 
     The arguments are those of :class:`~datamodules.image_folder.ImageFolderDataModule`, and `progress` of
-    :func:`scan_photos`. The same seed and the same pictures give the same split.
-
-    Raises:
-        DataError: an argument is out of range, or the folder or `split_file` cannot be used for training.
+    :func:`scan_photos`. The same seed and the same pictures give the same split. Raise DataError if an argument is out
+    of range, or the folder or `split_file` cannot be used for training.
     """
     if not 0 < val_size < 1:
         raise DataError(f"val_size must be between 0 and 1, but is {val_size}: --data.val_size 0.2")
@@ -91,12 +89,11 @@ def examine(
         listing = apply_split_file(listing, split_file)
     if len(listing.class_names) == 1:
         class_name, root_text = printable(listing.class_names[0]), printable(str(listing.root))
-        inside = f"if the classes are inside {class_name}, --data {root_text}/{class_name}"
-        if not (listing.root / listing.class_names[0]).is_dir():  # it is in train/
-            inside = f"if the classes are inside {class_name}, move them up, as in train/<class>/"
+        is_in_root = (listing.root / listing.class_names[0]).is_dir()  # otherwise it is in train/
+        fix = f"--data {root_text}/{class_name}" if is_in_root else "move them up, as in train/<class>/"
         raise DataError(
             f"{root_text} has only one class, {class_name}, but a classifier needs two: add a second class folder, or, "
-            f"{inside}"
+            f"if the classes are inside {class_name}, {fix}"
         )
     scan = scan_photos(listing, progress=progress)
     bad, n = scan.bad, len(listing.paths)

@@ -103,9 +103,7 @@ def _compute_features(
 ) -> Features | None:
     """Return the features of all pictures on each rank, or None if the model cannot compute features."""
     workers = data.num_workers(dataset)
-    loader: Any = make_loader(
-        dataset, trainer, batch_size=FEATURE_BATCH_SIZE, seed=0, train=False, num_workers=workers, keep_workers=False
-    )
+    loader: Any = make_loader(dataset, trainer, batch_size=FEATURE_BATCH_SIZE, seed=0, train=False, num_workers=workers)
     batches: list[Tensor] = []
     show_bar = trainer.is_global_zero and trainer.progress_bar_callback is not None
     with progress_bar(f"features of {split}", show_bar) as progress:
