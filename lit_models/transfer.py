@@ -50,7 +50,6 @@ class LitTransfer(LitBase):
 
     Input: (B, 3, H, W) float32, normalized as in ``preprocessing``, or ``features`` (B, F). Output: (B, K) logits.
     Parameters: 11,181,642 at the defaults, 5,130 of them in the head.
-    Raises a ModelError if the backbone is unknown, or an argument is out of range.
     """
 
     default_data = "ImageFolderDataModule"

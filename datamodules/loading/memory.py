@@ -89,9 +89,8 @@ def _factor_and_offset(mean: tuple[float, ...], std: tuple[float, ...]) -> tuple
 def flip_shift_cutout(images: Tensor, numbers: Tensor) -> Tensor:
     """Flip each image with probability 1/2, shift it by up to SHIFT pixels and set a square of side CUTOUT to 0.
 
-    Args:
-        images: (B, C, H, W) uint8. Pixels that the shift uncovers become 0.
-        numbers: (B, 5) float32, random in [0, 1): for flip, vertical and horizontal shift, row and column of square.
+    ``images``: (B, C, H, W) uint8. ``numbers``: (B, 5) float32, random in [0, 1), for flip, vertical and horizontal
+    shift, row and column of the square.
     """
     batch, channels, height, width = images.shape
     down, right = ((numbers[:, i] * (2 * SHIFT + 1)).long() for i in (1, 2))  # (B,) in 0 .. 2 * SHIFT

@@ -42,11 +42,9 @@ _CONTENT_PATTERNS = {  # for the first bytes of a file that is not a picture, in
 
 
 class BadPicture(DataError):
-    """Raised if a picture file cannot be opened or decoded.
+    """Raised if a picture file cannot be opened or decoded. `kind` is a fixed text, `reason` has details for the user.
 
-    Args:
-        kind: "truncated", "empty", "not a picture", "damaged", "too large", "unreadable" or UNREAD.
-        reason: details about this file, for the user.
+    Kinds: "truncated", "empty", "not a picture", "damaged", "too large", "unreadable" or UNREAD.
     """
 
     def __init__(self, name: str, kind: str, reason: str) -> None:
@@ -85,7 +83,7 @@ def inspect_picture(path: Path) -> Inspection:
             suffix = path.suffix[1:].lower()
             if 0 < len(suffix) <= MAX_SUFFIX_LENGTH and suffix not in FORMAT_OF_SUFFIX:
                 raise BadPicture(
-                    str(path), UNREAD, f".{suffix} is not a picture suffix, but a picture is inside: rename it"
+                    str(path), UNREAD, f".{suffix} is not a picture suffix, but the file is one: rename it"
                 )
             expected = FORMAT_OF_SUFFIX.get(suffix)
             # Phones write MPO files (a JPEG followed by more pictures) with the suffix .jpg.

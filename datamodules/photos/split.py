@@ -36,10 +36,8 @@ def choose_validation_pictures(
 
     Pictures of a group (copies) stay together, so the number may differ. From a class with two or more groups,
     at least one group is chosen and at least one is not. From a class with only one group, no picture is chosen.
-
-    Args:
-        groups: as in :func:`is_in_mixed_group`. All pictures of a group must have the same class.
-        order: array (n,), one value per picture. The group whose first value is lowest is tried first.
+    `groups` are those of :func:`is_in_mixed_group`, each in one class. The group whose first `order` is lowest is tried
+    first.
     """
     chosen = np.zeros(len(labels), bool)
     by_class = np.argsort(labels, kind="stable")
