@@ -94,8 +94,6 @@ class RandomDataModule(SplitDataModule):
         self.sets: dict[str, Dataset] = {}
 
     def setup(self, stage: str) -> None:
-        if self.sets:
-            return
         hparams = self.hparams
         self.sets["train"] = self._draw(0, hparams["steps"] * hparams["batch_size"] or hparams["length"])
         for stream, split in ((1, "val"), (2, "test")):

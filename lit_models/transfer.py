@@ -16,7 +16,6 @@ from lit_models.base import LitBase, ModelError
 MIXES = {"none": (), "mixup": (v2.MixUp,), "cutmix": (v2.CutMix,), "both": (v2.MixUp, v2.CutMix)}
 BATCHNORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 BACKBONE_LR_FACTOR = 0.03
-BACKBONE_WEIGHT_DECAY = 0.05
 
 
 class LitTransfer(LitBase):
@@ -24,7 +23,6 @@ class LitTransfer(LitBase):
 
     Source: PyTorch tutorial "Transfer Learning for Computer Vision" (Chilamkurthy 2017). The defaults differ from it:
     AdamW (Loshchilov and Hutter 2019) on batches of 32 photos. The recipes transfer_*.yaml train as in the tutorial.
-
     A frozen backbone gets no gradient and stays in evaluation mode. The pretrained weights are loaded when a new fit
     starts. They are not needed to build the model, to load its checkpoint or to resume a fit.
 
@@ -90,7 +88,6 @@ class LitTransfer(LitBase):
         self.wants_augmentation = not freeze
         self.label_smoothing = label_smoothing
         self.skips_layers = unfreeze_epoch > 0
-        self.keeps_batchnorm = momentum is None and weights is not None
         self.weights_ready = weights is None
         self.loaded = ""  # what load_pretrained() has read from a checkpoint
         if weights is None and freeze:
@@ -114,7 +111,7 @@ class LitTransfer(LitBase):
         super().train(mode)
         if self.backbone_frozen:
             self.net.eval()
-        elif self.keeps_batchnorm:
+        elif self.hparams["momentum"] is None and self.hparams["weights"]:
             for module in self.net.modules():
                 if isinstance(module, BATCHNORMS):
                     module.eval()
@@ -190,7 +187,7 @@ class LitTransfer(LitBase):
             backbone = [parameter for name, parameter in self.net.named_parameters() if not name.startswith(prefix)]
             groups.append({"params": backbone, "name": "backbone", "lr_factor": self.hparams["backbone_lr_factor"]})
             if momentum is None and self.chosen_optimizer is None:
-                groups[1]["weight_decay"] = BACKBONE_WEIGHT_DECAY
+                groups[1]["weight_decay"] = 0.05
         adamw = partial(AdamW, lr=lr, weight_decay=self.hparams["weight_decay"])
         optimizer = adamw if momentum is None else partial(SGD, lr=lr, momentum=momentum)
         step_lr = partial(StepLR, step_size=self.hparams["step_size"], gamma=self.hparams["gamma"])

@@ -84,11 +84,10 @@ def make_loader(
     shuffle: bool = True,
     num_workers: int = 0,
 ) -> DataLoader:
-    """Make the data loader of this rank, with a :class:`TrainSampler` or an :class:`EvalSampler`.
+    """Make the data loader of this rank, or of a single process without a ``trainer``.
 
     Args:
         dataset: its ``__getitems__(keys)`` returns a batch.
-        trainer: the Trainer, or None for a single process.
         seed: the order of the training samples depends on it, on the run's seed and on the epoch.
         num_workers: number of loader processes; with 0 the training process loads the data.
     """

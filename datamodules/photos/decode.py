@@ -83,7 +83,7 @@ def inspect_picture(path: Path) -> Inspection:
             suffix = path.suffix[1:].lower()
             if 0 < len(suffix) <= MAX_SUFFIX_LENGTH and suffix not in FORMAT_OF_SUFFIX:
                 raise BadPicture(
-                    str(path), UNREAD, f".{suffix} is not a picture suffix, but the file is one: rename it"
+                    str(path), UNREAD, f".{suffix} is not a picture suffix, but a picture is inside: rename it"
                 )
             expected = FORMAT_OF_SUFFIX.get(suffix)
             # Phones write MPO files (a JPEG followed by more pictures) with the suffix .jpg.

@@ -75,8 +75,7 @@ def examine(
     """Decode every picture in a folder, leave out the files that cannot be used, and split the other pictures.
 
     The arguments are those of :class:`~datamodules.image_folder.ImageFolderDataModule`, and `progress` of
-    :func:`scan_photos`. The same seed and the same pictures give the same split. Raise DataError if an argument is out
-    of range, or the folder or `split_file` cannot be used for training.
+    :func:`scan_photos`. The same seed and the same pictures give the same split.
     """
     if not 0 < val_size < 1:
         raise DataError(f"val_size must be between 0 and 1, but is {val_size}: --data.val_size 0.2")
@@ -165,13 +164,11 @@ def _make_notes(photos: Photos, inspections: np.ndarray, first_copies: np.ndarra
     has_copy = is_in_mixed_group(photos.splits, first_copies) & outside_train
     looks_alike = is_in_mixed_group(photos.splits, near_copies) & outside_train & ~has_copy
     notes, flags = [], inspections["flags"]
+    blank = flags & (BLANK | CENTER_BLANK * (resize == "crop"))
     for found, text in (
         (flags & ROTATED, "rotated by an EXIF tag, as phones do: used upright"),
         (flags & MISNAMED, "whose suffix does not match the format: still used"),
-        (
-            flags & (BLANK | CENTER_BLANK * (resize == "crop")),
-            "blank or nearly blank as the network sees it: still used",
-        ),
+        (blank, "blank or nearly blank as the network sees it: still used"),
         (flags & HAS_PAGES, "with several pages or frames: only the first is used"),
         (has_copy, "in val or test with a copy in another split: the score will be too good"),
         (looks_alike, "in val or test look like a picture in another split: the score may be too good; see check.py"),
