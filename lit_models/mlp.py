@@ -50,7 +50,9 @@ class LitMLP(LitBase):
         super().__init__()
         hidden = tuple(hidden)
         if min(in_features, *hidden, out_features) < 1:
-            raise ModelError("all widths must be at least 1: --model.in_features 1000 --model.hidden '[100]'")
+            raise ModelError(
+                "widths must be at least 1: --model.in_features 9 --model.hidden '[9]' --model.out_features 9"
+            )
         self.save_hyperparameters()
         self.net = mlp(in_features, hidden, out_features)
         self.make_metrics()
