@@ -1,5 +1,6 @@
 """Load CIFAR10 with torchvision and store its pixels in files that all processes of a machine share."""
 
+import contextlib
 from pathlib import Path
 
 import numpy as np
@@ -106,6 +107,8 @@ def _download(root: Path, train: bool) -> CIFAR10:
     try:
         return CIFAR10(str(root), train=train, download=True)
     except (OSError, RuntimeError) as error:  # torchvision raises RuntimeError for a wrong md5
+        with contextlib.suppress(OSError):
+            root.rmdir()  # fails if the folder is not empty
         raise DataError(
             f"CIFAR10 is not in {root} and {CIFAR10.url} cannot be read ({error}): put {CIFAR10.filename} (md5 "
             f"{CIFAR10.tgz_md5}) into {root}, give its folder with --data.root, or use --data ShapesDataModule"
