@@ -1,6 +1,8 @@
 """Save the best epoch as ``best.ckpt``, and stop early if the model no longer gets better."""
 
 import math
+import sys
+from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
@@ -10,7 +12,7 @@ from torch import Tensor
 from lit_training.errors import UsageError
 from lit_training.runs.best_epoch import BestSoFar
 from lit_training.runs.checkpoints import FitCheckpointIO
-from lit_training.runs.layout import BEST
+from lit_training.runs.layout import BEST, LAST, PREVIOUS, RESUME
 
 
 class BestCheckpoint(ModelCheckpoint):
@@ -39,6 +41,19 @@ class BestCheckpoint(ModelCheckpoint):
         score = self.best_model_score
         self.best.load_state_dict(state_dict.get("best", {"best": None if score is None else float(score)}))
 
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """If another ModelCheckpoint would write a file of this project, change the name of its file."""
+        folder = Path(self.dirpath or "")
+        if isinstance(checkpoint_io := trainer.strategy.checkpoint_io, FitCheckpointIO):
+            checkpoint_io.best = folder / BEST
+        ours = [folder / BEST, *(folder.parent / RESUME / name for name in (LAST, PREVIOUS))]
+        for path, (callback, attribute) in files_of_others(trainer).items():
+            if path in [file.resolve() for file in ours]:
+                setattr(callback, attribute, f"{path.stem}-v1")
+                if trainer.is_global_zero:
+                    text = f"{type(callback).__name__} writes {path.stem}-v1.ckpt, because {path.name} is of fit.py"
+                    print(f"note: {text}", file=sys.stderr)
+
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_train_end(trainer, pl_module)
         _flush(trainer)
@@ -47,6 +62,17 @@ class BestCheckpoint(ModelCheckpoint):
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         super().on_exception(trainer, pl_module, exception)
         _flush(trainer)
+
+
+def files_of_others(trainer: Trainer) -> dict[Path, tuple[ModelCheckpoint, str]]:
+    """Return file -> (callback, the attribute with the file's name), for the user's ModelCheckpoints."""
+    files = {}
+    for callback in trainer.checkpoint_callbacks:
+        if isinstance(callback, ModelCheckpoint) and not isinstance(callback, BestCheckpoint):
+            for attribute in ("filename", "CHECKPOINT_NAME_LAST") if callback.save_last else ("filename",):
+                path = Path(callback.dirpath or "", f"{getattr(callback, attribute)}{callback.FILE_EXTENSION}")
+                files[path.resolve()] = callback, attribute
+    return files
 
 
 def _flush(trainer: Trainer) -> None:

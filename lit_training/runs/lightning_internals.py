@@ -82,6 +82,11 @@ def count_epoch_as_complete(trainer: Trainer) -> None:
     trainer.fit_loop._restarting = False
 
 
+def begin_next_epoch(trainer: Trainer) -> None:
+    """Begin a new epoch after the resume. With ``max_steps``, Lightning would go on in the epoch that is complete."""
+    trainer.fit_loop._restarting = trainer.fit_loop.epoch_loop._restarting = False
+
+
 def start_resumed_epoch(trainer: Trainer, model: LightningModule) -> None:
     """Call the hooks ``on_train_epoch_start``, which keep a backbone frozen. After a resume Lightning skips them."""
     loggers, trainer.loggers = trainer.loggers, []  # the hooks logged the same values before the resume
