@@ -10,6 +10,7 @@ from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any, Literal, NoReturn, get_args
 
+import numpy as np
 from jsonargparse import Namespace, set_parsing_settings
 from jsonargparse.typing import PositiveFloat, PositiveInt
 from lightning.pytorch import LightningDataModule, Trainer
@@ -183,6 +184,10 @@ class FitCLI(LightningCLI):
         config = dict(self.parser.instantiate(Namespace(trainer=trainer_config))["trainer"])
         if config["max_epochs"] is None and config["max_steps"] == -1 and config["max_time"] is None:
             config["max_epochs"] = trainer_config["max_epochs"] = model_attributes.default_epochs
+        for part in (self.config["model"], self.config["data"]):
+            arguments = part.get("init_args") or Namespace()
+            for name, value in vars(arguments).items():  # YAML has no numbers of NumPy
+                arguments[name] = value.item() if isinstance(value, np.generic) else value
         config_yaml = self.parser.dump(self.config, skip_unset=False)
         save_config = SaveConfigCallback(self.parser, self.config, overwrite=True)
         register_strategies(model_attributes.skips_layers)

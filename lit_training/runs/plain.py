@@ -4,7 +4,6 @@ import contextlib
 import copy
 import dataclasses
 import functools
-import inspect
 import io
 import os
 import sys
@@ -24,10 +23,10 @@ SIMPLE = (type(None), bool, int, float, complex, str, bytes, torch.Size, torch.d
 NOT_SAVED = "not saved in this checkpoint: "
 
 
-def to_plain(value: Any, changed: set[str]) -> Any:
-    """Return a copy with plain values. Add the name of each class that its reader gets in another form to ``changed``.
+def to_plain(value: Any, changed: list[str]) -> Any:
+    """Return a copy with plain values. Append the name of each class that gets another form to ``changed``.
 
-    Raise the error of torch for a value that it does not load without executing code.
+    Raise an error for a value that torch does not load without executing code. Its class is the last in ``changed``.
     """
     kind = type(value)
     if isinstance(value, torch.Tensor) or kind in SIMPLE:
@@ -38,11 +37,11 @@ def to_plain(value: Any, changed: set[str]) -> Any:
         plain: Any = copy.copy(value) if kind in (OrderedDict, Counter) else {}  # keeps attributes of a state_dict
         plain.clear()
         plain.update({to_plain(key, changed): to_plain(item, changed) for key, item in value.items()})
-        changed |= set() if kind in (dict, OrderedDict, Counter) else {kind.__name__}
+        changed += [] if kind in (dict, OrderedDict, Counter) else [kind.__name__]
         return plain
     if isinstance(value, np.number | np.bool | np.str_):
         return value.item()
-    changed.add(kind.__name__)
+    changed.append(kind.__name__)
     if isinstance(value, Enum):
         return value.name
     if isinstance(value, os.PathLike):
@@ -56,7 +55,9 @@ def to_plain(value: Any, changed: set[str]) -> Any:
             return base(value)
     torch.save(value, buffer := io.BytesIO())
     buffer.seek(0)
-    return torch.load(buffer, weights_only=True)
+    loaded = torch.load(buffer, weights_only=True)
+    changed.pop()
+    return loaded
 
 
 def plain_arguments(values: Mapping[str, Any], constructor: Any = None) -> dict[str, Any]:
@@ -66,7 +67,7 @@ def plain_arguments(values: Mapping[str, Any], constructor: Any = None) -> dict[
     """
     plain: dict[str, Any] = {}
     for name, value in values.items():
-        changed: set[str] = set()
+        changed: list[str] = []
         try:
             plain[name] = to_plain(value, changed)
             returns = not changed or bool(to_arguments(constructor, {name: plain[name]})[name] == value)
@@ -92,7 +93,7 @@ def to_arguments(constructor: Any, plain: Mapping[str, Any]) -> dict[str, Any]:
             with contextlib.suppress(Exception):  # not a value of the command line
                 parser = ArgumentParser(exit_on_error=False)
                 parser.add_argument("--value", type=hints[name])
-                arguments[name] = parser.instantiate(parser.parse_object({"value": value})).value
+                arguments[name] = parser.instantiate(parser.parse_object({"value": copy.deepcopy(value)})).value
     return arguments
 
 
@@ -103,7 +104,7 @@ def plain_checkpoint(checkpoint: dict[str, Any]) -> dict[str, Any]:
     for key in {"hyper_parameters", "datamodule_hyper_parameters"} & plain.keys():
         plain[key] = plain_arguments(plain[key])
     for part, name in [(states, name) for name in states] + [(plain, name) for name in plain]:
-        changed: set[str] = set()
+        changed: list[str] = []
         try:
             part[name] = to_plain(part[name], changed)
             text = f"checkpoints hold {{}} of {name} as plain values"
@@ -113,8 +114,9 @@ def plain_checkpoint(checkpoint: dict[str, Any]) -> dict[str, Any]:
                 text = f"checkpoints do not hold the state of {name}, because of {{}}: --resume starts it anew"
             else:
                 text = f"--resume, evaluate.py and predict.py cannot open the checkpoints, because of {{}} in {name}"
+            changed = changed[-1:]
         if changed:
-            print_once(f"note: {text.format(', '.join(sorted(changed)))}")
+            print_once(f"note: {text.format(', '.join(dict.fromkeys(changed)))}")
     return plain
 
 

@@ -75,7 +75,7 @@ def test_a_resume_cannot_change_the_settings_of_a_run(copy_run: CopyRun) -> None
 )
 def test_a_target_that_cannot_be_resumed_is_an_error(resume: str, message: str, copy_run: CopyRun) -> None:
     if "version_0" in resume:
-        for path in (copy_run(ONE_EPOCH) / "checkpoints").glob("*"):
+        for path in (copy_run(ONE_EPOCH) / "checkpoints").rglob("*.ckpt"):
             if "best" not in resume or path.name != "best.ckpt":
                 path.unlink()
     with pytest.raises(CheckpointError, match=message):
