@@ -51,9 +51,7 @@ class BestCheckpoint(ModelCheckpoint):
             if path in [file.resolve() for file in ours]:
                 setattr(callback, attribute, f"{path.stem}-v1")
                 if trainer.is_global_zero:
-                    text = (
-                        f"{type(callback).__name__} writes {path.stem}-v1.ckpt, because fit.py writes {path.name}"
-                    )
+                    text = f"{type(callback).__name__} writes {path.stem}-v1.ckpt, because fit.py writes {path.name}"
                     print(f"note: {text}", file=sys.stderr)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
