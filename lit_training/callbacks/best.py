@@ -1,7 +1,6 @@
 """Save the best epoch as ``best.ckpt``, and stop early if the model no longer gets better."""
 
 import math
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,8 @@ from torch import Tensor
 from lit_training.errors import UsageError
 from lit_training.runs.best_epoch import BestSoFar
 from lit_training.runs.checkpoints import FitCheckpointIO
-from lit_training.runs.layout import BEST, LAST, PREVIOUS, RESUME
+from lit_training.runs.layout import BEST
+from lit_training.runs.plain import print_once
 
 
 class BestCheckpoint(ModelCheckpoint):
@@ -42,17 +42,14 @@ class BestCheckpoint(ModelCheckpoint):
         self.best.load_state_dict(state_dict.get("best", {"best": None if score is None else float(score)}))
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """If another ModelCheckpoint would write a file of this project, change the name of its file."""
-        folder = Path(self.dirpath or "")
+        """If another ModelCheckpoint would write best.ckpt, change the name of its file."""
+        best = Path(self.dirpath or "", BEST)
         if isinstance(checkpoint_io := trainer.strategy.checkpoint_io, FitCheckpointIO):
-            checkpoint_io.best = folder / BEST
-        ours = [folder / BEST, *(folder.parent / RESUME / name for name in (LAST, PREVIOUS))]
-        for path, (callback, attribute) in files_of_others(trainer).items():
-            if path in [file.resolve() for file in ours]:
-                setattr(callback, attribute, f"{path.stem}-v1")
-                if trainer.is_global_zero:
-                    text = f"{type(callback).__name__} writes {path.stem}-v1.ckpt, because fit.py writes {path.name}"
-                    print(f"note: {text}", file=sys.stderr)
+            checkpoint_io.best = best
+        if best.resolve() in (files := files_of_others(trainer)):
+            callback, attribute = files[best.resolve()]
+            setattr(callback, attribute, f"{best.stem}-v1")
+            print_once(f"note: {type(callback).__name__} writes {best.stem}-v1.ckpt, because fit.py writes {BEST}")
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_train_end(trainer, pl_module)

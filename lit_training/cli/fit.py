@@ -22,7 +22,7 @@ from lit_training.runs import checkpoints
 from lit_training.runs.folder import newest_first, relative_path
 from lit_training.runs.foreign import with_default_attributes
 from lit_training.runs.layout import METRICS, SPLIT
-from lit_training.runs.plain import plain_arguments
+from lit_training.runs.plain import plain_checkpoint
 from lit_training.runs.run import Run
 from lit_training.statistics import wilson_interval
 from lit_training.text import progress_bar
@@ -35,8 +35,7 @@ def print_start(run: Run) -> None:
     """Print data, device, batch size, model and any checkpoint to resume from, on rank 0 and without ``--quiet``."""
     trainer, model, data, start = run.trainer, run.model, run.data, run.start
     if trainer.checkpoint_callbacks and not (start is not None and start.finished):
-        for part in (model, data):
-            plain_arguments(part.hparams, type(part))
+        plain_checkpoint({"hyper_parameters": model.hparams, "datamodule_hyper_parameters": data.hparams})
     if not is_rank_zero() or run.quiet:
         return
     if start is not None and start.finished:

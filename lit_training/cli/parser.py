@@ -9,6 +9,7 @@ from pkgutil import resolve_name
 from typing import Any, Literal, NoReturn, get_args
 
 import numpy as np
+import yaml
 from jsonargparse import Namespace, set_parsing_settings
 from jsonargparse.typing import PositiveFloat, PositiveInt
 from lightning.pytorch import LightningDataModule, Trainer
@@ -63,6 +64,7 @@ class FitCLI(LightningCLI):
         silence_libraries()
         try_integers_first()
         set_parsing_settings(config_read_mode_fsspec_enabled=False)  # --config must not read URLs
+        yaml.SafeDumper.add_multi_representer(np.generic, lambda dumper, number: dumper.represent_data(number.item()))
         if (folder := str(Path.cwd())) not in sys.path:
             sys.path.append(folder)  # so that --model mine.MyModel finds mine.py in this folder
         super().__init__(
@@ -178,10 +180,6 @@ class FitCLI(LightningCLI):
         config = dict(self.parser.instantiate(Namespace(trainer=trainer_config))["trainer"])
         if config["max_epochs"] is None and config["max_steps"] == -1 and config["max_time"] is None:
             config["max_epochs"] = trainer_config["max_epochs"] = model_attributes.default_epochs
-        for part in (self.config["model"], self.config["data"]):
-            arguments = part.get("init_args") or Namespace()
-            for name, value in vars(arguments).items():  # YAML has no numbers of NumPy
-                arguments[name] = value.item() if isinstance(value, np.generic) else value
         config_yaml = self.parser.dump(self.config, skip_unset=False)
         save_config = SaveConfigCallback(self.parser, self.config, overwrite=True)
         register_strategies(model_attributes.skips_layers)

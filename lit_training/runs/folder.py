@@ -234,19 +234,18 @@ def lock_and_read_resume_point(run: Path, limits: dict[str, Any]) -> RunStart | 
     If only the older of two can be read, rename the other to ``NAME.broken``. If none can be read, raise a
     CheckpointError and change nothing. Remove incomplete files that a killed process has left.
     """
-    start, found, unreadable = replace(lock_run(run), limits=limits), None, {}
-    for path in resume_points(run):
+    start, found, errors = replace(lock_run(run), limits=limits), None, []
+    for path in (points := resume_points(run)):
         try:
             found = _read_resume_point(start, path)
             break
         except CheckpointError as error:
-            unreadable[path] = error
-    if unreadable and found is None:
-        reason = "; ".join(map(str, unreadable.values()))
-        raise CheckpointError(f"{run} cannot be resumed: {reason}; for a new run in another folder: --resume never")
-    for path, error in unreadable.items():
-        print(f"fit.py: warning: {error}; renamed to {path.name}.broken, using {PREVIOUS}", file=sys.stderr)
-        path.replace(path.with_name(f"{path.name}.broken"))
+            errors.append(str(error))
+    if errors and found is None:
+        raise CheckpointError(f"{run} cannot be resumed: {'; '.join(errors)}; for a new run: --resume never")
+    for error in errors:
+        print(f"fit.py: warning: {error}; renamed to {LAST}.broken, using {PREVIOUS}", file=sys.stderr)
+        points[0].replace(points[0].with_name(f"{LAST}.broken"))
     for unfinished in (part for folder in ("", CHECKPOINTS, RESUME) for part in (run / folder).glob(".*.part")):
         with contextlib.suppress(OSError):
             unfinished.unlink()

@@ -2,8 +2,8 @@
 
 import contextlib
 import copy
-import dataclasses
 import functools
+import inspect
 import io
 import os
 import sys
@@ -21,6 +21,12 @@ from lit_training.errors import CheckpointError, is_rank_zero
 
 SIMPLE = (type(None), bool, int, float, complex, str, bytes, torch.Size, torch.dtype, torch.device)
 NOT_SAVED = "not saved in this checkpoint: "
+FORMS: list[tuple[Any, Any]] = [  # class -> function that returns the plain value
+    (Enum, lambda value: value.name),
+    (os.PathLike, os.fspath),
+    (np.ndarray, lambda value: torch.from_numpy(value.copy())),
+    *((kind, kind) for kind in (int, float, str)),
+]
 
 
 def to_plain(value: Any, changed: list[str]) -> Any:
@@ -33,59 +39,62 @@ def to_plain(value: Any, changed: list[str]) -> Any:
         return value
     if kind in (list, tuple, set):
         return kind([to_plain(item, changed) for item in value])
-    if isinstance(value, dict):
-        plain: Any = copy.copy(value) if kind in (OrderedDict, Counter) else {}  # keeps attributes of a state_dict
-        plain.clear()
-        plain.update({to_plain(key, changed): to_plain(item, changed) for key, item in value.items()})
-        changed += [] if kind in (dict, OrderedDict, Counter) else [kind.__name__]
-        return plain
     if isinstance(value, np.number | np.bool | np.str_):
         return value.item()
-    changed.append(kind.__name__)
-    if isinstance(value, Enum):
-        return value.name
-    if isinstance(value, os.PathLike):
-        return os.fspath(value)
-    if isinstance(value, np.ndarray):
-        return torch.from_numpy(value.copy())
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return to_plain(vars(value), changed)
-    for base in (int, float, str):
-        if isinstance(value, base):
-            return base(value)
+    if kind in (OrderedDict, Counter):
+        plain = copy.copy(value)  # a state_dict has an attribute _metadata
+        plain.update({key: to_plain(item, changed) for key, item in value.items()} if kind is OrderedDict else {})
+        return plain
+    changed += [kind.__name__] if kind is not dict else []
+    if isinstance(value, dict):
+        return {to_plain(key, changed): to_plain(item, changed) for key, item in value.items()}
+    for known, convert in FORMS:
+        if isinstance(value, known):
+            return convert(value)
     torch.save(value, buffer := io.BytesIO())
     buffer.seek(0)
-    loaded = torch.load(buffer, weights_only=True)
+    torch.load(buffer, weights_only=True)
     changed.pop()
-    return loaded
+    return value
 
 
-def plain_arguments(values: Mapping[str, Any], constructor: Any = None) -> dict[str, Any]:
-    """Return the arguments of a constructor as plain values. :func:`to_arguments` refuses one that has no plain value.
-
-    With ``constructor``, print a note about each argument that it will not get back.
-    """
-    plain: dict[str, Any] = {}
-    for name, value in values.items():
+def plain_checkpoint(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a checkpoint with plain values. Print a note, once, about each part that gets another form, or none."""
+    plain = dict(checkpoint)
+    groups = {
+        key: dict(plain[key])
+        for key in ("callbacks", "hyper_parameters", "datamodule_hyper_parameters")
+        if key in plain
+    }
+    plain |= groups
+    parts = [(group, key, name) for key, group in groups.items() for name in group]
+    for group, key, name in [*parts, *((plain, "", name) for name in plain)]:
         changed: list[str] = []
+        text = f"checkpoints hold {{}} of {name} as plain values"
         try:
-            plain[name] = to_plain(value, changed)
-            returns = not changed or bool(to_arguments(constructor, {name: plain[name]})[name] == value)
-        except Exception:  # pickling and comparing may raise any error
-            returns = False
-        form = f"only as {type(plain[name]).__name__}" if name in plain else "not at all"
-        plain.setdefault(name, NOT_SAVED + type(value).__name__)
-        if constructor is not None and not returns:
-            text = f"a checkpoint holds the argument {name} ({type(value).__name__}) {form}"
-            print_once(f"note: {text}: evaluate.py and predict.py may not open this run, --resume does")
+            group[name] = to_plain(group[name], changed)
+        except Exception as error:  # pickling may raise any error
+            changed = changed[-1:] or [type(error).__name__]
+            if key == "callbacks":
+                del group[name]
+                text = f"checkpoints do not hold the state of {name} ({{}}): --resume starts it anew"
+            elif key:
+                group[name] = NOT_SAVED + changed[0]
+                text = f"checkpoints do not hold {name} ({{}}): --resume works, but not evaluate.py and predict.py"
+            else:
+                text = f"checkpoints hold {{}} in {name}: --resume, evaluate.py and predict.py cannot open them"
+        if changed:
+            print_once(f"note: {text.format(', '.join(dict.fromkeys(changed)))}")
     return plain
 
 
 def to_arguments(constructor: Any, plain: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the arguments that became ``plain``: jsonargparse parses them as the constructor's annotations say."""
-    arguments, hints = dict(plain), {}
+    """Return a constructor's arguments. jsonargparse parses plain values as annotations or default values say."""
+    arguments = dict(plain)
+    parameters = inspect.signature(constructor).parameters.values()
+    hints = {one.name: type(one.default) for one in parameters if isinstance(one.default, Enum | os.PathLike)}
     with contextlib.suppress(Exception):  # annotations can be wrong
-        hints = typing.get_type_hints(constructor.__init__)
+        hints |= typing.get_type_hints(constructor.__init__)
     for name, value in plain.items():
         if isinstance(value, str) and value.startswith(NOT_SAVED):
             raise CheckpointError(f"the argument {name} is {value}")
@@ -95,29 +104,6 @@ def to_arguments(constructor: Any, plain: Mapping[str, Any]) -> dict[str, Any]:
                 parser.add_argument("--value", type=hints[name])
                 arguments[name] = parser.instantiate(parser.parse_object({"value": copy.deepcopy(value)})).value
     return arguments
-
-
-def plain_checkpoint(checkpoint: dict[str, Any]) -> dict[str, Any]:
-    """Return a checkpoint with plain values. Print a note, once, about each part that has no plain values."""
-    states = dict(checkpoint.get("callbacks", {}))
-    plain = {**checkpoint, "callbacks": states} if states else dict(checkpoint)
-    for key in {"hyper_parameters", "datamodule_hyper_parameters"} & plain.keys():
-        plain[key] = plain_arguments(plain[key])
-    for part, name in [(states, name) for name in states] + [(plain, name) for name in plain]:
-        changed: list[str] = []
-        try:
-            part[name] = to_plain(part[name], changed)
-            text = f"checkpoints hold {{}} of {name} as plain values"
-        except Exception:  # pickling may raise any error
-            if part is states:
-                del states[name]
-                text = f"checkpoints do not hold the state of {name}, because of {{}}: --resume starts it anew"
-            else:
-                text = f"--resume, evaluate.py and predict.py cannot open the checkpoints, because of {{}} in {name}"
-            changed = changed[-1:]
-        if changed:
-            print_once(f"note: {text.format(', '.join(dict.fromkeys(changed)))}")
-    return plain
 
 
 @functools.cache

@@ -20,7 +20,6 @@ from lit_training.errors import CheckpointError
 from lit_training.runs import checkpoints
 from lit_training.runs.checkpoints import RESUME_STATE, FitCheckpointIO
 
-
 POINT: dict[str, Any] = {"callbacks": {RESUME_STATE: {"finished": False}}}
 """What makes a checkpoint a resume point."""
 
