@@ -217,8 +217,9 @@ class ResumePoint(Callback):
         count_epoch_as_complete(trainer)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self.watch.stepping:  # else a limit was reached before the first step
-            self.save(trainer, finished=True)  # all callbacks have completed on_train_end
+        if not self.watch.stepping:  # a limit was reached before the first step
+            return
+        self.save(trainer, finished=True)  # all callbacks have completed on_train_end
         self.watch.stepping = False
         self._calls_between_exchanges = 0
         if signum := self._agree_on_stop_and_save(trainer)[0]:
