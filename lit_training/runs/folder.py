@@ -242,7 +242,7 @@ def lock_and_read_resume_point(run: Path, limits: dict[str, Any]) -> RunStart | 
         except CheckpointError as error:
             errors.append(str(error))
     if errors and found is None:
-        raise CheckpointError(f"{run} cannot be resumed: {'; '.join(errors)}; for a new run: --resume never")
+        raise CheckpointError(f"{'; '.join(errors)}: train a new run with --resume never")
     for error in errors:
         print(f"fit.py: warning: {error}; renamed to {LAST}.broken, using {PREVIOUS}", file=sys.stderr)
         points[0].replace(points[0].with_name(f"{LAST}.broken"))

@@ -151,9 +151,14 @@ def test_a_checkpoint_of_the_user_is_no_resume_point(monkeypatch: pytest.MonkeyP
     assert (start.folder, start.checkpoint) == (RUN, None)
 
 
-def test_an_extended_run_that_is_killed_at_once_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("is_older", [False, True])
+def test_an_extended_run_that_is_killed_at_once_goes_on(is_older: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     uninterrupted = fit_run(f"{LINE} --default_root_dir uninterrupted")
     fit(f"{LINE} --max_epochs 1")
+    if is_older:  # older versions did not save for which limits a run was complete
+        state = last(RUN)
+        del state["callbacks"]["ResumePoint"]["limits"]
+        torch.save(state, RUN / "checkpoints/resume/last.ckpt")
     monkeypatch.setattr(ResumePoint, "TIME_SHARE", 1e-9)  # no new resume point
     for step in (8, 11, None):
         fit("--resume latest --max_epochs 3", kill_at=step)
