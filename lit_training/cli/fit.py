@@ -35,7 +35,8 @@ def print_start(run: Run) -> None:
     """Print data, device, batch size, model and any checkpoint to resume from, on rank 0 and without ``--quiet``."""
     trainer, model, data, start = run.trainer, run.model, run.data, run.start
     if trainer.checkpoint_callbacks and not (start is not None and start.finished):
-        plain_checkpoint({"hyper_parameters": model.hparams, "datamodule_hyper_parameters": data.hparams})
+        for part in (model, data):
+            plain_checkpoint({"hyper_parameters": with_default_attributes(part).hparams})
     if not is_rank_zero() or run.quiet:
         return
     if start is not None and start.finished:

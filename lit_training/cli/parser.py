@@ -64,7 +64,8 @@ class FitCLI(LightningCLI):
         silence_libraries()
         try_integers_first()
         set_parsing_settings(config_read_mode_fsspec_enabled=False)  # --config must not read URLs
-        yaml.SafeDumper.add_multi_representer(np.generic, lambda dumper, number: dumper.represent_data(number.item()))
+        number: Any = np.generic
+        yaml.SafeDumper.add_multi_representer(number, lambda dumper, value: dumper.represent_data(value.item()))
         if (folder := str(Path.cwd())) not in sys.path:
             sys.path.append(folder)  # so that --model mine.MyModel finds mine.py in this folder
         super().__init__(

@@ -36,8 +36,7 @@ class FitCheckpointIO(TorchCheckpointIO):
     before any other file (a resume point contains the path of best.ckpt), before a checkpoint is read, and at the end.
     """
 
-    best: Path | None = None
-    """The file of BestCheckpoint."""
+    best: Path | None = None  # the file of BestCheckpoint
 
     def __init__(self) -> None:
         self._waiting_copy: tuple[io.BytesIO, Path] | None = None

@@ -243,8 +243,8 @@ def lock_and_read_resume_point(run: Path, limits: dict[str, Any]) -> RunStart | 
             errors.append(str(error))
     if errors and found is None:
         raise CheckpointError(f"{'; '.join(errors)}: train a new run with --resume never")
-    for error in errors:
-        print(f"fit.py: warning: {error}; renamed to {LAST}.broken, using {PREVIOUS}", file=sys.stderr)
+    for message in errors:
+        print(f"fit.py: warning: {message}; renamed to {LAST}.broken, using {PREVIOUS}", file=sys.stderr)
         points[0].replace(points[0].with_name(f"{LAST}.broken"))
     for unfinished in (part for folder in ("", CHECKPOINTS, RESUME) for part in (run / folder).glob(".*.part")):
         with contextlib.suppress(OSError):

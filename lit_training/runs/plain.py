@@ -20,6 +20,7 @@ from jsonargparse import ArgumentParser
 from lit_training.errors import CheckpointError, is_rank_zero
 
 SIMPLE = (type(None), bool, int, float, complex, str, bytes, torch.Size, torch.dtype, torch.device)
+GROUPS = ("callbacks", "hyper_parameters", "datamodule_hyper_parameters")  # parts of a checkpoint that have parts
 NOT_SAVED = "not saved in this checkpoint: "
 FORMS: list[tuple[Any, Any]] = [  # class -> function that returns the plain value
     (Enum, lambda value: value.name),
@@ -61,11 +62,7 @@ def to_plain(value: Any, changed: list[str]) -> Any:
 def plain_checkpoint(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
     """Return a checkpoint with plain values. Print a note, once, about each part that gets another form, or none."""
     plain = dict(checkpoint)
-    groups = {
-        key: dict(plain[key])
-        for key in ("callbacks", "hyper_parameters", "datamodule_hyper_parameters")
-        if key in plain
-    }
+    groups: dict[str, Any] = {key: dict(plain[key]) for key in GROUPS if key in plain}
     plain |= groups
     parts = [(group, key, name) for key, group in groups.items() for name in group]
     for group, key, name in [*parts, *((plain, "", name) for name in plain)]:

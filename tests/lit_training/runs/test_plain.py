@@ -78,7 +78,7 @@ def test_the_weights_keep_their_versions() -> None:
 )
 def test_what_has_no_plain_form_is_named_and_refused(value: Any, capsys: pytest.CaptureFixture[str]) -> None:
     kind = type(value).__name__
-    states = {"Good": {"seen": 1}, "Bad": {"value": np.int64(1), "other": [value]}}
+    states: dict[str, Any] = {"Good": {"seen": 1}, "Bad": {"value": np.int64(1), "other": [value]}}
     checkpoint = {"epoch": 3, "callbacks": states, "hyper_parameters": {"lr": 0.1, "act": value}}
     saved = opened(plain_checkpoint(checkpoint))
     assert saved == {
