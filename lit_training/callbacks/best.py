@@ -46,8 +46,7 @@ class BestCheckpoint(ModelCheckpoint):
         best = Path(self.dirpath or "", BEST)
         if isinstance(checkpoint_io := trainer.strategy.checkpoint_io, FitCheckpointIO):
             checkpoint_io.best = best
-        if best.resolve() in (files := files_of_others(trainer)):
-            callback, attribute = files[best.resolve()]
+        for callback, attribute in other_writers(trainer, best):
             setattr(callback, attribute, f"{best.stem}-v1")
             print_once(f"note: {type(callback).__name__} writes {best.stem}-v1.ckpt, because fit.py writes {BEST}")
 
@@ -61,15 +60,17 @@ class BestCheckpoint(ModelCheckpoint):
         _flush(trainer)
 
 
-def files_of_others(trainer: Trainer) -> dict[Path, tuple[ModelCheckpoint, str]]:
-    """Return file -> (callback, the attribute with the file's name), for the user's ModelCheckpoints."""
-    files = {}
-    for callback in trainer.checkpoint_callbacks:
-        if isinstance(callback, ModelCheckpoint) and not isinstance(callback, BestCheckpoint):
-            for attribute in ("filename", "CHECKPOINT_NAME_LAST") if callback.save_last else ("filename",):
-                path = Path(callback.dirpath or "", f"{getattr(callback, attribute)}{callback.FILE_EXTENSION}")
-                files[path.resolve()] = callback, attribute
-    return files
+def other_writers(trainer: Trainer, file: Path) -> list[tuple[ModelCheckpoint, str]]:
+    """Return (callback, attribute with the file's name) of each ModelCheckpoint of the user that writes this file."""
+    savers = [saver for saver in trainer.checkpoint_callbacks if isinstance(saver, ModelCheckpoint)]
+    names = ("filename", "CHECKPOINT_NAME_LAST")
+    return [
+        (saver, name)
+        for saver in savers
+        for name in names[: 2 if saver.save_last else 1]
+        if not isinstance(saver, BestCheckpoint)
+        and Path(saver.dirpath or "", f"{getattr(saver, name)}{saver.FILE_EXTENSION}").resolve() == file.resolve()
+    ]
 
 
 def _flush(trainer: Trainer) -> None:

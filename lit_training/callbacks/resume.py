@@ -18,7 +18,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 
 from datamodules.text import plural
 from lit_models import LitBase
-from lit_training.callbacks.best import files_of_others
+from lit_training.callbacks.best import other_writers
 from lit_training.callbacks.records import fingerprint
 from lit_training.errors import CheckpointError
 from lit_training.runs.checkpoints import RESUME_STATE, copy_resume_point
@@ -134,7 +134,7 @@ class ResumePoint(Callback):
         point, last = (_run_folder_of(trainer) / folder / LAST for folder in (RESUME, CHECKPOINTS))
         try:
             trainer.save_checkpoint(point)
-            if ends_epoch and trainer.is_global_zero and last.resolve() not in files_of_others(trainer):
+            if ends_epoch and trainer.is_global_zero and not other_writers(trainer, last):
                 copy_resume_point(point, last)
         finally:
             progress.current.ready += uncounted

@@ -20,7 +20,13 @@ from jsonargparse import ArgumentParser
 from lit_training.errors import CheckpointError, is_rank_zero
 
 SIMPLE = (type(None), bool, int, float, complex, str, bytes, torch.Size, torch.dtype, torch.device)
-GROUPS = ("callbacks", "hyper_parameters", "datamodule_hyper_parameters")  # parts of a checkpoint that have parts
+UNSAVED_ARGUMENT = "checkpoints do not hold it: --resume works, but not evaluate.py and predict.py"
+UNSAVED = {
+    "callbacks": "checkpoints do not hold its state: --resume starts it anew",
+    "hyper_parameters": UNSAVED_ARGUMENT,
+    "datamodule_hyper_parameters": UNSAVED_ARGUMENT,
+}
+"""Part of a checkpoint that consists of parts -> what is printed about a part that has no plain value."""
 NOT_SAVED = "not saved in this checkpoint: "
 FORMS: list[tuple[Any, Any]] = [  # class -> function that returns the plain value
     (Enum, lambda value: value.name),
@@ -62,26 +68,22 @@ def to_plain(value: Any, changed: list[str]) -> Any:
 def plain_checkpoint(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
     """Return a checkpoint with plain values. Print a note, once, about each part that gets another form, or none."""
     plain = dict(checkpoint)
-    groups: dict[str, Any] = {key: dict(plain[key]) for key in GROUPS if key in plain}
+    groups: dict[str, Any] = {key: dict(plain[key]) for key in UNSAVED if key in plain}
     plain |= groups
     parts = [(group, key, name) for key, group in groups.items() for name in group]
     for group, key, name in [*parts, *((plain, "", name) for name in plain)]:
-        changed: list[str] = []
-        text = f"checkpoints hold {{}} of {name} as plain values"
+        changed, fate = list[str](), "checkpoints hold it as plain values"
         try:
             group[name] = to_plain(group[name], changed)
-        except Exception as error:  # pickling may raise any error
-            changed = changed[-1:] or [type(error).__name__]
+        except Exception:  # pickling may raise any error
+            changed = changed[-1:] or ["nested too deeply"]
+            fate = UNSAVED.get(key, "--resume, evaluate.py and predict.py cannot open checkpoints with it")
             if key == "callbacks":
                 del group[name]
-                text = f"checkpoints do not hold the state of {name} ({{}}): --resume starts it anew"
             elif key:
-                group[name] = NOT_SAVED + changed[0]
-                text = f"checkpoints do not hold {name} ({{}}): --resume works, but not evaluate.py and predict.py"
-            else:
-                text = f"checkpoints hold {{}} in {name}: --resume, evaluate.py and predict.py cannot open them"
+                group[name] = NOT_SAVED + "".join(changed)
         if changed:
-            print_once(f"note: {text.format(', '.join(dict.fromkeys(changed)))}")
+            print_once(f"note: {name} ({', '.join(dict.fromkeys(changed))}): {fate}")
     return plain
 
 

@@ -87,8 +87,8 @@ def test_what_has_no_plain_form_is_named_and_refused(value: Any, capsys: pytest.
         "hyper_parameters": {"lr": 0.1, "act": NOT_SAVED + kind},
     }
     assert capsys.readouterr().err.splitlines() == [
-        f"note: checkpoints do not hold the state of Bad ({kind}): --resume starts it anew",
-        f"note: checkpoints do not hold act ({kind}): --resume works, but not evaluate.py and predict.py",
+        f"note: Bad ({kind}): checkpoints do not hold its state: --resume starts it anew",
+        f"note: act ({kind}): checkpoints do not hold it: --resume works, but not evaluate.py and predict.py",
     ]
     plain_checkpoint(checkpoint)
     assert capsys.readouterr().err == ""  # said once
