@@ -205,7 +205,7 @@ def test_what_no_checkpoint_can_hold_is_said_at_the_start_and_does_not_stop_a_re
     assert second == "note: Odd (function): checkpoints do not hold its state: --resume starts it anew"
     assert "epoch 2/2" in run_well("fit.py --resume latest --max_epochs 2 --enable_progress_bar true")
     with pytest.raises(CheckpointError, match="head is not saved in this checkpoint: type"):
-        to_arguments(dict, last(RUN)["hyper_parameters"])
+        to_arguments(Path, last(RUN)["hyper_parameters"])
 
 
 def test_the_result_is_of_our_best_checkpoint() -> None:
