@@ -82,7 +82,7 @@ class Odd(Batches):
         return super().state_dict() | {"call": lambda: 1}
 """
 LINE = f"--model mine.Net --data ShapesDataModule {SHAPES} --max_epochs 3"
-SAVER = "--callbacks+ ModelCheckpoint --callbacks.save_last true --callbacks.filename best"
+SAVER = "--callbacks+ ModelCheckpoint --callbacks.save_last true --callbacks.filename best --callbacks.every_n_epochs 2"
 
 
 @pytest.fixture(autouse=True)
@@ -110,7 +110,7 @@ def test_checkpoints_of_the_user_and_of_fit_do_not_overwrite_each_other(capsys: 
         assert files == ["best-v1.ckpt", "best.ckpt", "last.ckpt", "resume/last.ckpt", "resume/previous.ckpt"]
         theirs, ours = opened(folder / "last.ckpt"), opened(folder / "resume" / "last.ckpt")
         assert "ResumePoint" not in theirs["callbacks"]
-        assert theirs["global_step"] == ours["global_step"] == 18
+        assert (theirs["global_step"], ours["global_step"]) == (12, 18)
 
 
 def test_last_is_the_end_of_an_epoch_and_survives_a_kill_inside_the_next() -> None:
