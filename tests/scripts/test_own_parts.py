@@ -26,6 +26,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule
+from lit_models import LitCNN
 
 
 class Act(enum.Enum):
@@ -60,6 +61,13 @@ class Shaped(Net):
     def __init__(self, head: type = torch.nn.Identity) -> None:
         super().__init__()
         self.save_hyperparameters()
+
+
+class Steps(LitCNN):
+    \"\"\"It counts no samples.\"\"\"
+    def validation_step(self, batch, batch_idx):
+        self.log("val_acc", (self(batch[0]).argmax(1) == batch[1]).float().mean())
+        self.log("val_loss", 1.0)
 
 
 class Batches(Callback):
@@ -216,3 +224,9 @@ def test_the_result_is_of_our_best_checkpoint() -> None:
     out = run_well(f"{line} --callbacks+ ModelCheckpoint --callbacks.save_last true {worst}")
     assert len(list((RUN / "checkpoints").glob("*.ckpt"))) == 4
     assert printed.result(out) == plain | {"run": str(RUN), "checkpoint": str(RUN / "checkpoints/best.ckpt")}
+
+
+def test_an_accuracy_without_a_number_of_samples_has_no_interval() -> None:
+    line = f"fit.py --model mine.Steps {SHAPES} --accelerator cpu --max_epochs 1 --dashboard false"
+    assert re.search(r"^val_acc +0\.\d{4}$", run_well(line), re.MULTILINE)
+    assert "n = 8)" in run_well(line.replace("mine.Steps", "LitCNN"))
