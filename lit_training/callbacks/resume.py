@@ -26,7 +26,6 @@ from lit_training.runs.folder import resume_hint
 from lit_training.runs.foreign import data_of, with_default_attributes
 from lit_training.runs.layout import CHECKPOINTS, LAST, RESUME
 from lit_training.runs.lightning_internals import (
-    begin_next_epoch,
     count_epoch_as_complete,
     logged_steps,
     restore_loaders,
@@ -167,7 +166,7 @@ class ResumePoint(Callback):
             raise CheckpointError("the training data has changed since the run began: use --resume never")
         if self.loaded_state["finished"]:  # this command goes on with a finished run
             self.loaded_state = {}
-            begin_next_epoch(trainer)
+            count_epoch_as_complete(trainer)
             done = trainer.fit_loop.epoch_loop.batch_progress.current.ready
             if done < trainer.num_training_batches and trainer.is_global_zero:
                 print("note: the run ended inside an epoch; now it begins the next epoch", file=sys.stderr)
