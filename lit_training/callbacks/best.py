@@ -62,14 +62,12 @@ class BestCheckpoint(ModelCheckpoint):
 
 def other_writers(trainer: Trainer, file: Path) -> list[tuple[ModelCheckpoint, str]]:
     """Return (callback, attribute with the file's name) of each ModelCheckpoint of the user that writes this file."""
-    savers = [saver for saver in trainer.checkpoint_callbacks if isinstance(saver, ModelCheckpoint)]
-    names = ("filename", "CHECKPOINT_NAME_LAST")
     return [
         (saver, name)
-        for saver in savers
-        for name in names[: 2 if saver.save_last else 1]
-        if not isinstance(saver, BestCheckpoint)
-        and Path(saver.dirpath or "", f"{getattr(saver, name)}{saver.FILE_EXTENSION}").resolve() == file.resolve()
+        for saver in trainer.checkpoint_callbacks
+        if isinstance(saver, ModelCheckpoint) and not isinstance(saver, BestCheckpoint)
+        for name in ("filename", "CHECKPOINT_NAME_LAST")[: 2 if saver.save_last else 1]
+        if Path(saver.dirpath or "", f"{getattr(saver, name)}{saver.FILE_EXTENSION}").resolve() == file.resolve()
     ]
 
 

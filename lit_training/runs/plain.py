@@ -20,12 +20,10 @@ from jsonargparse import ArgumentParser
 from lit_training.errors import CheckpointError, is_rank_zero
 
 SIMPLE = (type(None), bool, int, float, complex, str, bytes, torch.Size, torch.dtype, torch.device)
-UNSAVED_ARGUMENT = "checkpoints do not hold it: --resume works, but not evaluate.py and predict.py"
-UNSAVED = {
-    "callbacks": "checkpoints do not hold its state: --resume starts it anew",
-    "hyper_parameters": UNSAVED_ARGUMENT,
-    "datamodule_hyper_parameters": UNSAVED_ARGUMENT,
-}
+ARGUMENTS = ("hyper_parameters", "datamodule_hyper_parameters")
+UNSAVED = {"callbacks": "checkpoints do not hold its state: --resume starts it anew"} | dict.fromkeys(
+    ARGUMENTS, "checkpoints do not hold it: --resume works, but not evaluate.py and predict.py"
+)
 """Part of a checkpoint that consists of parts -> what is printed about a part that has no plain value."""
 NOT_SAVED = "not saved in this checkpoint: "
 FORMS: list[tuple[Any, Any]] = [  # class -> function that returns the plain value
@@ -46,7 +44,7 @@ def to_plain(value: Any, changed: list[str]) -> Any:
         return value
     if kind in (list, tuple, set):
         return kind([to_plain(item, changed) for item in value])
-    if isinstance(value, np.number | np.bool | np.str_):
+    if isinstance(value, np.number | np.bool_ | np.str_):
         return value.item()
     if kind in (OrderedDict, Counter):
         plain = copy.copy(value)  # a state_dict has an attribute _metadata
