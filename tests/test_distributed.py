@@ -206,7 +206,7 @@ def test_signal_ends_two_processes_with_a_resume_point_and_its_code(signum: sign
     assert process.returncode == 128 + signum, output
     assert f"stopped by {signum.name} after step" in output
     assert "Traceback" not in output
-    assert Path("lightning_logs/version_0/checkpoints/last.ckpt").exists()
+    assert Path("lightning_logs/version_0/checkpoints/resume/last.ckpt").exists()
     assert_all_ended(process.pid)
 
 
@@ -223,7 +223,7 @@ def test_signal_ends_one_process_with_a_resume_point_and_its_code(signum: signal
     assert process.returncode == 128 + signum, output
     assert f"stopped by {signum.name} after step" in output
     assert "Traceback" not in output
-    assert Path("lightning_logs/version_0/checkpoints/last.ckpt").exists()
+    assert Path("lightning_logs/version_0/checkpoints/resume/last.ckpt").exists()
     assert (asked.read_text() if asked.exists() else "") == ("requeue 17\n" if signum == signal.SIGUSR1 else "")
     assert_all_ended(process.pid)
 

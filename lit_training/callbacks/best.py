@@ -1,6 +1,7 @@
 """Save the best epoch as ``best.ckpt``, and stop early if the model no longer gets better."""
 
 import math
+from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
@@ -11,6 +12,7 @@ from lit_training.errors import UsageError
 from lit_training.runs.best_epoch import BestSoFar
 from lit_training.runs.checkpoints import FitCheckpointIO
 from lit_training.runs.layout import BEST
+from lit_training.runs.plain import print_once
 
 
 class BestCheckpoint(ModelCheckpoint):
@@ -39,6 +41,15 @@ class BestCheckpoint(ModelCheckpoint):
         score = self.best_model_score
         self.best.load_state_dict(state_dict.get("best", {"best": None if score is None else float(score)}))
 
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """If another ModelCheckpoint would write best.ckpt, change the name of its file."""
+        best = Path(self.dirpath or "", BEST)
+        if isinstance(checkpoint_io := trainer.strategy.checkpoint_io, FitCheckpointIO):
+            checkpoint_io.best = best
+        for callback, attribute in other_writers(trainer, best):
+            setattr(callback, attribute, f"{best.stem}-v1")
+            print_once(f"note: {type(callback).__name__} writes {best.stem}-v1.ckpt, because fit.py writes {BEST}")
+
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_train_end(trainer, pl_module)
         _flush(trainer)
@@ -47,6 +58,17 @@ class BestCheckpoint(ModelCheckpoint):
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         super().on_exception(trainer, pl_module, exception)
         _flush(trainer)
+
+
+def other_writers(trainer: Trainer, file: Path) -> list[tuple[ModelCheckpoint, str]]:
+    """Return (callback, attribute with the file's name) of each ModelCheckpoint of the user that writes this file."""
+    return [
+        (saver, name)
+        for saver in trainer.checkpoint_callbacks
+        if isinstance(saver, ModelCheckpoint) and not isinstance(saver, BestCheckpoint)
+        for name in ("filename", "CHECKPOINT_NAME_LAST")[: 2 if saver.save_last else 1]
+        if Path(saver.dirpath or "", f"{getattr(saver, name)}{saver.FILE_EXTENSION}").resolve() == file.resolve()
+    ]
 
 
 def _flush(trainer: Trainer) -> None:

@@ -7,6 +7,7 @@ them may repeat or skip a step, a validation or a schedule update.
 """
 
 import signal
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -17,11 +18,13 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 
 from datamodules.text import plural
 from lit_models import LitBase
+from lit_training.callbacks.best import other_writers
 from lit_training.callbacks.records import fingerprint
 from lit_training.errors import CheckpointError
+from lit_training.runs.checkpoints import RESUME_STATE, copy_resume_point
 from lit_training.runs.folder import resume_hint
 from lit_training.runs.foreign import data_of, with_default_attributes
-from lit_training.runs.layout import CHECKPOINTS, LAST
+from lit_training.runs.layout import CHECKPOINTS, LAST, RESUME
 from lit_training.runs.lightning_internals import (
     count_epoch_as_complete,
     logged_steps,
@@ -86,6 +89,8 @@ class ResumePoint(Callback):
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """If the run's folder was moved, correct the paths of ModelCheckpoint. Else its best score is lost."""
+        if checkpoint["callbacks"].get(RESUME_STATE, {}).get("finished"):
+            checkpoint["loops"]["fit_loop"]["state_dict"].pop("combined_loader", None)  # no position inside an epoch
         folder = str(_run_folder_of(trainer) / CHECKPOINTS)
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             state = checkpoint["callbacks"].get(callback.state_key)
@@ -96,7 +101,8 @@ class ResumePoint(Callback):
     def save(self, trainer: Trainer, finished: bool = False, next_batch_fetched: bool = True) -> None:
         """Write a resume point, between two steps or after the last one. All ranks must call this method.
 
-        ``next_batch_fetched``: True if Lightning has already fetched the batch of the next step.
+        ``next_batch_fetched``: True if Lightning has already fetched the batch of the next step. At the end of an epoch
+        copy the resume point to last.ckpt, unless a ModelCheckpoint of the user writes this file.
         """
         start_time, metrics_rows = time.monotonic(), 0
         model = with_default_attributes(trainer.lightning_module)
@@ -107,6 +113,7 @@ class ResumePoint(Callback):
                 metrics_rows = logger.rows
         self._state_to_save = {
             "finished": finished,
+            "limits": trainer.start.limits,  # type: ignore[attr-defined]
             "threads": trainer.threads,  # type: ignore[attr-defined]
             "epoch": trainer.current_epoch,
             "logged": logged_steps(trainer),
@@ -122,8 +129,12 @@ class ResumePoint(Callback):
         progress.current.ready -= uncounted
         progress.total.ready -= uncounted
         progress.is_last_batch = is_last and finished
+        ends_epoch = finished or (trainer.global_step > 0 and progress.current.ready == 0)
+        point, last = (_run_folder_of(trainer) / folder / LAST for folder in (RESUME, CHECKPOINTS))
         try:
-            trainer.save_checkpoint(_run_folder_of(trainer) / CHECKPOINTS / LAST)
+            trainer.save_checkpoint(point)
+            if ends_epoch and trainer.is_global_zero and not other_writers(trainer, last):
+                copy_resume_point(point, last)
         finally:
             progress.current.ready += uncounted
             progress.total.ready += uncounted
@@ -153,8 +164,12 @@ class ResumePoint(Callback):
                 raise CheckpointError(other_optimizer_message(trainer))
         if self.loaded_state["data"] != self._data_fingerprint:
             raise CheckpointError("the training data has changed since the run began: use --resume never")
-        if self.loaded_state["finished"]:  # this command adds epochs to a finished run
+        if self.loaded_state["finished"]:  # this command goes on with a finished run
             self.loaded_state = {}
+            count_epoch_as_complete(trainer)
+            done = trainer.fit_loop.epoch_loop.batch_progress.current.ready
+            if done < trainer.num_training_batches and trainer.is_global_zero:
+                print("note: the run ended inside an epoch; now it begins the next epoch", file=sys.stderr)
             return
         restore_loaders(trainer)
         metrics = {name: value.to(pl_module.device) for name, value in self.loaded_state["metrics"].items()}
@@ -201,6 +216,8 @@ class ResumePoint(Callback):
         count_epoch_as_complete(trainer)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not self.watch.stepping:  # a limit was reached before the first step
+            return
         self.save(trainer, finished=True)  # all callbacks have completed on_train_end
         self.watch.stepping = False
         self._calls_between_exchanges = 0

@@ -16,11 +16,13 @@ from datamodules.machine import available_cores
 from datamodules.photos.split import describe_other_photos
 from datamodules.text import command, plural, printable
 from lit_models import LitBase
+from lit_training.callbacks.best import BestCheckpoint
 from lit_training.errors import UsageError, is_rank_zero
 from lit_training.runs import checkpoints
 from lit_training.runs.folder import newest_first, relative_path
 from lit_training.runs.foreign import with_default_attributes
 from lit_training.runs.layout import METRICS, SPLIT
+from lit_training.runs.plain import plain_checkpoint
 from lit_training.runs.run import Run
 from lit_training.statistics import wilson_interval
 from lit_training.text import progress_bar
@@ -31,9 +33,12 @@ RESULT_FILE_VARIABLE = "FIT_RESULT_FILE"
 
 def print_start(run: Run) -> None:
     """Print data, device, batch size, model and any checkpoint to resume from, on rank 0 and without ``--quiet``."""
+    trainer, model, data, start = run.trainer, run.model, run.data, run.start
+    if trainer.checkpoint_callbacks and not (start is not None and start.finished):
+        for part in (model, data):
+            plain_checkpoint({"hyper_parameters": with_default_attributes(part).hparams})
     if not is_rank_zero() or run.quiet:
         return
-    trainer, model, data, start = run.trainer, run.model, run.data, run.start
     if start is not None and start.finished:
         print(f"{relative_path(start.folder)} has finished: nothing to do; for a new run: --resume never", flush=True)
         return
@@ -118,8 +123,9 @@ def print_result(run: Run) -> None:
     If the run is a test run or has no validation data, or the model is not a LitBase, print the last metrics instead.
     """
     trainer, model = run.trainer, run.model
-    paths = [getattr(callback, "best_model_path", "") for callback in trainer.checkpoint_callbacks]
-    best = next((path for path in paths if path), "")
+    best = next(
+        (saver.best_model_path for saver in trainer.checkpoint_callbacks if isinstance(saver, BestCheckpoint)), ""
+    )
     metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
     if isinstance(model, LitBase) and run.validates and not (trainer.barebones or trainer.fast_dev_run):
         trainer.ckpt_path = None  # otherwise validate() loads the checkpoint that training resumed from
@@ -142,7 +148,7 @@ def print_result(run: Run) -> None:
     if "val_acc" in metrics:
         accuracy, count = metrics["val_acc"], with_default_attributes(model).samples_evaluated
         interval = ""
-        if count is not None:  # a custom model may not count its samples
+        if count and 0 <= accuracy <= 1:  # a custom model may not count its samples, or log percents
             low, high = wilson_interval(round(accuracy * count), count)
             interval = f"  (95 % interval {low:.3f} to {high:.3f}, n = {count})"
         print(f"val_acc     {accuracy:.4f}{interval}")

@@ -14,7 +14,7 @@ import lit_models
 from lit_training.cli.fit import RESULT_FILE_VARIABLE
 from lit_training.cli.schedules import SCHEDULES
 from lit_training.errors import UsageError
-from lit_training.runs.folder import find_checkpoint, find_resume_target
+from lit_training.runs.folder import find_checkpoint, find_resume_target, run_folder
 from lit_training.runs.layout import CONFIG
 from lit_training.text import closest_name, suggest
 
@@ -169,7 +169,7 @@ def add_run_config(arguments: list[str]) -> list[str]:
         return arguments
     root = typed.get("--default_root_dir") or typed.get("--trainer.default_root_dir") or "."
     path = find_resume_target(resume, root)
-    config = (path if path.is_dir() else path.parent.parent) / CONFIG
+    config = (path if path.is_dir() else run_folder(path)) / CONFIG
     return [*(["--config", str(config)] if config.is_file() else []), *arguments, f"--resume={path}"]
 
 

@@ -8,6 +8,8 @@ from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any, Literal, NoReturn, get_args
 
+import numpy as np
+import yaml
 from jsonargparse import Namespace, set_parsing_settings
 from jsonargparse.typing import PositiveFloat, PositiveInt
 from lightning.pytorch import LightningDataModule, Trainer
@@ -62,6 +64,8 @@ class FitCLI(LightningCLI):
         silence_libraries()
         try_integers_first()
         set_parsing_settings(config_read_mode_fsspec_enabled=False)  # --config must not read URLs
+        number: Any = np.generic
+        yaml.SafeDumper.add_multi_representer(number, lambda dumper, value: dumper.represent_data(value.item()))
         if (folder := str(Path.cwd())) not in sys.path:
             sys.path.append(folder)  # so that --model mine.MyModel finds mine.py in this folder
         super().__init__(

@@ -3,6 +3,7 @@
 import io
 import math
 import os
+import shutil
 import time
 import warnings
 from collections.abc import Callable
@@ -20,18 +21,22 @@ from datamodules import DataError, Preprocessing
 from datamodules.files import atomic_write
 from lit_models import LitBase
 from lit_training.errors import CheckpointError
-from lit_training.runs.layout import BEST, LAST, PREVIOUS
+from lit_training.runs.layout import PREVIOUS
+from lit_training.runs.plain import plain_checkpoint, to_arguments
 
 SECONDS_BETWEEN_WRITES = 5.0
+RESUME_STATE = "ResumePoint"  # key of the state that makes a checkpoint a resume point; only ResumePoint.save adds it
 
 
 class FitCheckpointIO(TorchCheckpointIO):
     """Write checkpoints atomically, and limit how often best.ckpt is written.
 
-    The old last.ckpt is renamed to previous.ckpt, so that one of the two files is always complete. A new best.ckpt
+    The old resume point is renamed to previous.ckpt, so that one of the two files is always complete. A new best.ckpt
     waits in memory if the last one was written less than :data:`SECONDS_BETWEEN_WRITES` ago. It is written to disk
-    before any last.ckpt (which contains the path of best.ckpt), before a checkpoint is read, and at the end.
+    before any other file (a resume point contains the path of best.ckpt), before a checkpoint is read, and at the end.
     """
+
+    best: Path | None = None  # the file of BestCheckpoint
 
     def __init__(self) -> None:
         self._waiting_copy: tuple[io.BytesIO, Path] | None = None
@@ -39,9 +44,11 @@ class FitCheckpointIO(TorchCheckpointIO):
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         """Write a checkpoint. best.ckpt may be written later. Raise a CheckpointError if writing fails."""
-        if Path(path).name != BEST:
+        checkpoint = plain_checkpoint(checkpoint)
+        if Path(path) != self.best:
             self.flush()
-            _write(Path(path), lambda file: torch.save(checkpoint, file))
+            keep_old = RESUME_STATE in checkpoint.get("callbacks", {})
+            _write(Path(path), lambda file: torch.save(checkpoint, file), keep_old)
             return
         buffer = io.BytesIO()
         torch.save(checkpoint, buffer)
@@ -64,12 +71,12 @@ class FitCheckpointIO(TorchCheckpointIO):
         self.flush()
 
 
-def _write(target: Path, save: Callable[[IO[bytes]], Any]) -> None:
-    """Write a file atomically. An existing last.ckpt becomes previous.ckpt."""
+def _write(target: Path, save: Callable[[IO[bytes]], Any], keep_old: bool = False) -> None:
+    """Write a file atomically. With ``keep_old``, an existing file becomes previous.ckpt."""
     try:
         with atomic_write(target) as file:
             save(file)
-            if target.name == LAST and target.exists():
+            if keep_old and target.exists():
                 file.flush()
                 os.fsync(file.fileno())  # the new file must be on the disk before the old file is renamed
                 target.replace(target.with_name(PREVIOUS))
@@ -83,6 +90,21 @@ def _write(target: Path, save: Callable[[IO[bytes]], Any]) -> None:
         ) from error
 
 
+def copy_resume_point(source: Path, target: Path) -> None:
+    """Copy a resume point to ``target``, unless this is a file that something else has written."""
+    if is_resume_point(target) or not target.exists():
+        with source.open("rb") as file:
+            _write(target, lambda copy: shutil.copyfileobj(file, copy))
+
+
+def is_resume_point(path: Path, if_unreadable: bool = False) -> bool:
+    """Return True for a resume point, False for another checkpoint, ``if_unreadable`` for a file that is neither."""
+    try:
+        return RESUME_STATE in read_any(path, mmap=True).get("callbacks", {})
+    except (CheckpointError, TypeError):
+        return if_unreadable
+
+
 def read(path: Path) -> dict[str, Any]:
     """Read a checkpoint of this project's models with :func:`read_any`. Raise a CheckpointError for other models."""
     checkpoint = read_any(path)
@@ -91,10 +113,13 @@ def read(path: Path) -> dict[str, Any]:
     return checkpoint
 
 
-def read_any(path: Path) -> dict[str, Any]:
-    """Read a checkpoint of any model to the CPU, without executing its code. Raise a CheckpointError if this fails."""
+def read_any(path: Path, mmap: bool = False) -> dict[str, Any]:
+    """Read a checkpoint of any model to the CPU, without executing its code. Raise a CheckpointError if this fails.
+
+    With ``mmap``, tensors are read from the file only when they are used.
+    """
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except Exception as error:  # unpickling may raise any error
         raise CheckpointError(f"{path} is not a checkpoint that can be read safely ({type(error).__name__})") from error
     if not isinstance(checkpoint, dict):
@@ -111,7 +136,7 @@ def load_model(checkpoint: dict[str, Any]) -> LitBase:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # warnings of constructors matter only for training
-            model = model_class(**checkpoint["hyper_parameters"])
+            model = model_class(**to_arguments(model_class, checkpoint["hyper_parameters"]))
         model.on_load_checkpoint(checkpoint)
         model.load_state_dict(checkpoint["state_dict"])
         _validate_metadata(model)
@@ -149,7 +174,7 @@ def load_data(checkpoint: dict[str, Any]) -> Any:
         trained_on = name or "data loaders without a data module"
         raise CheckpointError(f"the checkpoint was trained on {trained_on}, which this project does not have")
     try:
-        return data_class(**checkpoint["datamodule_hyper_parameters"])
+        return data_class(**to_arguments(data_class, checkpoint["datamodule_hyper_parameters"]))
     except DataError:
         raise
     except Exception as error:  # wrong values in the file can cause any exception

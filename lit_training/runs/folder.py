@@ -6,7 +6,7 @@ import os
 import shutil
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -16,7 +16,7 @@ from datamodules.files import OUTPUT_MARKER, atomic_write
 from datamodules.text import command, first_names
 from lit_training.errors import CheckpointError, UsageError, is_rank_zero
 from lit_training.runs import checkpoints
-from lit_training.runs.layout import BEST, CHECKPOINTS, CONFIG, LAST, LOGS, PREVIOUS
+from lit_training.runs.layout import BEST, CHECKPOINTS, CONFIG, LAST, LOGS, PREVIOUS, RESUME
 
 fcntl: Any
 msvcrt: Any
@@ -27,7 +27,6 @@ except ImportError:  # Windows
 
     fcntl = None
 
-RESUME_POINT_NAMES = (LAST, PREVIOUS)  # checkpoints that a run can resume from, newest first
 _locks: dict[Path, IO[str]] = {}
 """Run folder -> its open lock file. The lock ends when this process ends; a forked process does not inherit it."""
 
@@ -42,6 +41,7 @@ class RunStart:
     metrics_rows: int = 0  # rows in metrics.csv when the resume point was written
     epoch: int = 0  # complete epochs before the resume point
     finished: bool = False  # True if the run is complete, so there is nothing to train
+    limits: dict[str, Any] = field(default_factory=dict)  # the settings of this command that decide when training ends
     threads: tuple[int, int] | None = None  # of the run: for training, and for computing features
     is_new: bool = False  # True if this command created the folder
 
@@ -88,30 +88,30 @@ def prepare_start(resume: str, root: str, config_yaml: str, photos: str | None =
     CheckpointError if no resume point can be read, or the folder cannot be created.
     """
     new_config = yaml.safe_load(config_yaml)
+    limits = limits_of(new_config)
     if resume == "auto":
         for run in newest_first(root):
             if _same_settings(_read_config(run), new_config):
                 # A run without a resume point starts again at step 0, in the same folder.
-                return lock_and_read_resume_point(run) or lock_run(run)
+                return lock_and_read_resume_point(run, limits) or replace(lock_run(run), limits=limits)
     if resume in ("auto", "never"):
-        return _make_folder(root, config_yaml)
+        return replace(_make_folder(root, config_yaml), limits=limits)
     path = find_resume_target(resume, root).resolve()
-    if path.is_file() and path.parent.name != CHECKPOINTS:
-        file_start = _read_resume_point(RunStart(path), path)
-        if file_start.finished and not adds_epochs(new_config["trainer"], file_start):
+    run = path if path.is_dir() else run_folder(path)
+    if run == path.parent and path.is_file():  # a copy outside of its run
+        file_start = _read_resume_point(RunStart(path, limits=limits), path)
+        if file_start.finished:
             return file_start  # nothing to train, so no folder is created
-        return replace(file_start, folder=_make_folder(root, config_yaml).folder, is_new=True, finished=False)
-    run = path if path.is_dir() else path.parent.parent
+        return replace(file_start, folder=_make_folder(root, config_yaml).folder, is_new=True)
     run_config = _read_config(run)
     if run_config is not None:
         if photos is not None:
             run_config["data"]["init_args"]["root"] = photos
         _refuse_other_settings(new_config, run_config, run)
-    start = _read_resume_point(lock_run(run), path) if path.is_file() else lock_and_read_resume_point(run)
-    if start is None:
+    if path.is_file():
+        return _read_resume_point(replace(lock_run(run), limits=limits), path)
+    if (start := lock_and_read_resume_point(run, limits)) is None:
         raise CheckpointError(f"{run} has no resume point: leave --resume out to train a new run")
-    if start.finished and not _same_settings(run_config, new_config) and adds_epochs(new_config["trainer"], start):
-        start = replace(start, finished=False)
     return start
 
 
@@ -141,15 +141,23 @@ def newest_usable_run(root: str, is_usable: Callable[[Path], Any], needed_file: 
 def find_resume_target(resume: str, root: str) -> Path:
     """Return the path of the run or the checkpoint in ``--resume``. Raise a CheckpointError if it does not exist."""
     if resume == "latest":
-        return newest_usable_run(root, lambda run: _first_file(run / CHECKPOINTS, RESUME_POINT_NAMES), "resume point")
+        return newest_usable_run(root, resume_points, "resume point")
     path = Path(resume).expanduser()
     if not path.exists():
         raise CheckpointError(f"--resume {resume}: there is no such run; give never, auto, latest or a run's folder")
     return path
 
 
+def resume_points(run: Path) -> list[Path]:
+    """Return the files of the resume points of a run, the newest first. Older versions wrote them beside best.ckpt."""
+    points, old = ([run / folder / name for name in (LAST, PREVIOUS)] for folder in (RESUME, CHECKPOINTS))
+    if points := [point for point in points if point.is_file()]:
+        return points
+    return [point for point in old if point.is_file() and checkpoints.is_resume_point(point, if_unreadable=True)]
+
+
 def find_checkpoint(run: str, root: str = ".") -> Path:
-    """Return best.ckpt or else last.ckpt of a run. Raise a CheckpointError if there is no checkpoint.
+    """Return best.ckpt, else last.ckpt, else the newest resume point of a run. Raise a CheckpointError without these.
 
     ``run`` is a checkpoint file, the folder of a run, or ``latest`` for the newest run under ``root``.
     """
@@ -164,10 +172,7 @@ def find_checkpoint(run: str, root: str = ".") -> Path:
 
 
 def _checkpoint_in(folder: Path) -> Path | None:
-    return _first_file(folder, (f"{CHECKPOINTS}/{BEST}", f"{CHECKPOINTS}/{LAST}", BEST, LAST))
-
-
-def _first_file(folder: Path, names: tuple[str, ...]) -> Path | None:
+    names = (f"{CHECKPOINTS}/{BEST}", f"{CHECKPOINTS}/{LAST}", f"{RESUME}/{LAST}", BEST, LAST)
     return next((folder / name for name in names if (folder / name).is_file()), None)
 
 
@@ -223,35 +228,46 @@ def lock_run(run: Path) -> RunStart:
     return RunStart(run)
 
 
-def lock_and_read_resume_point(run: Path) -> RunStart | None:
-    """Lock the run and return its newest readable resume point, or None.
+def lock_and_read_resume_point(run: Path, limits: dict[str, Any]) -> RunStart | None:
+    """Lock the run and return its newest readable resume point, or None if it has written none yet.
 
-    Rename a file that cannot be read to ``NAME.broken``. Remove incomplete files that a killed process has left.
+    If only the older of two can be read, rename the other to ``NAME.broken``. If none can be read, raise a
+    CheckpointError and change nothing. Remove incomplete files that a killed process has left.
     """
-    start = lock_run(run)
-    for unfinished in (*run.glob(".*.part"), *(run / CHECKPOINTS).glob(".*.part")):
+    start, found, errors = replace(lock_run(run), limits=limits), None, []
+    for path in (points := resume_points(run)):
+        try:
+            found = _read_resume_point(start, path)
+            break
+        except CheckpointError as error:
+            errors.append(str(error))
+    if errors and found is None:
+        raise CheckpointError(f"{'; '.join(errors)}: train a new run with --resume never")
+    for message in errors:
+        print(f"fit.py: warning: {message}; renamed to {LAST}.broken, using {PREVIOUS}", file=sys.stderr)
+        points[0].replace(points[0].with_name(f"{LAST}.broken"))
+    for unfinished in (part for folder in ("", CHECKPOINTS, RESUME) for part in (run / folder).glob(".*.part")):
         with contextlib.suppress(OSError):
             unfinished.unlink()
-    for name in RESUME_POINT_NAMES:
-        path = run / CHECKPOINTS / name
-        if not path.exists():
-            continue
-        try:
-            return _read_resume_point(start, path)
-        except CheckpointError as error:
-            print(f"fit.py: warning: {error}; renamed to {name}.broken", file=sys.stderr)
-            path.replace(path.with_name(f"{name}.broken"))
-    return None
+    return found
 
 
 def _read_resume_point(start: RunStart, path: Path) -> RunStart:
     """Return a copy of ``start`` with the values from the resume point in the file ``path``."""
     checkpoint = checkpoints.read_any(path)
     try:
-        state = checkpoint["callbacks"]["ResumePoint"]
+        state = checkpoint["callbacks"][checkpoints.RESUME_STATE]
         step, metrics_rows, epoch, finished = (state[key] for key in ("logged", "rows", "epoch", "finished"))
     except (KeyError, TypeError) as error:
-        raise CheckpointError(f"{path} is not a resume point: give the run's folder, or its last.ckpt") from error
+        raise CheckpointError(f"{path} is not a resume point: give the run's folder") from error
+    if finished:  # it was, with the limits of that command
+        limits = state.get("limits") or limits_of(_read_config(start.folder))  # older versions saved none
+        if "limits" not in state and not (limits["early_stopping"] or limits["callbacks"]):
+            limits["max_epochs"] = epoch  # config.yaml may have those of a later command
+        reached = {"max_epochs": epoch, "max_steps": checkpoint["global_step"]}
+        finished = limits == start.limits or any(
+            start.limits[name] not in (None, -1) and start.limits[name] <= done for name, done in reached.items()
+        )
     threads: Any = tuple(state.get("threads") or ()) or None  # runs of older versions have none
     counts: Any = {"step": step, "metrics_rows": metrics_rows, "epoch": epoch}
     return replace(start, checkpoint=path, finished=finished, threads=threads, **counts)
@@ -275,22 +291,25 @@ def _same_settings(old: Any, new: Any) -> bool:
     return bool(old == new)
 
 
-def adds_epochs(trainer_config: dict[str, Any], start: RunStart) -> bool:
-    """Return True if the command trains a finished run for more epochs. Lightning cannot do this with ``max_steps``."""
-    max_epochs = trainer_config.get("max_epochs") or 0
-    return trainer_config.get("max_steps", -1) == -1 and max_epochs > start.epoch
+def limits_of(config: dict[str, Any] | None) -> dict[str, Any]:
+    """Return the settings of a configuration that decide when training ends."""
+    trainer = (config or {}).get("trainer") or {}
+    limits = {name: trainer.get(name) for name in ("max_epochs", "max_steps", "max_time", "callbacks")}
+    return limits | {"early_stopping": (config or {}).get("early_stopping")}
 
 
 def run_folder(checkpoint_file: Path) -> Path:
     """Return the absolute path of the run folder that contains this checkpoint file."""
     folder = checkpoint_file.absolute().parent
+    if folder.match(RESUME):
+        folder = folder.parent
     return folder.parent if folder.name == CHECKPOINTS else folder
 
 
 def resume_hint(run: Path) -> str:
-    """Return the hint ``go on with COMMAND --resume RUN``, or "" if the run has no last.ckpt."""
+    """Return the hint ``go on with COMMAND --resume RUN``, or "" if the run has no resume point."""
     resume = command("fit.py", "--resume", relative_path(run))
-    return f"go on with {resume}" if (run / CHECKPOINTS / LAST).is_file() else ""
+    return f"go on with {resume}" if resume_points(run) else ""
 
 
 def relative_path(path: Path) -> Path:

@@ -78,8 +78,11 @@ def forget_loaders(trainer: Trainer) -> None:
 
 
 def count_epoch_as_complete(trainer: Trainer) -> None:
-    """Mark a resumed epoch as complete. Otherwise Lightning skips the ReduceLROnPlateau update of this epoch."""
-    trainer.fit_loop._restarting = False
+    """Mark a resumed epoch as complete. Otherwise Lightning skips the ReduceLROnPlateau update of this epoch.
+
+    With ``max_steps``, Lightning would go on in a complete epoch after a resume.
+    """
+    trainer.fit_loop._restarting = trainer.fit_loop.epoch_loop._restarting = False
 
 
 def start_resumed_epoch(trainer: Trainer, model: LightningModule) -> None:

@@ -100,7 +100,7 @@ def check_resume(number: int) -> None:
         out = run_well(f"fit.py --resume latest {further}")
         assert f"lightning_logs/version_{number} has finished: nothing to do" in out
     out = run_well("fit.py --resume latest --max_epochs 3")
-    assert f"resume  lightning_logs/version_{number}/checkpoints/last.ckpt, after step 8" in out
+    assert f"resume  lightning_logs/version_{number}/checkpoints/resume/last.ckpt, after step 8" in out
     starts = json.loads((LOGS / f"version_{number}" / "run.json").read_text())
     assert [start["from_step"] for start in starts] == [0, 8]
     assert [start["seed"] for start in starts] == [number, number]
@@ -153,10 +153,12 @@ def test_auto_resumes_the_newest_run_of_the_same_command(monkeypatch: pytest.Mon
     in_folders(NUMBERS, lambda number: killed(SAME, KILLED[number]))
     killed(f"{SAME} --seed 1", 2)  # version_11: another command
     (LOGS / "version_12").mkdir()
-    assert (LOGS / "version_11/checkpoints/last.ckpt").is_file()
+    assert (LOGS / "version_11/checkpoints/resume/last.ckpt").is_file()
     for number in newest_first():
         out = run_well(f"{SAME} --resume auto")
-        assert f"resume  lightning_logs/version_{number}/checkpoints/last.ckpt, after step {KILLED[number]}" in out
+        assert (
+            f"resume  lightning_logs/version_{number}/checkpoints/resume/last.ckpt, after step {KILLED[number]}" in out
+        )
         end = torch.load(LOGS / f"version_{number}/checkpoints/last.ckpt", weights_only=True)
         assert end["global_step"] == whole["global_step"] == 4
         assert all(torch.equal(tensor, end["state_dict"][name]) for name, tensor in whole["state_dict"].items())
@@ -171,4 +173,4 @@ def test_auto_resumes_the_newest_run_of_the_same_command(monkeypatch: pytest.Mon
     assert "resume" not in run_well(SAME)  # without --resume a new run starts
     assert (LOGS / "version_14").is_dir()
     out = run_well("fit.py --resume lightning_logs/version_11")
-    assert "resume  lightning_logs/version_11/checkpoints/last.ckpt, after step 2" in out
+    assert "resume  lightning_logs/version_11/checkpoints/resume/last.ckpt, after step 2" in out

@@ -42,7 +42,7 @@ def undisturbed_run(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str],
 
 
 def last_checkpoint(folder: Path) -> dict[str, Any]:
-    return torch.load(folder / "lightning_logs/version_0/checkpoints/last.ckpt", weights_only=True)
+    return torch.load(folder / "lightning_logs/version_0/checkpoints/resume/last.ckpt", weights_only=True)
 
 
 @pytest.mark.parametrize(
@@ -151,4 +151,4 @@ def test_a_resumed_run_needs_no_weights_file(photo_folder: Path) -> None:
     run_well(f"{line} --max_epochs 1")
     weights.unlink()
     out = run_well(f"{line} --max_epochs 2 --resume latest")
-    assert "resume  lightning_logs/version_0/checkpoints/last.ckpt, after step 4" in out
+    assert "resume  lightning_logs/version_0/checkpoints/resume/last.ckpt, after step 4" in out

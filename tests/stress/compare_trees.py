@@ -126,7 +126,7 @@ def stop(process: "subprocess.Popen[bytes]", folder: Path, log: Path, kill: str)
         trained = re.search(r"epoch +1/", log.read_text(errors="replace"))
         if kill == "TERM" and trained:
             return process.send_signal(signal.SIGTERM)
-        if kill == "KILL" and any(folder.glob("lightning_logs/*/checkpoints/last.ckpt")):
+        if kill == "KILL" and any(folder.glob("lightning_logs/*/checkpoints/**/last.ckpt")):
             return os.killpg(process.pid, signal.SIGKILL)
         if trained and not slept:
             process.send_signal(signal.SIGSTOP)

@@ -331,7 +331,7 @@ class Round:
         """Interrupt a run. Return True if it ended before the interruption."""
         self.counts[kind] += 1
         if kind == "damaged last.ckpt":
-            for path in (self.folder / "lightning_logs").glob("version_*/checkpoints/last.ckpt"):
+            for path in (self.folder / "lightning_logs").glob("version_*/checkpoints/resume/last.ckpt"):
                 if (path.parent / "previous.ckpt").exists():
                     size = path.stat().st_size
                     with path.open("r+b") as file:

@@ -79,7 +79,7 @@ def run_of(cli: FitCLI) -> Path:
 
 def last(run: Path) -> dict[str, Any]:
     """Load the run's newest resume point."""
-    return torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
+    return torch.load(run / "checkpoints" / "resume" / "last.ckpt", weights_only=True)
 
 
 def rows(run: Path) -> list[dict[str, str]]:

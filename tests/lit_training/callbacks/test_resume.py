@@ -173,14 +173,27 @@ def test_a_broken_last_ckpt_is_renamed_and_previous_ckpt_is_used(
 ) -> None:
     line = f"{SHAPES} --max_epochs 3"
     uninterrupted = copy_run(line, root="uninterrupted")
-    folder = copy_run(line, kill_at=9) / "checkpoints"
+    folder = copy_run(line, kill_at=9) / "checkpoints" / "resume"
     (folder / "last.ckpt").write_bytes((folder / "last.ckpt").read_bytes()[:-1000])
     start = fit(f"{line} --resume auto").run.start
     assert start is not None
     assert (start.checkpoint, start.step) == (folder / "previous.ckpt", 8)
     assert "last.ckpt is not a checkpoint that can be read safely" in capsys.readouterr().err
     assert (folder / "last.ckpt.broken").exists()
-    assert_same_end(uninterrupted, folder.parent)
+    assert_same_end(uninterrupted, folder.parent.parent)
+
+
+def test_a_run_without_a_readable_resume_point_is_left_alone(copy_run: CopyRun) -> None:
+    """Restarting it at step 0 in the same folder would destroy it."""
+    line = f"{SHAPES} --max_epochs 3"
+    run = copy_run(line, kill_at=9)
+    for path in (run / "checkpoints" / "resume").iterdir():
+        path.write_bytes(path.read_bytes()[:-1000])
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    for resume in ("auto", "latest", str(run)):
+        with pytest.raises(CheckpointError, match=r"last.ckpt is not .*previous.ckpt is not .* --resume never"):
+            parse(f"{QUIET} {line} --resume {resume}")
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
 
 
 @pytest.mark.parametrize("flag", ["--accumulate_grad_batches 2", "--limit_train_batches 0.5"])

@@ -18,23 +18,27 @@ import torch
 
 from lit_training.errors import CheckpointError
 from lit_training.runs import checkpoints
-from lit_training.runs.checkpoints import FitCheckpointIO
+from lit_training.runs.checkpoints import RESUME_STATE, FitCheckpointIO
+
+POINT: dict[str, Any] = {"callbacks": {RESUME_STATE: {"finished": False}}}
+"""What makes a checkpoint a resume point."""
 
 
-def write(path: Path, number: int) -> None:
-    FitCheckpointIO().save_checkpoint({"number": number, "weights": torch.full((1000,), float(number))}, path)
+def write(path: Path, number: int, content: dict[str, Any] = POINT) -> None:
+    weights = torch.full((1000,), float(number))
+    FitCheckpointIO().save_checkpoint({"number": number, "weights": weights, **content}, path)
 
 
 def number(path: Path) -> int:
     return torch.load(path, weights_only=True)["number"]
 
 
-def test_the_last_checkpoint_before_is_kept_as_previous(tmp_path: Path) -> None:
+def test_the_resume_point_before_is_kept_as_previous(tmp_path: Path) -> None:
     for count in range(3):
-        write(tmp_path / "new" / "last.ckpt", count)
-        write(tmp_path / "new" / "best.ckpt", count)
-    found = {path.name: number(path) for path in (tmp_path / "new").iterdir()}
-    assert found == {"last.ckpt": 2, "previous.ckpt": 1, "best.ckpt": 2}
+        write(tmp_path / "new" / "resume" / "last.ckpt", count)
+        write(tmp_path / "new" / "last.ckpt", count, {})  # of a callback of the user
+    found = {str(path.relative_to(tmp_path / "new")): number(path) for path in tmp_path.rglob("*.ckpt")}
+    assert found == {"resume/last.ckpt": 2, "resume/previous.ckpt": 1, "last.ckpt": 2}
 
 
 @pytest.mark.parametrize("call", ["os.fsync", "pathlib.Path.replace", "torch.save"])
@@ -180,6 +184,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
 
 
 def save_best(writer: FitCheckpointIO, folder: Path, number: int) -> None:
+    writer.best = folder / "best.ckpt"
     writer.save_checkpoint({"number": number}, folder / "best.ckpt")
 
 

@@ -13,7 +13,6 @@ from lit_training.errors import CheckpointError, UsageError
 from lit_training.runs import folder
 from lit_training.runs.folder import (
     RunStart,
-    adds_epochs,
     find_checkpoint,
     find_resume_target,
     lock_run,
@@ -76,7 +75,7 @@ def test_a_resume_cannot_change_the_settings_of_a_run(copy_run: CopyRun) -> None
 )
 def test_a_target_that_cannot_be_resumed_is_an_error(resume: str, message: str, copy_run: CopyRun) -> None:
     if "version_0" in resume:
-        for path in (copy_run(ONE_EPOCH) / "checkpoints").glob("*"):
+        for path in (copy_run(ONE_EPOCH) / "checkpoints").rglob("*.ckpt"):
             if "best" not in resume or path.name != "best.ckpt":
                 path.unlink()
     with pytest.raises(CheckpointError, match=message):
@@ -93,19 +92,27 @@ def test_latest_is_the_newest_run_in_the_root_however_the_flag_is_typed(flag: st
 
 
 @pytest.mark.parametrize(
-    ("trainer", "adds"),
+    ("flags", "finished"),
     [
-        ({"max_epochs": 3}, False),
-        ({"max_epochs": 4}, True),
-        ({"max_epochs": None}, False),
-        ({"max_epochs": 4, "max_steps": 100}, False),
+        ("", True),
+        ("--max_epochs 2", True),
+        ("--max_epochs 4", False),
+        ("--log_every_n_steps 7", True),
+        ("--max_epochs 4 --max_steps 18", True),
+        ("--max_epochs 4 --max_steps 19", False),
+        ("--max_epochs -1 --max_time 00:01:00:00", False),
     ],
 )
-def test_only_more_epochs_extend_a_finished_run(trainer: dict[str, Any], adds: bool, copy_run: CopyRun) -> None:
-    copy_run(THREE_EPOCHS)
-    start = start_of(f"{THREE_EPOCHS} --resume auto")
-    assert start.finished
-    assert adds_epochs(trainer, start) == adds
+def test_limits_that_are_not_reached_extend_a_finished_run(flags: str, finished: bool, copy_run: CopyRun) -> None:
+    """Also if the run was killed before the first new resume point: then config.yaml has the new limits already."""
+    run = copy_run(THREE_EPOCHS)
+    cli = parse(f"{QUIET} --resume latest {flags}")
+    assert cli.run.start is not None
+    assert cli.run.start.finished == finished
+    (run / "config.yaml").write_text(cli.parser.dump(cli.config, skip_unset=False))
+    for resume in ("latest", "auto"):
+        assert start_of(f"{THREE_EPOCHS} --resume {resume} {flags}").finished == finished
+    assert [folder.name for folder in run.parent.iterdir()] == ["version_0"]
 
 
 # --- latest ---------------------------------------------------------------------------------------------------------

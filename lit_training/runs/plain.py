@@ -1,0 +1,110 @@
+"""Convert what a checkpoint contains to plain values, so that it opens without executing code in the file."""
+
+import contextlib
+import copy
+import functools
+import inspect
+import io
+import os
+import sys
+import typing
+from collections import Counter, OrderedDict
+from collections.abc import Mapping
+from enum import Enum
+from typing import Any
+
+import numpy as np
+import torch
+from jsonargparse import ArgumentParser
+
+from lit_training.errors import CheckpointError, is_rank_zero
+
+SIMPLE = (type(None), bool, int, float, complex, str, bytes, torch.Size, torch.dtype, torch.device)
+ARGUMENTS = ("hyper_parameters", "datamodule_hyper_parameters")
+UNSAVED = {"callbacks": "checkpoints do not hold its state: --resume starts it anew"} | dict.fromkeys(
+    ARGUMENTS, "checkpoints do not hold it: --resume works, but not evaluate.py and predict.py"
+)
+"""Part of a checkpoint that consists of parts -> what is printed about a part that has no plain value."""
+NOT_SAVED = "not saved in this checkpoint: "
+FORMS: list[tuple[Any, Any]] = [  # class -> function that returns the plain value
+    (Enum, lambda value: value.name),
+    (os.PathLike, os.fspath),
+    (np.ndarray, lambda value: torch.from_numpy(value.copy())),
+    *((kind, kind) for kind in (int, float, str)),
+]
+
+
+def to_plain(value: Any, changed: list[str]) -> Any:
+    """Return a copy with plain values. Append the name of each class that gets another form to ``changed``.
+
+    Raise an error for a value that torch does not load without executing code. Its class is the last in ``changed``.
+    """
+    kind = type(value)
+    if isinstance(value, torch.Tensor) or kind in SIMPLE:
+        return value
+    if kind in (list, tuple, set):
+        return kind([to_plain(item, changed) for item in value])
+    if isinstance(value, np.number | np.bool_ | np.str_):
+        return value.item()
+    if kind in (OrderedDict, Counter):
+        plain = copy.copy(value)  # a state_dict has an attribute _metadata
+        plain.update({key: to_plain(item, changed) for key, item in value.items()} if kind is OrderedDict else {})
+        return plain
+    changed += [kind.__name__] if kind is not dict else []
+    if isinstance(value, dict):
+        return {to_plain(key, changed): to_plain(item, changed) for key, item in value.items()}
+    for known, convert in FORMS:
+        if isinstance(value, known):
+            return convert(value)
+    torch.save(value, buffer := io.BytesIO())
+    buffer.seek(0)
+    torch.load(buffer, weights_only=True)
+    changed.pop()
+    return value
+
+
+def plain_checkpoint(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a checkpoint with plain values. Print a note, once, about each part that gets another form, or none."""
+    plain = dict(checkpoint)
+    groups: dict[str, Any] = {key: dict(plain[key]) for key in UNSAVED if key in plain}
+    plain |= groups
+    parts = [(group, key, name) for key, group in groups.items() for name in group]
+    for group, key, name in [*parts, *((plain, "", name) for name in plain)]:
+        changed, fate = list[str](), "checkpoints hold it as plain values"
+        try:
+            group[name] = to_plain(group[name], changed)
+        except Exception:  # pickling may raise any error
+            changed = changed[-1:] or ["nested too deeply"]
+            fate = UNSAVED.get(key, "--resume, evaluate.py and predict.py cannot open checkpoints with it")
+            if key == "callbacks":
+                del group[name]
+            elif key:
+                group[name] = NOT_SAVED + "".join(changed)
+        if changed:
+            print_once(f"note: {name} ({', '.join(dict.fromkeys(changed))}): {fate}")
+    return plain
+
+
+def to_arguments(constructor: Any, plain: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a constructor's arguments. jsonargparse parses plain values as annotations or default values say."""
+    arguments = dict(plain)
+    parameters = inspect.signature(constructor).parameters.values()
+    hints = {one.name: type(one.default) for one in parameters if isinstance(one.default, Enum | os.PathLike)}
+    with contextlib.suppress(Exception):  # annotations can be wrong
+        hints |= typing.get_type_hints(constructor.__init__)
+    for name, value in plain.items():
+        if isinstance(value, str) and value.startswith(NOT_SAVED):
+            raise CheckpointError(f"the argument {name} is {value}")
+        if name in hints and isinstance(value, str | dict | list | tuple):
+            with contextlib.suppress(Exception):  # not a value of the command line
+                parser = ArgumentParser(exit_on_error=False)
+                parser.add_argument("--value", type=hints[name])
+                arguments[name] = parser.instantiate(parser.parse_object({"value": copy.deepcopy(value)})).value
+    return arguments
+
+
+@functools.cache
+def print_once(text: str) -> None:
+    """Print a line on stderr, on rank 0."""
+    if is_rank_zero():
+        print(text, file=sys.stderr)
