@@ -7,7 +7,10 @@ them may repeat or skip a step, a validation or a schedule update.
 """
 
 import signal
+import sys
 import time
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +18,10 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
+from datamodules.loading.seeds import combine_seeds
 from datamodules.text import plural
 from lit_models import LitBase
-from lit_training.callbacks.records import fingerprint
+from lit_training.callbacks.records import fingerprint, fingerprint_batch
 from lit_training.errors import CheckpointError
 from lit_training.runs.folder import resume_hint
 from lit_training.runs.foreign import data_of, with_default_attributes
@@ -29,28 +33,60 @@ from lit_training.runs.lightning_internals import (
     set_logged_steps,
     start_resumed_epoch,
 )
+from lit_training.runs.loaders import (
+    RepeatableLoader,
+    StatefulRepeatableLoader,
+    has_state,
+    repeatable_loaders,
+    seed_random_numbers,
+)
 from lit_training.runs.metrics_csv import MetricsCSV
 from lit_training.runs.processes import Stopped, Watch, gather_objects, is_child, requeue_slurm_job
 
 
 class StepSeed(Callback):
-    """Seed torch before each batch, from the seed of the run, the number of the batch and the rank.
+    """Seed all random numbers before each epoch, batch and step, from the seed of the run and their number.
 
-    A model with ``same_random_numbers_on_all_ranks`` gets the same seed on all ranks.
+    In a step, each rank draws other numbers, unless the model has ``same_random_numbers_on_all_ranks``.
     """
 
-    def __init__(self, seed: int) -> None:
-        self.seed = seed
+    def __init__(self, seed: int, resume_point: "ResumePoint | None" = None) -> None:
+        self.seed, self.resume_point = seed, resume_point
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if stage == "fit":
+            process = trainer.strategy.process_dataloader
+            trainer.strategy.process_dataloader = partial(self._wrap, trainer, process)  # type: ignore[method-assign]
+
+    def _wrap(self, trainer: Trainer, process: Callable[[Any], Any], loader: Any) -> Any:
+        """Make a training loader repeatable. Lightning calls this for each loader that it gets."""
+        loader = process(loader)
+        if not trainer.training or isinstance(loader, RepeatableLoader):
+            return loader
+        problem = ""
+        if isinstance(loader, Iterator) or isinstance(getattr(loader, "dataset", None), Iterator):
+            problem = "its training data is an iterator, which cannot start again"
+        elif getattr(loader, "persistent_workers", False) and not has_state(loader):
+            problem = "the random numbers of its loader continue: use persistent_workers=False"
+        if problem and self.resume_point and trainer.is_global_zero:
+            print(f"warning: if this run is interrupted, its result may change: {problem}", file=sys.stderr, flush=True)
+        kind = StatefulRepeatableLoader if has_state(loader) else RepeatableLoader
+        return kind(loader, trainer, self.seed, partial(self._resume_state, trainer))
+
+    def _resume_state(self, trainer: Trainer, loader: RepeatableLoader) -> dict[str, Any]:
+        """Return the epoch, the number of batches, and the loader's own state at a resume; {} after its first step."""
+        resumed = self.resume_point.loaded_data if self.resume_point else {}
+        states = resumed.get("loaders", [[]] * trainer.world_size)[trainer.global_rank]
+        number = repeatable_loaders(trainer).index(loader)
+        return {**resumed, "state": states[number]} if number < len(states) else resumed
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        seed_random_numbers(combine_seeds(self.seed, trainer.current_epoch), trainer.strategy.root_device)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         rank = 0 if with_default_attributes(pl_module).same_random_numbers_on_all_ranks else trainer.global_rank
         seed = (self.seed * 1_000_003 + trainer.fit_loop.total_batch_idx) * 4096 + rank
-        torch.default_generator.manual_seed(seed)  # torch.manual_seed is slower, because it seeds all devices
-        device = trainer.strategy.root_device
-        if device.type == "cuda":
-            torch.cuda.default_generators[device.index or 0].manual_seed(seed)
-        elif device.type == "mps":
-            torch.mps.manual_seed(seed)
+        seed_random_numbers(seed, trainer.strategy.root_device)
 
 
 class ResumePoint(Callback):
@@ -72,6 +108,8 @@ class ResumePoint(Callback):
         self.watch = watch
         self.loaded_state: dict[str, Any] = {}
         """This callback's state from the resume point. It becomes empty at the first step after the resume."""
+        self.loaded_data: dict[str, Any] = {}
+        """The same for the loaders of the training data. A finished run that gets more epochs needs it too."""
         self._state_to_save: dict[str, Any] = {}
         self._save_seconds = self.FIRST_SAVE_SECONDS
         self._data_fingerprint = ""
@@ -85,7 +123,7 @@ class ResumePoint(Callback):
         return self._state_to_save  # empty, except while save() runs
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.loaded_state = state_dict
+        self.loaded_state = self.loaded_data = state_dict
         self._no_step_saved = False
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
@@ -97,10 +135,10 @@ class ResumePoint(Callback):
                 moved = _replace_prefix(state, state["dirpath"], str(callback.dirpath or folder))
                 checkpoint["callbacks"][callback.state_key] = moved
 
-    def save(self, trainer: Trainer, finished: bool = False, next_batch_fetched: bool = True) -> None:
+    def save(self, trainer: Trainer, finished: bool = False, batch: Any = None) -> None:
         """Write a resume point, between two steps or after the last one. All ranks must call this method.
 
-        ``next_batch_fetched``: True if Lightning has already fetched the batch of the next step.
+        ``batch`` is that of the next step, if Lightning has already fetched it.
         """
         start_time, metrics_rows = time.monotonic(), 0
         model = with_default_attributes(trainer.lightning_module)
@@ -119,11 +157,14 @@ class ResumePoint(Callback):
             "metrics": {name: value.detach().cpu() for name, value in trainer.callback_metrics.items()},
             "shape": _batch_layout(trainer),
             "data": self._data_fingerprint,
+            "batch": fingerprint_batch(batch),
+            "loaders": gather_objects(trainer, [loader.state(finished) for loader in repeatable_loaders(trainer)]),
         }
         progress = trainer.fit_loop.epoch_loop.batch_progress
         # A resumed run fetches the next batch again, so the resume point must not count this batch as fetched.
-        uncounted, is_last = int(next_batch_fetched and not finished), progress.is_last_batch
+        uncounted, is_last = int(batch is not None), progress.is_last_batch
         progress.current.ready -= uncounted
+        self._state_to_save["batches"] = 0 if finished else progress.current.ready
         progress.total.ready -= uncounted
         progress.is_last_batch = is_last and finished
         try:
@@ -168,7 +209,11 @@ class ResumePoint(Callback):
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         self.watch.note_progress()
+        self.loaded_data = {}
         if self.loaded_state:
+            if trainer.is_global_zero and self.loaded_state.get("batch", "") not in ("", fingerprint_batch(batch)):
+                problem = "the training data gave another batch than before the interruption"
+                print(f"warning: {problem}: the result differs from that of an uninterrupted run", file=sys.stderr)
             set_logged_steps(trainer, self.loaded_state["logged"])
             self.loaded_state = {}
             start_resumed_epoch(trainer, pl_module)
@@ -181,7 +226,7 @@ class ResumePoint(Callback):
         # With photos, save the first step at once, because an unreadable photo could soon end the run.
         is_first = self._no_step_saved and trainer.global_step > 0 and data_of(trainer).photos is not None
         if save_is_due or signum or is_first:
-            self.save(trainer)
+            self.save(trainer, batch=batch)
         if signum:
             self._stop(trainer, signum)
 
@@ -213,7 +258,7 @@ class ResumePoint(Callback):
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         if isinstance(exception, Exception) and self._failed_while_fetching(trainer):
-            self.save(trainer, next_batch_fetched=False)
+            self.save(trainer)
         self.watch.ending, self.watch.stepping = True, False
 
     def _failed_while_fetching(self, trainer: Trainer) -> bool:
