@@ -6,6 +6,7 @@ more values, written *between* two steps. Lightning writes its own checkpoints i
 them may repeat or skip a step, a validation or a schedule update.
 """
 
+import math
 import signal
 import sys
 import time
@@ -155,7 +156,8 @@ class ResumePoint(Callback):
             "rows": metrics_rows,
             "losses": gather_objects(trainer, model.epoch_loss_sum_and_count),
             "metrics": {name: value.detach().cpu() for name, value in trainer.callback_metrics.items()},
-            "shape": _batch_layout(trainer),
+            "shape": self._batch_layout,
+            "planned": self._planned,
             "data": self._data_fingerprint,
             "batch": fingerprint_batch(batch),
             "loaders": gather_objects(trainer, [loader.state(finished) for loader in repeatable_loaders(trainer)]),
@@ -185,9 +187,12 @@ class ResumePoint(Callback):
         self._data_fingerprint = fingerprint(trainer.train_dataloader)
         self.watch.set_signal_handlers()
         self.watch.stepping = True
+        # A GradientAccumulationScheduler changes the Trainer's number of accumulated batches later, in each epoch.
+        self._batch_layout = [trainer.world_size, trainer.num_training_batches, trainer.accumulate_grad_batches]
+        self._planned = _planned_length(trainer)
         if not self.loaded_state:
             return
-        if (saved := self.loaded_state["shape"]) != (own := _batch_layout(trainer)):
+        if (saved := self.loaded_state["shape"]) != (own := self._batch_layout):
             raise CheckpointError(
                 f"the resume point has {_describe_batch_layout(*saved)}, but this command has "
                 f"{_describe_batch_layout(*own)}: use the same --devices, --data.batch_size and "
@@ -198,6 +203,7 @@ class ResumePoint(Callback):
                 raise CheckpointError(other_optimizer_message(trainer))
         if self.loaded_state["data"] != self._data_fingerprint:
             raise CheckpointError("the training data has changed since the run began: use --resume never")
+        self._refuse_ended_schedule(trainer)
         if self.loaded_state["finished"]:  # this command adds epochs to a finished run
             self.loaded_state = {}
             return
@@ -206,6 +212,19 @@ class ResumePoint(Callback):
         trainer.callback_metrics.update(metrics)
         if isinstance(pl_module, LitBase):
             pl_module.epoch_loss_sum_and_count = self.loaded_state["losses"][trainer.global_rank]
+
+    def _refuse_ended_schedule(self, trainer: Trainer) -> None:
+        """Raise a CheckpointError if a schedule ends where the run was to end, and this command trains longer."""
+        # older resume points do not have "planned"
+        before = self.loaded_state.get("planned", {"epoch": self.loaded_state["epoch"], "step": trainer.global_step})
+        for config in trainer.lr_scheduler_configs:
+            end = getattr(config.scheduler, "total_steps", None) or getattr(config.scheduler, "T_max", math.inf)
+            if before[config.interval] <= end < self._planned[config.interval]:
+                name, wanted = type(config.scheduler).__name__, math.ceil(self._planned[config.interval])
+                raise CheckpointError(
+                    f"the {name} of this run ends after {plural(end, config.interval)}, but this command trains "
+                    f"{wanted}: keep --max_epochs and --max_steps, or train a new run with --resume never"
+                )
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         self.watch.note_progress()
@@ -327,9 +346,13 @@ def _run_folder_of(trainer: Any) -> Path:
     return trainer.start.folder  # this Trainer is a FitTrainer
 
 
-def _batch_layout(trainer: Trainer) -> list[Any]:
-    """Return the number of processes, of batches per epoch, and of batches per optimizer step."""
-    return [trainer.world_size, trainer.num_training_batches, trainer.accumulate_grad_batches]
+def _planned_length(trainer: Trainer) -> dict[str, float]:
+    """Return the number of epochs and of steps after which the run will end."""
+    steps, batches = trainer.estimated_stepping_batches, trainer.num_training_batches
+    epochs = trainer.max_epochs or -1
+    if epochs < 0 and batches < math.inf:
+        epochs = steps / math.ceil(batches / trainer.accumulate_grad_batches)
+    return {"epoch": epochs, "step": steps}
 
 
 def _describe_batch_layout(processes: int, batches: int, accumulated: int) -> str:

@@ -4,7 +4,7 @@ import inspect
 import logging
 import sys
 import warnings
-from functools import reduce
+from functools import partial, reduce
 from operator import or_
 from pathlib import Path
 from pkgutil import resolve_name
@@ -22,7 +22,7 @@ from lit_models import LitBase
 from lit_training.cli.defaults import add_defaults, register_strategies
 from lit_training.cli.flags import add_run_config, resolve_weights, to_lightning_arguments
 from lit_training.cli.limits import check_trainer, explain_trainer_error
-from lit_training.cli.schedules import ARGUMENTS_FROM_RUN, SCHEDULES, make_schedule_factory
+from lit_training.cli.schedules import ARGUMENTS_FROM_RUN, SCHEDULES, build_schedule
 from lit_training.cli.usage_errors import explain_parse_error
 from lit_training.errors import CheckpointError, UsageError, exit_with_error
 from lit_training.runs.foreign import with_default_attributes
@@ -164,7 +164,7 @@ class FitCLI(LightningCLI):
             return
         if optimizer:
             chosen, arguments = resolve_name(optimizer["class_path"]), dict(optimizer.get("init_args") or {})
-            self.model.chosen_optimizer = lambda groups: chosen(groups, **arguments)
+            self.model.chosen_optimizer = partial(chosen, **arguments)  # not a lambda: ddp_spawn pickles it
         try:
             self.model.configure_optimizers()
         except (TypeError, ValueError, RuntimeError) as error:
@@ -175,7 +175,7 @@ class FitCLI(LightningCLI):
             if options.get("step_size", 1) < 1:
                 raise UsageError("--lr_scheduler.step_size must be at least 1 epoch: --lr_scheduler.step_size 7")
             monitor = "val_loss" if self.run.validates else "train_loss"
-            self.model.chosen_schedule = make_schedule_factory(kind, options, self.model, monitor)
+            self.model.chosen_schedule = partial(build_schedule, kind, options, self.model, monitor)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         trainer_config, model_attributes = self.config["trainer"], with_default_attributes(self.model)
