@@ -14,7 +14,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from datamodules.machine import available_cores
 from datamodules.text import plural
 from lit_training.cli.flags import TRAINER_FLAGS
-from lit_training.errors import UsageError
+from lit_training.errors import UsageError, is_rank_zero
 from lit_training.runs.devices import missing_device_message
 from lit_training.text import suggest
 
@@ -46,6 +46,7 @@ def check_trainer(config: dict[str, Any]) -> None:
         if isinstance(value, str) and value.lower() not in choices:
             raise UsageError(f"--{name} {value}: {suggest(value, choices)}")
         config[name] = value.lower() if isinstance(value, str) else value
+    _replace_spawn(config)
     for minimum, name in ((minimum, name) for minimum, names in MINIMA.items() for name in names):
         value = config[name]
         if isinstance(value, int | float) and not value >= minimum:
@@ -67,6 +68,21 @@ def check_trainer(config: dict[str, Any]) -> None:
     existing = next(folder for folder in (absolute, *absolute.parents) if os.path.exists(folder))  # noqa: PTH110 - Path.exists can raise
     if not (existing.is_dir() and os.access(existing, os.W_OK)):
         raise UsageError(f"--default_root_dir {root} is not writable: choose another folder")
+
+
+def _replace_spawn(config: dict[str, Any]) -> None:
+    """Use ``ddp`` for the strategies that spawn or fork. They train the same, but signals do not reach them."""
+    strategy: Any = config["strategy"]
+    options = {} if isinstance(strategy, str) else strategy.get("init_args") or {}
+    started_by = re.search(r"_(spawn|fork|notebook)", strategy if isinstance(strategy, str) else "")
+    if started_by:
+        config["strategy"] = strategy.replace(started_by[0], "")
+    elif options.get("start_method", "popen") != "popen":
+        options["start_method"] = "popen"
+    else:
+        return
+    if is_rank_zero():
+        print("note: --strategy ddp is used: it trains the same, and its runs can be stopped and resumed", flush=True)
 
 
 def check_devices(accelerator: Any, devices: Any) -> None:

@@ -164,7 +164,7 @@ class FitCLI(LightningCLI):
             return
         if optimizer:
             chosen, arguments = resolve_name(optimizer["class_path"]), dict(optimizer.get("init_args") or {})
-            self.model.chosen_optimizer = partial(chosen, **arguments)  # not a lambda: ddp_spawn pickles it
+            self.model.chosen_optimizer = partial(chosen, **arguments)
         try:
             self.model.configure_optimizers()
         except (TypeError, ValueError, RuntimeError) as error:
