@@ -97,11 +97,9 @@ class ResumePoint(Callback):
     decides when to write. The ranks regularly exchange this decision and the signals that they received.
     """
 
-    TIME_SHARE = 0.01
-    """About this share of the run's time is used to write resume points."""
+    TIME_SHARE = 0.01  # about this share of the run's time is used to write resume points
     SECONDS_BETWEEN_EXCHANGES = 0.5
-    FIRST_SAVE_SECONDS = 0.1
-    """Assumed time to write the first resume point."""
+    FIRST_SAVE_SECONDS = 0.1  # assumed time to write the first resume point
     SECONDS_TO_END_VALIDATION = 5.0
     """If a validation does not end within this time after a signal, the run stops without a new resume point."""
 

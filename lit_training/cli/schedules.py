@@ -1,6 +1,7 @@
 """Build torch's learning rate schedules for ``--lr_scheduler``, with the length of the run."""
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 from lightning.pytorch import Trainer
@@ -15,29 +16,30 @@ ARGUMENTS_FROM_RUN = {"optimizer", "T_max", "max_lr", "total_steps", "epochs", "
 """Arguments of schedules that users cannot set, because the run and its optimizer determine them."""
 
 
-def build_schedule(
-    schedule: type, arguments: dict[str, Any], model: LitBase, monitor: str, optimizer: Optimizer
-) -> dict[str, Any]:
-    """Return Lightning's scheduler dict. Raise a UsageError if the schedule needs the run's length, but it has none.
+def make_schedule_factory(
+    schedule: type, arguments: dict[str, Any], model: LitBase, monitor: str
+) -> Callable[[Optimizer], dict[str, Any]]:
+    """Return a function for ``model.chosen_schedule``. It takes an optimizer and returns Lightning's scheduler dict."""
 
-    ``model.chosen_schedule`` is this function with all arguments except the optimizer.
-    """
-    trainer = model.trainer
-    if schedule is OneCycleLR:
-        rates = [group["lr"] for group in optimizer.param_groups]
-        cycle = OneCycleLR(optimizer, rates, total_steps=_count_steps(trainer, schedule), **arguments)
-        return {"scheduler": cycle, "interval": "step"}
-    if schedule is CosineAnnealingLR:
-        epochs = trainer.max_epochs or -1
-        if epochs < 0:
-            trainer.fit_loop.setup_data()  # sets num_training_batches
-            steps_per_epoch = math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches)
-            epochs = math.ceil(_count_steps(trainer, schedule) / steps_per_epoch)
-        return {"scheduler": CosineAnnealingLR(optimizer, epochs, **arguments)}
-    # ReduceLROnPlateau must step only after a validation, because only then val_loss has a new value.
-    waits_for_validation = schedule is ReduceLROnPlateau and monitor == "val_loss"
-    frequency = trainer.check_val_every_n_epoch or 1 if waits_for_validation else 1
-    return {"scheduler": schedule(optimizer, **arguments), "monitor": monitor, "frequency": frequency}
+    def build(optimizer: Optimizer) -> dict[str, Any]:
+        trainer = model.trainer
+        if schedule is OneCycleLR:
+            rates = [group["lr"] for group in optimizer.param_groups]
+            cycle = OneCycleLR(optimizer, rates, total_steps=_count_steps(trainer, schedule), **arguments)
+            return {"scheduler": cycle, "interval": "step"}
+        if schedule is CosineAnnealingLR:
+            epochs = trainer.max_epochs or -1
+            if epochs < 0:
+                trainer.fit_loop.setup_data()  # sets num_training_batches
+                steps_per_epoch = math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches)
+                epochs = math.ceil(_count_steps(trainer, schedule) / steps_per_epoch)
+            return {"scheduler": CosineAnnealingLR(optimizer, epochs, **arguments)}
+        # ReduceLROnPlateau must step only after a validation, because only then val_loss has a new value.
+        waits_for_validation = schedule is ReduceLROnPlateau and monitor == "val_loss"
+        frequency = trainer.check_val_every_n_epoch or 1 if waits_for_validation else 1
+        return {"scheduler": schedule(optimizer, **arguments), "monitor": monitor, "frequency": frequency}
+
+    return build
 
 
 def _count_steps(trainer: Trainer, schedule: type) -> int:

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from functools import partial
 from typing import Any
 
 import pytest
@@ -14,7 +13,7 @@ from datamodules import ImageFolderDataModule, Preprocessing
 from datamodules.loading.memory import Pictures
 from lit_models import LitTransfer
 from lit_training.callbacks.features import FeatureCache, Features
-from lit_training.cli.schedules import build_schedule
+from lit_training.cli.schedules import make_schedule_factory
 
 
 def fit(
@@ -80,7 +79,7 @@ def test_loaders_built_early_for_a_schedule_are_replaced(bare: Callable[..., Tra
             self.dataset = trainer.train_dataloader.dataset  # type: ignore[union-attr]
 
     model = LitTransfer(num_classes=2, weights=None)
-    model.chosen_schedule = partial(build_schedule, OneCycleLR, {}, model, "val_loss")
+    model.chosen_schedule = make_schedule_factory(OneCycleLR, {}, model, "val_loss")
     seen = Loaders()
     bare(max_epochs=1, callbacks=[FeatureCache(), seen]).fit(
         model, ImageFolderDataModule(str(photo_folder), image_size=96, num_workers=0)
