@@ -45,10 +45,10 @@ def fingerprint(loader: Any) -> str:
 
 
 def fingerprint_batch(batch: Any) -> str:
-    """Return a hash of the tensors of a batch, or "" if there is no batch."""
+    """Return a hash of the tensors in a batch."""
     digest = hashlib.sha256()
     apply_to_collection(batch, Tensor, lambda tensor: digest.update(_bytes(tensor)))
-    return "" if batch is None else digest.hexdigest()[:16]
+    return digest.hexdigest()[:16]
 
 
 def _bytes(tensor: Tensor) -> bytes:

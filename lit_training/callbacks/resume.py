@@ -19,6 +19,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
+from datamodules.loading.loader import ResumableLoader
 from datamodules.loading.seeds import combine_seeds
 from datamodules.text import plural
 from lit_models import LitBase
@@ -34,13 +35,7 @@ from lit_training.runs.lightning_internals import (
     set_logged_steps,
     start_resumed_epoch,
 )
-from lit_training.runs.loaders import (
-    RepeatableLoader,
-    StatefulRepeatableLoader,
-    has_state,
-    repeatable_loaders,
-    seed_random_numbers,
-)
+from lit_training.runs.loaders import RepeatableLoader, repeatable_loaders, seed_random_numbers
 from lit_training.runs.metrics_csv import MetricsCSV
 from lit_training.runs.processes import Stopped, Watch, gather_objects, is_child, requeue_slurm_job
 
@@ -60,26 +55,17 @@ class StepSeed(Callback):
             trainer.strategy.process_dataloader = partial(self._wrap, trainer, process)  # type: ignore[method-assign]
 
     def _wrap(self, trainer: Trainer, process: Callable[[Any], Any], loader: Any) -> Any:
-        """Make a training loader repeatable. Lightning calls this for each loader that it gets."""
+        """Make a training loader repeatable. Lightning calls this function for each loader that it gets."""
         loader = process(loader)
         if not trainer.training or isinstance(loader, RepeatableLoader):
             return loader
-        problem = ""
-        if isinstance(loader, Iterator) or isinstance(getattr(loader, "dataset", None), Iterator):
-            problem = "its training data is an iterator, which cannot start again"
-        elif getattr(loader, "persistent_workers", False) and not has_state(loader):
-            problem = "the random numbers of its loader continue: use persistent_workers=False"
-        if problem and self.resume_point and trainer.is_global_zero:
-            print(f"warning: if this run is interrupted, its result may change: {problem}", file=sys.stderr, flush=True)
-        kind = StatefulRepeatableLoader if has_state(loader) else RepeatableLoader
-        return kind(loader, trainer, self.seed, partial(self._resume_state, trainer))
-
-    def _resume_state(self, trainer: Trainer, loader: RepeatableLoader) -> dict[str, Any]:
-        """Return the epoch, the number of batches, and the loader's own state at a resume; {} after its first step."""
-        resumed = self.resume_point.loaded_data if self.resume_point else {}
-        states = resumed.get("loaders", [[]] * trainer.world_size)[trainer.global_rank]
-        number = repeatable_loaders(trainer).index(loader)
-        return {**resumed, "state": states[number]} if number < len(states) else resumed
+        is_iterator = isinstance(loader, Iterator) or isinstance(getattr(loader, "dataset", None), Iterator)
+        is_ours = isinstance(loader, ResumableLoader)
+        problem = "the training data is an iterator" if is_iterator else "its loader has persistent_workers=True"
+        if is_iterator or (getattr(loader, "persistent_workers", False) and not is_ours):
+            if self.resume_point and trainer.is_global_zero:
+                print(f"warning: this run cannot be resumed exactly, because {problem}", file=sys.stderr, flush=True)
+        return RepeatableLoader(loader, trainer, self.seed, self.resume_point)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         seed_random_numbers(combine_seeds(self.seed, trainer.current_epoch), trainer.strategy.root_device)
@@ -155,10 +141,12 @@ class ResumePoint(Callback):
             "losses": gather_objects(trainer, model.epoch_loss_sum_and_count),
             "metrics": {name: value.detach().cpu() for name, value in trainer.callback_metrics.items()},
             "shape": self._batch_layout,
-            "planned": self._planned,
+            "planned": self._planned_steps,
             "data": self._data_fingerprint,
-            "batch": fingerprint_batch(batch),
-            "loaders": gather_objects(trainer, [loader.state(finished) for loader in repeatable_loaders(trainer)]),
+            "batch": fingerprint_batch(batch) if batch is not None else None,
+            "loaders": gather_objects(
+                trainer, [loader.changed_state(finished) for loader in repeatable_loaders(trainer)]
+            ),
         }
         progress = trainer.fit_loop.epoch_loop.batch_progress
         # A resumed run fetches the next batch again, so the resume point must not count this batch as fetched.
@@ -187,7 +175,7 @@ class ResumePoint(Callback):
         self.watch.stepping = True
         # A GradientAccumulationScheduler changes the Trainer's number of accumulated batches later, in each epoch.
         self._batch_layout = [trainer.world_size, trainer.num_training_batches, trainer.accumulate_grad_batches]
-        self._planned = _planned_length(trainer)
+        self._planned_steps = trainer.estimated_stepping_batches
         if not self.loaded_state:
             return
         if (saved := self.loaded_state["shape"]) != (own := self._batch_layout):
@@ -213,22 +201,23 @@ class ResumePoint(Callback):
 
     def _refuse_ended_schedule(self, trainer: Trainer) -> None:
         """Raise a CheckpointError if a schedule ends where the run was to end, and this command trains longer."""
-        # older resume points do not have "planned"
-        before = self.loaded_state.get("planned", {"epoch": self.loaded_state["epoch"], "step": trainer.global_step})
+        before = self.loaded_state.get("planned", trainer.global_step)  # older resume points do not have it
         for config in trainer.lr_scheduler_configs:
             end = getattr(config.scheduler, "total_steps", None) or getattr(config.scheduler, "T_max", math.inf)
-            if before[config.interval] <= end < self._planned[config.interval]:
-                name, wanted = type(config.scheduler).__name__, math.ceil(self._planned[config.interval])
+            if config.interval == "epoch":
+                end *= -(-trainer.num_training_batches // trainer.accumulate_grad_batches)
+            if before <= end < self._planned_steps:
+                name = type(config.scheduler).__name__
                 raise CheckpointError(
-                    f"the {name} of this run ends after {plural(end, config.interval)}, but this command trains "
-                    f"{wanted}: keep --max_epochs and --max_steps, or train a new run with --resume never"
+                    f"the {name} of this run ends after {end} steps, but this command trains {self._planned_steps}: "
+                    "leave --max_epochs and --max_steps out, or train a new run with --resume never"
                 )
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         self.watch.note_progress()
         self.loaded_data = {}
         if self.loaded_state:
-            if trainer.is_global_zero and self.loaded_state.get("batch", "") not in ("", fingerprint_batch(batch)):
+            if trainer.is_global_zero and self.loaded_state.get("batch") not in (None, fingerprint_batch(batch)):
                 problem = "the training data gave another batch than before the interruption"
                 print(f"warning: {problem}: the result differs from that of an uninterrupted run", file=sys.stderr)
             set_logged_steps(trainer, self.loaded_state["logged"])
@@ -342,15 +331,6 @@ def other_optimizer_message(trainer: Trainer) -> str:
 
 def _run_folder_of(trainer: Any) -> Path:
     return trainer.start.folder  # this Trainer is a FitTrainer
-
-
-def _planned_length(trainer: Trainer) -> dict[str, float]:
-    """Return the number of epochs and of steps after which the run will end."""
-    steps, batches = trainer.estimated_stepping_batches, trainer.num_training_batches
-    epochs = trainer.max_epochs or -1
-    if epochs < 0 and batches < math.inf:
-        epochs = steps / math.ceil(batches / trainer.accumulate_grad_batches)
-    return {"epoch": epochs, "step": steps}
 
 
 def _describe_batch_layout(processes: int, batches: int, accumulated: int) -> str:
