@@ -19,7 +19,6 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from datamodules.loading.loader import ResumableLoader
 from datamodules.loading.seeds import combine_seeds
 from datamodules.text import plural
 from lit_models import LitBase
@@ -59,12 +58,11 @@ class StepSeed(Callback):
         loader = process(loader)
         if not trainer.training or isinstance(loader, RepeatableLoader):
             return loader
-        is_iterator = isinstance(loader, Iterator) or isinstance(getattr(loader, "dataset", None), Iterator)
-        is_ours = isinstance(loader, ResumableLoader)
-        problem = "the training data is an iterator" if is_iterator else "its loader has persistent_workers=True"
-        if is_iterator or (getattr(loader, "persistent_workers", False) and not is_ours):
-            if self.resume_point and trainer.is_global_zero:
-                print(f"warning: this run cannot be resumed exactly, because {problem}", file=sys.stderr, flush=True)
+        is_iterator = any(isinstance(one, Iterator) for one in (loader, getattr(loader, "dataset", None)))
+        keeps_workers = getattr(loader, "persistent_workers", False) and not hasattr(loader, "load_state_dict")
+        if (is_iterator or keeps_workers) and self.resume_point and trainer.is_global_zero:
+            reason = "an iterator cannot start again" if is_iterator else "its loader has persistent_workers=True"
+            print(f"warning: the run may be different after an interruption: {reason}", file=sys.stderr, flush=True)
         return RepeatableLoader(loader, trainer, self.seed, self.resume_point)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -144,9 +142,7 @@ class ResumePoint(Callback):
             "planned": self._planned_steps,
             "data": self._data_fingerprint,
             "batch": fingerprint_batch(batch) if batch is not None else None,
-            "loaders": gather_objects(
-                trainer, [loader.changed_state(finished) for loader in repeatable_loaders(trainer)]
-            ),
+            "loaders": gather_objects(trainer, [one.changed_state(finished) for one in repeatable_loaders(trainer)]),
         }
         progress = trainer.fit_loop.epoch_loop.batch_progress
         # A resumed run fetches the next batch again, so the resume point must not count this batch as fetched.

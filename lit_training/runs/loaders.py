@@ -66,10 +66,10 @@ class RepeatableLoader:
             own_state(own.loader, own.start)
             own.skip = resumed.get("batches", 0)
         seed, device = combine_seeds(own.seed, epoch, own.passes), own.trainer.strategy.root_device
-        number = own.skip if own.has_state else 0
-        own.skip -= number
-        seed_random_numbers(seed + number, device)
-        for number, batch in enumerate(own.loader, number + 1):
+        first = own.skip if own.has_state else 0  # the number of the loader's first batch
+        own.skip -= first
+        seed_random_numbers(seed + first, device)
+        for number, batch in enumerate(own.loader, first + 1):
             if own.skip:
                 own.skip -= 1
             else:
