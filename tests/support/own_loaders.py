@@ -1,4 +1,4 @@
-"""Data modules with loaders as users write them, and models that draw random numbers, for ``--data`` and ``--model``."""
+"""Data modules with loaders as users write them, and models that draw random numbers."""
 
 import random
 from collections.abc import Iterator
