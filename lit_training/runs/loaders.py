@@ -68,6 +68,7 @@ class RepeatableLoader:
         seed, device = combine_seeds(own.seed, epoch, own.passes), own.trainer.strategy.root_device
         first = own.skip if own.has_state else 0  # the number of the loader's first batch
         own.skip -= first
+        to_skip, number = own.skip, first
         seed_random_numbers(seed + first, device)
         for number, batch in enumerate(own.loader, first + 1):
             if own.skip:
@@ -76,6 +77,8 @@ class RepeatableLoader:
                 yield batch
             seed_random_numbers(seed + number, device)
         own.passes += 1
+        if own.passes > 1 and to_skip >= number > 0:  # Lightning does not expect that a second pass gives no batch
+            yield from self
 
     def changed_state(self, finished: bool) -> dict[str, Any]:
         """Return what had changed in the loader when this epoch began, or at the end if the run has finished."""
