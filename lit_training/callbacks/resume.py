@@ -50,8 +50,13 @@ class StepSeed(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage == "fit":
-            process = trainer.strategy.process_dataloader
-            trainer.strategy.process_dataloader = partial(self._wrap, trainer, process)  # type: ignore[method-assign]
+            strategy, loop = trainer.strategy, trainer.fit_loop
+            strategy.process_dataloader = partial(self._wrap, trainer, strategy.process_dataloader)  # type: ignore[method-assign]
+            loop.setup_data = partial(self._set_up_data, trainer, loop.setup_data)  # type: ignore[method-assign]
+
+    def _set_up_data(self, trainer: Trainer, set_up_data: Callable[[], None]) -> None:
+        self.on_train_epoch_start(trainer, trainer.lightning_module)  # train_dataloader() may draw random numbers
+        set_up_data()
 
     def _wrap(self, trainer: Trainer, process: Callable[[Any], Any], loader: Any) -> Any:
         """Make a training loader repeatable. Lightning calls this function for each loader that it gets."""
