@@ -175,8 +175,12 @@ class ResumePoint(Callback):
         self.watch.set_signal_handlers()
         self.watch.stepping = True
         # A GradientAccumulationScheduler changes the Trainer's number of accumulated batches later, in each epoch.
-        self._batch_layout = [trainer.world_size, trainer.num_training_batches, trainer.accumulate_grad_batches]
-        self._planned_steps = trainer.estimated_stepping_batches
+        self._batch_layout: list[Any] = [
+            trainer.world_size,
+            trainer.num_training_batches,
+            trainer.accumulate_grad_batches,
+        ]
+        self._planned_steps: float = trainer.estimated_stepping_batches
         if not self.loaded_state:
             return
         if (saved := self.loaded_state["shape"]) != (own := self._batch_layout):
@@ -204,7 +208,7 @@ class ResumePoint(Callback):
         """Raise a CheckpointError if a schedule ends where the run was to end, and this command trains longer."""
         before = self.loaded_state.get("planned", trainer.global_step)  # older resume points do not have it
         for config in trainer.lr_scheduler_configs:
-            end = getattr(config.scheduler, "total_steps", None) or getattr(config.scheduler, "T_max", math.inf)
+            end: Any = getattr(config.scheduler, "total_steps", None) or getattr(config.scheduler, "T_max", math.inf)
             if config.interval == "epoch":
                 end *= -(-trainer.num_training_batches // trainer.accumulate_grad_batches)
             if before <= end < self._planned_steps:

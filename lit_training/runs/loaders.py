@@ -97,6 +97,8 @@ def own_state(loader: Any, new: dict[str, Any] | None = None) -> dict[str, Any]:
     state: dict[str, Any] = {}
     parts: list[tuple[str, Any]] = [] if hasattr(loader, "load_state_dict") else [("", loader)]
     seen: set[int] = set()
+    read: Any
+    write: Any
     while parts and len(seen) < MAX_PARTS:
         path, part = parts.pop()
         items = part if isinstance(part, dict | list | tuple) else getattr(part, "__dict__", {})

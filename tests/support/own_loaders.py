@@ -33,7 +33,7 @@ class ManualNet(Net):
 
     automatic_optimization = False
 
-    def training_step(self, batch: Any, batch_idx: int) -> None:
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
         optimizer: Any = self.optimizers()
         optimizer.zero_grad()
         self.manual_backward(super().training_step(batch, batch_idx))
@@ -74,7 +74,7 @@ class OwnNoise(Augmented):
     """Adds noise from its own generators."""
 
     def __init__(self) -> None:
-        self.generators = [np.random.default_rng(3), np.random.RandomState(4)]
+        self.generators: list[Any] = [np.random.default_rng(3), np.random.RandomState(4)]
         self.generator = random.Random(5)
 
     def __getitem__(self, index: int) -> Tensor:
@@ -118,7 +118,8 @@ class OwnData(LightningDataModule):
 
     def __init__(self, kind: str, num_workers: int = 0) -> None:
         super().__init__()
-        self.kind, self.options = kind, {"batch_size": 4, "num_workers": num_workers}
+        self.kind, options = kind, {"batch_size": 4, "num_workers": num_workers}
+        self.options: dict[str, Any] = options
 
     def train_dataloader(self) -> Any:
         generator = torch.Generator().manual_seed(1)

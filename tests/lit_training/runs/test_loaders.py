@@ -1,6 +1,7 @@
 """Runs with training loaders that are not from this project are resumed exactly, or the command says why not."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -61,7 +62,7 @@ def test_a_finished_run_that_gets_more_epochs_goes_on_with_its_own_generators(ki
 
 def test_each_epoch_has_other_random_numbers() -> None:
     cli = fit(f"{MODEL} {DATA} shuffled --max_epochs 1 --logger false")
-    loader = cli.trainer.train_dataloader
+    loader: Any = cli.trainer.train_dataloader
     epochs = []
     for number in range(2):
         cli.trainer.fit_loop.epoch_progress.current.completed = number
