@@ -101,6 +101,7 @@ class ResumePoint(Callback):
         self._state_to_save: dict[str, Any] = {}
         self._save_seconds = self.FIRST_SAVE_SECONDS
         self._data_fingerprint = ""
+        self._accumulated = 0  # of the command: a GradientAccumulationScheduler changes that of the Trainer
         self._signal_time: float | None = None  # when this rank learned that it, or another rank, got a stop signal
         self._no_step_saved = True  # True until a resume point is written after the first step
         self._calls_since_exchange = self._calls_between_exchanges = 0  # calls of _agree_on_stop_and_save
@@ -143,8 +144,8 @@ class ResumePoint(Callback):
             "rows": metrics_rows,
             "losses": gather_objects(trainer, model.epoch_loss_sum_and_count),
             "metrics": {name: value.detach().cpu() for name, value in trainer.callback_metrics.items()},
-            "shape": self._batch_layout,
-            "planned": self._planned_steps,
+            "shape": self._batch_layout(trainer),
+            "planned": trainer.estimated_stepping_batches,
             "data": self._data_fingerprint,
             "batch": fingerprint_batch(batch) if batch is not None else None,
             "loaders": gather_objects(trainer, [one.changed_state(finished) for one in repeatable_loaders(trainer)]),
@@ -174,16 +175,10 @@ class ResumePoint(Callback):
         self._data_fingerprint = fingerprint(trainer.train_dataloader)
         self.watch.set_signal_handlers()
         self.watch.stepping = True
-        # A GradientAccumulationScheduler changes the Trainer's number of accumulated batches later, in each epoch.
-        self._batch_layout: list[Any] = [
-            trainer.world_size,
-            trainer.num_training_batches,
-            trainer.accumulate_grad_batches,
-        ]
-        self._planned_steps: float = trainer.estimated_stepping_batches
+        self._accumulated = trainer.accumulate_grad_batches
         if not self.loaded_state:
             return
-        if (saved := self.loaded_state["shape"]) != (own := self._batch_layout):
+        if (saved := self.loaded_state["shape"]) != (own := self._batch_layout(trainer)):
             raise CheckpointError(
                 f"the resume point has {_describe_batch_layout(*saved)}, but this command has "
                 f"{_describe_batch_layout(*own)}: use the same --devices, --data.batch_size and "
@@ -204,18 +199,21 @@ class ResumePoint(Callback):
         if isinstance(pl_module, LitBase):
             pl_module.epoch_loss_sum_and_count = self.loaded_state["losses"][trainer.global_rank]
 
+    def _batch_layout(self, trainer: Trainer) -> list[Any]:
+        """Return the number of processes, of batches per epoch, and of batches per optimizer step."""
+        return [trainer.world_size, trainer.num_training_batches, self._accumulated or trainer.accumulate_grad_batches]
+
     def _refuse_ended_schedule(self, trainer: Trainer) -> None:
         """Raise a CheckpointError if a schedule ends where the run was to end, and this command trains longer."""
-        before = self.loaded_state.get("planned", trainer.global_step)  # older resume points do not have it
+        before, now = self.loaded_state.get("planned", trainer.global_step), trainer.estimated_stepping_batches
         for config in trainer.lr_scheduler_configs:
             end: Any = getattr(config.scheduler, "total_steps", None) or getattr(config.scheduler, "T_max", math.inf)
-            if config.interval == "epoch":
-                end *= -(-trainer.num_training_batches // trainer.accumulate_grad_batches)
-            if before <= end < self._planned_steps:
-                name = type(config.scheduler).__name__
+            batches = trainer.num_training_batches if config.interval == "epoch" else 1
+            unit = -(-batches // trainer.accumulate_grad_batches)  # the number of steps
+            if before <= end * unit < min(now, before + unit):
                 raise CheckpointError(
-                    f"the {name} of this run ends after {end} steps, but this command trains {self._planned_steps}: "
-                    "leave --max_epochs and --max_steps out, or train a new run with --resume never"
+                    f"the {type(config.scheduler).__name__} of this run ends after {end * unit} steps, but this command "
+                    f"trains {now}: leave --max_epochs and --max_steps out, or train a new run with --resume never"
                 )
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
