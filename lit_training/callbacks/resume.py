@@ -211,10 +211,9 @@ class ResumePoint(Callback):
             batches = trainer.num_training_batches if config.interval == "epoch" else 1
             unit = -(-batches // trainer.accumulate_grad_batches)  # the number of steps
             if before <= end * unit < min(now, before + unit):
-                raise CheckpointError(
-                    f"the {type(config.scheduler).__name__} of this run ends after {end * unit} steps, but this command "
-                    f"trains {now}: leave --max_epochs and --max_steps out, or train a new run with --resume never"
-                )
+                ended = f"the {type(config.scheduler).__name__} of this run ends after {end * unit} steps"
+                hint = "leave --max_epochs and --max_steps out, or train a new run with --resume never"
+                raise CheckpointError(f"{ended}, but this command trains {now}: {hint}")
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         self.watch.note_progress()
