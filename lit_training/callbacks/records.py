@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.fabric.utilities.apply_func import apply_to_collection
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
@@ -39,8 +40,19 @@ def fingerprint(loader: Any) -> str:
         if isinstance(labels, Tensor):
             digest.update(labels.cpu().numpy().tobytes())
         for tensor in dataset.__getitems__([0, len(dataset) // 2, len(dataset) - 1]):
-            digest.update(tensor.cpu().contiguous().view(torch.uint8).numpy().tobytes())  # numpy has no bfloat16
+            digest.update(_bytes(tensor))
     return digest.hexdigest()[:16]
+
+
+def fingerprint_batch(batch: Any) -> str:
+    """Return a hash of the tensors in a batch."""
+    digest = hashlib.sha256()
+    apply_to_collection(batch, Tensor, lambda tensor: digest.update(_bytes(tensor)), allow_frozen=True)
+    return digest.hexdigest()[:16]
+
+
+def _bytes(tensor: Tensor) -> bytes:
+    return tensor.detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy().tobytes()  # numpy has no bfloat16
 
 
 class Provenance(Callback):

@@ -6,9 +6,12 @@ more values, written *between* two steps. Lightning writes its own checkpoints i
 them may repeat or skip a step, a validation or a schedule update.
 """
 
+import math
 import signal
 import sys
 import time
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +19,11 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
+from datamodules.loading.seeds import combine_seeds
 from datamodules.text import plural
 from lit_models import LitBase
 from lit_training.callbacks.best import other_writers
-from lit_training.callbacks.records import fingerprint
+from lit_training.callbacks.records import fingerprint, fingerprint_batch
 from lit_training.errors import CheckpointError
 from lit_training.runs.checkpoints import RESUME_STATE, copy_resume_point
 from lit_training.runs.folder import resume_hint
@@ -32,26 +36,49 @@ from lit_training.runs.lightning_internals import (
     set_logged_steps,
     start_resumed_epoch,
 )
+from lit_training.runs.loaders import RepeatableLoader, repeatable_loaders, seed_random_numbers
 from lit_training.runs.metrics_csv import MetricsCSV
 from lit_training.runs.processes import Stopped, Watch, gather_objects, is_child, requeue_slurm_job
 
 
 class StepSeed(Callback):
-    """Seed torch before each batch, from the seed of the run, the number of the batch and the rank.
+    """Seed all random numbers before each epoch, batch and step, from the seed of the run and their number.
 
-    A model with ``same_random_numbers_on_all_ranks`` gets the same seed on all ranks.
+    In a step, each rank draws other numbers, unless the model has ``same_random_numbers_on_all_ranks``.
     """
 
-    def __init__(self, seed: int) -> None:
-        self.seed = seed
+    def __init__(self, seed: int, resume_point: "ResumePoint | None" = None) -> None:
+        self.seed, self.resume_point = seed, resume_point
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if stage == "fit":
+            strategy, loop = trainer.strategy, trainer.fit_loop
+            strategy.process_dataloader = partial(self._wrap, trainer, strategy.process_dataloader)  # type: ignore[method-assign]
+            loop.setup_data = partial(self._set_up_data, trainer, loop.setup_data)  # type: ignore[method-assign]
+
+    def _set_up_data(self, trainer: Trainer, set_up_data: Callable[[], None]) -> None:
+        self.on_train_epoch_start(trainer, trainer.lightning_module)  # train_dataloader() may draw random numbers
+        set_up_data()
+
+    def _wrap(self, trainer: Trainer, process: Callable[[Any], Any], loader: Any) -> Any:
+        """Make a training loader repeatable. Lightning calls this function for each loader that it gets."""
+        loader = process(loader)
+        if not trainer.training or isinstance(loader, RepeatableLoader):
+            return loader
+        is_iterator = any(isinstance(one, Iterator) for one in (loader, getattr(loader, "dataset", None)))
+        keeps_workers = getattr(loader, "persistent_workers", False) and not hasattr(loader, "load_state_dict")
+        if (is_iterator or keeps_workers) and self.resume_point and trainer.is_global_zero:
+            reason = "an iterator cannot start again" if is_iterator else "its loader has persistent_workers=True"
+            print(f"warning: the run may be different after an interruption: {reason}", file=sys.stderr, flush=True)
+        return RepeatableLoader(loader, trainer, self.seed, self.resume_point)
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        seed_random_numbers(combine_seeds(self.seed, trainer.current_epoch), trainer.strategy.root_device)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         rank = 0 if with_default_attributes(pl_module).same_random_numbers_on_all_ranks else trainer.global_rank
         seed = (self.seed * 1_000_003 + trainer.fit_loop.total_batch_idx) * 4096 + rank
-        torch.default_generator.manual_seed(seed)  # torch.manual_seed is slower, because it seeds all devices
-        device = trainer.strategy.root_device
-        if device.type != "cpu":
-            torch.get_device_module(device).manual_seed(seed)
+        seed_random_numbers(seed, trainer.strategy.root_device)
 
 
 class ResumePoint(Callback):
@@ -71,9 +98,12 @@ class ResumePoint(Callback):
         self.watch = watch
         self.loaded_state: dict[str, Any] = {}
         """This callback's state from the resume point. It becomes empty at the first step after the resume."""
+        self.loaded_data: dict[str, Any] = {}
+        """The same for the loaders of the training data. A finished run that gets more epochs needs it too."""
         self._state_to_save: dict[str, Any] = {}
         self._save_seconds = self.FIRST_SAVE_SECONDS
         self._data_fingerprint = ""
+        self._accumulated = 0  # of the command: a GradientAccumulationScheduler changes that of the Trainer
         self._signal_time: float | None = None  # when this rank learned that it, or another rank, got a stop signal
         self._no_step_saved = True  # True until a resume point is written after the first step
         self._calls_since_exchange = self._calls_between_exchanges = 0  # calls of _agree_on_stop_and_save
@@ -84,7 +114,7 @@ class ResumePoint(Callback):
         return self._state_to_save  # empty, except while save() runs
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.loaded_state = state_dict
+        self.loaded_state = self.loaded_data = state_dict
         self._no_step_saved = False
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
@@ -98,11 +128,11 @@ class ResumePoint(Callback):
                 moved = _replace_prefix(state, state["dirpath"], str(callback.dirpath or folder))
                 checkpoint["callbacks"][callback.state_key] = moved
 
-    def save(self, trainer: Trainer, finished: bool = False, next_batch_fetched: bool = True) -> None:
+    def save(self, trainer: Trainer, finished: bool = False, batch: Any = None) -> None:
         """Write a resume point, between two steps or after the last one. All ranks must call this method.
 
-        ``next_batch_fetched``: True if Lightning has already fetched the batch of the next step. At the end of an epoch
-        copy the resume point to last.ckpt, unless a ModelCheckpoint of the user writes this file.
+        ``batch`` is that of the next step, if Lightning has already fetched it. At the end of an epoch copy the resume
+        point to last.ckpt, unless a ModelCheckpoint of the user writes this file.
         """
         start_time, metrics_rows = time.monotonic(), 0
         model = with_default_attributes(trainer.lightning_module)
@@ -120,13 +150,17 @@ class ResumePoint(Callback):
             "rows": metrics_rows,
             "losses": gather_objects(trainer, model.epoch_loss_sum_and_count),
             "metrics": {name: value.detach().cpu() for name, value in trainer.callback_metrics.items()},
-            "shape": _batch_layout(trainer),
+            "shape": self._batch_layout(trainer),
+            "planned": trainer.estimated_stepping_batches,
             "data": self._data_fingerprint,
+            "batch": fingerprint_batch(batch) if batch is not None else None,
+            "loaders": gather_objects(trainer, [one.changed_state(finished) for one in repeatable_loaders(trainer)]),
         }
         progress = trainer.fit_loop.epoch_loop.batch_progress
         # A resumed run fetches the next batch again, so the resume point must not count this batch as fetched.
-        uncounted, is_last = int(next_batch_fetched and not finished), progress.is_last_batch
+        uncounted, is_last = int(batch is not None), progress.is_last_batch
         progress.current.ready -= uncounted
+        self._state_to_save["batches"] = 0 if finished else progress.current.ready
         progress.total.ready -= uncounted
         progress.is_last_batch = is_last and finished
         ends_epoch = finished or (trainer.global_step > 0 and progress.current.ready == 0)
@@ -151,9 +185,10 @@ class ResumePoint(Callback):
         self._data_fingerprint = fingerprint(trainer.train_dataloader)
         self.watch.set_signal_handlers()
         self.watch.stepping = True
+        self._accumulated = trainer.accumulate_grad_batches
         if not self.loaded_state:
             return
-        if (saved := self.loaded_state["shape"]) != (own := _batch_layout(trainer)):
+        if (saved := self.loaded_state["shape"]) != (own := self._batch_layout(trainer)):
             raise CheckpointError(
                 f"the resume point has {_describe_batch_layout(*saved)}, but this command has "
                 f"{_describe_batch_layout(*own)}: use the same --devices, --data.batch_size and "
@@ -164,6 +199,7 @@ class ResumePoint(Callback):
                 raise CheckpointError(other_optimizer_message(trainer))
         if self.loaded_state["data"] != self._data_fingerprint:
             raise CheckpointError("the training data has changed since the run began: use --resume never")
+        self._refuse_ended_schedule(trainer)
         if self.loaded_state["finished"]:  # this command goes on with a finished run
             self.loaded_state = {}
             count_epoch_as_complete(trainer)
@@ -177,9 +213,29 @@ class ResumePoint(Callback):
         if isinstance(pl_module, LitBase):
             pl_module.epoch_loss_sum_and_count = self.loaded_state["losses"][trainer.global_rank]
 
+    def _batch_layout(self, trainer: Trainer) -> list[Any]:
+        """Return the number of processes, of batches per epoch, and of batches per optimizer step."""
+        return [trainer.world_size, trainer.num_training_batches, self._accumulated or trainer.accumulate_grad_batches]
+
+    def _refuse_ended_schedule(self, trainer: Trainer) -> None:
+        """Raise a CheckpointError if a schedule ends where the run was to end, and this command trains longer."""
+        before, now = self.loaded_state.get("planned", trainer.global_step), trainer.estimated_stepping_batches
+        for config in trainer.lr_scheduler_configs:
+            end: Any = getattr(config.scheduler, "total_steps", None) or getattr(config.scheduler, "T_max", math.inf)
+            batches = trainer.num_training_batches if config.interval == "epoch" else 1
+            unit = -(-batches // trainer.accumulate_grad_batches)  # the number of steps
+            if before <= end * unit < min(now, before + unit):
+                ended = f"the {type(config.scheduler).__name__} of this run ends after {end * unit} steps"
+                hint = "leave --max_epochs and --max_steps out, or train a new run with --resume never"
+                raise CheckpointError(f"{ended}, but this command trains {now}: {hint}")
+
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         self.watch.note_progress()
+        self.loaded_data = {}
         if self.loaded_state:
+            if trainer.is_global_zero and self.loaded_state.get("batch") not in (None, fingerprint_batch(batch)):
+                problem = "the training data gave another batch than before the interruption"
+                print(f"warning: {problem}: the result differs from that of an uninterrupted run", file=sys.stderr)
             set_logged_steps(trainer, self.loaded_state["logged"])
             self.loaded_state = {}
             start_resumed_epoch(trainer, pl_module)
@@ -192,7 +248,7 @@ class ResumePoint(Callback):
         # With photos, save the first step at once, because an unreadable photo could soon end the run.
         is_first = self._no_step_saved and trainer.global_step > 0 and data_of(trainer).photos is not None
         if save_is_due or signum or is_first:
-            self.save(trainer)
+            self.save(trainer, batch=batch)
         if signum:
             self._stop(trainer, signum)
 
@@ -226,7 +282,7 @@ class ResumePoint(Callback):
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         if isinstance(exception, Exception) and self._failed_while_fetching(trainer):
-            self.save(trainer, next_batch_fetched=False)
+            self.save(trainer)
         self.watch.ending, self.watch.stepping = True, False
 
     def _failed_while_fetching(self, trainer: Trainer) -> bool:
@@ -293,11 +349,6 @@ def other_optimizer_message(trainer: Trainer) -> str:
 
 def _run_folder_of(trainer: Any) -> Path:
     return trainer.start.folder  # this Trainer is a FitTrainer
-
-
-def _batch_layout(trainer: Trainer) -> list[Any]:
-    """Return the number of processes, of batches per epoch, and of batches per optimizer step."""
-    return [trainer.world_size, trainer.num_training_batches, trainer.accumulate_grad_batches]
 
 
 def _describe_batch_layout(processes: int, batches: int, accumulated: int) -> str:

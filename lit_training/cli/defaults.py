@@ -53,7 +53,8 @@ def add_defaults(arguments: dict[str, Any], run: Run, config_yaml: str, save_con
         config["logger"] = [tensorboard, MetricsCSV(start)]
     writes_logs = config["logger"] not in (None, False) and not config["fast_dev_run"]
     monitor, mode = run.monitor
-    callbacks: list[Callback] = [StepSeed(run.config["seed_everything"]), FiniteGuard(), Throughput()]
+    seed = StepSeed(run.config["seed_everything"])
+    callbacks: list[Callback] = [seed, FiniteGuard(), Throughput()]
     config["enable_progress_bar"] = not run.quiet and config["enable_progress_bar"] is not False
     if config["enable_progress_bar"]:
         callbacks += [EpochLines(monitor, mode)]
@@ -64,12 +65,14 @@ def add_defaults(arguments: dict[str, Any], run: Run, config_yaml: str, save_con
     if config["enable_checkpointing"] is not False and not config["fast_dev_run"]:
         callbacks += [BestCheckpoint(monitor, mode)]
         if run.start is not None:
-            callbacks[:0] = [ResumePoint(run.watch)]  # first: it saves the state before other callbacks change it
+            seed.resume_point = ResumePoint(run.watch)
+            callbacks[:0] = [seed.resume_point]  # first: it saves the state before other callbacks change it
             callbacks += [Provenance(run.start.folder)]
     if (patience := run.config.get("early_stopping")) is not None:
         callbacks += [StopEarly(monitor or "train_loss", mode, int(patience))]
     drop_empty_hooks(callbacks)
-    config["callbacks"] = [*callbacks[:1], *_as_list(config["callbacks"]), *callbacks[1:]]
+    first = callbacks.index(seed) + 1  # the user's callbacks may draw random numbers
+    config["callbacks"] = [*callbacks[:first], *_as_list(config["callbacks"]), *callbacks[first:]]
     return config
 
 

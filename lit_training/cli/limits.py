@@ -12,7 +12,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from datamodules.machine import available_cores
 from datamodules.text import plural
 from lit_training.cli.flags import TRAINER_FLAGS
-from lit_training.errors import UsageError
+from lit_training.errors import UsageError, is_rank_zero
 from lit_training.runs.devices import missing_device_message
 from lit_training.text import suggest
 
@@ -42,6 +42,7 @@ def check_trainer(config: dict[str, Any]) -> None:
             config[name] = value.lower()
             if value.lower() not in choices:
                 raise UsageError(f"--{name} {value}: {suggest(value, choices)}")
+    _replace_spawn(config)
     for minimum, name in ((minimum, name) for minimum, names in MINIMA.items() for name in names):
         value = config[name]
         if isinstance(value, int | float) and not value >= minimum:
@@ -58,6 +59,19 @@ def check_trainer(config: dict[str, Any]) -> None:
     if isinstance(duration, str) and not re.fullmatch(r"\d+:\d\d?:\d\d?:\d\d?", duration):
         raise UsageError(f"--max_time {duration} must be DAYS:HOURS:MINUTES:SECONDS: --max_time 00:01:30:00")
     check_devices(config["accelerator"], config["devices"])
+
+
+def _replace_spawn(config: dict[str, Any]) -> None:
+    """Replace the strategies that spawn or fork by ``ddp``. It trains the same, and signals reach its processes."""
+    strategy: Any = config["strategy"]
+    if isinstance(strategy, str) and re.match("ddp_(spawn|fork|notebook)", strategy):
+        config["strategy"] = re.sub("_(spawn|fork|notebook)", "", strategy)
+    elif not isinstance(strategy, str) and (strategy.get("init_args") or {}).get("start_method", "popen") != "popen":
+        strategy["init_args"]["start_method"] = "popen"
+    else:
+        return
+    if is_rank_zero():
+        print("note: --strategy ddp is used: it trains the same, and its runs can be stopped and resumed", flush=True)
 
 
 def check_devices(accelerator: Any, devices: Any) -> None:

@@ -53,6 +53,9 @@ def _to_one_line_error(error: Exception, run: Run) -> BaseException | None:
             "BatchNorm cannot train on a batch of one image of this size: choose a --data.batch_size that does not "
             "leave a single image, a larger --data.image_size, or --model.freeze true"
         )
+    if isinstance(error, ValueError) and text.startswith("Tried to step"):
+        hint = "give it total_steps=self.trainer.estimated_stepping_batches, or train fewer steps"
+        return TrainingError(f"the learning rate schedule has ended ({text}): {hint}")
     if not isinstance(error, RuntimeError):
         return None
     if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in text:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from lightning.pytorch import Callback
 
 import lit_models
@@ -18,7 +19,7 @@ from lit_training.callbacks.resume import ResumePoint
 from lit_training.cli.parser import FitCLI
 from lit_training.errors import CheckpointError
 from lit_training.runs.processes import Stopped
-from tests.support.commands import ENVIRONMENT, ROOT
+from tests.support.commands import ENVIRONMENT, ROOT, run
 from tests.support.fits import (
     QUIET,
     SHAPES,
@@ -35,6 +36,12 @@ from tests.support.own_classes import write_own_classes
 
 pytestmark = pytest.mark.usefixtures("at_every_step")
 
+WAVY = """
+class WavyModel(PictureModel):
+    def configure_optimizers(self):
+        optimizer = super().configure_optimizers()
+        return [optimizer], [torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 1)]
+"""
 CopyRun = Callable[..., Path]
 ROWS = "--data.in_features 6 --data.out_features 2 --data.length 8 --data.batch_size 8 --data.steps 6"
 PLATEAU = "--lr_scheduler ReduceLROnPlateau --lr_scheduler.patience 0 --lr_scheduler.threshold 0.9"
@@ -201,6 +208,52 @@ def test_the_batches_of_an_epoch_cannot_be_changed_by_a_resume(flag: str, copy_r
     copy_run(f"{SHAPES} --max_epochs 1", kill_at=3)
     with pytest.raises(CheckpointError, match="resume point has 1 process with 6 batches per epoch"):
         fit(f"--resume latest {flag}")
+
+
+def test_a_resumed_run_goes_on_with_its_schedule_of_accumulation() -> None:
+    name = "lightning.pytorch.callbacks.GradientAccumulationScheduler"
+    config = {"class_path": name, "init_args": {"scheduling": {0: 1, 1: 3, 2: 2}}}
+    Path("more.yaml").write_text(yaml.safe_dump({"trainer": {"callbacks": [config]}}))
+    line = f"{SHAPES} --max_epochs 3 --config more.yaml"
+    uninterrupted = fit_run(f"{line} --default_root_dir uninterrupted")
+    line += " --default_root_dir killed --resume auto"
+    for step in (4, 8, 14):
+        fit(line, kill_at=step)
+    run = fit_run(line)
+    assert last(run)["global_step"] == 6 + 2 + 3
+    assert_same_end(uninterrupted, run)
+
+
+@pytest.mark.parametrize(
+    ("begun", "step", "longer", "message"),
+    [
+        ("--max_epochs 1 --lr_scheduler OneCycleLR", None, "--max_epochs 2", "ends after 6 steps"),
+        ("--max_epochs 2 --lr_scheduler CosineAnnealingLR", 8, "--max_epochs 3", "ends after 12 steps"),
+        ("--max_steps 7 --lr_scheduler CosineAnnealingLR", 3, "--max_steps 20", "ends after 12 steps"),
+    ],
+)
+def test_a_run_is_not_extended_beyond_the_end_of_its_schedule(
+    begun: str, step: int | None, longer: str, message: str, copy_run: CopyRun
+) -> None:
+    folder = copy_run(f"{SHAPES} {begun}", kill_at=step)
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    code, _, err = run(f"fit.py --resume {folder} {longer}")
+    assert code == 2
+    assert message in err
+    assert "leave --max_epochs and --max_steps out" in err
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+    fit(f"--resume {folder}")  # without the longer limit it goes on
+
+
+def test_a_cosine_of_the_users_own_may_go_on() -> None:
+    line = f"--model own_classes.WavyModel --data ShapesDataModule {SHAPES}"
+    write_own_classes()
+    with Path("own_classes.py").open("a") as file:
+        file.write(WAVY)
+    long = fit_run(f"{line} --max_epochs 3 --default_root_dir long")
+    short = fit_run(f"{line} --max_epochs 2 --default_root_dir short")
+    fit(f"--resume {short} --max_epochs 3")
+    assert_same_weights(long, short)
 
 
 def test_changed_data_is_refused(photo_folder: Path) -> None:

@@ -64,6 +64,18 @@ def test_batchnorm_on_one_image_says_what_to_change() -> None:
         torch.nn.BatchNorm1d(2)(torch.zeros(1, 2))
 
 
+def test_a_schedule_of_the_users_own_that_has_ended_says_what_to_change() -> None:
+    run = run_of()
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], 0.1)
+    run.model.configure_optimizers = lambda: (
+        [optimizer],
+        [{"scheduler": torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.1, total_steps=4), "interval": "step"}],
+    )
+    said = r"schedule has ended \(Tried to step 5 times.*: give it total_steps=self.trainer.estimated_stepping_batches"
+    with pytest.raises(TrainingError, match=said), one_line_failures(run):
+        run.trainer.fit(run.model, run.data)
+
+
 def test_a_photo_lost_during_training_is_named() -> None:
     run = run_of()
     lost = BadPicture("ants/0.jpg", "unreadable", "No such file or directory")
