@@ -5,6 +5,7 @@ Letters in the shapes of all model files: B batch, C channels, H height, W width
 
 import inspect
 import math
+import os
 from collections.abc import Callable, Iterable
 from typing import Any, Literal
 
@@ -88,6 +89,8 @@ class LitBase(LightningModule):
     ``std`` (per channel, for pixels in [0, 1]), ``interpolation``, ``resize``. It is saved in checkpoints."""
     class_names: tuple[str, ...] | None = None
     """Class names in the order of the outputs, set from the checkpoint or the data."""
+    sample_shape: tuple[int, ...] | None = None
+    """Shape of one sample, (C, H, W) or (F,), set from the checkpoint if the data module has it."""
     fixed_features = False
     """True if ``features`` returns the same values in each epoch. Without augmentation they are computed only once."""
     wants_augmentation = False
@@ -291,19 +294,37 @@ class LitBase(LightningModule):
             return False
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        data = getattr(self.trainer, "datamodule", None) if self.has_trainer else None
-        preprocessing: Any = getattr(data, "preprocessing", None)  # a Preprocessing, or a dict of a user's data module
-        as_dict = preprocessing.to_dict() if hasattr(preprocessing, "to_dict") else preprocessing
-        class_names = getattr(data, "class_names", self.class_names)
-        checkpoint["lit"] = {
-            "model_class": type(self).__name__,
-            "data_class": type(data).__name__ if data is not None else None,
-            "task": self.task,
-            "class_names": list(class_names) if class_names else None,
-            "preprocessing": as_dict or self.preprocessing,
-        }
+        checkpoint["lit"] = class_record(self, getattr(self.trainer, "datamodule", None) if self.has_trainer else None)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         saved = checkpoint.get("lit", {})
         self.class_names = tuple(saved["class_names"]) if saved.get("class_names") else self.class_names
         self.preprocessing = saved.get("preprocessing") or self.preprocessing
+        self.sample_shape = tuple(saved["sample_shape"]) if saved.get("sample_shape") else self.sample_shape
+
+
+def dotted_path(kind: type) -> str:
+    """Return the module and the name of a class, for example ``mine.Wide``."""
+    return f"{kind.__module__}.{kind.__qualname__}"
+
+
+def class_record(model: Any, data: Any) -> dict[str, Any]:
+    """Return what a checkpoint contains so that its model and its data module can be created again: plain values.
+
+    The arguments are those that fit.py gave to the constructors. ``data`` is a LightningDataModule or None.
+    """
+    preprocessing: Any = getattr(data, "preprocessing", None)  # a Preprocessing, or a dict of a user's data module
+    as_dict = preprocessing.to_dict() if hasattr(preprocessing, "to_dict") else preprocessing
+    names = getattr(data, "class_names", getattr(model, "class_names", None))
+    shape = getattr(data, "sample_shape", None)
+    return {
+        "model_class": dotted_path(type(model)),
+        "data_class": dotted_path(type(data)) if data is not None else None,
+        "seed": int(os.environ["PL_GLOBAL_SEED"]) if "PL_GLOBAL_SEED" in os.environ else None,
+        "task": getattr(model, "task", None),
+        "class_names": list(map(str, names)) if names is not None and len(names) else None,
+        "preprocessing": as_dict or getattr(model, "preprocessing", None),
+        "sample_shape": list(shape) if shape is not None else None,
+        "model_arguments": getattr(model, "constructor_arguments", None),
+        "data_arguments": getattr(data, "constructor_arguments", None),
+    }

@@ -10,11 +10,14 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torchmetrics import Metric
 
 from datamodules import Preprocessing
 from datamodules.text import align_columns
 from lit_models import LitBase, LitCNN, LitDynamic
+from lit_training.errors import UsageError
 from lit_training.runs.devices import evaluation_mode
+from lit_training.runs.own_classes import is_own
 from lit_training.runs.threads import count_flops
 
 DEPTHS = (1, 3)  # a LitDynamic is described once for each of these depths
@@ -33,12 +36,19 @@ class Layer:
 
 
 def sample_input(model: LitBase) -> Tensor:
-    """Return an input for the model, (1, C, S, S) or (1, F): standard normal noise, the same in each call."""
-    if model.sample_ndim == 1:
-        shape: tuple[int, ...] = (model.hparams["in_features"],)
-    else:
+    """Return an input for the model, (1, C, S, S) or (1, F): standard normal noise, the same in each call.
+
+    Raise a UsageError if neither the model nor the data of its training say the shape.
+    """
+    shape = model.sample_shape
+    if model.sample_ndim == 1 and "in_features" in model.hparams:
+        shape = (model.hparams["in_features"],)
+    elif model.sample_ndim == 3 and model.preprocessing is not None:
         side = Preprocessing.from_dict(model.preprocessing).image_size
         shape = (model.hparams.get("in_channels", 3), side, side)
+    if shape is None:
+        needed = "in_features or sample_shape" if model.sample_ndim == 1 else "preprocessing or sample_shape"
+        raise UsageError(f"the shape of a sample of {type(model).__name__} is unknown: {needed} (docs/your_own.md)")
     return torch.randn(1, *shape, generator=torch.Generator().manual_seed(0))
 
 
@@ -52,6 +62,8 @@ def list_layers(model: nn.Module, x: Tensor, **options: Any) -> list[Layer]:
             found[module].outputs.append(tuple(output.shape))
 
     for name, module in model.named_modules():
+        if isinstance(module, Metric):
+            continue
         parameters = list(module.parameters())
         count = sum(parameter.numel() for parameter in parameters)
         megabytes = sum(parameter.numel() * parameter.element_size() for parameter in parameters) / 1e6
@@ -93,19 +105,20 @@ def autograd_chain(loss: Tensor, names: Mapping[nn.Parameter, str] | None = None
 
 def describe(model: LitBase) -> str:
     """Return a text about a model: layers, FLOPs, autograd nodes of the loss, gradient of the first bias."""
+    x = sample_input(model)
     gradients = [(parameter, parameter.grad) for parameter in model.parameters()]
     try:
         with evaluation_mode(model):  # BatchNorm cannot train on a batch of one
-            return "\n\n".join(_sections(model, sample_input(model)))
+            return "\n\n".join(_sections(model, x))
     finally:
         for parameter, gradient in gradients:
             parameter.grad = gradient
 
 
 def _sections(model: LitBase, x: Tensor) -> Iterator[str]:
-    net: nn.Module = model.get_submodule("net")
+    net: nn.Module = model if is_own(type(model)) else model.get_submodule("net")
     passes: dict[str, dict[str, int]] = {"": {}}
-    if isinstance(model, LitDynamic):
+    if type(model) is LitDynamic:
         passes = {f" at depth {depth}": {"depth": depth} for depth in DEPTHS}
     layers = [list_layers(net, x, **options) for options in passes.values()]
     total = layers[0][0]
@@ -118,7 +131,7 @@ def _sections(model: LitBase, x: Tensor) -> Iterator[str]:
     for of_each_pass in zip(*layers, strict=True):
         layer = of_each_pass[0]
         depth = layer.name.count(".") + bool(layer.name)
-        name = "  " * depth + (layer.name.rpartition(".")[2] or "net")
+        name = "  " * depth + (layer.name.rpartition(".")[2] or ("model" if net is model else "net"))
         shapes = [_format_shape(layer.outputs) for layer in of_each_pass]
         rows.append([name, layer.kind, f"{layer.parameters:,}", f"{layer.megabytes:.3f}", *shapes])
     yield "\n".join(align_columns(rows))
@@ -134,7 +147,7 @@ def _sections(model: LitBase, x: Tensor) -> Iterator[str]:
             losses.setdefault("squared error", F.mse_loss(output, torch.zeros_like(output)))
     parameter_names = {parameter: name for name, parameter in model.named_parameters()}
     chains = {title: autograd_chain(loss, parameter_names) for title, loss in losses.items()}
-    if isinstance(model, LitDynamic):
+    if type(model) is LitDynamic:
         graph = [["loss", *chains], *(["<-", *nodes] for nodes in zip_longest(*chains.values(), fillvalue=""))]
         yield "\n".join(align_columns(graph))
     else:

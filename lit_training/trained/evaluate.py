@@ -1,7 +1,10 @@
 """Evaluate a trained network: compute outputs, loss and scores. Letters in shapes: N samples, K classes or outputs."""
 
+import contextlib
+import math
+import random
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -10,6 +13,8 @@ from typing import Any
 import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.utilities.model_helpers import is_overridden
+from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchmetrics.functional.classification import multiclass_confusion_matrix
@@ -18,6 +23,7 @@ from datamodules import Preprocessing
 from datamodules.errors import DataError
 from datamodules.image_folder import ImageFolderDataModule
 from datamodules.loading.loader import count_decoding_workers, make_loader
+from datamodules.loading.module import SplitDataModule
 from datamodules.loading.order import gather_in_input_order
 from datamodules.photos.dataset import PhotoFiles
 from datamodules.photos.find import SPLITS, TEST, TRAIN, VAL, Listing, find_photos
@@ -27,11 +33,13 @@ from datamodules.photos.scan import Scan, scan_photos
 from datamodules.photos.split import find_scored_pictures, read_split_file
 from datamodules.text import first_names, plural, printable
 from lit_models import LitBase
+from lit_models.base import dotted_path
 from lit_training.errors import CheckpointError, UsageError, is_rank_zero
 from lit_training.runs import checkpoints
 from lit_training.runs.devices import find_device
 from lit_training.runs.folder import relative_path, run_folder
 from lit_training.runs.layout import EVALUATION, SPLIT
+from lit_training.runs.own_classes import is_own
 from lit_training.runs.processes import bind_to_loopback
 from lit_training.runs.threads import choose_threads, use_threads
 from lit_training.statistics import wilson_interval
@@ -63,7 +71,7 @@ class Evaluation:
     """N samples, each (input of the network, target)."""
     class_names: tuple[str, ...]
     preprocessing: Preprocessing | None
-    """None if the inputs of the network are rows of numbers."""
+    """None if the inputs of the network are rows of numbers, or the loader is the user's."""
     paths: Paths | None
     """The N paths, relative to the photo folder; None if the samples are not files."""
 
@@ -147,29 +155,43 @@ def evaluate(
     model = saved.model()
     data, split = _choose_data(saved, model, data_root, photos_root, all_photos)
     with progress_bar("evaluating", show=is_rank_zero()) as report_progress:
-        collector = _OutputCollector(report_progress)
+        collector = _OutputCollector(report_progress, saved.checkpoint["lit"].get("seed"))
         parts = ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary")
         unused: dict[str, Any] = dict.fromkeys(parts, False)
         trainer = Trainer(accelerator=accelerator, devices=devices, callbacks=[collector], **unused)
         bind_to_loopback(trainer)
-        batch_size = getattr(data, "eval_batch_size", 32)
-        with use_threads(choose_threads(model, sample_input(model), batch_size, trainer.num_devices)):
+        is_ordered = isinstance(data, SplitDataModule | EvaluationPhotos)
+        if trainer.world_size > 1 and not is_ordered:
+            raise UsageError(f"{type(data).__name__} can be evaluated on one device only: leave --devices out")
+        batch_size, example = getattr(data, "eval_batch_size", 32), None
+        with contextlib.suppress(UsageError):  # the shape of a sample can be unknown
+            example = sample_input(model)
+        with isolate_rng(), use_threads(choose_threads(model, example, batch_size, trainer.num_devices)):
+            collector.seed_generators()
             trainer.test(model, data, verbose=False)
     loader: Any = trainer.test_dataloaders
-    dataset = loader.dataset
-    columns = zip(*collector.batches, strict=True)
-    outputs, targets = (gather_in_input_order(trainer, torch.cat(column), loader).cpu() for column in columns)
+    dataset = getattr(loader, "dataset", None)
+    outputs, targets = (torch.cat(column) for column in zip(*collector.batches, strict=True))
+    if is_ordered:
+        outputs, targets = (gather_in_input_order(trainer, results, loader) for results in (outputs, targets))
+    if outputs.ndim != 2 and not targets.is_floating_point():
+        raise UsageError(
+            f"{type(model).__name__} has outputs of shape {tuple(outputs.shape)}: evaluate.py needs (N, K)"
+        )
+    if collector.has_no_test_data:
+        split = "val"
+        _print_notes(*_compare_with_training(saved.checkpoint, trainer.callback_metrics))
     photos = dataset if isinstance(dataset, PhotoFiles) else None
     return Evaluation(
         checkpoint=saved.path,
         data=str(photos.root) if photos else type(data).__name__,
         split=split,
-        loss=float(trainer.callback_metrics["test_loss"]),
-        outputs=outputs,
-        targets=targets,
+        loss=float(trainer.callback_metrics.get("test_loss", math.nan)),
+        outputs=outputs.cpu(),
+        targets=targets.cpu(),
         dataset=dataset,
         class_names=tuple(distinct_class_names(model.class_names, outputs.shape[1])),
-        preprocessing=Preprocessing.from_dict(model.preprocessing) if model.preprocessing else None,
+        preprocessing=Preprocessing.from_dict(model.preprocessing) if model.preprocessing and is_ordered else None,
         paths=photos.paths if photos else None,
     )
 
@@ -177,13 +199,57 @@ def evaluate(
 class _OutputCollector(Callback):
     """Collect the outputs and targets of each test batch. Report the number of finished batches and of all batches."""
 
-    def __init__(self, report_progress: Callable[[int, int | None], None]) -> None:
-        self.report_progress = report_progress
+    has_no_test_data = False
+
+    def __init__(self, report_progress: Callable[[int, int | None], None], seed: int | None) -> None:
+        self.report_progress, self.seed = report_progress, seed
         self.batches: list[tuple[Tensor, Tensor]] = []
 
+    def seed_generators(self) -> None:
+        """Draw the same random numbers in ``setup`` as fit.py, so that a random split is the same."""
+        for set_seed in (random.seed, np.random.seed, torch.manual_seed) if self.seed is not None else ():
+            set_seed(self.seed)
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """If a data module of the user has no test data, use its validation data. Raise a DataError without both."""
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        if not is_own(type(data)):
+            return
+        self.has_no_test_data = not _has_test_data(data)
+        if self.has_no_test_data:
+            _print_notes(f"{dotted_path(type(data))} has no test data: its validation data is used")
+            self.seed_generators()
+            data.setup("fit")
+            data.test_dataloader = data.val_dataloader
+        loaders = data.test_dataloader() if is_overridden("test_dataloader", data) else None
+        if loaders is None or (isinstance(loaders, list | tuple | dict) and len(loaders) != 1):
+            name = "val_dataloader" if self.has_no_test_data else "test_dataloader"
+            raise DataError(f"{dotted_path(type(data))} needs a {name} that returns one loader, to be evaluated")
+
     def on_test_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *_: Any) -> None:
+        if not isinstance(outputs, dict) or not {"output", "target"} <= outputs.keys():
+            name = dotted_path(type(pl_module))
+            raise UsageError(f"test_step of {name} must return output and target, as that of LitBase does")
         self.batches.append((outputs["output"], outputs["target"]))
         self.report_progress(len(self.batches), int(trainer.num_test_batches[0]))
+
+
+def _has_test_data(data: Any) -> bool:
+    if isinstance(data, SplitDataModule):
+        with contextlib.suppress(KeyError):
+            return len(data.dataset("test")) > 0  # type: ignore[arg-type]
+        return False
+    return is_overridden("test_dataloader", data) and data.test_dataloader() not in (None, [])
+
+
+def _compare_with_training(checkpoint: dict[str, Any], metrics: Any) -> Iterator[str]:
+    """Yield a note if the validation result of the training was another one."""
+    for state in checkpoint["callbacks"].values():
+        name, score = str(state.get("monitor")), state.get("current_score")
+        now = metrics.get(name.replace("val_", "test_"))
+        if name in ("val_acc", "val_loss") and not math.isclose(score, now, rel_tol=0.01, abs_tol=1e-6):
+            reason = "other samples (a random split needs a seed of its own), or the class was changed"
+            yield f"{name} was {float(score):.4g} in the training, but is {float(now):.4g} now: {reason}"
 
 
 class EvaluationPhotos(LightningDataModule):
@@ -214,16 +280,20 @@ def _choose_data(
         listing = _find_readable_photos(data_root, all_photos)
         listing = _leave_out_trained(listing, split_file, Path(root), all_photos)
         return _label_photos(model, listing), "photos"
-    if checkpoint["lit"]["data_class"] != ImageFolderDataModule.__name__:
-        if photos_root is not None:
-            raise UsageError(f"--photos {photos_root}: the run was not trained on photos; leave --photos out")
+    if checkpoint["lit"].get("data_class") not in (ImageFolderDataModule.__name__, dotted_path(ImageFolderDataModule)):
         try:
-            return checkpoints.load_data(checkpoint), "test"
+            own = checkpoints.load_data(checkpoint)
         except CheckpointError as error:
             fix = "evaluate it in your own code, with lit_training.load"
             if takes_photos and model.class_names is not None:
                 fix = "give a folder of photos with --data DIR"
             raise CheckpointError(f"{error}: {fix}") from error
+        if isinstance(own, ImageFolderDataModule):
+            own.root = Path(root).expanduser()
+            own.hparams["split_file"] = str(split_file) if split_file.is_file() else own.hparams["split_file"]
+        elif photos_root is not None:
+            raise UsageError(f"--photos {photos_root}: the run was not trained on photos; leave --photos out")
+        return own, "test"
     if not Path(root).expanduser().is_dir():
         raise DataError(f"the photos of the run are not in {printable(root)}: give the folder with --photos DIR")
     if split_file.is_file():  # a new split could move training images to the validation
