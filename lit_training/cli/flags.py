@@ -186,7 +186,8 @@ def resolve_weights(config: Any, resume: str) -> None:
     """If a LitTransfer's ``weights`` are a run's folder or ``latest``, replace them by the path of the checkpoint."""
     model, root = config["model"], config["trainer"]["default_root_dir"] or "."
     weights = str((model.get("init_args") or {}).get("weights"))
-    is_transfer = issubclass(resolve_name(model["class_path"]), lit_models.LitTransfer)
+    kind = resolve_name(model["class_path"])
+    is_transfer = isinstance(kind, type) and issubclass(kind, lit_models.LitTransfer)
     if is_transfer and (weights == "latest" or Path(weights).expanduser().is_dir()):
         model["init_args"]["weights"] = file = str(find_checkpoint(weights, root))
         if weights == "latest" and (resume == "auto" or RESULT_FILE_VARIABLE in os.environ):

@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import torch
-from lightning.pytorch import seed_everything
 
 from lit_training.runs.folder import RunStart
 from lit_training.runs.lightning_internals import ConnectedTrainer
@@ -24,9 +23,6 @@ class FitTrainer(ConnectedTrainer):
     def choose_checkpoint(self) -> Path | None:
         """Return the checkpoint that rank 0 chose, or None for a new run. Exit if the run is already complete."""
         self.start, self.threads = self.strategy.broadcast((self.start, self.threads))
-        seed_everything(
-            verbose=False
-        )  # so that setup() draws the same random split in a resumed run and in evaluate.py
         if self.threads is not None:
             torch.set_num_threads(self.threads[0])
         if self.start is None:

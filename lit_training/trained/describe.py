@@ -47,8 +47,8 @@ def sample_input(model: LitBase) -> Tensor:
         side = Preprocessing.from_dict(model.preprocessing).image_size
         shape = (model.hparams.get("in_channels", 3), side, side)
     if shape is None:
-        needed = "in_features or sample_shape" if model.sample_ndim == 1 else "preprocessing or sample_shape"
-        raise UsageError(f"the shape of a sample of {type(model).__name__} is unknown: {needed} (docs/your_own.md)")
+        needed = "its data module needs the attribute sample_shape (docs/your_own.md)"
+        raise UsageError(f"{type(model).__name__} does not know the shape of a sample: {needed}")
     return torch.randn(1, *shape, generator=torch.Generator().manual_seed(0))
 
 

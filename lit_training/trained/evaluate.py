@@ -273,6 +273,7 @@ def _choose_data(
     checkpoint, split_file = saved.checkpoint, saved.folder / SPLIT
     arguments = dict(checkpoint.get("datamodule_hyper_parameters") or {})
     arguments["root"] = root = photos_root or arguments.get("root", "")
+    own: Any = None
     takes_photos = model.task == "classification" and model.sample_ndim == 3
     if data_root is not None:
         if not takes_photos:
@@ -288,14 +289,16 @@ def _choose_data(
             if takes_photos and model.class_names is not None:
                 fix = "give a folder of photos with --data DIR"
             raise CheckpointError(f"{error}: {fix}") from error
-        if isinstance(own, ImageFolderDataModule):
-            own.root = Path(root).expanduser()
-            own.hparams["split_file"] = str(split_file) if split_file.is_file() else own.hparams["split_file"]
-        elif photos_root is not None:
-            raise UsageError(f"--photos {photos_root}: the run was not trained on photos; leave --photos out")
-        return own, "test"
+        if not isinstance(own, ImageFolderDataModule):
+            if photos_root is not None:
+                raise UsageError(f"--photos {photos_root}: the run was not trained on photos; leave --photos out")
+            return own, "test"
     if not Path(root).expanduser().is_dir():
         raise DataError(f"the photos of the run are not in {printable(root)}: give the folder with --photos DIR")
+    if own is not None:  # a subclass of the user
+        own.root = Path(root).expanduser()
+        own.hparams["split_file"] = str(split_file) if split_file.is_file() else own.hparams["split_file"]
+        return own, "test"
     if split_file.is_file():  # a new split could move training images to the validation
         scan = _scan(find_photos(root, arguments.get("layout"), strict=False))
         listing, split, notes = find_scored_pictures(scan.listing, str(relative_path(split_file)))
