@@ -89,8 +89,6 @@ class LitBase(LightningModule):
     ``std`` (per channel, for pixels in [0, 1]), ``interpolation``, ``resize``. It is saved in checkpoints."""
     class_names: tuple[str, ...] | None = None
     """Class names in the order of the outputs, set from the checkpoint or the data."""
-    sample_shape: tuple[int, ...] | None = None
-    """Shape of one sample, (C, H, W) or (F,), set from the checkpoint if the data module has it."""
     fixed_features = False
     """True if ``features`` returns the same values in each epoch. Without augmentation they are computed only once."""
     wants_augmentation = False
@@ -300,7 +298,6 @@ class LitBase(LightningModule):
         saved = checkpoint.get("lit", {})
         self.class_names = tuple(saved["class_names"]) if saved.get("class_names") else self.class_names
         self.preprocessing = saved.get("preprocessing") or self.preprocessing
-        self.sample_shape = tuple(saved["sample_shape"]) if saved.get("sample_shape") else self.sample_shape
 
 
 def dotted_path(kind: type) -> str:
@@ -316,7 +313,6 @@ def class_record(model: Any, data: Any) -> dict[str, Any]:
     preprocessing: Any = getattr(data, "preprocessing", None)  # a Preprocessing, or a dict of a user's data module
     as_dict = preprocessing.to_dict() if hasattr(preprocessing, "to_dict") else preprocessing
     names = getattr(data, "class_names", getattr(model, "class_names", None))
-    shape = getattr(data, "sample_shape", None)
     return {
         "model_class": dotted_path(type(model)),
         "data_class": dotted_path(type(data)) if data is not None else None,
@@ -324,7 +320,6 @@ def class_record(model: Any, data: Any) -> dict[str, Any]:
         "task": getattr(model, "task", None),
         "class_names": list(map(str, names)) if names is not None and len(names) else None,
         "preprocessing": as_dict or getattr(model, "preprocessing", None),
-        "sample_shape": list(shape) if shape is not None else None,
         "model_arguments": getattr(model, "constructor_arguments", None),
         "data_arguments": getattr(data, "constructor_arguments", None),
     }

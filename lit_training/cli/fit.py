@@ -177,7 +177,7 @@ def _print_next_commands(model: Any, data: Any, checkpoint: Path, has_loggers: b
     with contextlib.suppress(CheckpointError):  # of a class that the commands cannot open
         find_class(record["model_class"], LitBase)
         takes_rows = model.sample_ndim == 1
-        if record["preprocessing"] or (takes_rows and (record["sample_shape"] or "in_features" in model.hparams)):
+        if "in_features" in model.hparams if takes_rows else record["preprocessing"]:
             lines.append(command("predict.py", run, "ROWS.csv" if takes_rows else "IMAGE_OR_FOLDER..."))
         find_class(record["data_class"], LightningDataModule)
         if is_overridden("test_dataloader", data) or is_overridden("val_dataloader", data):

@@ -6,7 +6,6 @@ import sys
 import warnings
 from functools import reduce
 from operator import or_
-from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any, Literal, NoReturn, get_args
 

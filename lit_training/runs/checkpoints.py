@@ -15,7 +15,6 @@ from typing import IO, Any
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch import LightningDataModule
-from lightning.pytorch.utilities.parsing import AttributeDict
 from torchvision.transforms import InterpolationMode
 
 from datamodules import DataError, Preprocessing
@@ -135,8 +134,6 @@ def _create(kind: Any, checkpoint: dict[str, Any], role: str) -> Any:
     _print_note(f"note: the {role} class is {dotted_path(kind)}, from {file}")
     if (arguments := checkpoint["lit"].get(f"{role}_arguments")) is None:  # not from fit.py: do what Lightning does
         arguments, parameters = checkpoint.get(kind.CHECKPOINT_HYPER_PARAMS_KEY, {}), inspect.signature(kind).parameters
-        if (name := checkpoint.get(kind.CHECKPOINT_HYPER_PARAMS_NAME, "kwargs")) != "kwargs" and name in parameters:
-            return kind(**{name: AttributeDict(arguments)})
         if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
             arguments = {name: value for name, value in arguments.items() if name in parameters}
     return kind(**arguments)

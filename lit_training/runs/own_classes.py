@@ -1,4 +1,4 @@
-"""Find the class of a checkpoint's model or data module: a class of this project, or one of the user's own module."""
+"""Find the class of a checkpoint's model or data module: a class of this project, or one of a module of the user."""
 
 import sys
 from functools import reduce
@@ -31,12 +31,12 @@ def find_class(path: Any, base: type) -> Any:
     in ``from mine import Wide``; no code comes from the checkpoint. Raise a CheckpointError if there is no such class.
     """
     project: Any = lit_models if base is LitBase else datamodules
-    module, _, name = str(path).rpartition(".")
-    top, found = module.partition(".")[0], None
-    if top in ("", project.__name__) and name in project.__all__:
+    *modules, name = names = str(path).split(".")
+    found: Any = None
+    if name in project.__all__ and modules[:1] in ([], [project.__name__]):
         found = getattr(project, name)
-    elif top and top not in sys.stdlib_module_names:
-        found = _import(str(path).split("."))
+    elif modules and modules[0] not in sys.stdlib_module_names:
+        found = _import(names)
     if isinstance(found, type) and issubclass(found, base):
         return found
     problem = f"is not built on {base.__name__} (docs/your_own.md)" if found else "this project does not have"
@@ -57,6 +57,6 @@ def _import(names: list[str]) -> Any:
                 break
     fix = f"run the command in the folder that has {names[0]}.py or {names[0]}/, unchanged since the training"
     if names[0] == "__main__" or "<locals>" in names:
-        fix = "define the class in a file, such as mine.py, not in a notebook, a script or a function, and train again"
-    text = f"the checkpoint needs the class {'.'.join(names)}, which cannot be imported ({type(reason).__name__}: {reason})"
-    raise CheckpointError(printable(" ".join(f"{text}: {fix}".split()))) from reason
+        fix = "define the class in a file such as mine.py, not in a notebook, a script or a function, and train again"
+    problem = f"the checkpoint needs the class {'.'.join(names)}: {type(reason).__name__}: {reason}"
+    raise CheckpointError(printable(" ".join(f"{problem}: {fix}".split()))) from reason

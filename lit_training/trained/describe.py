@@ -10,7 +10,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchmetrics import Metric
 
 from datamodules import Preprocessing
 from datamodules.text import align_columns
@@ -36,19 +35,15 @@ class Layer:
 
 
 def sample_input(model: LitBase) -> Tensor:
-    """Return an input for the model, (1, C, S, S) or (1, F): standard normal noise, the same in each call.
-
-    Raise a UsageError if neither the model nor the data of its training say the shape.
-    """
-    shape = model.sample_shape
-    if model.sample_ndim == 1 and "in_features" in model.hparams:
-        shape = (model.hparams["in_features"],)
-    elif model.sample_ndim == 3 and model.preprocessing is not None:
+    """Return an input for the model, (1, C, S, S) or (1, F): standard normal noise, the same in each call."""
+    if model.preprocessing is None if model.sample_ndim == 3 else "in_features" not in model.hparams:
+        needed = "preprocessing (pictures) or the argument in_features (rows), see docs/your_own.md"
+        raise UsageError(f"the form of a sample of {type(model).__name__} is unknown: it needs {needed}")
+    if model.sample_ndim == 1:
+        shape: tuple[int, ...] = (model.hparams["in_features"],)
+    else:
         side = Preprocessing.from_dict(model.preprocessing).image_size
         shape = (model.hparams.get("in_channels", 3), side, side)
-    if shape is None:
-        needed = "its data module needs the attribute sample_shape (docs/your_own.md)"
-        raise UsageError(f"{type(model).__name__} does not know the shape of a sample: {needed}")
     return torch.randn(1, *shape, generator=torch.Generator().manual_seed(0))
 
 
@@ -62,8 +57,6 @@ def list_layers(model: nn.Module, x: Tensor, **options: Any) -> list[Layer]:
             found[module].outputs.append(tuple(output.shape))
 
     for name, module in model.named_modules():
-        if isinstance(module, Metric):
-            continue
         parameters = list(module.parameters())
         count = sum(parameter.numel() for parameter in parameters)
         megabytes = sum(parameter.numel() * parameter.element_size() for parameter in parameters) / 1e6
@@ -105,11 +98,10 @@ def autograd_chain(loss: Tensor, names: Mapping[nn.Parameter, str] | None = None
 
 def describe(model: LitBase) -> str:
     """Return a text about a model: layers, FLOPs, autograd nodes of the loss, gradient of the first bias."""
-    x = sample_input(model)
     gradients = [(parameter, parameter.grad) for parameter in model.parameters()]
     try:
         with evaluation_mode(model):  # BatchNorm cannot train on a batch of one
-            return "\n\n".join(_sections(model, x))
+            return "\n\n".join(_sections(model, sample_input(model)))
     finally:
         for parameter, gradient in gradients:
             parameter.grad = gradient

@@ -1,10 +1,9 @@
 """Evaluate a trained network: compute outputs, loss and scores. Letters in shapes: N samples, K classes or outputs."""
 
-import contextlib
 import math
 import random
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -155,7 +154,7 @@ def evaluate(
     model = saved.model()
     data, split = _choose_data(saved, model, data_root, photos_root, all_photos)
     with progress_bar("evaluating", show=is_rank_zero()) as report_progress:
-        collector = _OutputCollector(report_progress, saved.checkpoint["lit"].get("seed"))
+        collector = _OutputCollector(report_progress)
         parts = ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary")
         unused: dict[str, Any] = dict.fromkeys(parts, False)
         trainer = Trainer(accelerator=accelerator, devices=devices, callbacks=[collector], **unused)
@@ -163,11 +162,10 @@ def evaluate(
         is_ordered = isinstance(data, SplitDataModule | EvaluationPhotos)
         if trainer.world_size > 1 and not is_ordered:
             raise UsageError(f"{type(data).__name__} can be evaluated on one device only: leave --devices out")
-        batch_size, example = getattr(data, "eval_batch_size", 32), None
-        with contextlib.suppress(UsageError):  # the shape of a sample can be unknown
-            example = sample_input(model)
+        batch_size, example = getattr(data, "eval_batch_size", 32), None if is_own(type(model)) else sample_input(model)
         with isolate_rng(), use_threads(choose_threads(model, example, batch_size, trainer.num_devices)):
-            collector.seed_generators()
+            for set_seed in (random.seed, np.random.seed, torch.manual_seed):  # setup() may draw a split, as in fit.py
+                set_seed(saved.checkpoint["lit"].get("seed") or 0)
             trainer.test(model, data, verbose=False)
     loader: Any = trainer.test_dataloaders
     dataset = getattr(loader, "dataset", None)
@@ -175,12 +173,7 @@ def evaluate(
     if is_ordered:
         outputs, targets = (gather_in_input_order(trainer, results, loader) for results in (outputs, targets))
     if outputs.ndim != 2 and not targets.is_floating_point():
-        raise UsageError(
-            f"{type(model).__name__} has outputs of shape {tuple(outputs.shape)}: evaluate.py needs (N, K)"
-        )
-    if collector.has_no_test_data:
-        split = "val"
-        _print_notes(*_compare_with_training(saved.checkpoint, trainer.callback_metrics))
+        raise UsageError(f"the outputs of {type(model).__name__} are {tuple(outputs.shape)}: evaluate.py needs (N, K)")
     photos = dataset if isinstance(dataset, PhotoFiles) else None
     return Evaluation(
         checkpoint=saved.path,
@@ -199,32 +192,9 @@ def evaluate(
 class _OutputCollector(Callback):
     """Collect the outputs and targets of each test batch. Report the number of finished batches and of all batches."""
 
-    has_no_test_data = False
-
-    def __init__(self, report_progress: Callable[[int, int | None], None], seed: int | None) -> None:
-        self.report_progress, self.seed = report_progress, seed
+    def __init__(self, report_progress: Callable[[int, int | None], None]) -> None:
+        self.report_progress = report_progress
         self.batches: list[tuple[Tensor, Tensor]] = []
-
-    def seed_generators(self) -> None:
-        """Draw the same random numbers in ``setup`` as fit.py, so that a random split is the same."""
-        for set_seed in (random.seed, np.random.seed, torch.manual_seed) if self.seed is not None else ():
-            set_seed(self.seed)
-
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """If a data module of the user has no test data, use its validation data. Raise a DataError without both."""
-        data: Any = trainer.datamodule  # type: ignore[attr-defined]
-        if not is_own(type(data)):
-            return
-        self.has_no_test_data = not _has_test_data(data)
-        if self.has_no_test_data:
-            _print_notes(f"{dotted_path(type(data))} has no test data: its validation data is used")
-            self.seed_generators()
-            data.setup("fit")
-            data.test_dataloader = data.val_dataloader
-        loaders = data.test_dataloader() if is_overridden("test_dataloader", data) else None
-        if loaders is None or (isinstance(loaders, list | tuple | dict) and len(loaders) != 1):
-            name = "val_dataloader" if self.has_no_test_data else "test_dataloader"
-            raise DataError(f"{dotted_path(type(data))} needs a {name} that returns one loader, to be evaluated")
 
     def on_test_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *_: Any) -> None:
         if not isinstance(outputs, dict) or not {"output", "target"} <= outputs.keys():
@@ -232,24 +202,6 @@ class _OutputCollector(Callback):
             raise UsageError(f"test_step of {name} must return output and target, as that of LitBase does")
         self.batches.append((outputs["output"], outputs["target"]))
         self.report_progress(len(self.batches), int(trainer.num_test_batches[0]))
-
-
-def _has_test_data(data: Any) -> bool:
-    if isinstance(data, SplitDataModule):
-        with contextlib.suppress(KeyError):
-            return len(data.dataset("test")) > 0  # type: ignore[arg-type]
-        return False
-    return is_overridden("test_dataloader", data) and data.test_dataloader() not in (None, [])
-
-
-def _compare_with_training(checkpoint: dict[str, Any], metrics: Any) -> Iterator[str]:
-    """Yield a note if the validation result of the training was another one."""
-    for state in checkpoint["callbacks"].values():
-        name, score = str(state.get("monitor")), state.get("current_score")
-        now = metrics.get(name.replace("val_", "test_"))
-        if name in ("val_acc", "val_loss") and not math.isclose(score, now, rel_tol=0.01, abs_tol=1e-6):
-            reason = "other samples (a random split needs a seed of its own), or the class was changed"
-            yield f"{name} was {float(score):.4g} in the training, but is {float(now):.4g} now: {reason}"
 
 
 class EvaluationPhotos(LightningDataModule):
@@ -273,7 +225,6 @@ def _choose_data(
     checkpoint, split_file = saved.checkpoint, saved.folder / SPLIT
     arguments = dict(checkpoint.get("datamodule_hyper_parameters") or {})
     arguments["root"] = root = photos_root or arguments.get("root", "")
-    own: Any = None
     takes_photos = model.task == "classification" and model.sample_ndim == 3
     if data_root is not None:
         if not takes_photos:
@@ -282,23 +233,11 @@ def _choose_data(
         listing = _leave_out_trained(listing, split_file, Path(root), all_photos)
         return _label_photos(model, listing), "photos"
     if checkpoint["lit"].get("data_class") not in (ImageFolderDataModule.__name__, dotted_path(ImageFolderDataModule)):
-        try:
-            own = checkpoints.load_data(checkpoint)
-        except CheckpointError as error:
-            fix = "evaluate it in your own code, with lit_training.load"
-            if takes_photos and model.class_names is not None:
-                fix = "give a folder of photos with --data DIR"
-            raise CheckpointError(f"{error}: {fix}") from error
-        if not isinstance(own, ImageFolderDataModule):
-            if photos_root is not None:
-                raise UsageError(f"--photos {photos_root}: the run was not trained on photos; leave --photos out")
-            return own, "test"
+        if photos_root is not None:
+            raise UsageError(f"--photos {photos_root}: the run was not trained on photos; leave --photos out")
+        return _choose_split(checkpoints.load_data(checkpoint), split_file)
     if not Path(root).expanduser().is_dir():
         raise DataError(f"the photos of the run are not in {printable(root)}: give the folder with --photos DIR")
-    if own is not None:  # a subclass of the user
-        own.root = Path(root).expanduser()
-        own.hparams["split_file"] = str(split_file) if split_file.is_file() else own.hparams["split_file"]
-        return own, "test"
     if split_file.is_file():  # a new split could move training images to the validation
         scan = _scan(find_photos(root, arguments.get("layout"), strict=False))
         listing, split, notes = find_scored_pictures(scan.listing, str(relative_path(split_file)))
@@ -314,6 +253,26 @@ def _choose_data(
         split = TEST if data.has_test else VAL
         listing = data.photos.take(data.photos.select(split))
     return _label_photos(model, listing), SPLITS[split]
+
+
+def _choose_split(data: Any, split_file: Path) -> tuple[LightningDataModule, str]:
+    """Return the data module, and ``test``. If it is the user's and has no test data, use its validation data."""
+    if not is_own(type(data)):
+        return data, "test"
+    if isinstance(data, ImageFolderDataModule) and split_file.is_file():
+        data.hparams["split_file"] = str(split_file)
+    has_test, setup = is_overridden("test_dataloader", data), data.setup
+    if isinstance(data, SplitDataModule):
+        data.setup("test")
+        try:
+            has_test = len(data.dataset("test")) > 0  # type: ignore[arg-type]
+        except KeyError:
+            has_test = False
+    if has_test:
+        return data, "test"
+    _print_notes(f"{dotted_path(type(data))} has no test data: its validation data is used")
+    data.setup, data.test_dataloader = lambda stage: setup("fit"), data.val_dataloader
+    return data, "val"
 
 
 def _print_notes(*notes: str) -> None:

@@ -13,7 +13,6 @@ from torch import Tensor
 from datamodules import Preprocessing
 from datamodules.loading.memory import normalize
 from lit_models import LitBase
-from lit_training.errors import UsageError
 from lit_training.trained.describe import sample_input
 from lit_training.trained.inputs import read_pictures, read_rows
 
@@ -59,17 +58,15 @@ def predict(
             images and uint8 arrays (H, W, 3). Other arrays raise a DataError.
         top_k: number of classes per prediction; default: all classes.
     """
+    sample = sample_input(model)  # raises a UsageError if the form of a sample is unknown
     to_network_input: Callable[[Tensor], Tensor] = torch.nn.Identity()
     if model.sample_ndim == 3:
-        if model.preprocessing is None:
-            needed = "its data module needs the attribute preprocessing (docs/your_own.md)"
-            raise UsageError(f"{type(model).__name__} cannot predict pictures: {needed}")
         preprocessing = Preprocessing.from_dict(model.preprocessing)
         on_cpu = torch.device(device).type == "cpu"
         samples = read_pictures(inputs, preprocessing, batch_size, ahead=0 if on_cpu else 2)
         to_network_input = partial(normalize, mean=preprocessing.mean, std=preprocessing.std)
     else:
-        samples = read_rows(inputs, sample_input(model).shape[1])
+        samples = read_rows(inputs, sample.shape[1])
     model = model.to(device).eval()
     while batch := list(islice(samples, batch_size)):
         readable = [sample.x for sample in batch if sample.x is not None]
