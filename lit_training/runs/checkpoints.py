@@ -107,10 +107,7 @@ def read_any(path: Path) -> dict[str, Any]:
 
 
 def load_model(checkpoint: dict[str, Any]) -> LitBase:
-    """Return the model of a checkpoint, in evaluation mode on the CPU.
-
-    Raise a CheckpointError if the class of the model cannot be imported, or the weights or metadata do not fit it.
-    """
+    """Return the model of a checkpoint, in evaluation mode on the CPU. Raise a CheckpointError if this fails."""
     model_class = find_class(checkpoint["lit"].get("model_class"), LitBase)
     try:
         with warnings.catch_warnings():
@@ -165,10 +162,7 @@ def _validate_metadata(model: LitBase) -> None:
 
 
 def load_data(checkpoint: dict[str, Any]) -> Any:
-    """Create the data module that a checkpoint was trained on. Do not call its ``setup``.
-
-    Raise its DataError, or a CheckpointError if its class cannot be imported, or its arguments are wrong.
-    """
+    """Create the data module that a checkpoint was trained on. Raise its DataError, or a CheckpointError."""
     if (path := checkpoint["lit"].get("data_class")) is None:
         raise CheckpointError("the checkpoint was trained on data loaders without a data module")
     data_class = find_class(path, LightningDataModule)
