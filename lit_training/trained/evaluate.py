@@ -1,6 +1,5 @@
 """Evaluate a trained network: compute outputs, loss and scores. Letters in shapes: N samples, K classes or outputs."""
 
-import math
 import random
 import sys
 from dataclasses import dataclass
@@ -150,8 +149,8 @@ def evaluate(
 
         def collect(trainer: Trainer, model: Any, outputs: Any, *_: Any) -> None:
             if not isinstance(outputs, dict) or not {"output", "target"} <= outputs.keys():
-                name = dotted_path(type(model))
-                raise UsageError(f"test_step of {name} must return output and target, as that of LitBase does")
+                problem = f"test_step of {type(model).__name__} returns no dict with output and target"
+                raise UsageError(f"{problem}: return super().test_step(batch, batch_idx), or leave your test_step out")
             batches.append((outputs["output"], outputs["target"]))
             report_progress(len(batches), int(trainer.num_test_batches[0]))
 
@@ -180,7 +179,7 @@ def evaluate(
         checkpoint=saved.path,
         data=str(photos.root) if photos else type(data).__name__,
         split=split,
-        loss=float(trainer.callback_metrics.get("test_loss", math.nan)),
+        loss=float(trainer.callback_metrics.get("test_loss", float("nan"))),
         outputs=outputs.cpu(),
         targets=targets.cpu(),
         dataset=dataset,
@@ -218,9 +217,13 @@ def _choose_data(
         listing = _leave_out_trained(listing, split_file, Path(root), all_photos)
         return _label_photos(model, listing), "photos"
     if checkpoint["lit"].get("data_class") not in (ImageFolderDataModule.__name__, dotted_path(ImageFolderDataModule)):
-        if photos_root is not None:
+        data = checkpoints.load_data(checkpoint)
+        if isinstance(data, ImageFolderDataModule):  # a subclass of the user
+            data.root = Path(root).expanduser()
+            data.hparams["split_file"] = str(split_file) if split_file.is_file() else data.hparams["split_file"]
+        elif photos_root is not None:
             raise UsageError(f"--photos {photos_root}: the run was not trained on photos; leave --photos out")
-        return _choose_split(checkpoints.load_data(checkpoint), split_file)
+        return _choose_split(data)
     if not Path(root).expanduser().is_dir():
         raise DataError(f"the photos of the run are not in {printable(root)}: give the folder with --photos DIR")
     if split_file.is_file():  # a new split could move training images to the validation
@@ -240,12 +243,10 @@ def _choose_data(
     return _label_photos(model, listing), SPLITS[split]
 
 
-def _choose_split(data: Any, split_file: Path) -> tuple[LightningDataModule, str]:
+def _choose_split(data: Any) -> tuple[LightningDataModule, str]:
     """Return the data module, and ``test``. If it is the user's and has no test data, use its validation data."""
     if not is_own(type(data)):
         return data, "test"
-    if isinstance(data, ImageFolderDataModule) and split_file.is_file():
-        data.hparams["split_file"] = str(split_file)
     has_test, setup = is_overridden("test_dataloader", data), data.setup
     if isinstance(data, SplitDataModule):
         data.setup("test")

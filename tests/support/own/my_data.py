@@ -9,6 +9,7 @@ class Halves(LightningDataModule):
 
     class_names = ("left", "right")
     num_classes = 2
+    sample_shape = (3, 32, 32)
 
     def __init__(self, batch_size: int = 20) -> None:
         super().__init__()

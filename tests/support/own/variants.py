@@ -64,6 +64,18 @@ class Outer:
             return 3 * super().forward(x)
 
 
+def make_class() -> Any:
+    """Return a class that has no dotted path."""
+
+    class Local(Wide):
+        pass
+
+    return Local
+
+
+Local = make_class()
+
+
 class Named(Wide):
     """Takes all settings in one dictionary."""
 
@@ -106,13 +118,6 @@ class Tested(Halves):
         return DataLoader(self.test, 20)
 
 
-class Stub(Tested):
-    """Has a test_dataloader that returns nothing."""
-
-    def test_dataloader(self) -> Any:
-        return None
-
-
 class TwoLoaders(Tested):
     """Has two sets of test data."""
 
@@ -126,9 +131,10 @@ class Rows(LitBase):
     task = "regression"
     sample_ndim = 1
 
-    def __init__(self, features: int = 4) -> None:
+    def __init__(self, in_features: int = 4) -> None:
         super().__init__()
-        self.layer = nn.Linear(features, 1)
+        self.save_hyperparameters()
+        self.layer = nn.Linear(in_features, 1)
         self.make_metrics()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -141,7 +147,7 @@ class Rows(LitBase):
 class RowData(LightningDataModule):
     """Rows of four numbers."""
 
-    sample_shape = (4,)
+    in_features = 4
 
     def train_dataloader(self) -> Any:
         x = torch.randn(40, 4, generator=torch.Generator().manual_seed(1))
@@ -151,7 +157,7 @@ class RowData(LightningDataModule):
 
 
 class Photos(datamodules.ImageFolderDataModule):
-    """Photos of 16 x 16 pixels."""
+    """Photos of 32 x 32 pixels."""
 
     def __init__(self, root: str) -> None:
         super().__init__(root, image_size=32, batch_size=8)
