@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from lit_training.callbacks.resume import ResumePoint
 from tests.support import fits
 from tests.support.commands import run, run_well
 from tests.support.own_classes import copy_examples, remember_imports
@@ -148,7 +149,9 @@ def test_a_subclass_of_the_photo_module_keeps_its_split(photo_folder: Path) -> N
     assert metrics(said, "val") == metrics(trained, "val")
 
 
-def test_a_killed_run_of_the_examples_resumes() -> None:
+@pytest.mark.xfail(strict=False, reason="until the loaders of users resume in the middle of an epoch")
+def test_a_killed_run_of_the_examples_resumes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ResumePoint, "TIME_SHARE", 1e9)  # a resume point before every step
     line = "--model my_model.Wide --data my_data.Halves --max_epochs 3 --default_root_dir"
     fits.fit(f"{line} whole")
     fits.fit(f"{line} killed", kill_at=15)
