@@ -168,7 +168,7 @@ def evaluate(
                 set_seed(saved.checkpoint["lit"].get("seed") or 0)
             trainer.test(model, data, verbose=False)
     loader: Any = trainer.test_dataloaders
-    dataset = getattr(loader, "dataset", None)
+    dataset: Any = getattr(loader, "dataset", None)
     outputs, targets = (torch.cat(column) for column in zip(*batches, strict=True))
     if is_ordered:
         outputs, targets = (gather_in_input_order(trainer, results, loader) for results in (outputs, targets))

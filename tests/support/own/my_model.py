@@ -18,5 +18,5 @@ class Wide(LitBase):
     def forward(self, x: Tensor) -> Tensor:
         return self.net(x)
 
-    def configure_optimizers(self) -> dict:
+    def configure_optimizers(self):
         return self.build_optimizers(lambda groups: torch.optim.SGD(groups, self.hparams["lr"]), self.parameters())

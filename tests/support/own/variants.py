@@ -110,6 +110,8 @@ class Split(LightningDataModule):
 class Tested(Halves):
     """Draws a new split in each call of setup, and has test data."""
 
+    val: Any
+
     def setup(self, stage: str) -> None:
         super().setup(stage)
         self.val, self.test = random_split(self.val, [60, 40])
