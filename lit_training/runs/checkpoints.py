@@ -90,7 +90,7 @@ def read(path: Path) -> dict[str, Any]:
     """Read a checkpoint of this project's models with :func:`read_any`. Raise a CheckpointError for other models."""
     checkpoint = read_any(path)
     if not all(isinstance(checkpoint.get(key), dict) for key in ("lit", "state_dict")):
-        needed = "only the checkpoints of models that are built on LitBase can be opened (docs/your_own.md)"
+        needed = "this works for models that are built on LitBase, as docs/your_own.md shows"
         raise CheckpointError(f"{path} does not contain the name of its model: {needed}")
     return checkpoint
 
@@ -164,7 +164,8 @@ def _validate_metadata(model: LitBase) -> None:
 def load_data(checkpoint: dict[str, Any]) -> Any:
     """Create the data module that a checkpoint was trained on. Raise its DataError, or a CheckpointError."""
     if (path := checkpoint["lit"].get("data_class")) is None:
-        raise CheckpointError("the checkpoint was trained on data loaders without a data module")
+        fix = "evaluate it in your own code, with lit_training.load"
+        raise CheckpointError(f"the checkpoint was trained on data loaders without a data module: {fix}")
     data_class = find_class(path, LightningDataModule)
     try:
         return _create(data_class, checkpoint, "data")

@@ -39,8 +39,9 @@ def find_class(path: Any, base: type) -> Any:
         found = _import(names)
     if isinstance(found, type) and issubclass(found, base):
         return found
-    problem = f"is not built on {base.__name__} (docs/your_own.md)" if found else "this project does not have"
-    raise CheckpointError(printable(f"the checkpoint contains {path}, which {problem}"))
+    problem = f"is not built on {base.__name__}, as docs/your_own.md shows" if found else "this project does not have"
+    fix = "open it in your own code, or train again"
+    raise CheckpointError(printable(f"the checkpoint contains {path}, which {problem}: {fix}"))
 
 
 def _import(names: list[str]) -> Any:
