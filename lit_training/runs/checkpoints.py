@@ -176,6 +176,6 @@ def load_data(checkpoint: dict[str, Any]) -> Any:
 
 
 def _does_not_fit_error(kind: type, error: Exception) -> CheckpointError:
-    first_line = (str(error) or type(error).__name__).splitlines()[0]
+    reason = " ".join(" ".join((str(error) or type(error).__name__).splitlines()[:2]).split())
     name = dotted_path(kind) if is_own(kind) else kind.__name__
-    return CheckpointError(f"the checkpoint does not fit {name}: {first_line}")
+    return CheckpointError(f"the checkpoint does not fit {name}: {reason}")

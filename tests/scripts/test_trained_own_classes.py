@@ -1,6 +1,7 @@
 """Models and data modules of the user: what fit.py has trained, the other commands open, with the same numbers."""
 
 import re
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -71,6 +72,15 @@ def test_test_data_comes_before_validation_data() -> None:
     assert "data        Tested, test: 40 samples" in said
     assert metrics(said, "val") == []
     assert metrics(said, "test") != metrics(trained, "val")
+
+
+def test_only_the_same_samples_are_compared() -> None:
+    for flags in ("", "--data.batch_size 25", "--data.fold 1"):
+        train("my_model.Wide", "variants.Tested", flags)
+        run_well("evaluate.py latest")
+    first, second, third = (f"lightning_logs/version_{number}" for number in range(3))
+    assert "McNemar's exact test" in run_well(f"compare.py {first} {second}")
+    assert "not evaluated on the same samples" in run_well(f"compare.py {first} {third}")
 
 
 @pytest.mark.parametrize(
@@ -167,3 +177,15 @@ def test_weights_of_a_run_of_the_users_transfer_model(photo_folder: Path) -> Non
     warm = flags.replace("none", "latest")
     said = run_well(f"fit.py --model mine.Transfer --data {photo_folder} {warm} {FAST}")
     assert "known classes: ants, bees" in said
+
+
+def test_weights_that_do_not_fit_the_changed_class_are_named() -> None:
+    train("my_model.Wide", "my_data.Halves")
+    source = Path("my_model.py").read_text()
+    for name in [name for name in sys.modules if name.startswith("my_model")]:
+        del sys.modules[name]
+    Path("my_model.py").write_text(source.replace("self.net", "self.layers"))
+    ended = run("predict.py latest image.png")
+    assert ended.code == 2
+    assert "the checkpoint does not fit my_model.Wide: " in (line := ended.err.splitlines()[-1])
+    assert 'Missing key(s) in state_dict: "layers.1.weight"' in line
