@@ -92,7 +92,7 @@ def save(model: Any, data: Any) -> Path:
     return Path("own.ckpt")
 
 
-@pytest.mark.parametrize("name", ["Fixed", "Named", "Wide"])
+@pytest.mark.parametrize("name", ["Named", "Wide"])
 def test_a_run_of_lightnings_trainer_opens(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     """Without fit.py, the arguments are the saved hyper-parameters that the constructor takes."""
     kind, data = find_class(f"variants.{name}", LitBase), find_class("my_data.Halves", LightningDataModule)(50)
