@@ -38,7 +38,7 @@ class ConnectedTrainer(Trainer):
             self.strategy.setup_environment()  # connects the ranks; the Trainer's own call then does nothing
             if (checkpoint := self.choose_checkpoint()) is not None:
                 self.ckpt_path = ckpt_path = checkpoint  # a model's setup() can read ckpt_path
-        seed_everything(verbose=False)  # setup() then draws the same random split in each run, resume and evaluation
+        seed_everything(workers=True, verbose=False)  # setup() then draws the same split in each resume and evaluation
         return super()._run(model, ckpt_path, weights_only)
 
 
