@@ -51,6 +51,7 @@ def write_image(right: bool) -> None:
         ("variants.Unsaved", "variants.Split", "--model.slope -1 --model.sizes [5] --data.shift 0.3"),
         ("variants.Outer.Net", "variants.Split", "--model.num_classes 2"),
         ("variants.Named", "my_data.Halves", "--model.settings '{width: 7}'"),
+        ("variants.Options", "my_data.Halves", "--model.dict_kwargs.width 5 --model.dict_kwargs.scale -2.0"),
         ("variants.Rows", "variants.RowData", ""),
     ],
 )

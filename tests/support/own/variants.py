@@ -84,6 +84,17 @@ class Named(Wide):
         self.save_hyperparameters(settings)
 
 
+class Options(Unsaved):
+    """Takes any argument."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(sizes=(options.get("width", 4),))
+        self.scale = options.get("scale", 1.0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.scale * super().forward(x)
+
+
 class Split(LightningDataModule):
     """Draws its split without a seed, saves no hyper-parameters, and changes the batches on the device."""
 
