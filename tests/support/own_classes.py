@@ -69,5 +69,6 @@ def remember_imports() -> Iterator[None]:
         for name, module in [*sys.modules.items()]:
             if str(getattr(module, "__file__", None)).startswith(folder):
                 del sys.modules[name]
-                for kind in [kind for kind in vars(module).values() if getattr(kind, "__module__", None) == name]:
+                own = [kind for kind in vars(module).values() if isinstance(kind, type) and kind.__module__ == name]
+                for kind in own:
                     kind.__name__ = kind.__qualname__ = f"Forgotten{kind.__name__}"  # fit.py searches it by its name
