@@ -6,6 +6,7 @@ Letters in the shapes of all model files: B batch, C channels, H height, W width
 import contextlib
 import inspect
 import math
+import os
 from collections.abc import Callable, Iterable
 from typing import Any, Literal
 
@@ -287,18 +288,34 @@ class LitBase(LightningModule):
         data = None
         with contextlib.suppress(RuntimeError):  # no Trainer is attached
             data = getattr(self.trainer, "datamodule", None)
-        preprocessing: Any = getattr(data, "preprocessing", None)  # a Preprocessing, or a dict of a user's data module
-        as_dict = preprocessing.to_dict() if hasattr(preprocessing, "to_dict") else preprocessing
-        class_names = getattr(data, "class_names", self.class_names)
-        checkpoint["lit"] = {
-            "model_class": type(self).__name__,
-            "data_class": type(data).__name__ if data is not None else None,
-            "task": self.task,
-            "class_names": list(class_names) if class_names else None,
-            "preprocessing": as_dict or self.preprocessing,
-        }
+        checkpoint["lit"] = class_record(self, data)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         saved = checkpoint.get("lit", {})
         self.class_names = tuple(saved["class_names"]) if saved.get("class_names") else self.class_names
         self.preprocessing = saved.get("preprocessing") or self.preprocessing
+
+
+def dotted_path(kind: type) -> str:
+    """Return the module and the name of a class, for example ``mine.Wide``."""
+    return f"{kind.__module__}.{kind.__qualname__}"
+
+
+def class_record(model: Any, data: Any) -> dict[str, Any]:
+    """Return what a checkpoint contains so that its model and its data module can be created again: plain values.
+
+    The arguments are those that fit.py gave to the constructors. ``data`` is a LightningDataModule or None.
+    """
+    preprocessing: Any = getattr(data, "preprocessing", None)  # a Preprocessing, or a dict of a user's data module
+    as_dict = preprocessing.to_dict() if hasattr(preprocessing, "to_dict") else preprocessing
+    names = getattr(data, "class_names", getattr(model, "class_names", None))
+    return {
+        "model_class": dotted_path(type(model)),
+        "data_class": dotted_path(type(data)) if data is not None else None,
+        "seed": int(os.environ["PL_GLOBAL_SEED"]) if "PL_GLOBAL_SEED" in os.environ else None,
+        "task": getattr(model, "task", None),
+        "class_names": list(map(str, names)) if names is not None and len(names) else None,
+        "preprocessing": as_dict or getattr(model, "preprocessing", None),
+        "model_arguments": getattr(model, "constructor_arguments", None),
+        "data_arguments": getattr(data, "constructor_arguments", None),
+    }

@@ -18,7 +18,7 @@ from lit_training.cli.parser import FitCLI
 from tests.support import by_hand, printed
 from tests.support.ants_and_bees import write_photos
 from tests.support.commands import ROOT, run_well
-from tests.support.own_classes import remember_imports
+from tests.support.own_classes import OWN, remember_imports
 from tests.support.training import own_caches
 
 DOCS = sorted((ROOT / "docs").glob("*.md"))
@@ -146,6 +146,12 @@ def test_fit_commands_are_accepted(arguments: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("flags", [flags for flags in TABLE_FLAGS if "NAME" not in flags and ".pth" not in flags])
 def test_flags_of_the_tables_are_accepted(flags: str, photo_folder: Path) -> None:
     FitCLI(["--data", str(photo_folder), *shlex.split(flags), "--logger", "false"])
+
+
+def test_the_examples_of_the_manual_are_files() -> None:
+    shown = [body for page in DOCS for language, body in blocks(page) if language == "python" and body[:2] == "# "]
+    files = sorted(file.read_text(encoding="utf-8") for file in OWN.glob("my_*.py"))
+    assert sorted(shown) == files
 
 
 def test_commands_and_flags_are_found() -> None:

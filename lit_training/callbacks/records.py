@@ -21,6 +21,7 @@ from torch import Tensor
 from datamodules.files import atomic_write
 from datamodules.loading.order import TrainSampler
 from datamodules.photos.folder import Photos
+from lit_models.base import class_record
 from lit_training.runs.foreign import data_of
 from lit_training.runs.layout import LEFT_OUT, RECORD, SPLIT
 
@@ -60,6 +61,9 @@ class Provenance(Callback):
 
     def __init__(self, run: Path) -> None:
         self.path = run / RECORD
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        checkpoint["lit"] = class_record(pl_module, getattr(trainer, "datamodule", None))  # a LitBase does it too
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not trainer.is_global_zero:

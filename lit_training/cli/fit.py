@@ -6,7 +6,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from lightning.pytorch import LightningDataModule
 from lightning.pytorch.callbacks import WeightAveraging
+from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from datamodules.files import read_csv
 from datamodules.image_folder import ImageFolderDataModule
@@ -16,12 +18,14 @@ from datamodules.machine import available_cores
 from datamodules.photos.split import describe_other_photos
 from datamodules.text import command, plural, printable
 from lit_models import LitBase
+from lit_models.base import class_record
 from lit_training.callbacks.best import BestCheckpoint
-from lit_training.errors import UsageError, is_rank_zero
+from lit_training.errors import CheckpointError, UsageError, is_rank_zero
 from lit_training.runs import checkpoints
 from lit_training.runs.folder import newest_first, relative_path
 from lit_training.runs.foreign import with_default_attributes
 from lit_training.runs.layout import METRICS, SPLIT
+from lit_training.runs.own_classes import find_class
 from lit_training.runs.plain import plain_checkpoint
 from lit_training.runs.run import Run
 from lit_training.statistics import wilson_interval
@@ -162,16 +166,24 @@ def print_result(run: Run) -> None:
         if result_file := os.environ.get(RESULT_FILE_VARIABLE):
             Path(result_file).write_text(folder, encoding="utf-8", errors="surrogateescape")
     if best and not run.quiet:
-        _print_next_commands(model, Path(best), bool(trainer.loggers))
+        _print_next_commands(model, run.data, Path(best), bool(trainer.loggers))
 
 
-def _print_next_commands(model: Any, checkpoint: Path, has_loggers: bool) -> None:
+def _print_next_commands(model: Any, data: Any, checkpoint: Path, has_loggers: bool) -> None:
     print(f"checkpoint  {relative_path(checkpoint)}\n\nnext:")
     folder = checkpoint.parent.parent
     is_newest = any(newest.resolve() == folder.resolve() for newest in newest_first(".")[:1])
     run = "latest" if is_newest else relative_path(folder)
-    if isinstance(model, LitBase):
-        inputs = "IMAGE_OR_FOLDER..." if model.sample_ndim == 3 else "ROWS.csv"
-        print(f"  {command('evaluate.py', run)}\n  {command('predict.py', run, inputs)}")
+    record, lines = class_record(model, data), []
+    with contextlib.suppress(CheckpointError):  # of a class that the commands cannot open
+        find_class(record["model_class"], LitBase)
+        takes_rows = model.sample_ndim == 1
+        if "in_features" in model.hparams if takes_rows else record["preprocessing"]:
+            lines.append(command("predict.py", run, "ROWS.csv" if takes_rows else "IMAGE_OR_FOLDER..."))
+        find_class(record["data_class"], LightningDataModule)
+        if is_overridden("test_dataloader", data) or is_overridden("val_dataloader", data):
+            lines.insert(0, command("evaluate.py", run))
+    for line in lines:
+        print(f"  {line}")
     if has_loggers:
         print(f"  {command('tensorboard', '--logdir', relative_path(folder.parent))}", flush=True)

@@ -4,6 +4,7 @@ import inspect
 import os
 import re
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any, get_args
 
 import yaml
@@ -177,7 +178,9 @@ def resolve_weights(config: Any, resume: str) -> None:
     """If a LitTransfer's ``weights`` are a run's folder or ``latest``, replace them by the path of the checkpoint."""
     model, root = config["model"], config["trainer"]["default_root_dir"] or "."
     weights = str((model.get("init_args") or {}).get("weights"))
-    if model["class_path"].endswith("LitTransfer") and (weights == "latest" or Path(weights).expanduser().is_dir()):
+    kind = resolve_name(model["class_path"])
+    is_transfer = isinstance(kind, type) and issubclass(kind, lit_models.LitTransfer)
+    if is_transfer and (weights == "latest" or Path(weights).expanduser().is_dir()):
         model["init_args"]["weights"] = file = str(find_checkpoint(weights, root))
         if weights == "latest" and (resume == "auto" or RESULT_FILE_VARIABLE in os.environ):
             raise UsageError(f"--model.weights latest could change with --resume auto or --seeds: give {file}")

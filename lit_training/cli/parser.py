@@ -4,7 +4,6 @@ import inspect
 import logging
 import sys
 import warnings
-from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any, Literal, NoReturn, get_args
 
@@ -27,6 +26,7 @@ from lit_training.cli.usage_errors import explain_parse_error
 from lit_training.errors import CheckpointError, UsageError, exit_with_error
 from lit_training.runs.foreign import with_default_attributes
 from lit_training.runs.lightning_internals import actions_of
+from lit_training.runs.own_classes import add_current_folder
 from lit_training.runs.processes import Watch, bind_to_loopback
 from lit_training.runs.run import Run
 from lit_training.runs.threads import threads_of_new_run
@@ -66,8 +66,7 @@ class FitCLI(LightningCLI):
         set_parsing_settings(config_read_mode_fsspec_enabled=False)  # --config must not read URLs
         number: Any = np.generic
         yaml.SafeDumper.add_multi_representer(number, lambda dumper, value: dumper.represent_data(value.item()))
-        if (folder := str(Path.cwd())) not in sys.path:
-            sys.path.append(folder)  # so that --model mine.MyModel finds mine.py in this folder
+        add_current_folder()
         super().__init__(
             save_config_callback=None,
             parser_class=OneLineParser,
@@ -127,7 +126,7 @@ class FitCLI(LightningCLI):
 
     def _build(self, key: str) -> Any:
         try:
-            return self.parser.instantiate(Namespace({key: self.config[key]}))[key]
+            built = self.parser.instantiate(Namespace({key: self.config[key]}))[key]
         except ValueError as error:  # jsonargparse wraps the exception of the constructor
             cause: BaseException = error
             while isinstance(cause.__cause__, ValueError | TypeError):
@@ -135,6 +134,10 @@ class FitCLI(LightningCLI):
             if isinstance(cause, TypeError):
                 raise UsageError(f"--{key}: {cause}; --{key}.help CLASS shows its arguments") from error
             raise cause from None
+        init, others = (self.config[key].get(name) for name in ("init_args", "dict_kwargs"))
+        if _is_plain(arguments := {**vars(init or Namespace()), **(others or {})}):
+            built.constructor_arguments = arguments  # checkpoints contain them
+        return built
 
     def _fill_from_data(self) -> None:
         """Copy :data:`ARGUMENTS_FROM_DATA` from the data module to the model's configuration."""
@@ -200,6 +203,13 @@ class FitCLI(LightningCLI):
         self.run.watch.trainer = trainer
         bind_to_loopback(trainer)
         return trainer
+
+
+def _is_plain(value: Any) -> bool:
+    """Return True if torch.load reads the value without executing code."""
+    if isinstance(value, dict | list | tuple):
+        return all(map(_is_plain, value.values() if isinstance(value, dict) else value))
+    return type(value) in (str, int, float, bool, type(None))
 
 
 def try_integers_first() -> None:

@@ -11,6 +11,7 @@ import torch
 
 from datamodules.photos.decode import BadPicture
 from datamodules.text import plural, printable
+from lit_models.base import dotted_path
 from lit_training.callbacks.resume import other_optimizer_message
 from lit_training.errors import CheckpointError, TrainingError, is_library_error
 from lit_training.runs import checkpoints
@@ -70,8 +71,9 @@ def _to_one_line_error(error: Exception, run: Run) -> BaseException | None:
 
 
 def _wrong_weights_message(resume_point: Path, model: Any, error: str) -> str:
-    saved, current = checkpoints.read_any(resume_point).get("lit", {}).get("model_class"), type(model).__name__
-    if saved not in (None, current):
+    current, saved = type(model).__name__, checkpoints.read_any(resume_point).get("lit", {}).get("model_class")
+    if saved not in (None, current, dotted_path(type(model))):
+        saved = saved.rpartition(".")[2] if saved.startswith("lit_models.") else saved
         return f"{resume_point} holds a {saved}, not a {current}: use --model {saved}, or --resume never for a new run"
     reason = next((line.strip(" \t.") for line in error.splitlines()[1:] if line.strip()), error)
     return f"{resume_point} does not fit this {current} ({reason}): use the settings of that run, or --resume never"

@@ -1,9 +1,11 @@
 """Write checkpoints atomically, and read checkpoints without executing code in the file."""
 
+import inspect
 import io
 import math
 import os
 import shutil
+import sys
 import time
 import warnings
 from collections.abc import Callable
@@ -15,14 +17,14 @@ from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch import LightningDataModule
 from torchvision.transforms import InterpolationMode
 
-import datamodules
-import lit_models
 from datamodules import DataError, Preprocessing
 from datamodules.files import atomic_write
 from lit_models import LitBase
+from lit_models.base import dotted_path
 from lit_training.errors import CheckpointError
 from lit_training.runs.layout import PREVIOUS
-from lit_training.runs.plain import plain_checkpoint, to_arguments
+from lit_training.runs.own_classes import find_class, is_own
+from lit_training.runs.plain import plain_checkpoint, print_once, to_arguments
 
 SECONDS_BETWEEN_WRITES = 5.0
 RESUME_STATE = "ResumePoint"  # key of the state that makes a checkpoint a resume point; only ResumePoint.save adds it
@@ -109,7 +111,8 @@ def read(path: Path) -> dict[str, Any]:
     """Read a checkpoint of this project's models with :func:`read_any`. Raise a CheckpointError for other models."""
     checkpoint = read_any(path)
     if not all(isinstance(checkpoint.get(key), dict) for key in ("lit", "state_dict")):
-        raise CheckpointError(f"{path} was not written by this project: it does not contain the name of its model")
+        needed = "this works for models that are built on LitBase, as docs/your_own.md shows"
+        raise CheckpointError(f"{path} does not contain the name of its model: {needed}")
     return checkpoint
 
 
@@ -129,33 +132,43 @@ def read_any(path: Path, mmap: bool = False) -> dict[str, Any]:
 
 def load_model(checkpoint: dict[str, Any]) -> LitBase:
     """Return the model of a checkpoint, in evaluation mode on the CPU. Raise a CheckpointError if this fails."""
-    name = checkpoint["lit"].get("model_class")
-    model_class = getattr(lit_models, name, None) if name in lit_models.__all__ else None
-    if not isinstance(model_class, type) or not issubclass(model_class, LitBase):
-        raise CheckpointError(f"the checkpoint contains the model {name}, which this project does not have")
+    model_class = find_class(checkpoint["lit"].get("model_class"), LitBase)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # warnings of constructors matter only for training
-            model = model_class(**to_arguments(model_class, checkpoint["hyper_parameters"]))
+            model = _create(model_class, checkpoint, "model")
+        model.configure_model()
+        LitBase.on_load_checkpoint(model, checkpoint)  # the user's class may override it
         model.on_load_checkpoint(checkpoint)
         model.load_state_dict(checkpoint["state_dict"])
         _validate_metadata(model)
     except Exception as error:  # wrong values in the file can cause any exception
-        raise _does_not_fit_error(name, error) from error
+        raise _does_not_fit_error(model_class, error) from error
     return model.eval()
+
+
+def _create(kind: Any, checkpoint: dict[str, Any], role: str) -> Any:
+    """Create a model or data module with the arguments of the training. Print a note if it is a class of the user."""
+    if not is_own(kind):
+        return kind(**to_arguments(kind, checkpoint[kind.CHECKPOINT_HYPER_PARAMS_KEY]))
+    file = getattr(sys.modules[kind.__module__], "__file__", "this program")
+    print_once(f"note: the {role} class is {dotted_path(kind)}, from {file}")
+    if (arguments := checkpoint["lit"].get(f"{role}_arguments")) is None:  # not from fit.py: do what Lightning does
+        arguments, parameters = checkpoint.get(kind.CHECKPOINT_HYPER_PARAMS_KEY, {}), inspect.signature(kind).parameters
+        if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
+            arguments = {name: value for name, value in arguments.items() if name in parameters}
+    return kind(**to_arguments(kind, arguments))
 
 
 def _validate_metadata(model: LitBase) -> None:
     """Raise an error if class names or preprocessing do not fit the model. Name outputs without a name by number."""
-    outputs, names = model.hparams.get("num_classes", 0), model.class_names
-    if names is not None:
+    if (names := model.class_names) is not None:
+        outputs = model.hparams.get("num_classes", len(names))
         if len(names) > outputs or not all(isinstance(name, str) for name in names):
             raise ValueError(f"{len(names)} names for {outputs} classes")
         model.class_names = (*names, *map(str, range(len(names), outputs)))
-    if model.sample_ndim != 3:
+    if model.sample_ndim != 3 or model.preprocessing is None:
         return
-    if model.preprocessing is None:
-        raise ValueError("it has no preprocessing")
     spec = Preprocessing.from_dict(model.preprocessing)
     if not all(type(side) is int and side > 0 for side in (spec.image_size, spec.resize_size)):
         raise ValueError(f"image_size is {spec.image_size}, resize_size is {spec.resize_size}")
@@ -168,19 +181,19 @@ def _validate_metadata(model: LitBase) -> None:
 
 def load_data(checkpoint: dict[str, Any]) -> Any:
     """Create the data module that a checkpoint was trained on. Raise its DataError, or a CheckpointError."""
-    name = checkpoint["lit"].get("data_class")
-    data_class = getattr(datamodules, name) if name in datamodules.__all__ else None
-    if not isinstance(data_class, type) or not issubclass(data_class, LightningDataModule):
-        trained_on = name or "data loaders without a data module"
-        raise CheckpointError(f"the checkpoint was trained on {trained_on}, which this project does not have")
+    if (path := checkpoint["lit"].get("data_class")) is None:
+        fix = "evaluate it in your own code, with lit_training.load"
+        raise CheckpointError(f"the checkpoint was trained on data loaders without a data module: {fix}")
+    data_class = find_class(path, LightningDataModule)
     try:
-        return data_class(**to_arguments(data_class, checkpoint["datamodule_hyper_parameters"]))
+        return _create(data_class, checkpoint, "data")
     except DataError:
         raise
     except Exception as error:  # wrong values in the file can cause any exception
-        raise _does_not_fit_error(name, error) from error
+        raise _does_not_fit_error(data_class, error) from error
 
 
-def _does_not_fit_error(name: str, error: Exception) -> CheckpointError:
-    first_line = (str(error) or type(error).__name__).splitlines()[0]
-    return CheckpointError(f"the checkpoint does not fit {name}: {first_line}")
+def _does_not_fit_error(kind: type, error: Exception) -> CheckpointError:
+    reason = " ".join(" ".join((str(error) or type(error).__name__).splitlines()[:2]).split())
+    name = dotted_path(kind) if is_own(kind) else kind.__name__
+    return CheckpointError(f"the checkpoint does not fit {name}: {reason}")

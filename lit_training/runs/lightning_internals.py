@@ -8,7 +8,7 @@ from argparse import Action, ArgumentParser
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
 from lightning.pytorch.profilers import PassThroughProfiler
 from lightning.pytorch.strategies.launchers import subprocess_script
 from lightning.pytorch.trainer import call
@@ -38,6 +38,7 @@ class ConnectedTrainer(Trainer):
             self.strategy.setup_environment()  # connects the ranks; the Trainer's own call then does nothing
             if (checkpoint := self.choose_checkpoint()) is not None:
                 self.ckpt_path = ckpt_path = checkpoint  # a model's setup() can read ckpt_path
+        seed_everything(workers=True, verbose=False)  # setup() then draws the same split in each resume and evaluation
         return super()._run(model, ckpt_path, weights_only)
 
 

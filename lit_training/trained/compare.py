@@ -130,7 +130,10 @@ def _other_samples(first: ComparedRun, second: ComparedRun) -> str:
     if one != other:
         return "their paths or classes differ"
     if all(path.isdecimal() for path in one):  # if the data differ, the same number is another sample
-        same = all(first.settings.get(name) == second.settings.get(name) for name in SAMPLE_SETTINGS)
+        names = set(SAMPLE_SETTINGS)
+        if not str(first.settings.get("data.class_path")).startswith("datamodules."):  # any setting may choose samples
+            names = {name for name in first.settings if name.startswith("data.") and name != "data.batch_size"}
+        same = all(first.settings.get(name) == second.settings.get(name) for name in names)
         return "" if same else "they have other settings of --data"
     if one.keys() <= first.hashes.keys() & second.hashes.keys():  # the same photos may have moved to another folder
         changed = [path for path in one if first.hashes[path] != second.hashes[path]]

@@ -15,7 +15,9 @@ from torch.nn.modules.module import register_module_forward_hook
 from datamodules import Preprocessing
 from datamodules.text import align_columns
 from lit_models import LitBase, LitCNN, LitDynamic
+from lit_training.errors import UsageError
 from lit_training.runs.devices import evaluation_mode
+from lit_training.runs.own_classes import is_own
 from lit_training.runs.threads import count_flops
 
 DEPTHS = (1, 3)  # a LitDynamic is described once for each of these depths
@@ -35,6 +37,9 @@ class Layer:
 
 def sample_input(model: LitBase) -> Tensor:
     """Return an input for the model, (1, C, S, S) or (1, F): standard normal noise, the same in each call."""
+    if model.preprocessing is None if model.sample_ndim == 3 else "in_features" not in model.hparams:
+        needed = "preprocessing (pictures) or the argument in_features (rows), see docs/your_own.md"
+        raise UsageError(f"the form of a sample of {type(model).__name__} is unknown: it needs {needed}")
     if model.sample_ndim == 1:
         shape: tuple[int, ...] = (model.hparams["in_features"],)
     else:
@@ -93,9 +98,9 @@ def describe(model: LitBase) -> str:
 
 
 def _sections(model: LitBase, x: Tensor) -> Iterator[str]:
-    net: nn.Module = model.get_submodule("net")
+    net: nn.Module = model if is_own(type(model)) else model.get_submodule("net")
     passes: dict[str, dict[str, int]] = {"": {}}
-    if isinstance(model, LitDynamic):
+    if type(model) is LitDynamic:
         passes = {f" at depth {depth}": {"depth": depth} for depth in DEPTHS}
     layers = [list_layers(net, x, **options) for options in passes.values()]
     total = layers[0][0]
@@ -108,7 +113,7 @@ def _sections(model: LitBase, x: Tensor) -> Iterator[str]:
     for of_each_pass in zip(*layers, strict=True):
         layer = of_each_pass[0]
         depth = layer.name.count(".") + bool(layer.name)
-        name = "  " * depth + (layer.name.rpartition(".")[2] or "net")
+        name = "  " * depth + (layer.name.rpartition(".")[2] or ("model" if net is model else "net"))
         shapes = [_format_shape(layer.outputs) for layer in of_each_pass]
         rows.append([name, layer.kind, f"{layer.parameters:,}", f"{layer.megabytes:.3f}", *shapes])
     yield "\n".join(align_columns(rows))
@@ -124,7 +129,7 @@ def _sections(model: LitBase, x: Tensor) -> Iterator[str]:
             losses.setdefault("squared error", F.mse_loss(output, torch.zeros_like(output)))
     parameter_names = {parameter: name for name, parameter in model.named_parameters()}
     chains = {title: autograd_chain(loss, parameter_names) for title, loss in losses.items()}
-    if isinstance(model, LitDynamic):
+    if type(model) is LitDynamic:
         graph = [["loss", *chains], *(["<-", *nodes] for nodes in zip_longest(*chains.values(), fillvalue=""))]
         yield "\n".join(align_columns(graph))
     else:

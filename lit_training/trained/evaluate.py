@@ -1,5 +1,6 @@
 """Evaluate a trained network: compute outputs, loss and scores. Letters in shapes: N samples, K classes or outputs."""
 
+import random
 import sys
 from dataclasses import dataclass
 from functools import cached_property
@@ -10,6 +11,8 @@ import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule, Trainer
 from lightning.pytorch.callbacks import LambdaCallback
+from lightning.pytorch.utilities.model_helpers import is_overridden
+from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchmetrics.functional.classification import multiclass_confusion_matrix
@@ -18,6 +21,7 @@ from datamodules import Preprocessing
 from datamodules.errors import DataError
 from datamodules.image_folder import ImageFolderDataModule
 from datamodules.loading.loader import count_decoding_workers, make_loader
+from datamodules.loading.module import SplitDataModule
 from datamodules.loading.order import gather_in_input_order
 from datamodules.photos.dataset import PhotoFiles
 from datamodules.photos.find import SPLITS, TEST, TRAIN, VAL, Listing, find_photos
@@ -27,11 +31,13 @@ from datamodules.photos.scan import Scan, scan_photos
 from datamodules.photos.split import find_scored_pictures, read_split_file
 from datamodules.text import first_names, plural, printable
 from lit_models import LitBase
+from lit_models.base import dotted_path
 from lit_training.errors import CheckpointError, UsageError, is_rank_zero
 from lit_training.runs import checkpoints
 from lit_training.runs.devices import find_device
 from lit_training.runs.folder import relative_path, run_folder
 from lit_training.runs.layout import EVALUATION, SPLIT
+from lit_training.runs.own_classes import is_own
 from lit_training.runs.processes import bind_to_loopback
 from lit_training.runs.threads import choose_threads, use_threads
 from lit_training.statistics import wilson_interval
@@ -57,7 +63,7 @@ class Evaluation:
     targets: Tensor  # (N,) int64 for a classifier, (N, K) float32 for a regression
     dataset: Dataset  # N samples, each (input of the network, target)
     class_names: tuple[str, ...]
-    preprocessing: Preprocessing | None  # None if the inputs of the network are rows of numbers
+    preprocessing: Preprocessing | None  # None if the inputs are rows of numbers, or the loader is the user's
     paths: Paths | None  # the N paths, relative to the photo folder; None if the samples are not files
 
     @cached_property
@@ -142,6 +148,9 @@ def evaluate(
     with progress_bar("evaluating", show=is_rank_zero()) as report_progress:
 
         def collect(trainer: Trainer, model: Any, outputs: Any, *_: Any) -> None:
+            if not isinstance(outputs, dict) or not {"output", "target"} <= outputs.keys():
+                problem = f"test_step of {type(model).__name__} returns no dict with output and target"
+                raise UsageError(f"{problem}: return super().test_step(batch, batch_idx), or leave your test_step out")
             batches.append((outputs["output"], outputs["target"]))
             report_progress(len(batches), int(trainer.num_test_batches[0]))
 
@@ -150,24 +159,32 @@ def evaluate(
         collector = LambdaCallback(on_test_batch_end=collect)
         trainer = Trainer(accelerator=accelerator, devices=devices, callbacks=[collector], **unused)
         bind_to_loopback(trainer)
-        batch_size = getattr(data, "eval_batch_size", 32)
-        with use_threads(choose_threads(model, sample_input(model), batch_size, trainer.num_devices)):
+        is_ordered = isinstance(data, SplitDataModule | EvaluationPhotos)
+        if trainer.world_size > 1 and not is_ordered:
+            raise UsageError(f"{type(data).__name__} can be evaluated on one device only: leave --devices out")
+        batch_size, example = getattr(data, "eval_batch_size", 32), None if is_own(type(model)) else sample_input(model)
+        with isolate_rng(), use_threads(choose_threads(model, example, batch_size, trainer.num_devices)):
+            for set_seed in (random.seed, np.random.seed, torch.manual_seed):  # setup() may draw a split, as in fit.py
+                set_seed(saved.checkpoint["lit"].get("seed") or 0)
             trainer.test(model, data, verbose=False)
     loader: Any = trainer.test_dataloaders
-    dataset = loader.dataset
-    columns = zip(*batches, strict=True)
-    outputs, targets = (gather_in_input_order(trainer, torch.cat(column), loader).cpu() for column in columns)
+    dataset: Any = getattr(loader, "dataset", None)
+    outputs, targets = (torch.cat(column) for column in zip(*batches, strict=True))
+    if is_ordered:
+        outputs, targets = (gather_in_input_order(trainer, results, loader) for results in (outputs, targets))
+    if outputs.ndim != 2 and not targets.is_floating_point():
+        raise UsageError(f"the outputs of {type(model).__name__} are {tuple(outputs.shape)}: evaluate.py needs (N, K)")
     photos = dataset if isinstance(dataset, PhotoFiles) else None
     return Evaluation(
         checkpoint=saved.path,
         data=str(photos.root) if photos else type(data).__name__,
         split=split,
-        loss=float(trainer.callback_metrics["test_loss"]),
-        outputs=outputs,
-        targets=targets,
+        loss=float(trainer.callback_metrics.get("test_loss", float("nan"))),
+        outputs=outputs.cpu(),
+        targets=targets.cpu(),
         dataset=dataset,
         class_names=tuple(distinct_class_names(model.class_names, outputs.shape[1])),
-        preprocessing=Preprocessing.from_dict(model.preprocessing) if model.preprocessing else None,
+        preprocessing=Preprocessing.from_dict(model.preprocessing) if model.preprocessing and is_ordered else None,
         paths=photos.paths if photos else None,
     )
 
@@ -199,16 +216,14 @@ def _choose_data(
         listing = _find_readable_photos(data_root, all_photos)
         listing = _leave_out_trained(listing, split_file, Path(root), all_photos)
         return _label_photos(model, listing), "photos"
-    if checkpoint["lit"]["data_class"] != ImageFolderDataModule.__name__:
-        if photos_root is not None:
+    if checkpoint["lit"].get("data_class") not in (ImageFolderDataModule.__name__, dotted_path(ImageFolderDataModule)):
+        data = checkpoints.load_data(checkpoint)
+        if isinstance(data, ImageFolderDataModule):  # a subclass of the user
+            data.root = Path(root).expanduser()
+            data.hparams["split_file"] = str(split_file) if split_file.is_file() else data.hparams["split_file"]
+        elif photos_root is not None:
             raise UsageError(f"--photos {photos_root}: the run was not trained on photos; leave --photos out")
-        try:
-            return checkpoints.load_data(checkpoint), "test"
-        except CheckpointError as error:
-            fix = "evaluate it in your own code, with lit_training.load"
-            if takes_photos and model.class_names is not None:
-                fix = "give a folder of photos with --data DIR"
-            raise CheckpointError(f"{error}: {fix}") from error
+        return _choose_split(data)
     if not Path(root).expanduser().is_dir():
         raise DataError(f"the photos of the run are not in {printable(root)}: give the folder with --photos DIR")
     if split_file.is_file():  # a new split could move training images to the validation
@@ -226,6 +241,24 @@ def _choose_data(
         split = TEST if data.has_test else VAL
         listing = data.photos.take(data.photos.select(split))
     return _label_photos(model, listing), SPLITS[split]
+
+
+def _choose_split(data: Any) -> tuple[LightningDataModule, str]:
+    """Return the data module, and ``test``. If it is the user's and has no test data, use its validation data."""
+    if not is_own(type(data)):
+        return data, "test"
+    has_test, setup = is_overridden("test_dataloader", data), data.setup
+    if isinstance(data, SplitDataModule):
+        data.setup("test")
+        try:
+            has_test = len(data.dataset("test")) > 0  # type: ignore[arg-type]
+        except KeyError:
+            has_test = False
+    if has_test:
+        return data, "test"
+    _print_notes(f"{dotted_path(type(data))} has no test data: its validation data is used")
+    data.setup, data.test_dataloader = lambda stage: setup("fit"), data.val_dataloader
+    return data, "val"
 
 
 def _print_notes(*notes: str) -> None:

@@ -98,7 +98,7 @@ def explain_predictions(model: LitBase, predictions: Sequence[Prediction], folde
     """
     check_explainable(model)
     preprocessing = Preprocessing.from_dict(model.preprocessing)
-    names = distinct_class_names(model.class_names, model.hparams["num_classes"])
+    names = distinct_class_names(model.class_names, model.hparams.get("num_classes", 0))
     readable = {number: prediction for number, prediction in enumerate(predictions, 1) if prediction.probabilities}
     samples = read_pictures([prediction.path for prediction in readable.values()], preprocessing, batch_size=8)
     drawn = 0
@@ -130,10 +130,11 @@ def explain_mistakes(model: LitBase, evaluation: Evaluation, file: Path) -> bool
 
     Raises a UsageError as :func:`grad_cam` does, or if ``file`` cannot be written.
     """
+    if evaluation.preprocessing is None:
+        raise UsageError("--explain is for photos and the data of this project: leave it out")
     if not (worst := evaluation.worst_indices()):
         return False
     x = worst_inputs(evaluation)  # (B, C, S, S)
-    assert evaluation.preprocessing is not None
     heat = grad_cam(model, x, evaluation.predicted[worst])
     pictures = put_side_by_side(figures.undo_normalization(x, evaluation.preprocessing), heat)
     try:

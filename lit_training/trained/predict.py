@@ -13,6 +13,7 @@ from torch import Tensor
 from datamodules import Preprocessing
 from datamodules.loading.memory import normalize
 from lit_models import LitBase
+from lit_training.trained.describe import sample_input
 from lit_training.trained.inputs import read_pictures, read_rows
 
 
@@ -55,6 +56,7 @@ def predict(
     images and uint8 arrays (H, W, 3). Other arrays raise a DataError. ``top_k`` is the number of classes per
     prediction, by default all. The network is moved to ``device``.
     """
+    sample = sample_input(model)  # raises a UsageError if the form of a sample is unknown
     to_network_input: Callable[[Tensor], Tensor] = torch.nn.Identity()
     if model.sample_ndim == 3:
         preprocessing = Preprocessing.from_dict(model.preprocessing)
@@ -62,7 +64,7 @@ def predict(
         samples = read_pictures(inputs, preprocessing, batch_size, ahead=0 if on_cpu else 2)
         to_network_input = partial(normalize, mean=preprocessing.mean, std=preprocessing.std)
     else:
-        samples = read_rows(inputs, model.hparams["in_features"])
+        samples = read_rows(inputs, sample.shape[1])
     model = model.to(device).eval()
     while batch := list(islice(samples, batch_size)):
         readable = [sample.x for sample in batch if sample.x is not None]
@@ -84,10 +86,10 @@ def predict(
 
 
 def distinct_class_names(names: Sequence[str] | None, count: int) -> list[str]:
-    """Return a different name for each of ``count`` classes. If ``names`` is None, these are "0", "1", ...
+    """Return a different name for each of ``count`` classes. Classes without a name are "0", "1", ...
 
     Equal names get their index: ImageNet's two classes "crane" become "crane (class 134)" and "crane (class 517)".
     """
-    names = names or list(map(str, range(count)))
+    names = [*(names or ()), *map(str, range(len(names or ()), count))]
     uses = Counter(names)
     return [f"{name} (class {number})" if uses[name] > 1 else name for number, name in enumerate(names)]

@@ -301,8 +301,11 @@ def test_checkpoint_describes_model_and_data(bare: Bare, tmp_path: Path) -> None
     trainer.save_checkpoint(tmp_path / "a.ckpt")
     checkpoint = torch.load(tmp_path / "a.ckpt", weights_only=True)
     assert checkpoint["lit"] == {
-        "model_class": "LitCNN",
-        "data_class": "ShapesDataModule",
+        "model_class": "lit_models.cnn.LitCNN",
+        "data_class": "datamodules.shapes.ShapesDataModule",
+        "model_arguments": None,  # only fit.py knows them
+        "data_arguments": None,
+        "seed": None,
         "task": "classification",
         "class_names": list(ShapesDataModule.class_names),
         "preprocessing": {
@@ -327,6 +330,6 @@ def test_checkpoint_of_a_fit_on_plain_loaders_keeps_the_class_names(bare: Bare, 
     trainer.fit(model, rows(4, 4))
     trainer.save_checkpoint(tmp_path / "a.ckpt")
     about = torch.load(tmp_path / "a.ckpt", weights_only=True)["lit"]
-    assert (about["model_class"], about["data_class"]) == ("Tiny", None)
+    assert (about["model_class"], about["data_class"]) == (f"{__name__}.Tiny", None)
     assert about["class_names"] == ["a", "b", "c"]
     assert Tiny.load_from_checkpoint(tmp_path / "a.ckpt", weights_only=True).class_names == ("a", "b", "c")

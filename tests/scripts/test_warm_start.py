@@ -82,7 +82,7 @@ def test_checkpoints_that_do_not_fit_get_one_line(first: dict[str, torch.Tensor]
     write_photos("wide", *"abcdefghijkl")
     for flags, words in {
         f"--model.weights {FIRST} --model.backbone resnet18": "--model.backbone mobilenet_v3_small",
-        f"--model.weights latest {SMALL}": "is a checkpoint of LitCNN, not mobilenet_v3_small",
+        f"--model.weights latest {SMALL}": "is a checkpoint of lit_models.cnn.LitCNN, not mobilenet_v3_small",
         f"--model.weights damaged.ckpt {SMALL}": "damaged.ckpt is damaged",
         f"--model.weights old {SMALL}": "old has no checkpoint",
         f"--model.weights latest {SMALL} --resume auto": "could change with --resume auto or --seeds: give light",

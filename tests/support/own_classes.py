@@ -4,10 +4,12 @@ The classes use Lightning, but not this project. A test writes them into its fol
 """
 
 import contextlib
+import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+OWN = Path(__file__).with_name("own")
 SOURCE = '''
 import torch
 from lightning.pytorch import LightningDataModule, LightningModule
@@ -50,13 +52,23 @@ def write_own_classes() -> None:
     Path("own_classes.py").write_text(SOURCE)
 
 
+def copy_examples() -> None:
+    """Copy the files in tests/support/own, which have the examples of docs/your_own.md, into the current folder."""
+    for file in OWN.glob("*.py"):
+        shutil.copy(file, file.name)
+
+
 @contextlib.contextmanager
 def remember_imports() -> Iterator[None]:
-    """At the end, restore ``sys.path`` and remove the modules of the test's folder from ``sys.modules``."""
-    modules, path = set(sys.modules), [*sys.path]
+    """At the end, restore ``sys.path`` and forget the modules that were imported from the current folder."""
+    before, folder = [*sys.path], str(Path.cwd())
     try:
         yield
     finally:
-        sys.path[:] = path
-        for name in {"mine", "own_classes"} & (set(sys.modules) - modules):
-            del sys.modules[name]
+        sys.path[:] = before
+        for name, module in [*sys.modules.items()]:
+            if str(getattr(module, "__file__", None)).startswith(folder):
+                del sys.modules[name]
+                own = [kind for kind in vars(module).values() if isinstance(kind, type) and kind.__module__ == name]
+                for kind in own:
+                    kind.__name__ = kind.__qualname__ = f"Forgotten{kind.__name__}"  # fit.py searches it by its name
