@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
+from torch.nn.parameter import is_lazy
 from torch.nn.utils import get_total_norm
 
 from datamodules.loading.order import TrainSampler
@@ -45,7 +46,7 @@ class FiniteGuard(Callback):
         steps, self._unchecked_steps = self._unchecked_steps, []
         losses = [loss for loss, *_ in steps]
         trained = (p for p in pl_module.parameters() if p.requires_grad)
-        weights = [p.detach() for p in trained if p.is_floating_point() and p.numel()]
+        weights = [p.detach() for p in trained if not is_lazy(p) and p.is_floating_point() and p.numel()]
         # Use the largest weight: a sum of squares may overflow although each weight is finite.
         largest_weight = [get_total_norm(weights, float("inf"))] if weights else []
         is_bad = bool(losses or largest_weight) and not torch.stack([*losses, *largest_weight]).isfinite().all().item()

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.callbacks import WeightAveraging
+from torch.nn.parameter import is_lazy
 
 from datamodules.files import read_csv
 from datamodules.image_folder import ImageFolderDataModule
@@ -42,17 +43,18 @@ def print_start(run: Run) -> None:
     data_attributes = with_default_attributes(data)
     if report := data_attributes.report():
         print(report)
-    name, classes, shape = type(data).__name__, data_attributes.class_names, data_attributes.sample_shape
+    name, classes, shape = type(data or model).__name__, data_attributes.class_names, data_attributes.sample_shape
     shape_text = f": samples of {' x '.join(map(str, shape))}" if shape else ""
     task = plural(len(classes), "class", "classes") if classes else with_default_attributes(model).task
     print(f"data    {', '.join(filter(None, (name + shape_text, task)))}")
     if isinstance(data, SplitDataModule) and "augment" in data.hparams:
         print(f"augment {_describe_augmentation(data.augment)}")
     device, devices = type(trainer.accelerator).__name__.removesuffix("Accelerator"), trainer.world_size
-    batch, accumulated = data.hparams.get("batch_size", 0), trainer.accumulate_grad_batches
-    global_batch = batch * devices * accumulated
-    factors = f"{batch} x {plural(devices, 'device')} x {accumulated} accumulated"
-    batch_text = f"; global batch = {global_batch} ({factors})" if batch else ""
+    batch, accumulated = data_attributes.hparams.get("batch_size"), trainer.accumulate_grad_batches
+    batch_text = ""
+    if isinstance(batch, int):
+        factors = f"{batch} x {plural(devices, 'device')} x {accumulated} accumulated"
+        batch_text = f"; global batch = {batch * devices * accumulated} ({factors})"
     threads = plural(trainer.threads[0], "thread") + " each"
     if trainer.threads != trainer.chosen_threads:
         threads += f" (as the run began; a new run would use {trainer.chosen_threads[0]})"
@@ -64,11 +66,12 @@ def print_start(run: Run) -> None:
     for callback in trainer.callbacks:
         if isinstance(callback, WeightAveraging):
             print(f"average the averaged weights are validated and saved in best.ckpt ({type(callback).__name__})")
-    if loaded := getattr(model, "loaded", ""):
-        print(printable(f"weights of {model.hparams['weights']}: {loaded}"))
-    parameters = sum(parameter.numel() for parameter in model.parameters())
-    trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     weights = f", weights {model.hparams['weights']}" if "weights" in model.hparams else ""
+    if weights and (loaded := getattr(model, "loaded", "")):
+        print(printable(f"weights of {model.hparams['weights']}: {loaded}"))
+    sizes = [(0 if is_lazy(weight) else weight.numel(), weight.requires_grad) for weight in model.parameters()]
+    parameters, trainable = sum(size for size, _ in sizes), sum(size for size, is_trained in sizes if is_trained)
+    weights += ", and lazy layers" if any(map(is_lazy, model.parameters())) else ""
     print(f"model   {type(model).__name__}: {trainable:,} trainable of {parameters:,} parameters{weights}", flush=True)
 
 

@@ -2,8 +2,10 @@
 
 import inspect
 import logging
+import re
 import sys
 import warnings
+from argparse import ArgumentError
 from functools import reduce
 from operator import or_
 from pathlib import Path
@@ -24,8 +26,8 @@ from lit_training.cli.flags import add_run_config, resolve_weights, to_lightning
 from lit_training.cli.limits import check_trainer, explain_trainer_error
 from lit_training.cli.schedules import ARGUMENTS_FROM_RUN, SCHEDULES, make_schedule_factory
 from lit_training.cli.usage_errors import explain_parse_error
-from lit_training.errors import CheckpointError, UsageError, exit_with_error
-from lit_training.runs.foreign import with_default_attributes
+from lit_training.errors import CheckpointError, UsageError, exit_with_error, print_note
+from lit_training.runs.foreign import read_attribute, with_default_attributes
 from lit_training.runs.lightning_internals import actions_of
 from lit_training.runs.processes import Watch, bind_to_loopback
 from lit_training.runs.run import Run
@@ -95,13 +97,15 @@ class FitCLI(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         arguments = to_lightning_arguments(add_run_config(self.arguments))
+        self.required_from_data = _required_from_data(parser, arguments)
+        arguments += [f"--model.{name}=1" for name in self.required_from_data]  # until the data is built
         self.config = parser.parse_args(arguments)
         self.typed = parser.parse_args(arguments, defaults=False)
         self.resume = self.config.pop("resume")  # removed: it may change when a run is resumed
         self.quiet = self.config.pop("quiet")
         resolve_weights(self.config, self.resume)
         if (photos := self.config.pop("photos")) is not None:
-            if self.resume in ("never", "auto") or "root" not in self.config["data"]["init_args"]:
+            if self.resume in ("never", "auto") or "root" not in (self.config["data"] or {}).get("init_args", {}):
                 raise UsageError(f"--photos {photos} needs a run on photos: --resume RUN --photos {photos}, or --data")
             self.config["data"]["init_args"]["root"] = photos
         self.photos = photos
@@ -113,13 +117,13 @@ class FitCLI(LightningCLI):
 
     def instantiate_classes(self) -> None:
         # Users may choose their own classes: any LightningDataModule and any LightningModule.
-        self.datamodule: LightningDataModule = self._build("data")
+        self.datamodule: LightningDataModule | None = self._build("data")  # None: the model has its own loaders
         self._fill_from_data()
         self.model: Any = self._build("model")
         with_default_attributes(self.datamodule).adapt_to(self.model)
-        arguments = self.config["data"].get("init_args") or {}
-        if "batch_size" in arguments and arguments["batch_size"] is None:  # the model has chosen it
-            arguments["batch_size"] = self.datamodule.hparams["batch_size"]
+        arguments = (self.config["data"] or {}).get("init_args") or {}
+        if arguments.get("batch_size", "") is None:  # the model has chosen it
+            arguments["batch_size"] = with_default_attributes(self.datamodule).hparams.get("batch_size")
         if isinstance(self.model, LitBase):
             self.model.check_data(self.datamodule)
         watch = Watch(self.config["timeout"])
@@ -142,17 +146,23 @@ class FitCLI(LightningCLI):
         """Copy :data:`ARGUMENTS_FROM_DATA` from the data module to the model's configuration."""
         model, name_of_data = self.config["model"], type(self.datamodule).__name__
         typed = vars(self.typed).get("model", {}).get("init_args") or {}
-        accepted = inspect.signature(resolve_name(model["class_path"])).parameters
-        for name in ARGUMENTS_FROM_DATA:
-            if name in accepted and hasattr(self.datamodule, name):
-                value = getattr(self.datamodule, name)
-                if name in typed and typed[name] != value:
-                    hint = f"leave --model.{name} out"
-                    if self.resume not in ("never", "auto"):  # the value is in the configuration of the resumed run
-                        hint = f"--resume {self.resume} needs the run's own --data, unchanged; or use --resume never"
-                    contradiction = f"--model.{name} {typed[name]} contradicts {name_of_data}"
-                    raise UsageError(f"{contradiction}, which has {name} {value}: {hint}")
+        typed = {name: value for name, value in typed.items() if name not in self.required_from_data}
+        for name in (name for name in ARGUMENTS_FROM_DATA if name in (model.get("init_args") or {})):
+            value = read_attribute(self.datamodule, name)
+            if value is not None and typed.get(name, value) != value:
+                hint = f"leave --model.{name} out"
+                if self.resume not in ("never", "auto"):  # the value is in the configuration of the resumed run
+                    hint = f"--resume {self.resume} needs the run's own --data, unchanged; or use --resume never"
+                contradiction = f"--model.{name} {typed[name]} contradicts {name_of_data}"
+                raise UsageError(f"{contradiction}, which has {name} {value}: {hint}")
+            if value is not None:
                 model["init_args"][name] = value
+            elif name in self.required_from_data:
+                problem = f"the model needs {name}, and {name_of_data} has none before its setup()"
+                raise UsageError(f"{problem}: --model.{name} VALUE")
+            elif name not in typed and name in dir(self.datamodule):
+                used = f"the model uses {name} {model['init_args'][name]}"
+                print_note(f"{name_of_data} has no {name} before its setup(): {used} (--model.{name})")
 
     def _choose_optimizer(self) -> None:
         """Set the model's optimizer and schedule. Raise a UsageError if the optimizer cannot be built."""
@@ -202,6 +212,19 @@ class FitCLI(LightningCLI):
         self.run.watch.trainer = trainer
         bind_to_loopback(trainer)
         return trainer
+
+
+def _required_from_data(parser: LightningArgumentParser, arguments: list[str]) -> list[str]:
+    """Return the required arguments of the model that are missing, if they are in :data:`ARGUMENTS_FROM_DATA`."""
+    parser.exit_on_error = False
+    try:
+        parser.parse_args(arguments)
+    except ArgumentError as error:
+        missing = re.search(r'key "model".* required: ([\w, ]+)', str(error), re.DOTALL)
+        return [name for name in ARGUMENTS_FROM_DATA if missing and name in missing[1].split(", ")]
+    finally:
+        parser.exit_on_error = True
+    return []
 
 
 def try_integers_first() -> None:

@@ -7,6 +7,7 @@ from lightning.pytorch import Trainer
 from datamodules import Preprocessing
 from datamodules.loading.module import SplitDataModule
 from lit_models import LitBase
+from lit_training.errors import is_user_error
 
 DEFAULTS: dict[str, Any] = {
     # attributes of a model
@@ -28,6 +29,16 @@ DEFAULTS: dict[str, Any] = {
 }
 
 
+def read_attribute(own: Any, name: str, default: Any = None) -> Any:
+    """Return an attribute, or ``default`` if it is missing or raises an error, as some do before ``setup``."""
+    try:
+        return getattr(own, name, default)
+    except Exception as error:  # the code of a user may raise any error
+        if is_user_error(error):
+            raise
+        return default
+
+
 class DefaultAttributes:
     """Wrap a model, a data module or None. If an attribute is missing, return its value in :data:`DEFAULTS`."""
 
@@ -37,7 +48,7 @@ class DefaultAttributes:
     def __getattr__(self, name: str) -> Any:
         if name not in DEFAULTS:
             raise AttributeError(f"there is no default for the attribute {name}")
-        value = getattr(self.own, name, DEFAULTS[name])
+        value = read_attribute(self.own, name, DEFAULTS[name])
         if name == "preprocessing" and isinstance(value, dict):
             return Preprocessing.from_dict(value)
         return value

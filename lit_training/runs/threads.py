@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from datamodules.image_folder import ImageFolderDataModule
 from datamodules.machine import available_cores
@@ -44,6 +45,8 @@ def choose_threads(model: nn.Module, example: Tensor | None, batch_size: Any, pr
     with isolate_rng(), evaluation_mode(model), no_output, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
+            if any(map(is_lazy, model.parameters())):  # their first input initializes them: that must be training data
+                return cores
             flops = count_flops(model, example) * batch_size  # type: ignore[arg-type]
             layers = sum(parameter.ndim > 1 for parameter in model.parameters())
             return min(cores, max(1, flops // (FLOPS_PER_THREAD * layers)))
