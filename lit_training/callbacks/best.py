@@ -1,27 +1,33 @@
 """Save the best epoch as ``best.ckpt``, and stop early if the model no longer gets better."""
 
+import contextlib
 import math
+import re
+from collections.abc import Iterator
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from torch import Tensor
 
-from lit_training.errors import UsageError
+from lit_training.errors import UsageError, print_note
 from lit_training.runs.best_epoch import BestSoFar
 from lit_training.runs.checkpoints import FitCheckpointIO
+from lit_training.runs.folder import resume_hint
 from lit_training.runs.layout import BEST
 
 
 class BestCheckpoint(ModelCheckpoint):
     """Save the model as ``best.ckpt`` after the first epoch and after each epoch with a better ``monitor`` metric.
 
-    Without a ``monitor``, save every epoch. :class:`FitCheckpointIO` may write a saved model to the disk later.
+    Without a ``monitor``, or if the model does not log it, save every epoch. If it is ``typed``, the run then stops.
+    :class:`FitCheckpointIO` may write a saved model to the disk later.
     """
 
-    def __init__(self, monitor: str | None, mode: str) -> None:
+    def __init__(self, monitor: str | None, mode: str, typed: bool = False) -> None:
         super().__init__(filename="best", monitor=monitor, mode=mode, enable_version_counter=False)
-        self.best = BestSoFar(monitor, mode)
+        self.best, self.typed, self.missing = BestSoFar(monitor, mode), typed, ""
+        self.validated = False  # True after the first validation
         self.on_train_batch_end = None  # type: ignore[assignment]  # saves time: Lightning calls no hook here
 
     def check_monitor_top_k(self, trainer: Trainer, current: Tensor | None = None) -> bool:
@@ -30,6 +36,35 @@ class BestCheckpoint(ModelCheckpoint):
             return False
         is_first = not self.best_k_models
         return trainer.strategy.reduce_boolean_decision(self.best.improved(trainer.callback_metrics) or is_first)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.validated = not trainer.sanity_checking
+        with self._without_missing_monitor(trainer):
+            super().on_validation_end(trainer, pl_module)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        with self._without_missing_monitor(trainer) as is_missing:
+            super().on_train_epoch_end(trainer, pl_module)
+        if is_missing and not self.missing and (self.validated or not sum(trainer.num_val_batches)):
+            self.missing = _missing_message(trainer, str(self.monitor))
+            trainer.should_stop |= self.typed
+            if not self.typed and trainer.is_global_zero:
+                print_note(f"best.ckpt is the last epoch, because {self.missing}")
+
+    @contextlib.contextmanager
+    def _without_missing_monitor(self, trainer: Trainer) -> Iterator[bool]:
+        monitor = self.monitor
+        is_missing = monitor is not None and monitor not in trainer.callback_metrics
+        self.monitor = None if is_missing else monitor
+        yield is_missing
+        self.monitor = monitor
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self.missing and self.typed:  # now the resume point is written
+            start = getattr(trainer, "start", None)
+            raise UsageError(
+                f"{self.missing}; {resume_hint(start.folder) if start else 'the weights are in best.ckpt'}"
+            )
 
     def state_dict(self) -> dict[str, Any]:
         return {**super().state_dict(), "best": self.best.state_dict()}
@@ -54,6 +89,14 @@ def _flush(trainer: Trainer) -> None:
         checkpoint_io.flush()
 
 
+def _missing_message(trainer: Trainer, monitor: str) -> str:
+    names = [name for name in trainer.callback_metrics if not re.match("samples_per_second$|lr-", name)]
+    choices = (
+        f"only {', '.join(names)}: choose one with --monitor NAME:max, or :min" if names else "nothing else either"
+    )
+    return f"the model logs no {monitor}, {choices}"
+
+
 class StopEarly(EarlyStopping):
     """Stop training after ``patience`` checks in a row without a better metric, or if the metric is NaN or infinite.
 
@@ -63,7 +106,7 @@ class StopEarly(EarlyStopping):
 
     def __init__(self, monitor: str, mode: str, patience: int) -> None:
         super().__init__(monitor, mode=mode, patience=patience)  # Lightning calls this after the model has logged
-        self.best, self.waited = BestSoFar(monitor, mode), 0
+        self.best, self.waited, self.missing = BestSoFar(monitor, mode), 0, ""
 
     @property
     def state_key(self) -> str:
@@ -90,13 +133,17 @@ class StopEarly(EarlyStopping):
             self.check(trainer)
 
     def check(self, trainer: Trainer) -> None:
-        """Set ``should_stop`` on all ranks if training must stop. Raise a UsageError if the metric is not logged."""
+        """Set ``should_stop`` on all ranks if training must stop, also if the metric is not logged."""
         metrics = trainer.callback_metrics
         if trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         if self.monitor not in metrics:
-            logged = ", ".join(metrics) or "nothing"
-            raise UsageError(f"--early_stopping needs {self.monitor}, but the model logs {logged}: leave the flag out")
+            self.missing, trainer.should_stop = _missing_message(trainer, self.monitor), True
+            return
         self.waited = 0 if self.best.improved(metrics) else self.waited + 1
         stop = self.waited >= self.patience or not math.isfinite(metrics[self.monitor])
         trainer.should_stop |= trainer.strategy.reduce_boolean_decision(stop, all=False)
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self.missing:
+            raise UsageError(f"--early_stopping: {self.missing}")

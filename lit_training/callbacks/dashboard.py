@@ -28,6 +28,7 @@ from torchmetrics.functional.classification import multiclass_confusion_matrix
 from datamodules.loading.order import EvalSampler, gather_in_input_order
 from lit_models import LitBase
 from lit_training import figures
+from lit_training.errors import print_note
 from lit_training.runs.best_epoch import BestSoFar
 from lit_training.runs.devices import evaluation_mode
 from lit_training.runs.foreign import data_of
@@ -38,6 +39,7 @@ MISTAKE_COUNT = 12
 DRAWING_TIME_SHARE = 0.02
 """If drawing has taken more than this share of the run's time, new figures are drawn at the end of training."""
 FIRST_SETTINGS = ("lr", "epochs", "data.batch_size", "model")  # columns of the tab HPARAMS
+NO_PREDICTIONS = "returns no dict with output and target, such as LitBase.validation_step"
 METRICS_BY_EPOCH = {
     "train_loss": ("train", "loss"),
     "val_loss": ("val", "loss"),
@@ -61,6 +63,7 @@ class Dashboard(Callback):
         self.validation_rows: list[Tensor] = []
         """One tensor (B, 3) per validation batch: class, predicted class, and probability of the predicted class."""
         self.unwritten_epoch: int | None = None
+        self.draws_predictions = True  # False if validation_step does not return them
         self.draw_waiting: Callable[[], None] | None = None  # draws the figures that are not drawn yet
 
     def state_dict(self) -> dict[str, Any]:
@@ -133,7 +136,13 @@ class Dashboard(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        if self._collects_predictions(trainer, pl_module) and dataloader_idx == 0:
+        if not self._collects_predictions(trainer, pl_module) or dataloader_idx:
+            return
+        if not isinstance(outputs, dict) or not {"output", "target"} <= outputs.keys():
+            if batch_idx == 0 and self.draws_predictions and trainer.is_global_zero:
+                print_note(f"no confusion matrix: validation_step of {type(pl_module).__name__} {NO_PREDICTIONS}")
+            self.draws_predictions = False
+        else:
             self.num_classes = outputs["output"].shape[-1]
             confidence, predicted = outputs["output"].float().softmax(-1).max(-1)  # (B,), (B,)
             self.validation_rows.append(torch.stack([outputs["target"], predicted, confidence], 1))  # (B, 3) float32

@@ -14,8 +14,9 @@ from datamodules.loading.module import SplitDataModule
 from datamodules.loading.order import PADDING, gather_in_input_order
 from lit_models import LitBase
 from lit_training.callbacks.feature_files import feature_files, read_features, write_features
+from lit_training.errors import print_note
 from lit_training.runs.devices import evaluation_mode
-from lit_training.runs.foreign import data_of
+from lit_training.runs.foreign import data_of, why_not_cached
 from lit_training.runs.lightning_internals import forget_loaders
 from lit_training.runs.threads import FEATURE_BATCH_SIZE, use_threads
 from lit_training.text import progress_bar
@@ -46,7 +47,8 @@ class FeatureCache(Callback):
     """Replace the datasets of photos by datasets of their features, if the backbone is frozen.
 
     Metrics and weights change by less than 1e-5. Checkpoints contain the complete network. The callback does nothing
-    if the photos are augmented, or if the head is not the last layer of the network. The features are also kept in the
+    if the photos are augmented, if the head is not the last layer of the network, or if code of the user may need the
+    pictures (``why_not_cached``). The features are also kept in the
     user's cache folder for later starts, see ``feature_files.py``.
     """
 
@@ -55,6 +57,9 @@ class FeatureCache(Callback):
         if not isinstance(pl_module, LitBase) or not isinstance(data, SplitDataModule) or data.photos is None:
             return
         if not pl_module.fixed_features or data.augment:
+            return
+        if reason := why_not_cached(pl_module, data, trainer.callbacks):  # type: ignore[attr-defined]
+            print_note(f"the features of the frozen backbone are computed in each epoch, because {reason}")
             return
         pl_module.on_fit_start()  # it loads the weights; Lightning would call it too late, after the callbacks
         threads: Any = getattr(trainer, "threads", None) or [torch.get_num_threads()]

@@ -143,9 +143,11 @@ def print_result(run: Run) -> None:
         return
     print()
     if best and (table := Path(folder or "", METRICS)).is_file():
-        epoch = checkpoints.read_any(Path(best))["epoch"]
-        losses = {int(row["epoch"]): float(row["train_loss"]) for row in read_csv(table) if row.get("train_loss")}
-        metrics |= {"train_loss": losses[epoch]} if epoch in losses else {}
+        checkpoint = checkpoints.read_any(Path(best))
+        epoch, names = checkpoint["epoch"], ["train_loss", *({} if isinstance(model, LitBase) else metrics)]
+        for row in [row for row in read_csv(table) if row.get("epoch") == str(epoch)]:
+            is_before = int(row["step"]) <= checkpoint["global_step"]  # later ones are of another validation
+            metrics |= {n: float(row[n]) for n in names if row.get(n) and (is_before or n == "train_loss")}
         print(f"epoch       {epoch + 1} of {max(epoch + 1, trainer.current_epoch)}")
     if "val_acc" in metrics:
         accuracy, count = metrics["val_acc"], with_default_attributes(model).samples_evaluated
@@ -154,8 +156,8 @@ def print_result(run: Run) -> None:
             low, high = wilson_interval(round(accuracy * count), count)
             interval = f"  (95 % interval {low:.3f} to {high:.3f}, n = {count})"
         print(f"val_acc     {accuracy:.4f}{interval}")
-    for name in ("val_loss", "train_loss"):
-        if name in metrics:
+    for name in dict.fromkeys((run.monitor[0], "val_loss", "train_loss")):
+        if name in metrics.keys() - {"val_acc"}:
             print(f"{name:<10}  {metrics[name]:.4g}")
     if not metrics:
         print("nothing was measured")

@@ -39,6 +39,7 @@ ARGUMENTS_FROM_DATA = ("num_classes", "in_channels", "in_features", "out_feature
 OWN_FLAGS: list[tuple[str, Any, Any, str]] = [
     ("resume", str, "never", "never, auto (newest run of the same command), latest, or the folder of a run."),
     ("photos", str | None, None, "With --resume RUN: the folder where the photos of the run are now."),
+    ("monitor", str | None, None, "Metric of the best epoch, and max or min: --monitor val_f1:max."),
     ("early_stopping", PositiveInt | None, None, "Stop after this number of epochs without improvement."),
     ("timeout", PositiveFloat, 5.0, "End the run with an error after this number of minutes without a step."),
     ("quiet", bool, False, "Print only the result."),
@@ -111,6 +112,9 @@ class FitCLI(LightningCLI):
         self.photos = photos
         if (seeds := self.config.pop("seeds")) > 1:  # from a YAML file: scripts/fit.py handles the flag --seeds
             raise UsageError(f"seeds {seeds} works only on the command line: {command('fit.py', '--seeds', seeds)}")
+        if not re.fullmatch(".+:(max|min)", monitor := self.config["monitor"] or "val_loss:min"):
+            choices = f"--monitor {monitor.partition(':')[0]}:max if larger is better, otherwise :min"
+            raise UsageError(f"--monitor {monitor} must be a metric's name and max or min: {choices}")
         seed = self.config["seed_everything"]
         if isinstance(seed, bool) or not 0 <= seed < 2**32:
             raise UsageError(f"--seed {seed} must be an integer from 0 to {2**32 - 1}: --seed 0")
@@ -175,8 +179,9 @@ class FitCLI(LightningCLI):
         if optimizer:
             chosen, arguments = resolve_name(optimizer["class_path"]), dict(optimizer.get("init_args") or {})
             self.model.chosen_optimizer = lambda groups: chosen(groups, **arguments)
-        try:
-            self.model.configure_optimizers()
+        try:  # a user's own may need the Trainer, which does not exist yet
+            if type(self.model).configure_optimizers.__module__.startswith("lit_models."):
+                self.model.configure_optimizers()
         except (TypeError, ValueError, RuntimeError) as error:
             flag = f"--optimizer {chosen.__name__}" if optimizer else f"--model {type(self.model).__name__}"
             raise UsageError(f"{flag}: {error}; change this value") from error
@@ -184,7 +189,9 @@ class FitCLI(LightningCLI):
             kind, options = resolve_name(schedule["class_path"]), dict(schedule.get("init_args") or {})
             if options.get("step_size", 1) < 1:
                 raise UsageError("--lr_scheduler.step_size must be at least 1 epoch: --lr_scheduler.step_size 7")
-            monitor = "val_loss" if self.run.validates else "train_loss"
+            monitor: str | None = "val_loss" if self.run.validates else "train_loss"
+            if self.config["monitor"] and "mode" in options:
+                monitor, options["mode"] = self.run.monitor
             self.model.chosen_schedule = make_schedule_factory(kind, options, self.model, monitor)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:

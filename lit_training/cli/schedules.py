@@ -38,7 +38,7 @@ def make_schedule_factory(
                 epochs = math.ceil(_count_steps(trainer, schedule) / steps_per_epoch)
             return {"scheduler": CosineAnnealingLR(optimizer, epochs, **arguments)}
         # ReduceLROnPlateau must step only after a validation, because only then val_loss has a new value.
-        waits_for_validation = schedule is ReduceLROnPlateau and monitor == "val_loss"
+        waits_for_validation = schedule is ReduceLROnPlateau and not monitor.startswith("train")
         frequency = trainer.check_val_every_n_epoch or 1 if waits_for_validation else 1
         return {"scheduler": schedule(optimizer, **arguments), "monitor": monitor, "frequency": frequency}
 

@@ -16,7 +16,7 @@ from datamodules.image_folder import ImageFolderDataModule
 from datamodules.machine import available_cores
 from lit_models import LitBase
 from lit_training.runs.devices import evaluation_mode
-from lit_training.runs.foreign import with_default_attributes
+from lit_training.runs.foreign import why_not_cached, with_default_attributes
 
 FLOPS_PER_THREAD = 16_000_000
 """With fewer FLOPs per layer and thread, the threads wait for each other longer than they compute (measured)."""
@@ -61,7 +61,9 @@ def threads_of_new_run(trainer: Any, model: Any, data: Any) -> tuple[int, int]:
     example = None if shape is None else torch.zeros(1, *shape)
     all_layers = choose_threads(model, example, FEATURE_BATCH_SIZE, trainer.num_devices)
     is_cached = isinstance(model, LitBase) and model.fixed_features and isinstance(data, ImageFolderDataModule)
-    if is_cached and not data.augment:  # FeatureCache: training computes the head only
+    if (
+        is_cached and not data.augment and not why_not_cached(model, data, trainer.callbacks)
+    ):  # FeatureCache: training computes the head only
         with evaluation_mode(model):
             features = model.features(example)
         example = example if features is None else features

@@ -158,12 +158,14 @@ def evaluate(
     dataset = loader.dataset
     columns = zip(*collector.batches, strict=True)
     outputs, targets = (gather_in_input_order(trainer, torch.cat(column), loader).cpu() for column in columns)
+    losses = model.loss_per_sample(outputs, targets)
+    loss = losses.sum() if model.reduction == "sum" else losses.mean()
     photos = dataset if isinstance(dataset, PhotoFiles) else None
     return Evaluation(
         checkpoint=saved.path,
         data=str(photos.root) if photos else type(data).__name__,
         split=split,
-        loss=float(trainer.callback_metrics["test_loss"]),
+        loss=float(trainer.callback_metrics.get("test_loss", loss)),
         outputs=outputs,
         targets=targets,
         dataset=dataset,
@@ -181,6 +183,9 @@ class _OutputCollector(Callback):
         self.batches: list[tuple[Tensor, Tensor]] = []
 
     def on_test_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *_: Any) -> None:
+        if not isinstance(outputs, dict) or not {"output", "target"} <= outputs.keys():
+            problem = f"test_step of {type(pl_module).__name__} returns no dict with output and target"
+            raise UsageError(f"{problem}: return super().test_step(batch, batch_idx), or leave your test_step out")
         self.batches.append((outputs["output"], outputs["target"]))
         self.report_progress(len(self.batches), int(trainer.num_test_batches[0]))
 
