@@ -3,6 +3,7 @@
 Letters in the shapes of all model files: B batch, C channels, H height, W width, F features, K classes or outputs.
 """
 
+import contextlib
 import inspect
 import math
 from collections.abc import Callable, Iterable
@@ -20,6 +21,16 @@ from torchmetrics.utilities import dim_zero_cat
 PLAIN_TYPES = (str, int, float, Tensor)  # values that nn.Module does not register, unlike parameters and modules
 PADDING = -1
 """Class of a padding row; its float targets are NaN. Ranks with fewer samples get such rows; metrics ignore them."""
+
+
+def read_attribute(own: Any, name: str, default: Any = None) -> Any:
+    """Return an attribute, or ``default`` if it is missing or not ready, as some are before ``setup``."""
+    with contextlib.suppress(AttributeError, LookupError, TypeError, RuntimeError, AssertionError):
+        value = getattr(own, name, default)
+        if name == "class_names" and value is not None:  # it may be a dict, or an array of numpy
+            return tuple(map(str, value.values() if isinstance(value, dict) else value))
+        return value
+    return default
 
 
 class ModelError(ValueError):
@@ -271,16 +282,16 @@ class LitBase(LightningModule):
     def check_data(self, data: Any) -> None:
         """Raise a ModelError if the ``task`` or the ``sample_shape`` of the data module does not fit the model."""
         model_name, data_name = type(self).__name__, type(data).__name__
-        task = getattr(data, "task", self.task)
-        if task != self.task:
+        task = read_attribute(data, "task")
+        if task in ("classification", "regression") and task != self.task:
             raise ModelError(
                 f"{model_name} is a {self.task} network, but {data_name} has {task} data: "
                 "choose another --model or --data"
             )
-        shape = getattr(data, "sample_shape", None)
+        shape = read_attribute(data, "sample_shape")
         if shape is not None and (reason := self.shape_error(tuple(shape))):
             raise ModelError(f"{model_name} cannot use the samples of {data_name}: {reason}")
-        self.class_names = self.class_names or getattr(data, "class_names", None)
+        self.class_names = self.class_names or read_attribute(data, "class_names")
 
     @property
     def has_trainer(self) -> bool:
@@ -294,13 +305,13 @@ class LitBase(LightningModule):
         data = getattr(self.trainer, "datamodule", None) if self.has_trainer else None
         preprocessing: Any = getattr(data, "preprocessing", None)  # a Preprocessing, or a dict of a user's data module
         as_dict = preprocessing.to_dict() if hasattr(preprocessing, "to_dict") else preprocessing
-        class_names = getattr(data, "class_names", self.class_names)
+        class_names = read_attribute(data, "class_names", self.class_names)
         checkpoint["lit"] = {
             "model_class": type(self).__name__,
             "data_class": type(data).__name__ if data is not None else None,
             "task": self.task,
             "class_names": list(class_names) if class_names else None,
-            "preprocessing": as_dict or self.preprocessing,
+            "preprocessing": as_dict if isinstance(as_dict, dict) else self.preprocessing,
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:

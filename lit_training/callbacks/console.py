@@ -66,7 +66,7 @@ class EpochLines(ProgressBar):
         self.start_time = self.refresh_time = time.monotonic()
         self.samples = 0
         # Store the learning rates now, because the schedules change them at the end of the epoch.
-        self.learning_rates = [optimizer.param_groups[0]["lr"] for optimizer in trainer.optimizers]
+        self.learning_rates = [group["lr"] for optimizer in trainer.optimizers for group in optimizer.param_groups[:1]]
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int

@@ -25,6 +25,7 @@ from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 from torchmetrics.functional.classification import multiclass_confusion_matrix
 
+from datamodules.loading.module import SplitDataModule
 from datamodules.loading.order import EvalSampler, gather_in_input_order
 from lit_models import LitBase
 from lit_training import figures
@@ -88,7 +89,12 @@ class Dashboard(Callback):
                 _add_settings(logger, trainer, pl_module)
                 if isinstance(trainer.strategy, (SingleDeviceStrategy, DDPStrategy)):  # others split the network
                     _add_graph(logger, trainer, pl_module)
-                _add_samples(logger, trainer)
+                try:
+                    _add_samples(logger, trainer)
+                except Exception as error:  # a data module of the user may have other samples
+                    if isinstance(data_of(trainer), SplitDataModule):
+                        raise
+                    logger.experiment.add_text("samples", f"not drawn: {error}")
 
     # --- each epoch -----------------------------------------------------------------------------------------------
 

@@ -10,7 +10,7 @@ from lightning.pytorch.callbacks import BaseFinetuning
 from datamodules import Preprocessing
 from datamodules.loading.module import SplitDataModule
 from lit_models import LitBase
-from lit_training.errors import is_user_error
+from lit_models.base import read_attribute
 
 PACKAGES = ("lit_models", "datamodules", "lit_training", "lightning", "torch", "builtins")
 HARMLESS = {"configure_optimizers", "loss", "test_step", "predict_step", "default_epochs", "default_batch_size"}
@@ -36,16 +36,6 @@ DEFAULTS: dict[str, Any] = {
 }
 
 
-def read_attribute(own: Any, name: str, default: Any = None) -> Any:
-    """Return an attribute, or ``default`` if it is missing or raises an error, as some do before ``setup``."""
-    try:
-        return getattr(own, name, default)
-    except Exception as error:  # the code of a user may raise any error
-        if is_user_error(error):
-            raise
-        return default
-
-
 def why_not_cached(model: Any, data: Any, callbacks: Iterable[Callback]) -> str:
     """Return why a frozen model cannot train on cached features, or "": code of the user may use the pictures."""
     for own in (model, data, *callbacks):
@@ -68,9 +58,11 @@ class DefaultAttributes:
     def __getattr__(self, name: str) -> Any:
         if name not in DEFAULTS:
             raise AttributeError(f"there is no default for the attribute {name}")
+        if callable(DEFAULTS[name]):  # a method of the user with this name may do something else
+            return DEFAULTS[name]
         value = read_attribute(self.own, name, DEFAULTS[name])
-        if name == "preprocessing" and isinstance(value, dict):
-            return Preprocessing.from_dict(value)
+        if name == "preprocessing" and not isinstance(value, Preprocessing):
+            return Preprocessing.from_dict(value) if isinstance(value, dict) else None
         return value
 
 
