@@ -5,7 +5,7 @@ import io
 import re
 import sys
 from collections.abc import Callable
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from datamodules.text import command, printable
 from lit_training.text import closest_name
@@ -20,13 +20,11 @@ class Parser(argparse.ArgumentParser):
             sys.stdout.reconfigure(errors="backslashreplace")
 
     def add_accelerator_flag(self) -> None:
-        options: dict[str, Any] = {"type": str.lower, "choices": ("auto", "cpu", "gpu", "cuda", "mps")}
-        help_text = "auto (default), cpu, gpu, cuda or mps"
-        self.add_argument("--accelerator", **options, default="auto", metavar="NAME", help=help_text)
+        names, text = ("auto", "cpu", "gpu", "cuda", "mps"), "auto (default), cpu, gpu, cuda or mps"
+        self.add_argument("--accelerator", type=str.lower, choices=names, default="auto", metavar="NAME", help=text)
 
     def error(self, message: str) -> NoReturn:
-        unknown = re.match(r"unrecognized arguments: (\S+)", message)
-        if unknown:
+        if unknown := re.match(r"unrecognized arguments: (\S+)", message):
             closest = closest_name(unknown[1].partition("=")[0], re.findall(r"--[a-z_]+", self.format_usage()))
             hint = f"did you mean {closest}?" if closest else f"see {command(self.prog, '--help')}"
             message = f"there is no {unknown[1]}: {hint}"

@@ -1,6 +1,5 @@
 """Evaluate a trained network: compute outputs, loss and scores. Letters in shapes: N samples, K classes or outputs."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -8,7 +7,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+from lightning.pytorch import LightningDataModule, Trainer
+from lightning.pytorch.callbacks import LambdaCallback
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchmetrics.functional.classification import multiclass_confusion_matrix
@@ -49,22 +49,15 @@ class Evaluation:
     """The outputs of a network for N samples, and their targets."""
 
     checkpoint: Path
-    data: str
-    """Path of the photo folder; if the samples are not files, the class name of the data module."""
-    split: str
-    """``test`` or ``val`` for the data of the run, ``photos`` for another folder."""
+    data: str  # path of the photo folder; if the samples are not files, the class name of the data module
+    split: str  # test or val for the data of the run, photos for another folder
     loss: float
-    outputs: Tensor
-    """(N, K) float32; logits for a classifier."""
-    targets: Tensor
-    """(N,) int64 for a classifier, (N, K) float32 for a regression."""
-    dataset: Dataset
-    """N samples, each (input of the network, target)."""
+    outputs: Tensor  # (N, K) float32; logits for a classifier
+    targets: Tensor  # (N,) int64 for a classifier, (N, K) float32 for a regression
+    dataset: Dataset  # N samples, each (input of the network, target)
     class_names: tuple[str, ...]
-    preprocessing: Preprocessing | None
-    """None if the inputs of the network are rows of numbers."""
-    paths: Paths | None
-    """The N paths, relative to the photo folder; None if the samples are not files."""
+    preprocessing: Preprocessing | None  # None if the inputs of the network are rows of numbers
+    paths: Paths | None  # the N paths, relative to the photo folder; None if the samples are not files
 
     @cached_property
     def predicted(self) -> Tensor:
@@ -121,8 +114,7 @@ class ClassScores:
     precision: Tensor
     recall: Tensor
     f1: Tensor
-    support: Tensor
-    """(K,) int64, number of samples of the class."""
+    support: Tensor  # (K,) int64, number of samples of the class
 
     @classmethod
     def from_confusion(cls, confusion: Tensor) -> "ClassScores":
@@ -145,10 +137,19 @@ def evaluate(
         raise UsageError("--all needs a folder of photos: --data DIR --all")
     model = saved.model()
     data, split = _choose_data(saved, model, data_root, photos_root, all_photos)
+    batches: list[tuple[Tensor, Tensor]] = []
     with progress_bar("evaluating", show=is_rank_zero()) as report_progress:
-        collector = _OutputCollector(report_progress)
+
+        def collect(trainer: Trainer, model: Any, outputs: Any, *_: Any) -> None:
+            if not isinstance(outputs, dict) or not {"output", "target"} <= outputs.keys():
+                problem = f"test_step of {type(model).__name__} returns no dict with output and target"
+                raise UsageError(f"{problem}: return super().test_step(batch, batch_idx), or leave your test_step out")
+            batches.append((outputs["output"], outputs["target"]))
+            report_progress(len(batches), int(trainer.num_test_batches[0]))
+
         parts = ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary")
         unused: dict[str, Any] = dict.fromkeys(parts, False)
+        collector = LambdaCallback(on_test_batch_end=collect)
         trainer = Trainer(accelerator=accelerator, devices=devices, callbacks=[collector], **unused)
         bind_to_loopback(trainer)
         batch_size = getattr(data, "eval_batch_size", 32)
@@ -156,16 +157,14 @@ def evaluate(
             trainer.test(model, data, verbose=False)
     loader: Any = trainer.test_dataloaders
     dataset = loader.dataset
-    columns = zip(*collector.batches, strict=True)
+    columns = zip(*batches, strict=True)
     outputs, targets = (gather_in_input_order(trainer, torch.cat(column), loader).cpu() for column in columns)
-    losses = model.loss_per_sample(outputs, targets)
-    loss = losses.sum() if model.reduction == "sum" else losses.mean()
     photos = dataset if isinstance(dataset, PhotoFiles) else None
     return Evaluation(
         checkpoint=saved.path,
         data=str(photos.root) if photos else type(data).__name__,
         split=split,
-        loss=float(trainer.callback_metrics.get("test_loss", loss)),
+        loss=float(trainer.callback_metrics.get("test_loss", float("nan"))),
         outputs=outputs,
         targets=targets,
         dataset=dataset,
@@ -173,21 +172,6 @@ def evaluate(
         preprocessing=Preprocessing.from_dict(model.preprocessing) if model.preprocessing else None,
         paths=photos.paths if photos else None,
     )
-
-
-class _OutputCollector(Callback):
-    """Collect the outputs and targets of each test batch. Report the number of finished batches and of all batches."""
-
-    def __init__(self, report_progress: Callable[[int, int | None], None]) -> None:
-        self.report_progress = report_progress
-        self.batches: list[tuple[Tensor, Tensor]] = []
-
-    def on_test_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *_: Any) -> None:
-        if not isinstance(outputs, dict) or not {"output", "target"} <= outputs.keys():
-            problem = f"test_step of {type(pl_module).__name__} returns no dict with output and target"
-            raise UsageError(f"{problem}: return super().test_step(batch, batch_idx), or leave your test_step out")
-        self.batches.append((outputs["output"], outputs["target"]))
-        self.report_progress(len(self.batches), int(trainer.num_test_batches[0]))
 
 
 class EvaluationPhotos(LightningDataModule):
@@ -200,8 +184,7 @@ class EvaluationPhotos(LightningDataModule):
         self.photos = photos
 
     def test_dataloader(self) -> DataLoader:
-        workers = count_decoding_workers(self.trainer)
-        size = self.eval_batch_size
+        size, workers = self.eval_batch_size, count_decoding_workers(self.trainer)
         return make_loader(self.photos, self.trainer, batch_size=size, seed=0, train=False, num_workers=workers)
 
 
