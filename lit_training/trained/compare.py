@@ -181,6 +181,9 @@ def compare(names: Sequence[str], picture: str | None = None) -> None:
         settings = [f"{name.rpartition('.')[2]} = {values[place]}" for name, values in differing.items()]
         for metric, curve in run.curves.items():
             charts[metric][", ".join([run.name, *settings])] = list(curve), list(curve.values())
+    if not charts:
+        print(f"no curves: none of {', '.join(metrics)} was logged")
+        return
     target = Path(picture) if picture else runs[0].folder.parent / "comparison.png"
     try:
         figures.draw_curves(charts).savefig(target, dpi=100)
