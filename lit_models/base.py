@@ -303,7 +303,7 @@ class LitBase(LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         data = getattr(self.trainer, "datamodule", None) if self.has_trainer else None
-        preprocessing: Any = getattr(data, "preprocessing", None)  # a Preprocessing, or a dict of a user's data module
+        preprocessing: Any = read_attribute(data, "preprocessing")  # a Preprocessing, or a dict of a user's data module
         as_dict = preprocessing.to_dict() if hasattr(preprocessing, "to_dict") else preprocessing
         class_names = read_attribute(data, "class_names", self.class_names)
         checkpoint["lit"] = {

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from torch import Tensor
 
@@ -17,7 +17,24 @@ from lit_training.runs.folder import resume_hint
 from lit_training.runs.layout import BEST
 
 
-class BestCheckpoint(ModelCheckpoint):
+class NeedsMetric(Callback):
+    """Raise a UsageError if the model did not log the metric, when the weights and the resume point are saved."""
+
+    missing = ""  # the message
+
+    @staticmethod
+    def describe_missing(trainer: Trainer, monitor: str) -> str:
+        names = [name for name in trainer.callback_metrics if not re.match("samples_per_second$|lr-", name)]
+        choices = f"only {', '.join(names)}: choose one with --monitor NAME:max, or :min" if names else "and no other"
+        return f"the model logs no {monitor}, {choices}"
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self.missing:
+            start = getattr(trainer, "start", None)
+            raise UsageError(f"{self.missing}; {resume_hint(start.folder)}" if start else self.missing)
+
+
+class BestCheckpoint(NeedsMetric, ModelCheckpoint):
     """Save the model as ``best.ckpt`` after the first epoch and after each epoch with a better ``monitor`` metric.
 
     Without a ``monitor``, or if the model does not log it, save every epoch. If it is ``typed``, the run then stops.
@@ -26,8 +43,8 @@ class BestCheckpoint(ModelCheckpoint):
 
     def __init__(self, monitor: str | None, mode: str, typed: bool = False) -> None:
         super().__init__(filename="best", monitor=monitor, mode=mode, enable_version_counter=False)
-        self.best, self.typed, self.missing = BestSoFar(monitor, mode), typed, ""
-        self.validated = False  # True after the first validation
+        self.best, self.typed = BestSoFar(monitor, mode), typed
+        self.validated = self.noted = False
         self.on_train_batch_end = None  # type: ignore[assignment]  # saves time: Lightning calls no hook here
 
     def check_monitor_top_k(self, trainer: Trainer, current: Tensor | None = None) -> bool:
@@ -45,11 +62,13 @@ class BestCheckpoint(ModelCheckpoint):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         with self._without_missing_monitor(trainer) as is_missing:
             super().on_train_epoch_end(trainer, pl_module)
-        if is_missing and not self.missing and (self.validated or not sum(trainer.num_val_batches)):
-            self.missing = _missing_message(trainer, str(self.monitor))
-            trainer.should_stop |= self.typed
-            if not self.typed and trainer.is_global_zero:
-                print_note(f"best.ckpt is the last epoch, because {self.missing}")
+        if is_missing and (self.validated or not sum(trainer.num_val_batches)):
+            message = self.describe_missing(trainer, str(self.monitor))
+            if self.typed:
+                self.missing, trainer.should_stop = message, True
+            elif not self.noted:
+                print_note(f"best.ckpt is the last epoch, because {message}")
+            self.noted = True
 
     @contextlib.contextmanager
     def _without_missing_monitor(self, trainer: Trainer) -> Iterator[bool]:
@@ -58,13 +77,6 @@ class BestCheckpoint(ModelCheckpoint):
         self.monitor = None if is_missing else monitor
         yield is_missing
         self.monitor = monitor
-
-    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self.missing and self.typed:  # now the resume point is written
-            start = getattr(trainer, "start", None)
-            raise UsageError(
-                f"{self.missing}; {resume_hint(start.folder) if start else 'the weights are in best.ckpt'}"
-            )
 
     def state_dict(self) -> dict[str, Any]:
         return {**super().state_dict(), "best": self.best.state_dict()}
@@ -89,15 +101,7 @@ def _flush(trainer: Trainer) -> None:
         checkpoint_io.flush()
 
 
-def _missing_message(trainer: Trainer, monitor: str) -> str:
-    names = [name for name in trainer.callback_metrics if not re.match("samples_per_second$|lr-", name)]
-    choices = (
-        f"only {', '.join(names)}: choose one with --monitor NAME:max, or :min" if names else "nothing else either"
-    )
-    return f"the model logs no {monitor}, {choices}"
-
-
-class StopEarly(EarlyStopping):
+class StopEarly(NeedsMetric, EarlyStopping):
     """Stop training after ``patience`` checks in a row without a better metric, or if the metric is NaN or infinite.
 
     With one validation per epoch, the check runs after the epoch. Otherwise it runs after each validation. This
@@ -106,7 +110,7 @@ class StopEarly(EarlyStopping):
 
     def __init__(self, monitor: str, mode: str, patience: int) -> None:
         super().__init__(monitor, mode=mode, patience=patience)  # Lightning calls this after the model has logged
-        self.best, self.waited, self.missing = BestSoFar(monitor, mode), 0, ""
+        self.best, self.waited = BestSoFar(monitor, mode), 0
 
     @property
     def state_key(self) -> str:
@@ -138,12 +142,8 @@ class StopEarly(EarlyStopping):
         if trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         if self.monitor not in metrics:
-            self.missing, trainer.should_stop = _missing_message(trainer, self.monitor), True
+            self.missing, trainer.should_stop = self.describe_missing(trainer, self.monitor), True
             return
         self.waited = 0 if self.best.improved(metrics) else self.waited + 1
         stop = self.waited >= self.patience or not math.isfinite(metrics[self.monitor])
         trainer.should_stop |= trainer.strategy.reduce_boolean_decision(stop, all=False)
-
-    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self.missing:
-            raise UsageError(f"--early_stopping: {self.missing}")

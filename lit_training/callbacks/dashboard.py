@@ -40,7 +40,6 @@ SAMPLE_COUNT = 12
 MISTAKE_COUNT = 12
 DRAWING_TIME_SHARE = 0.02  # of the run's time; after that, new figures are drawn at the end of training
 FIRST_SETTINGS = ("lr", "epochs", "data.batch_size", "model")  # columns of the tab HPARAMS
-NO_PREDICTIONS = "returns no dict with output and target, such as LitBase.validation_step"
 METRICS_BY_EPOCH = {
     "train_loss": ("train", "loss"),
     "val_loss": ("val", "loss"),
@@ -140,8 +139,9 @@ class Dashboard(Callback):
         if not self._collects_predictions(trainer, pl_module) or dataloader_idx:
             return
         if not isinstance(outputs, dict) or not {"output", "target"} <= outputs.keys():
-            if batch_idx == 0 and self.draws_predictions and trainer.is_global_zero:
-                print_note(f"no confusion matrix: validation_step of {type(pl_module).__name__} {NO_PREDICTIONS}")
+            if self.draws_predictions:
+                name = type(pl_module).__name__
+                print_note(f"no confusion matrix: validation_step of {name} returns no dict with output and target")
             self.draws_predictions = False
         else:
             self.num_classes = outputs["output"].shape[-1]

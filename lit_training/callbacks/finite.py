@@ -30,9 +30,8 @@ class FiniteGuard(Callback):
     ) -> None:
         if not isinstance(outputs, dict) or not isinstance(outputs.get("loss"), Tensor):
             return  # the model has its own optimization loop and returns no loss
-        self._unchecked_steps.append(
-            (outputs["loss"].detach().squeeze(), trainer.global_step, trainer.current_epoch, batch_idx)
-        )
+        loss = outputs["loss"].detach().squeeze()
+        self._unchecked_steps.append((loss, trainer.global_step, trainer.current_epoch, batch_idx))
         if (trainer.fit_loop.total_batch_idx + 1) % (trainer.log_every_n_steps or 50) == 0:  # type: ignore[attr-defined]
             self.check(trainer, pl_module)
 

@@ -17,6 +17,7 @@ Train a network; without flags LeNet on generated images (less than a minute).
   --optimizer NAME        Adam, AdamW, ...; its arguments as in --optimizer.lr X
   --lr_scheduler NAME     StepLR, CosineAnnealingLR, OneCycleLR or
                           ReduceLROnPlateau
+  --monitor NAME:max|min  metric of the best epoch, such as val_f1:max
   --early_stopping N      stop after N epochs without improvement
   --seed N                random seed (default 0); --seeds N: train with N seeds
   --resume HOW            never (default), auto (newest run of the same

@@ -36,10 +36,7 @@ class BestSoFar:
         return {"best": self.value, "val_loss": self.val_loss, "monitor": self.monitor}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Load a state, unless it is of another metric.
-
-        In older checkpoints ``val_loss`` is missing: then a tie does not change the best epoch.
-        """
+        """Load a state of the same metric. In older ones ``val_loss`` is missing: a tie then changes nothing."""
         if state.get("monitor", self.monitor) == self.monitor:
             self.value, self.val_loss = state["best"], state.get("val_loss", -math.inf)
 
