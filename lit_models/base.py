@@ -293,16 +293,8 @@ class LitBase(LightningModule):
             raise ModelError(f"{model_name} cannot use the samples of {data_name}: {reason}")
         self.class_names = self.class_names or read_attribute(data, "class_names")
 
-    @property
-    def has_trainer(self) -> bool:
-        """True if a Trainer is attached. Without one ``self.trainer`` raises an error."""
-        try:
-            return self.trainer is not None
-        except RuntimeError:
-            return False
-
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        data = getattr(self.trainer, "datamodule", None) if self.has_trainer else None
+        data = read_attribute(read_attribute(self, "trainer"), "datamodule")
         preprocessing: Any = read_attribute(data, "preprocessing")  # a Preprocessing, or a dict of a user's data module
         as_dict = preprocessing.to_dict() if hasattr(preprocessing, "to_dict") else preprocessing
         class_names = read_attribute(data, "class_names", self.class_names)
