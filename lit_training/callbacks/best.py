@@ -25,7 +25,9 @@ class NeedsMetric(Callback):
     @staticmethod
     def describe_missing(trainer: Trainer, monitor: str) -> str:
         names = [name for name in trainer.callback_metrics if not re.match("samples_per_second$|lr-", name)]
-        choices = f"only {', '.join(names)}: choose one with --monitor NAME:max, or :min" if names else "and no other"
+        choices = (
+            f"only {', '.join(names)}: choose one with --monitor NAME:max, or :min" if names else "and nothing else"
+        )
         return f"the model logs no {monitor}, {choices}"
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -62,7 +64,8 @@ class BestCheckpoint(NeedsMetric, ModelCheckpoint):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         with self._without_missing_monitor(trainer) as is_missing:
             super().on_train_epoch_end(trainer, pl_module)
-        if is_missing and (self.validated or not sum(trainer.num_val_batches)):
+        interval = trainer.check_val_every_n_epoch
+        if is_missing and (self.validated or (interval and (trainer.current_epoch + 1) % interval == 0)):
             message = self.describe_missing(trainer, str(self.monitor))
             if self.typed:
                 self.missing, trainer.should_stop = message, True
