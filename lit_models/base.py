@@ -29,7 +29,7 @@ def read_attribute(own: Any, name: str, default: Any = None) -> Any:
         value = getattr(own, name, default)
         if name == "class_names" and value is not None:  # it may be a dict, or an array of numpy
             return tuple(map(str, value.values() if isinstance(value, dict) else value))
-        return value
+        return tuple(value) if name == "sample_shape" and value is not None else value
     return default
 
 

@@ -28,7 +28,7 @@ OWN_BOOLEAN_FLAGS = ("--quiet", "--dashboard")
 CLASS_PATHS = {kind.__name__: f"torch.optim.lr_scheduler.{kind.__name__}" for kind in SCHEDULES}
 CLASS_PATHS |= {name: f"lit_models.{name}" for name in MODELS} | {name: f"datamodules.{name}" for name in DATA_MODULES}
 """Class name -> full name. Other classes may have the same name: Lightning's ReduceLROnPlateau, or a user's class."""
-PROJECT = Path(lit_models.__file__).parents[1]
+PROJECT = Path(lit_models.__file__).resolve().parents[1]
 MAX_CONFIG_BYTES = 100_000  # usual configuration files have a few thousand bytes
 
 
@@ -51,12 +51,12 @@ def to_lightning_arguments(arguments: list[str]) -> list[str]:
     model, data = _class_name_for("model", configs, flags), _class_name_for("data", configs, flags)
     if {model, data} - {"", *CLASS_PATHS.values()}:
         _refuse_hidden_modules()
-    model = model or CLASS_PATHS[getattr(_find_class(data), "default_model", "LitCNN")]
+    model = model or getattr(_find_class(data), "default_model", "LitCNN")
     model_class = _find_class(model)
     if getattr(model_class, "train_dataloader", None) in (None, LightningModule.train_dataloader):
-        data = data or CLASS_PATHS[getattr(model_class, "default_data", "ShapesDataModule")]
+        data = data or getattr(model_class, "default_data", "ShapesDataModule")
     # jsonargparse must read a class before its arguments, and a configuration may have arguments without a class.
-    class_flags = [f"--model={model}", *([f"--data={data}"] if data else [])]
+    class_flags = [f"--{key}={CLASS_PATHS.get(name, name)}" for key, name in (("model", model), ("data", data)) if name]
     flags.sort(key=lambda flag: not re.match(r"--(model|data|optimizer|lr_scheduler)=", flag))
     config_flags = [f"--config={yaml.safe_dump(config)}" for config in configs]
     return class_flags + config_flags + flags

@@ -38,12 +38,8 @@ def make_schedule_factory(
         # ReduceLROnPlateau must step only after a validation, because only then val_loss has a new value.
         waits_for_validation = schedule is ReduceLROnPlateau and not monitor.startswith("train")
         frequency = trainer.check_val_every_n_epoch or 1 if waits_for_validation else 1
-        return {
-            "scheduler": schedule(optimizer, **arguments),
-            "monitor": monitor,
-            "frequency": frequency,
-            "strict": monitor in MODES,
-        }
+        options = {"monitor": monitor, "frequency": frequency, "strict": monitor in MODES}
+        return {"scheduler": schedule(optimizer, **arguments), **options}
 
     return build
 

@@ -106,7 +106,7 @@ def test_without_its_usual_metric_a_run_goes_on() -> None:
     assert "best.ckpt is the last epoch, because the model logs no val_acc, only macro_f1, train_loss" in ended.err
     stopped = run(f"fit.py --model {KINDS}.OwnSteps {SHAPES} --max_epochs 2 --early_stopping 1")
     assert (stopped.code, best_epoch(RUN.with_name("version_1"))) == (2, 1)
-    assert "--early_stopping: the model logs no val_acc, only macro_f1, train_loss" in stopped.err
+    assert "error: the model logs no val_acc, only macro_f1, train_loss: choose one with --monitor" in stopped.err
 
 
 def test_a_schedule_follows_the_monitored_metric() -> None:

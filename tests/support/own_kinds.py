@@ -33,7 +33,7 @@ class Plain(LightningModule):
     def training_step(self, batch: Any, batch_idx: int) -> Any:
         return F.cross_entropy(self.net(batch[0]), batch[1])
 
-    def validation_step(self, batch: Any, batch_idx: int) -> None:
+    def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
         self.log("valid/f1", self.f1[self.current_epoch])
 
     def configure_optimizers(self) -> Any:
