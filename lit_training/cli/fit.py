@@ -17,6 +17,7 @@ from datamodules.machine import available_cores
 from datamodules.photos.split import describe_other_photos
 from datamodules.text import command, plural, printable
 from lit_models import LitBase
+from lit_models.base import read_attribute
 from lit_training.errors import UsageError, is_rank_zero
 from lit_training.runs import checkpoints
 from lit_training.runs.folder import newest_first, relative_path
@@ -43,7 +44,11 @@ def print_start(run: Run) -> None:
     data_attributes = with_default_attributes(data)
     if report := data_attributes.report():
         print(report)
-    name, classes, shape = type(data or model).__name__, data_attributes.class_names, data_attributes.sample_shape
+    name, classes, shape = (
+        type(data or model).__name__,
+        read_attribute(data, "class_names"),
+        read_attribute(data, "sample_shape"),
+    )
     shape_text = f": samples of {' x '.join(map(str, shape))}" if shape else ""
     task = plural(len(classes), "class", "classes") if classes else with_default_attributes(model).task
     print(f"data    {', '.join(filter(None, (name + shape_text, task)))}")

@@ -51,7 +51,8 @@ def to_lightning_arguments(arguments: list[str]) -> list[str]:
     model, data = _class_name_for("model", configs, flags), _class_name_for("data", configs, flags)
     if {model, data} - {"", *CLASS_PATHS.values()}:
         _refuse_hidden_modules()
-    model = model or getattr(_find_class(data), "default_model", "LitCNN")
+    data_class = _find_class(data)
+    model = model or getattr(data_class, "default_model", "LitCNN")
     model_class = _find_class(model)
     if getattr(model_class, "train_dataloader", None) in (None, LightningModule.train_dataloader):
         data = data or getattr(model_class, "default_data", "ShapesDataModule")
@@ -64,7 +65,7 @@ def to_lightning_arguments(arguments: list[str]) -> list[str]:
 
 def _find_class(path: str) -> Any:
     """Import a class, or return None. LightningCLI then explains what is wrong with the name."""
-    with contextlib.suppress(Exception):  # the module of a user may raise any error
+    with contextlib.suppress(ImportError, AttributeError, ValueError):  # other errors are bugs in the user's module
         return resolve_name(path)
     return None
 

@@ -14,6 +14,7 @@ from torch.nn.parameter import is_lazy
 
 from datamodules.image_folder import ImageFolderDataModule
 from datamodules.machine import available_cores
+from lit_models.base import read_attribute
 from lit_training.runs.devices import evaluation_mode
 from lit_training.runs.foreign import why_not_cached, with_default_attributes
 
@@ -55,7 +56,7 @@ def choose_threads(model: nn.Module, example: Tensor | None, batch_size: Any, pr
 def threads_of_new_run(trainer: Any, model: Any, data: Any) -> tuple[int, int]:
     """Return the numbers of threads for training, and for computing the features of a frozen backbone."""
     attributes = with_default_attributes(data)
-    shape, batch_size = attributes.sample_shape, attributes.hparams.get("batch_size")
+    shape, batch_size = read_attribute(data, "sample_shape"), attributes.hparams.get("batch_size")
     example = None if shape is None else torch.zeros(1, *shape)
     all_layers = choose_threads(model, example, FEATURE_BATCH_SIZE, trainer.num_devices)
     head = getattr(model, "head", None)
