@@ -116,7 +116,7 @@ class FitCLI(LightningCLI):
 
     def instantiate_classes(self) -> None:
         # Users may choose their own classes: any LightningDataModule and any LightningModule.
-        self.datamodule: LightningDataModule | None = self._build("data")  # None: the model has its own loaders
+        self.datamodule: LightningDataModule = self._build("data")  # None if the model has its own loaders
         self._fill_from_data()
         self.model: Any = self._build("model")
         with_default_attributes(self.datamodule).adapt_to(self.model)
@@ -184,9 +184,9 @@ class FitCLI(LightningCLI):
             kind, options = resolve_name(schedule["class_path"]), dict(schedule.get("init_args") or {})
             if options.get("step_size", 1) < 1:
                 raise UsageError("--lr_scheduler.step_size must be at least 1 epoch: --lr_scheduler.step_size 7")
-            monitor: str | None = "val_loss" if self.run.validates else "train_loss"
+            monitor = "val_loss" if self.run.validates else "train_loss"
             if self.config["monitor"] and "mode" in options:
-                monitor, options["mode"] = self.run.monitor
+                monitor, options["mode"] = self.config["monitor"].rsplit(":", 1)
             self.model.chosen_schedule = make_schedule_factory(kind, options, self.model, monitor)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:

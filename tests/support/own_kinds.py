@@ -81,7 +81,7 @@ class Gan(LightningModule):
     def training_step(self, batch: Any, batch_idx: int) -> None:
         made = self.generator(torch.randn(len(batch[0]), 4))
         losses = -self.critic(made).mean(), self.critic(made.detach()).mean() - self.critic(batch[0].flatten(1)).mean()
-        for optimizer, loss in zip(self.optimizers(), losses, strict=True):  # type: ignore[arg-type]
+        for optimizer, loss in zip(self.optimizers(), losses, strict=True):
             optimizer.zero_grad()
             self.manual_backward(loss)
             optimizer.step()
@@ -122,7 +122,7 @@ class AfterSetup(Data):
     """Knows its classes after ``setup``."""
 
     names: Any = None
-    num_classes = class_names = sample_shape = property(lambda self: len(self.names))  # type: ignore[assignment]
+    num_classes = class_names = sample_shape = property(lambda self: len(self.names))
 
     def setup(self, stage: str) -> None:
         self.names = ("a", "b", "c")
