@@ -46,7 +46,7 @@ class BestCheckpoint(NeedsMetric, ModelCheckpoint):
     def __init__(self, monitor: str | None, mode: str, typed: bool = False) -> None:
         super().__init__(filename="best", monitor=monitor, mode=mode, enable_version_counter=False)
         self.best, self.typed = BestSoFar(monitor, mode), typed
-        self.validated = self.noted = False
+        self.noted = False
         self.on_train_batch_end = None  # type: ignore[assignment]  # saves time: Lightning calls no hook here
 
     def check_monitor_top_k(self, trainer: Trainer, current: Tensor | None = None) -> bool:
@@ -57,15 +57,13 @@ class BestCheckpoint(NeedsMetric, ModelCheckpoint):
         return trainer.strategy.reduce_boolean_decision(self.best.improved(trainer.callback_metrics) or is_first)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.validated = not trainer.sanity_checking
         with self._without_missing_monitor(trainer):
             super().on_validation_end(trainer, pl_module)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         with self._without_missing_monitor(trainer) as is_missing:
             super().on_train_epoch_end(trainer, pl_module)
-        interval = trainer.check_val_every_n_epoch
-        if is_missing and (self.validated or (interval and (trainer.current_epoch + 1) % interval == 0)):
+        if is_missing and (trainer.current_epoch + 1) % (trainer.check_val_every_n_epoch or math.inf) == 0:
             message = self.describe_missing(trainer, str(self.monitor))
             if self.typed:
                 self.missing, trainer.should_stop = message, True

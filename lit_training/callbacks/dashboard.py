@@ -26,7 +26,6 @@ from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 from torchmetrics.functional.classification import multiclass_confusion_matrix
 
-from datamodules.loading.module import SplitDataModule
 from datamodules.loading.order import EvalSampler, gather_in_input_order
 from lit_models import LitBase
 from lit_training import figures
@@ -85,14 +84,11 @@ class Dashboard(Callback):
                 _add_charts(logger, pl_module)
                 _add_text(logger, trainer.global_step)
                 _add_settings(logger, trainer, pl_module)
-                if isinstance(trainer.strategy, (SingleDeviceStrategy, DDPStrategy)):  # others split the network
-                    _add_graph(logger, trainer, pl_module)
-                try:
-                    _add_samples(logger, trainer)
-                except Exception as error:  # a data module of the user may have other samples
-                    if isinstance(data_of(trainer), SplitDataModule):
-                        raise
-                    logger.experiment.add_text("samples", f"not drawn: {error}")
+                for name, draw in (("graph", _add_graph), ("samples", _add_samples)):
+                    try:
+                        draw(logger, trainer, pl_module)
+                    except Exception as error:  # a network that cannot be traced can still be trained
+                        logger.experiment.add_text(name, f"not drawn: {error}")
 
     # --- each epoch -----------------------------------------------------------------------------------------------
 
@@ -229,7 +225,7 @@ def _network_inputs_as_pictures(trainer: Trainer, dataset: Any, indices: list[in
     return figures.undo_normalization(torch.stack(inputs), preprocessing) if inputs[0].ndim == 3 else None
 
 
-def _add_samples(logger: TensorBoardLogger, trainer: Trainer) -> None:
+def _add_samples(logger: TensorBoardLogger, trainer: Trainer, model: LightningModule) -> None:
     """Draw training pictures, evenly spaced in the dataset, with their class names, augmented as in the first epoch."""
     data, dataset = data_of(trainer), _pictures_of(trainer.train_dataloader)
     if not (data.class_names and data.preprocessing):
@@ -285,20 +281,17 @@ def _add_settings(logger: TensorBoardLogger, trainer: Trainer, model: LightningM
 
 
 def _add_graph(logger: TensorBoardLogger, trainer: Trainer, model: LightningModule) -> None:
-    """Write the graph of the network. If it cannot be traced, write the reason to the tab TEXT."""
-    shape = data_of(trainer).sample_shape
-    if shape is None or any(map(is_lazy, model.parameters())):  # training data must initialize lazy layers
+    """Write the graph of the network, unless a strategy splits it, or training data must initialize lazy layers."""
+    shape, is_whole = data_of(trainer).sample_shape, isinstance(trainer.strategy, (SingleDeviceStrategy, DDPStrategy))
+    if not is_whole or shape is None or any(map(is_lazy, model.parameters())):
         return
     dtype: Any = model.dtype  # a half-precision network needs half-precision input
     example = torch.zeros(1, *shape, device=model.device, dtype=dtype)
     no_output = contextlib.redirect_stdout(io.StringIO())
     with evaluation_mode(model), torch.no_grad(), warnings.catch_warnings(), no_output:
         warnings.simplefilter("ignore")  # tracing warns about Python branches in the network
-        try:
-            # Trace a plain module that contains the model. The graph shows its class name on the outermost box.
-            wrapped = type(type(model).__name__, (torch.nn.Module,), {"forward": lambda self, x: self.model(x)})()
-            wrapped.model = model
-            # Pass a traced model: otherwise add_graph traces twice to compare the results, which is slow.
-            logger.experiment.add_graph(torch.jit.trace(wrapped, example, check_trace=False), example)
-        except Exception as error:  # a network that cannot be traced can still be trained
-            logger.experiment.add_text("graph", f"not drawn: {error}")
+        # Trace a plain module that contains the model. The graph shows its class name on the outermost box.
+        wrapped = type(type(model).__name__, (torch.nn.Module,), {"forward": lambda self, x: self.model(x)})()
+        wrapped.model = model
+        # Pass a traced model: otherwise add_graph traces twice to compare the results, which is slow.
+        logger.experiment.add_graph(torch.jit.trace(wrapped, example, check_trace=False), example)

@@ -7,7 +7,6 @@ import contextlib
 import hashlib
 import json
 import platform
-import sys
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -166,8 +165,7 @@ def write_features(path: Path, features: Tensor) -> bool:
         with atomic_write(path) as out:
             out.write(save({"features": features}, {"checksum": _checksum(path, features)}))
     except OSError as error:
-        reason = f"cannot write to {path.parent} ({error.strerror})"
-        print(f"note: features are not kept for later runs: {reason}", file=sys.stderr, flush=True)
+        print_note(f"features are not kept for later runs: cannot write to {path.parent} ({error.strerror})")
         return False
     with contextlib.suppress(OSError):  # another run may delete the same files
         size = 0

@@ -56,10 +56,9 @@ def print_start(run: Run) -> None:
         print(f"augment {_describe_augmentation(data.augment)}")
     device, devices = type(trainer.accelerator).__name__.removesuffix("Accelerator"), trainer.world_size
     batch, accumulated = data_attributes.hparams.get("batch_size"), trainer.accumulate_grad_batches
-    batch_text = ""
-    if isinstance(batch, int):
-        factors = f"{batch} x {plural(devices, 'device')} x {accumulated} accumulated"
-        batch_text = f"; global batch = {batch * devices * accumulated} ({factors})"
+    factors = f"{batch} x {plural(devices, 'device')} x {accumulated} accumulated"
+    is_number = isinstance(batch, int)
+    batch_text = f"; global batch = {batch * devices * accumulated} ({factors})" if is_number else ""
     threads = plural(trainer.threads[0], "thread") + " each"
     if trainer.threads != trainer.chosen_threads:
         threads += f" (as the run began; a new run would use {trainer.chosen_threads[0]})"

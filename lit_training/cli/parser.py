@@ -157,11 +157,10 @@ class FitCLI(LightningCLI):
             if value is not None:
                 model["init_args"][name] = value
             elif name in self.required_from_data:
-                problem = f"the model needs {name}, and {name_of_data} has none before its setup()"
-                raise UsageError(f"{problem}: --model.{name} VALUE")
+                raise UsageError(f"the model needs --model.{name} VALUE: {name_of_data} has none before its setup()")
             elif name not in typed and name in dir(self.datamodule):
-                used = f"the model uses {name} {model['init_args'][name]}"
-                print_note(f"{name_of_data} has no {name} before its setup(): {used} (--model.{name})")
+                used = f"--model.{name} {model['init_args'][name]}"
+                print_note(f"{name_of_data} has no {name} before its setup(): the model has {used}")
 
     def _choose_optimizer(self) -> None:
         """Set the model's optimizer and schedule. Raise a UsageError if the optimizer cannot be built."""

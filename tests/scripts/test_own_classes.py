@@ -70,7 +70,7 @@ def test_values_from_the_data_follow_kwargs() -> None:
 @pytest.mark.parametrize("data", ["AfterSetup", "NoneBeforeSetup"])
 def test_values_that_the_data_does_not_have_yet(data: str) -> None:
     assert (
-        f"{data} has no num_classes before its setup(): the model uses num_classes 5"
+        f"{data} has no num_classes before its setup(): the model has --model.num_classes 5"
         in run(fit_kinds("Plain", data)).err
     )
     refused = run(fit_kinds("NeedsClasses", data))
