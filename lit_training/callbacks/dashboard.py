@@ -21,7 +21,6 @@ from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from lightning.pytorch.utilities.seed import isolate_rng
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from torch import Tensor
-from torch.nn.parameter import is_lazy
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 from torchmetrics.functional.classification import multiclass_confusion_matrix
@@ -281,9 +280,9 @@ def _add_settings(logger: TensorBoardLogger, trainer: Trainer, model: LightningM
 
 
 def _add_graph(logger: TensorBoardLogger, trainer: Trainer, model: LightningModule) -> None:
-    """Write the graph of the network, unless a strategy splits it, or training data must initialize lazy layers."""
-    shape, is_whole = data_of(trainer).sample_shape, isinstance(trainer.strategy, (SingleDeviceStrategy, DDPStrategy))
-    if not is_whole or shape is None or any(map(is_lazy, model.parameters())):
+    """Write the graph of the network, unless a strategy splits it."""
+    shape = data_of(trainer).sample_shape
+    if shape is None or not isinstance(trainer.strategy, (SingleDeviceStrategy, DDPStrategy)):
         return
     dtype: Any = model.dtype  # a half-precision network needs half-precision input
     example = torch.zeros(1, *shape, device=model.device, dtype=dtype)
