@@ -24,6 +24,16 @@ PADDING = -1
 """Class of a padding row; its float targets are NaN. Ranks with fewer samples get such rows; metrics ignore them."""
 
 
+def read_attribute(own: Any, name: str, default: Any = None) -> Any:
+    """Return an attribute, or ``default`` if it is missing or not ready, as some are before ``setup``."""
+    with contextlib.suppress(AttributeError, LookupError, TypeError, RuntimeError, AssertionError):
+        value = getattr(own, name, default)
+        if name == "class_names" and value is not None:  # it may be a dict, or an array of numpy
+            return tuple(map(str, value.values() if isinstance(value, dict) else value))
+        return tuple(value) if name == "sample_shape" and value is not None else value
+    return default
+
+
 class ModelError(ValueError):
     """The model cannot be built or cannot use the data. The message is one line that says what to change."""
 
@@ -273,22 +283,19 @@ class LitBase(LightningModule):
     def check_data(self, data: Any) -> None:
         """Raise a ModelError if the ``task`` or the ``sample_shape`` of the data module does not fit the model."""
         model_name, data_name = type(self).__name__, type(data).__name__
-        task = getattr(data, "task", self.task)
-        if task != self.task:
+        task = read_attribute(data, "task")
+        if task in ("classification", "regression") and task != self.task:
             raise ModelError(
                 f"{model_name} is a {self.task} network, but {data_name} has {task} data: "
                 "choose another --model or --data"
             )
-        shape = getattr(data, "sample_shape", None)
+        shape = read_attribute(data, "sample_shape")
         if shape is not None and (reason := self.shape_error(tuple(shape))):
             raise ModelError(f"{model_name} cannot use the samples of {data_name}: {reason}")
-        self.class_names = self.class_names or getattr(data, "class_names", None)
+        self.class_names = self.class_names or read_attribute(data, "class_names")
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        data = None
-        with contextlib.suppress(RuntimeError):  # no Trainer is attached
-            data = getattr(self.trainer, "datamodule", None)
-        checkpoint["lit"] = class_record(self, data)
+        checkpoint["lit"] = class_record(self, read_attribute(read_attribute(self, "trainer"), "datamodule"))
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         saved = checkpoint.get("lit", {})
@@ -306,16 +313,16 @@ def class_record(model: Any, data: Any) -> dict[str, Any]:
 
     The arguments are those that fit.py gave to the constructors. ``data`` is a LightningDataModule or None.
     """
-    preprocessing: Any = getattr(data, "preprocessing", None)  # a Preprocessing, or a dict of a user's data module
+    preprocessing: Any = read_attribute(data, "preprocessing")  # a Preprocessing, or a dict of a user's data module
     as_dict = preprocessing.to_dict() if hasattr(preprocessing, "to_dict") else preprocessing
-    names = getattr(data, "class_names", getattr(model, "class_names", None))
+    names = read_attribute(data, "class_names", read_attribute(model, "class_names"))
     return {
         "model_class": dotted_path(type(model)),
         "data_class": dotted_path(type(data)) if data is not None else None,
         "seed": int(os.environ["PL_GLOBAL_SEED"]) if "PL_GLOBAL_SEED" in os.environ else None,
         "task": getattr(model, "task", None),
-        "class_names": list(map(str, names)) if names is not None and len(names) else None,
-        "preprocessing": as_dict or getattr(model, "preprocessing", None),
+        "class_names": list(names) if names else None,
+        "preprocessing": as_dict if isinstance(as_dict, dict) else getattr(model, "preprocessing", None),
         "model_arguments": getattr(model, "constructor_arguments", None),
         "data_arguments": getattr(data, "constructor_arguments", None),
     }

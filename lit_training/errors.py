@@ -97,6 +97,12 @@ def is_rank_zero() -> bool:
     return rank == 0 and (bool(has_global_rank) or is_first_machine)
 
 
+def print_note(text: str) -> None:
+    """Print ``note: text`` on stderr, on rank 0."""
+    if is_rank_zero():
+        print(printable(f"note: {text}"), file=sys.stderr, flush=True)
+
+
 def exit_with_error(program: str, message: str) -> NoReturn:
     """Print ``program: error: message`` in one line on stderr and exit with code 2."""
     line = printable(f"{program}: error: {' '.join(message.split())}")  # file names can contain control characters

@@ -1,29 +1,53 @@
 """Save the best epoch as ``best.ckpt``, and stop early if the model no longer gets better."""
 
+import contextlib
 import math
+import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from torch import Tensor
 
-from lit_training.errors import UsageError
+from lit_training.errors import UsageError, print_note
 from lit_training.runs.best_epoch import BestSoFar
 from lit_training.runs.checkpoints import FitCheckpointIO
+from lit_training.runs.folder import resume_hint
 from lit_training.runs.layout import BEST
-from lit_training.runs.plain import print_once
 
 
-class BestCheckpoint(ModelCheckpoint):
+class NeedsMetric(Callback):
+    """Raise a UsageError if the model did not log the metric, when the weights and the resume point are saved."""
+
+    missing = ""  # the message
+
+    @staticmethod
+    def describe_missing(trainer: Trainer, monitor: str) -> str:
+        names = [name for name in trainer.callback_metrics if not re.match("samples_per_second$|lr-", name)]
+        choices = (
+            f"only {', '.join(names)}: choose one with --monitor NAME:max, or :min" if names else "and nothing else"
+        )
+        return f"the model logs no {monitor}, {choices}"
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self.missing:
+            start = getattr(trainer, "start", None)
+            raise UsageError(f"{self.missing}; {resume_hint(start.folder)}" if start else self.missing)
+
+
+class BestCheckpoint(NeedsMetric, ModelCheckpoint):
     """Save the model as ``best.ckpt`` after the first epoch and after each epoch with a better ``monitor`` metric.
 
-    Without a ``monitor``, save every epoch. :class:`FitCheckpointIO` may write a saved model to the disk later.
+    Without a ``monitor``, or if the model does not log it, save every epoch. If it is ``typed``, the run then stops.
+    :class:`FitCheckpointIO` may write a saved model to the disk later.
     """
 
-    def __init__(self, monitor: str | None, mode: str) -> None:
+    def __init__(self, monitor: str | None, mode: str, typed: bool = False) -> None:
         super().__init__(filename="best", monitor=monitor, mode=mode, enable_version_counter=False)
-        self.best = BestSoFar(monitor, mode)
+        self.best, self.typed = BestSoFar(monitor, mode), typed
+        self.noted = False
         self.on_train_batch_end = None  # type: ignore[assignment]  # saves time: Lightning calls no hook here
 
     def check_monitor_top_k(self, trainer: Trainer, current: Tensor | None = None) -> bool:
@@ -32,6 +56,29 @@ class BestCheckpoint(ModelCheckpoint):
             return False
         is_first = not self.best_k_models
         return trainer.strategy.reduce_boolean_decision(self.best.improved(trainer.callback_metrics) or is_first)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        with self._without_missing_monitor(trainer):
+            super().on_validation_end(trainer, pl_module)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        with self._without_missing_monitor(trainer) as is_missing:
+            super().on_train_epoch_end(trainer, pl_module)
+        if is_missing and (trainer.current_epoch + 1) % (trainer.check_val_every_n_epoch or math.inf) == 0:
+            message = self.describe_missing(trainer, str(self.monitor))
+            if self.typed:
+                self.missing, trainer.should_stop = message, True
+            elif not self.noted:
+                print_note(f"best.ckpt is the last epoch, because {message}")
+            self.noted = True
+
+    @contextlib.contextmanager
+    def _without_missing_monitor(self, trainer: Trainer) -> Iterator[bool]:
+        monitor = self.monitor
+        is_missing = monitor is not None and monitor not in trainer.callback_metrics
+        self.monitor = None if is_missing else monitor
+        yield is_missing
+        self.monitor = monitor
 
     def state_dict(self) -> dict[str, Any]:
         return {**super().state_dict(), "best": self.best.state_dict()}
@@ -48,7 +95,7 @@ class BestCheckpoint(ModelCheckpoint):
             checkpoint_io.best = best
         for callback, attribute in other_writers(trainer, best):
             setattr(callback, attribute, f"{best.stem}-v1")
-            print_once(f"note: {type(callback).__name__} writes {best.stem}-v1.ckpt, because fit.py writes {BEST}")
+            print_note(f"{type(callback).__name__} writes {best.stem}-v1.ckpt, because fit.py writes {BEST}")
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_train_end(trainer, pl_module)
@@ -76,7 +123,7 @@ def _flush(trainer: Trainer) -> None:
         checkpoint_io.flush()
 
 
-class StopEarly(EarlyStopping):
+class StopEarly(NeedsMetric, EarlyStopping):
     """Stop training after ``patience`` checks in a row without a better metric, or if the metric is NaN or infinite.
 
     With one validation per epoch, the check runs after the epoch. Otherwise it runs after each validation. This
@@ -112,13 +159,13 @@ class StopEarly(EarlyStopping):
             self.check(trainer)
 
     def check(self, trainer: Trainer) -> None:
-        """Set ``should_stop`` on all ranks if training must stop. Raise a UsageError if the metric is not logged."""
+        """Set ``should_stop`` on all ranks if training must stop, also if the metric is not logged."""
         metrics = trainer.callback_metrics
         if trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         if self.monitor not in metrics:
-            logged = ", ".join(metrics) or "nothing"
-            raise UsageError(f"--early_stopping needs {self.monitor}, but the model logs {logged}: leave the flag out")
+            self.missing, trainer.should_stop = self.describe_missing(trainer, self.monitor), True
+            return
         self.waited = 0 if self.best.improved(metrics) else self.waited + 1
         stop = self.waited >= self.patience or not math.isfinite(metrics[self.monitor])
         trainer.should_stop |= trainer.strategy.reduce_boolean_decision(stop, all=False)

@@ -63,7 +63,7 @@ class EpochLines(ProgressBar):
         self.start_time = self.refresh_time = time.monotonic()
         self.samples = 0
         # Store the learning rates now, because the schedules change them at the end of the epoch.
-        self.learning_rates = [optimizer.param_groups[0]["lr"] for optimizer in trainer.optimizers]
+        self.learning_rates = [group["lr"] for optimizer in trainer.optimizers for group in optimizer.param_groups[:1]]
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -114,6 +114,8 @@ class EpochLines(ProgressBar):
         metrics = trainer.callback_metrics
         parts = [f"{name} {float(metrics[name]):.4g}" for name in ("train_loss", "val_loss") if name in metrics]
         parts += [f"val_acc {float(metrics['val_acc']):.4f}"] if "val_acc" in metrics else []
+        if (monitor := self.best.monitor) in metrics.keys() - {"train_loss", "val_loss", "val_acc"}:
+            parts += [f"{monitor} {float(metrics[monitor]):.4g}"]
         parts += [f"lr {rate:.3g}" for rate in self.learning_rates]
         parts += [f"{self.epoch_seconds:.1f} s"]
         if "samples_per_second" in metrics:

@@ -28,6 +28,7 @@ from torchmetrics.functional.classification import multiclass_confusion_matrix
 from datamodules.loading.order import EvalSampler, gather_in_input_order
 from lit_models import LitBase
 from lit_training import figures
+from lit_training.errors import print_note
 from lit_training.runs.best_epoch import BestSoFar
 from lit_training.runs.devices import evaluation_mode
 from lit_training.runs.foreign import data_of
@@ -60,6 +61,7 @@ class Dashboard(Callback):
         self.validation_rows: list[Tensor] = []
         """One tensor (B, 3) per validation batch: class, predicted class, and probability of the predicted class."""
         self.unwritten_epoch: int | None = None
+        self.draws_predictions = True  # False if validation_step does not return them
         self.draw_waiting: Callable[[], None] | None = None  # draws the figures that are not drawn yet
 
     def state_dict(self) -> dict[str, Any]:
@@ -81,9 +83,11 @@ class Dashboard(Callback):
                 _add_charts(logger, pl_module)
                 _add_text(logger, trainer.global_step)
                 _add_settings(logger, trainer, pl_module)
-                if isinstance(trainer.strategy, (SingleDeviceStrategy, DDPStrategy)):  # others split the network
-                    _add_graph(logger, trainer, pl_module)
-                _add_samples(logger, trainer)
+                for name, draw in (("graph", _add_graph), ("samples", _add_samples)):
+                    try:
+                        draw(logger, trainer, pl_module)
+                    except Exception as error:  # a network that cannot be traced can still be trained
+                        logger.experiment.add_text(name, f"not drawn: {error}")
 
     # --- each epoch -----------------------------------------------------------------------------------------------
 
@@ -127,7 +131,14 @@ class Dashboard(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        if self._collects_predictions(trainer, pl_module) and dataloader_idx == 0:
+        if not self._collects_predictions(trainer, pl_module) or dataloader_idx:
+            return
+        if not isinstance(outputs, dict) or not {"output", "target"} <= outputs.keys():
+            if self.draws_predictions:
+                name = type(pl_module).__name__
+                print_note(f"no confusion matrix: validation_step of {name} returns no dict with output and target")
+            self.draws_predictions = False
+        else:
             self.num_classes = outputs["output"].shape[-1]
             confidence, predicted = outputs["output"].float().softmax(-1).max(-1)  # (B,), (B,)
             self.validation_rows.append(torch.stack([outputs["target"], predicted, confidence], 1))  # (B, 3) float32
@@ -213,7 +224,7 @@ def _network_inputs_as_pictures(trainer: Trainer, dataset: Any, indices: list[in
     return figures.undo_normalization(torch.stack(inputs), preprocessing) if inputs[0].ndim == 3 else None
 
 
-def _add_samples(logger: TensorBoardLogger, trainer: Trainer) -> None:
+def _add_samples(logger: TensorBoardLogger, trainer: Trainer, model: LightningModule) -> None:
     """Draw training pictures, evenly spaced in the dataset, with their class names, augmented as in the first epoch."""
     data, dataset = data_of(trainer), _pictures_of(trainer.train_dataloader)
     if not (data.class_names and data.preprocessing):
@@ -269,20 +280,17 @@ def _add_settings(logger: TensorBoardLogger, trainer: Trainer, model: LightningM
 
 
 def _add_graph(logger: TensorBoardLogger, trainer: Trainer, model: LightningModule) -> None:
-    """Write the graph of the network. If it cannot be traced, write the reason to the tab TEXT."""
+    """Write the graph of the network, unless a strategy splits it."""
     shape = data_of(trainer).sample_shape
-    if shape is None:
+    if shape is None or not isinstance(trainer.strategy, (SingleDeviceStrategy, DDPStrategy)):
         return
     dtype: Any = model.dtype  # a half-precision network needs half-precision input
     example = torch.zeros(1, *shape, device=model.device, dtype=dtype)
     no_output = contextlib.redirect_stdout(io.StringIO())
     with evaluation_mode(model), torch.no_grad(), warnings.catch_warnings(), no_output:
         warnings.simplefilter("ignore")  # tracing warns about Python branches in the network
-        try:
-            # Trace a plain module that contains the model. The graph shows its class name on the outermost box.
-            wrapped = type(type(model).__name__, (torch.nn.Module,), {"forward": lambda self, x: self.model(x)})()
-            wrapped.model = model
-            # Pass a traced model: otherwise add_graph traces twice to compare the results, which is slow.
-            logger.experiment.add_graph(torch.jit.trace(wrapped, example, check_trace=False), example)
-        except Exception as error:  # a network that cannot be traced can still be trained
-            logger.experiment.add_text("graph", f"not drawn: {error}")
+        # Trace a plain module that contains the model. The graph shows its class name on the outermost box.
+        wrapped = type(type(model).__name__, (torch.nn.Module,), {"forward": lambda self, x: self.model(x)})()
+        wrapped.model = model
+        # Pass a traced model: otherwise add_graph traces twice to compare the results, which is slow.
+        logger.experiment.add_graph(torch.jit.trace(wrapped, example, check_trace=False), example)

@@ -7,7 +7,6 @@ import contextlib
 import hashlib
 import json
 import platform
-import sys
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -29,8 +28,9 @@ from datamodules.loading.order import PADDING, gather_in_input_order
 from datamodules.machine import cache_folder
 from datamodules.photos.find import SPLITS
 from lit_models import LitBase, LitTransfer
+from lit_training.errors import print_note
 from lit_training.runs.devices import evaluation_mode
-from lit_training.runs.foreign import data_of
+from lit_training.runs.foreign import data_of, why_not_cached
 from lit_training.runs.lightning_internals import forget_loaders
 from lit_training.runs.threads import FEATURE_BATCH_SIZE, use_threads
 from lit_training.text import progress_bar
@@ -61,7 +61,7 @@ class FeatureCache(Callback):
     """Replace the datasets of photos by datasets of their features, if the backbone is frozen.
 
     Metrics and weights change by less than 1e-5. Checkpoints contain the complete network. The callback does nothing
-    if the photos are augmented, or if the head is not the last layer of the network.
+    if the photos are augmented, if the head is not the last layer, or if code of the user may need the pictures.
     """
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -69,6 +69,9 @@ class FeatureCache(Callback):
         if not isinstance(pl_module, LitBase) or not isinstance(data, SplitDataModule) or data.photos is None:
             return
         if not pl_module.fixed_features or data.augment or isinstance(data.dataset("train"), Features):
+            return
+        if reason := why_not_cached(pl_module, data, trainer.callbacks):  # type: ignore[attr-defined]
+            print_note(f"the features of the frozen backbone are computed in each epoch, because {reason}")
             return
         pl_module.on_fit_start()  # it loads the weights; Lightning would call it too late, after the callbacks
         threads: Any = getattr(trainer, "threads", None) or [torch.get_num_threads()]
@@ -162,8 +165,7 @@ def write_features(path: Path, features: Tensor) -> bool:
         with atomic_write(path) as out:
             out.write(save({"features": features}, {"checksum": _checksum(path, features)}))
     except OSError as error:
-        reason = f"cannot write to {path.parent} ({error.strerror})"
-        print(f"note: features are not kept for later runs: {reason}", file=sys.stderr, flush=True)
+        print_note(f"features are not kept for later runs: cannot write to {path.parent} ({error.strerror})")
         return False
     with contextlib.suppress(OSError):  # another run may delete the same files
         size = 0

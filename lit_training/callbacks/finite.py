@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
+from torch.nn.parameter import is_lazy
 from torch.nn.utils import get_total_norm
 
 from datamodules.loading.order import TrainSampler
@@ -29,7 +30,8 @@ class FiniteGuard(Callback):
     ) -> None:
         if not isinstance(outputs, dict) or not isinstance(outputs.get("loss"), Tensor):
             return  # the model has its own optimization loop and returns no loss
-        self._unchecked_steps.append((outputs["loss"].detach(), trainer.global_step, trainer.current_epoch, batch_idx))
+        loss = outputs["loss"].detach().squeeze()
+        self._unchecked_steps.append((loss, trainer.global_step, trainer.current_epoch, batch_idx))
         if (trainer.fit_loop.total_batch_idx + 1) % (trainer.log_every_n_steps or 50) == 0:  # type: ignore[attr-defined]
             self.check(trainer, pl_module)
 
@@ -45,7 +47,7 @@ class FiniteGuard(Callback):
         steps, self._unchecked_steps = self._unchecked_steps, []
         losses = [loss for loss, *_ in steps]
         trained = (p for p in pl_module.parameters() if p.requires_grad)
-        weights = [p.detach() for p in trained if p.is_floating_point() and p.numel()]
+        weights = [p.detach() for p in trained if not is_lazy(p) and p.is_floating_point() and p.numel()]
         # Use the largest weight: a sum of squares may overflow although each weight is finite.
         largest_weight = [get_total_norm(weights, float("inf"))] if weights else []
         is_bad = bool(losses or largest_weight) and not torch.stack([*losses, *largest_weight]).isfinite().all().item()

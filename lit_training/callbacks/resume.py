@@ -195,7 +195,7 @@ class ResumePoint(Callback):
                 "--accumulate_grad_batches"
             )
         for optimizer in trainer.optimizers:  # torch may load the state of another optimizer without an error
-            if optimizer.defaults.keys() - optimizer.param_groups[0].keys():
+            if any(optimizer.defaults.keys() - group.keys() for group in optimizer.param_groups):
                 raise CheckpointError(other_optimizer_message(trainer))
         if self.loaded_state["data"] != self._data_fingerprint:
             raise CheckpointError("the training data has changed since the run began: use --resume never")

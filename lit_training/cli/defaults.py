@@ -63,7 +63,7 @@ def add_defaults(arguments: dict[str, Any], run: Run, config_yaml: str, save_con
         callbacks += [PhotoRecords(), LearningRateMonitor(), save_config]
         callbacks += [Dashboard(monitor, mode)] if run.config["dashboard"] else []
     if config["enable_checkpointing"] is not False and not config["fast_dev_run"]:
-        callbacks += [BestCheckpoint(monitor, mode)]
+        callbacks += [BestCheckpoint(monitor, mode, typed=bool(run.config["monitor"]))]
         if run.start is not None:
             seed.resume_point = ResumePoint(run.watch)
             callbacks[:0] = [seed.resume_point]  # first: it saves the state before other callbacks change it

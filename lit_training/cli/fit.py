@@ -9,6 +9,7 @@ from typing import Any
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.callbacks import WeightAveraging
 from lightning.pytorch.utilities.model_helpers import is_overridden
+from torch.nn.parameter import is_lazy
 
 from datamodules.files import read_csv
 from datamodules.image_folder import ImageFolderDataModule
@@ -18,7 +19,7 @@ from datamodules.machine import available_cores
 from datamodules.photos.split import describe_other_photos
 from datamodules.text import command, plural, printable
 from lit_models import LitBase
-from lit_models.base import class_record
+from lit_models.base import class_record, read_attribute
 from lit_training.callbacks.best import BestCheckpoint
 from lit_training.errors import CheckpointError, UsageError, is_rank_zero
 from lit_training.runs import checkpoints
@@ -51,17 +52,21 @@ def print_start(run: Run) -> None:
     data_attributes = with_default_attributes(data)
     if report := data_attributes.report():
         print(report)
-    name, classes, shape = type(data).__name__, data_attributes.class_names, data_attributes.sample_shape
+    name, classes, shape = (
+        type(data or model).__name__,
+        read_attribute(data, "class_names"),
+        read_attribute(data, "sample_shape"),
+    )
     shape_text = f": samples of {' x '.join(map(str, shape))}" if shape else ""
     task = plural(len(classes), "class", "classes") if classes else with_default_attributes(model).task
     print(f"data    {', '.join(filter(None, (name + shape_text, task)))}")
     if isinstance(data, SplitDataModule) and "augment" in data.hparams:
         print(f"augment {_describe_augmentation(data.augment)}")
     device, devices = type(trainer.accelerator).__name__.removesuffix("Accelerator"), trainer.world_size
-    batch, accumulated = data.hparams.get("batch_size", 0), trainer.accumulate_grad_batches
-    global_batch = batch * devices * accumulated
+    batch, accumulated = data_attributes.hparams.get("batch_size"), trainer.accumulate_grad_batches
     factors = f"{batch} x {plural(devices, 'device')} x {accumulated} accumulated"
-    batch_text = f"; global batch = {global_batch} ({factors})" if batch else ""
+    is_number = isinstance(batch, int)
+    batch_text = f"; global batch = {batch * devices * accumulated} ({factors})" if is_number else ""
     threads = plural(trainer.threads[0], "thread") + " each"
     if trainer.threads != trainer.chosen_threads:
         threads += f" (as the run began; a new run would use {trainer.chosen_threads[0]})"
@@ -73,11 +78,12 @@ def print_start(run: Run) -> None:
     for callback in trainer.callbacks:
         if isinstance(callback, WeightAveraging):
             print(f"average the averaged weights are validated and saved in best.ckpt ({type(callback).__name__})")
-    if loaded := getattr(model, "loaded", ""):
-        print(printable(f"weights of {model.hparams['weights']}: {loaded}"))
-    parameters = sum(parameter.numel() for parameter in model.parameters())
-    trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     weights = f", weights {model.hparams['weights']}" if "weights" in model.hparams else ""
+    if weights and (loaded := getattr(model, "loaded", "")):
+        print(printable(f"weights of {model.hparams['weights']}: {loaded}"))
+    sizes = [(0 if is_lazy(weight) else weight.numel(), weight.requires_grad) for weight in model.parameters()]
+    parameters, trainable = sum(size for size, _ in sizes), sum(size for size, is_trained in sizes if is_trained)
+    weights += ", and lazy layers" if any(map(is_lazy, model.parameters())) else ""
     print(f"model   {type(model).__name__}: {trainable:,} trainable of {parameters:,} parameters{weights}", flush=True)
 
 
@@ -145,9 +151,11 @@ def print_result(run: Run) -> None:
         return
     print()
     if best and (table := Path(folder or "", METRICS)).is_file():
-        epoch = checkpoints.read_any(Path(best))["epoch"]
-        losses = {int(row["epoch"]): float(row["train_loss"]) for row in read_csv(table) if row.get("train_loss")}
-        metrics |= {"train_loss": losses[epoch]} if epoch in losses else {}
+        checkpoint = checkpoints.read_any(Path(best))
+        epoch, names = checkpoint["epoch"], ["train_loss", *({} if isinstance(model, LitBase) else metrics)]
+        for row in [row for row in read_csv(table) if row.get("epoch") == str(epoch)]:
+            is_before = int(row["step"]) <= checkpoint["global_step"]  # later ones are of another validation
+            metrics |= {n: float(row[n]) for n in names if row.get(n) and (is_before or n == "train_loss")}
         print(f"epoch       {epoch + 1} of {max(epoch + 1, trainer.current_epoch)}")
     if "val_acc" in metrics:
         accuracy, count = metrics["val_acc"], with_default_attributes(model).samples_evaluated
@@ -156,8 +164,8 @@ def print_result(run: Run) -> None:
             low, high = wilson_interval(round(accuracy * count), count)
             interval = f"  (95 % interval {low:.3f} to {high:.3f}, n = {count})"
         print(f"val_acc     {accuracy:.4f}{interval}")
-    for name in ("val_loss", "train_loss"):
-        if name in metrics:
+    for name in dict.fromkeys((run.monitor[0], "val_loss", "train_loss")):
+        if name in metrics.keys() - {"val_acc"}:
             print(f"{name:<10}  {metrics[name]:.4g}")
     if not metrics:
         print("nothing was measured")

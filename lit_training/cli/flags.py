@@ -1,5 +1,6 @@
 """Turn a command line of fit.py into the arguments that LightningCLI parses."""
 
+import contextlib
 import inspect
 import os
 import re
@@ -8,7 +9,7 @@ from pkgutil import resolve_name
 from typing import Any, get_args
 
 import yaml
-from lightning.pytorch import Trainer
+from lightning.pytorch import LightningModule, Trainer
 
 import datamodules
 import lit_models
@@ -24,8 +25,10 @@ DATA_MODULES = {name: getattr(datamodules, name) for name in datamodules.__all__
 TRAINER_FLAGS = {name: flag.annotation for name, flag in inspect.signature(Trainer).parameters.items()}
 TRAINER_BOOLEAN_FLAGS = {name for name, kind in TRAINER_FLAGS.items() if bool in (kind, *get_args(kind))}
 OWN_BOOLEAN_FLAGS = ("--quiet", "--dashboard")
-SCHEDULE_PATHS = {kind.__name__: f"torch.optim.lr_scheduler.{kind.__name__}" for kind in SCHEDULES}
-"""Class name of a schedule -> full name. The full name is needed because Lightning has another ReduceLROnPlateau."""
+CLASS_PATHS = {kind.__name__: f"torch.optim.lr_scheduler.{kind.__name__}" for kind in SCHEDULES}
+CLASS_PATHS |= {name: f"lit_models.{name}" for name in MODELS} | {name: f"datamodules.{name}" for name in DATA_MODULES}
+"""Class name -> full name. Other classes may have the same name: Lightning's ReduceLROnPlateau, or a user's class."""
+PROJECT = Path(lit_models.__file__).resolve().parents[1]
 MAX_CONFIG_BYTES = 100_000  # usual configuration files have a few thousand bytes
 
 
@@ -34,7 +37,7 @@ def to_lightning_arguments(arguments: list[str]) -> list[str]:
 
     ``--max_epochs 3`` becomes ``--trainer.max_epochs=3``, ``--seed`` becomes ``--seed_everything``, ``--data DIR``
     becomes an ImageFolderDataModule, and a boolean flag without a value becomes true. A model without ``--data`` gets
-    its ``default_data``. Data without ``--model`` gets its ``default_model``.
+    its ``default_data``, or none if it has a ``train_dataloader``. Data without ``--model`` gets its ``default_model``.
     """
     configs: list[dict[str, Any]] = []
     flags: list[str] = []
@@ -46,13 +49,34 @@ def to_lightning_arguments(arguments: list[str]) -> list[str]:
         else:
             flags.append(_to_lightning_flag(flag, value))
     model, data = _class_name_for("model", configs, flags), _class_name_for("data", configs, flags)
-    model = model or getattr(DATA_MODULES.get(data.rpartition(".")[2]), "default_model", "LitCNN")
-    data = data or getattr(MODELS.get(model.rpartition(".")[2]), "default_data", "ShapesDataModule")
+    if {model, data} - {"", *CLASS_PATHS.values()}:
+        _refuse_hidden_modules()
+    data_class = _find_class(data)
+    model = model or getattr(data_class, "default_model", "LitCNN")
+    model_class = _find_class(model)
+    if getattr(model_class, "train_dataloader", None) in (None, LightningModule.train_dataloader):
+        data = data or getattr(model_class, "default_data", "ShapesDataModule")
     # jsonargparse must read a class before its arguments, and a configuration may have arguments without a class.
-    class_flags = [f"--model={model}", f"--data={data}"]
+    class_flags = [f"--{key}={CLASS_PATHS.get(name, name)}" for key, name in (("model", model), ("data", data)) if name]
     flags.sort(key=lambda flag: not re.match(r"--(model|data|optimizer|lr_scheduler)=", flag))
     config_flags = [f"--config={yaml.safe_dump(config)}" for config in configs]
     return class_flags + config_flags + flags
+
+
+def _find_class(path: str) -> Any:
+    """Import a class, or return None. LightningCLI then explains what is wrong with the name."""
+    with contextlib.suppress(ImportError, AttributeError, ValueError):  # other errors are bugs in the user's module
+        return resolve_name(path)
+    return None
+
+
+def _refuse_hidden_modules() -> None:
+    """Raise a UsageError if Python code in the current folder has the name of a package of this project."""
+    packages = ("datamodules", "lit_models", "lit_training")
+    for path in map(Path, (*packages, *(f"{name}.py" for name in packages))):
+        if Path.cwd() != PROJECT and (path.is_file() or any(path.glob("*.py"))):
+            problem = f"fit.py cannot import {path} of this folder, because its own package has the same name"
+            raise UsageError(f"{problem}: rename it, for example to my_{path}")
 
 
 def _split_flags(arguments: list[str]) -> list[tuple[str, str | None]]:
@@ -78,8 +102,8 @@ def _to_lightning_flag(flag: str, value: str | None) -> str:
         flag = "--seed_everything"
     elif flag.startswith("--") and name.rstrip("+") in TRAINER_FLAGS:
         flag = f"--trainer.{name}{dot}{rest}"
-    if flag == "--lr_scheduler" and value in SCHEDULE_PATHS:
-        value = SCHEDULE_PATHS[value]
+    if flag.removesuffix(".class_path") in ("--model", "--data", "--lr_scheduler"):
+        value = CLASS_PATHS.get(value or "", value)
     if value is None and (flag.removeprefix("--trainer.") in TRAINER_BOOLEAN_FLAGS or flag in OWN_BOOLEAN_FLAGS):
         value = "true"
     return flag if value is None else f"{flag}={value}"
@@ -93,7 +117,7 @@ def _looks_like_class(value: str) -> bool:
 def _image_folder_config(root: str) -> dict[str, Any]:
     folder = Path(root).expanduser()
     if folder.is_dir():
-        return {"class_path": "ImageFolderDataModule", "init_args": {"root": root}}
+        return {"class_path": "datamodules.ImageFolderDataModule", "init_args": {"root": root}}
     if folder.exists():
         raise UsageError(f"--data {root} is a file: give the folder with a subfolder of images for each class")
     raise UsageError(f"--data {root}: there is no such folder or data module: {suggest(root, DATA_MODULES)}")
@@ -116,10 +140,12 @@ def _read_config(path_text: str | None) -> dict[str, Any]:
         config["data"] = _image_folder_config(config["data"])
     for key in ("model", "data", "optimizer", "lr_scheduler"):
         if isinstance(config.get(key), str):
-            config[key] = {"class_path": SCHEDULE_PATHS.get(config[key], config[key])}
+            config[key] = {"class_path": config[key]}
         if not isinstance(config.get(key, {}), dict | None):
             allowed = "a class name, or class_path and init_args"
             raise UsageError(f"--config {path_text}: {key} must be {allowed}, but is {config[key]}")
+        if "class_path" in (config.get(key) or {}):
+            config[key]["class_path"] = CLASS_PATHS.get(str(config[key]["class_path"]), config[key]["class_path"])
     return config
 
 
@@ -178,8 +204,7 @@ def resolve_weights(config: Any, resume: str) -> None:
     """If a LitTransfer's ``weights`` are a run's folder or ``latest``, replace them by the path of the checkpoint."""
     model, root = config["model"], config["trainer"]["default_root_dir"] or "."
     weights = str((model.get("init_args") or {}).get("weights"))
-    kind = resolve_name(model["class_path"])
-    is_transfer = isinstance(kind, type) and issubclass(kind, lit_models.LitTransfer)
+    is_transfer = issubclass(resolve_name(model["class_path"]), lit_models.LitTransfer)
     if is_transfer and (weights == "latest" or Path(weights).expanduser().is_dir()):
         model["init_args"]["weights"] = file = str(find_checkpoint(weights, root))
         if weights == "latest" and (resume == "auto" or RESULT_FILE_VARIABLE in os.environ):

@@ -17,6 +17,7 @@ Train a network; without flags LeNet on generated images (less than a minute).
   --optimizer NAME        Adam, AdamW, ...; its arguments as in --optimizer.lr X
   --lr_scheduler NAME     StepLR, CosineAnnealingLR, OneCycleLR or
                           ReduceLROnPlateau
+  --monitor NAME:max|min  metric of the best epoch, such as val_f1:max
   --early_stopping N      stop after N epochs without improvement
   --seed N                random seed (default 0); --seeds N: train with N seeds
   --resume HOW            never (default), auto (newest run of the same
@@ -26,8 +27,7 @@ Train a network; without flags LeNet on generated images (less than a minute).
   --accelerator NAME      cpu, gpu, mps or auto (default)
   --devices N             number of devices; --threads N: threads of each
   --default_root_dir DIR  write to DIR/lightning_logs/version_N (default: .)
-  --quiet                 print only the result
-  --dashboard false       write no images, graph or settings to TensorBoard
+  --quiet                 print only the result; --dashboard false: no pictures
 
   --help_all              show every flag, also those of Lightning's Trainer
   --model.help LitCNN     show the arguments of a class

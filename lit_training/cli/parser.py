@@ -2,8 +2,10 @@
 
 import inspect
 import logging
+import re
 import sys
 import warnings
+from argparse import ArgumentError
 from pkgutil import resolve_name
 from typing import Any, Literal, NoReturn, get_args
 
@@ -18,12 +20,13 @@ from torch.optim import Optimizer
 
 from datamodules.text import command
 from lit_models import LitBase
+from lit_models.base import read_attribute
 from lit_training.cli.defaults import add_defaults, register_strategies
 from lit_training.cli.flags import add_run_config, resolve_weights, to_lightning_arguments
 from lit_training.cli.limits import check_trainer, explain_trainer_error
 from lit_training.cli.schedules import ARGUMENTS_FROM_RUN, SCHEDULES, make_schedule_factory
 from lit_training.cli.usage_errors import explain_parse_error
-from lit_training.errors import CheckpointError, UsageError, exit_with_error
+from lit_training.errors import CheckpointError, UsageError, exit_with_error, print_note
 from lit_training.runs.foreign import with_default_attributes
 from lit_training.runs.lightning_internals import actions_of
 from lit_training.runs.own_classes import add_current_folder
@@ -37,6 +40,7 @@ ARGUMENTS_FROM_DATA = ("num_classes", "in_channels", "in_features", "out_feature
 OWN_FLAGS: list[tuple[str, Any, Any, str]] = [
     ("resume", str, "never", "never, auto (newest run of the same command), latest, or the folder of a run."),
     ("photos", str | None, None, "With --resume RUN: the folder where the photos of the run are now."),
+    ("monitor", str | None, None, "Metric of the best epoch, and max or min: --monitor val_f1:max."),
     ("early_stopping", PositiveInt | None, None, "Stop after this number of epochs without improvement."),
     ("timeout", PositiveFloat, 5.0, "End the run with an error after this number of minutes without a step."),
     ("quiet", bool, False, "Print only the result."),
@@ -92,6 +96,8 @@ class FitCLI(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         arguments = to_lightning_arguments(add_run_config(self.arguments))
+        self.required_from_data = _required_from_data(parser, arguments)
+        arguments += [f"--model.{name}=1" for name in self.required_from_data]  # until the data is built
         self.config = parser.parse_args(arguments)
         self.typed = parser.parse_args(arguments, defaults=False)
         self.resume = self.config.pop("resume")  # removed: it may change when a run is resumed
@@ -99,24 +105,27 @@ class FitCLI(LightningCLI):
         resolve_weights(self.config, self.resume)
         self.photos = photos = self.config.pop("photos")
         if photos is not None:
-            if self.resume in ("never", "auto") or "root" not in self.config["data"]["init_args"]:
+            if self.resume in ("never", "auto") or "root" not in (self.config["data"] or {}).get("init_args", {}):
                 raise UsageError(f"--photos {photos} needs a run on photos: --resume RUN --photos {photos}, or --data")
             self.config["data"]["init_args"]["root"] = photos
         if (seeds := self.config.pop("seeds")) > 1:  # from a YAML file: scripts/fit.py handles the flag --seeds
             raise UsageError(f"seeds {seeds} works only on the command line: {command('fit.py', '--seeds', seeds)}")
+        if not re.fullmatch(".+:(max|min)", monitor := self.config["monitor"] or "val_loss:min"):
+            choices = f"--monitor {monitor.partition(':')[0]}:max if larger is better, otherwise :min"
+            raise UsageError(f"--monitor {monitor} must be a metric's name and max or min: {choices}")
         seed = self.config["seed_everything"]
         if isinstance(seed, bool) or not 0 <= seed < 2**32:
             raise UsageError(f"--seed {seed} must be an integer from 0 to {2**32 - 1}: --seed 0")
 
     def instantiate_classes(self) -> None:
         # Users may choose their own classes: any LightningDataModule and any LightningModule.
-        self.datamodule: LightningDataModule = self._build("data")
+        self.datamodule: LightningDataModule = self._build("data")  # None if the model has its own loaders
         self._fill_from_data()
         self.model: Any = self._build("model")
         with_default_attributes(self.datamodule).adapt_to(self.model)
-        arguments = self.config["data"].get("init_args") or {}
+        arguments = (self.config["data"] or {}).get("init_args") or {}
         if arguments.get("batch_size", 0) is None:  # the model has chosen it
-            arguments["batch_size"] = self.datamodule.hparams["batch_size"]
+            arguments["batch_size"] = with_default_attributes(self.datamodule).hparams.get("batch_size")
         if isinstance(self.model, LitBase):
             self.model.check_data(self.datamodule)
         watch = Watch(self.config["timeout"])
@@ -143,17 +152,22 @@ class FitCLI(LightningCLI):
         """Copy :data:`ARGUMENTS_FROM_DATA` from the data module to the model's configuration."""
         model, name_of_data = self.config["model"], type(self.datamodule).__name__
         typed = vars(self.typed).get("model", {}).get("init_args") or {}
-        accepted = inspect.signature(resolve_name(model["class_path"])).parameters
-        for name in ARGUMENTS_FROM_DATA:
-            if name in accepted and hasattr(self.datamodule, name):
-                value = getattr(self.datamodule, name)
-                if name in typed and typed[name] != value:
-                    hint = f"leave --model.{name} out"
-                    if self.resume not in ("never", "auto"):  # the value is in the configuration of the resumed run
-                        hint = f"--resume {self.resume} needs the run's own --data, unchanged; or use --resume never"
-                    contradiction = f"--model.{name} {typed[name]} contradicts {name_of_data}"
-                    raise UsageError(f"{contradiction}, which has {name} {value}: {hint}")
+        typed = {name: value for name, value in typed.items() if name not in self.required_from_data}
+        for name in (name for name in ARGUMENTS_FROM_DATA if name in (model.get("init_args") or {})):
+            value = read_attribute(self.datamodule, name)
+            if value is not None and typed.get(name, value) != value:
+                hint = f"leave --model.{name} out"
+                if self.resume not in ("never", "auto"):  # the value is in the configuration of the resumed run
+                    hint = f"--resume {self.resume} needs the run's own --data, unchanged; or use --resume never"
+                contradiction = f"--model.{name} {typed[name]} contradicts {name_of_data}"
+                raise UsageError(f"{contradiction}, which has {name} {value}: {hint}")
+            if value is not None:
                 model["init_args"][name] = value
+            elif name in self.required_from_data:
+                raise UsageError(f"the model needs --model.{name} VALUE: {name_of_data} has none before its setup()")
+            elif name not in typed and name in dir(self.datamodule):
+                used = f"--model.{name} {model['init_args'][name]}"
+                print_note(f"{name_of_data} has no {name} before its setup(): the model has {used}")
 
     def _choose_optimizer(self) -> None:
         """Set the model's optimizer and schedule. Raise a UsageError if the optimizer cannot be built."""
@@ -166,8 +180,9 @@ class FitCLI(LightningCLI):
         if optimizer:
             chosen, arguments = resolve_name(optimizer["class_path"]), dict(optimizer.get("init_args") or {})
             self.model.chosen_optimizer = lambda groups: chosen(groups, **arguments)
-        try:
-            self.model.configure_optimizers()
+        try:  # a user's own may need the Trainer, which does not exist yet
+            if type(self.model).configure_optimizers.__module__.startswith("lit_models."):
+                self.model.configure_optimizers()
         except (TypeError, ValueError, RuntimeError) as error:
             flag = f"--optimizer {chosen.__name__}" if optimizer else f"--model {type(self.model).__name__}"
             raise UsageError(f"{flag}: {error}; change this value") from error
@@ -176,6 +191,8 @@ class FitCLI(LightningCLI):
             if options.get("step_size", 1) < 1:
                 raise UsageError("--lr_scheduler.step_size must be at least 1 epoch: --lr_scheduler.step_size 7")
             monitor = "val_loss" if self.run.validates else "train_loss"
+            if self.config["monitor"] and "mode" in options:
+                monitor, options["mode"] = self.config["monitor"].rsplit(":", 1)
             self.model.chosen_schedule = make_schedule_factory(kind, options, self.model, monitor)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
@@ -210,6 +227,19 @@ def _is_plain(value: Any) -> bool:
     if isinstance(value, dict | list | tuple):
         return all(map(_is_plain, value.values() if isinstance(value, dict) else value))
     return type(value) in (str, int, float, bool, type(None))
+
+
+def _required_from_data(parser: LightningArgumentParser, arguments: list[str]) -> list[str]:
+    """Return the required arguments of the model that are missing, if they are in :data:`ARGUMENTS_FROM_DATA`."""
+    parser.exit_on_error = False
+    try:
+        parser.parse_args(arguments)
+    except ArgumentError as error:
+        missing = re.search(r'key "model".* required: ([\w, ]+)', str(error), re.DOTALL)
+        return [name for name in ARGUMENTS_FROM_DATA if missing and name in missing[1].split(", ")]
+    finally:
+        parser.exit_on_error = True
+    return []
 
 
 def try_integers_first() -> None:

@@ -10,6 +10,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, OneCycleLR, ReduceLROnPl
 
 from lit_models import LitBase
 from lit_training.errors import UsageError
+from lit_training.runs.best_epoch import MODES
 
 SCHEDULES = (StepLR, CosineAnnealingLR, OneCycleLR, ReduceLROnPlateau)
 ARGUMENTS_FROM_RUN = {"optimizer", "T_max", "max_lr", "total_steps", "epochs", "steps_per_epoch"}
@@ -35,9 +36,10 @@ def make_schedule_factory(
                 epochs = math.ceil(_count_steps(trainer, schedule) / steps_per_epoch)
             return {"scheduler": CosineAnnealingLR(optimizer, epochs, **arguments)}
         # ReduceLROnPlateau must step only after a validation, because only then val_loss has a new value.
-        waits_for_validation = schedule is ReduceLROnPlateau and monitor == "val_loss"
+        waits_for_validation = schedule is ReduceLROnPlateau and not monitor.startswith("train")
         frequency = trainer.check_val_every_n_epoch or 1 if waits_for_validation else 1
-        return {"scheduler": schedule(optimizer, **arguments), "monitor": monitor, "frequency": frequency}
+        options = {"monitor": monitor, "frequency": frequency, "strict": monitor in MODES}
+        return {"scheduler": schedule(optimizer, **arguments), **options}
 
     return build
 

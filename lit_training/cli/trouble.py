@@ -16,6 +16,7 @@ from lit_training.callbacks.resume import other_optimizer_message
 from lit_training.errors import CheckpointError, TrainingError, is_library_error
 from lit_training.runs import checkpoints
 from lit_training.runs.folder import resume_hint
+from lit_training.runs.foreign import with_default_attributes
 from lit_training.runs.processes import ALREADY_REPORTED
 from lit_training.runs.run import Run
 
@@ -80,8 +81,9 @@ def _wrong_weights_message(resume_point: Path, model: Any, error: str) -> str:
 
 
 def _out_of_memory_message(run: Run) -> str:
-    size, accumulated = run.data.hparams.get("batch_size", 1), run.trainer.accumulate_grad_batches
-    if size > 1:
+    size = with_default_attributes(run.data).hparams.get("batch_size", 1)
+    accumulated = run.trainer.accumulate_grad_batches
+    if isinstance(size, int) and size > 1:
         hint = f"--data.batch_size {size // 2} --accumulate_grad_batches {accumulated * 2} gives the same global batch"
     else:
         hint = "one sample per step does not fit: choose a smaller --data.image_size, or --model LitCNN"

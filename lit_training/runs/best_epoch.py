@@ -33,11 +33,12 @@ class BestSoFar:
         return better
 
     def state_dict(self) -> dict[str, Any]:
-        return {"best": self.value, "val_loss": self.val_loss}
+        return {"best": self.value, "val_loss": self.val_loss, "monitor": self.monitor}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Load a state. In older checkpoints ``val_loss`` is missing: then a tie does not change the best epoch."""
-        self.value, self.val_loss = state["best"], state.get("val_loss", -math.inf)
+        """Load a state of the same metric. In older ones ``val_loss`` is missing: a tie then changes nothing."""
+        if state.get("monitor", self.monitor) == self.monitor:
+            self.value, self.val_loss = state["best"], state.get("val_loss", -math.inf)
 
 
 def best_epoch(rows: Mapping[int, Mapping[str, Any]], monitor: str, mode: str) -> int | None:

@@ -152,7 +152,7 @@ def _create(kind: Any, checkpoint: dict[str, Any], role: str) -> Any:
     if not is_own(kind):
         return kind(**to_arguments(kind, checkpoint[kind.CHECKPOINT_HYPER_PARAMS_KEY]))
     file = getattr(sys.modules[kind.__module__], "__file__", "this program")
-    print_once(f"note: the {role} class is {dotted_path(kind)}, from {file}")
+    print_once(f"the {role} class is {dotted_path(kind)}, from {file}")
     if (arguments := checkpoint["lit"].get(f"{role}_arguments")) is None:  # not from fit.py: do what Lightning does
         arguments, parameters = checkpoint.get(kind.CHECKPOINT_HYPER_PARAMS_KEY, {}), inspect.signature(kind).parameters
         if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):

@@ -14,7 +14,7 @@ import yaml
 
 from datamodules.files import OUTPUT_MARKER, atomic_write
 from datamodules.text import command, first_names
-from lit_training.errors import CheckpointError, UsageError, is_rank_zero
+from lit_training.errors import CheckpointError, UsageError, print_note
 from lit_training.runs import checkpoints
 from lit_training.runs.layout import BEST, CHECKPOINTS, CONFIG, LAST, LOGS, PREVIOUS, RESUME
 
@@ -128,10 +128,10 @@ def newest_usable_run(root: str, is_usable: Callable[[Path], Any], needed_file: 
     runs = newest_first(root)
     for newer_count, run in enumerate(runs):
         if is_usable(run):
-            if newer_count and is_rank_zero():
+            if newer_count:
                 skipped = first_names([newer.name for newer in runs[:newer_count]], 3)
                 verb = "has" if newer_count == 1 else "have"
-                print(f"note: latest is {run.name}, because {skipped} {verb} no {needed_file}", file=sys.stderr)
+                print_note(f"latest is {run.name}, because {skipped} {verb} no {needed_file}")
             return run
     logs = Path(root) / LOGS
     problem = f"no run under {logs} has a {needed_file}" if runs else f"there is no run under {logs} yet"

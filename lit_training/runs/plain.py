@@ -6,7 +6,6 @@ import functools
 import inspect
 import io
 import os
-import sys
 import typing
 from collections import Counter, OrderedDict
 from collections.abc import Mapping
@@ -17,7 +16,7 @@ import numpy as np
 import torch
 from jsonargparse import ArgumentParser
 
-from lit_training.errors import CheckpointError, is_rank_zero
+from lit_training.errors import CheckpointError, print_note
 
 SIMPLE = (type(None), bool, int, float, complex, str, bytes, torch.Size, torch.dtype, torch.device)
 ARGUMENTS = ("hyper_parameters", "datamodule_hyper_parameters")
@@ -81,7 +80,7 @@ def plain_checkpoint(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
             elif key:
                 group[name] = NOT_SAVED + "".join(changed)
         if changed:
-            print_once(f"note: {name} ({', '.join(dict.fromkeys(changed))}): {fate}")
+            print_once(f"{name} ({', '.join(dict.fromkeys(changed))}): {fate}")
     return plain
 
 
@@ -103,8 +102,4 @@ def to_arguments(constructor: Any, plain: Mapping[str, Any]) -> dict[str, Any]:
     return arguments
 
 
-@functools.cache
-def print_once(text: str) -> None:
-    """Print a line on stderr, on rank 0."""
-    if is_rank_zero():
-        print(text, file=sys.stderr)
+print_once = functools.cache(print_note)

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Any
 
+from lightning.pytorch.utilities.model_helpers import is_overridden
+
 from lit_training.runs.folder import RunStart
 from lit_training.runs.foreign import with_default_attributes
 from lit_training.runs.processes import Watch
@@ -26,14 +28,19 @@ class Run:
     def validates(self) -> bool:
         """True if the run has validation data and uses it."""
         has_val = with_default_attributes(self.data).hparams.get("val_size", 1) != 0
+        has_val &= is_overridden("val_dataloader", self.model if self.data is None else self.data)
+        has_val &= is_overridden("validation_step", self.model)
         return has_val and self.config["trainer"]["limit_val_batches"] != 0
 
     @property
     def monitor(self) -> tuple[str | None, str]:
         """The metric that decides which epoch is the best, and ``max`` or ``min``."""
+        if typed := self.config.get("monitor"):
+            name, _, mode = typed.rpartition(":")
+            return name, mode
         if not self.validates:
             return "train_loss", "min"
         task = with_default_attributes(self.model).task
-        if task is None:  # the model may log any metric, so the last epoch counts as the best
+        if task not in ("classification", "regression"):  # it may log any metric: the last epoch counts as the best
             return None, "min"
         return ("val_acc", "max") if task == "classification" else ("val_loss", "min")

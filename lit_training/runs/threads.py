@@ -10,11 +10,13 @@ from typing import Any
 import torch
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from datamodules.image_folder import ImageFolderDataModule
 from datamodules.machine import available_cores
+from lit_models.base import read_attribute
 from lit_training.runs.devices import evaluation_mode
-from lit_training.runs.foreign import with_default_attributes
+from lit_training.runs.foreign import why_not_cached, with_default_attributes
 
 FLOPS_PER_THREAD = 16_000_000
 """With fewer FLOPs per layer and thread, the threads wait for each other longer than they compute (measured)."""
@@ -42,6 +44,8 @@ def choose_threads(model: nn.Module, example: Tensor | None, batch_size: Any, pr
     with isolate_rng(), evaluation_mode(model), no_output, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
+            if any(map(is_lazy, model.parameters())):  # their first input initializes them: that must be training data
+                return cores
             flops = count_flops(model, example) * batch_size  # type: ignore[arg-type]
             layers = sum(parameter.ndim > 1 for parameter in model.parameters())
             return min(cores, max(1, flops // (FLOPS_PER_THREAD * layers)))
@@ -52,13 +56,13 @@ def choose_threads(model: nn.Module, example: Tensor | None, batch_size: Any, pr
 def threads_of_new_run(trainer: Any, model: Any, data: Any) -> tuple[int, int]:
     """Return the numbers of threads for training, and for computing the features of a frozen backbone."""
     attributes = with_default_attributes(data)
-    shape, batch_size = attributes.sample_shape, attributes.hparams.get("batch_size")
+    shape, batch_size = read_attribute(data, "sample_shape"), attributes.hparams.get("batch_size")
     example = None if shape is None else torch.zeros(1, *shape)
     all_layers = choose_threads(model, example, FEATURE_BATCH_SIZE, trainer.num_devices)
     head = getattr(model, "head", None)
     is_cached = getattr(model, "fixed_features", False) and isinstance(data, ImageFolderDataModule) and not data.augment
-    if is_cached and isinstance(head, nn.Linear):  # FeatureCache: training computes the head only
-        example = torch.zeros(1, head.in_features)
+    if is_cached and isinstance(head, nn.Linear) and not why_not_cached(model, data, trainer.callbacks):
+        example = torch.zeros(1, head.in_features)  # FeatureCache: training computes the head only
     return choose_threads(model, example, batch_size, trainer.num_devices), all_layers
 
 

@@ -39,22 +39,28 @@ class ComparedRun:
     """Path of an evaluated sample -> (true class, True if predicted correctly); None without an evaluation."""
     hashes: dict[str, str] = field(default_factory=dict)  # path of a photo -> SHA-256; empty in older runs
 
+    @property
+    def modes(self) -> dict[str, str]:
+        """Metric -> ``max`` or ``min``: that of ``--monitor`` first, then ``MODES``."""
+        name, _, mode = str(self.settings.get("monitor") or "val_acc:max").rpartition(":")
+        return {name: mode} | MODES | {name: mode}
+
     @cached_property
     def curves(self) -> dict[str, dict[int, float]]:
-        """Metric -> epoch (from 1) -> its last value, for the logged metrics of ``MODES``."""
+        """Metric -> epoch (from 1) -> its last value, for the logged metrics of :attr:`modes`."""
         rows = [row for row in self.rows if row.get("epoch")]
-        curves = {name: {int(row["epoch"]) + 1: float(row[name]) for row in rows if row.get(name)} for name in MODES}
+        curves = {n: {int(row["epoch"]) + 1: float(row[n]) for row in rows if row.get(n)} for n in self.modes}
         return {name: curve for name, curve in curves.items() if curve}
 
     @property
     def best(self) -> dict[str, float]:
         """Metric -> value at the best validation. Empty if there is none: no metric was logged, or all are NaN."""
-        monitor = next((name for name in MODES if name in self.curves), None)
+        monitor = next((name for name in self.modes if name in self.curves), None)
         if monitor is None:
             return {}
         rows = [row for row in self.rows if row.get(monitor) and row.get("epoch")]
-        logged = {n: {name: float(row[name]) for name in MODES if row.get(name)} for n, row in enumerate(rows)}
-        best = best_epoch(logged, monitor, MODES[monitor])
+        logged = {n: {name: float(row[name]) for name in self.modes if row.get(name)} for n, row in enumerate(rows)}
+        best = best_epoch(logged, monitor, self.modes[monitor])
         if best is None:
             return {}
         epoch = int(rows[best]["epoch"]) + 1
@@ -162,21 +168,25 @@ def compare(names: Sequence[str], picture: str | None = None) -> None:
         runs = [replace(run, name=os.path.relpath(run.folder)) for run in runs]
     differing = differences(runs)
     body = [[name, *values] for name, values in differing.items()]
-    for metric in MODES:
+    metrics = dict.fromkeys(metric for run in runs for metric in run.modes)
+    for metric in metrics:
         body.append([metric, *(format_metric(metric, run.best[metric]) if metric in run.best else "-" for run in runs)])
     body.append(["accuracy", *map(_format_accuracy, runs)])
     print_table(["", *(run.name for run in runs)], [row for row in body if set(row[1:]) != {"-"}])
-    print("\nval_acc, val_loss, train_loss: best epoch; accuracy: from evaluate.py, with 95 % interval")
+    print(f"\n{', '.join(metrics)}: best epoch; accuracy: from evaluate.py, with 95 % interval")
     for run in runs:
         if run.answers is None and len(runs) > 2:
             print(f"{run.name} has no predictions yet: {command('evaluate.py', run.folder)}")
     if len(runs) == 2:
         print(describe_difference(*runs))
-    charts: dict[str, Any] = {metric: {} for metric in MODES if any(metric in run.curves for run in runs)}
+    charts: dict[str, Any] = {metric: {} for metric in metrics if any(metric in run.curves for run in runs)}
     for place, run in enumerate(runs):
         settings = [f"{name.rpartition('.')[2]} = {values[place]}" for name, values in differing.items()]
         for metric, curve in run.curves.items():
             charts[metric][", ".join([run.name, *settings])] = list(curve), list(curve.values())
+    if not charts:
+        print(f"no curves: none of {', '.join(metrics)} was logged")
+        return
     target = Path(picture) if picture else runs[0].folder.parent / "comparison.png"
     try:
         figures.draw_curves(charts).savefig(target, dpi=100)
@@ -196,7 +206,7 @@ def _format_accuracy(run: ComparedRun) -> str:
 def summarize_seeds(runs: Sequence[ComparedRun]) -> list[str]:
     """Return one line of text per metric: mean and sample standard deviation over the best epochs of the runs."""
     lines = []
-    for metric in MODES:
+    for metric in dict.fromkeys(metric for run in runs for metric in run.modes):
         values = [run.best[metric] for run in runs if metric in run.best]
         if len(values) > 1:
             middle, deviation = format_metric(metric, mean(values)), format_metric(metric, stdev(values))

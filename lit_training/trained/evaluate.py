@@ -1,7 +1,6 @@
 """Evaluate a trained network: compute outputs, loss and scores. Letters in shapes: N samples, K classes or outputs."""
 
 import random
-import sys
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -32,7 +31,7 @@ from datamodules.photos.split import find_scored_pictures, read_split_file
 from datamodules.text import first_names, plural, printable
 from lit_models import LitBase
 from lit_models.base import dotted_path
-from lit_training.errors import CheckpointError, UsageError, is_rank_zero
+from lit_training.errors import CheckpointError, UsageError, is_rank_zero, print_note
 from lit_training.runs import checkpoints
 from lit_training.runs.devices import find_device
 from lit_training.runs.folder import relative_path, run_folder
@@ -262,9 +261,8 @@ def _choose_split(data: Any) -> tuple[LightningDataModule, str]:
 
 
 def _print_notes(*notes: str) -> None:
-    if is_rank_zero():
-        for note in notes:
-            print(f"note: {note}", file=sys.stderr)
+    for note in notes:
+        print_note(note)
 
 
 def _scan(listing: Listing) -> Scan:

@@ -156,9 +156,7 @@ def test_early_stopping_checks_after_each_validation(bare: Callable[..., Trainer
 def test_a_monitored_metric_that_is_not_logged_is_an_error(bare: Callable[..., Trainer]) -> None:
     data = DataLoader(TensorDataset(torch.ones(2, 1)))
     trainer = bare(max_epochs=2, callbacks=[StopEarly("val_acc", "max", 1)])
-    with pytest.raises(
-        UsageError, match="--early_stopping needs val_acc, but the model logs val_loss: leave the flag out"
-    ):
+    with pytest.raises(UsageError, match="the model logs no val_acc, only val_loss: choose one with --monitor"):
         trainer.fit(Losses([1.0, 1.0]), data, data)
 
 

@@ -21,6 +21,7 @@ OURS = {
     "help_all",
     "lr_scheduler",
     "model",
+    "monitor",
     "optimizer",
     "photos",
     "print_config",
@@ -57,7 +58,7 @@ def test_the_help_lists_all_classes() -> None:
 @pytest.mark.parametrize(("flag", "value"), re.findall(r"(?<![\w-])--([a-z_.]+)(?: ([A-Z]+|false)\b)?", FIT_HELP))
 def test_every_flag_in_the_help_parses(flag: str, value: str, cli: FitCLI, tmp_path: Path) -> None:
     (tmp_path / "some.yaml").write_text("max_epochs: 1")
-    names = {"optimizer": "Adam", "lr_scheduler": "CosineAnnealingLR", "accelerator": "cpu"}
+    names = {"optimizer": "Adam", "lr_scheduler": "CosineAnnealingLR", "accelerator": "cpu", "monitor": "val_f1:max"}
     value = VALUES.get(value, value) or names.get(flag, "")
     typed = shlex.split(f"--{flag} {value}") + ["--optimizer", "Adam"] * flag.startswith("optimizer.")
     if flag in ("help_all", "model.help"):

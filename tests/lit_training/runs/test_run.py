@@ -11,6 +11,7 @@ from lit_models import LitCNN, LitMLP
 from lit_training.runs.processes import Watch
 from lit_training.runs.run import Run
 from tests.support.fits import parse
+from tests.support.own_kinds import Plain
 
 CLASSIFIER, REGRESSION = LitCNN(), LitMLP(3, (), 2)
 SHAPES, ROWS = ShapesDataModule(4, 4), RandomDataModule(3, 2)
@@ -29,7 +30,7 @@ def run_of(model: Any = CLASSIFIER, data: Any = SHAPES, limit: float | None = No
         (SHAPES, 0.0, False),
         (ImageFolderDataModule("photos", val_size=0.2), None, True),
         (ImageFolderDataModule("photos", val_size=0), None, False),
-        (LightningDataModule(), None, True),  # may have validation data
+        (LightningDataModule(), None, False),
     ],
 )
 def test_a_run_validates_if_it_has_validation_data(data: Any, limit: float | None, validates: bool) -> None:
@@ -43,8 +44,9 @@ def test_a_run_validates_if_it_has_validation_data(data: Any, limit: float | Non
         (REGRESSION, ROWS, None, ("val_loss", "min")),
         (CLASSIFIER, SHAPES, 0, ("train_loss", "min")),
         (REGRESSION, ROWS, 0, ("train_loss", "min")),
-        (LightningModule(), SHAPES, None, (None, "min")),  # it may log any metric
-        (LightningModule(), SHAPES, 0, ("train_loss", "min")),
+        (Plain(), SHAPES, None, (None, "min")),  # it may log any metric
+        (LightningModule(), SHAPES, None, ("train_loss", "min")),  # it has no validation_step
+        (Plain(), SHAPES, 0, ("train_loss", "min")),
     ],
 )
 def test_the_metric_that_decides_which_epoch_is_best(

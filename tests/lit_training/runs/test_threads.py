@@ -9,6 +9,7 @@ import pytest
 import torch
 import yaml
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from lit_models import LeNet, mlp
 from lit_training.runs import threads
@@ -38,6 +39,9 @@ def test_small_work_gets_one_thread_and_large_work_the_cores_of_its_process() ->
 def test_unknown_work_gets_all_cores() -> None:
     assert choose_threads(LeNet(), None, 4) == 8
     assert choose_threads(nn.Linear(3, 2), IMAGE, 4) == 8
+    lazy = nn.LazyLinear(2)  # the training data must initialize it
+    assert choose_threads(lazy, torch.zeros(1, 3), 4) == 8
+    assert is_lazy(lazy.weight)
     assert choose_threads(LeNet(), IMAGE, None) == 8
 
 
