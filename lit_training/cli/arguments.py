@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any, NoReturn
 
 from datamodules.text import command, printable
-from lit_training.text import closest_name
+from lit_training.text import closest_name, expand_paths
 
 
 class Parser(argparse.ArgumentParser):
@@ -23,6 +23,9 @@ class Parser(argparse.ArgumentParser):
         options: dict[str, Any] = {"type": str.lower, "choices": ("auto", "cpu", "gpu", "cuda", "mps")}
         help_text = "auto (default), cpu, gpu, cuda or mps"
         self.add_argument("--accelerator", **options, default="auto", metavar="NAME", help=help_text)
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        return super().parse_known_args(expand_paths(sys.argv[1:] if args is None else list(args)), namespace)
 
     def error(self, message: str) -> NoReturn:
         unknown = re.match(r"unrecognized arguments: (\S+)", message)

@@ -54,7 +54,7 @@ def add_defaults(arguments: dict[str, Any], run: Run, config_yaml: str, save_con
         config["logger"] = [tensorboard, MetricsCSV(start)]
     writes_logs = config["logger"] not in (None, False) and not config["fast_dev_run"]
     monitor, mode = run.monitor
-    callbacks: list[Callback] = [StepSeed(run.config["seed_everything"]), FiniteGuard(), Throughput()]
+    callbacks: list[Callback] = [StepSeed(run.config["seed_everything"]), FiniteGuard(run.config), Throughput()]
     config["enable_progress_bar"] = not run.quiet and config["enable_progress_bar"] is not False
     if config["enable_progress_bar"]:
         callbacks += [EpochLines(monitor, mode)]

@@ -16,7 +16,7 @@ from lit_training.cli.schedules import SCHEDULES
 from lit_training.errors import UsageError
 from lit_training.runs.folder import find_checkpoint, find_resume_target
 from lit_training.runs.layout import CONFIG
-from lit_training.text import closest_name, suggest
+from lit_training.text import closest_name, expand_paths, suggest
 
 MODELS = {name: getattr(lit_models, name) for name in ("LitCNN", "LitMLP", "LitDynamic", "LitTransfer")}
 DATA_MODULES = {name: getattr(datamodules, name) for name in datamodules.__all__ if name.endswith("DataModule")}
@@ -67,6 +67,8 @@ def _split_flags(arguments: list[str]) -> list[tuple[str, str | None]]:
             pairs[-1] = pairs[-1][0], argument
         else:
             pairs.append((flag, value) if equals and flag.startswith("-") else (argument, None))
+        if pairs[-1][1] == "" and "." not in pairs[-1][0]:
+            raise UsageError(f"{pairs[-1][0]} needs a value: {pairs[-1][0]} VALUE")
         if pairs[-1][1] == "--":  # argparse would drop this value
             raise UsageError(f"{pairs[-1][0]} needs a value other than --: leave {pairs[-1][0]} out, or see --help_all")
     return pairs
@@ -155,7 +157,7 @@ def _read_yaml(path_text: str) -> dict[str, Any]:
         raise UsageError(f"--config {path_text} cannot be read: {error}; give a YAML file with settings") from error
     if not isinstance(config, dict) or not all(isinstance(key, str) for key in config):
         raise UsageError(f"--config {path_text} has no settings: write lines such as 'max_epochs: 3'")
-    return config
+    return expand_paths(config)
 
 
 def _class_name_for(key: str, configs: list[dict[str, Any]], flags: list[str]) -> str:

@@ -4,7 +4,7 @@ import inspect
 import logging
 import sys
 import warnings
-from functools import reduce
+from functools import partial, reduce
 from operator import or_
 from pathlib import Path
 from pkgutil import resolve_name
@@ -22,7 +22,7 @@ from lit_models import LitBase
 from lit_training.cli.defaults import add_defaults, register_strategies
 from lit_training.cli.flags import add_run_config, resolve_weights, to_lightning_arguments
 from lit_training.cli.limits import check_trainer, explain_trainer_error
-from lit_training.cli.schedules import ARGUMENTS_FROM_RUN, SCHEDULES, make_schedule_factory
+from lit_training.cli.schedules import ARGUMENTS_FROM_RUN, SCHEDULES, make_schedule_factory, uses
 from lit_training.cli.usage_errors import explain_parse_error
 from lit_training.errors import CheckpointError, UsageError, exit_with_error
 from lit_training.runs.foreign import with_default_attributes
@@ -31,6 +31,7 @@ from lit_training.runs.processes import Watch, bind_to_loopback
 from lit_training.runs.run import Run
 from lit_training.runs.threads import threads_of_new_run
 from lit_training.runs.trainer import FitTrainer
+from lit_training.text import expand_paths
 
 ARGUMENTS_FROM_DATA = ("num_classes", "in_channels", "in_features", "out_features")
 """Constructor arguments of models. The data module has their values, as attributes with the same names."""
@@ -64,7 +65,7 @@ class FitCLI(LightningCLI):
     """
 
     def __init__(self, arguments: list[str] | None = None) -> None:
-        self.arguments = sys.argv[1:] if arguments is None else arguments
+        self.arguments = expand_paths(sys.argv[1:] if arguments is None else arguments)
         silence_libraries()
         try_integers_first()
         set_parsing_settings(config_read_mode_fsspec_enabled=False)  # --config must not read URLs
@@ -88,7 +89,9 @@ class FitCLI(LightningCLI):
         help_text = "Optimizer class and its arguments; the model keeps its parameter groups and its schedule."
         parser.add_subclass_arguments(Optimizer, "optimizer", skip={"params"}, help=help_text, **options)
         help_text = "Learning rate schedule class and its arguments; the schedule has the length of the run."
-        parser.add_subclass_arguments(SCHEDULES, "lr_scheduler", skip=ARGUMENTS_FROM_RUN, help=help_text, **options)
+        parser.add_subclass_arguments(
+            SCHEDULES, "lr_scheduler", skip=set(ARGUMENTS_FROM_RUN), help=help_text, **options
+        )
         for action in actions_of(parser):  # --help_all then shows --max_epochs, not only --trainer.max_epochs
             if action.dest.startswith("trainer."):
                 action.option_strings = [*action.option_strings, f"--{action.dest.removeprefix('trainer.')}"]
@@ -155,27 +158,51 @@ class FitCLI(LightningCLI):
                 model["init_args"][name] = value
 
     def _choose_optimizer(self) -> None:
-        """Set the model's optimizer and schedule. Raise a UsageError if the optimizer cannot be built."""
-        optimizer, schedule = self.config.get("optimizer"), self.config.get("lr_scheduler")
+        """Set the model's optimizer and schedule. Raise a UsageError if it cannot be built, or would not be used."""
+        flags = {key: self.config[key] for key in ("optimizer", "lr_scheduler") if self.config.get(key)}
+        model_name, rule = type(self.model).__name__, "is for models built on LitBase that return build_optimizers()"
         if not isinstance(self.model, LitBase):
-            if optimizer or schedule:
-                flag, name = "optimizer" if optimizer else "lr_scheduler", type(self.model).__name__
-                raise UsageError(f"--{flag} is for models built on LitBase: {name} has its own in configure_optimizers")
+            for flag in flags:
+                raise UsageError(f"--{flag} {rule}: {model_name} has its own in configure_optimizers")
             return
-        if optimizer:
-            chosen, arguments = resolve_name(optimizer["class_path"]), dict(optimizer.get("init_args") or {})
-            self.model.chosen_optimizer = lambda groups: chosen(groups, **arguments)
-        try:
-            self.model.configure_optimizers()
-        except (TypeError, ValueError, RuntimeError) as error:
-            flag = f"--optimizer {chosen.__name__}" if optimizer else f"--model {type(self.model).__name__}"
-            raise UsageError(f"{flag}: {error}; change this value") from error
-        if schedule:
-            kind, options = resolve_name(schedule["class_path"]), dict(schedule.get("init_args") or {})
-            if options.get("step_size", 1) < 1:
+        if "optimizer" not in flags:
+            self._configure_optimizers(f"--model {model_name}")
+        typed = [name for name in self._typed_arguments() if flags and uses(self.model, name)]
+        for flag, choice in flags.items():
+            kind, arguments = resolve_name(choice["class_path"]), dict(choice.get("init_args") or {})
+            if flag == "optimizer":
+                self.model.chosen_optimizer = partial(type("--optimizer", (kind,), {}), **arguments)  # has this name
+            else:
+                self.model.chosen_schedule = lambda _: {"scheduler": "--lr_scheduler"}
+            if f"--{flag}" not in self._configure_optimizers(f"--{flag} {kind.__name__}"):
+                raise UsageError(f"--{flag} {rule}: {model_name} has its own in configure_optimizers")
+            for name in (name for name in typed if not uses(self.model, name)):
+                value, is_known = self.config["model"]["init_args"][name], name in inspect.signature(kind).parameters
+                fix = f"use --{flag}.{name} {value}" if is_known else f"leave --model.{name} out"
+                raise UsageError(f"--model.{name} {value} has no effect beside --{flag} {kind.__name__}: {fix}")
+            if flag == "optimizer":
+                self.model.chosen_optimizer = partial(kind, **arguments)
+                continue
+            if arguments.get("step_size", 1) < 1:
                 raise UsageError("--lr_scheduler.step_size must be at least 1 epoch: --lr_scheduler.step_size 7")
             monitor = "val_loss" if self.run.validates else "train_loss"
-            self.model.chosen_schedule = make_schedule_factory(kind, options, self.model, monitor)
+            self.model.chosen_schedule = make_schedule_factory(kind, arguments, self.model, monitor)
+
+    def _configure_optimizers(self, flag: str) -> str:
+        """Return the model's optimizers and schedules as text. Raise a UsageError if ``flag`` has a wrong value."""
+        try:
+            return str(self.model.configure_optimizers())
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise UsageError(f"{flag}: {error}; change this value") from error
+
+    def _typed_arguments(self) -> list[str]:
+        """Return the model's arguments on the command line, and those in files that differ from the default."""
+        values = dict((vars(self.typed).get("model", {}).get("init_args") or {}).items())
+        defaults = {name: argument.default for name, argument in inspect.signature(type(self.model)).parameters.items()}
+        flags = {argument.partition("=")[0].replace(".init_args", "") for argument in self.arguments}
+        is_new = self.resume in ("never", "auto")  # else the values may be those of the resumed run
+        in_files = {name for name, value in values.items() if is_new and value != defaults.get(name, value)}
+        return [name for name in values if name in in_files or f"--model.{name}" in flags]
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         trainer_config, model_attributes = self.config["trainer"], with_default_attributes(self.model)

@@ -1,5 +1,6 @@
 """Build torch's learning rate schedules for ``--lr_scheduler``, with the length of the run."""
 
+import copy
 import math
 from collections.abc import Callable
 from typing import Any
@@ -12,8 +13,9 @@ from lit_models import LitBase
 from lit_training.errors import UsageError
 
 SCHEDULES = (StepLR, CosineAnnealingLR, OneCycleLR, ReduceLROnPlateau)
-ARGUMENTS_FROM_RUN = {"optimizer", "T_max", "max_lr", "total_steps", "epochs", "steps_per_epoch"}
-"""Arguments of schedules that users cannot set, because the run and its optimizer determine them."""
+ARGUMENTS_FROM_RUN = dict.fromkeys(("T_max", "total_steps", "epochs", "steps_per_epoch"), "--max_epochs")
+ARGUMENTS_FROM_RUN |= {"optimizer": "--optimizer", "max_lr": "--optimizer.lr, or --model.lr without --optimizer"}
+"""Arguments of schedules that users cannot set -> the flag by which the run sets them."""
 
 
 def make_schedule_factory(
@@ -43,6 +45,31 @@ def make_schedule_factory(
         return {"scheduler": schedule(optimizer, **arguments), "monitor": monitor, "frequency": frequency}
 
     return build
+
+
+class _Unset:
+    """Stands for a value. To calculate with it, to use it as a condition or to copy it is an error."""
+
+    def refuse(self, *_: Any) -> Any:
+        raise TypeError("this argument has no value")
+
+    __bool__ = __deepcopy__ = refuse
+
+
+def uses(model: LitBase, name: str) -> bool:
+    """Return True if the optimizers and schedules that the model builds depend on its constructor argument ``name``."""
+    places = [place for place in (model.hparams, vars(model)) if name in place]
+    values = [place[name] for place in places]
+    try:
+        for place in places:
+            place[name] = _Unset()
+        copy.deepcopy(model.configure_optimizers(), {id(parameter): parameter for parameter in model.parameters()})
+    except Exception:
+        return True
+    finally:
+        for place, value in zip(places, values, strict=True):
+            place[name] = value
+    return False
 
 
 def _count_steps(trainer: Trainer, schedule: type) -> int:
