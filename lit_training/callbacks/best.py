@@ -16,11 +16,12 @@ from lit_training.runs.layout import BEST
 class BestCheckpoint(ModelCheckpoint):
     """Save the model as ``best.ckpt`` after the first epoch and after each epoch with a better ``monitor`` metric.
 
-    Without a ``monitor``, save every epoch. :class:`FitCheckpointIO` may write a saved model to the disk later.
+    Without a ``monitor``, save every epoch. :class:`FitCheckpointIO` may write a saved model to the disk later. In a
+    folder that is not the run's ``own_folder``, write ``best-v1.ckpt`` if another run has written ``best.ckpt``.
     """
 
-    def __init__(self, monitor: str | None, mode: str) -> None:
-        super().__init__(filename="best", monitor=monitor, mode=mode, enable_version_counter=False)
+    def __init__(self, monitor: str | None, mode: str, own_folder: bool = True) -> None:
+        super().__init__(filename="best", monitor=monitor, mode=mode, enable_version_counter=not own_folder)
         self.best = BestSoFar(monitor, mode)
         self.on_train_batch_end = None  # type: ignore[assignment]  # saves time: Lightning calls no hook here
 

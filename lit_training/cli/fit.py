@@ -20,7 +20,7 @@ from lit_training.errors import UsageError, is_rank_zero
 from lit_training.runs import checkpoints
 from lit_training.runs.folder import newest_first, relative_path
 from lit_training.runs.foreign import with_default_attributes
-from lit_training.runs.layout import METRICS, SPLIT
+from lit_training.runs.layout import BEST, METRICS, SPLIT
 from lit_training.runs.run import Run
 from lit_training.statistics import wilson_interval
 from lit_training.text import progress_bar
@@ -168,7 +168,7 @@ def _print_next_commands(model: Any, checkpoint: Path, has_loggers: bool) -> Non
     print(f"checkpoint  {relative_path(checkpoint)}\n\nnext:")
     folder = checkpoint.parent.parent
     is_newest = any(newest.resolve() == folder.resolve() for newest in newest_first(".")[:1])
-    run = "latest" if is_newest else relative_path(folder)
+    run = "latest" if is_newest else relative_path(folder if checkpoint.name == BEST else checkpoint)
     if isinstance(model, LitBase):
         inputs = "IMAGE_OR_FOLDER..." if model.sample_ndim == 3 else "ROWS.csv"
         print(f"  {command('evaluate.py', run)}\n  {command('predict.py', run, inputs)}")

@@ -95,9 +95,9 @@ def _looks_like_class(value: str) -> bool:
 
 def _image_folder_config(root: str) -> dict[str, Any]:
     folder = Path(root).expanduser()
-    if folder.is_dir():
+    if root and folder.is_dir():
         return {"class_path": "ImageFolderDataModule", "init_args": {"root": root}}
-    if folder.exists():
+    if root and folder.exists():
         raise UsageError(f"--data {root} is a file: give the folder with a subfolder of images for each class")
     raise UsageError(f"--data {root}: there is no such folder or data module: {suggest(root, DATA_MODULES)}")
 

@@ -27,7 +27,7 @@ from lit_training.cli.usage_errors import explain_parse_error
 from lit_training.errors import CheckpointError, UsageError, exit_with_error
 from lit_training.runs.foreign import with_default_attributes
 from lit_training.runs.lightning_internals import actions_of
-from lit_training.runs.processes import Watch, bind_to_loopback
+from lit_training.runs.processes import Watch, bind_to_loopback, refuse_other_ranks
 from lit_training.runs.run import Run
 from lit_training.runs.threads import threads_of_new_run
 from lit_training.runs.trainer import FitTrainer
@@ -221,6 +221,7 @@ class FitCLI(LightningCLI):
             if self.run.start is not None:
                 self.run.start.remove_if_new()
             raise UsageError(explain_trainer_error(error, config)) from error
+        refuse_other_ranks(trainer)
         trainer.start = start = self.run.start
         given, chosen = self.config["threads"], threads_of_new_run(trainer, self.model, self.datamodule)
         trainer.chosen_threads = chosen if given == "auto" else (given, given)

@@ -32,7 +32,7 @@ from lit_training.runs import checkpoints
 from lit_training.runs.devices import find_device
 from lit_training.runs.folder import relative_path, run_folder
 from lit_training.runs.layout import EVALUATION, SPLIT
-from lit_training.runs.processes import bind_to_loopback
+from lit_training.runs.processes import bind_to_loopback, refuse_other_ranks
 from lit_training.runs.threads import choose_threads, use_threads
 from lit_training.statistics import wilson_interval
 from lit_training.text import progress_bar
@@ -151,6 +151,7 @@ def evaluate(
         parts = ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary")
         unused: dict[str, Any] = dict.fromkeys(parts, False)
         trainer = Trainer(accelerator=accelerator, devices=devices, callbacks=[collector], **unused)
+        refuse_other_ranks(trainer)
         bind_to_loopback(trainer)
         batch_size = getattr(data, "eval_batch_size", 32)
         with use_threads(choose_threads(model, sample_input(model), batch_size, trainer.num_devices)):
