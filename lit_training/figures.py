@@ -15,10 +15,11 @@ if TYPE_CHECKING:  # matplotlib takes a second to import, so only the functions 
 
 PICTURE_INCHES = 1.05
 """Width of a picture in a sheet. TensorBoard shows figures 350 pixels wide, so three pictures are drawn 1 : 1."""
+PAIR_INCHES = 2.4  # width of an image and its heat map
 POINTS = 8  # font size; 11 pixels in a figure that TensorBoard draws 1 : 1
-MAX_TITLE_LINES = 3
+COLUMNS, MAX_TITLE_LINES = 3, 3  # of a sheet
 DPI = 200  # sharp if the figure is enlarged
-MAX_CELL_INCHES, MIN_MATRIX_INCHES, MAX_MATRIX_INCHES, MAX_NAME_INCHES = 0.3, 2.0, 12.0, 1.6  # in a confusion matrix
+MAX_NAME_INCHES = 1.6  # in a confusion matrix
 
 
 def undo_normalization(inputs: Tensor, preprocessing: Preprocessing) -> Tensor:
@@ -27,64 +28,51 @@ def undo_normalization(inputs: Tensor, preprocessing: Preprocessing) -> Tensor:
     return (inputs.detach().cpu().float() * std + mean).clamp(0, 1).expand(-1, 3, -1, -1)
 
 
-def draw_sheet(
-    pictures: Tensor, titles: Sequence[str], columns: int = 3, inches: float = PICTURE_INCHES, heat_key: bool = False
-) -> "Figure":
-    """Draw pictures, (B, 3, H, W) float32 in [0, 1], in a grid, each with a title above it. ``inches``: their width.
+def draw_sheet(pictures: Tensor, titles: Sequence[str], heat_maps: bool = False) -> "Figure":
+    """Draw pictures, (B, 3, H, W) float32 in [0, 1], in a grid, each with a title above it.
 
-    Lines wider than a picture are wrapped. Pictures taller than twice their width are drawn narrower.
-    ``heat_key``: explain the colours of heat maps at the bottom.
+    Lines wider than a picture are wrapped. ``heat_maps``: each picture is an image beside its heat map. Then the
+    pictures are larger, and a key at the bottom explains the colours.
     """
     from matplotlib.figure import Figure
 
     count, _, height, width = pictures.shape
-    columns = min(columns, count)
-    rows = -(-count // columns)
+    columns, inches = min(COLUMNS, count), PAIR_INCHES if heat_maps else PICTURE_INCHES
     texts = ["\n".join(_wrap(line, inches) for line in title.split("\n")) for title in titles]
     lines = max(text.count("\n") + 1 for text in texts)
     # All pictures share one axes: one axes per picture takes four times as long. The unit is an inch.
-    ratio, gap, line_height = min(height / width, 2), 0.1, 1.25 * POINTS / 72
-    row_height, margin = inches * ratio + lines * line_height + gap, (inches - inches * ratio * width / height) / 2
-    sheet_width, key_height = columns * (inches + gap) + gap, 2 * line_height * heat_key
-    sheet_height = rows * row_height + gap + key_height
+    gap, line_height, picture_height = 0.1, 1.25 * POINTS / 72, inches * height / width
+    row_height = lines * line_height + picture_height + gap
+    sheet_width = columns * (inches + gap) + gap
+    sheet_height = -(-count // columns) * row_height + gap + 2 * line_height * heat_maps
     figure = Figure(figsize=(sheet_width, sheet_height), dpi=DPI)
-    axes = figure.add_axes((0, 0, 1, 1))
+    axes = figure.add_axes((0, 0, 1, 1), xlim=(0, sheet_width), ylim=(sheet_height, 0))
     axes.set_axis_off()
     for index, (picture, text) in enumerate(zip(pictures, texts, strict=True)):
         left, bottom = gap + index % columns * (inches + gap), (index // columns + 1) * row_height
-        extent = (left + margin, left + inches - margin, bottom, bottom - inches * ratio)
-        axes.imshow(picture.permute(1, 2, 0).numpy(), extent=extent, aspect="auto")
+        top = bottom - picture_height
+        axes.imshow(picture.permute(1, 2, 0).numpy(), extent=(left, left + inches, bottom, top), aspect="auto")
         # parse_math=False: file names can contain dollar signs
-        top = bottom - inches * ratio - 0.03
-        axes.text(left, top, text, fontsize=POINTS, verticalalignment="bottom", parse_math=False)
-    if heat_key:
-        middle, left = sheet_height - line_height, gap + 0.5
-        axes.imshow([range(256)], cmap="jet", extent=(gap, left, middle + 0.06, middle - 0.06), aspect="auto")
-        axes.text(left + 0.05, middle, "red: most important", fontsize=POINTS, verticalalignment="center")
-    axes.set_xlim(0, sheet_width)
-    axes.set_ylim(sheet_height, 0)
+        axes.text(left, top - 0.03, text, fontsize=POINTS, verticalalignment="bottom", parse_math=False)
+    if heat_maps:
+        middle = sheet_height - line_height
+        axes.imshow([range(256)], cmap="jet", extent=(gap, gap + 0.5, middle + 0.06, middle - 0.06), aspect="auto")
+        axes.text(gap + 0.55, middle, "red: most important", fontsize=POINTS, verticalalignment="center")
     return figure
 
 
 def draw_mistakes(
-    pictures: Tensor,
-    names: Sequence[str],
-    labels: Sequence[int],
-    predicted: Sequence[int],
-    probabilities: Sequence[float],
-    files: Sequence[str] | None,
-    **options: Any,
+    pictures: Tensor, names: Sequence[str], answers: Sequence[Any], files: Sequence[str] | None, heat_maps: bool = False
 ) -> "Figure":
-    """Draw B pictures, (B, 3, H, W) float32 in [0, 1], whose class was predicted wrongly, with :func:`draw_sheet`.
+    """Draw B pictures whose class was predicted wrongly, with :func:`draw_sheet`.
 
-    ``names`` are the names of all classes, ``probabilities`` those of the predicted classes, ``files`` the B paths.
-    ``options`` are those of :func:`draw_sheet`.
+    ``names`` are those of all classes, ``files`` the B paths. ``answers`` has for each picture its true class, the
+    predicted class and the probability of the predicted class.
     """
-    predictions = zip(labels, predicted, probabilities, strict=True)
-    titles = [f"{probability:.0%} {names[wrong]}\nis {names[label]}" for label, wrong, probability in predictions]
+    titles = [f"{probability:.0%} {names[wrong]}\nis {names[label]}" for label, wrong, probability in answers]
     if files is not None:
         titles = [f"{title}\n{printable(file).rpartition('/')[2]}" for title, file in zip(titles, files, strict=True)]
-    return draw_sheet(pictures, titles, **options)
+    return draw_sheet(pictures, titles, heat_maps=heat_maps)
 
 
 def draw_confusion(matrix: Tensor, names: Sequence[str]) -> "Figure":
@@ -95,33 +83,27 @@ def draw_confusion(matrix: Tensor, names: Sequence[str]) -> "Figure":
     from matplotlib.figure import Figure
 
     count = len(names)
-    matrix_inches = min(
-        max(MIN_MATRIX_INCHES, MAX_CELL_INCHES * count if count > 10 else 0.2 * count), MAX_MATRIX_INCHES
-    )
-    cell_inches = matrix_inches / count
-    points = min(POINTS, 0.8 * 72 * cell_inches)  # font size of the names
+    inches = 2.0 if count <= 10 else min(0.3 * count, 12)  # width of the matrix
+    points = min(POINTS, 0.8 * 72 * inches / count)  # font size of the names
     short_names = [_shorten(name, MAX_NAME_INCHES, points) for name in names] if points >= 6 else []
     margin = 0.45 + max((_text_width(name, points) for name in short_names), default=0)
-    width, height = margin + matrix_inches + 0.65, margin + matrix_inches + 0.5
+    width, height = margin + inches + 0.65, margin + inches + 0.5
     figure = Figure(figsize=(width, height), dpi=DPI)
-    bottom, side = margin / height, matrix_inches / height
-    axes = figure.add_axes((margin / width, bottom, matrix_inches / width, side))
+    axes = figure.add_axes((margin / width, margin / height, inches / width, inches / height))
     share = matrix / matrix.sum(1, keepdim=True).clamp(min=1)  # (K, K) in [0, 1]
     image = axes.imshow(share.numpy(), cmap="Blues", vmin=0, vmax=1, interpolation="nearest")
-    key = figure.add_axes(((margin + matrix_inches + 0.1) / width, bottom, 0.1 / width, side))
+    key = axes.inset_axes((1 + 0.1 / inches, 0, 0.1 / inches, 1))
     figure.colorbar(image, cax=key, ticks=[0, 0.5, 1], format="{x:.0%}").ax.tick_params(labelsize=POINTS)
-    title = "confusion matrix\ncolour: share of the true class (row)"
-    figure.text(0.5, 1 - 0.06 / height, title, ha="center", va="top", fontsize=POINTS)
+    axes.set_title("confusion matrix\ncolour: share of the true class (row)", fontsize=POINTS)
     axes.set_xlabel("predicted", fontsize=POINTS)
     axes.set_ylabel("true", fontsize=POINTS)
     axes.set_xticks(range(len(short_names)), short_names, rotation=90, parse_math=False, fontsize=points)
     axes.set_yticks(range(len(short_names)), short_names, parse_math=False, fontsize=points)
     if count <= 40:
         digits = len(str(int(matrix.max())))
-        number_points = min(POINTS, 72 * cell_inches / max(0.7 * digits, 1.3))
+        number_points = min(POINTS, 72 * inches / count / max(0.7 * digits, 1.3))
         for true, predicted in matrix.nonzero().tolist():
-            color = "white" if share[true, predicted] > 0.5 else "black"
-            number = str(int(matrix[true, predicted]))
+            color, number = "white" if share[true, predicted] > 0.5 else "black", str(int(matrix[true, predicted]))
             axes.text(predicted, true, number, ha="center", va="center", color=color, fontsize=number_points)
     return figure
 
@@ -136,13 +118,12 @@ def _text_width(text: str, points: float) -> float:
 
 def _shorten(text: str, inches: float, points: float) -> str:
     """Escape the characters of ``text`` that are not printable, then cut its middle out to fit a width in inches."""
-    text = printable(text)
-    if _text_width(text, points) <= inches:
-        return text
+    text = short = printable(text)
     keep = len(text)
-    while keep > 2 and _text_width(text[: keep - keep // 2] + "…" + text[-(keep // 2) :], points) > inches:
+    while keep > 2 and _text_width(short, points) > inches:
         keep -= 1
-    return text[: keep - keep // 2] + "…" + text[-(keep // 2) :]
+        short = text[: keep - keep // 2] + "…" + text[-(keep // 2) :]
+    return short
 
 
 def _wrap(text: str, inches: float) -> str:
@@ -150,37 +131,34 @@ def _wrap(text: str, inches: float) -> str:
 
     Break between words, or within a word that is too long. If there are too many lines, the last one shows the end.
     """
-    text, lines = printable(text), [""]
-    for word in re.findall(r"[^\W_]+[\W_]*|[\W_]+", text):
-        if lines[-1] and _text_width(lines[-1] + word.rstrip(), POINTS) > inches:
-            lines.append("")
-        for character in word:
-            if lines[-1] and _text_width((lines[-1] + character).rstrip(), POINTS) > inches:
-                lines.append("")
-            lines[-1] += character
-    if len(lines) > MAX_TITLE_LINES:
-        rest = "".join(lines[MAX_TITLE_LINES - 1 :])
-        lines[MAX_TITLE_LINES - 1 :] = [_shorten(rest, inches, POINTS)]
-    return "\n".join(line.rstrip() for line in lines)
+    text, lines = printable(text), list[str]()
+    while len(lines) < MAX_TITLE_LINES - 1 and _text_width(text, POINTS) > inches:
+        fitting = next(n for n in range(len(text), 0, -1) if n == 1 or _text_width(text[:n].rstrip(), POINTS) <= inches)
+        words = re.split(r"(?<=[\W_])(?=[^\W_])", text[: fitting + 1])
+        line = "".join(words[:-1]) or text[:fitting]
+        lines.append(line.rstrip())
+        text = text[len(line) :]
+    return "\n".join([*lines, _shorten(text, inches, POINTS)])
 
 
 def draw_curves(charts: Mapping[str, Mapping[str, tuple[Sequence[float], Sequence[float]]]]) -> "Figure":
     """Draw charts side by side. ``charts[title][name]`` is a curve: its epochs and its values."""
+    from cycler import cycler
+    from matplotlib import rcParams
     from matplotlib.figure import Figure
 
-    names = dict.fromkeys(name for lines in charts.values() for name in lines)
+    names = list(dict.fromkeys(name for lines in charts.values() for name in lines))
     figure = Figure(figsize=(max(5 * len(charts), 7), 4 + 0.2 * len(names)), layout="constrained")
-    styles = {name: {"color": f"C{n}", "linestyle": ["-", "--", ":"][n // 10 % 3]} for n, name in enumerate(names)}
-    handles: dict[str, Any] = {}
     for axes, (title, lines) in zip(figure.subplots(1, len(charts), squeeze=False).flat, charts.items(), strict=True):
-        for name, (epochs, values) in lines.items():
-            [handles[name]] = axes.plot(epochs, values, marker="o", markersize=3, label=name, **styles[name])
+        axes.set_prop_cycle(cycler(linestyle=["-", "--", ":"]) * rcParams["axes.prop_cycle"])
+        for name in names:  # a name without a curve here uses up a colour too
+            axes.plot(*lines.get(name, ([], [])), marker="o", markersize=3, label=name)
         axes.set_title(title)
         axes.set_xlabel("epoch")
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.grid(alpha=0.3)
-    labels = [_shorten(name, figure.get_figwidth() - 0.8, 9) for name in handles]
-    legend = figure.legend(handles.values(), labels, loc="outside lower left", fontsize=9)
+    labels = [_shorten(name, figure.get_figwidth() - 0.8, 9) for name in names]
+    legend = figure.legend(axes.lines, labels, loc="outside lower left", fontsize=9)
     for text in legend.get_texts():
         text.set_parse_math(False)
     return figure

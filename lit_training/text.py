@@ -2,7 +2,6 @@
 
 import contextlib
 import difflib
-import itertools
 import os
 import sys
 import time
@@ -14,17 +13,13 @@ from datamodules.text import align_columns, first_names, printable
 SECONDS_BETWEEN_LINES = 10.0  # of progress, if stderr is a file or a pipe
 
 
-def print_table(head: Sequence[str], body: Sequence[Sequence[str | list[str]]]) -> None:
-    """Print a table on stdout, with borders if stdout is a terminal. Columns without text are left out.
-
-    A list of strings in the ``body`` is a cell with several lines.
-    """
+def print_table(head: Sequence[str], body: Sequence[Sequence[str]]) -> None:
+    """Print a table on stdout, with borders if stdout is a terminal. Columns without text are left out."""
     used = [column for column in range(len(head)) if any(row[column] for row in body)]
     if not used:
         return
-    rows = [[_printable_lines(row[column]) for column in used] for row in body]
-    titles = [printable(head[column]) for column in used]
-    right = [all(_is_number_or_empty(cell[0]) for cell in cells) for cells in zip(*rows, strict=True)]
+    titles, *rows = [[printable(row[column]) for column in used] for row in (head, *body)]
+    right = [all(map(_is_number_or_empty, cells)) for cells in zip(*rows, strict=True)]
     if sys.stdout.isatty():
         from rich.console import Console  # imported here because it is slow
         from rich.table import Table
@@ -34,17 +29,10 @@ def print_table(head: Sequence[str], body: Sequence[Sequence[str | list[str]]]) 
         for title, is_right in zip(titles, right, strict=True):
             table.add_column(Text(title), justify="right" if is_right else "left", overflow="fold")
         for row in rows:
-            table.add_row(*(Text("\n".join(cell)) for cell in row))  # Text prints rich markup in names unchanged
+            table.add_row(*map(Text, row))  # Text prints rich markup in names unchanged
         Console().print(table)
-        return
-    lines = [titles]
-    for row in rows:
-        lines += map(list, itertools.zip_longest(*row, fillvalue=""))
-    print("\n".join(align_columns(lines, right)))
-
-
-def _printable_lines(cell: str | list[str]) -> list[str]:
-    return [printable(line) for line in (cell if isinstance(cell, list) else [cell])]
+    else:
+        print("\n".join(align_columns([titles, *rows], right)))
 
 
 def _is_number_or_empty(cell: str) -> bool:

@@ -26,9 +26,7 @@ def main() -> None:
     run = FitCLI().run
     run.watch.start()
     with one_line_failures(run), fit.undo_failed_start(run):
-        fit.load_pretrained_weights(run)
-        fit.examine_photos(run)
-        fit.refuse_other_photos(run)
+        fit.prepare(run)
         fit.print_start(run)
         run.trainer.fit(run.model, run.data, weights_only=True)
     fit.print_result(run)

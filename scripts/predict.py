@@ -1,6 +1,7 @@
 """Predict with a trained network: ``python scripts/predict.py latest photo.jpg folder/``."""
 
 import sys
+from pathlib import Path
 
 from lit_training.cli.arguments import Parser, at_least
 from lit_training.errors import one_line_errors
@@ -23,8 +24,6 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_accelerator_flag()
     parser.add_argument("--explain", action="store_true", help="draw heat maps into explanations/")
     chosen = parser.parse_intermixed_args(arguments)
-
-    from pathlib import Path
 
     import torch
 

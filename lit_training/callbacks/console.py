@@ -32,9 +32,6 @@ class EpochLines(ProgressBar):
     def disable(self) -> None:
         self.enabled = False
 
-    def enable(self) -> None:
-        self.enabled = True
-
     def state_dict(self) -> dict[str, Any]:
         return {**self.best.state_dict(), "improved": self.improved}
 
@@ -82,14 +79,13 @@ class EpochLines(ProgressBar):
                 completed=trainer.fit_loop.total_batch_idx + 1,
                 description=f"epoch {_epoch_text(trainer.current_epoch, trainer)}",
                 speed=f"{speed:,.0f} samples/s",
+                refresh=True,
             )
-            self.bar.refresh()
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.bar is not None:
             description = f"epoch {_epoch_text(trainer.current_epoch, trainer)} validation"
-            self.bar.update(self.bar_task, description=description)
-            self.bar.refresh()
+            self.bar.update(self.bar_task, description=description, refresh=True)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.state.fn == "fit" and not trainer.sanity_checking:

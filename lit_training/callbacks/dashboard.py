@@ -10,6 +10,7 @@ import time
 import warnings
 from collections.abc import Callable
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +35,7 @@ from lit_training.runs.layout import CONFIG
 
 SAMPLE_COUNT = 12
 MISTAKE_COUNT = 12
-DRAWING_TIME_SHARE = 0.02
-"""If drawing has taken more than this share of the run's time, new figures are drawn at the end of training."""
+DRAWING_TIME_SHARE = 0.02  # of the run's time; after that, new figures are drawn at the end of training
 FIRST_SETTINGS = ("lr", "epochs", "data.batch_size", "model")  # columns of the tab HPARAMS
 METRICS_BY_EPOCH = {
     "train_loss": ("train", "loss"),
@@ -73,7 +73,6 @@ class Dashboard(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.unwritten_epoch = self.draw_waiting = None
         self.writers: dict[str, SummaryWriter] = {}
-        self.first_epoch = trainer.current_epoch + 1
         self.start_time, self.drawing_seconds = time.monotonic(), 0.0
         if not trainer.is_global_zero:
             return
@@ -101,22 +100,18 @@ class Dashboard(Callback):
 
     def _write_epoch_scalars(self, trainer: Trainer) -> None:
         """Write the metrics of the last complete epoch. Its training loss exists only after the epoch's hooks."""
-        if self.unwritten_epoch is not None and trainer.is_global_zero:
-            for logger in _tensorboard_loggers(trainer):
-                for metric, (part, name) in METRICS_BY_EPOCH.items():
-                    if metric in trainer.callback_metrics:
-                        writer = self._writer(logger, part) if part else logger.experiment
-                        value = trainer.callback_metrics[metric]
-                        writer.add_scalar(f"by_epoch/{name}", value, self.unwritten_epoch + 1)
-                        writer.flush()
-        self.unwritten_epoch = None
-
-    def _writer(self, logger: TensorBoardLogger, part: str) -> SummaryWriter:
-        """Return the writer of a folder in the run's folder. After a resume, it replaces the epochs that follow."""
-        folder = f"{logger.log_dir}/{part}"
-        if folder not in self.writers:
-            self.writers[folder] = SummaryWriter(folder, purge_step=self.first_epoch)
-        return self.writers[folder]
+        epoch, self.unwritten_epoch = self.unwritten_epoch, None
+        if epoch is None or not trainer.is_global_zero:
+            return
+        logged = [metric for metric in METRICS_BY_EPOCH if metric in trainer.callback_metrics]
+        for logger, metric in product(_tensorboard_loggers(trainer), logged):
+            part, name = METRICS_BY_EPOCH[metric]
+            folder = f"{logger.log_dir}/{part}"
+            if part and folder not in self.writers:  # after a resume, its epochs replace those of the killed run
+                self.writers[folder] = SummaryWriter(folder, purge_step=epoch + 1)
+            writer = self.writers.get(folder, logger.experiment)
+            writer.add_scalar(f"by_epoch/{name}", trainer.callback_metrics[metric], epoch + 1)
+            writer.flush()
 
     # --- validation -----------------------------------------------------------------------------------------------
 
@@ -143,54 +138,50 @@ class Dashboard(Callback):
             return
         rows, self.validation_rows = torch.cat(self.validation_rows), []
         # All ranks have the same metrics, so either all ranks or no rank call the collective operations below.
-        loader = _val_loader(trainer)
-        if _has_known_order(loader):
+        loaders: Any = trainer.val_dataloaders
+        loader = loaders[0] if isinstance(loaders, list) else loaders
+        in_order = isinstance(getattr(loader, "sampler", None), EvalSampler)
+        if in_order:
             rows = gather_in_input_order(trainer, rows, loader)  # (N, 3)
         else:
             rows = trainer.strategy.all_gather(rows).flatten(0, -2)  # (N, 3) of all ranks
         if not trainer.is_global_zero:
             return
         target, predicted, confidence = rows.cpu().T  # (N,) each
-        target, predicted = target.long(), predicted.long()
-        names = _class_names(trainer, self.num_classes)
-        is_sample = target >= 0  # samples that only fill the last batch have a negative class
-        matrix = multiclass_confusion_matrix(predicted[is_sample], target[is_sample], len(names))
-        confidence = confidence.masked_fill((target == predicted) | ~is_sample, 0)
-        worst = confidence.argsort(descending=True)[:MISTAKE_COUNT]
-        worst = worst[confidence[worst] > 0]
-        mistakes = [column[worst].tolist() for column in (target, predicted, confidence)]
-        self.draw_waiting = partial(self._draw, trainer, names, matrix, worst.tolist(), mistakes, trainer.global_step)
+        target, predicted = target.long().clamp(min=-1), predicted.long()
+        # samples that only fill the last batch have a negative class
+        matrix = multiclass_confusion_matrix(predicted, target, self.num_classes, ignore_index=-1)
+        mistakes = ((target != predicted) & (target >= 0)).nonzero().flatten()
+        worst = mistakes[confidence[mistakes].argsort(descending=True)[:MISTAKE_COUNT]].tolist()
+        answers = [(int(target[k]), int(predicted[k]), float(confidence[k])) for k in worst]
+        dataset = _pictures_of(loader) if in_order else None
+        self.draw_waiting = partial(self._draw, trainer, matrix, dataset, worst, answers, trainer.global_step)
         if self.drawing_seconds <= DRAWING_TIME_SHARE * (time.monotonic() - self.start_time):
             self.draw_waiting()
 
     def _draw(
-        self, trainer: Trainer, names: list[str], matrix: Tensor, worst: list[int], mistakes: list[Any], step: int
+        self, trainer: Trainer, matrix: Tensor, dataset: Any, worst: list[int], answers: list[Any], step: int
     ) -> None:
         """Draw the confusion matrix, and the mistakes with the highest predicted probability.
 
-        ``worst``: their indices in the dataset. ``mistakes``: their true classes, predicted classes and probabilities.
+        ``worst``: their indices in the ``dataset``, which is None if their order is not known. ``answers``: as in
+        :func:`figures.draw_mistakes`.
         """
-        draw_start, self.draw_waiting = time.monotonic(), None
+        start_time, self.draw_waiting = time.monotonic(), None
+        names = data_of(trainer).class_names or ()
+        if len(names) != len(matrix):
+            names = [str(label) for label in range(len(matrix))]
+        drawn = {"confusion_matrix": figures.draw_confusion(matrix, names)}
         with isolate_rng():  # augmentation uses random numbers
-            mistakes_figure = self._draw_mistakes(trainer, names, worst, mistakes)
+            pictures = _network_inputs_as_pictures(trainer, dataset, worst)
+        if pictures is not None:
+            paths = getattr(dataset, "paths", None)
+            files = None if paths is None else [str(paths[index]) for index in worst]
+            drawn["most_confident_mistakes"] = figures.draw_mistakes(pictures, names, answers, files)
         for logger in _tensorboard_loggers(trainer):
-            logger.experiment.add_figure("validation/confusion_matrix", figures.draw_confusion(matrix, names), step)
-            if mistakes_figure is not None:
-                logger.experiment.add_figure("validation/most_confident_mistakes", mistakes_figure, step)
-        self.drawing_seconds += time.monotonic() - draw_start
-
-    @staticmethod
-    def _draw_mistakes(trainer: Trainer, names: list[str], worst: list[int], mistakes: list[Any]) -> Any:
-        """Return the figure of the mistakes, or None if the samples are not pictures or their order is not known."""
-        loader = _val_loader(trainer)
-        data = _pictures_of(loader)
-        pictures = _network_inputs_as_pictures(trainer, data, worst) if _has_known_order(loader) else None
-        if pictures is None:
-            return None
-        paths = getattr(data, "paths", None)
-        files = None if paths is None else [str(paths[index]) for index in worst]
-        labels, predicted, probability = mistakes
-        return figures.draw_mistakes(pictures, names, labels, predicted, probability, files)
+            for name, figure in drawn.items():
+                logger.experiment.add_figure(f"validation/{name}", figure, step)
+        self.drawing_seconds += time.monotonic() - start_time
 
     @staticmethod
     def _collects_predictions(trainer: Trainer, pl_module: LightningModule) -> bool:
@@ -203,22 +194,8 @@ def _tensorboard_loggers(trainer: Trainer) -> list[TensorBoardLogger]:
     return [logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
 
 
-def _val_loader(trainer: Trainer) -> Any:
-    loaders: Any = trainer.val_dataloaders
-    return loaders[0] if isinstance(loaders, list) else loaders
-
-
-def _has_known_order(loader: Any) -> bool:
-    return isinstance(getattr(loader, "sampler", None), EvalSampler)
-
-
 def _is_classifier(model: LightningModule) -> bool:
     return isinstance(model, LitBase) and model.task == "classification"
-
-
-def _class_names(trainer: Trainer, count: int) -> list[str]:
-    names = data_of(trainer).class_names or ()
-    return list(names) if len(names) == count else [str(label) for label in range(count)]
 
 
 def _pictures_of(loader: Any) -> Any:
@@ -230,7 +207,7 @@ def _pictures_of(loader: Any) -> Any:
 def _network_inputs_as_pictures(trainer: Trainer, dataset: Any, indices: list[int]) -> Tensor | None:
     """Return the network's inputs as pictures (B, 3, H, W) in [0, 1], or None if the inputs are not pictures."""
     preprocessing = data_of(trainer).preprocessing
-    if not (indices and preprocessing):
+    if dataset is None or not (indices and preprocessing):
         return None
     inputs = [dataset[index][0] for index in indices]
     return figures.undo_normalization(torch.stack(inputs), preprocessing) if inputs[0].ndim == 3 else None
@@ -238,16 +215,14 @@ def _network_inputs_as_pictures(trainer: Trainer, dataset: Any, indices: list[in
 
 def _add_samples(logger: TensorBoardLogger, trainer: Trainer) -> None:
     """Draw training pictures, evenly spaced in the dataset, with their class names, augmented as in the first epoch."""
-    dataset: Any = _pictures_of(trainer.train_dataloader)
-    names = data_of(trainer).class_names
-    if not (names and data_of(trainer).preprocessing):
+    data, dataset = data_of(trainer), _pictures_of(trainer.train_dataloader)
+    if not (data.class_names and data.preprocessing):
         return
     count = min(SAMPLE_COUNT, len(dataset))
     indices = [number * len(dataset) // count for number in range(count)]
-    labels = [int(dataset[index][1]) for index in indices]
     pictures = _network_inputs_as_pictures(trainer, dataset, indices)
     if pictures is not None:
-        figure = figures.draw_sheet(pictures, [names[label] for label in labels])
+        figure = figures.draw_sheet(pictures, [data.class_names[int(dataset[index][1])] for index in indices])
         logger.experiment.add_figure("training/samples", figure, trainer.global_step)
 
 

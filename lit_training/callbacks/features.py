@@ -1,24 +1,42 @@
-"""Compute the features of a frozen backbone once per picture, not again in each epoch."""
+"""Compute the features of a frozen backbone once per picture, and keep them in the user's cache folder.
 
+So the next epochs, a resumed run and other runs on the same photos read them instead of computing them again.
+"""
+
+import contextlib
+import hashlib
+import json
+import platform
 import sys
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
+from safetensors import safe_open
+from safetensors.torch import save
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from datamodules.errors import DataError
+from datamodules.files import atomic_write
+from datamodules.image_folder import ImageFolderDataModule
 from datamodules.loading.loader import make_loader
 from datamodules.loading.module import SplitDataModule
 from datamodules.loading.order import PADDING, gather_in_input_order
-from lit_models import LitBase
-from lit_training.callbacks.feature_files import feature_files, read_features, write_features
+from datamodules.machine import cache_folder
+from datamodules.photos.find import SPLITS
+from lit_models import LitBase, LitTransfer
 from lit_training.runs.devices import evaluation_mode
 from lit_training.runs.foreign import data_of
 from lit_training.runs.lightning_internals import forget_loaders
 from lit_training.runs.threads import FEATURE_BATCH_SIZE, use_threads
 from lit_training.text import progress_bar
+
+FORMAT = 1  # increase it if a change in this project changes the features
+MAX_BYTES = 2 << 30  # of the folder; the files that were not used for the longest time are deleted first
 
 
 class Features(Dataset):
@@ -33,9 +51,6 @@ class Features(Dataset):
     def __len__(self) -> int:
         return len(self.labels)
 
-    def __getitem__(self, key: int) -> tuple[Tensor, Tensor]:
-        return self.features[key % len(self)], self.labels[key % len(self)]
-
     def __getitems__(self, keys: list[int]) -> tuple[Tensor, Tensor]:
         key_tensor = torch.tensor(keys)
         rows = key_tensor % len(self)
@@ -46,66 +61,45 @@ class FeatureCache(Callback):
     """Replace the datasets of photos by datasets of their features, if the backbone is frozen.
 
     Metrics and weights change by less than 1e-5. Checkpoints contain the complete network. The callback does nothing
-    if the photos are augmented, or if the head is not the last layer of the network. The features are also kept in the
-    user's cache folder for later starts, see ``feature_files.py``.
+    if the photos are augmented, or if the head is not the last layer of the network.
     """
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         data: Any = data_of(trainer)
         if not isinstance(pl_module, LitBase) or not isinstance(data, SplitDataModule) or data.photos is None:
             return
-        if not pl_module.fixed_features or data.augment:
+        if not pl_module.fixed_features or data.augment or isinstance(data.dataset("train"), Features):
             return
         pl_module.on_fit_start()  # it loads the weights; Lightning would call it too late, after the callbacks
         threads: Any = getattr(trainer, "threads", None) or [torch.get_num_threads()]
-        notes: dict[str, None] = {}  # a dict keeps each line once
+        used_folder: Path | None = None
         with evaluation_mode(pl_module), use_threads(threads[-1]):
-            is_first = trainer.is_global_zero
-            files = feature_files(trainer, pl_module, data, FEATURE_BATCH_SIZE) if is_first else {}
+            files = _files_of(trainer, pl_module, data) if trainer.is_global_zero else {}
             for split in ("train", "val"):
-                dataset: Any = data.dataset(split)
-                if not isinstance(dataset, Features) and len(dataset):
-                    features = _read_or_compute(trainer, pl_module, dataset, data, split, files.get(split), notes)
+                pictures: Any = data.dataset(split)
+                file = files.get(split)
+                if not len(pictures):
+                    continue
+                features = trainer.strategy.broadcast(read_features(file) if file else None)
+                if features is not None:
+                    used_folder = file and file.parent
+                else:
+                    features = _compute_features(trainer, pl_module, data, split)
                     if features is None:
-                        break
-                    data.sets[split] = features
-        for note in filter(None, notes):
-            print(note, file=sys.stderr if note.startswith("note") else sys.stdout, flush=True)
+                        return
+                    if file and not write_features(file, features):
+                        files = {}  # print the note only once
+                data.sets[split] = Features(features, pictures)
+        if used_folder and trainer.progress_bar_callback is not None:
+            print(f"features of an earlier run are used again, from {used_folder}", flush=True)
         forget_loaders(trainer)  # schedules that need the number of steps create loaders with the old data
 
 
-def _read_or_compute(
-    trainer: Trainer,
-    model: LitBase,
-    dataset: Any,
-    data: SplitDataModule,
-    split: str,
-    file: Path | None,
-    notes: dict[str, None],
-) -> Features | None:
-    """Return the features that rank 0 finds in ``file``; otherwise compute them and write this file.
-
-    Add a line to ``notes`` if they were found or cannot be kept.
-    """
-    found = trainer.strategy.broadcast(read_features(file, len(dataset)) if file else None)
-    if found is not None:
-        if file and trainer.progress_bar_callback is not None:
-            notes[f"features of an earlier run are used again, from {file.parent}"] = None
-        return Features(found, dataset)
-    computed = _compute_features(trainer, model, dataset, data, split)
-    if computed is not None and file:
-        notes[write_features(file, computed.features)] = None
-    return computed
-
-
-def _compute_features(
-    trainer: Trainer, model: LitBase, dataset: Any, data: SplitDataModule, split: str
-) -> Features | None:
-    """Return the features of all pictures on each rank, or None if the model cannot compute features."""
-    workers = data.num_workers(dataset)
-    loader: Any = make_loader(
-        dataset, trainer, batch_size=FEATURE_BATCH_SIZE, seed=0, train=False, num_workers=workers, keep_workers=False
-    )
+def _compute_features(trainer: Trainer, model: LitBase, data: SplitDataModule, split: str) -> Tensor | None:
+    """Return the features (N, F) of all pictures on each rank, or None if the model cannot compute features."""
+    dataset: Any = data.dataset(split)
+    options: Any = {"seed": 0, "train": False, "num_workers": data.num_workers(dataset), "keep_workers": False}
+    loader: Any = make_loader(dataset, trainer, batch_size=FEATURE_BATCH_SIZE, **options)
     batches: list[Tensor] = []
     show_bar = trainer.is_global_zero and trainer.progress_bar_callback is not None
     with progress_bar(f"features of {split}", show_bar) as progress:
@@ -116,5 +110,69 @@ def _compute_features(
                 return None
             batches.append(batch_features.cpu())
             progress(min(len(batches) * trainer.world_size * FEATURE_BATCH_SIZE, len(dataset)), len(dataset))
-    features = gather_in_input_order(trainer, torch.cat(batches), loader).cpu()
-    return Features(features.clone(), dataset)
+    return gather_in_input_order(trainer, torch.cat(batches), loader).cpu().clone()
+
+
+def _files_of(trainer: Trainer, model: Any, data: Any) -> dict[str, Path]:
+    """Return the files for the features of the splits train and val, or {} if features are not kept. Call it on rank 0.
+
+    The name of a file is a hash of all that decides the bits of the features: the photos, in order, their
+    preprocessing, the frozen weights, the precision, the device, the number of threads and the library versions.
+    """
+    # the code of other classes can change between two runs, and other strategies split the weights
+    known = type(model) is LitTransfer and type(data) is ImageFolderDataModule
+    if not known or not isinstance(trainer.strategy, (SingleDeviceStrategy, DDPStrategy)):
+        return {}
+    device, backbone = trainer.strategy.root_device, model.hparams["backbone"]
+    libraries = ["torch", "torchvision", "pillow"] + ["timm"] * backbone.startswith("timm/")
+    settings = [FORMAT, FEATURE_BATCH_SIZE, backbone, model.hparams["average_flips"], data.hparams["cache"]]
+    settings += [data.preprocessing.to_dict(), trainer.precision, torch.get_float32_matmul_precision()]
+    settings += [trainer.num_nodes, device.type, platform.machine(), torch.backends.cpu.get_cpu_capability()]
+    settings += [torch.get_num_threads(), *map(version, libraries)]
+    if device.type == "cuda":
+        settings += [torch.cuda.get_device_name(device), torch.backends.cudnn.version(), torch.version.cuda]
+        settings += [torch.backends.cudnn.benchmark, torch.are_deterministic_algorithms_enabled()]
+    common = hashlib.sha256(json.dumps(settings).encode())
+    for name, tensor in [*model.net.named_parameters(), *model.net.named_buffers()]:
+        if not tensor.requires_grad:  # the head is trained
+            common.update(save({name: tensor.contiguous()}))
+    files = {}
+    with contextlib.suppress(DataError):  # there is no home folder
+        for split in ("train", "val"):
+            digest = common.copy()  # the weights of a large network take seconds to hash
+            digest.update(data.photos.sha256[data.photos.select(SPLITS.index(split))].tobytes())
+            files[split] = cache_folder() / "features" / f"{digest.hexdigest()}.safetensors"
+    return files
+
+
+def read_features(path: Path) -> Tensor | None:
+    """Return the features, or None if the file is missing, damaged, or has another content than its name says."""
+    with contextlib.suppress(Exception):  # the errors for broken files have no common class
+        with safe_open(path, "pt") as file:
+            features, checksum = file.get_tensor("features"), file.metadata()["checksum"]
+        if checksum == _checksum(path, features):
+            path.touch()
+            return features
+    return None
+
+
+def write_features(path: Path, features: Tensor) -> bool:
+    """Write the file and delete old files. If this fails, print why and return False: a run does not need the file."""
+    try:
+        with atomic_write(path) as out:
+            out.write(save({"features": features}, {"checksum": _checksum(path, features)}))
+    except OSError as error:
+        reason = f"cannot write to {path.parent} ({error.strerror})"
+        print(f"note: features are not kept for later runs: {reason}", file=sys.stderr, flush=True)
+        return False
+    with contextlib.suppress(OSError):  # another run may delete the same files
+        size = 0
+        for file in sorted(path.parent.iterdir(), key=lambda file: -file.stat().st_mtime):
+            size += file.stat().st_size
+            if size > MAX_BYTES:
+                file.unlink()
+    return True
+
+
+def _checksum(path: Path, features: Tensor) -> str:
+    return hashlib.sha256(save({path.name: features})).hexdigest()

@@ -47,10 +47,8 @@ class StepSeed(Callback):
         seed = (self.seed * 1_000_003 + trainer.fit_loop.total_batch_idx) * 4096 + rank
         torch.default_generator.manual_seed(seed)  # torch.manual_seed is slower, because it seeds all devices
         device = trainer.strategy.root_device
-        if device.type == "cuda":
-            torch.cuda.default_generators[device.index or 0].manual_seed(seed)
-        elif device.type == "mps":
-            torch.mps.manual_seed(seed)
+        if device.type != "cpu":
+            torch.get_device_module(device).manual_seed(seed)
 
 
 class ResumePoint(Callback):
@@ -60,11 +58,9 @@ class ResumePoint(Callback):
     decides when to write. The ranks regularly exchange this decision and the signals that they received.
     """
 
-    TIME_SHARE = 0.01
-    """About this share of the run's time is used to write resume points."""
+    TIME_SHARE = 0.01  # about this share of the run's time is used to write resume points
     SECONDS_BETWEEN_EXCHANGES = 0.5
-    FIRST_SAVE_SECONDS = 0.1
-    """Assumed time to write the first resume point."""
+    FIRST_SAVE_SECONDS = 0.1  # assumed time to write the first resume point
     SECONDS_TO_END_VALIDATION = 5.0
     """If a validation does not end within this time after a signal, the run stops without a new resume point."""
 

@@ -20,16 +20,14 @@ class Parser(argparse.ArgumentParser):
             sys.stdout.reconfigure(errors="backslashreplace")
 
     def add_accelerator_flag(self) -> None:
-        options: dict[str, Any] = {"type": str.lower, "choices": ("auto", "cpu", "gpu", "cuda", "mps")}
-        help_text = "auto (default), cpu, gpu, cuda or mps"
-        self.add_argument("--accelerator", **options, default="auto", metavar="NAME", help=help_text)
+        names, text = ("auto", "cpu", "gpu", "cuda", "mps"), "auto (default), cpu, gpu, cuda or mps"
+        self.add_argument("--accelerator", type=str.lower, choices=names, default="auto", metavar="NAME", help=text)
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         return super().parse_known_args(expand_paths(sys.argv[1:] if args is None else list(args)), namespace)
 
     def error(self, message: str) -> NoReturn:
-        unknown = re.match(r"unrecognized arguments: (\S+)", message)
-        if unknown:
+        if unknown := re.match(r"unrecognized arguments: (\S+)", message):
             closest = closest_name(unknown[1].partition("=")[0], re.findall(r"--[a-z_]+", self.format_usage()))
             hint = f"did you mean {closest}?" if closest else f"see {command(self.prog, '--help')}"
             message = f"there is no {unknown[1]}: {hint}"

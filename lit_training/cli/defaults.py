@@ -32,8 +32,7 @@ LIGHTNING_STRATEGIES = {name: dict(StrategyRegistry[name]) for name in StrategyR
 def add_defaults(arguments: dict[str, Any], run: Run, config_yaml: str, save_config: Callback) -> dict[str, Any]:
     """Return the Trainer's arguments with this project's loggers, callbacks and plugins added; set ``run.start``.
 
-    Keep the loggers, profiler, callbacks and plugins of the user. Raise a UsageError if two flags contradict each
-    other. Raise the exceptions of :func:`prepare_start` too.
+    Keep those of the user. Raise a UsageError if two flags contradict each other, or like :func:`prepare_start`.
     """
     config = dict(arguments)
     _refuse_contradictions(config, run)
@@ -48,9 +47,9 @@ def add_defaults(arguments: dict[str, Any], run: Run, config_yaml: str, save_con
         root = config["default_root_dir"] or "."
         placeholder = RunStart(Path(root) / LOGS / "version_0")  # the other ranks get the real one from rank 0 later
         run.start = start = prepare_start(run.resume, root, config_yaml, run.photos) if is_rank_zero() else placeholder
-        folder, name = str(start.folder.parent.parent), start.folder.parent.name
-        options: dict[str, Any] = {"default_hp_metric": False, "purge_step": start.step}
-        tensorboard = TensorBoardLogger(folder, name=name, version=start.version, **options)
+        logs = start.folder.parent
+        options: dict[str, Any] = {"name": logs.name, "version": start.version, "purge_step": start.step}
+        tensorboard = TensorBoardLogger(str(logs.parent), default_hp_metric=False, **options)
         config["logger"] = [tensorboard, MetricsCSV(start)]
     writes_logs = config["logger"] not in (None, False) and not config["fast_dev_run"]
     # Lightning has a folder for each run if the first logger has a log_dir, otherwise one folder for all runs.
@@ -100,9 +99,8 @@ def _refuse_contradictions(config: dict[str, Any], run: Run) -> None:
         raise UsageError(f"--resume {run.resume} needs a run's folder and its checkpoints: leave --{conflicts[0]} out")
     if config["barebones"] and run.config.get("early_stopping") is not None:
         raise UsageError("--barebones and --early_stopping cannot be used together: remove one of the two")
-    if any(
-        getattr(callback, "update_starting_at_epoch", None) is not None for callback in _as_list(config["callbacks"])
-    ):
+    callbacks = _as_list(config["callbacks"])
+    if any(getattr(callback, "update_starting_at_epoch", None) is not None for callback in callbacks):
         problem = "update_starting_at_epoch changes the averaged weights after their validation"
         raise UsageError(f"{problem}: leave it out, and choose --callbacks.decay 0.98")
 

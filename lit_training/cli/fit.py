@@ -80,10 +80,24 @@ def _describe_augmentation(names: tuple[str, ...]) -> str:
     return f"{','.join(names)} (--data.augment false turns it off{hint})"
 
 
-def load_pretrained_weights(run: Run) -> None:
-    """Load pretrained weights on rank 0 if the run is new. Raise the errors of :func:`lit_models.backbones.load`."""
-    if isinstance(run.model, LitBase) and is_rank_zero() and not run.is_resumed:
+def prepare(run: Run) -> None:
+    """Load the pretrained weights of a new run and examine the photos, on rank 0. Writes nothing.
+
+    Raise a UsageError if the photos of a resumed run are not those that it began with.
+    """
+    start, data = run.start, run.data
+    if not is_rank_zero() or (start is not None and start.finished):
+        return
+    resumed = start.folder if start is not None and start.checkpoint is not None else None
+    if isinstance(run.model, LitBase) and resumed is None:
         run.model.load_pretrained()
+    if isinstance(data, ImageFolderDataModule):
+        with progress_bar("examined photos", show=not run.quiet) as progress:
+            photos = data.examine(progress)
+        split_file = Path() if resumed is None else resumed / SPLIT
+        if split_file.is_file() and (difference := describe_other_photos(photos, str(split_file))):
+            problem = f"{relative_path(split_file.parent)} was started with other photos: {difference}"
+            raise UsageError(f"{problem}: restore them, or train a new run with --resume never")
 
 
 @contextlib.contextmanager
@@ -96,25 +110,6 @@ def undo_failed_start(run: Run) -> Iterator[None]:
         if undo and run.start and run.trainer.global_step <= run.start.step:
             undo()
         raise
-
-
-def examine_photos(run: Run) -> None:
-    """Examine the photos on rank 0 and show the progress. Later calls of ``examine`` use the result."""
-    if isinstance(run.data, ImageFolderDataModule) and is_rank_zero() and not (run.start and run.start.finished):
-        with progress_bar("examined photos", show=not run.quiet) as progress:
-            run.data.examine(progress)
-
-
-def refuse_other_photos(run: Run) -> None:
-    """Raise a UsageError if the photos of a resumed run are not those that it began with. Writes nothing."""
-    start, data = run.start, run.data
-    if start is None or start.checkpoint is None or start.finished or not is_rank_zero():
-        return
-    split_file = start.folder / SPLIT
-    has_photos = isinstance(data, ImageFolderDataModule) and split_file.is_file()
-    if has_photos and (difference := describe_other_photos(data.examine(), str(split_file))):
-        fix = "restore them, or train a new run with --resume never"
-        raise UsageError(f"{relative_path(start.folder)} was started with other photos: {difference}: {fix}")
 
 
 def print_result(run: Run) -> None:

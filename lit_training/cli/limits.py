@@ -4,7 +4,6 @@ import contextlib
 import math
 import os
 import re
-from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.accelerators import AcceleratorRegistry, CUDAAccelerator, MPSAccelerator
@@ -33,19 +32,17 @@ MINIMA = {
 FRACTIONS = ("limit_val_batches", "limit_test_batches", "limit_predict_batches", "overfit_batches")
 FRACTIONS_ABOVE_ZERO = ("limit_train_batches", "val_check_interval")
 """These flags take a fraction of the batches (float) or a number of batches (integer)."""
+GPUS = {"mps": MPSAccelerator, "cuda": CUDAAccelerator}  # in the order in which Lightning chooses one
 MAX_PROCESSES_PER_CORE = 8
 
 
 def check_trainer(config: dict[str, Any]) -> None:
-    """Raise a UsageError if an argument of the Trainer is wrong, or if ``default_root_dir`` is not writable.
-
-    In ``config``, a number of batches such as 2.0 becomes an integer, and a name such as GPU lower case.
-    """
+    """Raise a UsageError for a wrong argument. In ``config``, 2.0 batches become 2, and a name becomes lower case."""
     for name, choices in CHOICES.items():
-        value = config[name]
-        if isinstance(value, str) and value.lower() not in choices:
-            raise UsageError(f"--{name} {value}: {suggest(value, choices)}")
-        config[name] = value.lower() if isinstance(value, str) else value
+        if isinstance(value := config[name], str):
+            config[name] = value.lower()
+            if value.lower() not in choices:
+                raise UsageError(f"--{name} {value}: {suggest(value, choices)}")
     for minimum, name in ((minimum, name) for minimum, names in MINIMA.items() for name in names):
         value = config[name]
         if isinstance(value, int | float) and not value >= minimum:
@@ -65,32 +62,22 @@ def check_trainer(config: dict[str, Any]) -> None:
     remote = r"\$|\w[\w+.-]" + ("+" if os.name == "nt" else "*") + r":[\\/]"  # $HOME, s3://, file://, and C:\ on Linux
     if match := re.search(rf"(?:default_root_dir|save_dir|dirpath)='((?:{remote})[^']*)'", str(config)):
         raise UsageError(f"{match[1]} is not a local folder, but runs are written to one: --default_root_dir FOLDER")
-    root = Path(config["default_root_dir"] or ".")
-    absolute = root.expanduser().absolute()
-    existing = next(folder for folder in (absolute, *absolute.parents) if os.path.exists(folder))  # noqa: PTH110 - Path.exists can raise
-    if not (existing.is_dir() and os.access(existing, os.W_OK)):
-        raise UsageError(f"--default_root_dir {root} is not writable: choose another folder")
 
 
 def check_devices(accelerator: Any, devices: Any) -> None:
     """Raise a UsageError if this machine does not have these ``devices``, or for too many processes on the CPU."""
-    name, number = accelerator, str(devices)
-    if number == "auto":
-        return
-    has_gpu = {"cuda": CUDAAccelerator.is_available(), "mps": MPSAccelerator.is_available()}
-    if name in ("auto", "gpu"):  # Lightning chooses in the same order
-        name = next((kind for kind in ("mps", "cuda") if has_gpu[kind]), "cpu" if name == "auto" else "cuda")
-    if name in has_gpu and not has_gpu[name]:
-        raise UsageError(missing_device_message(accelerator, "" if number == "1" else " --devices 1"))
-    if name in has_gpu:
-        kind = CUDAAccelerator if name == "cuda" else MPSAccelerator
-        with contextlib.suppress(MisconfigurationException, TypeError, ValueError):
-            if kind.parse_devices(devices):
-                return
-        has = f"this machine has {plural(count := kind.auto_device_count(), 'GPU')}, numbered from 0"
-        raise UsageError(f"--devices {number}: {has}; --devices {count}, or auto")
-    if name != "cpu":
+    number = str(devices)
+    if number == "auto" or accelerator not in ("auto", "cpu", "gpu", *GPUS):
         return  # Lightning checks the others
+    gpus = [kind for name, kind in GPUS.items() if accelerator in (name, "auto", "gpu") and kind.is_available()]
+    if gpus:
+        with contextlib.suppress(MisconfigurationException, TypeError, ValueError):
+            if gpus[0].parse_devices(devices):
+                return
+        has = f"this machine has {plural(count := gpus[0].auto_device_count(), 'GPU')}, numbered from 0"
+        raise UsageError(f"--devices {number}: {has}; --devices {count}, or auto")
+    if accelerator not in ("auto", "cpu"):
+        raise UsageError(missing_device_message(accelerator, "" if number == "1" else " --devices 1"))
     if not number.isdecimal() or int(number) < 1:
         raise UsageError(f"--devices {number} must be an integer of at least 1: --devices 2, or auto")
     if int(number) > MAX_PROCESSES_PER_CORE * (cores := available_cores()):

@@ -4,8 +4,7 @@ import inspect
 import logging
 import sys
 import warnings
-from functools import partial, reduce
-from operator import or_
+from functools import partial
 from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any, Literal, NoReturn, get_args
@@ -58,11 +57,7 @@ class OneLineParser(LightningArgumentParser):
 
 
 class FitCLI(LightningCLI):
-    """Parse a command line (default: ``sys.argv[1:]``) and build the data, the model and the Trainer of ``run``.
-
-    If parsing fails, print one line on stderr and exit with code 2. Raise a UsageError, DataError, ModelError or
-    CheckpointError if the data, the model or the Trainer refuses a value.
-    """
+    """Parse a command line (default: ``sys.argv[1:]``); build the data, the model and the Trainer of ``run``."""
 
     def __init__(self, arguments: list[str] | None = None) -> None:
         self.arguments = expand_paths(sys.argv[1:] if arguments is None else arguments)
@@ -103,11 +98,11 @@ class FitCLI(LightningCLI):
         self.resume = self.config.pop("resume")  # removed: it may change when a run is resumed
         self.quiet = self.config.pop("quiet")
         resolve_weights(self.config, self.resume)
-        if (photos := self.config.pop("photos")) is not None:
+        self.photos = photos = self.config.pop("photos")
+        if photos is not None:
             if self.resume in ("never", "auto") or "root" not in self.config["data"]["init_args"]:
                 raise UsageError(f"--photos {photos} needs a run on photos: --resume RUN --photos {photos}, or --data")
             self.config["data"]["init_args"]["root"] = photos
-        self.photos = photos
         if (seeds := self.config.pop("seeds")) > 1:  # from a YAML file: scripts/fit.py handles the flag --seeds
             raise UsageError(f"seeds {seeds} works only on the command line: {command('fit.py', '--seeds', seeds)}")
         seed = self.config["seed_everything"]
@@ -121,7 +116,7 @@ class FitCLI(LightningCLI):
         self.model: Any = self._build("model")
         with_default_attributes(self.datamodule).adapt_to(self.model)
         arguments = self.config["data"].get("init_args") or {}
-        if "batch_size" in arguments and arguments["batch_size"] is None:  # the model has chosen it
+        if arguments.get("batch_size", 0) is None:  # the model has chosen it
             arguments["batch_size"] = self.datamodule.hparams["batch_size"]
         if isinstance(self.model, LitBase):
             self.model.check_data(self.datamodule)
@@ -238,9 +233,9 @@ def try_integers_first() -> None:
     typing caches unions: if another package wrote ``Optional[Union[float, int]]`` first, Lightning has this order too.
     """
     annotations = inspect.unwrap(Trainer.__init__).__annotations__
-    for name, kinds in [(name, get_args(kind)) for name, kind in annotations.items()]:
-        if int in kinds and float in kinds:
-            annotations[name] = reduce(or_, sorted(kinds, key=lambda kind: kind is not int))  # | does not use the cache
+    for name, kind in annotations.items():
+        if {int, float} <= {*get_args(kind)}:
+            annotations[name] = int | kind
 
 
 def silence_libraries() -> None:

@@ -21,10 +21,7 @@ ARGUMENTS_FROM_RUN |= {"optimizer": "--optimizer", "max_lr": "--optimizer.lr, or
 def make_schedule_factory(
     schedule: type, arguments: dict[str, Any], model: LitBase, monitor: str
 ) -> Callable[[Optimizer], dict[str, Any]]:
-    """Return a function for ``model.chosen_schedule``. It takes an optimizer and returns Lightning's scheduler dict.
-
-    The function raises a UsageError if the schedule needs the run's length, but the run has no limit.
-    """
+    """Return a function for ``model.chosen_schedule``. It takes an optimizer and returns Lightning's scheduler dict."""
 
     def build(optimizer: Optimizer) -> dict[str, Any]:
         trainer = model.trainer

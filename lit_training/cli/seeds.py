@@ -34,8 +34,7 @@ def run_seeds(arguments: list[str], count: int) -> int:
         with tempfile.TemporaryDirectory() as temporary:
             result_file = Path(temporary) / "run"
             code, output = _run(fit, {**os.environ, RESULT_FILE_VARIABLE: str(result_file)})
-            written = result_file.is_file()
-            folder = result_file.read_text(encoding="utf-8", errors="surrogateescape") if written else None
+            folder = result_file.read_text("utf-8", errors="surrogateescape") if result_file.is_file() else None
         if code:
             print(output, end="", flush=True)
             return code

@@ -23,10 +23,7 @@ WRITE_ERROR_NUMBERS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, err
 
 @contextmanager
 def one_line_failures(run: Run) -> Iterator[None]:
-    """Replace an exception from the ``with`` block by a one-line error if the user can fix the cause.
-
-    Raise a TrainingError or CheckpointError. If another process ended and printed the reason, raise a SystemExit.
-    """
+    """Replace an exception from the ``with`` block by a one-line error if the user can fix the cause."""
     try:
         yield
     except Exception as error:

@@ -42,8 +42,6 @@ class BestSoFar:
 
 def best_epoch(rows: Mapping[int, Mapping[str, Any]], monitor: str, mode: str) -> int | None:
     """Return the number of the best epoch, or None. ``rows``: epoch number -> metrics, in the order of training."""
-    best, number = BestSoFar(monitor, mode), None
-    for epoch, row in rows.items():
-        if best.improved(row):
-            number = epoch
-    return number
+    best = BestSoFar(monitor, mode)
+    improved = [epoch for epoch, row in rows.items() if best.improved(row)]
+    return improved[-1] if improved else None

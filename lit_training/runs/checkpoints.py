@@ -103,10 +103,7 @@ def read_any(path: Path) -> dict[str, Any]:
 
 
 def load_model(checkpoint: dict[str, Any]) -> LitBase:
-    """Return the model of a checkpoint, in evaluation mode on the CPU.
-
-    Raise a CheckpointError if this project does not have the model, or the weights or metadata do not fit the model.
-    """
+    """Return the model of a checkpoint, in evaluation mode on the CPU. Raise a CheckpointError if this fails."""
     name = checkpoint["lit"].get("model_class")
     model_class = getattr(lit_models, name, None) if name in lit_models.__all__ else None
     if not isinstance(model_class, type) or not issubclass(model_class, LitBase):
@@ -145,10 +142,7 @@ def _validate_metadata(model: LitBase) -> None:
 
 
 def load_data(checkpoint: dict[str, Any]) -> Any:
-    """Create the data module that a checkpoint was trained on. Do not call its ``setup``.
-
-    Raise its DataError, or a CheckpointError if this project does not have it, or its arguments are wrong.
-    """
+    """Create the data module that a checkpoint was trained on. Raise its DataError, or a CheckpointError."""
     name = checkpoint["lit"].get("data_class")
     data_class = getattr(datamodules, name) if name in datamodules.__all__ else None
     if not isinstance(data_class, type) or not issubclass(data_class, LightningDataModule):

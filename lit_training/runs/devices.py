@@ -10,10 +10,7 @@ from lit_training.errors import UsageError
 
 
 def find_device(accelerator: str) -> torch.device:
-    """Return the device for ``cpu``, ``cuda``, ``mps``, ``gpu`` (cuda or mps) or ``auto`` (cuda, mps or cpu).
-
-    Raise a UsageError if this machine does not have such a device.
-    """
+    """Return the device for ``cpu``, ``cuda``, ``mps``, ``gpu`` or ``auto``. Raise a UsageError if there is none."""
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     for name in {"auto": ("cuda", "mps", "cpu"), "gpu": ("cuda", "mps")}.get(accelerator, (accelerator,)):
         if available.get(name):

@@ -1,7 +1,7 @@
 """Create the folder of a run, lock it against other processes, and find it again later."""
 
 import contextlib
-import json
+import itertools
 import os
 import shutil
 import sys
@@ -16,7 +16,7 @@ from datamodules.files import OUTPUT_MARKER, atomic_write
 from datamodules.text import command, first_names
 from lit_training.errors import CheckpointError, UsageError, is_rank_zero
 from lit_training.runs import checkpoints
-from lit_training.runs.layout import BEST, CHECKPOINTS, CONFIG, LAST, LOGS, PREVIOUS, RECORD
+from lit_training.runs.layout import BEST, CHECKPOINTS, CONFIG, LAST, LOGS, PREVIOUS
 from lit_training.text import expand_paths
 
 fcntl: Any
@@ -84,13 +84,8 @@ class RunStart:
 def prepare_start(resume: str, root: str, config_yaml: str, photos: str | None = None) -> RunStart:
     """Choose, create and lock the run's folder, and choose the resume point. Only rank 0 calls this function.
 
-    Args:
-        resume: ``never``, ``auto`` (newest run with the same configuration), ``latest``, or a run's path.
-        root: the folder that contains ``lightning_logs``.
-        config_yaml: the configuration of this command, without ``resume``.
-        photos: the new place of the run's photos, or None if they were not moved.
-
-    Raise a UsageError if another process is training the run, or this command has other settings. Raise a
+    ``root`` is the folder that contains ``lightning_logs``, ``config_yaml`` the configuration of this command without
+    ``resume``. Raise a UsageError if another process is training the run, or this command has other settings. Raise a
     CheckpointError if no resume point can be read, or the folder cannot be created.
     """
     new_config = yaml.safe_load(config_yaml)
@@ -106,8 +101,7 @@ def prepare_start(resume: str, root: str, config_yaml: str, photos: str | None =
         file_start = _read_resume_point(RunStart(path), path)
         if file_start.finished and not adds_epochs(new_config["trainer"], file_start):
             return file_start  # nothing to train, so no folder is created
-        new_run = _make_folder(root, config_yaml)
-        return replace(file_start, folder=new_run.folder, is_new=new_run.is_new, finished=False)
+        return replace(file_start, folder=_make_folder(root, config_yaml).folder, is_new=True, finished=False)
     run = path if path.is_dir() else path.parent.parent
     run_config = _read_config(run)
     if run_config is not None:
@@ -156,10 +150,9 @@ def find_resume_target(resume: str, root: str) -> Path:
 
 
 def find_checkpoint(run: str, root: str = ".") -> Path:
-    """Return the checkpoint file of a run: best.ckpt, or last.ckpt if there is no best.ckpt.
+    """Return best.ckpt or else last.ckpt of a run. Raise a CheckpointError if there is no checkpoint.
 
-    ``run`` is a checkpoint file, the folder of a run, or ``latest`` for the newest run under ``root``. Raise a
-    CheckpointError if there is no checkpoint.
+    ``run`` is a checkpoint file, the folder of a run, or ``latest`` for the newest run under ``root``.
     """
     path = Path(run).expanduser()
     if run == "latest":
@@ -198,14 +191,11 @@ def _make_folder(root: str, config_yaml: str) -> RunStart:
     logs = Path(root) / LOGS
     try:
         logs.mkdir(parents=True, exist_ok=True)
-        number = max(map(_version_number, logs.glob("version_*")), default=-1) + 1
-        while True:
+        for number in itertools.count(max(map(_version_number, logs.glob("version_*")), default=-1) + 1):
             run = logs / f"version_{number}"
-            try:
+            with contextlib.suppress(FileExistsError):
                 run.mkdir()  # if two processes try this, only one succeeds
                 break
-            except FileExistsError:
-                number += 1
         (run / OUTPUT_MARKER).touch()
         start = replace(lock_run(run), is_new=True)
         with atomic_write(run / CONFIG, "w") as file:
@@ -263,13 +253,9 @@ def _read_resume_point(start: RunStart, path: Path) -> RunStart:
         step, metrics_rows, epoch, finished = (state[key] for key in ("logged", "rows", "epoch", "finished"))
     except (KeyError, TypeError) as error:
         raise CheckpointError(f"{path} is not a resume point: give the run's folder, or its last.ckpt") from error
-    threads = tuple(state.get("threads") or ())
-    if not threads:  # from an older version of this project
-        with contextlib.suppress(OSError, ValueError, KeyError, IndexError, TypeError):
-            record = json.loads((start.folder / RECORD).read_text(encoding="utf-8"))
-            threads = (record[-1]["machine"]["threads"],) * 2
-    counts: Any = {"step": step, "metrics_rows": metrics_rows, "epoch": epoch, "threads": threads or None}
-    return replace(start, checkpoint=path, finished=finished, **counts)
+    threads: Any = tuple(state.get("threads") or ()) or None  # runs of older versions have none
+    counts: Any = {"step": step, "metrics_rows": metrics_rows, "epoch": epoch}
+    return replace(start, checkpoint=path, finished=finished, threads=threads, **counts)
 
 
 def _refuse_other_settings(new_config: dict[str, Any], run_config: dict[str, Any], run: Path) -> None:

@@ -1,7 +1,6 @@
 """Write the logged metrics of a run to metrics.csv. A resumed run continues the same file."""
 
 import csv
-import itertools
 import os
 from collections.abc import Mapping
 from typing import Any
@@ -10,7 +9,7 @@ from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
-from datamodules.files import READ_TEXT_FILE, TEXT_FILE_ARGUMENTS, atomic_write
+from datamodules.files import TEXT_FILE_ARGUMENTS, read_csv, write_csv
 from lit_training.runs.folder import RunStart
 from lit_training.runs.layout import METRICS
 
@@ -65,7 +64,7 @@ class MetricsCSV(Logger):
         names, rows = self._columns(), self._waiting_rows
         new_names = set().union(*rows) - set(names)
         if new_names or not self.path.is_file():
-            old_rows = self._read() if self.path.is_file() else []
+            old_rows = read_csv(self.path) if self.path.is_file() else []
             self._column_names = names = sorted([*names, *new_names])
             self._replace_file(names, old_rows)
         with self.path.open("a", **TEXT_FILE_ARGUMENTS) as file:
@@ -89,20 +88,12 @@ class MetricsCSV(Logger):
         """Return the column names of the file. The first call removes the rows after the resumed checkpoint."""
         if self._column_names is None:
             self._column_names = []
-            if self.path.is_file() and (kept := self._read(self._start.metrics_rows)):
+            if self.path.is_file() and (kept := read_csv(self.path)[: self._start.metrics_rows]):
                 self._column_names, self._written_count = list(kept[0]), len(kept)
                 self._replace_file(self._column_names, kept)
             else:
                 self.path.unlink(missing_ok=True)
         return self._column_names
 
-    def _read(self, count: int | None = None) -> list[dict[str, Any]]:
-        """Return the first ``count`` rows of the file, or all rows if ``count`` is None."""
-        with self.path.open(**READ_TEXT_FILE) as file:
-            return list(itertools.islice(csv.DictReader(file), count))
-
     def _replace_file(self, names: list[str], rows: list[dict[str, Any]]) -> None:
-        with atomic_write(self.path, "w") as file:
-            writer = csv.DictWriter(file, names)
-            writer.writeheader()
-            writer.writerows(rows)
+        write_csv(self.path, [names, *([row.get(name, "") for name in names] for row in rows)])

@@ -37,8 +37,3 @@ class Run:
         if task is None:  # the model may log any metric, so the last epoch counts as the best
             return None, "min"
         return ("val_acc", "max") if task == "classification" else ("val_loss", "min")
-
-    @property
-    def is_resumed(self) -> bool:
-        """True if the run continues from a checkpoint, or was already complete."""
-        return self.start is not None and (self.start.finished or self.start.checkpoint is not None)

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from datamodules.image_folder import ImageFolderDataModule
 from datamodules.machine import available_cores
-from lit_models import LitBase
 from lit_training.runs.devices import evaluation_mode
 from lit_training.runs.foreign import with_default_attributes
 
@@ -34,8 +33,7 @@ def count_flops(model: nn.Module, x: Tensor, **options: Any) -> int:
 def choose_threads(model: nn.Module, example: Tensor | None, batch_size: Any, processes: int = 1) -> int:
     """Return the number of threads for one of ``processes`` processes, which share the cores of this machine.
 
-    ``example`` is an input with one sample. Without an example, or if the model cannot compute it, use all cores. If
-    the user has set the environment variable OMP_NUM_THREADS, use that number.
+    ``example`` is an input with one sample. Use all cores if there is none, or the model cannot compute it.
     """
     if "OMP_NUM_THREADS" in os.environ:
         return torch.get_num_threads()
@@ -57,11 +55,10 @@ def threads_of_new_run(trainer: Any, model: Any, data: Any) -> tuple[int, int]:
     shape, batch_size = attributes.sample_shape, attributes.hparams.get("batch_size")
     example = None if shape is None else torch.zeros(1, *shape)
     all_layers = choose_threads(model, example, FEATURE_BATCH_SIZE, trainer.num_devices)
-    is_cached = isinstance(model, LitBase) and model.fixed_features and isinstance(data, ImageFolderDataModule)
-    if is_cached and not data.augment:  # FeatureCache: training computes the head only
-        with evaluation_mode(model):
-            features = model.features(example)
-        example = example if features is None else features
+    head = getattr(model, "head", None)
+    is_cached = getattr(model, "fixed_features", False) and isinstance(data, ImageFolderDataModule) and not data.augment
+    if is_cached and isinstance(head, nn.Linear):  # FeatureCache: training computes the head only
+        example = torch.zeros(1, head.in_features)
     return choose_threads(model, example, batch_size, trainer.num_devices), all_layers
 
 

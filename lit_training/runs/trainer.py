@@ -9,16 +9,11 @@ from lit_training.runs.lightning_internals import ConnectedTrainer
 
 
 class FitTrainer(ConnectedTrainer):
-    """A Trainer that sends :attr:`start` (the run's folder and resume point) from rank 0 to all other ranks."""
+    """A Trainer that sends :attr:`start` (the run's folder and resume point) and the threads from rank 0 to all."""
 
-    start: RunStart | None = None
-    """Rank 0 chooses it. The other ranks receive it when the processes are connected."""
-
-    threads: tuple[int, int] | None = None
-    """For training, and for computing features. All ranks use the numbers of rank 0."""
-
-    chosen_threads: tuple[int, int] | None = None
-    """What a new run would use. A resumed run may have other :attr:`threads`, because sums depend on them."""
+    start: RunStart | None = None  # rank 0 chooses it
+    threads: tuple[int, int] | None = None  # for training, and for computing features; rank 0 chooses them
+    chosen_threads: tuple[int, int] | None = None  # those of a new run; a resumed run keeps its own
 
     def choose_checkpoint(self) -> Path | None:
         """Return the checkpoint that rank 0 chose, or None for a new run. Exit if the run is already complete."""

@@ -33,19 +33,18 @@ class ComparedRun:
 
     name: str
     folder: Path
-    settings: dict[str, Any]
-    """Name with dots -> value, for example ``model.lr`` -> 0.001."""
-    rows: list[dict[str, str]]
-    """The rows of metrics.csv. There may be several validations per epoch."""
+    settings: dict[str, Any]  # name with dots -> value, for example model.lr -> 0.001
+    rows: list[dict[str, str]]  # of metrics.csv; there may be several validations per epoch
     answers: dict[str, tuple[str, bool]] | None
     """Path of an evaluated sample -> (true class, True if predicted correctly); None without an evaluation."""
-    hashes: dict[str, str] = field(default_factory=dict)
-    """Path of a photo -> SHA-256 of its file. Runs of earlier versions have none."""
+    hashes: dict[str, str] = field(default_factory=dict)  # path of a photo -> SHA-256; empty in older runs
 
     @cached_property
     def curves(self) -> dict[str, dict[int, float]]:
         """Metric -> epoch (from 1) -> its last value, for the logged metrics of ``MODES``."""
-        return {name: curve for name in MODES if (curve := _curve(self.rows, name))}
+        rows = [row for row in self.rows if row.get("epoch")]
+        curves = {name: {int(row["epoch"]) + 1: float(row[name]) for row in rows if row.get(name)} for name in MODES}
+        return {name: curve for name, curve in curves.items() if curve}
 
     @property
     def best(self) -> dict[str, float]:
@@ -65,7 +64,7 @@ class ComparedRun:
 def read_run(run: str) -> ComparedRun:
     """Read the settings and results of a run. ``run`` is its folder, a checkpoint in its folder, or ``latest``.
 
-    Raises a CheckpointError or UsageError if the run does not exist, or a file in its folder cannot be read.
+    Raises a CheckpointError or UsageError if the run does not exist or cannot be read.
     """
     if run == "latest":
         folder = newest_usable_run(".", lambda folder: (folder / METRICS).is_file(), METRICS)
@@ -87,10 +86,6 @@ def read_run(run: str) -> ComparedRun:
     return ComparedRun(folder.name, folder, dict(_flatten(settings or {})), rows, answers, hashes)
 
 
-def _curve(rows: list[dict[str, str]], name: str) -> dict[int, float]:
-    return {int(row["epoch"]) + 1: float(row[name]) for row in rows if row.get(name) and row.get("epoch")}
-
-
 def _flatten(settings: dict[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
     """Yield (name with dots, value) of nested settings. ``model.init_args.lr`` becomes ``model.lr``."""
     for name, value in settings.items():
@@ -105,12 +100,6 @@ def differences(runs: Sequence[ComparedRun]) -> dict[str, list[str]]:
     names = dict.fromkeys(name for run in runs for name in run.settings)
     values = {name: [str(run.settings.get(name, "-")) for run in runs] for name in names}
     return {name: texts for name, texts in values.items() if len(set(texts)) > 1 and not set(texts) <= {"None", "-"}}
-
-
-def legend_titles(runs: Sequence[ComparedRun]) -> list[str]:
-    """Return the name of each run with the settings that differ, without the folder of a setting: ``lr = 0.01``."""
-    texts = [[f"{name.rpartition('.')[2]} = {value}" for value in values] for name, values in differences(runs).items()]
-    return [", ".join([run.name, *(values[place] for values in texts)]) for place, run in enumerate(runs)]
 
 
 def describe_difference(first: ComparedRun, second: ComparedRun) -> str:
@@ -168,7 +157,8 @@ def compare(names: Sequence[str], picture: str | None = None) -> None:
         raise UsageError("the same run is named twice: name different runs")
     if len({run.name for run in runs}) < len(runs):  # equal names in different folders: use the paths
         runs = [replace(run, name=os.path.relpath(run.folder)) for run in runs]
-    body = [[name, *values] for name, values in differences(runs).items()]
+    differing = differences(runs)
+    body = [[name, *values] for name, values in differing.items()]
     for metric in MODES:
         body.append([metric, *(format_metric(metric, run.best[metric]) if metric in run.best else "-" for run in runs)])
     body.append(["accuracy", *map(_format_accuracy, runs)])
@@ -179,14 +169,11 @@ def compare(names: Sequence[str], picture: str | None = None) -> None:
             print(f"{run.name} has no predictions yet: {command('evaluate.py', run.folder)}")
     if len(runs) == 2:
         print(describe_difference(*runs))
-    titles = {run.name: title for run, title in zip(runs, legend_titles(runs), strict=True)}
-    charts = {
-        metric: {
-            titles[run.name]: (list(curve), list(curve.values())) for run in runs if (curve := run.curves.get(metric))
-        }
-        for metric in MODES
-        if any(metric in run.curves for run in runs)
-    }
+    charts: dict[str, Any] = {metric: {} for metric in MODES if any(metric in run.curves for run in runs)}
+    for place, run in enumerate(runs):
+        settings = [f"{name.rpartition('.')[2]} = {values[place]}" for name, values in differing.items()]
+        for metric, curve in run.curves.items():
+            charts[metric][", ".join([run.name, *settings])] = list(curve), list(curve.values())
     target = Path(picture) if picture else runs[0].folder.parent / "comparison.png"
     try:
         figures.draw_curves(charts).savefig(target, dpi=100)

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_hook
 
 from datamodules import Preprocessing
 from datamodules.text import align_columns
@@ -45,7 +46,6 @@ def sample_input(model: LitBase) -> Tensor:
 def list_layers(model: nn.Module, x: Tensor, **options: Any) -> list[Layer]:
     """Run ``model(x, **options)``. Return all modules with their output shapes, parents first."""
     found: dict[nn.Module, Layer] = {}
-    hooks = []
 
     def record(module: nn.Module, inputs: Any, output: Any) -> None:
         if isinstance(output, Tensor):
@@ -56,13 +56,8 @@ def list_layers(model: nn.Module, x: Tensor, **options: Any) -> list[Layer]:
         count = sum(parameter.numel() for parameter in parameters)
         megabytes = sum(parameter.numel() * parameter.element_size() for parameter in parameters) / 1e6
         found[module] = Layer(name, type(module).__name__, count, megabytes)
-        hooks.append(module.register_forward_hook(record))
-    try:
-        with torch.no_grad():
-            model(x, **options)
-    finally:
-        for hook in hooks:
-            hook.remove()
+    with register_module_forward_hook(record), torch.no_grad():
+        model(x, **options)
     return list(found.values())
 
 
@@ -93,13 +88,8 @@ def autograd_chain(loss: Tensor, names: Mapping[nn.Parameter, str] | None = None
 
 def describe(model: LitBase) -> str:
     """Return a text about a model: layers, FLOPs, autograd nodes of the loss, gradient of the first bias."""
-    gradients = [(parameter, parameter.grad) for parameter in model.parameters()]
-    try:
-        with evaluation_mode(model):  # BatchNorm cannot train on a batch of one
-            return "\n\n".join(_sections(model, sample_input(model)))
-    finally:
-        for parameter, gradient in gradients:
-            parameter.grad = gradient
+    with evaluation_mode(model):  # BatchNorm cannot train on a batch of one
+        return "\n\n".join(_sections(model, sample_input(model)))
 
 
 def _sections(model: LitBase, x: Tensor) -> Iterator[str]:
@@ -140,16 +130,12 @@ def _sections(model: LitBase, x: Tensor) -> Iterator[str]:
     else:
         yield "\n".join(f"{title}: {' <- '.join(chain)}" for title, chain in chains.items())
 
-    trained = ((name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad)
-    name, bias = next(((name, parameter) for name, parameter in trained if name.endswith("bias")), ("", None))
-    if bias is None:
-        return
-    bias.grad = None
-    title, loss = list(losses.items())[-1]
-    loss.backward()
-    assert bias.grad is not None
-    values = ", ".join(f"{value:.4g}" for value in bias.grad[:6].tolist()) + (", ..." if len(bias) > 6 else "")
-    yield f"{name}.grad before backward: None\n{name}.grad after ({title}): [{values}]"
+    trained = [(name, bias) for bias, name in parameter_names.items() if name.endswith("bias") and bias.requires_grad]
+    for name, bias in trained[:1]:
+        title, loss = list(losses.items())[-1]
+        [gradient] = torch.autograd.grad(loss, bias)
+        values = ", ".join(f"{value:.4g}" for value in gradient[:6].tolist()) + (", ..." if len(bias) > 6 else "")
+        yield f"{name}.grad before backward: None\n{name}.grad after ({title}): [{values}]"
 
 
 def _format_shape(outputs: list[tuple[int, ...]]) -> str:

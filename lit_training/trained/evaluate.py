@@ -1,7 +1,6 @@
 """Evaluate a trained network: compute outputs, loss and scores. Letters in shapes: N samples, K classes or outputs."""
 
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -9,7 +8,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+from lightning.pytorch import LightningDataModule, Trainer
+from lightning.pytorch.callbacks import LambdaCallback
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchmetrics.functional.classification import multiclass_confusion_matrix
@@ -50,22 +50,15 @@ class Evaluation:
     """The outputs of a network for N samples, and their targets."""
 
     checkpoint: Path
-    data: str
-    """Path of the photo folder; if the samples are not files, the class name of the data module."""
-    split: str
-    """``test`` or ``val`` for the data of the run, ``photos`` for another folder."""
+    data: str  # path of the photo folder; if the samples are not files, the class name of the data module
+    split: str  # test or val for the data of the run, photos for another folder
     loss: float
-    outputs: Tensor
-    """(N, K) float32; logits for a classifier."""
-    targets: Tensor
-    """(N,) int64 for a classifier, (N, K) float32 for a regression."""
-    dataset: Dataset
-    """N samples, each (input of the network, target)."""
+    outputs: Tensor  # (N, K) float32; logits for a classifier
+    targets: Tensor  # (N,) int64 for a classifier, (N, K) float32 for a regression
+    dataset: Dataset  # N samples, each (input of the network, target)
     class_names: tuple[str, ...]
-    preprocessing: Preprocessing | None
-    """None if the inputs of the network are rows of numbers."""
-    paths: Paths | None
-    """The N paths, relative to the photo folder; None if the samples are not files."""
+    preprocessing: Preprocessing | None  # None if the inputs of the network are rows of numbers
+    paths: Paths | None  # the N paths, relative to the photo folder; None if the samples are not files
 
     @cached_property
     def predicted(self) -> Tensor:
@@ -122,8 +115,7 @@ class ClassScores:
     precision: Tensor
     recall: Tensor
     f1: Tensor
-    support: Tensor
-    """(K,) int64, number of samples of the class."""
+    support: Tensor  # (K,) int64, number of samples of the class
 
     @classmethod
     def from_confusion(cls, confusion: Tensor) -> "ClassScores":
@@ -146,10 +138,16 @@ def evaluate(
         raise UsageError("--all needs a folder of photos: --data DIR --all")
     model = saved.model()
     data, split = _choose_data(saved, model, data_root, photos_root, all_photos)
+    batches: list[tuple[Tensor, Tensor]] = []
     with progress_bar("evaluating", show=is_rank_zero()) as report_progress:
-        collector = _OutputCollector(report_progress)
+
+        def collect(trainer: Trainer, model: Any, outputs: Any, *_: Any) -> None:
+            batches.append((outputs["output"], outputs["target"]))
+            report_progress(len(batches), int(trainer.num_test_batches[0]))
+
         parts = ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary")
         unused: dict[str, Any] = dict.fromkeys(parts, False)
+        collector = LambdaCallback(on_test_batch_end=collect)
         trainer = Trainer(accelerator=accelerator, devices=devices, callbacks=[collector], **unused)
         refuse_other_ranks(trainer)
         bind_to_loopback(trainer)
@@ -158,7 +156,7 @@ def evaluate(
             trainer.test(model, data, verbose=False)
     loader: Any = trainer.test_dataloaders
     dataset = loader.dataset
-    columns = zip(*collector.batches, strict=True)
+    columns = zip(*batches, strict=True)
     outputs, targets = (gather_in_input_order(trainer, torch.cat(column), loader).cpu() for column in columns)
     photos = dataset if isinstance(dataset, PhotoFiles) else None
     return Evaluation(
@@ -175,18 +173,6 @@ def evaluate(
     )
 
 
-class _OutputCollector(Callback):
-    """Collect the outputs and targets of each test batch. Report the number of finished batches and of all batches."""
-
-    def __init__(self, report_progress: Callable[[int, int | None], None]) -> None:
-        self.report_progress = report_progress
-        self.batches: list[tuple[Tensor, Tensor]] = []
-
-    def on_test_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *_: Any) -> None:
-        self.batches.append((outputs["output"], outputs["target"]))
-        self.report_progress(len(self.batches), int(trainer.num_test_batches[0]))
-
-
 class EvaluationPhotos(LightningDataModule):
     """A data module of photos to evaluate. Their labels are the network's class indices."""
 
@@ -197,8 +183,7 @@ class EvaluationPhotos(LightningDataModule):
         self.photos = photos
 
     def test_dataloader(self) -> DataLoader:
-        workers = count_decoding_workers(self.trainer)
-        size = self.eval_batch_size
+        size, workers = self.eval_batch_size, count_decoding_workers(self.trainer)
         return make_loader(self.photos, self.trainer, batch_size=size, seed=0, train=False, num_workers=workers)
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_hook
 
 from datamodules import Preprocessing
 from datamodules.files import OUTPUT_MARKER
@@ -23,7 +24,6 @@ from lit_training.trained.outputs import draw_worst, worst_inputs
 from lit_training.trained.predict import Prediction, distinct_class_names
 
 MAX_NAME_LENGTH = 60  # characters of the input's name in the name of its heat map
-PAIR_INCHES = 2.4  # width of an image and its heat map
 MADE_BY = "lit-classics predict.py --explain"  # a text in each PNG file: a later call removes only files that have it
 
 
@@ -32,12 +32,7 @@ def grad_cam(model: LitBase, x: Tensor, classes: Tensor) -> Tensor:
 
     The heat map is computed from the last feature map that affects the output. In vision transformers, it is the output
     of a LayerNorm, with the patch tokens arranged as in the image. If no region increases the score, all values are 0.
-
-    Args:
-        model: an image classifier in evaluation mode.
-        x: normalized inputs of the model, (B, C, S, S) float32.
-        classes: the class to explain for each image, (B,) int64.
-
+    ``x`` is the normalized inputs, (B, C, S, S) float32, ``classes`` the class to explain for each image, (B,) int64.
     Raises a UsageError if the model is not an image classifier, or no layer has a feature map.
     """
     check_explainable(model)
@@ -49,13 +44,8 @@ def grad_cam(model: LitBase, x: Tensor, classes: Tensor) -> Tensor:
         if has_batch and (features := _as_feature_map(module, output.detach())) is not None:
             calls.append((module, output, features))
 
-    hooks = [module.register_forward_hook(record) for module in model.modules()]
-    try:
-        with torch.enable_grad():
-            score = model(x).gather(1, classes[:, None]).sum()
-    finally:
-        for hook in hooks:
-            hook.remove()
+    with register_module_forward_hook(record), torch.enable_grad():
+        score = model(x).gather(1, classes[:, None]).sum()
     if not calls:
         raise UsageError(f"{type(model).__name__} has no layer with a feature map: --explain cannot draw a heat map")
     heat = torch.zeros(len(x), 1, 1, 1)
@@ -126,7 +116,7 @@ def explain_predictions(model: LitBase, predictions: Sequence[Prediction], folde
             heat = grad_cam(model, x, torch.tensor([index]))
             picture = put_side_by_side(figures.undo_normalization(x, preprocessing), heat)
             title = f"{Path(prediction.path).name}\n{prediction.probability:.0%} {prediction.label}"
-            figure = figures.draw_sheet(picture, [title], inches=PAIR_INCHES, heat_key=True)
+            figure = figures.draw_sheet(picture, [title], heat_maps=True)
             file = folder / f"{number}_{Path(prediction.path).stem[:MAX_NAME_LENGTH]}.png"
             figure.savefig(file, dpi=300, metadata={"Software": MADE_BY})
             drawn += 1
@@ -140,7 +130,6 @@ def explain_mistakes(model: LitBase, evaluation: Evaluation, file: Path) -> bool
 
     Raises a UsageError as :func:`grad_cam` does, or if ``file`` cannot be written.
     """
-    check_explainable(model)
     if not (worst := evaluation.worst_indices()):
         return False
     x = worst_inputs(evaluation)  # (B, C, S, S)
@@ -148,7 +137,7 @@ def explain_mistakes(model: LitBase, evaluation: Evaluation, file: Path) -> bool
     heat = grad_cam(model, x, evaluation.predicted[worst])
     pictures = put_side_by_side(figures.undo_normalization(x, evaluation.preprocessing), heat)
     try:
-        draw_worst(evaluation, pictures, inches=PAIR_INCHES, heat_key=True).savefig(file)
+        draw_worst(evaluation, pictures, heat_maps=True).savefig(file)
     except OSError as error:
         raise UsageError(f"{file} cannot be written ({error.strerror}): copy the run to a writable folder") from error
     return True

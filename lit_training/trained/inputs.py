@@ -58,10 +58,9 @@ def read_pictures(
 ) -> Iterator[Sample]:
     """Yield the images in order, resized and cropped but not normalized. All cores decode the images of a batch.
 
-    Args:
-        sources: paths from :func:`find_files`, PIL images, or uint8 arrays (H, W, 3). Other arrays raise a DataError.
-        ahead: number of batches to decode in advance. Use 0 if the network is on the CPU: its threads would compete
-            with the decoding threads, which takes up to 25 % more CPU time.
+    ``sources`` are paths from :func:`find_files`, PIL images, or uint8 arrays (H, W, 3). Other arrays raise a
+    DataError. ``ahead`` is the number of batches to decode in advance. Use 0 if the network is on the CPU: its threads
+    would compete with the decoding threads, which takes up to 25 % more CPU time.
     """
     photos = PhotoFiles(Path(), Paths.from_iterable(()), torch.zeros(0), preprocessing, (), 0)
 
@@ -105,10 +104,8 @@ def read_rows(files: Iterable[str], width: int) -> Iterator[Sample]:
     """Yield the rows of ``.csv`` and ``.npy`` files. A row needs ``width`` numbers. A ``.csv`` header is optional."""
     for file in files:
         suffix = Path(file).suffix[1:].lower()
-        problem = _path_problem(file)
-        if not problem and suffix not in ROW_SUFFIXES:
-            problem = "not a file of rows: give a .csv or .npy file"
-        if problem:
+        wrong_suffix = "not a file of rows: give a .csv or .npy file" * (suffix not in ROW_SUFFIXES)
+        if problem := _path_problem(file) or wrong_suffix:
             yield Sample(file, error=problem)
             continue
         try:

@@ -104,17 +104,17 @@ def worst_inputs(evaluation: Evaluation) -> Tensor:
     return torch.stack([evaluation.dataset[index][0] for index in evaluation.worst_indices()])
 
 
-def draw_worst(evaluation: Evaluation, pictures: Tensor, **options: Any) -> Any:
+def draw_worst(evaluation: Evaluation, pictures: Tensor, heat_maps: bool = False) -> Any:
     """Draw the most confident mistakes in a figure, with predicted class, true class and file name.
 
-    ``pictures`` are the images of :meth:`~Evaluation.worst_indices`, (B, 3, H, W) float32 in [0, 1]. ``options`` are
-    those of :func:`figures.draw_sheet`.
+    ``pictures`` are the images of :meth:`~Evaluation.worst_indices`, (B, 3, H, W) float32 in [0, 1], or these images
+    beside their ``heat_maps``.
     """
     worst, paths = evaluation.worst_indices(), evaluation.paths
     of_all_samples = evaluation.targets, evaluation.predicted, evaluation.probability
-    labels, predicted, probabilities = (values[worst].tolist() for values in of_all_samples)
-    names = None if paths is None else [paths[index] for index in worst]
-    return figures.draw_mistakes(pictures, evaluation.class_names, labels, predicted, probabilities, names, **options)
+    answers = list(zip(*(values[worst].tolist() for values in of_all_samples), strict=True))
+    files = None if paths is None else [paths[index] for index in worst]
+    return figures.draw_mistakes(pictures, evaluation.class_names, answers, files, heat_maps)
 
 
 def prediction_table(predictions: Sequence[Prediction]) -> tuple[list[str], list[list[str]]]:

@@ -51,11 +51,9 @@ def predict(
 ) -> Iterator[Prediction]:
     """Yield one prediction per image or row, in the order of the inputs. An unreadable input has an ``error``.
 
-    Args:
-        model: the network; it is moved to ``device``.
-        inputs: paths from :func:`~lit_training.trained.inputs.find_files`. Networks that take images also accept PIL
-            images and uint8 arrays (H, W, 3). Other arrays raise a DataError.
-        top_k: number of classes per prediction; default: all classes.
+    ``inputs`` are paths from :func:`~lit_training.trained.inputs.find_files`. Networks that take images also accept PIL
+    images and uint8 arrays (H, W, 3). Other arrays raise a DataError. ``top_k`` is the number of classes per
+    prediction, by default all. The network is moved to ``device``.
     """
     to_network_input: Callable[[Tensor], Tensor] = torch.nn.Identity()
     if model.sample_ndim == 3:

@@ -42,12 +42,12 @@ def test_undo_normalization_returns_the_pictures() -> None:
 
 
 def test_sheet_shows_pictures_in_order() -> None:
-    colours = torch.eye(3).view(3, 3, 1, 1).expand(3, 3, 8, 8)  # red, green, blue
-    drawn: Any = as_array(figures.draw_sheet(colours, ["a", "b", "c"], columns=2)).astype(int)
+    colours = torch.eye(3)[[0, 1, 2, 1]].view(4, 3, 1, 1).expand(4, 3, 8, 8)  # red, green, blue, green
+    drawn: Any = as_array(figures.draw_sheet(colours, ["a", "b", "c", "d"])).astype(int)
     height, width, _ = drawn.shape
-    middles = [(0.3, 0.3), (0.3, 0.8), (0.8, 0.3)]
+    middles = [(0.3, 0.2), (0.3, 0.5), (0.3, 0.8), (0.8, 0.2)]
     seen = [drawn[int(height * down), int(width * across)].tolist() for down, across in middles]
-    assert seen == [[255, 0, 0], [0, 255, 0], [0, 0, 255]]
+    assert seen == [[255, 0, 0], [0, 255, 0], [0, 0, 255], [0, 255, 0]]
     assert (drawn[int(height * 0.8), int(width * 0.8)] == 255).all()
 
 
@@ -75,9 +75,9 @@ def test_mistakes_titles(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(figures, "draw_sheet", lambda *given, **_: sheets.append(given))
     pictures = torch.rand(2, 3, 8, 8)
     figures.draw_mistakes(
-        pictures, ("ant", "bee"), [0, 1], [1, 0], [0.914, 0.5], ["val/ant/x.jpg", "val/bee/\udc80.jpg"]
+        pictures, ("ant", "bee"), [(0, 1, 0.914), (1, 0, 0.5)], ["val/ant/x.jpg", "val/bee/\udc80.jpg"]
     )
-    figures.draw_mistakes(pictures, ("ant", "bee"), [0, 1], [1, 0], [0.914, 0.5], None)
+    figures.draw_mistakes(pictures, ("ant", "bee"), [(0, 1, 0.914), (1, 0, 0.5)], None)
     assert sheets[0][1] == ["91% bee\nis ant\nx.jpg", "50% ant\nis bee\n\\udc80.jpg"]
     assert sheets[1][1] == ["91% bee\nis ant", "50% ant\nis bee"]
 
@@ -110,6 +110,9 @@ def test_names_and_counts_are_shown_if_they_fit(classes: int, name: str, names: 
     for box in boxes(figure, [*labels, axes.yaxis.label, axes.xaxis.label]):
         assert box.x0 >= 0
         assert box.y0 >= 0
+    for box in boxes(figure, [axes.title, *axes.child_axes[0].get_yticklabels()]):  # title and colour key
+        assert 0 <= box.x0 < box.x1 <= figure.bbox.width
+        assert box.y1 <= figure.bbox.height
     if len(labels) > 1:  # the names of two rows do not overlap
         first, second = boxes(figure, labels[:2])
         assert second.y1 <= first.y0 + 1

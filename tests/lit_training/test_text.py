@@ -33,15 +33,6 @@ def test_empty_column_is_left_out(capsys: pytest.CaptureFixture[str]) -> None:
     ]
 
 
-def test_cell_with_several_lines(capsys: pytest.CaptureFixture[str]) -> None:
-    assert printed(capsys, ["kind", "first", "what"], [["odd", ["a.jpg", "b.jpg"], "fix"], ["far", ["c"], "keep"]]) == [
-        "kind  first  what",
-        "odd   a.jpg  fix",
-        "      b.jpg",
-        "far   c      keep",
-    ]
-
-
 def test_control_characters_in_names_are_escaped(capsys: pytest.CaptureFixture[str]) -> None:
     assert printed(capsys, ["a\tb"], [["\x1b[31mred"], ["\udcff"]]) == ["a\\tb", "\\x1b[31mred", "\\udcff"]
 

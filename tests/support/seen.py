@@ -16,7 +16,7 @@ class Drawn(NamedTuple):
 
     def counts(self) -> dict[tuple[str, str], int]:
         """Read a confusion matrix: (true class, predicted class) -> number in the cell."""
-        axes, _ = self.figure.axes  # the other one is the colour key
+        axes = self.figure.axes[0]
         assert (axes.get_xlabel(), axes.get_ylabel()) == ("predicted", "true")
         columns, rows = ([label.get_text() for label in axis.get_ticklabels()] for axis in (axes.xaxis, axes.yaxis))
         cells = [(*text.get_position(), int(text.get_text())) for text in axes.texts]

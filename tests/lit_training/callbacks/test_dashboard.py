@@ -267,9 +267,9 @@ def test_cached_features_still_show_pictures(
     sheets: list[Any] = []
     real = figures.draw_sheet
 
-    def sheet(*given: Any) -> Any:
+    def sheet(*given: Any, **options: Any) -> Any:
         sheets.append(given)
-        return real(*given)
+        return real(*given, **options)
 
     monkeypatch.setattr(figures, "draw_sheet", sheet)
     model = LitTransfer(num_classes=2, weights=None)
@@ -289,7 +289,7 @@ def test_padding_is_not_counted_in_the_matrix(sampler: Any, monkeypatch: pytest.
     monkeypatch.setattr(figures, "draw_confusion", lambda matrix, names: drawn.append(matrix))
     monkeypatch.setattr(Dashboard, "_collects_predictions", staticmethod(lambda *_: True))
     monkeypatch.setattr(
-        Dashboard, "_draw_mistakes", staticmethod(lambda trainer, names, worst, _: mistakes.extend(worst))
+        dashboard, "_network_inputs_as_pictures", lambda trainer, dataset, worst: mistakes.extend(worst)
     )
 
     class Board:

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import lit_models
-from lit_training.cli.fit import RESULT_FILE_VARIABLE, load_pretrained_weights, print_result, undo_failed_start
+from lit_training.cli.fit import RESULT_FILE_VARIABLE, prepare, print_result, undo_failed_start
 from lit_training.errors import UsageError
 from tests.support.fits import SHAPES, fit, parse, run_of
 
@@ -58,9 +58,9 @@ def test_weights_are_loaded_unless_the_run_is_resumed(
     asked: list[int] = []
     monkeypatch.setattr(lit_models.LitCNN, "load_pretrained", lambda self: asked.append(1))
     copy_run(f"{SHAPES} --max_epochs 1", kill_at=3)
-    load_pretrained_weights(parse("--resume latest").run)
+    prepare(parse("--resume latest").run)
     assert asked == []
-    load_pretrained_weights(parse(SHAPES).run)
+    prepare(parse(SHAPES).run)
     assert asked == [1]
 
 

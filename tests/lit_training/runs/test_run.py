@@ -8,7 +8,6 @@ from lightning.pytorch import LightningDataModule, LightningModule
 
 from datamodules import ImageFolderDataModule, RandomDataModule, ShapesDataModule
 from lit_models import LitCNN, LitMLP
-from lit_training.runs.folder import RunStart
 from lit_training.runs.processes import Watch
 from lit_training.runs.run import Run
 from tests.support.fits import parse
@@ -54,19 +53,6 @@ def test_the_metric_that_decides_which_epoch_is_best(
     assert run_of(model, data, limit).monitor == monitor
 
 
-@pytest.mark.parametrize(
-    ("start", "is_resumed"),
-    [
-        (None, False),
-        (RunStart(Path("run"), is_new=True), False),
-        (RunStart(Path("run"), finished=True), True),
-        (RunStart(Path("run"), checkpoint=Path("run/checkpoints/last.ckpt")), True),
-    ],
-)
-def test_a_run_is_resumed_if_it_has_a_resume_point_or_is_finished(start: RunStart | None, is_resumed: bool) -> None:
-    assert run_of(start=start).is_resumed == is_resumed
-
-
 def test_a_command_line_becomes_a_run() -> None:
     cli = parse("--max_epochs 1 --quiet --timeout 2.5 --accelerator cpu")
     run = cli.run
@@ -76,4 +62,3 @@ def test_a_command_line_becomes_a_run() -> None:
     assert run.watch.timeout == 2.5
     assert run.start is not None
     assert run.start.folder == Path("lightning_logs/version_0")
-    assert not run.is_resumed
