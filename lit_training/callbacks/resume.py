@@ -92,6 +92,12 @@ class ResumePoint(Callback):
             if isinstance(callback, ModelCheckpoint) and state is not None:
                 moved = _replace_prefix(state, state["dirpath"], str(callback.dirpath or folder))
                 checkpoint["callbacks"][callback.state_key] = moved
+        for name, saved in checkpoint.get(
+            "hyper_parameters", {}
+        ).items():  # a copy outside of its run has no config.yaml
+            if isinstance(saved, int | float) and (new := pl_module.hparams.get(name, saved)) != saved:
+                problem = f"the resume point was written with --model.{name} {saved}, not {new}"
+                raise CheckpointError(f"{problem}: give the settings of that run, or use --resume never")
 
     def save(self, trainer: Trainer, finished: bool = False, next_batch_fetched: bool = True) -> None:
         """Write a resume point, between two steps or after the last one. All ranks must call this method.

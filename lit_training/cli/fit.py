@@ -2,6 +2,8 @@
 
 import contextlib
 import os
+import re
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -35,7 +37,9 @@ def print_start(run: Run) -> None:
         return
     trainer, model, data, start = run.trainer, run.model, run.data, run.start
     if start is not None and start.finished:
-        print(f"{relative_path(start.folder)} has finished: nothing to do; for a new run: --resume never", flush=True)
+        typed = [word.partition("=")[0] for word in sys.argv[1:] if re.match("--(?!resume)", word)]
+        ignored = f" (without effect: {', '.join(typed)})" if typed and run.resume != "auto" else ""
+        print(f"{relative_path(start.folder)} has finished: nothing to do{ignored}; for a new run: --resume never")
         return
     if start is not None and start.checkpoint is not None:
         print(f"resume  {relative_path(start.checkpoint)}, after step {start.step}")

@@ -169,9 +169,11 @@ def add_run_config(arguments: list[str]) -> list[str]:
     resume = typed.get("--resume")
     if resume in (None, "never", "auto"):
         return arguments
-    root = typed.get("--default_root_dir") or typed.get("--trainer.default_root_dir") or "."
-    path = find_resume_target(resume, root)
+    root = typed.get("--default_root_dir") or typed.get("--trainer.default_root_dir")
+    path = find_resume_target(resume, root or ".")
     config = (path if path.is_dir() else path.parent.parent) / CONFIG
+    if root and config.is_file() and not config.resolve().is_relative_to(Path(root).resolve()):
+        raise UsageError(f"--resume {resume} goes on in its own folder: leave --default_root_dir out")
     return [*(["--config", str(config)] if config.is_file() else []), *arguments, f"--resume={path}"]
 
 

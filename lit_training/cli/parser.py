@@ -7,6 +7,7 @@ import warnings
 from functools import partial
 from pathlib import Path
 from pkgutil import resolve_name
+from types import SimpleNamespace
 from typing import Any, Literal, NoReturn, get_args
 
 from jsonargparse import Namespace, set_parsing_settings
@@ -160,7 +161,10 @@ class FitCLI(LightningCLI):
             for flag in flags:
                 raise UsageError(f"--{flag} {rule}: {model_name} has its own in configure_optimizers")
             return
-        if "optimizer" not in flags:
+        # A user's own configure_optimizers may ask the Trainer, which does not exist yet, for the length of the run.
+        lengths = {"estimated_stepping_batches": 1000, "num_training_batches": 100, "max_epochs": 10, "max_steps": -1}
+        self.model.trainer = SimpleNamespace(**lengths)  # type: ignore[assignment]
+        if "optimizer" not in flags and type(self.model).configure_optimizers.__module__.startswith("lit_models."):
             self._configure_optimizers(f"--model {model_name}")
         typed = [name for name in self._typed_arguments() if flags and uses(self.model, name)]
         for flag, choice in flags.items():
@@ -182,12 +186,13 @@ class FitCLI(LightningCLI):
                 raise UsageError("--lr_scheduler.step_size must be at least 1 epoch: --lr_scheduler.step_size 7")
             monitor = "val_loss" if self.run.validates else "train_loss"
             self.model.chosen_schedule = make_schedule_factory(kind, arguments, self.model, monitor)
+        self.model.trainer = None
 
     def _configure_optimizers(self, flag: str) -> str:
         """Return the model's optimizers and schedules as text. Raise a UsageError if ``flag`` has a wrong value."""
         try:
             return str(self.model.configure_optimizers())
-        except (TypeError, ValueError, RuntimeError) as error:
+        except (TypeError, ValueError, RuntimeError, AttributeError) as error:
             raise UsageError(f"{flag}: {error}; change this value") from error
 
     def _typed_arguments(self) -> list[str]:
@@ -210,13 +215,17 @@ class FitCLI(LightningCLI):
         register_strategies(model_attributes.skips_layers)
         try:
             trainer = FitTrainer(**add_defaults(config, self.run, config_yaml, save_config))
-        except (CheckpointError, UsageError):
-            raise
+            refuse_other_ranks(trainer)
+            if self.run.start is not None and -1 < config["max_steps"] < self.run.start.step:
+                raise UsageError(
+                    f"--max_steps {config['max_steps']}: the run has done {self.run.start.step} steps already"
+                )
         except (MisconfigurationException, ValueError, TypeError, RuntimeError, ImportError) as error:
             if self.run.start is not None:
                 self.run.start.remove_if_new()
+            if isinstance(error, CheckpointError | UsageError):
+                raise
             raise UsageError(explain_trainer_error(error, config)) from error
-        refuse_other_ranks(trainer)
         trainer.start = start = self.run.start
         given, chosen = self.config["threads"], threads_of_new_run(trainer, self.model, self.datamodule)
         trainer.chosen_threads = chosen if given == "auto" else (given, given)
