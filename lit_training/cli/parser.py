@@ -159,7 +159,9 @@ class FitCLI(LightningCLI):
         model_name, rule = type(self.model).__name__, "is for models built on LitBase that return build_optimizers()"
         if not isinstance(self.model, LitBase):
             for flag in flags:
-                raise UsageError(f"--{flag} {rule}: {model_name} has its own in configure_optimizers")
+                raise UsageError(
+                    f"--{flag} {rule}: {model_name} has its own in configure_optimizers, leave --{flag} out"
+                )
             return
         # A user's own configure_optimizers may ask the Trainer, which does not exist yet, for the length of the run.
         lengths = {"estimated_stepping_batches": 1000, "num_training_batches": 100, "max_epochs": 10, "max_steps": -1}
@@ -174,7 +176,9 @@ class FitCLI(LightningCLI):
             else:
                 self.model.chosen_schedule = lambda _: {"scheduler": "--lr_scheduler"}
             if f"--{flag}" not in self._configure_optimizers(f"--{flag} {kind.__name__}"):
-                raise UsageError(f"--{flag} {rule}: {model_name} has its own in configure_optimizers")
+                raise UsageError(
+                    f"--{flag} {rule}: {model_name} has its own in configure_optimizers, leave --{flag} out"
+                )
             for name in (name for name in typed if not uses(self.model, name)):
                 value, is_known = self.config["model"]["init_args"][name], name in inspect.signature(kind).parameters
                 fix = f"use --{flag}.{name} {value}" if is_known else f"leave --model.{name} out"
