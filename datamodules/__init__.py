@@ -7,19 +7,10 @@ from datamodules.errors import DataError
 from datamodules.preprocessing import Preprocessing
 
 if TYPE_CHECKING:
-    from datamodules.cifar10 import CIFAR10DataModule
-    from datamodules.image_folder import ImageFolderDataModule
-    from datamodules.random_data import RandomDataModule
-    from datamodules.shapes import ShapesDataModule
-
-__all__ = [
-    "CIFAR10DataModule",
-    "DataError",
-    "ImageFolderDataModule",
-    "Preprocessing",
-    "RandomDataModule",
-    "ShapesDataModule",
-]
+    from datamodules.cifar10 import CIFAR10DataModule as CIFAR10DataModule
+    from datamodules.image_folder import ImageFolderDataModule as ImageFolderDataModule
+    from datamodules.random_data import RandomDataModule as RandomDataModule
+    from datamodules.shapes import ShapesDataModule as ShapesDataModule
 
 _MODULE_OF = {
     "CIFAR10DataModule": "cifar10",
@@ -27,6 +18,7 @@ _MODULE_OF = {
     "RandomDataModule": "random_data",
     "ShapesDataModule": "shapes",
 }
+__all__ = ["DataError", "Preprocessing", *_MODULE_OF]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,6 +1,5 @@
 """Load CIFAR10 with torchvision and store its pixels in files that all processes of a machine share."""
 
-import contextlib
 from pathlib import Path
 
 import numpy as np
@@ -34,9 +33,6 @@ class CIFAR10DataModule(SplitDataModule):
         seed: seed of the validation split, the order and the augmentation.
 
     Batches: (B, 3, 32, 32) float32 in [-1, 1] and (B,) int64.
-
-    Raises:
-        DataError: an argument is out of range, or the data set cannot be downloaded, written or read.
     """
 
     task = "classification"
@@ -110,8 +106,6 @@ def _download(root: Path, train: bool) -> CIFAR10:
     try:
         return CIFAR10(str(root), train=train, download=True)
     except (OSError, RuntimeError) as error:  # torchvision raises RuntimeError for a wrong md5
-        with contextlib.suppress(OSError):
-            root.rmdir()  # fails if the folder is not empty
         raise DataError(
             f"CIFAR10 is not in {root} and {CIFAR10.url} cannot be read ({error}): put {CIFAR10.filename} (md5 "
             f"{CIFAR10.tgz_md5}) into {root}, give its folder with --data.root, or use --data ShapesDataModule"

@@ -54,9 +54,6 @@ class ImageFolderDataModule(SplitDataModule):
         layout: what the folders in ``root`` are: ``classes`` or ``split``. Default: their names decide.
 
     Batches: images (B, 3, S, S) float32 and labels (B,) int64.
-
-    Raises:
-        DataError: an argument is out of range, or the folder cannot be used for training.
     """
 
     task = "classification"
@@ -90,7 +87,6 @@ class ImageFolderDataModule(SplitDataModule):
             raise DataError(f"layout must be classes or split, but is {layout}: --data.layout classes")
         root, split_file = str(root), split_file and str(split_file)  # torch.load(weights_only=True) rejects a Path
         self.save_hyperparameters()
-        self.has_default_batch_size = batch_size is None
         self.root = Path(root).expanduser()
         self.adapt_to(None)
 
@@ -121,7 +117,7 @@ class ImageFolderDataModule(SplitDataModule):
         return self.examine().report()
 
     def adapt_to(self, model: Any) -> None:
-        if self.has_default_batch_size:
+        if self.hparams_initial["batch_size"] is None:
             self.hparams["batch_size"] = getattr(model, "default_batch_size", 4)
         before = self.preprocessing, self.augment
         spec = Preprocessing.from_dict(getattr(model, "preprocessing", None))

@@ -14,13 +14,10 @@ def available_cores() -> int:
     """Return the number of CPU cores that the CPU affinity and the container's CPU quota allow this process to use."""
     affinity = getattr(os, "sched_getaffinity", None)  # Linux only
     cores = len(affinity(0)) if affinity else os.cpu_count() or 1
-    with contextlib.suppress(OSError, ValueError):  # no such file, or the quota "max": no limit
-        try:
-            quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-        except OSError:  # cgroup v1; its quota is -1 without a limit
-            files = (Path(f"/sys/fs/cgroup/cpu/cpu.cfs_{name}_us") for name in ("quota", "period"))
-            quota, period = (file.read_text().replace("-1", "max") for file in files)
-        cores = min(cores, max(1, int(quota) // int(period)))
+    for names in (("cpu.max",), ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us")):  # cgroup v2 and v1
+        with contextlib.suppress(OSError, ValueError):  # no such file, or the quota "max"
+            quota, period = map(int, " ".join(Path("/sys/fs/cgroup", name).read_text() for name in names).split())
+            cores = min(cores, max(1, quota // period)) if quota > 0 else cores  # without a limit it is -1
     return cores
 
 
@@ -29,11 +26,7 @@ STOP_SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SI
 
 
 def cache_folder() -> Path:
-    """Return the path of ``lit-classics`` in the user's cache folder. Its files can be deleted at any time.
-
-    Raises:
-        DataError: XDG_CACHE_HOME is not set and the user has no home folder.
-    """
+    """Return ``lit-classics`` in the user's cache folder. Its files can be deleted. Raise DataError without a home."""
     try:
         return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lit-classics"
     except RuntimeError as error:

@@ -82,10 +82,7 @@ class RandomDataModule(SplitDataModule):
         super().__init__()
         self.sample_shape = (in_features,) if isinstance(in_features, int) else tuple(in_features)
         if min(*self.sample_shape, out_features, length, batch_size) < 1 or steps < 0:
-            raise DataError(
-                "all sizes must be at least 1 and steps at least 0: --data.in_features 1000 --data.length 64 "
-                "--data.steps 500"
-            )
+            raise DataError("all sizes must be at least 1 and steps at least 0: --data.length 64 --data.steps 500")
         if target not in ("random", "linear", "count"):
             raise DataError(f"target must be random, linear or count, but is {target}: --data.target random")
         self.save_hyperparameters()
@@ -97,8 +94,6 @@ class RandomDataModule(SplitDataModule):
         self.sets: dict[str, Dataset] = {}
 
     def setup(self, stage: str) -> None:
-        if self.sets:
-            return
         hparams = self.hparams
         self.sets["train"] = self._draw(0, hparams["steps"] * hparams["batch_size"] or hparams["length"])
         for stream, split in ((1, "val"), (2, "test")):

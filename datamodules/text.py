@@ -48,10 +48,8 @@ def command(name: str, *arguments: object) -> str:
     start = ["python" if is_on_path else _path_from_here(python)]
     if name != "tensorboard":
         start += [_path_from_here(Path(__file__).resolve().parents[1] / "scripts" / name)]
-    elif is_on_path and shutil.which(name):
-        start = [name]
     else:
-        start += ["-m", "tensorboard.main"]
+        start = [name] if is_on_path and shutil.which(name) else [*start, "-m", "tensorboard.main"]
     return shlex.join([*start, *map(str, arguments)])
 
 

@@ -81,9 +81,7 @@ def load(network: nn.Module, head_name: str, backbone: str, weights: str, classe
     try:
         return _load_head(network.get_submodule(head_name), head, saved.get("class_names"), classes)
     except (KeyError, TypeError, IndexError, RuntimeError) as error:
-        raise ModelError(
-            f"{weights} is damaged, its classes do not fit its weights: give another checkpoint"
-        ) from error
+        raise ModelError(f"{weights} is damaged, its classes do not fit its weights: give another one") from error
 
 
 def _load_head(layer: nn.Module, saved: dict[str, Tensor], old: list[str] | None, new: Sequence[str] | None) -> str:
@@ -174,9 +172,7 @@ def _import_timm() -> Any:
 def _read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any] | None]:
     """Read a state dict without executing code in the file. For this project's checkpoints, also return their facts."""
     if not path.is_file():
-        raise ModelError(
-            f"no weights file {path}: give DEFAULT, none or the path of a .pth, .safetensors or .ckpt file"
-        )
+        raise ModelError(f"no weights file {path}: give DEFAULT, none or a .pth, .safetensors or .ckpt file")
     state: Any
     try:
         if path.suffix == ".safetensors":
@@ -193,7 +189,5 @@ def _read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any] | None]
             saved = {**state["lit"], "backbone": state.get("hyper_parameters", {}).get("backbone")}
         state = state.get("state_dict", state)
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise ModelError(
-            f"{path} is not a state dict (names -> tensors): save one with torch.save(net.state_dict(), ...)"
-        )
+        raise ModelError(f"{path} is not a state dict (names -> tensors): save one with torch.save(net.state_dict())")
     return {name.removeprefix("net."): tensor for name, tensor in state.items()}, saved

@@ -3,6 +3,7 @@
 Letters in the shapes of all model files: B batch, C channels, H height, W width, F features, K classes or outputs.
 """
 
+import contextlib
 import inspect
 import math
 from collections.abc import Callable, Iterable
@@ -282,16 +283,10 @@ class LitBase(LightningModule):
             raise ModelError(f"{model_name} cannot use the samples of {data_name}: {reason}")
         self.class_names = self.class_names or getattr(data, "class_names", None)
 
-    @property
-    def has_trainer(self) -> bool:
-        """True if a Trainer is attached. Without one ``self.trainer`` raises an error."""
-        try:
-            return self.trainer is not None
-        except RuntimeError:
-            return False
-
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        data = getattr(self.trainer, "datamodule", None) if self.has_trainer else None
+        data = None
+        with contextlib.suppress(RuntimeError):  # no Trainer is attached
+            data = getattr(self.trainer, "datamodule", None)
         preprocessing: Any = getattr(data, "preprocessing", None)  # a Preprocessing, or a dict of a user's data module
         as_dict = preprocessing.to_dict() if hasattr(preprocessing, "to_dict") else preprocessing
         class_names = getattr(data, "class_names", self.class_names)

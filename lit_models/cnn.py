@@ -65,13 +65,8 @@ class LitCNN(LitBase):
             raise ModelError(f"loss must be cross_entropy or squared_error, but is {loss}: --model.loss cross_entropy")
         self.save_hyperparameters()
         self.task = "classification" if loss == "cross_entropy" else "regression"
-        self.preprocessing = {
-            "image_size": 32,
-            "resize_size": 32,
-            "mean": [0.5] * in_channels,
-            "std": [0.5] * in_channels,
-            "interpolation": "bilinear",
-        }
+        half = [0.5] * in_channels
+        self.preprocessing = {"image_size": 32, "resize_size": 32, "mean": half, "std": half}  # pixels in [-1, 1]
         self.net = LeNet(in_channels, num_classes)
         self.make_metrics(num_classes if self.task == "classification" else None)
 

@@ -51,8 +51,7 @@ class LitMLP(LitBase):
         hidden = tuple(hidden)
         if min(in_features, *hidden, out_features) < 1:
             raise ModelError(
-                f"all widths must be at least 1, but are {in_features} -> {list(hidden)} -> {out_features}: "
-                "--model.in_features 1000 --model.hidden '[100]' --model.out_features 10"
+                "a width is below 1: --model.in_features 1000 --model.hidden '[100]' --model.out_features 10"
             )
         self.save_hyperparameters()
         self.net = mlp(in_features, hidden, out_features)

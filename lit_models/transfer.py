@@ -6,18 +6,16 @@ from typing import Any, Literal
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
-from torch.optim import SGD, AdamW, Optimizer
+from torch.optim import SGD, AdamW
 from torch.optim.lr_scheduler import StepLR
 from torchvision.transforms import v2
 
 from lit_models import backbones
 from lit_models.base import LitBase, ModelError
 
-MIXES = {"mixup": v2.MixUp, "cutmix": v2.CutMix}
-
+MIXES = {"none": (), "mixup": (v2.MixUp,), "cutmix": (v2.CutMix,), "both": (v2.MixUp, v2.CutMix)}
 BATCHNORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 BACKBONE_LR_FACTOR = 0.03
-BACKBONE_WEIGHT_DECAY = 0.05
 
 
 class LitTransfer(LitBase):
@@ -25,7 +23,6 @@ class LitTransfer(LitBase):
 
     Source: PyTorch tutorial "Transfer Learning for Computer Vision" (Chilamkurthy 2017). The defaults differ from it:
     AdamW (Loshchilov and Hutter 2019) on batches of 32 photos. The recipes transfer_*.yaml train as in the tutorial.
-
     A frozen backbone gets no gradient and stays in evaluation mode. The pretrained weights are loaded when a new fit
     starts. They are not needed to build the model, to load its checkpoint or to resume a fit.
 
@@ -51,7 +48,6 @@ class LitTransfer(LitBase):
 
     Input: (B, 3, H, W) float32, normalized as in ``preprocessing``, or ``features`` (B, F). Output: (B, K) logits.
     Parameters: 11,181,642 at the defaults, 5,130 of them in the head.
-    Raises a ModelError if the backbone is unknown, or an argument is out of range.
     """
 
     default_data = "ImageFolderDataModule"
@@ -78,38 +74,28 @@ class LitTransfer(LitBase):
         super().__init__()
         if num_classes < 1:
             raise ModelError(f"num_classes must be at least 1, but is {num_classes}: --model.num_classes 10")
-        if freeze and (unfreeze_epoch or backbone_lr_factor not in (1.0, BACKBONE_LR_FACTOR)):
-            raise ModelError("unfreeze_epoch and backbone_lr_factor need fine-tuning: add --model.freeze false")
-        if freeze and mix != "none":
-            raise ModelError(
-                f"mix {mix} needs fine-tuning, because a frozen backbone runs once per picture: "
-                "add --model.freeze false"
-            )
+        if freeze and (unfreeze_epoch or mix != "none" or backbone_lr_factor not in (1.0, BACKBONE_LR_FACTOR)):
+            raise ModelError("unfreeze_epoch, backbone_lr_factor and mix need fine-tuning: add --model.freeze false")
         if not 0 <= label_smoothing < 1:
             raise ModelError(
-                f"label_smoothing must be at least 0 and less than 1, but is {label_smoothing}: "
-                "--model.label_smoothing 0.1"
+                f"label_smoothing must be in [0, 1), but is {label_smoothing}: --model.label_smoothing 0.1"
             )
-        weights = None if weights is None or weights.lower() == "none" else weights
+        weights = None if str(weights).lower() == "none" else weights
         self.save_hyperparameters()
         self.net, self.head_name = backbones.build(backbone, num_classes)
-        self.preprocessing = backbones.preprocessing(backbone, self.net)
+        self.preprocessing: dict[str, Any] = backbones.preprocessing(backbone, self.net)
         self.fixed_features = freeze
         self.wants_augmentation = not freeze
         self.label_smoothing = label_smoothing
         self.skips_layers = unfreeze_epoch > 0
-        self.keeps_batchnorm = momentum is None and weights is not None
         self.weights_ready = weights is None
         self.loaded = ""  # what load_pretrained() has read from a checkpoint
         if weights is None and freeze:
-            rank_zero_warn(
-                "weights=None with freeze: the frozen backbone is random; give --model.weights DEFAULT or a file"
-            )
+            rank_zero_warn("weights=None with freeze: the frozen backbone is random; give --model.weights DEFAULT")
         self.make_metrics(num_classes)
-        if freeze:
-            self.net.requires_grad_(False)
-            self.head.requires_grad_(True)
-            self.net.eval()
+        self.net.requires_grad_(not freeze)
+        self.head.requires_grad_(True)
+        self.train()
 
     @property
     def head(self) -> nn.Module:
@@ -125,7 +111,7 @@ class LitTransfer(LitBase):
         super().train(mode)
         if self.backbone_frozen:
             self.net.eval()
-        elif self.keeps_batchnorm:
+        elif self.hparams["momentum"] is None and self.hparams["weights"]:
             for module in self.net.modules():
                 if isinstance(module, BATCHNORMS):
                     module.eval()
@@ -136,32 +122,20 @@ class LitTransfer(LitBase):
             return self.head(x)
         if not self.hparams["average_flips"] or (self.training and not self.fixed_features):
             return self.net(x)
-        return torch.stack([self.net(view) for view in self.views(x)]).mean(0)
-
-    def views(self, x: Tensor) -> list[Tensor]:
-        """Return the inputs (B, 3, H, W) whose outputs are averaged; ``x`` last, so that --explain draws its map."""
-        return [x.flip(-1), x] if self.hparams["average_flips"] else [x]
+        return (self.net(x.flip(-1)) + self.net(x)) / 2  # x last, so that --explain draws its map
 
     def features(self, x: Tensor) -> Tensor | None:
-        """Return the inputs of the head, (B, F), without gradient; None if the head is not the last operation.
-
-        With ``average_flips``, return the mean of those of each picture and its mirror image.
-        """
-        calls: list[tuple[Tensor, Tensor]] = []
-        hook = self.head.register_forward_hook(lambda _, inputs, output: calls.append((inputs[0], output)))
-        try:
-            with torch.no_grad():
-                outputs = [self.net(view) for view in self.views(x)]
-        finally:
-            hook.remove()
-        head_inputs = [head_input for head_input, _ in calls[: len(outputs)]]
-        is_last = outputs[0] is calls[0][1] and head_inputs[0].ndim == 2
-        return torch.stack(head_inputs).mean(0) if is_last else None
+        """Return the head's inputs, (B, F), averaged as in ``forward``, without gradient; None if it is not last."""
+        views = [x.flip(-1), x] if self.hparams["average_flips"] else [x]
+        calls: list[tuple[Tensor, Tensor]] = []  # the input and the output of the head
+        with torch.no_grad(), self.head.register_forward_hook(lambda _, args, output: calls.append((*args, output))):
+            outputs = [self.net(view) for view in views]
+        head_input = torch.stack([head_input for head_input, _ in calls]).mean(0)
+        return head_input if outputs[-1] is calls[-1][1] and head_input.ndim == 2 else None
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        if (mix := self.hparams["mix"]) != "none":
-            chosen = [MIXES[mix]] if mix in MIXES else list(MIXES.values())
-            batch = v2.RandomChoice([kind(num_classes=self.hparams["num_classes"]) for kind in chosen])(*batch)
+        if kinds := MIXES[self.hparams["mix"]]:
+            batch = v2.RandomChoice([kind(num_classes=self.hparams["num_classes"]) for kind in kinds])(*batch)
         return super().training_step(batch, batch_idx)
 
     # setup() would be too early: a resumed fit reads its checkpoint after it, and then needs no pretrained weights.
@@ -191,8 +165,7 @@ class LitTransfer(LitBase):
     def shape_error(self, shape: tuple[int, ...]) -> str | None:
         if len(shape) != 3 or shape[0] != 3:
             return f"backbones need color pictures (3, H, W), not {shape} (--data.channels 3, or --model LitCNN)"
-        spec: Any = self.preprocessing
-        usual_size = spec["image_size"]
+        usual_size = self.preprocessing["image_size"]
         if shape[1:] == (usual_size, usual_size):
             return None
         self.net.eval()  # no dropout, and the statistics of BatchNorm stay as they are
@@ -207,18 +180,15 @@ class LitTransfer(LitBase):
         return None
 
     def configure_optimizers(self):
+        lr, momentum = self.hparams["lr"], self.hparams["momentum"]
         groups: list[dict[str, Any]] = [{"params": list(self.head.parameters()), "name": "head"}]
         if not self.hparams["freeze"]:
             prefix = f"{self.head_name}."
             backbone = [parameter for name, parameter in self.net.named_parameters() if not name.startswith(prefix)]
             groups.append({"params": backbone, "name": "backbone", "lr_factor": self.hparams["backbone_lr_factor"]})
+            if momentum is None and self.chosen_optimizer is None:
+                groups[1]["weight_decay"] = 0.05
+        adamw = partial(AdamW, lr=lr, weight_decay=self.hparams["weight_decay"])
+        optimizer = adamw if momentum is None else partial(SGD, lr=lr, momentum=momentum)
         step_lr = partial(StepLR, step_size=self.hparams["step_size"], gamma=self.hparams["gamma"])
-        return self.build_optimizers(self._default_optimizer, groups, step_lr)
-
-    def _default_optimizer(self, groups: list[dict[str, Any]]) -> Optimizer:
-        lr, momentum = self.hparams["lr"], self.hparams["momentum"]
-        if momentum is not None:
-            return SGD(groups, lr, momentum)
-        for group, weight_decay in zip(groups, (self.hparams["weight_decay"], BACKBONE_WEIGHT_DECAY), strict=False):
-            group["weight_decay"] = weight_decay
-        return AdamW(groups, lr)
+        return self.build_optimizers(optimizer, groups, step_lr)

@@ -243,6 +243,6 @@ def test_network_can_be_copied_out_of_its_file(name: str) -> None:
 @pytest.mark.parametrize("name", MODEL_FILES)
 def test_model_files_are_short(name: str) -> None:
     source = (ROOT / "lit_models" / f"{name}.py").read_text()
-    assert len(source.splitlines()) <= (225 if name == "transfer" else 175)
+    assert len(source.splitlines()) <= (194 if name == "transfer" else 175)
     [lit] = [node for node in ast.parse(source).body if isinstance(node, ast.ClassDef) and node.name.startswith("Lit")]
     assert [ast.unparse(base) for base in lit.bases] == ["LitBase"]  # no deep inheritance

@@ -39,7 +39,7 @@ class Augmentation:
 
     ``draw`` needs only the seed and the size of the picture. ``apply`` depends only on the pixels and the drawn
     parameters, so the pixels can be on any device. ``crop`` gives (C, S, S): a random part of the picture, or, if
-    ``preprocessing.resize`` is not crop, the whole picture, shifted by the margin of the center crop or less.
+    ``preprocessing.resize`` is not crop, the whole picture, shifted by the margin of the center crop (or 4) or less.
     """
 
     def __init__(self, names: tuple[str, ...], preprocessing: Preprocessing) -> None:
@@ -48,7 +48,7 @@ class Augmentation:
         interpolation = InterpolationMode(preprocessing.interpolation)
         crop: v2.Transform = _CropThenResize(size, interpolation=interpolation, antialias=True)
         if preprocessing.resize != "crop":
-            shift = max(0, preprocessing.resize_size - size) // 2
+            shift = max(4, (preprocessing.resize_size - size) // 2)  # pixels
             crop = v2.RandomCrop(size, padding=shift, padding_mode="edge")
         rotate = v2.RandomRotation(15, bilinear, fill=fill)
         color, trivial = v2.ColorJitter(0.3, 0.3, 0.3), _Trivial(interpolation=bilinear, fill=fill)

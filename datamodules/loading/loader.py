@@ -83,17 +83,13 @@ def make_loader(
     train: bool,
     shuffle: bool = True,
     num_workers: int = 0,
-    keep_workers: bool = True,
 ) -> DataLoader:
-    """Make the data loader of this rank, with a :class:`TrainSampler` or an :class:`EvalSampler`.
+    """Make the data loader of this rank, or of a single process without a ``trainer``.
 
     Args:
-        dataset: a dataset with a length, whose ``__getitems__(keys)`` returns a batch.
-        trainer: the Trainer, or None for a single process.
-        batch_size: number of samples in a batch of this rank.
+        dataset: its ``__getitems__(keys)`` returns a batch.
         seed: the order of the training samples depends on it, on the run's seed and on the epoch.
         num_workers: number of loader processes; with 0 the training process loads the data.
-        keep_workers: keep the loader processes between epochs.
     """
     if not num_workers and hasattr(dataset, "decoding_threads"):  # the network may use fewer threads
         dataset.decoding_threads = max(1, available_cores() // (trainer.num_devices if trainer else 1))
@@ -111,7 +107,7 @@ def make_loader(
         sampler=sampler,
         collate_fn=keep_batch,
         num_workers=num_workers,
-        persistent_workers=keep_workers and num_workers > 0,
+        persistent_workers=num_workers > 0,
         worker_init_fn=ignore_signals,
         # without this generator a DataLoader would advance torch's global generator in each epoch
         generator=torch.Generator().manual_seed(combine_seeds(seed)),

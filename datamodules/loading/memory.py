@@ -2,7 +2,6 @@
 
 import functools
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -26,7 +25,7 @@ class Pictures(Dataset):
         images: (N, C, H, W) uint8.
         labels: (N,) int64.
         preprocessing: without augmentation only its mean and std are used.
-        augment: names of augmentations, which differ in each epoch. True means FLIP_SHIFT_CUTOUT.
+        augment: names of augmentations, which differ in each epoch.
         seed: seed of the augmentation, which also depends on the seed of the run.
         indices: (M,) int64, indices of the images in this dataset (all by default). The images are not copied.
     """
@@ -38,15 +37,14 @@ class Pictures(Dataset):
         images: Tensor,
         labels: Tensor,
         preprocessing: Preprocessing,
-        augment: bool | tuple[str, ...] = (),
+        augment: tuple[str, ...] = (),
         seed: int = 0,
         indices: Tensor | None = None,
     ) -> None:
         self.images, self.labels = images, labels
         self.mean, self.std = preprocessing.mean, preprocessing.std
-        self.augment, self.seed = FLIP_SHIFT_CUTOUT if augment is True else augment or (), combine_with_run_seed(seed)
-        margin = replace(preprocessing, resize_size=preprocessing.image_size + 2 * SHIFT)  # for padded pictures
-        self.augmentation = Augmentation(self.augment, margin)
+        self.augment, self.seed = augment, combine_with_run_seed(seed)
+        self.augmentation = Augmentation(augment, preprocessing)
         self.indices = indices
 
     def __len__(self) -> int:
@@ -91,9 +89,8 @@ def _factor_and_offset(mean: tuple[float, ...], std: tuple[float, ...]) -> tuple
 def flip_shift_cutout(images: Tensor, numbers: Tensor) -> Tensor:
     """Flip each image with probability 1/2, shift it by up to SHIFT pixels and set a square of side CUTOUT to 0.
 
-    Args:
-        images: (B, C, H, W) uint8. Pixels that the shift uncovers become 0.
-        numbers: (B, 5) float32, random in [0, 1): for flip, vertical and horizontal shift, row and column of square.
+    ``images``: (B, C, H, W) uint8. ``numbers``: (B, 5) float32, random in [0, 1), for flip, vertical and horizontal
+    shift, row and column of the square.
     """
     batch, channels, height, width = images.shape
     down, right = ((numbers[:, i] * (2 * SHIFT + 1)).long() for i in (1, 2))  # (B,) in 0 .. 2 * SHIFT

@@ -67,9 +67,7 @@ class EvalSampler(DistributedSampler):
 def gather_in_input_order(trainer: Any, results: Tensor, loader: Any) -> Tensor:
     """Gather the results of all ranks on each rank: (N, ...), in the order of the dataset and without padding.
 
-    Args:
-        results: (n, ...), results of this rank, including padding.
-        loader: loader of this rank, with an :class:`EvalSampler`. All ranks must have used the same number of batches.
+    ``results`` (n, ...) are those of this rank with padding. All ranks must have used the same number of batches.
     """
     if trainer.world_size > 1:
         batch_size = loader.batch_sampler.batch_size  # in predictions Lightning sets loader.batch_size to None

@@ -96,11 +96,7 @@ class PhotoFiles(Dataset):
 
 
 def read_pixels(source: str | Path | Image.Image | np.ndarray) -> Tensor:
-    """Return an upright RGB picture, (3, H, W) uint8, from a file, a PIL image or a uint8 array (H, W, 3) or (H, W).
-
-    Raises:
-        DataError: the file cannot be decoded, or the array has another shape or dtype.
-    """
+    """Return an upright RGB picture, (3, H, W) uint8, from a file, a PIL image or a uint8 array (H, W[, 3])."""
     if isinstance(source, np.ndarray):
         if source.dtype != np.uint8 or not (source.ndim == 2 or (source.ndim == 3 and source.shape[2] == 3)):
             raise DataError(f"an array {source.shape} of {source.dtype} is not a picture: give (H, W, 3) of uint8")

@@ -42,11 +42,9 @@ _CONTENT_PATTERNS = {  # for the first bytes of a file that is not a picture, in
 
 
 class BadPicture(DataError):
-    """Raised if a picture file cannot be opened or decoded.
+    """Raised if a picture file cannot be opened or decoded. `kind` is a fixed text, `reason` has details for the user.
 
-    Args:
-        kind: "truncated", "empty", "not a picture", "damaged", "too large", "unreadable" or UNREAD.
-        reason: details about this file, for the user.
+    Kinds: "truncated", "empty", "not a picture", "damaged", "too large", "unreadable" or UNREAD.
     """
 
     def __init__(self, name: str, kind: str, reason: str) -> None:
@@ -164,7 +162,7 @@ def _explain_open_error(file: BinaryIO) -> tuple[str, str]:
     file.seek(0)
     if not (first_bytes := file.read(256)):
         return "empty", "0 bytes"
-    if (suffix := suffix_of_content(first_bytes)) in ("jpg", "png", "tif"):
+    if (suffix := suffix_of_content(first_bytes)) in ("jpg", "png", "tif", "webp"):
         file.seek(max(0, size - 64))
         is_whole = suffix == "jpg" and b"\xff\xd9" in file.read()  # the end of a JPEG
         with contextlib.suppress(Exception):  # not a TIFF, or its list of tags is incomplete
@@ -176,10 +174,7 @@ def _explain_open_error(file: BinaryIO) -> tuple[str, str]:
             is_whole = max(map(sum, zip(starts, lengths, strict=True))) <= size
         if is_whole:
             return UNREAD, f"an unusual pixel layout: {_CONVERT}"
-        return "truncated", "the file ends in its header"
-    if suffix == "webp":
-        full_size = int.from_bytes(first_bytes[4:8], "little") + 8
-        return ("truncated", f"{size} of {full_size} bytes") if size < full_size else ("damaged", "cannot be decoded")
+        return "truncated", "the file ends too early"
     if suffix == "heic" and "HEIF" not in _prepare_pillow():
         return UNREAD, "HEIC: pip install 'lit-classics[heif]', or convert to .jpg"
     if suffix:

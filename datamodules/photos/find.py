@@ -133,9 +133,6 @@ def find_photos(root: str | Path, layout: str | None = None, *, strict: bool = T
         layout: `classes`: the subfolders are classes. `split`: they are train, val and test. None: their names decide.
         strict: refuse a folder that cannot be trained on or whose names allow two layouts. False, for an evaluation:
             the subfolders are classes if they may be, and classes without training pictures are kept.
-
-    Raises:
-        DataError: `root` cannot be read, or has another layout or no training pictures.
     """
     root = Path(root).expanduser()
     folders, split_folders, excluded, notes = _find_class_folders(root, layout, strict)

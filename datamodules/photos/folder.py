@@ -76,9 +76,6 @@ def examine(
 
     The arguments are those of :class:`~datamodules.image_folder.ImageFolderDataModule`, and `progress` of
     :func:`scan_photos`. The same seed and the same pictures give the same split.
-
-    Raises:
-        DataError: an argument is out of range, or the folder or `split_file` cannot be used for training.
     """
     if not 0 < val_size < 1:
         raise DataError(f"val_size must be between 0 and 1, but is {val_size}: --data.val_size 0.2")
@@ -91,12 +88,11 @@ def examine(
         listing = apply_split_file(listing, split_file)
     if len(listing.class_names) == 1:
         class_name, root_text = printable(listing.class_names[0]), printable(str(listing.root))
-        inside = f"if the classes are inside {class_name}, --data {root_text}/{class_name}"
-        if not (listing.root / listing.class_names[0]).is_dir():  # it is in train/
-            inside = f"if the classes are inside {class_name}, move them up, as in train/<class>/"
+        is_in_root = (listing.root / listing.class_names[0]).is_dir()  # otherwise it is in train/
+        fix = f"--data {root_text}/{class_name}" if is_in_root else "move them up, as in train/<class>/"
         raise DataError(
             f"{root_text} has only one class, {class_name}, but a classifier needs two: add a second class folder, or, "
-            f"{inside}"
+            f"if the classes are inside {class_name}, {fix}"
         )
     scan = scan_photos(listing, progress=progress)
     bad, n = scan.bad, len(listing.paths)
@@ -168,13 +164,11 @@ def _make_notes(photos: Photos, inspections: np.ndarray, first_copies: np.ndarra
     has_copy = is_in_mixed_group(photos.splits, first_copies) & outside_train
     looks_alike = is_in_mixed_group(photos.splits, near_copies) & outside_train & ~has_copy
     notes, flags = [], inspections["flags"]
+    blank = flags & (BLANK | CENTER_BLANK * (resize == "crop"))
     for found, text in (
         (flags & ROTATED, "rotated by an EXIF tag, as phones do: used upright"),
         (flags & MISNAMED, "whose suffix does not match the format: still used"),
-        (
-            flags & (BLANK | CENTER_BLANK * (resize == "crop")),
-            "blank or nearly blank as the network sees it: still used",
-        ),
+        (blank, "blank or nearly blank as the network sees it: still used"),
         (flags & HAS_PAGES, "with several pages or frames: only the first is used"),
         (has_copy, "in val or test with a copy in another split: the score will be too good"),
         (looks_alike, "in val or test look like a picture in another split: the score may be too good; see check.py"),

@@ -13,9 +13,8 @@ import numpy as np
 class Paths:
     """A sequence of n relative paths with `/` between folders. Bytes that are not UTF-8 become surrogates.
 
-    Args:
-        joined: uint8 array, the UTF-8 bytes of all paths, one path after the other.
-        offsets: int64 array (n + 1,), the start of each path in `joined`, and the end of the last path.
+    `joined` (uint8) are the UTF-8 bytes of all paths, one path after the other. `offsets` (int64, (n + 1,)) are the
+    starts of the paths in `joined`, and the end of the last path.
     """
 
     def __init__(self, joined: np.ndarray, offsets: np.ndarray) -> None:

@@ -46,11 +46,8 @@ def scan_photos(
     """Decode every file in parallel, leave out the bad ones and find exact copies.
 
     The results for good pictures are cached by path, size and mtime. Bad files are decoded again in each scan, because
-    a repair, for example with chmod, can leave path, size and mtime unchanged.
-
-    Args:
-        num_workers: maximum number of worker processes. None: one per core. The result does not depend on it.
-        progress: called with (number of finished files, number of files), several times.
+    a repair, for example with chmod, can leave path, size and mtime unchanged. `num_workers` is the maximum number of
+    worker processes; None: one per core. `progress` is called with the numbers of finished and all files.
     """
     n = len(listing.paths)
     cache_rows = np.zeros(n, _CACHE_DTYPE)

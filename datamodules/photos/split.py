@@ -36,10 +36,8 @@ def choose_validation_pictures(
 
     Pictures of a group (copies) stay together, so the number may differ. From a class with two or more groups,
     at least one group is chosen and at least one is not. From a class with only one group, no picture is chosen.
-
-    Args:
-        groups: as in :func:`is_in_mixed_group`. All pictures of a group must have the same class.
-        order: array (n,), one value per picture. The group whose first value is lowest is tried first.
+    `groups` are those of :func:`is_in_mixed_group`, each in one class. The group whose first `order` is lowest is tried
+    first.
     """
     chosen = np.zeros(len(labels), bool)
     by_class = np.argsort(labels, kind="stable")
@@ -62,11 +60,7 @@ def choose_validation_pictures(
 
 
 def apply_split_file(listing: Listing, split_file: str) -> Listing:
-    """Keep only the pictures that are in the split file, and use the splits in this file.
-
-    Raises:
-        DataError: the file is not valid, or a picture in it is missing or has another class.
-    """
+    """Keep only the pictures in the split file, with their splits. Raise DataError if one is missing or has moved."""
     root_text, csv_text = printable(str(listing.root)), printable(split_file)
     lines = read_split_file(split_file)
     trainable = {label for label, split, _ in lines.values() if split == "train"}
@@ -151,8 +145,6 @@ def find_scored_pictures(listing: Listing, split_file: str) -> tuple[Listing, in
     notes = [f"{plural(len(names), 'picture')} {text} ({first_names(names, 10)})" for text, names in kinds if names]
     if new_count := sum(path not in lines and sha256 not in known for path, (_, _, sha256) in now.items()):
         notes.append(f"{plural(new_count, 'picture')} not in {csv_text}: left out")
-    if missing and known == {""}:
-        notes.append(f"{csv_text} has no sha256, as in older versions: pictures are found by path only")
     return listing.take(np.unique(rows).astype(int)), SPLITS.index(scored), notes
 
 

@@ -51,11 +51,7 @@ class PictureStore:
     def write(path: Path, count: int, read: Callable[[int], Tensor]) -> None:
         """Write atomically: the pixels of all pictures (uint8), then all heights and widths, then `count` (int64).
 
-        Args:
-            read: function that returns picture `index`, (3, H, W) uint8, for 0 <= index < count. Threads call it.
-
-        Raises:
-            DataError: the file cannot be written.
+        `read` returns picture `index`, (3, H, W) uint8, for 0 <= index < count. Threads call it.
         """
         sizes = np.empty((count, 2), np.int64)
         try:
@@ -74,11 +70,7 @@ class PictureStore:
 
 
 def store_path(root: Path, paths: Paths, settings: dict[str, Any]) -> Path:
-    """Return the path of a store. It depends on `root`, `settings` and the path, size and mtime of each file.
-
-    Raises:
-        DataError: a picture cannot be found, or there is no cache folder.
-    """
+    """Return the path of a store. It depends on `root`, `settings` and the path, size and mtime of each file."""
     digest = hashlib.sha256(json.dumps([str(root.resolve()), settings], sort_keys=True).encode())
     paths.update(digest)
     for path in paths:

@@ -98,7 +98,7 @@ class FeatureCache(Callback):
 def _compute_features(trainer: Trainer, model: LitBase, data: SplitDataModule, split: str) -> Tensor | None:
     """Return the features (N, F) of all pictures on each rank, or None if the model cannot compute features."""
     dataset: Any = data.dataset(split)
-    options: Any = {"seed": 0, "train": False, "num_workers": data.num_workers(dataset), "keep_workers": False}
+    options: Any = {"seed": 0, "train": False, "num_workers": data.num_workers(dataset)}
     loader: Any = make_loader(dataset, trainer, batch_size=FEATURE_BATCH_SIZE, **options)
     batches: list[Tensor] = []
     show_bar = trainer.is_global_zero and trainer.progress_bar_callback is not None

@@ -283,13 +283,6 @@ def test_data_without_task_and_shape_are_accepted() -> None:
     LitCNN().check_data(ShapesDataModule())
 
 
-def test_has_trainer(bare: Bare) -> None:
-    model = Tiny()
-    assert not model.has_trainer
-    bare(max_epochs=1).fit(model, rows(4, 4))
-    assert model.has_trainer
-
-
 def test_only_a_frozen_backbone_has_fixed_features() -> None:
     for model in (Tiny(), LitCNN(), LitTransfer(weights=None, freeze=False)):
         assert not model.fixed_features

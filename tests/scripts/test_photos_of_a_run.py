@@ -102,8 +102,6 @@ def test_small_changes_of_the_photos_are_named(photos: Path) -> None:
     assert f"1 picture whose content has changed since the run began: scored as they are now ({edited})" in err
     assert f"1 picture not in {RUN}/split.csv: left out" in err
     assert sorted(scored()) == sorted(["dog/moved.jpg", edited, same])
-    remove_hashes()
-    assert "has no sha256, as in older versions: pictures are found by path only" in run("evaluate.py latest").err
 
 
 def test_evaluate_finds_moved_photos_with_a_flag(photos: Path) -> None:
