@@ -69,9 +69,8 @@ def _smaller_rates(config: Mapping[str, Any]) -> list[str]:
     """Return flags with a tenth of the learning rate of the run. It is that of ``--optimizer`` if there is one."""
     key = "optimizer" if config.get("optimizer") else "model"
     rates = (config[key].get("init_args") or {}).items()
-    numbers = [(name, rate) for name, rate in rates if isinstance(rate, float) and rate > 0]
-    is_rate = re.compile(r"(^|_)(lr|learning_rate)$").search
-    return [f"--{key}.{name} {min(rate / 10, 0.1):.3g}" for name, rate in numbers if is_rate(name)]
+    rates = [(name, rate) for name, rate in rates if re.search("(^|_)(lr|learning_rate)$", name)]
+    return [f"--{key}.{name} {min(rate / 10, 0.1):.3g}" for name, rate in rates if isinstance(rate, float) and rate > 0]
 
 
 def _describe_failure(trainer: Trainer, steps: list[tuple[Tensor, int, int, int]]) -> tuple[int, str]:

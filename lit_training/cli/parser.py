@@ -155,58 +155,51 @@ class FitCLI(LightningCLI):
 
     def _choose_optimizer(self) -> None:
         """Set the model's optimizer and schedule. Raise a UsageError if it cannot be built, or would not be used."""
-        flags = {key: self.config[key] for key in ("optimizer", "lr_scheduler") if self.config.get(key)}
-        model_name, rule = type(self.model).__name__, "is for models built on LitBase that return build_optimizers()"
+        flags = [flag for flag in ("optimizer", "lr_scheduler") if self.config.get(flag)]
+        unused = f"models built on LitBase that return build_optimizers(): {type(self.model).__name__} has its own in"
         if not isinstance(self.model, LitBase):
             for flag in flags:
-                raise UsageError(
-                    f"--{flag} {rule}: {model_name} has its own in configure_optimizers, leave --{flag} out"
-                )
+                raise UsageError(f"--{flag} is for {unused} configure_optimizers, leave --{flag} out")
             return
         # A user's own configure_optimizers may ask the Trainer, which does not exist yet, for the length of the run.
         lengths = {"estimated_stepping_batches": 1000, "num_training_batches": 100, "max_epochs": 10, "max_steps": -1}
         self.model.trainer = SimpleNamespace(**lengths)  # type: ignore[assignment]
-        if "optimizer" not in flags and type(self.model).configure_optimizers.__module__.startswith("lit_models."):
-            self._configure_optimizers(f"--model {model_name}")
+        is_own = not type(self.model).configure_optimizers.__module__.startswith("lit_models.")
         typed = [name for name in self._typed_arguments() if flags and uses(self.model, name)]
-        for flag, choice in flags.items():
-            kind, arguments = resolve_name(choice["class_path"]), dict(choice.get("init_args") or {})
+        for flag in flags if is_own or "optimizer" in flags else ["model", *flags]:
+            kind = resolve_name(self.config[flag]["class_path"])
+            arguments = dict(self.config[flag].get("init_args") or {})
             if flag == "optimizer":
-                self.model.chosen_optimizer = partial(type("--optimizer", (kind,), {}), **arguments)  # has this name
-            else:
+                self.model.chosen_optimizer = partial(type("--optimizer", (kind,), {}), **arguments)  # shown by repr()
+            elif flag == "lr_scheduler":
                 self.model.chosen_schedule = lambda _: {"scheduler": "--lr_scheduler"}
-            if f"--{flag}" not in self._configure_optimizers(f"--{flag} {kind.__name__}"):
-                raise UsageError(
-                    f"--{flag} {rule}: {model_name} has its own in configure_optimizers, leave --{flag} out"
-                )
+            try:
+                built = str(self.model.configure_optimizers())
+            except (TypeError, ValueError, RuntimeError, AttributeError) as error:
+                raise UsageError(f"--{flag} {kind.__name__}: {error}; change this value") from error
+            if flag in flags and f"--{flag}" not in built:
+                raise UsageError(f"--{flag} is for {unused} configure_optimizers, leave --{flag} out")
             for name in (name for name in typed if not uses(self.model, name)):
                 value, is_known = self.config["model"]["init_args"][name], name in inspect.signature(kind).parameters
                 fix = f"use --{flag}.{name} {value}" if is_known else f"leave --model.{name} out"
                 raise UsageError(f"--model.{name} {value} has no effect beside --{flag} {kind.__name__}: {fix}")
             if flag == "optimizer":
                 self.model.chosen_optimizer = partial(kind, **arguments)
-                continue
-            if arguments.get("step_size", 1) < 1:
-                raise UsageError("--lr_scheduler.step_size must be at least 1 epoch: --lr_scheduler.step_size 7")
-            monitor = "val_loss" if self.run.validates else "train_loss"
-            self.model.chosen_schedule = make_schedule_factory(kind, arguments, self.model, monitor)
+            elif flag == "lr_scheduler":
+                if arguments.get("step_size", 1) < 1:
+                    raise UsageError("--lr_scheduler.step_size must be at least 1 epoch: --lr_scheduler.step_size 7")
+                monitor = "val_loss" if self.run.validates else "train_loss"
+                self.model.chosen_schedule = make_schedule_factory(kind, arguments, self.model, monitor)
         self.model.trainer = None
-
-    def _configure_optimizers(self, flag: str) -> str:
-        """Return the model's optimizers and schedules as text. Raise a UsageError if ``flag`` has a wrong value."""
-        try:
-            return str(self.model.configure_optimizers())
-        except (TypeError, ValueError, RuntimeError, AttributeError) as error:
-            raise UsageError(f"{flag}: {error}; change this value") from error
 
     def _typed_arguments(self) -> list[str]:
         """Return the model's arguments on the command line, and those in files that differ from the default."""
         values = dict((vars(self.typed).get("model", {}).get("init_args") or {}).items())
-        defaults = {name: argument.default for name, argument in inspect.signature(type(self.model)).parameters.items()}
+        defaults = inspect.signature(type(self.model)).parameters
         flags = {argument.partition("=")[0].replace(".init_args", "") for argument in self.arguments}
         is_new = self.resume in ("never", "auto")  # else the values may be those of the resumed run
-        in_files = {name for name, value in values.items() if is_new and value != defaults.get(name, value)}
-        return [name for name in values if name in in_files or f"--model.{name}" in flags]
+        in_file = [name for name in values if is_new and name in defaults and values[name] != defaults[name].default]
+        return [name for name in values if name in in_file or f"--model.{name}" in flags]
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         trainer_config, model_attributes = self.config["trainer"], with_default_attributes(self.model)

@@ -155,15 +155,11 @@ def disconnect() -> None:
 
 def refuse_other_ranks(trainer: Trainer) -> None:
     """Raise a UsageError if the environment has the rank of another job. This process would not write its files."""
-    ranks = {name: os.environ[name] for name in RANK_VARIABLES if os.environ.get(name, "0") != "0"}
+    ranks = [name for name in RANK_VARIABLES if os.environ.get(name, "0") != "0"]
     if ranks and (trainer.world_size == 1 or trainer.global_rank >= trainer.world_size):
-        name, value = next(iter(ranks.items()))
         rank_zero_only.rank = 0  # type: ignore[attr-defined]  # print the error at once
-        for other in ranks:
-            del os.environ[other]
-        problem = (
-            f"the environment has {name}={value}, but this run has {plural(trainer.world_size, 'process', 'processes')}"
-        )
+        found = " ".join(f"{name}={os.environ.pop(name)}" for name in ranks)
+        problem = f"the environment has {found}, but this run has {plural(trainer.world_size, 'process', 'processes')}"
         raise UsageError(f"{problem}: start with env -u {' -u '.join(ranks)}, or give --num_nodes and --devices")
 
 
