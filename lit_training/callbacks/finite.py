@@ -59,7 +59,7 @@ class FiniteGuard(Callback):
         if trainer.optimizers:
             reason += f", learning rate {trainer.optimizers[0].param_groups[0]['lr']:.3g}"
         advice = _smaller_rates(self.config)
-        if pl_module.automatic_optimization and (trainer.gradient_clip_val or math.inf) > 1:  # type: ignore[attr-defined]
+        if pl_module.automatic_optimization and (trainer.gradient_clip_val or math.inf) > 1:
             advice += ["--gradient_clip_val 1"]
         hint = f" Try {', or '.join(advice)}" if advice else ""
         raise TrainingError(f"{reason}; the last good checkpoint is kept.{hint}")

@@ -213,10 +213,12 @@ class FitCLI(LightningCLI):
         try:
             trainer = FitTrainer(**add_defaults(config, self.run, config_yaml, save_config))
             refuse_other_ranks(trainer)
-            if self.run.start is not None and -1 < config["max_steps"] < self.run.start.step:
-                raise UsageError(
-                    f"--max_steps {config['max_steps']}: the run has done {self.run.start.step} steps already"
-                )
+            if (start := self.run.start) is not None and not start.finished:
+                for name, done in (("max_epochs", start.epoch), ("max_steps", start.step)):
+                    if -1 < (-1 if config[name] is None else config[name]) < done:
+                        raise UsageError(
+                            f"--{name} {config[name]}: the run has done {done} already: --{name} {done + 1}"
+                        )
         except (MisconfigurationException, ValueError, TypeError, RuntimeError, ImportError) as error:
             if self.run.start is not None:
                 self.run.start.remove_if_new()

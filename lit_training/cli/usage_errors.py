@@ -96,8 +96,12 @@ def _suggest_flag(flag: str, parser: LightningArgumentParser) -> str:
         full_names |= {name: name for name in [*names, action.dest.removeprefix("trainer.").split(".")[0]]}
     full_names |= FLAGS_BY_COMMON_NAME
     closest = closest_name(flag.strip("-").removeprefix("trainer."), full_names, cutoff=0.7)
-    is_other = closest and full_names[closest] != flag.strip("-")
-    return f"did you mean --{full_names[closest]}?" if is_other else "see --help, or --help_all for every flag"
+    full_name = full_names.get(closest or "")
+    return (
+        f"did you mean --{full_name}?"
+        if full_name not in (None, flag.strip("-"))
+        else "see --help, or --help_all for every flag"
+    )
 
 
 def _class_names(key: str, message: str) -> list[str]:

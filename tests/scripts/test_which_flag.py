@@ -67,7 +67,7 @@ def own_classes() -> Iterator[None]:
             "--model mine.Half --optimizer Adam --model.rate 1e-5",
             "--model.rate 1e-05 has no effect beside --optimizer Adam",
         ),
-        ("--model mine.Half --optimizer Adam --model.fast", "leave --model.fast out"),
+        ("--model mine.Half --optimizer Adam --model.fast true", "leave --model.fast out"),
         ("--model LitMLP --optimizer Adam --model.lr 1e-4", "use --optimizer.lr 0.0001"),
     ],
 )
@@ -99,7 +99,9 @@ def test_an_argument_in_a_file_is_refused_too_and_defaults_are_not() -> None:
         in run("fit.py --config rates.yaml").err
     )
     fits.parse("--model LitTransfer --model.weights none --data ShapesDataModule --optimizer AdamW --model.gamma 0.5")
-    ended = run("fit.py --model LitTransfer --model.weights none --lr_scheduler OneCycleLR --model.gamma 0.5")
+    ended = run(
+        "fit.py --model LitTransfer --model.weights none --data ShapesDataModule --lr_scheduler OneCycleLR --model.gamma 0.5"
+    )
     assert "--model.gamma 0.5 has no effect beside --lr_scheduler OneCycleLR: leave --model.gamma out" in ended.err
 
 
@@ -136,7 +138,8 @@ def killed(monkeypatch: pytest.MonkeyPatch) -> Path:
     ("flags", "answer"),
     [
         ("--resume RUN --default_root_dir elsewhere", "goes on in its own folder: leave --default_root_dir out"),
-        ("--resume RUN --max_steps 3", "--max_steps 3: the run has done 6 steps already"),
+        ("--resume RUN --max_steps 3", "--max_steps 3: the run has done 6 already: --max_steps 7"),
+        ("--resume RUN --max_epochs 0", "--max_epochs 0: the run has done 1 already: --max_epochs 2"),
         ("--resume RUN --model.lr 3", "was started with another --model"),
         (
             "--resume copy.ckpt --model LitMLP --data.in_features 6 --data.steps 4 --model.lr 3",
