@@ -215,7 +215,7 @@ class FitCLI(LightningCLI):
             refuse_other_ranks(trainer)
             if (start := self.run.start) is not None and not start.finished:
                 for name, done in (("max_epochs", start.epoch), ("max_steps", start.step)):
-                    if -1 < (-1 if config[name] is None else config[name]) < done:
+                    if config[name] in range(done):
                         raise UsageError(
                             f"--{name} {config[name]}: the run has done {done} already: --{name} {done + 1}"
                         )

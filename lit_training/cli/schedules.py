@@ -45,12 +45,12 @@ def make_schedule_factory(
 
 
 class _Unset:
-    """Stands for a value. To calculate with it, to use it as a condition or to copy it is an error."""
+    """Stands for a value. It raises an error in a calculation, a comparison, a condition or a copy."""
 
     def refuse(self, *_: Any) -> Any:
         raise TypeError("this argument has no value")
 
-    __bool__ = __deepcopy__ = refuse
+    __bool__ = __eq__ = __deepcopy__ = refuse
 
 
 def uses(model: LitBase, name: str) -> bool:

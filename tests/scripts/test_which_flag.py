@@ -98,10 +98,9 @@ def test_an_argument_in_a_file_is_refused_too_and_defaults_are_not() -> None:
         "--model.lr 0.1 has no effect beside --optimizer Adam: use --optimizer.lr 0.1"
         in run("fit.py --config rates.yaml").err
     )
-    fits.parse("--model LitTransfer --model.weights none --data ShapesDataModule --optimizer AdamW --model.gamma 0.5")
-    ended = run(
-        "fit.py --model LitTransfer --model.weights none --data ShapesDataModule --lr_scheduler OneCycleLR --model.gamma 0.5"
-    )
+    transfer = "--model LitTransfer --model.weights none --data ShapesDataModule --model.gamma 0.5"
+    fits.parse(f"{transfer} --optimizer AdamW")  # it keeps the model's schedule
+    ended = run(f"fit.py {transfer} --lr_scheduler OneCycleLR")
     assert "--model.gamma 0.5 has no effect beside --lr_scheduler OneCycleLR: leave --model.gamma out" in ended.err
 
 
