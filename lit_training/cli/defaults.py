@@ -51,9 +51,9 @@ def add_defaults(arguments: dict[str, Any], run: Run, config_yaml: str, save_con
         options: dict[str, Any] = {"name": logs.name, "version": start.version, "purge_step": start.step}
         tensorboard = TensorBoardLogger(str(logs.parent), default_hp_metric=False, **options)
         config["logger"] = [tensorboard, MetricsCSV(start)]
-    writes_logs = config["logger"] not in (None, False) and not config["fast_dev_run"]
+    writes_logs = config["logger"] not in (None, False, []) and not config["fast_dev_run"]
     # Lightning has a folder for each run if the first logger has a log_dir, otherwise one folder for all runs.
-    log_dir = getattr(next(iter(_as_list(config["logger"])), None), "log_dir", None) if writes_logs else None
+    log_dir = getattr(_as_list(config["logger"])[0], "log_dir", None) if writes_logs else None
     if log_dir and run.start is None and is_rank_zero() and (Path(log_dir) / CONFIG).exists():
         raise UsageError(f"{log_dir} has the {CONFIG} of another run: choose another --logger.version, or none")
     monitor, mode = run.monitor

@@ -126,6 +126,7 @@ def test_photos_and_results_in_the_home_folder(home: Path) -> None:
         "--default_root_dir memory://",
         "--default_root_dir C:\\\\runs",
         "--default_root_dir '$NOWHERE/runs'",
+        "--default_root_dir ~nobody-here/runs",
         "--logger CSVLogger --logger.save_dir gs://bucket",
         "--callbacks ModelCheckpoint --callbacks.dirpath hdfs://bucket",
     ],
