@@ -92,9 +92,8 @@ class ResumePoint(Callback):
             if isinstance(callback, ModelCheckpoint) and state is not None:
                 moved = _replace_prefix(state, state["dirpath"], str(callback.dirpath or folder))
                 checkpoint["callbacks"][callback.state_key] = moved
-        for name, saved in checkpoint.get(
-            "hyper_parameters", {}
-        ).items():  # a copy outside of its run has no config.yaml
+        # A copy of a resume point outside of its run has no config.yaml that could be compared before.
+        for name, saved in checkpoint.get("hyper_parameters", {}).items():
             if isinstance(saved, int | float) and (new := pl_module.hparams.get(name, saved)) != saved:
                 problem = f"the resume point was written with --model.{name} {saved}, not {new}"
                 raise CheckpointError(f"{problem}: give the settings of that run, or use --resume never")

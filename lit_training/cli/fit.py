@@ -39,7 +39,8 @@ def print_start(run: Run) -> None:
     if start is not None and start.finished:
         typed = [word.partition("=")[0] for word in sys.argv[1:] if re.match("--(?!resume)", word)]
         ignored = f" (without effect: {', '.join(typed)})" if typed and run.resume != "auto" else ""
-        print(f"{relative_path(start.folder)} has finished: nothing to do{ignored}; for a new run: --resume never")
+        finished = f"{relative_path(start.folder)} has finished: nothing to do{ignored}"
+        print(f"{finished}; for a new run: --resume never", flush=True)
         return
     if start is not None and start.checkpoint is not None:
         print(f"resume  {relative_path(start.checkpoint)}, after step {start.step}")

@@ -85,9 +85,8 @@ class FitCLI(LightningCLI):
         help_text = "Optimizer class and its arguments; the model keeps its parameter groups and its schedule."
         parser.add_subclass_arguments(Optimizer, "optimizer", skip={"params"}, help=help_text, **options)
         help_text = "Learning rate schedule class and its arguments; the schedule has the length of the run."
-        parser.add_subclass_arguments(
-            SCHEDULES, "lr_scheduler", skip=set(ARGUMENTS_FROM_RUN), help=help_text, **options
-        )
+        options["skip"] = set(ARGUMENTS_FROM_RUN)
+        parser.add_subclass_arguments(SCHEDULES, "lr_scheduler", help=help_text, **options)
         for action in actions_of(parser):  # --help_all then shows --max_epochs, not only --trainer.max_epochs
             if action.dest.startswith("trainer."):
                 action.option_strings = [*action.option_strings, f"--{action.dest.removeprefix('trainer.')}"]
@@ -156,10 +155,11 @@ class FitCLI(LightningCLI):
     def _choose_optimizer(self) -> None:
         """Set the model's optimizer and schedule. Raise a UsageError if it cannot be built, or would not be used."""
         flags = [flag for flag in ("optimizer", "lr_scheduler") if self.config.get(flag)]
-        unused = f"models built on LitBase that return build_optimizers(): {type(self.model).__name__} has its own in"
+        rule = "is for models built on LitBase that return build_optimizers()"
+        own = f"{type(self.model).__name__} has its own in configure_optimizers"
         if not isinstance(self.model, LitBase):
             for flag in flags:
-                raise UsageError(f"--{flag} is for {unused} configure_optimizers, leave --{flag} out")
+                raise UsageError(f"--{flag} {rule}: {own}, leave --{flag} out")
             return
         # A user's own configure_optimizers may ask the Trainer, which does not exist yet, for the length of the run.
         lengths = {"estimated_stepping_batches": 1000, "num_training_batches": 100, "max_epochs": 10, "max_steps": -1}
@@ -178,7 +178,7 @@ class FitCLI(LightningCLI):
             except (TypeError, ValueError, RuntimeError, AttributeError) as error:
                 raise UsageError(f"--{flag} {kind.__name__}: {error}; change this value") from error
             if flag in flags and f"--{flag}" not in built:
-                raise UsageError(f"--{flag} is for {unused} configure_optimizers, leave --{flag} out")
+                raise UsageError(f"--{flag} {rule}: {own}, leave --{flag} out")
             for name in (name for name in typed if not uses(self.model, name)):
                 value, is_known = self.config["model"]["init_args"][name], name in inspect.signature(kind).parameters
                 fix = f"use --{flag}.{name} {value}" if is_known else f"leave --model.{name} out"
@@ -215,10 +215,8 @@ class FitCLI(LightningCLI):
             refuse_other_ranks(trainer)
             if (start := self.run.start) is not None and not start.finished:
                 for name, done in (("max_epochs", start.epoch), ("max_steps", start.step)):
-                    if config[name] in range(done):
-                        raise UsageError(
-                            f"--{name} {config[name]}: the run has done {done} already: --{name} {done + 1}"
-                        )
+                    if (limit := config[name]) in range(done):
+                        raise UsageError(f"--{name} {limit}: the run has done {done} already: --{name} {done + 1}")
         except (MisconfigurationException, ValueError, TypeError, RuntimeError, ImportError) as error:
             if self.run.start is not None:
                 self.run.start.remove_if_new()

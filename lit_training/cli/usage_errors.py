@@ -97,11 +97,8 @@ def _suggest_flag(flag: str, parser: LightningArgumentParser) -> str:
     full_names |= FLAGS_BY_COMMON_NAME
     closest = closest_name(flag.strip("-").removeprefix("trainer."), full_names, cutoff=0.7)
     full_name = full_names.get(closest or "")
-    return (
-        f"did you mean --{full_name}?"
-        if full_name not in (None, flag.strip("-"))
-        else "see --help, or --help_all for every flag"
-    )
+    is_other = full_name not in (None, flag.strip("-"))
+    return f"did you mean --{full_name}?" if is_other else "see --help, or --help_all for every flag"
 
 
 def _class_names(key: str, message: str) -> list[str]:
