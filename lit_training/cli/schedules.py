@@ -1,13 +1,12 @@
 """Build torch's learning rate schedules for ``--lr_scheduler``, with the length of the run."""
 
-import copy
 import math
 from collections.abc import Callable
 from typing import Any
 
 from lightning.pytorch import Trainer
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import CosineAnnealingLR, OneCycleLR, ReduceLROnPlateau, StepLR
+from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, OneCycleLR, ReduceLROnPlateau, StepLR
 
 from lit_models import LitBase
 from lit_training.errors import UsageError
@@ -44,29 +43,33 @@ def make_schedule_factory(
     return build
 
 
-class _Unset:
-    """Stands for a value. It raises an error in a calculation, a comparison, a condition or a copy."""
-
-    def refuse(self, *_: Any) -> Any:
-        raise TypeError("this argument has no value")
-
-    __bool__ = __eq__ = __deepcopy__ = refuse
-
-
 def uses(model: LitBase, name: str) -> bool:
     """Return True if the optimizers and schedules that the model builds depend on its constructor argument ``name``."""
     places = [place for place in (model.hparams, vars(model)) if name in place]
-    values = [place[name] for place in places]
+    values, before = [place[name] for place in places], _describe_optimizers(model)
+    for place, value in zip(places, values, strict=True):
+        place[name] = (
+            not value if isinstance(value, bool) else value + 1 if isinstance(value, int | float) else object()
+        )
     try:
-        for place in places:
-            place[name] = _Unset()
-        copy.deepcopy(model.configure_optimizers(), {id(parameter): parameter for parameter in model.parameters()})
-    except Exception:
-        return True
+        return _describe_optimizers(model) != before
     finally:
         for place, value in zip(places, values, strict=True):
             place[name] = value
-    return False
+
+
+def _describe_optimizers(model: LitBase) -> str:
+    """Return the settings of the optimizers and schedules that the model builds, or the error."""
+
+    def describe(built: Any) -> str:
+        if isinstance(built, dict | list | tuple):
+            return str([describe(part) for part in (built.values() if isinstance(built, dict) else built)])
+        return repr(built.state_dict() if isinstance(built, LRScheduler) else built)
+
+    try:
+        return describe(model.configure_optimizers())
+    except Exception as error:
+        return repr(error)
 
 
 def _count_steps(trainer: Trainer, schedule: type) -> int:
