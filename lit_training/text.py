@@ -2,9 +2,11 @@
 
 import contextlib
 import difflib
+import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
 
 from datamodules.text import align_columns, first_names, printable
 
@@ -67,6 +69,18 @@ def progress_bar(title: str, show: bool = True) -> Iterator[Callable[[int, int |
         yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
+def expand_paths(value: Any) -> Any:
+    """Replace ``~`` and ``$NAME`` at the start of each path in a command line or in nested settings."""
+    if isinstance(value, dict):
+        return {key: expand_paths(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [expand_paths(item) for item in value]
+    if not isinstance(value, str):
+        return value
+    flag, equals, path = value.partition("=") if value.startswith("-") else ("", "", value)
+    return flag + equals + (os.path.expandvars(os.path.expanduser(path)) if path.startswith(("~", "$")) else path)  # noqa: PTH111
+
+
 def closest_name(word: str, known: Iterable[str], cutoff: float = 0.6) -> str | None:
     """Return the known name most similar to ``word``, or None if the similarity (0 to 1) is below ``cutoff``."""
     names = {name.lower(): name for name in known}
@@ -76,7 +90,7 @@ def closest_name(word: str, known: Iterable[str], cutoff: float = 0.6) -> str | 
 
 def suggest(word: str, known: Iterable[str]) -> str:
     """Return ``did you mean NAME?`` if a known name is similar, otherwise ``choose one of`` the first known names."""
-    names = list(known)
+    names = [name for name in known if name != word]
     if closest := closest_name(word, names, cutoff=0.5):
         return f"did you mean {closest}?"
     return f"choose one of {first_names(names, 12)}"

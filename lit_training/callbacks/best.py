@@ -41,11 +41,12 @@ class BestCheckpoint(NeedsMetric, ModelCheckpoint):
     """Save the model as ``best.ckpt`` after the first epoch and after each epoch with a better ``monitor`` metric.
 
     Without a ``monitor``, or if the model does not log it, save every epoch. If it is ``typed``, the run then stops.
-    :class:`FitCheckpointIO` may write a saved model to the disk later.
+    :class:`FitCheckpointIO` may write a saved model to the disk later. In a folder that is not the run's
+    ``own_folder``, write ``best-v1.ckpt`` if another run has written ``best.ckpt``.
     """
 
-    def __init__(self, monitor: str | None, mode: str, typed: bool = False) -> None:
-        super().__init__(filename="best", monitor=monitor, mode=mode, enable_version_counter=False)
+    def __init__(self, monitor: str | None, mode: str, typed: bool = False, own_folder: bool = True) -> None:
+        super().__init__(filename="best", monitor=monitor, mode=mode, enable_version_counter=not own_folder)
         self.best, self.typed = BestSoFar(monitor, mode), typed
         self.noted = False
         self.on_train_batch_end = None  # type: ignore[assignment]  # saves time: Lightning calls no hook here
@@ -124,31 +125,34 @@ def _flush(trainer: Trainer) -> None:
 
 
 class StopEarly(NeedsMetric, EarlyStopping):
-    """Stop training after ``patience`` checks in a row without a better metric, or if the metric is NaN or infinite.
+    """Stop training if the best metric is at least ``patience`` epochs old, or if the metric is NaN or infinite.
 
-    With one validation per epoch, the check runs after the epoch. Otherwise it runs after each validation. This
+    With one validation per epoch or none, the check runs after the epoch. Otherwise it runs after each validation. This
     callback can load the state of Lightning's EarlyStopping. See :class:`BestSoFar`.
     """
 
     def __init__(self, monitor: str, mode: str, patience: int) -> None:
         super().__init__(monitor, mode=mode, patience=patience)  # Lightning calls this after the model has logged
-        self.best, self.waited = BestSoFar(monitor, mode), 0
+        self.best, self.waited = BestSoFar(monitor, mode), 0.0  # epochs since the best one
+        self.best_time: float | None = None  # when the best metric was measured, in epochs since the run began
 
     @property
     def state_key(self) -> str:
         return f"EarlyStopping{ {'monitor': self.monitor, 'mode': self.mode}!r}"
 
     def state_dict(self) -> dict[str, Any]:
-        return {"wait_count": self.waited, "best_score": self.best.value, **self.best.state_dict()}
+        waiting = {"wait_count": self.waited, "best_time": self.best_time}
+        return {**waiting, "best_score": self.best.value, **self.best.state_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         score = state_dict["best_score"]
-        self.waited = state_dict["wait_count"]
+        self.waited, self.best_time = state_dict["wait_count"], state_dict.get("best_time")
         best = None if score is None or math.isinf(score) else float(score)
         self.best.load_state_dict({**state_dict, "best": best})
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        self.checks_after_epoch = trainer.val_check_interval == 1.0 and trainer.check_val_every_n_epoch == 1
+        validates_once = trainer.val_check_interval == 1.0 and trainer.check_val_every_n_epoch == 1
+        self.checks_after_epoch = validates_once or not trainer.enable_validation or self.monitor.startswith("train_")
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.checks_after_epoch:
@@ -166,6 +170,11 @@ class StopEarly(NeedsMetric, EarlyStopping):
         if self.monitor not in metrics:
             self.missing, trainer.should_stop = self.describe_missing(trainer, self.monitor), True
             return
-        self.waited = 0 if self.best.improved(metrics) else self.waited + 1
+        now = trainer.current_epoch + (trainer.fit_loop.batch_idx + 1) / trainer.num_training_batches
+        if self.best.improved(metrics):
+            self.best_time = now
+        elif self.best_time is None:  # the state is from an older version, which counted validations
+            self.best_time = now - self.waited - 1
+        self.waited = round(now - self.best_time, 6)
         stop = self.waited >= self.patience or not math.isfinite(metrics[self.monitor])
         trainer.should_stop |= trainer.strategy.reduce_boolean_decision(stop, all=False)

@@ -1,5 +1,8 @@
 """Stop a run whose loss or weights are NaN or infinite."""
 
+import math
+import re
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -18,10 +21,11 @@ class FiniteGuard(Callback):
     """Stop a run whose loss or weights are NaN or infinite, before the weights are saved in a checkpoint.
 
     The check runs every ``log_every_n_steps`` batches, after each epoch and before each checkpoint. It does not run for
-    each batch, because the CPU must wait for the GPU in a check.
+    each batch, because the CPU must wait for the GPU in a check. ``config`` is the configuration of the run.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, config: Mapping[str, Any]) -> None:
+        self.config = config
         self._unchecked_steps: list[tuple[Tensor, int, int, int]] = []
         """Loss, step, epoch and batch number of each batch since the last check."""
 
@@ -54,11 +58,21 @@ class FiniteGuard(Callback):
         if not trainer.strategy.reduce_boolean_decision(is_bad, all=False):
             return
         _, reason = min(gather_objects(trainer, _describe_failure(trainer, steps)))
-        rate = trainer.optimizers[0].param_groups[0]["lr"]
-        raise TrainingError(
-            f"{reason}, learning rate {rate:.3g}; the last good checkpoint is kept. "
-            f"Try --model.lr {rate / 10:.3g}, or --gradient_clip_val 1"
-        )
+        if trainer.optimizers:
+            reason += f", learning rate {trainer.optimizers[0].param_groups[0]['lr']:.3g}"
+        advice = _smaller_rates(self.config)
+        if pl_module.automatic_optimization and (trainer.gradient_clip_val or math.inf) > 1:
+            advice += ["--gradient_clip_val 1"]
+        hint = f" Try {', or '.join(advice)}" if advice else ""
+        raise TrainingError(f"{reason}; the last good checkpoint is kept.{hint}")
+
+
+def _smaller_rates(config: Mapping[str, Any]) -> list[str]:
+    """Return flags with a tenth of the learning rate of the run. It is that of ``--optimizer`` if there is one."""
+    key = "optimizer" if config.get("optimizer") else "model"
+    rates = (config[key].get("init_args") or {}).items()
+    rates = [(name, rate) for name, rate in rates if re.search("(^|_)(lr|learning_rate)$", name)]
+    return [f"--{key}.{name} {min(rate / 10, 0.1):.3g}" for name, rate in rates if isinstance(rate, float) and rate > 0]
 
 
 def _describe_failure(trainer: Trainer, steps: list[tuple[Tensor, int, int, int]]) -> tuple[int, str]:

@@ -127,6 +127,11 @@ class ResumePoint(Callback):
             if isinstance(callback, ModelCheckpoint) and state is not None:
                 moved = _replace_prefix(state, state["dirpath"], str(callback.dirpath or folder))
                 checkpoint["callbacks"][callback.state_key] = moved
+        # A copy of a resume point outside of its run has no config.yaml that could be compared before.
+        for name, saved in checkpoint.get("hyper_parameters", {}).items():
+            if isinstance(saved, int | float) and (new := pl_module.hparams.get(name, saved)) != saved:
+                problem = f"the resume point was written with --model.{name} {saved}, not {new}"
+                raise CheckpointError(f"{problem}: give the settings of that run, or use --resume never")
 
     def save(self, trainer: Trainer, finished: bool = False, batch: Any = None) -> None:
         """Write a resume point, between two steps or after the last one. All ranks must call this method.

@@ -5,10 +5,10 @@ import io
 import re
 import sys
 from collections.abc import Callable
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from datamodules.text import command, printable
-from lit_training.text import closest_name
+from lit_training.text import closest_name, expand_paths
 
 
 class Parser(argparse.ArgumentParser):
@@ -22,6 +22,9 @@ class Parser(argparse.ArgumentParser):
     def add_accelerator_flag(self) -> None:
         names, text = ("auto", "cpu", "gpu", "cuda", "mps"), "auto (default), cpu, gpu, cuda or mps"
         self.add_argument("--accelerator", type=str.lower, choices=names, default="auto", metavar="NAME", help=text)
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        return super().parse_known_args(expand_paths(sys.argv[1:] if args is None else list(args)), namespace)
 
     def error(self, message: str) -> NoReturn:
         if unknown := re.match(r"unrecognized arguments: (\S+)", message):

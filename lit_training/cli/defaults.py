@@ -20,7 +20,7 @@ from lit_training.callbacks.throughput import Throughput
 from lit_training.errors import UsageError, is_rank_zero
 from lit_training.runs.checkpoints import FitCheckpointIO
 from lit_training.runs.folder import RunStart, prepare_start
-from lit_training.runs.layout import LOGS
+from lit_training.runs.layout import CONFIG, LOGS
 from lit_training.runs.lightning_internals import NullProfiler, drop_empty_hooks
 from lit_training.runs.metrics_csv import MetricsCSV
 from lit_training.runs.run import Run
@@ -51,19 +51,24 @@ def add_defaults(arguments: dict[str, Any], run: Run, config_yaml: str, save_con
         options: dict[str, Any] = {"name": logs.name, "version": start.version, "purge_step": start.step}
         tensorboard = TensorBoardLogger(str(logs.parent), default_hp_metric=False, **options)
         config["logger"] = [tensorboard, MetricsCSV(start)]
-    writes_logs = config["logger"] not in (None, False) and not config["fast_dev_run"]
+    writes_logs = config["logger"] not in (None, False, []) and not config["fast_dev_run"]
+    # Lightning has a folder for each run if the first logger has a log_dir, otherwise one folder for all runs.
+    log_dir = getattr(_as_list(config["logger"])[0], "log_dir", None) if writes_logs else None
+    if log_dir and run.start is None and is_rank_zero() and (Path(log_dir) / CONFIG).exists():
+        raise UsageError(f"{log_dir} has the {CONFIG} of another run: choose another --logger.version, or none")
     monitor, mode = run.monitor
     seed = StepSeed(run.config["seed_everything"])
-    callbacks: list[Callback] = [seed, FiniteGuard(), Throughput()]
+    callbacks: list[Callback] = [seed, FiniteGuard(run.config), Throughput()]
     config["enable_progress_bar"] = not run.quiet and config["enable_progress_bar"] is not False
     if config["enable_progress_bar"]:
         callbacks += [EpochLines(monitor, mode)]
     callbacks += [FeatureCache()]
     if writes_logs:
-        callbacks += [PhotoRecords(), LearningRateMonitor(), save_config]
+        callbacks += [PhotoRecords(), LearningRateMonitor(), save_config] if log_dir else [LearningRateMonitor()]
         callbacks += [Dashboard(monitor, mode)] if run.config["dashboard"] else []
     if config["enable_checkpointing"] is not False and not config["fast_dev_run"]:
-        callbacks += [BestCheckpoint(monitor, mode, typed=bool(run.config["monitor"]))]
+        typed, own_folder = bool(run.config["monitor"]), run.start is not None
+        callbacks += [BestCheckpoint(monitor, mode, typed, own_folder)]
         if run.start is not None:
             seed.resume_point = ResumePoint(run.watch)
             callbacks[:0] = [seed.resume_point]  # first: it saves the state before other callbacks change it

@@ -2,6 +2,8 @@
 
 import contextlib
 import os
+import re
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -25,7 +27,7 @@ from lit_training.errors import CheckpointError, UsageError, is_rank_zero
 from lit_training.runs import checkpoints
 from lit_training.runs.folder import newest_first, relative_path
 from lit_training.runs.foreign import with_default_attributes
-from lit_training.runs.layout import METRICS, SPLIT
+from lit_training.runs.layout import BEST, METRICS, SPLIT
 from lit_training.runs.own_classes import find_class
 from lit_training.runs.plain import plain_checkpoint
 from lit_training.runs.run import Run
@@ -45,7 +47,10 @@ def print_start(run: Run) -> None:
     if not is_rank_zero() or run.quiet:
         return
     if start is not None and start.finished:
-        print(f"{relative_path(start.folder)} has finished: nothing to do; for a new run: --resume never", flush=True)
+        typed = [word.partition("=")[0] for word in sys.argv[1:] if re.match("--(?!resume)", word)]
+        ignored = f" (without effect: {', '.join(typed)})" if typed and run.resume != "auto" else ""
+        finished = f"{relative_path(start.folder)} has finished: nothing to do{ignored}"
+        print(f"{finished}; for a new run: --resume never", flush=True)
         return
     if start is not None and start.checkpoint is not None:
         print(f"resume  {relative_path(start.checkpoint)}, after step {start.step}")
@@ -181,7 +186,7 @@ def _print_next_commands(model: Any, data: Any, checkpoint: Path, has_loggers: b
     print(f"checkpoint  {relative_path(checkpoint)}\n\nnext:")
     folder = checkpoint.parent.parent
     is_newest = any(newest.resolve() == folder.resolve() for newest in newest_first(".")[:1])
-    run = "latest" if is_newest else relative_path(folder)
+    run = "latest" if is_newest else relative_path(folder if checkpoint.name == BEST else checkpoint)
     record, lines = class_record(model, data), []
     with contextlib.suppress(CheckpointError):  # of a class that the commands cannot open
         find_class(record["model_class"], LitBase)

@@ -18,7 +18,7 @@ from lit_training.cli.schedules import SCHEDULES
 from lit_training.errors import UsageError
 from lit_training.runs.folder import find_checkpoint, find_resume_target, run_folder
 from lit_training.runs.layout import CONFIG
-from lit_training.text import closest_name, suggest
+from lit_training.text import closest_name, expand_paths, suggest
 
 MODELS = {name: getattr(lit_models, name) for name in ("LitCNN", "LitMLP", "LitDynamic", "LitTransfer")}
 DATA_MODULES = {name: getattr(datamodules, name) for name in datamodules.__all__ if name.endswith("DataModule")}
@@ -90,6 +90,8 @@ def _split_flags(arguments: list[str]) -> list[tuple[str, str | None]]:
             pairs[-1] = pairs[-1][0], argument
         else:
             pairs.append((flag, value) if equals and flag.startswith("-") else (argument, None))
+        if pairs[-1][1] == "" and "." not in pairs[-1][0]:
+            raise UsageError(f"{pairs[-1][0]} needs a value: {pairs[-1][0]} VALUE")
         if pairs[-1][1] == "--":  # argparse would drop this value
             raise UsageError(f"{pairs[-1][0]} needs a value other than --: leave {pairs[-1][0]} out, or see --help_all")
     return pairs
@@ -116,9 +118,9 @@ def _looks_like_class(value: str) -> bool:
 
 def _image_folder_config(root: str) -> dict[str, Any]:
     folder = Path(root).expanduser()
-    if folder.is_dir():
+    if root and folder.is_dir():
         return {"class_path": "datamodules.ImageFolderDataModule", "init_args": {"root": root}}
-    if folder.exists():
+    if root and folder.exists():
         raise UsageError(f"--data {root} is a file: give the folder with a subfolder of images for each class")
     raise UsageError(f"--data {root}: there is no such folder or data module: {suggest(root, DATA_MODULES)}")
 
@@ -175,7 +177,7 @@ def _read_yaml(path_text: str) -> dict[str, Any]:
         raise UsageError(f"--config {path_text} has YAML aliases (*name): replace each alias with its value")
     if not isinstance(config, dict) or not all(isinstance(key, str) for key in config):
         raise UsageError(f"--config {path_text} has no settings: write lines such as 'max_epochs: 3'")
-    return config
+    return expand_paths(config)
 
 
 def _class_name_for(key: str, configs: list[dict[str, Any]], flags: list[str]) -> str:
@@ -194,9 +196,11 @@ def add_run_config(arguments: list[str]) -> list[str]:
     resume = typed.get("--resume")
     if resume in (None, "never", "auto"):
         return arguments
-    root = typed.get("--default_root_dir") or typed.get("--trainer.default_root_dir") or "."
-    path = find_resume_target(resume, root)
+    root = typed.get("--default_root_dir") or typed.get("--trainer.default_root_dir")
+    path = find_resume_target(resume, root or ".")
     config = (path if path.is_dir() else run_folder(path)) / CONFIG
+    if root and config.is_file() and not config.resolve().is_relative_to(Path(root).resolve()):
+        raise UsageError(f"--resume {resume} goes on in its own folder: leave --default_root_dir out")
     return [*(["--config", str(config)] if config.is_file() else []), *arguments, f"--resume={path}"]
 
 

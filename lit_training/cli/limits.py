@@ -2,6 +2,7 @@
 
 import contextlib
 import math
+import os
 import re
 from typing import Any
 
@@ -59,6 +60,9 @@ def check_trainer(config: dict[str, Any]) -> None:
     if isinstance(duration, str) and not re.fullmatch(r"\d+:\d\d?:\d\d?:\d\d?", duration):
         raise UsageError(f"--max_time {duration} must be DAYS:HOURS:MINUTES:SECONDS: --max_time 00:01:30:00")
     check_devices(config["accelerator"], config["devices"])
+    remote = r"[$~]|\w[\w+.-]" + ("+" if os.name == "nt" else "*") + r":[\\/]"  # $NO/x, ~no/x, s3://, and C:\ on Linux
+    if match := re.search(rf"(?:default_root_dir|save_dir|dirpath)='((?:{remote})[^']*)'", str(config)):
+        raise UsageError(f"{match[1]} is not a local folder, but runs are written to one: --default_root_dir FOLDER")
 
 
 def _replace_spawn(config: dict[str, Any]) -> None:

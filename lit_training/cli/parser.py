@@ -6,7 +6,9 @@ import re
 import sys
 import warnings
 from argparse import ArgumentError
+from functools import partial
 from pkgutil import resolve_name
+from types import SimpleNamespace
 from typing import Any, Literal, NoReturn, get_args
 
 import numpy as np
@@ -24,16 +26,17 @@ from lit_models.base import read_attribute
 from lit_training.cli.defaults import add_defaults, register_strategies
 from lit_training.cli.flags import add_run_config, resolve_weights, to_lightning_arguments
 from lit_training.cli.limits import check_trainer, explain_trainer_error
-from lit_training.cli.schedules import ARGUMENTS_FROM_RUN, SCHEDULES, make_schedule_factory
+from lit_training.cli.schedules import ARGUMENTS_FROM_RUN, SCHEDULES, make_schedule_factory, uses
 from lit_training.cli.usage_errors import explain_parse_error
 from lit_training.errors import CheckpointError, UsageError, exit_with_error, print_note
 from lit_training.runs.foreign import with_default_attributes
 from lit_training.runs.lightning_internals import actions_of
 from lit_training.runs.own_classes import add_current_folder
-from lit_training.runs.processes import Watch, bind_to_loopback
+from lit_training.runs.processes import Watch, bind_to_loopback, refuse_other_ranks
 from lit_training.runs.run import Run
 from lit_training.runs.threads import threads_of_new_run
 from lit_training.runs.trainer import FitTrainer
+from lit_training.text import expand_paths
 
 ARGUMENTS_FROM_DATA = ("num_classes", "in_channels", "in_features", "out_features")
 """Constructor arguments of models. The data module has their values, as attributes with the same names."""
@@ -64,7 +67,7 @@ class FitCLI(LightningCLI):
     """Parse a command line (default: ``sys.argv[1:]``); build the data, the model and the Trainer of ``run``."""
 
     def __init__(self, arguments: list[str] | None = None) -> None:
-        self.arguments = sys.argv[1:] if arguments is None else arguments
+        self.arguments = expand_paths(sys.argv[1:] if arguments is None else arguments)
         silence_libraries()
         try_integers_first()
         set_parsing_settings(config_read_mode_fsspec_enabled=False)  # --config must not read URLs
@@ -89,7 +92,8 @@ class FitCLI(LightningCLI):
         help_text = "Optimizer class and its arguments; the model keeps its parameter groups and its schedule."
         parser.add_subclass_arguments(Optimizer, "optimizer", skip={"params"}, help=help_text, **options)
         help_text = "Learning rate schedule class and its arguments; the schedule has the length of the run."
-        parser.add_subclass_arguments(SCHEDULES, "lr_scheduler", skip=ARGUMENTS_FROM_RUN, help=help_text, **options)
+        options["skip"] = set(ARGUMENTS_FROM_RUN)
+        parser.add_subclass_arguments(SCHEDULES, "lr_scheduler", help=help_text, **options)
         for action in actions_of(parser):  # --help_all then shows --max_epochs, not only --trainer.max_epochs
             if action.dest.startswith("trainer."):
                 action.option_strings = [*action.option_strings, f"--{action.dest.removeprefix('trainer.')}"]
@@ -170,30 +174,55 @@ class FitCLI(LightningCLI):
                 print_note(f"{name_of_data} has no {name} before its setup(): the model has {used}")
 
     def _choose_optimizer(self) -> None:
-        """Set the model's optimizer and schedule. Raise a UsageError if the optimizer cannot be built."""
-        optimizer, schedule = self.config.get("optimizer"), self.config.get("lr_scheduler")
+        """Set the model's optimizer and schedule. Raise a UsageError if it cannot be built, or would not be used."""
+        flags = [flag for flag in ("optimizer", "lr_scheduler") if self.config.get(flag)]
+        rule = "is for models built on LitBase that return build_optimizers()"
+        own = f"{type(self.model).__name__} has its own in configure_optimizers"
         if not isinstance(self.model, LitBase):
-            if optimizer or schedule:
-                flag, name = "optimizer" if optimizer else "lr_scheduler", type(self.model).__name__
-                raise UsageError(f"--{flag} is for models built on LitBase: {name} has its own in configure_optimizers")
+            for flag in flags:
+                raise UsageError(f"--{flag} {rule}: {own}, leave --{flag} out")
             return
-        if optimizer:
-            chosen, arguments = resolve_name(optimizer["class_path"]), dict(optimizer.get("init_args") or {})
-            self.model.chosen_optimizer = lambda groups: chosen(groups, **arguments)
-        try:  # a user's own may need the Trainer, which does not exist yet
-            if type(self.model).configure_optimizers.__module__.startswith("lit_models."):
-                self.model.configure_optimizers()
-        except (TypeError, ValueError, RuntimeError) as error:
-            flag = f"--optimizer {chosen.__name__}" if optimizer else f"--model {type(self.model).__name__}"
-            raise UsageError(f"{flag}: {error}; change this value") from error
-        if schedule:
-            kind, options = resolve_name(schedule["class_path"]), dict(schedule.get("init_args") or {})
-            if options.get("step_size", 1) < 1:
-                raise UsageError("--lr_scheduler.step_size must be at least 1 epoch: --lr_scheduler.step_size 7")
-            monitor = "val_loss" if self.run.validates else "train_loss"
-            if self.config["monitor"] and "mode" in options:
-                monitor, options["mode"] = self.config["monitor"].rsplit(":", 1)
-            self.model.chosen_schedule = make_schedule_factory(kind, options, self.model, monitor)
+        # A user's own configure_optimizers may ask the Trainer, which does not exist yet, for the length of the run.
+        lengths = {"estimated_stepping_batches": 1000, "num_training_batches": 100, "max_epochs": 10, "max_steps": -1}
+        self.model.trainer = SimpleNamespace(**lengths)  # type: ignore[assignment]
+        is_own = not type(self.model).configure_optimizers.__module__.startswith("lit_models.")
+        typed = [name for name in self._typed_arguments() if flags and uses(self.model, name)]
+        for flag in flags if is_own or "optimizer" in flags else ["model", *flags]:
+            kind = resolve_name(self.config[flag]["class_path"])
+            arguments = dict(self.config[flag].get("init_args") or {})
+            if flag == "optimizer":
+                self.model.chosen_optimizer = partial(type("--optimizer", (kind,), {}), **arguments)  # shown by repr()
+            elif flag == "lr_scheduler":
+                self.model.chosen_schedule = lambda _: {"scheduler": "--lr_scheduler"}
+            try:
+                built = str(self.model.configure_optimizers())
+            except (TypeError, ValueError, RuntimeError, AttributeError) as error:
+                raise UsageError(f"--{flag} {kind.__name__}: {error}; change this value") from error
+            if flag in flags and f"--{flag}" not in built:
+                raise UsageError(f"--{flag} {rule}: {own}, leave --{flag} out")
+            for name in (name for name in typed if not uses(self.model, name)):
+                value, is_known = self.config["model"]["init_args"][name], name in inspect.signature(kind).parameters
+                fix = f"use --{flag}.{name} {value}" if is_known else f"leave --model.{name} out"
+                raise UsageError(f"--model.{name} {value} has no effect beside --{flag} {kind.__name__}: {fix}")
+            if flag == "optimizer":
+                self.model.chosen_optimizer = partial(kind, **arguments)
+            elif flag == "lr_scheduler":
+                if arguments.get("step_size", 1) < 1:
+                    raise UsageError("--lr_scheduler.step_size must be at least 1 epoch: --lr_scheduler.step_size 7")
+                monitor = "val_loss" if self.run.validates else "train_loss"
+                if self.config["monitor"] and "mode" in arguments:
+                    monitor, arguments["mode"] = self.config["monitor"].rsplit(":", 1)
+                self.model.chosen_schedule = make_schedule_factory(kind, arguments, self.model, monitor)
+        self.model.trainer = None
+
+    def _typed_arguments(self) -> list[str]:
+        """Return the model's arguments on the command line, and those in files that differ from the default."""
+        values = dict((vars(self.typed).get("model", {}).get("init_args") or {}).items())
+        defaults = inspect.signature(type(self.model)).parameters
+        flags = {argument.partition("=")[0].replace(".init_args", "") for argument in self.arguments}
+        is_new = self.resume in ("never", "auto")  # else the values may be those of the resumed run
+        in_file = [name for name in values if is_new and name in defaults and values[name] != defaults[name].default]
+        return [name for name in values if name in in_file or f"--model.{name}" in flags]
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         trainer_config, model_attributes = self.config["trainer"], with_default_attributes(self.model)
@@ -206,11 +235,16 @@ class FitCLI(LightningCLI):
         register_strategies(model_attributes.skips_layers)
         try:
             trainer = FitTrainer(**add_defaults(config, self.run, config_yaml, save_config))
-        except (CheckpointError, UsageError):
-            raise
+            refuse_other_ranks(trainer)
+            if (start := self.run.start) is not None and not start.finished:
+                for name, done in (("max_epochs", start.epoch), ("max_steps", start.step)):
+                    if (limit := config[name]) in range(done):
+                        raise UsageError(f"--{name} {limit}: the run has done {done} already: --{name} {done + 1}")
         except (MisconfigurationException, ValueError, TypeError, RuntimeError, ImportError) as error:
             if self.run.start is not None:
                 self.run.start.remove_if_new()
+            if isinstance(error, CheckpointError | UsageError):
+                raise
             raise UsageError(explain_trainer_error(error, config)) from error
         trainer.start = start = self.run.start
         given, chosen = self.config["threads"], threads_of_new_run(trainer, self.model, self.datamodule)

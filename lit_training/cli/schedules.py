@@ -6,15 +6,16 @@ from typing import Any
 
 from lightning.pytorch import Trainer
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import CosineAnnealingLR, OneCycleLR, ReduceLROnPlateau, StepLR
+from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, OneCycleLR, ReduceLROnPlateau, StepLR
 
 from lit_models import LitBase
 from lit_training.errors import UsageError
 from lit_training.runs.best_epoch import MODES
 
 SCHEDULES = (StepLR, CosineAnnealingLR, OneCycleLR, ReduceLROnPlateau)
-ARGUMENTS_FROM_RUN = {"optimizer", "T_max", "max_lr", "total_steps", "epochs", "steps_per_epoch"}
-"""Arguments of schedules that users cannot set, because the run and its optimizer determine them."""
+ARGUMENTS_FROM_RUN = dict.fromkeys(("T_max", "total_steps", "epochs", "steps_per_epoch"), "--max_epochs")
+ARGUMENTS_FROM_RUN |= {"optimizer": "--optimizer", "max_lr": "--optimizer.lr, or --model.lr without --optimizer"}
+"""Arguments of schedules that users cannot set -> the flag by which the run sets them."""
 
 
 def make_schedule_factory(
@@ -42,6 +43,35 @@ def make_schedule_factory(
         return {"scheduler": schedule(optimizer, **arguments), **options}
 
     return build
+
+
+def uses(model: LitBase, name: str) -> bool:
+    """Return True if the optimizers and schedules that the model builds depend on its constructor argument ``name``."""
+    places = [place for place in (model.hparams, vars(model)) if name in place]
+    values, before = [place[name] for place in places], _describe_optimizers(model)
+    for place, value in zip(places, values, strict=True):
+        place[name] = (
+            not value if isinstance(value, bool) else value + 1 if isinstance(value, int | float) else object()
+        )
+    try:
+        return _describe_optimizers(model) != before
+    finally:
+        for place, value in zip(places, values, strict=True):
+            place[name] = value
+
+
+def _describe_optimizers(model: LitBase) -> str:
+    """Return the settings of the optimizers and schedules that the model builds, or the error."""
+
+    def describe(built: Any) -> str:
+        if isinstance(built, dict | list | tuple):
+            return str([describe(part) for part in (built.values() if isinstance(built, dict) else built)])
+        return repr(built.state_dict() if isinstance(built, LRScheduler) else built)
+
+    try:
+        return describe(model.configure_optimizers())
+    except Exception as error:
+        return repr(error)
 
 
 def _count_steps(trainer: Trainer, schedule: type) -> int:

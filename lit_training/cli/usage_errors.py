@@ -9,7 +9,7 @@ from lightning.pytorch.cli import LightningArgumentParser
 from torch.optim import Optimizer
 
 from lit_training.cli.flags import DATA_MODULES, MODELS
-from lit_training.cli.schedules import SCHEDULES
+from lit_training.cli.schedules import ARGUMENTS_FROM_RUN, SCHEDULES
 from lit_training.runs.lightning_internals import actions_of
 from lit_training.text import closest_name, suggest
 
@@ -80,7 +80,9 @@ def _unknown_argument(name: str, flag: str, class_path: str, parser: LightningAr
     if not class_path:
         return f"there is no setting {name}: {_suggest_flag(name, parser)}"
     arguments = set(inspect.signature(resolve_name(class_path)).parameters) - {"self", "params"}
-    hint = suggest(name, sorted(arguments)).replace("did you mean ", f"did you mean {flag}.")
+    if name in arguments & set(ARGUMENTS_FROM_RUN):
+        return f"{flag}.{name}: the run sets {name} itself, with {ARGUMENTS_FROM_RUN[name]}: leave {flag}.{name} out"
+    hint = suggest(name, sorted(arguments - set(ARGUMENTS_FROM_RUN))).replace("did you mean ", f"did you mean {flag}.")
     return f"{flag}.{name}: {class_path.rpartition('.')[2]} has no argument {name}; {hint}"
 
 
@@ -94,7 +96,9 @@ def _suggest_flag(flag: str, parser: LightningArgumentParser) -> str:
         full_names |= {name: name for name in [*names, action.dest.removeprefix("trainer.").split(".")[0]]}
     full_names |= FLAGS_BY_COMMON_NAME
     closest = closest_name(flag.strip("-").removeprefix("trainer."), full_names, cutoff=0.7)
-    return f"did you mean --{full_names[closest]}?" if closest else "see --help, or --help_all for every flag"
+    full_name = full_names.get(closest or "")
+    is_other = full_name not in (None, flag.strip("-"))
+    return f"did you mean --{full_name}?" if is_other else "see --help, or --help_all for every flag"
 
 
 def _class_names(key: str, message: str) -> list[str]:

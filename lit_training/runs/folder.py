@@ -17,6 +17,7 @@ from datamodules.text import command, first_names
 from lit_training.errors import CheckpointError, UsageError, print_note
 from lit_training.runs import checkpoints
 from lit_training.runs.layout import BEST, CHECKPOINTS, CONFIG, LAST, LOGS, PREVIOUS, RESUME
+from lit_training.text import expand_paths
 
 fcntl: Any
 msvcrt: Any
@@ -288,7 +289,12 @@ def _same_settings(old: Any, new: Any) -> bool:
         if new.get("threads") == "auto":  # a resumed run keeps its number
             names -= {"threads"}
         return all(_same_settings(old.get(name), new.get(name)) for name in names)
-    return bool(old == new)
+    return bool(_normalize(old) == _normalize(new))
+
+
+def _normalize(value: Any) -> Any:
+    """Return a setting unchanged, or a path without ``~`` and without a slash at its end."""
+    return expand_paths(value).rstrip("/") if isinstance(value, str) else value
 
 
 def limits_of(config: dict[str, Any] | None) -> dict[str, Any]:

@@ -14,8 +14,11 @@ from typing import Any
 import torch
 from lightning.fabric.plugins.environments import LightningEnvironment, SLURMEnvironment
 from lightning.pytorch import Trainer
+from lightning.pytorch.utilities import rank_zero_only
 
 from datamodules.machine import STOP_SIGNALS
+from datamodules.text import plural
+from lit_training.errors import UsageError
 from lit_training.runs.lightning_internals import stop_process_observer
 
 SECONDS_BETWEEN_CHECKS = 0.5
@@ -23,6 +26,7 @@ SECONDS_TO_REPORT = 2.0
 """After another process failed, wait this long for a process that prints a better error message."""
 ALREADY_REPORTED = 2
 """Exit code of a process that has printed an error message."""
+RANK_VARIABLES = ("NODE_RANK", "GROUP_RANK", "RANK", "LOCAL_RANK", "SLURM_PROCID")
 LAUNCHER_VARIABLE = "FIT_LAUNCHER_PID"
 
 
@@ -147,6 +151,16 @@ def disconnect() -> None:
     """Close the connection between the processes. Otherwise torch may crash (with gloo) when Python exits."""
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
+
+
+def refuse_other_ranks(trainer: Trainer) -> None:
+    """Raise a UsageError if the environment has the rank of another job. This process would not write its files."""
+    ranks = [name for name in RANK_VARIABLES if os.environ.get(name, "0") != "0"]
+    if ranks and (trainer.world_size == 1 or trainer.global_rank >= trainer.world_size):
+        rank_zero_only.rank = 0  # type: ignore[attr-defined]  # print the error at once
+        found = " ".join(f"{name}={os.environ.pop(name)}" for name in ranks)
+        problem = f"the environment has {found}, but this run has {plural(trainer.world_size, 'process', 'processes')}"
+        raise UsageError(f"{problem}: start with env -u {' -u '.join(ranks)}, or give --num_nodes and --devices")
 
 
 def bind_to_loopback(trainer: Trainer) -> None:

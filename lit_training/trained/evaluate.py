@@ -37,7 +37,7 @@ from lit_training.runs.devices import find_device
 from lit_training.runs.folder import relative_path, run_folder
 from lit_training.runs.layout import EVALUATION, SPLIT
 from lit_training.runs.own_classes import is_own
-from lit_training.runs.processes import bind_to_loopback
+from lit_training.runs.processes import bind_to_loopback, refuse_other_ranks
 from lit_training.runs.threads import choose_threads, use_threads
 from lit_training.statistics import wilson_interval
 from lit_training.text import progress_bar
@@ -157,6 +157,7 @@ def evaluate(
         unused: dict[str, Any] = dict.fromkeys(parts, False)
         collector = LambdaCallback(on_test_batch_end=collect)
         trainer = Trainer(accelerator=accelerator, devices=devices, callbacks=[collector], **unused)
+        refuse_other_ranks(trainer)
         bind_to_loopback(trainer)
         is_ordered = isinstance(data, SplitDataModule | EvaluationPhotos)
         if trainer.world_size > 1 and not is_ordered:

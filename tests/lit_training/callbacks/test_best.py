@@ -16,6 +16,7 @@ from lit_training.callbacks.best import BestCheckpoint, StopEarly
 from lit_training.errors import UsageError
 from lit_training.runs import checkpoints
 from lit_training.runs.checkpoints import FitCheckpointIO
+from tests.support import fits
 
 
 @pytest.fixture
@@ -148,8 +149,9 @@ def test_training_stops_after_patience_checks_without_a_better_epoch(
 
 def test_early_stopping_checks_after_each_validation(bare: Callable[..., Trainer]) -> None:
     losses = [3.0, 2.0, 9.0, 2.0, 9.0, 2.0, 9.0, 2.0]
-    assert epochs_of(bare, losses, 2, check_val_every_n_epoch=2) == 6
-    assert epochs_of(bare, [2.0, 2.0, 2.0], 3, val_check_interval=0.5) == 2  # two validations an epoch
+    assert epochs_of(bare, losses, 2, check_val_every_n_epoch=2) == 4
+    assert epochs_of(bare, losses, 3, check_val_every_n_epoch=2) == 6
+    assert epochs_of(bare, [2.0, 2.0, 2.0, 2.0], 2, val_check_interval=0.5) == 3  # the best is after half an epoch
     assert epochs_of(bare, [2.0, 2.0, 2.0], 1, fast_dev_run=True) == 1
 
 
@@ -172,3 +174,34 @@ def test_stop_early_loads_the_state_of_lightnings_early_stopping(monitor: str, m
     again = StopEarly(monitor, mode, 3)
     again.load_state_dict(stop_early.state_dict())
     assert (again.waited, again.best.value) == (2, 0.5)
+
+
+CONSTANT = "--model LitMLP --model.lr 0 --data.in_features 6 --data.steps 5 --max_epochs 9"
+
+
+@pytest.mark.parametrize(
+    ("flags", "steps"),
+    [
+        ("", 15),  # the first epoch is the best
+        ("--check_val_every_n_epoch 3", 30),  # epoch 3 is the best; epoch 6 is the first validation two epochs later
+        ("--val_check_interval 0.2", 11),  # the first validation, after step 1, is the best
+        ("--val_check_interval 2", 12),
+        ("--val_check_interval 7 --check_val_every_n_epoch null", 21),  # after steps 7, 14 and 21
+        ("--limit_val_batches 0 --check_val_every_n_epoch 3", 15),  # the training loss is measured in each epoch
+    ],
+)
+def test_the_patience_counts_epochs_and_survives_a_kill(flags: str, steps: int, at_every_step: None) -> None:
+    command = f"{CONSTANT} --early_stopping 2 --dashboard false {flags}"
+    assert fits.fit(f"{command} --default_root_dir whole").trainer.global_step == steps
+    fits.fit(command, kill_at=steps - 2)
+    assert fits.fit("--resume latest").trainer.global_step == steps
+
+
+def test_a_state_that_counted_validations_goes_on(bare: Callable[..., Trainer]) -> None:
+    """Versions before 2027 saved no ``best_time``. With one validation per epoch they counted the same."""
+    stop = StopEarly("val_loss", "min", 3)
+    stop.load_state_dict({"wait_count": 2, "best_score": 1.0, "best": 1.0, "val_loss": 1.0})
+    trainer = bare(max_epochs=9, callbacks=[stop])
+    data = DataLoader(TensorDataset(torch.ones(2, 1)))
+    trainer.fit(Losses([2.0] * 9), data, data)
+    assert trainer.current_epoch == 1
