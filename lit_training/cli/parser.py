@@ -147,6 +147,8 @@ class FitCLI(LightningCLI):
             if isinstance(cause, TypeError):
                 raise UsageError(f"--{key}: {cause}; --{key}.help CLASS shows its arguments") from error
             raise cause from None
+        if built is None:  # the model has its own loaders
+            return None
         init, others = (self.config[key].get(name) for name in ("init_args", "dict_kwargs"))
         if _is_plain(arguments := {**vars(init or Namespace()), **(others or {})}):
             built.constructor_arguments = arguments  # checkpoints contain them

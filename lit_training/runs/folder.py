@@ -301,7 +301,7 @@ def limits_of(config: dict[str, Any] | None) -> dict[str, Any]:
     """Return the settings of a configuration that decide when training ends."""
     trainer = (config or {}).get("trainer") or {}
     limits = {name: trainer.get(name) for name in ("max_epochs", "max_steps", "max_time", "callbacks")}
-    return limits | {"early_stopping": (config or {}).get("early_stopping")}
+    return limits | {name: (config or {}).get(name) for name in ("early_stopping", "monitor")}
 
 
 def run_folder(checkpoint_file: Path) -> Path:

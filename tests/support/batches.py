@@ -20,6 +20,8 @@ Batch = tuple[Tensor, Tensor]
 class Seen(Callback):
     """Records the batches, weights, learning rates and trained layers of each epoch."""
 
+    __module__ = "lit_training"  # a user's callback with these hooks would turn off the cached features
+
     runs: ClassVar[list["Seen"]] = []
 
     def __init__(self) -> None:

@@ -30,7 +30,7 @@ def test_a_signal_ends_a_series_with_a_resume_point(whom: str) -> None:
     out, err = series.communicate(timeout=60)
     assert (series.returncode, err) == (128 + number, "")
     assert f"stopped by {number.name} after step" in out
-    assert (folder / "checkpoints" / "last.ckpt").exists()
+    assert (folder / "checkpoints" / "resume" / "last.ckpt").exists()
     assert not Path(f"/proc/{trained}").exists()
     assert [path.name for path in folder.parent.iterdir()] == ["version_0"]
 
