@@ -36,7 +36,7 @@ def build_schedule(optimizer: Optimizer, schedule: type, arguments: dict[str, An
         return {"scheduler": CosineAnnealingLR(optimizer, epochs, **arguments)}
     monitor = "val_loss" if run.validates else "train_loss"
     if run.config["monitor"] and "mode" in arguments:
-        monitor, arguments["mode"] = run.monitor
+        monitor, arguments["mode"] = run.config["monitor"].rsplit(":", 1)
     # ReduceLROnPlateau must step only after a validation, because only then val_loss has a new value.
     waits_for_validation = schedule is ReduceLROnPlateau and not monitor.startswith("train")
     frequency = trainer.check_val_every_n_epoch or 1 if waits_for_validation else 1
