@@ -57,11 +57,8 @@ def print_start(run: Run) -> None:
     data_attributes = with_default_attributes(data)
     if report := data_attributes.report():
         print(report)
-    name, classes, shape = (
-        type(data or model).__name__,
-        read_attribute(data, "class_names"),
-        read_attribute(data, "sample_shape"),
-    )
+    name = type(data or model).__name__
+    classes, shape = read_attribute(data, "class_names"), read_attribute(data, "sample_shape")
     shape_text = f": samples of {' x '.join(map(str, shape))}" if shape else ""
     task = plural(len(classes), "class", "classes") if classes else with_default_attributes(model).task
     print(f"data    {', '.join(filter(None, (name + shape_text, task)))}")
@@ -138,9 +135,7 @@ def print_result(run: Run) -> None:
     If the run is a test run or has no validation data, or the model is not a LitBase, print the last metrics instead.
     """
     trainer, model = run.trainer, run.model
-    best = next(
-        (saver.best_model_path for saver in trainer.checkpoint_callbacks if isinstance(saver, BestCheckpoint)), ""
-    )
+    best = "".join(saver.best_model_path for saver in trainer.callbacks if isinstance(saver, BestCheckpoint))
     metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
     if isinstance(model, LitBase) and run.validates and not (trainer.barebones or trainer.fast_dev_run):
         trainer.ckpt_path = None  # otherwise validate() loads the checkpoint that training resumed from

@@ -43,7 +43,12 @@ def check_trainer(config: dict[str, Any]) -> None:
             config[name] = value.lower()
             if value.lower() not in choices:
                 raise UsageError(f"--{name} {value}: {suggest(value, choices)}")
-    _replace_spawn(config)
+    if re.match("ddp_(spawn|fork|notebook)", name := str(config["strategy"])):
+        config["strategy"] = re.sub("_(spawn|fork|notebook)", "", name)  # so that signals reach the processes
+        if is_rank_zero():
+            print(
+                "note: --strategy ddp is used: it trains the same, and its runs can be stopped and resumed", flush=True
+            )
     for minimum, name in ((minimum, name) for minimum, names in MINIMA.items() for name in names):
         value = config[name]
         if isinstance(value, int | float) and not value >= minimum:
@@ -63,19 +68,6 @@ def check_trainer(config: dict[str, Any]) -> None:
     remote = r"[$~]|\w[\w+.-]" + ("+" if os.name == "nt" else "*") + r":[\\/]"  # $NO/x, ~no/x, s3://, and C:\ on Linux
     if match := re.search(rf"(?:default_root_dir|save_dir|dirpath)='((?:{remote})[^']*)'", str(config)):
         raise UsageError(f"{match[1]} is not a local folder, but runs are written to one: --default_root_dir FOLDER")
-
-
-def _replace_spawn(config: dict[str, Any]) -> None:
-    """Replace the strategies that spawn or fork by ``ddp``. It trains the same, and signals reach its processes."""
-    strategy: Any = config["strategy"]
-    if isinstance(strategy, str) and re.match("ddp_(spawn|fork|notebook)", strategy):
-        config["strategy"] = re.sub("_(spawn|fork|notebook)", "", strategy)
-    elif not isinstance(strategy, str) and (strategy.get("init_args") or {}).get("start_method", "popen") != "popen":
-        strategy["init_args"]["start_method"] = "popen"
-    else:
-        return
-    if is_rank_zero():
-        print("note: --strategy ddp is used: it trains the same, and its runs can be stopped and resumed", flush=True)
 
 
 def check_devices(accelerator: Any, devices: Any) -> None:

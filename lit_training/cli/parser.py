@@ -1,5 +1,6 @@
 """The command line of scripts/fit.py: LightningCLI with shorter flag names, more flags and one-line errors."""
 
+import contextlib
 import inspect
 import logging
 import re
@@ -26,12 +27,13 @@ from lit_models.base import read_attribute
 from lit_training.cli.defaults import add_defaults, register_strategies
 from lit_training.cli.flags import add_run_config, resolve_weights, to_lightning_arguments
 from lit_training.cli.limits import check_trainer, explain_trainer_error
-from lit_training.cli.schedules import ARGUMENTS_FROM_RUN, SCHEDULES, make_schedule_factory, uses
+from lit_training.cli.schedules import ARGUMENTS_FROM_RUN, SCHEDULES, build_schedule, uses
 from lit_training.cli.usage_errors import explain_parse_error
 from lit_training.errors import CheckpointError, UsageError, exit_with_error, print_note
 from lit_training.runs.foreign import with_default_attributes
 from lit_training.runs.lightning_internals import actions_of
 from lit_training.runs.own_classes import add_current_folder
+from lit_training.runs.plain import to_plain
 from lit_training.runs.processes import Watch, bind_to_loopback, refuse_other_ranks
 from lit_training.runs.run import Run
 from lit_training.runs.threads import threads_of_new_run
@@ -103,7 +105,8 @@ class FitCLI(LightningCLI):
         self.required_from_data = _required_from_data(parser, arguments)
         arguments += [f"--model.{name}=1" for name in self.required_from_data]  # until the data is built
         self.config = parser.parse_args(arguments)
-        self.typed = parser.parse_args(arguments, defaults=False)
+        typed = parser.parse_args(arguments, defaults=False).get("model", {}).get("init_args") or {}
+        self.typed = {name: value for name, value in typed.items() if name not in self.required_from_data}
         self.resume = self.config.pop("resume")  # removed: it may change when a run is resumed
         self.quiet = self.config.pop("quiet")
         resolve_weights(self.config, self.resume)
@@ -150,81 +153,76 @@ class FitCLI(LightningCLI):
         if built is None:  # the model has its own loaders
             return None
         init, others = (self.config[key].get(name) for name in ("init_args", "dict_kwargs"))
-        if _is_plain(arguments := {**vars(init or Namespace()), **(others or {})}):
-            built.constructor_arguments = arguments  # checkpoints contain them
+        with contextlib.suppress(Exception):  # they are not plain values
+            built.constructor_arguments = to_plain({**vars(init or Namespace()), **(others or {})}, [])
         return built
 
     def _fill_from_data(self) -> None:
         """Copy :data:`ARGUMENTS_FROM_DATA` from the data module to the model's configuration."""
         model, name_of_data = self.config["model"], type(self.datamodule).__name__
-        typed = vars(self.typed).get("model", {}).get("init_args") or {}
-        typed = {name: value for name, value in typed.items() if name not in self.required_from_data}
         for name in (name for name in ARGUMENTS_FROM_DATA if name in (model.get("init_args") or {})):
             value = read_attribute(self.datamodule, name)
-            if value is not None and typed.get(name, value) != value:
+            if value is not None and self.typed.get(name, value) != value:
                 hint = f"leave --model.{name} out"
                 if self.resume not in ("never", "auto"):  # the value is in the configuration of the resumed run
                     hint = f"--resume {self.resume} needs the run's own --data, unchanged; or use --resume never"
-                contradiction = f"--model.{name} {typed[name]} contradicts {name_of_data}"
+                contradiction = f"--model.{name} {self.typed[name]} contradicts {name_of_data}"
                 raise UsageError(f"{contradiction}, which has {name} {value}: {hint}")
             if value is not None:
                 model["init_args"][name] = value
             elif name in self.required_from_data:
                 raise UsageError(f"the model needs --model.{name} VALUE: {name_of_data} has none before its setup()")
-            elif name not in typed and name in dir(self.datamodule):
+            elif name not in self.typed and name in dir(self.datamodule):
                 used = f"--model.{name} {model['init_args'][name]}"
                 print_note(f"{name_of_data} has no {name} before its setup(): the model has {used}")
 
     def _choose_optimizer(self) -> None:
-        """Set the model's optimizer and schedule. Raise a UsageError if it cannot be built, or would not be used."""
-        flags = [flag for flag in ("optimizer", "lr_scheduler") if self.config.get(flag)]
+        """Set the model's optimizer and schedule. Raise a UsageError if one cannot be built, or has no effect."""
+        flags = {"optimizer": "chosen_optimizer", "lr_scheduler": "chosen_schedule"}
+        flags = {flag: attribute for flag, attribute in flags.items() if self.config.get(flag)}
         rule = "is for models built on LitBase that return build_optimizers()"
-        own = f"{type(self.model).__name__} has its own in configure_optimizers"
+        rule += f": {type(self.model).__name__} has its own in configure_optimizers"
         if not isinstance(self.model, LitBase):
             for flag in flags:
-                raise UsageError(f"--{flag} {rule}: {own}, leave --{flag} out")
+                raise UsageError(f"--{flag} {rule}, leave --{flag} out")
             return
         # A user's own configure_optimizers may ask the Trainer, which does not exist yet, for the length of the run.
         lengths = {"estimated_stepping_batches": 1000, "num_training_batches": 100, "max_epochs": 10, "max_steps": -1}
         self.model.trainer = SimpleNamespace(**lengths)  # type: ignore[assignment]
         is_own = not type(self.model).configure_optimizers.__module__.startswith("lit_models.")
         typed = [name for name in self._typed_arguments() if flags and uses(self.model, name)]
-        for flag in flags if is_own or "optimizer" in flags else ["model", *flags]:
+        for flag in flags if is_own else ["model", *flags]:
             kind = resolve_name(self.config[flag]["class_path"])
             arguments = dict(self.config[flag].get("init_args") or {})
-            if flag == "optimizer":
-                self.model.chosen_optimizer = partial(type("--optimizer", (kind,), {}), **arguments)  # shown by repr()
-            elif flag == "lr_scheduler":
-                self.model.chosen_schedule = lambda _: {"scheduler": "--lr_scheduler"}
-            try:
-                built = str(self.model.configure_optimizers())
-            except (TypeError, ValueError, RuntimeError, AttributeError) as error:
-                raise UsageError(f"--{flag} {kind.__name__}: {error}; change this value") from error
-            if flag in flags and f"--{flag}" not in built:
-                raise UsageError(f"--{flag} {rule}: {own}, leave --{flag} out")
-            for name in (name for name in typed if not uses(self.model, name)):
-                value, is_known = self.config["model"]["init_args"][name], name in inspect.signature(kind).parameters
-                fix = f"use --{flag}.{name} {value}" if is_known else f"leave --model.{name} out"
-                raise UsageError(f"--model.{name} {value} has no effect beside --{flag} {kind.__name__}: {fix}")
             if flag == "optimizer":
                 self.model.chosen_optimizer = partial(kind, **arguments)
             elif flag == "lr_scheduler":
                 if arguments.get("step_size", 1) < 1:
                     raise UsageError("--lr_scheduler.step_size must be at least 1 epoch: --lr_scheduler.step_size 7")
-                monitor = "val_loss" if self.run.validates else "train_loss"
-                if self.config["monitor"] and "mode" in arguments:
-                    monitor, arguments["mode"] = self.config["monitor"].rsplit(":", 1)
-                self.model.chosen_schedule = make_schedule_factory(kind, arguments, self.model, monitor)
+                schedule = partial(build_schedule, schedule=kind, arguments=arguments, run=self.run)
+                self.model.chosen_schedule = lambda _: {}  # until it is certain that it is used
+            try:
+                self.model.configure_optimizers()
+            except (TypeError, ValueError, RuntimeError, AttributeError) as error:
+                raise UsageError(f"--{flag} {kind.__name__}: {error}; change this value") from error
+            if flag in flags and not uses(self.model, flags[flag]):
+                raise UsageError(f"--{flag} {rule}, leave --{flag} out")
+            for name in (name for name in typed if not uses(self.model, name)):
+                value, is_known = self.typed[name], name in inspect.signature(kind).parameters
+                fix = f"use --{flag}.{name} {value}" if is_known else f"leave --model.{name} out"
+                raise UsageError(f"--model.{name} {value} has no effect beside --{flag} {kind.__name__}: {fix}")
+        if "lr_scheduler" in flags:
+            self.model.chosen_schedule = schedule
         self.model.trainer = None
 
     def _typed_arguments(self) -> list[str]:
         """Return the model's arguments on the command line, and those in files that differ from the default."""
-        values = dict((vars(self.typed).get("model", {}).get("init_args") or {}).items())
-        defaults = inspect.signature(type(self.model)).parameters
-        flags = {argument.partition("=")[0].replace(".init_args", "") for argument in self.arguments}
-        is_new = self.resume in ("never", "auto")  # else the values may be those of the resumed run
-        in_file = [name for name in values if is_new and name in defaults and values[name] != defaults[name].default]
-        return [name for name in values if name in in_file or f"--model.{name}" in flags]
+        names = [argument.partition("=")[0].replace(".init_args", "") for argument in self.arguments]
+        names = [name.removeprefix("--model.") for name in names]
+        if self.resume in ("never", "auto"):  # else the values in the file may be those of the resumed run
+            parameters = inspect.signature(type(self.model)).parameters.values()
+            names += [one.name for one in parameters if self.typed.get(one.name, one.default) != one.default]
+        return [name for name in self.typed if name in names]
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         trainer_config, model_attributes = self.config["trainer"], with_default_attributes(self.model)
@@ -256,13 +254,6 @@ class FitCLI(LightningCLI):
         self.run.watch.trainer = trainer
         bind_to_loopback(trainer)
         return trainer
-
-
-def _is_plain(value: Any) -> bool:
-    """Return True if torch.load reads the value without executing code."""
-    if isinstance(value, dict | list | tuple):
-        return all(map(_is_plain, value.values() if isinstance(value, dict) else value))
-    return type(value) in (str, int, float, bool, type(None))
 
 
 def _required_from_data(parser: LightningArgumentParser, arguments: list[str]) -> list[str]:

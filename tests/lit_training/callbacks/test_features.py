@@ -1,7 +1,9 @@
 """Cached features give the same metrics and the same checkpoint as a run without the cache."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,7 +15,7 @@ from datamodules import ImageFolderDataModule, Preprocessing
 from datamodules.loading.memory import Pictures
 from lit_models import LitTransfer
 from lit_training.callbacks.features import FeatureCache, Features
-from lit_training.cli.schedules import make_schedule_factory
+from lit_training.cli.schedules import build_schedule
 
 
 def fit(
@@ -79,7 +81,8 @@ def test_loaders_built_early_for_a_schedule_are_replaced(bare: Callable[..., Tra
             self.dataset = trainer.train_dataloader.dataset  # type: ignore[union-attr]
 
     model = LitTransfer(num_classes=2, weights=None)
-    model.chosen_schedule = make_schedule_factory(OneCycleLR, {}, model, "val_loss")
+    run: Any = SimpleNamespace(model=model)
+    model.chosen_schedule = partial(build_schedule, schedule=OneCycleLR, arguments={}, run=run)
     seen = Loaders()
     bare(max_epochs=1, callbacks=[FeatureCache(), seen]).fit(
         model, ImageFolderDataModule(str(photo_folder), image_size=96, num_workers=0)

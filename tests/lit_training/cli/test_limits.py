@@ -124,13 +124,6 @@ def test_processes_are_not_spawned_or_forked(
     assert ("note: " in capsys.readouterr().out) == (given.lower() != used)
 
 
-def test_a_strategy_object_does_not_spawn_its_processes() -> None:
-    strategy = {"class_path": "lightning.pytorch.strategies.DDPStrategy", "init_args": {"start_method": "spawn"}}
-    Path("spawn.yaml").write_text(yaml.safe_dump({"trainer": {"strategy": strategy, "accelerator": "cpu"}}))
-    launcher = type(parse("--config spawn.yaml --devices 2").trainer.strategy.launcher).__name__
-    assert launcher == "_SubprocessScriptLauncher"
-
-
 def test_a_yaml_file_has_batches_and_fractions_too(tmp_path: Path) -> None:
     (tmp_path / "run.yaml").write_text(
         "limit_train_batches: 2.0\ntrainer:\n  limit_val_batches: 1\nlimit_test_batches: 1.0\n"
