@@ -121,8 +121,8 @@ def _flush(trainer: Trainer) -> None:
 class StopEarly(NeedsMetric, EarlyStopping):
     """Stop training if the best metric is at least ``patience`` epochs old, or if the metric is NaN or infinite.
 
-    With one validation per epoch or none, the check runs after the epoch, otherwise after each validation. This callback
-    can load the state of Lightning's EarlyStopping.
+    With one validation per epoch or none, the check runs after the epoch, otherwise after each validation. The state
+    of Lightning's EarlyStopping can be loaded.
     """
 
     def __init__(self, monitor: str, mode: str, patience: int) -> None:

@@ -193,8 +193,8 @@ class ResumePoint(Callback):
             return
         if (saved := self.loaded_state["shape"]) != (own := self._batch_layout(trainer)):
             before, now = (
-                f"{plural(processes, 'process', 'processes')} with {batches} batches per epoch and {accumulated} per step"
-                for processes, batches, accumulated in (saved, own)
+                f"{plural(ranks, 'process', 'processes')} with {batches} batches per epoch and {accumulated} per step"
+                for ranks, batches, accumulated in (saved, own)
             )
             fix = "use the same --devices, --data.batch_size and --accumulate_grad_batches"
             raise CheckpointError(f"the resume point has {before}, but this command has {now}: {fix}")
