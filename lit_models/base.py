@@ -19,7 +19,7 @@ from torchmetrics import Metric
 from torchmetrics.classification import MulticlassAccuracy
 from torchmetrics.utilities import dim_zero_cat
 
-PLAIN_TYPES = (str, int, float, Tensor)  # values that nn.Module does not register, unlike parameters and modules
+PLAIN_TYPES = (str, int, float, tuple, Tensor)  # values that nn.Module does not register, unlike parameters and modules
 PADDING = -1
 """Class of a padding row; its float targets are NaN. Ranks with fewer samples get such rows; metrics ignore them."""
 
@@ -39,10 +39,10 @@ class ModelError(ValueError):
 
 
 class EvaluationLoss(Metric):
-    """Compute the mean or the sum of the losses of all samples. The result is identical on any number of devices.
+    """Compute the mean or the sum of the losses of all samples, the same on any number of devices.
 
-    The order of the batches has no effect, because :func:`math.fsum` adds their sums and rounds only once. The
-    samples of a batch must not depend on the number of devices. The data modules of this project ensure this.
+    :func:`math.fsum` rounds only once, so the order of the batches has no effect. The samples of a batch must not
+    depend on the number of devices, as in the data modules of this project.
     """
 
     full_state_update = False
@@ -70,9 +70,8 @@ class EvaluationLoss(Metric):
 class LitBase(LightningModule):
     """Define the training, validation, test and prediction steps of a classifier or a regression network.
 
-    A subclass defines ``__init__``, ``forward`` and ``configure_optimizers``. ``__init__`` must end with
-    ``make_metrics``. ``configure_optimizers`` should return the result of ``build_optimizers``. Otherwise
-    ``--optimizer`` and ``--lr_scheduler`` have no effect.
+    A subclass defines ``__init__``, which ends with ``make_metrics``, ``forward`` and ``configure_optimizers``. With
+    ``--optimizer`` or ``--lr_scheduler``, this must return the result of ``build_optimizers``.
 
     Logged values:
         - ``train_loss``: mean of the losses of the epoch's batches. With ``reduction = "sum"`` the loss of a batch is
@@ -108,6 +107,8 @@ class LitBase(LightningModule):
     """Function that builds the optimizer from parameters or parameter groups, if the command has ``--optimizer``."""
     chosen_schedule: Callable[[Optimizer], dict[str, Any]] | None = None
     """Function that builds Lightning's ``lr_scheduler`` dictionary, if the command has ``--lr_scheduler``."""
+    epoch_losses: tuple[Tensor | float, int] = (0.0, 0)
+    """Sum and number of the batch losses on this rank in the current epoch. A resumed run restores both."""
     label_smoothing = 0.0
     """Share of each training target that is spread evenly over all classes."""
 
@@ -120,8 +121,6 @@ class LitBase(LightningModule):
             self.test_acc = self.val_acc.clone()
         # (K,) float32, from the data. Not a buffer: averaged weights are matched with the model's by position.
         self.class_weights: Tensor | None = None
-        self._train_loss_sum: Tensor | float = 0.0
-        self._train_batches = 0
 
     def __setattr__(self, name: str, value: Any) -> None:
         # For speed: nn.Module's __setattr__ takes 8 us per call, and Lightning sets an attribute 44 times per step.
@@ -169,8 +168,7 @@ class LitBase(LightningModule):
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         x, y = batch
         loss = self.loss(self(x), y)
-        self._train_loss_sum = self._train_loss_sum + loss.detach()
-        self._train_batches += 1
+        self.epoch_losses = self.epoch_losses[0] + loss.detach(), self.epoch_losses[1] + 1
         # self.log takes longer than a step of a small network, so it is called only in the steps whose loss is logged.
         log_interval = self.trainer.log_every_n_steps  # type: ignore[attr-defined]  # 0 with Trainer(barebones=True)
         if log_interval and (self.global_step + 1) % log_interval == 0:
@@ -188,22 +186,13 @@ class LitBase(LightningModule):
         if gradient_clip_val is not None:  # clip_gradients takes 20 us even if nothing is clipped
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
-    @property
-    def epoch_loss_sum_and_count(self) -> tuple[float, int]:
-        """Sum and number of the batch losses on this rank in the current epoch. A resumed run restores both."""
-        return float(self._train_loss_sum), self._train_batches
-
-    @epoch_loss_sum_and_count.setter
-    def epoch_loss_sum_and_count(self, value: tuple[float, int]) -> None:
-        self._train_loss_sum, self._train_batches = value
-
     def on_train_epoch_end(self) -> None:
-        if self._train_batches:
-            mean = torch.as_tensor(self._train_loss_sum, device=self.device) / self._train_batches
+        (loss_sum, batches), self.epoch_losses = self.epoch_losses, (0.0, 0)
+        if batches:
+            mean = torch.as_tensor(loss_sum, device=self.device) / batches
             ranks = self.trainer.world_size
             # sync_dist averages over the ranks; `mean * ranks` makes this average a sum.
             self.log("train_loss", mean * ranks if self.reduction == "sum" else mean, sync_dist=ranks > 1)
-        self._train_loss_sum, self._train_batches = 0.0, 0
 
     def _evaluate(self, batch: tuple[Tensor, Tensor], stage: str) -> dict[str, Tensor]:
         """Update the metrics. Return ``output``, ``target`` and the ``loss`` of each sample, (B,), for callbacks."""
@@ -285,10 +274,8 @@ class LitBase(LightningModule):
         model_name, data_name = type(self).__name__, type(data).__name__
         task = read_attribute(data, "task")
         if task in ("classification", "regression") and task != self.task:
-            raise ModelError(
-                f"{model_name} is a {self.task} network, but {data_name} has {task} data: "
-                "choose another --model or --data"
-            )
+            problem = f"{model_name} is a {self.task} network, but {data_name} has {task} data"
+            raise ModelError(f"{problem}: choose another --model or --data")
         shape = read_attribute(data, "sample_shape")
         if shape is not None and (reason := self.shape_error(tuple(shape))):
             raise ModelError(f"{model_name} cannot use the samples of {data_name}: {reason}")

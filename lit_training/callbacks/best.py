@@ -1,9 +1,8 @@
 """Save the best epoch as ``best.ckpt``, and stop early if the model no longer gets better."""
 
-import contextlib
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from lit_training.runs.best_epoch import BestSoFar
 from lit_training.runs.checkpoints import FitCheckpointIO
 from lit_training.runs.folder import resume_hint
 from lit_training.runs.layout import BEST
+from lit_training.runs.plain import print_once
 
 
 class NeedsMetric(Callback):
@@ -23,13 +23,10 @@ class NeedsMetric(Callback):
 
     missing = ""  # the message
 
-    @staticmethod
-    def describe_missing(trainer: Trainer, monitor: str) -> str:
+    def describe_missing(self, trainer: Trainer) -> str:
         names = [name for name in trainer.callback_metrics if not re.match("samples_per_second$|lr-", name)]
-        choices = (
-            f"only {', '.join(names)}: choose one with --monitor NAME:max, or :min" if names else "and nothing else"
-        )
-        return f"the model logs no {monitor}, {choices}"
+        choices = f"only {', '.join(names)}: choose one with --monitor NAME:max, or :min"
+        return f"the model logs no {self.monitor}, {choices if names else 'and nothing else'}"  # type: ignore[attr-defined]
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.missing:
@@ -48,7 +45,6 @@ class BestCheckpoint(NeedsMetric, ModelCheckpoint):
     def __init__(self, monitor: str | None, mode: str, typed: bool = False, own_folder: bool = True) -> None:
         super().__init__(filename="best", monitor=monitor, mode=mode, enable_version_counter=not own_folder)
         self.best, self.typed = BestSoFar(monitor, mode), typed
-        self.noted = False
         self.on_train_batch_end = None  # type: ignore[assignment]  # saves time: Lightning calls no hook here
 
     def check_monitor_top_k(self, trainer: Trainer, current: Tensor | None = None) -> bool:
@@ -59,27 +55,25 @@ class BestCheckpoint(NeedsMetric, ModelCheckpoint):
         return trainer.strategy.reduce_boolean_decision(self.best.improved(trainer.callback_metrics) or is_first)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        with self._without_missing_monitor(trainer):
-            super().on_validation_end(trainer, pl_module)
+        self._save(super().on_validation_end, trainer, pl_module)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        with self._without_missing_monitor(trainer) as is_missing:
-            super().on_train_epoch_end(trainer, pl_module)
+        is_missing = self._save(super().on_train_epoch_end, trainer, pl_module)
         if is_missing and (trainer.current_epoch + 1) % (trainer.check_val_every_n_epoch or math.inf) == 0:
-            message = self.describe_missing(trainer, str(self.monitor))
+            message = self.describe_missing(trainer)
             if self.typed:
                 self.missing, trainer.should_stop = message, True
-            elif not self.noted:
-                print_note(f"best.ckpt is the last epoch, because {message}")
-            self.noted = True
+            else:
+                print_once(f"best.ckpt is the last epoch, because {message}")
 
-    @contextlib.contextmanager
-    def _without_missing_monitor(self, trainer: Trainer) -> Iterator[bool]:
+    def _save(self, save: Callable[..., None], trainer: Trainer, pl_module: LightningModule) -> bool:
+        """Call ``save``, without a ``monitor`` if it is not logged. Return True in this case."""
         monitor = self.monitor
         is_missing = monitor is not None and monitor not in trainer.callback_metrics
         self.monitor = None if is_missing else monitor
-        yield is_missing
+        save(trainer, pl_module)
         self.monitor = monitor
+        return is_missing
 
     def state_dict(self) -> dict[str, Any]:
         return {**super().state_dict(), "best": self.best.state_dict()}
@@ -127,8 +121,8 @@ def _flush(trainer: Trainer) -> None:
 class StopEarly(NeedsMetric, EarlyStopping):
     """Stop training if the best metric is at least ``patience`` epochs old, or if the metric is NaN or infinite.
 
-    With one validation per epoch or none, the check runs after the epoch. Otherwise it runs after each validation. This
-    callback can load the state of Lightning's EarlyStopping. See :class:`BestSoFar`.
+    With one validation per epoch or none, the check runs after the epoch, otherwise after each validation. The state
+    of Lightning's EarlyStopping can be loaded.
     """
 
     def __init__(self, monitor: str, mode: str, patience: int) -> None:
@@ -147,8 +141,7 @@ class StopEarly(NeedsMetric, EarlyStopping):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         score = state_dict["best_score"]
         self.waited, self.best_time = state_dict["wait_count"], state_dict.get("best_time")
-        best = None if score is None or math.isinf(score) else float(score)
-        self.best.load_state_dict({**state_dict, "best": best})
+        self.best.load_state_dict({**state_dict, "best": None if score is None or math.isinf(score) else float(score)})
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         validates_once = trainer.val_check_interval == 1.0 and trainer.check_val_every_n_epoch == 1
@@ -168,7 +161,7 @@ class StopEarly(NeedsMetric, EarlyStopping):
         if trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         if self.monitor not in metrics:
-            self.missing, trainer.should_stop = self.describe_missing(trainer, self.monitor), True
+            self.missing, trainer.should_stop = self.describe_missing(trainer), True
             return
         now = trainer.current_epoch + (trainer.fit_loop.batch_idx + 1) / trainer.num_training_batches
         if self.best.improved(metrics):

@@ -2,8 +2,8 @@
 
 The random numbers of the data (datamodules/loading) and of the network (:class:`StepSeed`) depend only on the seed,
 the step and the rank. So the state of the generators is not saved. A resume point is a Lightning checkpoint with a few
-more values, written *between* two steps. Lightning writes its own checkpoints inside its loop: a run that resumes from
-them may repeat or skip a step, a validation or a schedule update.
+more values, written *between* two steps. A run that resumes from Lightning's own checkpoints, which are written inside
+its loop, may repeat or skip a step, a validation or a schedule update.
 """
 
 import math
@@ -84,8 +84,7 @@ class StepSeed(Callback):
 class ResumePoint(Callback):
     """Write resume points between two steps, and restore the run from a resume point.
 
-    The longer the last write took, the longer the callback waits before the next write. With several processes, rank 0
-    decides when to write. The ranks regularly exchange this decision and the signals that they received.
+    With several processes, rank 0 decides when to write. The ranks regularly exchange this decision and their signals.
     """
 
     TIME_SHARE = 0.01  # about this share of the run's time is used to write resume points
@@ -97,7 +96,7 @@ class ResumePoint(Callback):
     def __init__(self, watch: Watch) -> None:
         self.watch = watch
         self.loaded_state: dict[str, Any] = {}
-        """This callback's state from the resume point. It becomes empty at the first step after the resume."""
+        """This callback's state from the resume point, until the first step. A finished run does not need it."""
         self.loaded_data: dict[str, Any] = {}
         """The same for the loaders of the training data. A finished run that gets more epochs needs it too."""
         self._state_to_save: dict[str, Any] = {}
@@ -134,13 +133,12 @@ class ResumePoint(Callback):
                 raise CheckpointError(f"{problem}: give the settings of that run, or use --resume never")
 
     def save(self, trainer: Trainer, finished: bool = False, batch: Any = None) -> None:
-        """Write a resume point, between two steps or after the last one. All ranks must call this method.
+        """Write a resume point, at the end of an epoch also last.ckpt. All ranks must call this method.
 
-        ``batch`` is that of the next step, if Lightning has already fetched it. At the end of an epoch copy the resume
-        point to last.ckpt, unless a ModelCheckpoint of the user writes this file.
+        ``batch`` is that of the next step, if Lightning has already fetched it.
         """
         start_time, metrics_rows = time.monotonic(), 0
-        model = with_default_attributes(trainer.lightning_module)
+        loss_sum, batches = with_default_attributes(trainer.lightning_module).epoch_losses
         for logger in trainer.loggers:
             logger.save()
             if isinstance(logger, MetricsCSV) and trainer.is_global_zero:
@@ -153,7 +151,7 @@ class ResumePoint(Callback):
             "epoch": trainer.current_epoch,
             "logged": logged_steps(trainer),
             "rows": metrics_rows,
-            "losses": gather_objects(trainer, model.epoch_loss_sum_and_count),
+            "losses": gather_objects(trainer, (float(loss_sum), batches)),
             "metrics": {name: value.detach().cpu() for name, value in trainer.callback_metrics.items()},
             "shape": self._batch_layout(trainer),
             "planned": trainer.estimated_stepping_batches,
@@ -165,8 +163,8 @@ class ResumePoint(Callback):
         # A resumed run fetches the next batch again, so the resume point must not count this batch as fetched.
         uncounted, is_last = int(batch is not None), progress.is_last_batch
         progress.current.ready -= uncounted
-        self._state_to_save["batches"] = 0 if finished else progress.current.ready
         progress.total.ready -= uncounted
+        self._state_to_save["batches"] = 0 if finished else progress.current.ready
         progress.is_last_batch = is_last and finished
         ends_epoch = finished or (trainer.global_step > 0 and progress.current.ready == 0)
         point, last = (_run_folder_of(trainer) / folder / LAST for folder in (RESUME, CHECKPOINTS))
@@ -194,11 +192,12 @@ class ResumePoint(Callback):
         if not self.loaded_state:
             return
         if (saved := self.loaded_state["shape"]) != (own := self._batch_layout(trainer)):
-            raise CheckpointError(
-                f"the resume point has {_describe_batch_layout(*saved)}, but this command has "
-                f"{_describe_batch_layout(*own)}: use the same --devices, --data.batch_size and "
-                "--accumulate_grad_batches"
+            before, now = (
+                f"{plural(ranks, 'process', 'processes')} with {batches} batches per epoch and {accumulated} per step"
+                for ranks, batches, accumulated in (saved, own)
             )
+            fix = "use the same --devices, --data.batch_size and --accumulate_grad_batches"
+            raise CheckpointError(f"the resume point has {before}, but this command has {now}: {fix}")
         for optimizer in trainer.optimizers:  # torch may load the state of another optimizer without an error
             if any(optimizer.defaults.keys() - group.keys() for group in optimizer.param_groups):
                 raise CheckpointError(other_optimizer_message(trainer))
@@ -208,15 +207,12 @@ class ResumePoint(Callback):
         if self.loaded_state["finished"]:  # this command goes on with a finished run
             self.loaded_state = {}
             count_epoch_as_complete(trainer)
-            done = trainer.fit_loop.epoch_loop.batch_progress.current.ready
-            if done < trainer.num_training_batches and trainer.is_global_zero:
-                print("note: the run ended inside an epoch; now it begins the next epoch", file=sys.stderr)
             return
         restore_loaders(trainer)
         metrics = {name: value.to(pl_module.device) for name, value in self.loaded_state["metrics"].items()}
         trainer.callback_metrics.update(metrics)
         if isinstance(pl_module, LitBase):
-            pl_module.epoch_loss_sum_and_count = self.loaded_state["losses"][trainer.global_rank]
+            pl_module.epoch_losses = self.loaded_state["losses"][trainer.global_rank]
 
     def _batch_layout(self, trainer: Trainer) -> list[Any]:
         """Return the number of processes, of batches per epoch, and of batches per optimizer step."""
@@ -308,8 +304,7 @@ class ResumePoint(Callback):
         """Return the number of the signal that stops the run (or 0), and whether to write a resume point now.
 
         After a signal, the second value is True if :attr:`SECONDS_TO_END_VALIDATION` seconds have passed since it came.
-        All ranks get the same values. With several processes most calls exchange nothing, to save time, and return
-        (0, False).
+        All ranks get the same values. To save time, most calls with several processes return (0, False) at once.
         """
         now = time.monotonic()
         if self.watch.signum and self._signal_time is None:
@@ -354,10 +349,6 @@ def other_optimizer_message(trainer: Trainer) -> str:
 
 def _run_folder_of(trainer: Any) -> Path:
     return trainer.start.folder  # this Trainer is a FitTrainer
-
-
-def _describe_batch_layout(processes: int, batches: int, accumulated: int) -> str:
-    return f"{plural(processes, 'process', 'processes')} with {batches} batches per epoch and {accumulated} per step"
 
 
 def _replace_prefix(value: Any, old: str, new: str) -> Any:

@@ -24,7 +24,7 @@ from lit_models.base import dotted_path
 from lit_training.errors import CheckpointError
 from lit_training.runs.layout import PREVIOUS
 from lit_training.runs.own_classes import find_class, is_own
-from lit_training.runs.plain import plain_checkpoint, print_once, to_arguments
+from lit_training.runs.plain import create, plain_checkpoint, print_once
 
 SECONDS_BETWEEN_WRITES = 5.0
 RESUME_STATE = "ResumePoint"  # key of the state that makes a checkpoint a resume point; only ResumePoint.save adds it
@@ -150,14 +150,14 @@ def load_model(checkpoint: dict[str, Any]) -> LitBase:
 def _create(kind: Any, checkpoint: dict[str, Any], role: str) -> Any:
     """Create a model or data module with the arguments of the training. Print a note if it is a class of the user."""
     if not is_own(kind):
-        return kind(**to_arguments(kind, checkpoint[kind.CHECKPOINT_HYPER_PARAMS_KEY]))
+        return kind(**checkpoint[kind.CHECKPOINT_HYPER_PARAMS_KEY])
     file = getattr(sys.modules[kind.__module__], "__file__", "this program")
     print_once(f"the {role} class is {dotted_path(kind)}, from {file}")
     if (arguments := checkpoint["lit"].get(f"{role}_arguments")) is None:  # not from fit.py: do what Lightning does
         arguments, parameters = checkpoint.get(kind.CHECKPOINT_HYPER_PARAMS_KEY, {}), inspect.signature(kind).parameters
         if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
             arguments = {name: value for name, value in arguments.items() if name in parameters}
-    return kind(**to_arguments(kind, arguments))
+    return create(kind, arguments)
 
 
 def _validate_metadata(model: LitBase) -> None:

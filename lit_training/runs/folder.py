@@ -289,12 +289,9 @@ def _same_settings(old: Any, new: Any) -> bool:
         if new.get("threads") == "auto":  # a resumed run keeps its number
             names -= {"threads"}
         return all(_same_settings(old.get(name), new.get(name)) for name in names)
-    return bool(_normalize(old) == _normalize(new))
-
-
-def _normalize(value: Any) -> Any:
-    """Return a setting unchanged, or a path without ``~`` and without a slash at its end."""
-    return expand_paths(value).rstrip("/") if isinstance(value, str) else value
+    if isinstance(old, str) and isinstance(new, str):  # it may be a path
+        return expand_paths(old).rstrip("/") == expand_paths(new).rstrip("/")
+    return bool(old == new)
 
 
 def limits_of(config: dict[str, Any] | None) -> dict[str, Any]:

@@ -1,12 +1,10 @@
 """Convert what a checkpoint contains to plain values, so that it opens without executing code in the file."""
 
-import contextlib
 import copy
 import functools
-import inspect
 import io
 import os
-import typing
+from argparse import ArgumentError
 from collections import Counter, OrderedDict
 from collections.abc import Mapping
 from enum import Enum
@@ -19,9 +17,9 @@ from jsonargparse import ArgumentParser
 from lit_training.errors import CheckpointError, print_note
 
 SIMPLE = (type(None), bool, int, float, complex, str, bytes, torch.Size, torch.dtype, torch.device)
-ARGUMENTS = ("hyper_parameters", "datamodule_hyper_parameters")
 UNSAVED = {"callbacks": "checkpoints do not hold its state: --resume starts it anew"} | dict.fromkeys(
-    ARGUMENTS, "checkpoints do not hold it: --resume works, but not evaluate.py and predict.py"
+    ("hyper_parameters", "datamodule_hyper_parameters"),
+    "checkpoints do not hold it: --resume works, but not evaluate.py and predict.py",
 )
 """Part of a checkpoint that consists of parts -> what is printed about a part that has no plain value."""
 NOT_SAVED = "not saved in this checkpoint: "
@@ -84,22 +82,18 @@ def plain_checkpoint(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
     return plain
 
 
-def to_arguments(constructor: Any, plain: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a constructor's arguments. jsonargparse parses plain values as annotations or default values say."""
-    arguments = dict(plain)
-    parameters = inspect.signature(constructor).parameters.values()
-    hints = {one.name: type(one.default) for one in parameters if isinstance(one.default, Enum | os.PathLike)}
-    with contextlib.suppress(Exception):  # annotations can be wrong
-        hints |= typing.get_type_hints(constructor.__init__)
-    for name, value in plain.items():
+def create(kind: Any, arguments: Mapping[str, Any]) -> Any:
+    """Create an object. jsonargparse parses the plain arguments as annotations or default values say."""
+    for name, value in arguments.items():
         if isinstance(value, str) and value.startswith(NOT_SAVED):
             raise CheckpointError(f"the argument {name} is {value}")
-        if name in hints and isinstance(value, str | dict | list | tuple):
-            with contextlib.suppress(Exception):  # not a value of the command line
-                parser = ArgumentParser(exit_on_error=False)
-                parser.add_argument("--value", type=hints[name])
-                arguments[name] = parser.instantiate(parser.parse_object({"value": copy.deepcopy(value)})).value
-    return arguments
+    parser = ArgumentParser(exit_on_error=False)
+    try:
+        parser.add_class_arguments(kind, "new", fail_untyped=False)
+        config = parser.parse_object({"new": copy.deepcopy(arguments)})
+    except (ArgumentError, ValueError, TypeError):  # annotations can be wrong, and **kwargs can have any name
+        return kind(**arguments)
+    return parser.instantiate(config).new
 
 
 print_once = functools.cache(print_note)

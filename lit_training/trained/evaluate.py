@@ -229,7 +229,8 @@ def _choose_data(
     if split_file.is_file():  # a new split could move training images to the validation
         scan = _scan(find_photos(root, arguments.get("layout"), strict=False))
         listing, split, notes = find_scored_pictures(scan.listing, str(relative_path(split_file)))
-        _print_notes(*notes)
+        for note in notes:
+            print_note(note)
         if not len(listing.paths):
             raise DataError(
                 f"{printable(root)} has no test or val pictures of this run: --photos DIR if they were moved, "
@@ -256,14 +257,9 @@ def _choose_split(data: Any) -> tuple[LightningDataModule, str]:
             has_test = False
     if has_test:
         return data, "test"
-    _print_notes(f"{dotted_path(type(data))} has no test data: its validation data is used")
+    print_note(f"{dotted_path(type(data))} has no test data: its validation data is used")
     data.setup, data.test_dataloader = lambda stage: setup("fit"), data.val_dataloader
     return data, "val"
-
-
-def _print_notes(*notes: str) -> None:
-    for note in notes:
-        print_note(note)
 
 
 def _scan(listing: Listing) -> Scan:
@@ -280,7 +276,8 @@ def _find_readable_photos(root: str, all_photos: bool) -> Listing:
     scan = _scan(listing)
     bad_files = [f"{file.path}: {file.kind} ({file.reason})" for file in scan.bad[:MAX_PRINTED_FILES]]
     lost = [f"left out, because they cannot be read: {text}" for text in describe_lost(listing, scan.listing)]
-    _print_notes(*listing.notes, *(f"left out: {printable(text)}" for text in bad_files), *map(printable, lost))
+    for note in (*listing.notes, *(f"left out: {text}" for text in bad_files), *lost):
+        print_note(note)
     return scan.listing
 
 
@@ -291,7 +288,7 @@ def _leave_out_trained(listing: Listing, split_file: Path, run_root: Path, all_p
     An edited training photo has another sha256, so the same file in ``run_root`` counts too.
     """
     if not split_file.is_file():
-        _print_notes("the run has no split.csv: it is unknown which of these pictures it was trained on")
+        print_note("the run has no split.csv: it is unknown which of these pictures it was trained on")
         return listing
     here, there = listing.root.resolve(), run_root.expanduser().resolve()
     lines = read_split_file(str(split_file))
@@ -303,10 +300,10 @@ def _leave_out_trained(listing: Listing, split_file: Path, run_root: Path, all_p
     if is_older := not all(sha256 for *_, sha256 in lines.values()):
         count_text += " (found by path: the run's split.csv is older and has no sha256)"
     if all_photos:
-        _print_notes(f"{count_text}: scored too, because of --all")
+        print_note(f"{count_text}: scored too, because of --all")
         return listing
     if is_older or not is_new.all():
-        _print_notes(f"{count_text}: left out (--all scores them too)")
+        print_note(f"{count_text}: left out (--all scores them too)")
     if not is_new.any():
         raise DataError(f"{printable(str(listing.root))}: {count_text}: give other photos, or add --all")
     return listing.take(np.flatnonzero(is_new))

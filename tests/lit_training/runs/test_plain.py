@@ -13,7 +13,7 @@ import pytest
 import torch
 from jsonargparse.typing import PositiveInt
 
-from lit_training.runs.plain import NOT_SAVED, plain_checkpoint, print_once, to_arguments, to_plain
+from lit_training.runs.plain import NOT_SAVED, create, plain_checkpoint, print_once, to_plain
 
 Level = enum.IntEnum("Level", {"LOW": 1, "HIGH": 2})
 Pair = namedtuple("Pair", "one other")
@@ -99,7 +99,12 @@ def test_arguments_get_their_classes_back() -> None:
     class Net:
         def __init__(
             self, a: Path, b: Level | None, c: list[Path], d: str, e=Level.LOW, f: "dict[str, Path] | None" = None, g=1
-        ) -> None: ...
+        ) -> None:
+            self.values = dict(zip("abcdefg", (a, b, c, d, e, f, g), strict=True))
+
+    class Wrong:
+        def __init__(self, b: int, **others: Any) -> None:
+            self.values = {"b": b, **others}
 
     values = {
         "a": Path("x"),
@@ -111,7 +116,7 @@ def test_arguments_get_their_classes_back() -> None:
         "g": "x",
     }
     plain = {name: to_plain(value, []) for name, value in values.items()}
-    again = to_arguments(Net, opened(plain))
+    again = create(Net, opened(plain)).values
     assert again == values
     assert again["b"] is again["e"] is Level.HIGH
-    assert to_arguments(Net, {"b": None, "other": "x"}) == {"b": None, "other": "x"}
+    assert create(Wrong, {"b": None, "other": "x"}).values == {"b": None, "other": "x"}
