@@ -143,14 +143,13 @@ def print_result(run: Run) -> None:
         options: dict[str, Any] = {"ckpt_path": best, "weights_only": True} if best else {}
         for results in trainer.validate(model, run.data, verbose=False, **options):  # none if there are no samples
             metrics |= results
-            if best:
-                metrics.pop("train_loss", None)  # it is that of the last epoch
         trainer.loggers = loggers
     folder = trainer.log_dir  # all ranks must read log_dir, because it sends a value to all ranks
     if not trainer.is_global_zero:
         return
     print()
     if best and (table := Path(folder or "", METRICS)).is_file():
+        metrics.pop("train_loss", None)  # it is that of the last epoch
         checkpoint = checkpoints.read_any(Path(best))
         epoch, names = checkpoint["epoch"], ["train_loss", *({} if isinstance(model, LitBase) else metrics)]
         for row in [row for row in read_csv(table) if row.get("epoch") == str(epoch)]:

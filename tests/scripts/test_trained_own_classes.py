@@ -160,7 +160,6 @@ def test_a_subclass_of_the_photo_module_keeps_its_split(photo_folder: Path) -> N
     assert metrics(said, "val") == metrics(trained, "val")
 
 
-@pytest.mark.xfail(strict=False, reason="until the loaders of users resume in the middle of an epoch")
 def test_a_killed_run_of_the_examples_resumes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ResumePoint, "TIME_SHARE", 1e9)  # a resume point before every step
     line = "--model my_model.Wide --data my_data.Halves --data.batch_size 50 --max_epochs 2 --default_root_dir"

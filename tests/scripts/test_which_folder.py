@@ -59,12 +59,12 @@ def test_a_logger_with_a_fixed_version_is_refused_the_second_time(logger: str) -
 
 
 def test_a_logger_with_one_folder_for_all_runs_overwrites_nothing() -> None:
-    Path("own_classes.py").write_text(LOGGER)
+    Path("service_logger.py").write_text(LOGGER)
     Path("service").mkdir()
     Path("service/config.yaml").write_text("of the user")
     with remember_imports():
         for _ in range(2):
-            run_well(f"{ROWS} --quiet --logger own_classes.Own")
+            run_well(f"{ROWS} --quiet --logger service_logger.Own")
     assert Path("service/config.yaml").read_text() == "of the user"
     assert len(list(Path("service/name/0/checkpoints").iterdir())) == 2
 
