@@ -1,5 +1,6 @@
 """Errors that the user can fix. They are printed in one line on stderr, without traceback; the exit code is 2."""
 
+import functools
 import os
 import re
 import signal
@@ -101,6 +102,10 @@ def print_note(text: str) -> None:
     """Print ``note: text`` on stderr, on rank 0."""
     if is_rank_zero():
         print(printable(f"note: {text}"), file=sys.stderr, flush=True)
+
+
+print_once = functools.cache(print_note)
+"""Print a note, but not again in this process."""
 
 
 def exit_with_error(program: str, message: str) -> NoReturn:

@@ -10,12 +10,11 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from torch import Tensor
 
-from lit_training.errors import UsageError, print_note
+from lit_training.errors import UsageError, print_note, print_once
 from lit_training.runs.best_epoch import BestSoFar
 from lit_training.runs.checkpoints import FitCheckpointIO
 from lit_training.runs.folder import resume_hint
 from lit_training.runs.layout import BEST
-from lit_training.runs.plain import print_once
 
 
 class NeedsMetric(Callback):

@@ -4,8 +4,8 @@ import math
 from types import SimpleNamespace
 from typing import Any
 
+from lightning.fabric.utilities.apply_func import apply_to_collection
 from lightning.pytorch import Trainer
-from lightning_utilities.core.apply_func import apply_to_collection
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, OneCycleLR, ReduceLROnPlateau, StepLR
 

@@ -21,10 +21,10 @@ from datamodules import DataError, Preprocessing
 from datamodules.files import atomic_write
 from lit_models import LitBase
 from lit_models.base import dotted_path
-from lit_training.errors import CheckpointError
+from lit_training.errors import CheckpointError, print_once
 from lit_training.runs.layout import PREVIOUS
 from lit_training.runs.own_classes import find_class, is_own
-from lit_training.runs.plain import create, plain_checkpoint, print_once
+from lit_training.runs.plain import create, plain_checkpoint
 
 SECONDS_BETWEEN_WRITES = 5.0
 RESUME_STATE = "ResumePoint"  # key of the state that makes a checkpoint a resume point; only ResumePoint.save adds it

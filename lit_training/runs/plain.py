@@ -1,7 +1,7 @@
 """Convert what a checkpoint contains to plain values, so that it opens without executing code in the file."""
 
+import contextlib
 import copy
-import functools
 import io
 import os
 from argparse import ArgumentError
@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from jsonargparse import ArgumentParser
 
-from lit_training.errors import CheckpointError, print_note
+from lit_training.errors import CheckpointError, print_once
 
 SIMPLE = (type(None), bool, int, float, complex, str, bytes, torch.Size, torch.dtype, torch.device)
 UNSAVED = {"callbacks": "checkpoints do not hold its state: --resume starts it anew"} | dict.fromkeys(
@@ -87,13 +87,14 @@ def create(kind: Any, arguments: Mapping[str, Any]) -> Any:
     for name, value in arguments.items():
         if isinstance(value, str) and value.startswith(NOT_SAVED):
             raise CheckpointError(f"the argument {name} is {value}")
-    parser = ArgumentParser(exit_on_error=False)
-    try:
-        parser.add_class_arguments(kind, "new", fail_untyped=False)
-        config = parser.parse_object({"new": copy.deepcopy(arguments)})
-    except (ArgumentError, ValueError, TypeError):  # annotations can be wrong, and **kwargs can have any name
-        return kind(**arguments)
-    return parser.instantiate(config).new
-
-
-print_once = functools.cache(print_note)
+    parsed = dict(arguments)
+    names = {
+        name.removeprefix("new.") for name in ArgumentParser().add_class_arguments(kind, "new", fail_untyped=False)
+    }
+    for name in names & set(arguments):  # one at a time, because one wrong annotation must not change the others
+        parser = ArgumentParser(exit_on_error=False)
+        parser.add_class_arguments(kind, "new", fail_untyped=False, instantiate=False, skip=names - {name})
+        with contextlib.suppress(ArgumentError, ValueError, TypeError):
+            config = parser.parse_object({"new": {name: copy.deepcopy(arguments[name])}})
+            parsed[name] = vars(parser.instantiate(config).new)[name]
+    return kind(**parsed)

@@ -1,6 +1,5 @@
 """Evaluate a trained network: compute outputs, loss and scores. Letters in shapes: N samples, K classes or outputs."""
 
-import random
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -36,6 +35,7 @@ from lit_training.runs import checkpoints
 from lit_training.runs.devices import find_device
 from lit_training.runs.folder import relative_path, run_folder
 from lit_training.runs.layout import EVALUATION, SPLIT
+from lit_training.runs.loaders import seed_random_numbers
 from lit_training.runs.own_classes import is_own
 from lit_training.runs.processes import bind_to_loopback, refuse_other_ranks
 from lit_training.runs.threads import choose_threads, use_threads
@@ -164,8 +164,8 @@ def evaluate(
             raise UsageError(f"{type(data).__name__} can be evaluated on one device only: leave --devices out")
         batch_size, example = getattr(data, "eval_batch_size", 32), None if is_own(type(model)) else sample_input(model)
         with isolate_rng(), use_threads(choose_threads(model, example, batch_size, trainer.num_devices)):
-            for set_seed in (random.seed, np.random.seed, torch.manual_seed):  # setup() may draw a split, as in fit.py
-                set_seed(saved.checkpoint["lit"].get("seed") or 0)
+            seed = saved.checkpoint["lit"].get("seed") or 0
+            seed_random_numbers(seed, trainer.strategy.root_device)  # setup() may draw a split, as in fit.py
             trainer.test(model, data, verbose=False)
     loader: Any = trainer.test_dataloaders
     dataset: Any = getattr(loader, "dataset", None)

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from lit_training.callbacks.resume import ResumePoint
-from lit_training.errors import CheckpointError
-from lit_training.runs.plain import create, print_once
+from lit_training.errors import CheckpointError, print_once
+from lit_training.runs.plain import create
 from tests.support import printed
 from tests.support.commands import run, run_well
 from tests.support.fits import QUIET, SHAPES, assert_same_end, fit, fit_run, last

@@ -13,7 +13,8 @@ import pytest
 import torch
 from jsonargparse.typing import PositiveInt
 
-from lit_training.runs.plain import NOT_SAVED, create, plain_checkpoint, print_once, to_plain
+from lit_training.errors import print_once
+from lit_training.runs.plain import NOT_SAVED, create, plain_checkpoint, to_plain
 
 Level = enum.IntEnum("Level", {"LOW": 1, "HIGH": 2})
 Pair = namedtuple("Pair", "one other")
@@ -103,8 +104,8 @@ def test_arguments_get_their_classes_back() -> None:
             self.values = dict(zip("abcdefg", (a, b, c, d, e, f, g), strict=True))
 
     class Wrong:
-        def __init__(self, b: int, **others: Any) -> None:
-            self.values = {"b": b, **others}
+        def __init__(self, b: int, level: Level = Level.LOW, **others: Any) -> None:
+            self.values = {"b": b, "level": level, **others}
 
     values = {
         "a": Path("x"),
@@ -119,4 +120,5 @@ def test_arguments_get_their_classes_back() -> None:
     again = create(Net, opened(plain)).values
     assert again == values
     assert again["b"] is again["e"] is Level.HIGH
-    assert create(Wrong, {"b": None, "other": "x"}).values == {"b": None, "other": "x"}
+    kept = {"b": None, "other": "x"}  # None is not an int, and the constructor does not name "other"
+    assert create(Wrong, {**kept, "level": "HIGH"}).values == {**kept, "level": Level.HIGH}
