@@ -187,6 +187,7 @@ CONSTANT = "--model LitMLP --model.lr 0 --data.in_features 6 --data.steps 5 --ma
         ("--val_check_interval 0.2", 11),  # the first validation, after step 1, is the best
         ("--val_check_interval 2", 12),
         ("--val_check_interval 7 --check_val_every_n_epoch null", 21),  # after steps 7, 14 and 21
+        ("--val_check_interval 9 --check_val_every_n_epoch null", 27),  # steps 9 and 18 are 1.8 epochs apart
         ("--limit_val_batches 0 --check_val_every_n_epoch 3", 15),  # the training loss is measured in each epoch
     ],
 )

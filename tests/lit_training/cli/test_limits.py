@@ -2,6 +2,7 @@
 
 import inspect
 import re
+import typing
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +96,8 @@ def test_an_integer_counts_batches_whatever_order_typing_has_cached(
     for name in FLAGS:
         monkeypatch.setitem(annotations, name, float | int | None)
     monkeypatch.setattr(SharedParserCLI, "shared", None)
+    for clear_cache in typing._cleanups:  # type: ignore[attr-defined]  # it may have the order of another test
+        clear_cache()
     run = parse(" ".join(f"--{name} {typed}" for name in FLAGS) + " --logger false --max_epochs 1")
     wanted = float(typed) if typed in ("1.0", "0.5") else int(float(typed))
     saved = yaml.safe_load(run.parser.dump(run.config, skip_unset=False))["trainer"]
