@@ -17,8 +17,9 @@ test-slow: .venv/ready
 coverage: .venv/ready
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n auto --cov --cov-report=term
 
-# Kill runs at random times, then try random inputs, for MINUTES each: make stress MINUTES=10
+# Train with each part of Lightning; kill runs at random times, then try random inputs, for MINUTES each
 stress: .venv/ready
+	$(BIN)/python tests/stress/matrix.py
 	$(BIN)/python tests/stress/kill_runs.py --minutes $(MINUTES)
 	$(BIN)/python tests/stress/odd_inputs.py --minutes $(MINUTES)
 

@@ -1,0 +1,75 @@
+"""Models, data and callbacks for the matrix of Lightning's parts. A test copies this file into the run's folder."""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from lightning.pytorch import LightningDataModule, LightningModule
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from lit_models import LitBase
+
+
+class Rows(LightningDataModule):
+    """24 rows of 8 numbers for training, 8 for validation; the class is the sign of the first number."""
+
+    def __init__(self, batch_size: int = 4) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+
+    def loader(self, count: int, seed: int, shuffle: bool = False) -> DataLoader:
+        x = torch.randn(count, 8, generator=torch.Generator().manual_seed(seed))
+        return DataLoader(TensorDataset(x, (x[:, 0] > 0).long()), self.hparams["batch_size"], shuffle=shuffle)
+
+    def train_dataloader(self) -> DataLoader:
+        return self.loader(24, 0, shuffle=True)
+
+    def val_dataloader(self) -> DataLoader:
+        return self.loader(8, 1)
+
+
+class Net(LightningModule):
+    """A plain LightningModule with dropout."""
+
+    def __init__(self, lr: float = 0.05) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+        self.backbone = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Dropout(0.2))
+        self.head = nn.Linear(16, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.backbone(x))
+
+    def loss(self, batch: Any) -> Tensor:
+        return F.cross_entropy(self(batch[0]), batch[1])
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        loss = self.loss(batch)
+        self.log("train_loss", loss)
+        return loss
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        self.log("val_loss", self.loss(batch), prog_bar=True)
+
+    def configure_optimizers(self) -> Any:
+        trained = [weight for weight in self.parameters() if weight.requires_grad]
+        return torch.optim.SGD(trained, self.hparams["lr"], momentum=0.9)
+
+
+class Classifier(LitBase):
+    """The same network on LitBase."""
+
+    sample_ndim = 1
+
+    def __init__(self, in_features: int = 8, num_classes: int = 2, lr: float = 0.05) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+        self.net = nn.Sequential(nn.Linear(in_features, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, num_classes))
+        self.make_metrics(num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x)
+
+    def configure_optimizers(self) -> Any:
+        return self.build_optimizers(lambda groups: torch.optim.Adam(groups, self.hparams["lr"]), self.parameters())
