@@ -2,17 +2,22 @@
 
 import contextlib
 import copy
+import inspect
 import io
 import os
 from argparse import ArgumentError
 from collections import Counter, OrderedDict
 from collections.abc import Mapping
+from datetime import timedelta
 from enum import Enum
+from pkgutil import resolve_name
 from typing import Any
 
 import numpy as np
 import torch
-from jsonargparse import ArgumentParser
+import yaml
+from jsonargparse import ArgumentParser, Namespace
+from lightning.fabric.utilities.apply_func import apply_to_collection
 
 from lit_training.errors import CheckpointError, print_once
 
@@ -80,6 +85,37 @@ def plain_checkpoint(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
         if changed:
             print_once(f"{name} ({', '.join(dict.fromkeys(changed))}): {fate}")
     return plain
+
+
+def is_writable(value: Any) -> bool:
+    """Return True if a configuration file can hold this default value of an argument, and it can be read again."""
+    if isinstance(value, Mapping):
+        return all(map(is_writable, value.values()))
+    if isinstance(value, list | tuple | set):
+        return all(map(is_writable, value))
+    if hasattr(value, "__qualname__"):
+        with contextlib.suppress(ImportError, AttributeError, ValueError):
+            return resolve_name(f"{value.__module__}.{value.__qualname__}") is value
+        return False
+    kinds = (bool, int, float, str, Enum, os.PathLike, timedelta, Namespace)
+    return value is None or isinstance(value, kinds)
+
+
+def hidden_arguments(kind: Any) -> set[str]:
+    """Return the constructor arguments that cannot be flags: jsonargparse cannot compare their default, an array."""
+    defaults: dict[str, Any] = {}
+    for base in reversed(getattr(kind, "__mro__", ())):
+        with contextlib.suppress(ValueError, TypeError):  # a class without a signature
+            defaults |= {one.name: one.default for one in inspect.signature(base.__init__).parameters.values()}
+    return {name for name, default in defaults.items() if not isinstance(default == inspect.Parameter.empty, bool)}
+
+
+def to_yaml(data: Any) -> str:
+    """Return the text of a configuration. An argument that takes a function may have another text as its value."""
+    data = apply_to_collection(data, str, lambda text: text.removeprefix("Unable to serialize instance "))
+    data = apply_to_collection(data, Enum, lambda member: member.value if isinstance(member, str) else member.name)
+    data = apply_to_collection(data, np.generic, lambda number: number.item())
+    return yaml.safe_dump(data, default_flow_style=False, allow_unicode=True, sort_keys=False)
 
 
 def create(kind: Any, arguments: Mapping[str, Any]) -> Any:
