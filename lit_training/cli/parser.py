@@ -254,7 +254,7 @@ class FitCLI(LightningCLI):
             raise UsageError(explain_trainer_error(error, config)) from error
         trainer.start = start = self.run.start
         given, chosen = self.config["threads"], threads_of_new_run(trainer, self.model, self.datamodule)
-        trainer.chosen_threads = chosen if given == "auto" else (given, given)
+        trainer.chosen_threads = chosen if given == "auto" else (int(given), int(given))
         trainer.threads = (start and start.threads) or trainer.chosen_threads
         self.config["threads"] = trainer.threads[0]  # SaveConfigCallback writes it to config.yaml
         self.run.watch.trainer = trainer

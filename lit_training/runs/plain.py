@@ -8,15 +8,13 @@ import os
 from argparse import ArgumentError
 from collections import Counter, OrderedDict
 from collections.abc import Mapping
-from datetime import timedelta
 from enum import Enum
-from pkgutil import resolve_name
 from typing import Any
 
 import numpy as np
 import torch
 import yaml
-from jsonargparse import ArgumentParser, Namespace
+from jsonargparse import ArgumentParser
 from lightning.fabric.utilities.apply_func import apply_to_collection
 
 from lit_training.errors import CheckpointError, print_once
@@ -88,34 +86,31 @@ def plain_checkpoint(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def is_writable(value: Any) -> bool:
-    """Return True if a configuration file can hold this default value of an argument, and it can be read again."""
-    if isinstance(value, Mapping):
-        return all(map(is_writable, value.values()))
-    if isinstance(value, list | tuple | set):
-        return all(map(is_writable, value))
-    if hasattr(value, "__qualname__"):
-        with contextlib.suppress(ImportError, AttributeError, ValueError):
-            return resolve_name(f"{value.__module__}.{value.__qualname__}") is value
+    """Return True if config.yaml can hold this default value of an argument, so that it can be read again."""
+    if isinstance(value, type) or inspect.isroutine(value):
+        return "<" not in value.__qualname__  # else it is a lambda, or inside a function
+    if isinstance(value, np.generic | Enum) and (isinstance(value, str) or not isinstance(value, float | Enum)):
+        return False  # it would be read as another type
+    try:
+        return bool(to_yaml(value))
+    except Exception:  # pickling may raise any error
         return False
-    kinds = (bool, int, float, str, Enum, os.PathLike, timedelta, Namespace)
-    return value is None or isinstance(value, kinds)
 
 
 def hidden_arguments(kind: Any) -> set[str]:
     """Return the constructor arguments that cannot be flags: jsonargparse cannot compare their default, an array."""
-    defaults: dict[str, Any] = {}
-    for base in reversed(getattr(kind, "__mro__", ())):
-        with contextlib.suppress(ValueError, TypeError):  # a class without a signature
-            defaults |= {one.name: one.default for one in inspect.signature(base.__init__).parameters.values()}
-    return {name for name, default in defaults.items() if not isinstance(default == inspect.Parameter.empty, bool)}
+    makers = [base.__init__ for base in getattr(kind, "__mro__", ()) if inspect.isfunction(base.__init__)]
+    parameters = [one for maker in makers for one in inspect.signature(maker).parameters.values()]
+    return {one.name for one in parameters if not isinstance(one.default == one.empty, bool)}
 
 
 def to_yaml(data: Any) -> str:
-    """Return the text of a configuration. An argument that takes a function may have another text as its value."""
-    data = apply_to_collection(data, str, lambda text: text.removeprefix("Unable to serialize instance "))
-    data = apply_to_collection(data, Enum, lambda member: member.value if isinstance(member, str) else member.name)
-    data = apply_to_collection(data, np.generic, lambda number: number.item())
-    return yaml.safe_dump(data, default_flow_style=False, allow_unicode=True, sort_keys=False)
+    """Return the text of a configuration. Where an argument takes functions too, jsonargparse adds a remark to text."""
+    remark = "Unable to serialize instance "
+    data = apply_to_collection(
+        to_plain(data, []), str, lambda text: yaml.safe_load(text[len(remark) :]) if text.startswith(remark) else text
+    )
+    return yaml.safe_dump(data, allow_unicode=True, sort_keys=False)
 
 
 def create(kind: Any, arguments: Mapping[str, Any]) -> Any:
