@@ -3,6 +3,7 @@
 import contextlib
 import difflib
 import os
+import re
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -70,7 +71,7 @@ def progress_bar(title: str, show: bool = True) -> Iterator[Callable[[int, int |
 
 
 def expand_paths(value: Any) -> Any:
-    """Replace ``~`` and ``$NAME`` at the start of each path in a command line or in nested settings."""
+    """Replace ``~`` and ``$NAME`` at the start of each path, and ``pytorch_lightning.``, in nested settings."""
     if isinstance(value, dict):
         return {key: expand_paths(item) for key, item in value.items()}
     if isinstance(value, list):
@@ -78,6 +79,7 @@ def expand_paths(value: Any) -> Any:
     if not isinstance(value, str):
         return value
     flag, equals, path = value.partition("=") if value.startswith("-") else ("", "", value)
+    path = re.sub("^pytorch_lightning[.]", "lightning.pytorch.", path)
     return flag + equals + (os.path.expandvars(os.path.expanduser(path)) if path.startswith(("~", "$")) else path)  # noqa: PTH111
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, StochasticWeightAveraging
 from torch import Tensor
 
 from lit_training.errors import UsageError, print_note, print_once
@@ -38,11 +38,11 @@ class BestCheckpoint(NeedsMetric, ModelCheckpoint):
 
     Without a ``monitor``, or if the model does not log it, save every epoch. If it is ``typed``, the run then stops.
     :class:`FitCheckpointIO` may write a saved model to the disk later. In a folder that is not the run's
-    ``own_folder``, write ``best-v1.ckpt`` if another run has written ``best.ckpt``.
+    ``own_folder``, write ``best-v1.ckpt`` if another run has written ``best.ckpt``. ``options``: of ModelCheckpoint.
     """
 
-    def __init__(self, monitor: str | None, mode: str, typed: bool = False, own_folder: bool = True) -> None:
-        super().__init__(filename="best", monitor=monitor, mode=mode, enable_version_counter=not own_folder)
+    def __init__(self, monitor: str | None, mode: str, typed: bool = False, own_folder: bool = True, **options: Any):
+        super().__init__(filename="best", monitor=monitor, mode=mode, enable_version_counter=not own_folder, **options)
         self.best, self.typed = BestSoFar(monitor, mode), typed
         self.on_train_batch_end = None  # type: ignore[assignment]  # saves time: Lightning calls no hook here
 
@@ -93,6 +93,8 @@ class BestCheckpoint(NeedsMetric, ModelCheckpoint):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_train_end(trainer, pl_module)
+        if any(isinstance(one, StochasticWeightAveraging) for one in trainer.callbacks):  # type: ignore[attr-defined]
+            trainer.save_checkpoint(self.best_model_path)  # the averaged weights, which exist only now
         _flush(trainer)
         trainer.strategy.barrier(BEST)  # no rank may read the file before it is written
 

@@ -6,6 +6,7 @@ more values, written *between* two steps. A run that resumes from Lightning's ow
 its loop, may repeat or skip a step, a validation or a schedule update.
 """
 
+import contextlib
 import math
 import signal
 import sys
@@ -17,7 +18,8 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import BatchSizeFinder, LearningRateFinder, ModelCheckpoint
+from lightning.pytorch.utilities.parsing import lightning_setattr
 
 from datamodules.loading.seeds import combine_seeds
 from datamodules.text import plural
@@ -25,7 +27,7 @@ from lit_models import LitBase
 from lit_training.callbacks.best import other_writers
 from lit_training.callbacks.records import fingerprint, fingerprint_batch
 from lit_training.errors import CheckpointError
-from lit_training.runs.checkpoints import RESUME_STATE, copy_resume_point
+from lit_training.runs.checkpoints import RESUME_STATE, copy_resume_point, read_any
 from lit_training.runs.folder import resume_hint
 from lit_training.runs.foreign import data_of, with_default_attributes
 from lit_training.runs.layout import CHECKPOINTS, LAST, RESUME
@@ -121,13 +123,21 @@ class ResumePoint(Callback):
         if checkpoint["callbacks"].get(RESUME_STATE, {}).get("finished"):
             checkpoint["loops"]["fit_loop"]["state_dict"].pop("combined_loader", None)  # no position inside an epoch
         folder = str(_run_folder_of(trainer) / CHECKPOINTS)
-        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+        if RESUME_STATE in checkpoint["callbacks"]:  # it has what these callbacks found
+            trainer.callbacks = [one for one in callbacks if not isinstance(one, LearningRateFinder | BatchSizeFinder)]  # type: ignore[attr-defined]
+        checkpoint["callbacks"].pop("SpikeDetection", None)  # Lightning 2.6 cannot load its state
+        for callback in callbacks:
             state = checkpoint["callbacks"].get(callback.state_key)
             if isinstance(callback, ModelCheckpoint) and state is not None:
+                callback.file_exists = _is_earlier  # type: ignore[method-assign]
                 moved = _replace_prefix(state, state["dirpath"], str(callback.dirpath or folder))
                 checkpoint["callbacks"][callback.state_key] = moved
         # A copy of a resume point outside of its run has no config.yaml that could be compared before.
-        for name, saved in checkpoint.get("hyper_parameters", {}).items():
+        own = checkpoint.get("datamodule_hyper_parameters", {}) | checkpoint.get("hyper_parameters", {})
+        for name, saved in own.items():
+            if len(trainer.callbacks) < len(callbacks) and isinstance(saved, int | float):  # type: ignore[attr-defined]
+                lightning_setattr(pl_module, name, saved)
             if isinstance(saved, int | float) and (new := pl_module.hparams.get(name, saved)) != saved:
                 problem = f"the resume point was written with --model.{name} {saved}, not {new}"
                 raise CheckpointError(f"{problem}: give the settings of that run, or use --resume never")
@@ -345,6 +355,14 @@ def other_optimizer_message(trainer: Trainer) -> str:
     """Return the error message for a resume point that was written with another optimizer."""
     name = type(trainer.optimizers[0]).__name__
     return f"the resume point is of another optimizer than {name}: do not change --optimizer, or use --resume never"
+
+
+def _is_earlier(path: Any, trainer: Trainer) -> bool:
+    """Return True if a checkpoint of an earlier step exists. One of this step or later is from before the resume."""
+    exists = trainer.is_global_zero and Path(path).is_file()
+    with contextlib.suppress(CheckpointError):
+        exists = exists and read_any(Path(path), mmap=True).get("global_step", 0) < trainer.global_step
+    return trainer.strategy.reduce_boolean_decision(exists, all=False)
 
 
 def _run_folder_of(trainer: Any) -> Path:

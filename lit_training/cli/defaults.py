@@ -5,7 +5,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch.callbacks import Callback, LearningRateMonitor, ProgressBar
+from lightning.pytorch.callbacks import Callback, LearningRateMonitor, ProgressBar, WeightAveraging
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.strategies import DDPStrategy, StrategyRegistry
 
@@ -71,7 +71,9 @@ def add_defaults(arguments: dict[str, Any], run: Run, config_yaml: str, save_con
         callbacks += [Dashboard(monitor, mode)] if run.config["dashboard"] else []
     if config["enable_checkpointing"] is not False and not config["fast_dev_run"]:
         typed, own_folder = bool(run.config["monitor"]), run.start is not None
-        callbacks += [BestCheckpoint(monitor, mode, typed, own_folder)]
+        averages = any(isinstance(one, WeightAveraging) for one in _as_list(config["callbacks"]))
+        at_end = False if averages and run.validates else None  # averages may change after their validation
+        callbacks += [BestCheckpoint(monitor, mode, typed, own_folder, save_on_train_epoch_end=at_end)]
         if run.start is not None:
             seed.resume_point = ResumePoint(run.watch)
             callbacks[:0] = [seed.resume_point]  # first: it saves the state before other callbacks change it
@@ -106,10 +108,6 @@ def _refuse_contradictions(config: dict[str, Any], run: Run) -> None:
         raise UsageError(f"--resume {run.resume} needs a run's folder and its checkpoints: leave --{conflicts[0]} out")
     if config["barebones"] and run.config.get("early_stopping") is not None:
         raise UsageError("--barebones and --early_stopping cannot be used together: remove one of the two")
-    callbacks = _as_list(config["callbacks"])
-    if any(getattr(callback, "update_starting_at_epoch", None) is not None for callback in callbacks):
-        problem = "update_starting_at_epoch changes the averaged weights after their validation"
-        raise UsageError(f"{problem}: leave it out, and choose --callbacks.decay 0.98")
 
 
 def _as_list(value: Any) -> list[Any]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import LightningDataModule
-from lightning.pytorch.callbacks import WeightAveraging
+from lightning.pytorch.callbacks import StochasticWeightAveraging, WeightAveraging
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch.nn.parameter import is_lazy
 
@@ -78,7 +78,7 @@ def print_start(run: Run) -> None:
         reason = plural(available_cores(), "core") if workers else "images are in memory, or the network uses the cores"
         print(f"workers {workers} to decode images ({reason}; --data.num_workers)")
     for callback in trainer.callbacks:
-        if isinstance(callback, WeightAveraging):
+        if isinstance(callback, WeightAveraging | StochasticWeightAveraging):
             print(f"average the averaged weights are validated and saved in best.ckpt ({type(callback).__name__})")
     weights = f", weights {model.hparams['weights']}" if "weights" in model.hparams else ""
     if weights and (loaded := getattr(model, "loaded", "")):
@@ -151,7 +151,8 @@ def print_result(run: Run) -> None:
     if best and (table := Path(folder or "", METRICS)).is_file():
         metrics.pop("train_loss", None)  # it is that of the last epoch
         checkpoint = checkpoints.read_any(Path(best))
-        epoch, names = checkpoint["epoch"], ["train_loss", *({} if isinstance(model, LitBase) else metrics)]
+        epoch = min(checkpoint["epoch"], trainer.current_epoch - 1)  # that of StochasticWeightAveraging is one more
+        names = ["train_loss", *({} if isinstance(model, LitBase) else metrics)]
         for row in [row for row in read_csv(table) if row.get("epoch") == str(epoch)]:
             is_before = int(row["step"]) <= checkpoint["global_step"]  # later ones are of another validation
             metrics |= {n: float(row[n]) for n in names if row.get(n) and (is_before or n == "train_loss")}

@@ -89,12 +89,11 @@ def is_writable(value: Any) -> bool:
     """Return True if config.yaml can hold this default value of an argument, so that it can be read again."""
     if isinstance(value, type) or inspect.isroutine(value):
         return "<" not in value.__qualname__  # else it is a lambda, or inside a function
-    if isinstance(value, np.generic | Enum) and (isinstance(value, str) or not isinstance(value, float | Enum)):
-        return False  # it would be read as another type
-    try:
-        return bool(to_yaml(value))
-    except Exception:  # pickling may raise any error
-        return False
+    if isinstance(value, os.PathLike | np.float64 | Enum):
+        return not isinstance(value, str)
+    with contextlib.suppress(yaml.YAMLError):
+        return bool(yaml.safe_dump(value))
+    return False
 
 
 def hidden_arguments(kind: Any) -> set[str]:
@@ -119,12 +118,12 @@ def create(kind: Any, arguments: Mapping[str, Any]) -> Any:
         if isinstance(value, str) and value.startswith(NOT_SAVED):
             raise CheckpointError(f"the argument {name} is {value}")
     parsed = dict(arguments)
-    names = {
-        name.removeprefix("new.") for name in ArgumentParser().add_class_arguments(kind, "new", fail_untyped=False)
-    }
+    hidden = hidden_arguments(kind)
+    added = ArgumentParser().add_class_arguments(kind, "new", fail_untyped=False, skip=set(hidden))
+    names = {name.removeprefix("new.") for name in added}
     for name in names & set(arguments):  # one at a time, because one wrong annotation must not change the others
         parser = ArgumentParser(exit_on_error=False)
-        parser.add_class_arguments(kind, "new", fail_untyped=False, instantiate=False, skip=names - {name})
+        parser.add_class_arguments(kind, "new", fail_untyped=False, instantiate=False, skip=hidden | names - {name})
         with contextlib.suppress(ArgumentError, ValueError, TypeError):
             config = parser.parse_object({"new": {name: copy.deepcopy(arguments[name])}})
             parsed[name] = vars(parser.instantiate(config).new)[name]

@@ -37,6 +37,8 @@ BATCHES = 6
 """Training batches per epoch."""
 LINE = "--data parts.Rows --max_epochs 2 --accelerator cpu --log_every_n_steps 1 --dashboard false --threads 1"
 SECONDS = 120.0
+TIMES = ("DeviceStats", "train/", "validate/")
+"""Columns of metrics.csv begin like this if they depend on time or load."""
 EXACT = "work as in a bare Trainer, and a killed run resumes exactly"
 
 
@@ -252,7 +254,7 @@ def read_end(folder: Path, row: Row) -> dict[str, Any]:
     for path in folder.rglob("metrics.csv"):
         with path.open(newline="") as file:
             table = [
-                {k: v for k, v in line.items() if v and k not in TIME_COLUMNS and not k.startswith("DeviceStats")}
+                {k: v for k, v in line.items() if v and k not in TIME_COLUMNS and not k.startswith(TIMES)}
                 for line in csv.DictReader(file)
             ]
         found[str(path.relative_to(folder))] = table

@@ -58,6 +58,7 @@ def finds_rate(seen: Seen) -> None:
 
 def finds_size(seen: Seen) -> None:
     assert seen.last["datamodule_hyper_parameters"]["batch_size"] == 8
+    assert seen.last["global_step"] == 2 * 24 / 8
 
 
 def stops_early(seen: Seen) -> None:
@@ -94,15 +95,18 @@ def counts_time(seen: Seen) -> None:
 
 
 def averages_weights(seen: Seen) -> None:
-    saved = seen.last
+    saved = seen.checkpoint("best.ckpt")
     assert not torch.equal(saved["current_model_state"]["net.0.weight"], saved["state_dict"]["net.0.weight"])
-    assert "average the averaged weights are validated and saved in best.ckpt" in seen.text
+    at_epoch = [row for row in seen.rows if row.get("epoch") == str(saved["epoch"])]
+    validated = [float(row["val_loss"]) for row in at_epoch if "val_loss" in row]
+    assert validated == [pytest.approx(seen.evaluate(), rel=1e-3)]
     shows_the_saved_weights(seen)
 
 
 def shows_the_saved_weights(seen: Seen) -> None:
     """best.ckpt is the network that was evaluated at the end."""
     assert seen.evaluate() == pytest.approx(seen.printed("val_loss"), rel=1e-3)
+    assert "average the averaged weights are validated and saved in best.ckpt" in seen.text
 
 
 SEVERAL = """trainer:
@@ -133,14 +137,25 @@ ROWS = [
         effect=accumulates,
     ),
     Row("LambdaCallback", yaml=callback("LambdaCallback", on_train_epoch_start="parts.say"), effect=calls_function),
-    Row("LearningRateFinder", yaml=callback("LearningRateFinder", num_training_steps=20), effect=finds_rate),
+    Row(
+        "LearningRateFinder",
+        "--data.batch_size 1",
+        yaml=callback("LearningRateFinder", num_training_steps=40, max_lr=0.1),
+        effect=finds_rate,
+        kills=(3, 30),
+    ),
     Row("LearningRateMonitor", yaml=callback("LearningRateMonitor"), effect=logs_rates),
     Row(
         "ModelCheckpoint",
         yaml=callback("ModelCheckpoint", every_n_train_steps=4, save_top_k=-1, save_last="true", filename="'{step}'"),
         effect=saves_more,
     ),
-    Row("ModelPruning", yaml=callback("ModelPruning", pruning_fn="l1_unstructured", amount=0.3), effect=prunes),
+    Row(
+        "ModelPruning",
+        yaml=callback("ModelPruning", pruning_fn="l1_unstructured", amount=0.3),
+        effect=prunes,
+        differs="a checkpoint holds no masks: after a resume, pruned weights change until the next pruning",
+    ),
     Row("ModelSummary", yaml=callback("ModelSummary", max_depth=2), effect=shows_summary),
     Row("OnExceptionCheckpoint", yaml=callback("OnExceptionCheckpoint", dirpath="."), effect=removes_its_file),
     Row("RichModelSummary", yaml=callback("RichModelSummary", max_depth=2), effect=shows_summary),
@@ -153,12 +168,28 @@ ROWS = [
         effect=shows_the_saved_weights,
         model="parts.Classifier",
     ),
-    Row("ThroughputMonitor", yaml=callback("ThroughputMonitor", batch_size_fn="parts.size", window_size=2)),
+    Row(
+        "ThroughputMonitor",
+        yaml=callback("ThroughputMonitor", batch_size_fn="parts.size", window_size=2),
+        effect=measures,
+        stands_back="its counts begin again after a resume, as in a bare Trainer",
+    ),
     Row("Timer", yaml=callback("Timer", duration="00:01:00:00"), effect=counts_time),
     Row("TQDMProgressBar", yaml=callback("TQDMProgressBar"), effect=shows_bar),
+    Row(
+        "EMAWeightAveraging with update_starting_at_epoch",
+        yaml=callback("EMAWeightAveraging", decay=0.5, update_starting_at_epoch=0),
+        effect=averages_weights,
+        model="parts.Classifier",
+    ),
     Row("WeightAveraging", yaml=callback("WeightAveraging"), effect=averages_weights, model="parts.Classifier"),
-    Row("pytorch_lightning names", yaml=callback("pytorch_lightning.callbacks.LearningRateMonitor")),
+    Row("pytorch_lightning names", yaml=callback("pytorch_lightning.callbacks.LearningRateMonitor"), effect=logs_rates),
     Row("LBFGS", model="parts.LBFGS"),
-    Row("plateau without its metric", model="parts.Plateau", refused="nothing"),
+    Row(
+        "ReduceLROnPlateau without its metric",
+        model="parts.Plateau",
+        refused="conditioned on metric val_accuracy which is not available. Available metrics are: [",
+        stands_back="the run stops after its first epoch, with the names of the metrics",
+    ),
     Row("schedule by step", model="parts.BySteps"),
 ]
