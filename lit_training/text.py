@@ -3,7 +3,6 @@
 import contextlib
 import difflib
 import os
-import re
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -79,7 +78,7 @@ def expand_paths(value: Any) -> Any:
     if not isinstance(value, str):
         return value
     flag, equals, path = value.partition("=") if value.startswith("-") else ("", "", value)
-    path = re.sub("^pytorch_lightning[.]", "lightning.pytorch.", path)
+    path = "lightning.pytorch." + path[18:] if path.startswith("pytorch_lightning.") else path
     return flag + equals + (os.path.expandvars(os.path.expanduser(path)) if path.startswith(("~", "$")) else path)  # noqa: PTH111
 
 

@@ -93,7 +93,8 @@ class BestCheckpoint(NeedsMetric, ModelCheckpoint):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_train_end(trainer, pl_module)
-        if any(isinstance(one, StochasticWeightAveraging) for one in trainer.callbacks):  # type: ignore[attr-defined]
+        averages = any(isinstance(one, StochasticWeightAveraging) for one in trainer.callbacks)  # type: ignore[attr-defined]
+        if averages and self.best_model_path and trainer.current_epoch >= (trainer.max_epochs or 0):
             trainer.save_checkpoint(self.best_model_path)  # the averaged weights, which exist only now
         _flush(trainer)
         trainer.strategy.barrier(BEST)  # no rank may read the file before it is written

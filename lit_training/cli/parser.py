@@ -226,8 +226,10 @@ class FitCLI(LightningCLI):
         names = [argument.partition("=")[0].replace(".init_args", "") for argument in self.arguments]
         names = [name.removeprefix("--model.") for name in names]
         if self.resume in ("never", "auto"):  # else the values in the file may be those of the resumed run
-            parameters = inspect.signature(type(self.model)).parameters.values()
-            names += [one.name for one in parameters if self.typed.get(one.name, one.default) != one.default]
+            parameters = inspect.signature(type(self.model)).parameters
+            names += [
+                name for name in self.typed if name in parameters and self.typed[name] != parameters[name].default
+            ]
         return [name for name in self.typed if name in names]
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
@@ -288,10 +290,9 @@ def try_integers_first() -> None:
 
 def silence_libraries() -> None:
     """Hide most messages of Lightning and torch. Print other warnings in one line, without the path of the file."""
-    for name in ("lightning.pytorch", "lightning.fabric"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    for name in ("callbacks", "tuner"):  # summaries and results that the user asked for
-        logging.getLogger(f"lightning.pytorch.{name}").setLevel(logging.INFO)
+    for name in ("pytorch", "fabric", "pytorch.callbacks", "pytorch.tuner"):
+        level = logging.INFO if "." in name else logging.ERROR  # users ask for what callbacks print
+        logging.getLogger(f"lightning.{name}").setLevel(level)
     warnings.filterwarnings("ignore", category=UserWarning, module=r"lightning\..*")
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"(lightning|torch)\..*")
     warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"

@@ -169,6 +169,16 @@ def test_train_loss_is_the_mean_of_the_batch_losses(bare: Bare) -> None:
     assert float(trainer.callback_metrics["train_loss"]) == pytest.approx(sum(losses) / 3, rel=1e-6)
 
 
+def test_lbfgs_counts_the_first_loss_of_each_step(bare: Bare) -> None:
+    loader = rows(4, 4)
+    model = Tiny()
+    model.chosen_optimizer = lambda groups: torch.optim.LBFGS(model.parameters(), max_iter=5)
+    [first] = [F.cross_entropy(model(x), y).item() for x, y in loader]
+    trainer = bare(max_epochs=1)
+    trainer.fit(model, loader)
+    assert float(trainer.callback_metrics["train_loss"]) == pytest.approx(first, rel=1e-6)
+
+
 def test_train_loss_step_is_written_every_n_steps(bare: Bare, tmp_path: Path) -> None:
     logger = CSVLogger(tmp_path)
     bare(max_epochs=2, logger=logger, log_every_n_steps=2).fit(Tiny(), rows(12, 4))

@@ -2,6 +2,7 @@
 
 import pytest
 from lightning.fabric.utilities.rank_zero import rank_zero_only
+from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from datamodules import DataError
@@ -28,6 +29,12 @@ def test_control_characters_are_escaped(capfd: pytest.CaptureFixture[str]) -> No
     with pytest.raises(SystemExit, match="2"), one_line_errors("predict.py"):
         raise UsageError("no file \x1b[31mé\x07")
     assert capfd.readouterr().err == "predict.py: error: no file \\x1b[31mé\\x07\n"
+
+
+def test_an_error_without_a_text_has_its_name(capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"), one_line_errors("fit.py"):
+        ProgressBar().enable()  # Lightning raises a NotImplementedError
+    assert capfd.readouterr().err == "fit.py: error: NotImplementedError\n"
 
 
 def test_ctrl_c_prints_no_traceback(capfd: pytest.CaptureFixture[str]) -> None:

@@ -9,7 +9,7 @@ from tests.stress import matrix, matrix_callbacks
 from tests.stress.matrix import Row
 from tests.stress.matrix_rows import ROWS
 
-IN_MAKE_TEST = ("BackboneFinetuning", "GradientAccumulationScheduler", "DeviceStatsMonitor")
+IN_MAKE_TEST = ("BatchSizeFinder", "LBFGS", "ModelCheckpoint")
 
 
 def names(rows: list[Row]) -> list[str]:
