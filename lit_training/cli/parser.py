@@ -57,10 +57,9 @@ OWN_FLAGS: list[tuple[str, Any, Any, str]] = [
 class OneLineParser(LightningArgumentParser):
     """A parser that prints errors in one line and suggests the closest name for a mistyped name."""
 
-    def add_class_arguments(self, class_type: Any, *args: Any, skip: Any = None, **options: Any) -> list[str]:
+    def add_class_arguments(self, class_type: Any, *args: Any, skip: Any = (), **options: Any) -> list[str]:
         """Leave default values that config.yaml cannot hold to the class, so that the file can be read again."""
-        skip = {*(skip or ()), *hidden_arguments(class_type)}
-        added = super().add_class_arguments(class_type, *args, skip=skip, **options)
+        added = super().add_class_arguments(class_type, *args, skip={*skip, *hidden_arguments(class_type)}, **options)
         for action in actions_of(self):
             if not is_writable(action.default):
                 action.default = SUPPRESS

@@ -11,7 +11,6 @@ from torch.optim import Optimizer
 from lit_training.cli.flags import DATA_MODULES, MODELS
 from lit_training.cli.schedules import ARGUMENTS_FROM_RUN, SCHEDULES
 from lit_training.runs.lightning_internals import actions_of
-from lit_training.runs.plain import hidden_arguments
 from lit_training.text import closest_name, suggest
 
 TYPE_HELP = {
@@ -84,9 +83,7 @@ def _unknown_argument(name: str, flag: str, class_path: str, parser: LightningAr
     if name in arguments & set(ARGUMENTS_FROM_RUN):
         return f"{flag}.{name}: the run sets {name} itself, with {ARGUMENTS_FROM_RUN[name]}: leave {flag}.{name} out"
     hint = suggest(name, sorted(arguments - set(ARGUMENTS_FROM_RUN))).replace("did you mean ", f"did you mean {flag}.")
-    is_array = name in hidden_arguments(resolve_name(class_path))
-    problem = "takes, only in Python, the array" if is_array else "has no argument"
-    return f"{flag}.{name}: {class_path.rpartition('.')[2]} {problem} {name}; {hint}"
+    return f"{flag}.{name}: {class_path.rpartition('.')[2]} has no argument {name}; {hint}"
 
 
 def _suggest_flag(flag: str, parser: LightningArgumentParser) -> str:

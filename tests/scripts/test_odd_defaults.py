@@ -80,4 +80,4 @@ def test_a_run_with_odd_defaults_resumes_and_is_evaluated(capsys: pytest.Capture
 def test_an_array_is_no_flag() -> None:
     ended = run(f"fit.py {LINE} --model.mean [1,2,3]")
     assert ended.code == 2
-    assert "error: --model.mean: Net takes, only in Python, the array mean" in ended.err
+    assert "error: --model.mean: Net has no argument mean; choose one of" in ended.err
