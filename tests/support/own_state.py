@@ -1,7 +1,9 @@
 """Models, data and a callback of a user that change their own attributes while they train."""
 
+import itertools
 from collections import deque
 from enum import Enum
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -32,6 +34,17 @@ class Net(LightningModule):
 
     def configure_optimizers(self) -> Any:
         return torch.optim.SGD(self.parameters(), 0.1)
+
+
+class Endless(Net):
+    """Draws from an iterator."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.more = SimpleNamespace(source=itertools.count())
+
+    def weight(self, rows: Tensor) -> Any:
+        return next(self.more.source)
 
 
 class Phase(Enum):

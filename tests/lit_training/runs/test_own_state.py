@@ -40,3 +40,9 @@ def test_a_finished_run_that_gets_more_epochs_goes_on_with_its_counters() -> Non
     short = fit_run(f"{line} --max_epochs 1 --default_root_dir short")
     fit(f"--resume {short} --max_epochs 3")
     assert_same_weights(long, short)
+
+
+def test_an_iterator_is_named_at_the_first_step(capsys: pytest.CaptureFixture[str]) -> None:
+    fit(f"--model {MODULE}.Endless --data {MODULE}.Data --max_epochs 1 --dashboard false")
+    expected = "note: the run may be different after an interruption: the position of more.source cannot be saved\n"
+    assert expected in capsys.readouterr().err
