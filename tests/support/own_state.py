@@ -63,6 +63,8 @@ class Counters(Net):
         self.generators: list[Any] = [torch.Generator().manual_seed(3), np.random.default_rng(4)]
         self.outputs: list[Tensor] = []
         self.tracker = Tracker()
+        self.center = torch.zeros((), requires_grad=True)
+        self.of_center = torch.optim.SGD([self.center], 0.1)
         self.scaled: Any = nn.Identity()
         self.scaled.register_buffer("scale", torch.ones(()), persistent=False)
 
@@ -75,9 +77,12 @@ class Counters(Net):
         self.tracker.seen["rows"] = self.tracker.seen.get("rows", 0) + len(rows)
         self.scaled.scale = self.scaled.scale * 1.01
         before, self.last = self.last, rows[0]
+        self.of_center.zero_grad()
+        (self.center - rows.mean()).square().backward()
+        self.of_center.step()
         own = torch.rand((), generator=self.generators[0]) + self.generators[1].normal()
         parts = [self.beta, self.phase.value, self.means.sum(), sum(self.recent), self.tracker.seen["rows"] / 10, own]
-        return sum(parts) + self.scaled.scale + (0 if before is None else before.sum())
+        return sum(parts) + self.center.detach() + self.scaled.scale + (0 if before is None else before.sum())
 
     def on_train_epoch_end(self) -> None:
         rate = torch.cat(self.outputs).mean().abs() * len(self.outputs)
