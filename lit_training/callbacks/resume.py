@@ -142,7 +142,7 @@ class ResumePoint(Callback):
         for callback in callbacks:
             state = checkpoint["callbacks"].get(callback.state_key)
             if isinstance(callback, ModelCheckpoint) and state is not None:
-                callback.file_exists = _is_earlier  # type: ignore[method-assign]
+                callback.file_exists = _is_earlier  # type: ignore[method-assign, assignment]
                 moved = _replace_prefix(state, state["dirpath"], str(callback.dirpath or folder))
                 checkpoint["callbacks"][callback.state_key] = moved
         # A copy of a resume point outside of its run has no config.yaml that could be compared before.
