@@ -21,6 +21,10 @@ TYPE_HELP = {
     "PositiveFloat": ("a number above 0", "0.5"),
 }
 """Name of a type in jsonargparse's messages -> (description, example value)."""
+NO_REASON = (
+    "[ -]*(Does not val|Subtypes|Errors|Expected a|Import path|Not a|Problem with|Given val|a class|a dict|Subclass)"
+)
+"""Start of a line of jsonargparse that does not say why a class could not be built."""
 FLAGS_BY_COMMON_NAME = {"epochs": "max_epochs", "learning_rate": "model.lr", "gpus": "devices", "seed": "seed"}
 """Flag name that other programs use -> flag name of fit.py."""
 
@@ -61,6 +65,8 @@ def explain_parse_error(message: str, parser: LightningArgumentParser) -> str:
         choices = dict.fromkeys(str(choice) for literal in literals for choice in ast.literal_eval(literal))
         others = ["true", "false"] * ("bool" in types) + ["a number"] * ("PositiveInt" in types)
         return f"{flag} {value}: {suggest(value, [*choices, *others])}"
+    if "mport path" in message and (name := re.search(r"(?:^|class_path': ')([\w.]*\b[A-Z]\w+)(?:$|')", value)):
+        value, types = name[1], []
     if types:
         if "float" in types or keys == ["seed_everything"]:  # "a number" includes integers; a seed is no boolean
             types = types[-1:]
@@ -72,6 +78,13 @@ def explain_parse_error(message: str, parser: LightningArgumentParser) -> str:
     if match := re.search(r"No module named [^\n]*|does not correspond to a subclass of \w+", message):
         return f"{flag} {value} cannot be used ({match[0]}): {hint}"
     return f"there is no {flag} {value}: {hint}"
+
+
+def explain_build_error(message: str) -> str:
+    """Return one line for a part of Lightning that jsonargparse could not build, or "" for a class of the user."""
+    reasons = [line.strip(" -") for line in message.splitlines() if not re.match(NO_REASON, line)]
+    path = re.search(r"class_path[ =]'lightning\.[\w.]*\.(\w+)'", message)
+    return f"{path[1]}: {' '.join(reasons)}" if path and reasons else ""
 
 
 def _unknown_argument(name: str, flag: str, class_path: str, parser: LightningArgumentParser) -> str:
