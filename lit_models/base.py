@@ -168,7 +168,8 @@ class LitBase(LightningModule):
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         x, y = batch
         loss = self.loss(self(x), y)
-        self.epoch_losses = self.epoch_losses[0] + loss.detach(), self.epoch_losses[1] + 1
+        if self.epoch_losses[1] <= batch_idx:  # LBFGS computes the loss several times a step: count the first
+            self.epoch_losses = self.epoch_losses[0] + loss.detach(), self.epoch_losses[1] + 1
         # self.log takes longer than a step of a small network, so it is called only in the steps whose loss is logged.
         log_interval = self.trainer.log_every_n_steps  # type: ignore[attr-defined]  # 0 with Trainer(barebones=True)
         if log_interval and (self.global_step + 1) % log_interval == 0:

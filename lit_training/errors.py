@@ -58,7 +58,7 @@ def one_line_errors(program: str) -> Iterator[None]:
         may_be_bad_value = isinstance(error, ValueError | TypeError | RuntimeError)
         if not (is_user_error(error) or (may_be_bad_value and is_library_error(error))):
             raise
-        exit_with_error(program, str(error))
+        exit_with_error(program, str(error) or type(error).__name__)
 
 
 def _interrupt(signum: int, frame: Any) -> None:

@@ -29,6 +29,9 @@ class EpochLines(ProgressBar):
         self.enabled = True
         self.bar: Progress | None = None
 
+    def enable(self) -> None:
+        self.enabled = True
+
     def disable(self) -> None:
         self.enabled = False
 

@@ -199,7 +199,7 @@ class ResumePoint(Callback):
             fix = "use the same --devices, --data.batch_size and --accumulate_grad_batches"
             raise CheckpointError(f"the resume point has {before}, but this command has {now}: {fix}")
         for optimizer in trainer.optimizers:  # torch may load the state of another optimizer without an error
-            if any(optimizer.defaults.keys() - group.keys() for group in optimizer.param_groups):
+            if any(optimizer.defaults.keys() - {"differentiable"} - group.keys() for group in optimizer.param_groups):
                 raise CheckpointError(other_optimizer_message(trainer))
         if self.loaded_state["data"] != self._data_fingerprint:
             raise CheckpointError("the training data has changed since the run began: use --resume never")

@@ -5,7 +5,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch.callbacks import Callback, LearningRateMonitor
+from lightning.pytorch.callbacks import Callback, LearningRateMonitor, ProgressBar
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.plugins import CheckpointIO
 from lightning.pytorch.strategies import DDPStrategy, StrategyRegistry
@@ -18,7 +18,7 @@ from lit_training.callbacks.finite import FiniteGuard
 from lit_training.callbacks.records import PhotoRecords, Provenance
 from lit_training.callbacks.resume import ResumePoint, StepSeed
 from lit_training.callbacks.throughput import Throughput
-from lit_training.errors import UsageError, is_rank_zero
+from lit_training.errors import UsageError, is_rank_zero, print_note
 from lit_training.runs.checkpoints import FitCheckpointIO
 from lit_training.runs.folder import RunStart, prepare_start
 from lit_training.runs.layout import CHECKPOINTS, LOGS, METRICS
@@ -61,8 +61,11 @@ def add_defaults(arguments: dict[str, Any], run: Run, config_yaml: str, save_con
     monitor, mode = run.monitor
     seed = StepSeed(run.config["seed_everything"])
     callbacks: list[Callback] = [seed, FiniteGuard(run.config), Throughput()]
-    config["enable_progress_bar"] = not run.quiet and config["enable_progress_bar"] is not False
-    if config["enable_progress_bar"]:
+    bars = [type(one).__name__ for one in _as_list(config["callbacks"]) if isinstance(one, ProgressBar)]
+    config["enable_progress_bar"] = config["enable_progress_bar"] is not False and bool(bars or not run.quiet)
+    if bars:
+        print_note(f"the lines of fit.py are off, because {bars[0]} shows the progress")
+    elif config["enable_progress_bar"]:
         callbacks += [EpochLines(monitor, mode)]
     callbacks += [FeatureCache()]
     if writes_logs:

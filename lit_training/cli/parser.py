@@ -6,15 +6,13 @@ import logging
 import re
 import sys
 import warnings
-from argparse import ArgumentError
+from argparse import SUPPRESS, ArgumentError
 from functools import partial
 from pkgutil import resolve_name
 from types import SimpleNamespace
 from typing import Any, Literal, NoReturn, get_args
 
-import numpy as np
-import yaml
-from jsonargparse import Namespace, set_parsing_settings
+from jsonargparse import Namespace, set_dumper, set_parsing_settings
 from jsonargparse.typing import PositiveFloat, PositiveInt
 from lightning.pytorch import LightningDataModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
@@ -34,7 +32,7 @@ from lit_training.errors import CheckpointError, UsageError, exit_with_error, pr
 from lit_training.runs.foreign import with_default_attributes
 from lit_training.runs.lightning_internals import actions_of
 from lit_training.runs.own_classes import add_current_folder
-from lit_training.runs.plain import to_plain
+from lit_training.runs.plain import hidden_arguments, is_writable, to_plain, to_yaml
 from lit_training.runs.processes import Watch, bind_to_loopback, refuse_other_ranks
 from lit_training.runs.run import Run
 from lit_training.runs.threads import threads_of_new_run
@@ -60,6 +58,15 @@ OWN_FLAGS: list[tuple[str, Any, Any, str]] = [
 class OneLineParser(LightningArgumentParser):
     """A parser that prints errors in one line and suggests the closest name for a mistyped name."""
 
+    def add_class_arguments(self, class_type: Any, *args: Any, skip: Any = None, **options: Any) -> list[str]:
+        """Leave default values that config.yaml cannot hold to the class, so that the file can be read again."""
+        skip = {*(skip or ()), *hidden_arguments(class_type)}
+        added = super().add_class_arguments(class_type, *args, skip=skip, **options)
+        for action in actions_of(self):
+            if not is_writable(action.default):
+                action.default = SUPPRESS
+        return added
+
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         if not self.exit_on_error:  # in a nested parser: the outer parser prints the error
             super().error(message, ex)
@@ -74,8 +81,7 @@ class FitCLI(LightningCLI):
         silence_libraries()
         try_integers_first()
         set_parsing_settings(config_read_mode_fsspec_enabled=False)  # --config must not read URLs
-        number: Any = np.generic
-        yaml.SafeDumper.add_multi_representer(number, lambda dumper, value: dumper.represent_data(value.item()))
+        set_dumper("yaml", to_yaml)
         add_current_folder()
         super().__init__(
             save_config_callback=None,
@@ -254,7 +260,7 @@ class FitCLI(LightningCLI):
             raise UsageError(explain_trainer_error(error, config)) from error
         trainer.start = start = self.run.start
         given, chosen = self.config["threads"], threads_of_new_run(trainer, self.model, self.datamodule)
-        trainer.chosen_threads = chosen if given == "auto" else (given, given)
+        trainer.chosen_threads = chosen if given == "auto" else (int(given), int(given))
         trainer.threads = (start and start.threads) or trainer.chosen_threads
         self.config["threads"] = trainer.threads[0]  # SaveConfigCallback writes it to config.yaml
         self.run.watch.trainer = trainer
@@ -291,7 +297,8 @@ def silence_libraries() -> None:
     """Hide most messages of Lightning and torch. Print other warnings in one line, without the path of the file."""
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    logging.getLogger("lightning.pytorch.profilers").setLevel(logging.INFO)  # their reports
+    for name in ("callbacks", "tuner", "profilers"):  # summaries and results that the user asked for
+        logging.getLogger(f"lightning.pytorch.{name}").setLevel(logging.INFO)
     warnings.filterwarnings("ignore", category=UserWarning, module=r"lightning\..*")
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"(lightning|torch)\..*")
     warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"

@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import inspect
 import io
 import os
 from argparse import ArgumentError
@@ -12,7 +13,9 @@ from typing import Any
 
 import numpy as np
 import torch
+import yaml
 from jsonargparse import ArgumentParser
+from lightning.fabric.utilities.apply_func import apply_to_collection
 
 from lit_training.errors import CheckpointError, print_once
 
@@ -80,6 +83,34 @@ def plain_checkpoint(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
         if changed:
             print_once(f"{name} ({', '.join(dict.fromkeys(changed))}): {fate}")
     return plain
+
+
+def is_writable(value: Any) -> bool:
+    """Return True if config.yaml can hold this default value of an argument, so that it can be read again."""
+    if isinstance(value, type) or inspect.isroutine(value):
+        return "<" not in value.__qualname__  # else it is a lambda, or inside a function
+    if isinstance(value, np.generic | Enum) and (isinstance(value, str) or not isinstance(value, float | Enum)):
+        return False  # it would be read as another type
+    try:
+        return bool(to_yaml(value))
+    except Exception:  # pickling may raise any error
+        return False
+
+
+def hidden_arguments(kind: Any) -> set[str]:
+    """Return the constructor arguments that cannot be flags: jsonargparse cannot compare their default, an array."""
+    makers = [base.__init__ for base in getattr(kind, "__mro__", ()) if inspect.isfunction(base.__init__)]
+    parameters = [one for maker in makers for one in inspect.signature(maker).parameters.values()]
+    return {one.name for one in parameters if not isinstance(one.default == one.empty, bool)}
+
+
+def to_yaml(data: Any) -> str:
+    """Return the text of a configuration. Where an argument takes functions too, jsonargparse adds a remark to text."""
+    remark = "Unable to serialize instance "
+    data = apply_to_collection(
+        to_plain(data, []), str, lambda text: yaml.safe_load(text[len(remark) :]) if text.startswith(remark) else text
+    )
+    return yaml.safe_dump(data, allow_unicode=True, sort_keys=False)
 
 
 def create(kind: Any, arguments: Mapping[str, Any]) -> Any:

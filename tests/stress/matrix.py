@@ -31,7 +31,6 @@ sys.path[:0] = [str(ROOT)] * (__name__ == "__main__")
 from tests.stress.kill_runs import TIME_COLUMNS, are_equal, wait_for_exit  # noqa: E402
 from tests.support.fits import SharedParserCLI  # noqa: E402
 
-FIT = ROOT / "scripts" / "fit.py"
 OWN = ROOT / "tests" / "support" / "own" / "parts.py"
 MANUAL = ROOT / "docs" / "your_own.md"
 BATCHES = 6
@@ -67,8 +66,22 @@ class Seen:
         with (self.run / "metrics.csv").open(newline="") as file:
             return [{name: value for name, value in row.items() if value} for row in csv.DictReader(file)]
 
+    def printed(self, name: str) -> float:
+        """Return a number of the result that fit.py printed last."""
+        return number(self.text, name)
+
+    def evaluate(self, name: str = "val_loss") -> float:
+        """Return a number that evaluate.py prints for this run."""
+        code, text = fork("evaluate.py lightning_logs/version_0", self.folder)
+        assert code == 0, text
+        return number(text, name)
+
     def column(self, name: str) -> list[float]:
         return [float(row[name]) for row in self.rows if name in row]
+
+
+def number(text: str, name: str) -> float:
+    return float([line for line in text.splitlines() if line.startswith(f"{name} ")][-1].split()[1])
 
 
 def nothing_else(seen: Seen) -> None:
@@ -116,8 +129,8 @@ class Killer(Callback):
             os.kill(os.getpid(), signal.SIGKILL)
 
 
-def fork_fit(line: str, folder: Path, kill_at: int | None = None) -> tuple[int | None, str]:
-    """Run fit.py in a fork of this process, which has imported everything. Return its exit code and its output."""
+def fork(line: str, folder: Path, kill_at: int | None = None) -> tuple[int | None, str]:
+    """Run a script in a fork of this process, which has imported everything. Return its exit code and its output."""
     output = folder / "output.txt"
     output.touch()
     before = output.stat().st_size
@@ -131,8 +144,9 @@ def fork_fit(line: str, folder: Path, kill_at: int | None = None) -> tuple[int |
             os.dup2(target, 1)
             os.dup2(target, 2)
             sys.stdout, sys.stderr = os.fdopen(1, "w", closefd=False), os.fdopen(2, "w", closefd=False)
-            sys.argv = [str(FIT), *shlex.split(line)]
-            code = _run_fit(kill_at)
+            script, *arguments = shlex.split(line)
+            sys.argv = [str(ROOT / "scripts" / script), *arguments]
+            code = _run(kill_at)
         except BaseException:
             traceback.print_exc()
         finally:
@@ -147,7 +161,7 @@ def fork_fit(line: str, folder: Path, kill_at: int | None = None) -> tuple[int |
         return code_or_none, file.read()
 
 
-def _run_fit(kill_at: int | None) -> int:
+def _run(kill_at: int | None) -> int:
     from lit_training.callbacks.resume import ResumePoint
 
     build = SharedParserCLI.instantiate_trainer
@@ -164,7 +178,7 @@ def _run_fit(kill_at: int | None) -> int:
         mock.patch("lit_training.cli.parser.FitCLI", SharedParserCLI),
     ):
         try:
-            runpy.run_path(str(FIT), run_name="__main__")
+            runpy.run_path(sys.argv[0], run_name="__main__")
         except SystemExit as stop:
             return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
     return 0
@@ -183,14 +197,14 @@ def prepare() -> None:
 
 def run_row(row: Row, place: Path) -> None:
     """Train with a part: undisturbed, and with kills. Compare the ends, and check what the part did."""
-    line = f"--model {row.model} {LINE} {row.flags}" + " --config part.yaml" * bool(row.yaml)
+    line = f"fit.py --model {row.model} {LINE} {row.flags}" + " --config part.yaml" * bool(row.yaml)
     whole, killed = place / "whole", place / "killed"
     for folder in (whole, killed):
         folder.mkdir(parents=True)
         shutil.copy(OWN, folder)
         if row.yaml:
             (folder / "part.yaml").write_text(row.yaml)
-    code, text = fork_fit(line, whole)
+    code, text = fork(line, whole)
     if row.refused:
         assert code == 2, f"exit code {code}:\n{text[-3000:]}"
         assert row.refused in text, text[-3000:]
@@ -201,13 +215,13 @@ def run_row(row: Row, place: Path) -> None:
     texts, codes = list[str](), list[int | None]()
     command = line
     for number, batch in enumerate(row.kills):
-        code, text = fork_fit(command, killed, kill_at=batch)
+        code, text = fork(command, killed, kill_at=batch)
         assert code == -signal.SIGKILL, f"not killed at batch {batch}: exit code {code}\n{text[-3000:]}"
         state = point(killed)
         assert (state["epoch"], state["batches"] > 0) == (number, True), f"not killed inside epoch {number}: {state}"
-        command = "--resume latest"
+        command = "fit.py --resume latest"
         texts, codes = [*texts, text], [*codes, code]
-    code, text = fork_fit(command, killed)
+    code, text = fork(command, killed)
     assert code == 0, f"exit code {code} at the end:\n{text[-3000:]}"
     seen = Seen(killed, "".join([*texts, text]), [*codes, code])
     assert seen.text.count("after step") == len(row.kills), seen.text

@@ -1,5 +1,6 @@
 """The rows of the matrix for Lightning's callbacks."""
 
+import pytest
 import torch
 
 from tests.stress.matrix import BATCHES, Row, Seen
@@ -34,11 +35,6 @@ def logs_device(seen: Seen) -> None:
     assert any("cpu_percent" in name for row in seen.rows for name in row), seen.rows[-1]
 
 
-def averages(seen: Seen) -> None:
-    state = seen.last["callbacks"]
-    assert any("average" in str(value.keys()) for value in state.values()), state.keys()
-
-
 def prunes(seen: Seen) -> None:
     weight = seen.last["state_dict"]["head.weight"]
     assert 0 < (weight == 0).sum() < weight.numel()
@@ -64,16 +60,79 @@ def finds_size(seen: Seen) -> None:
     assert seen.last["datamodule_hyper_parameters"]["batch_size"] == 8
 
 
+def stops_early(seen: Seen) -> None:
+    assert seen.last["global_step"] == BATCHES
+    assert seen.last["callbacks"]["EarlyStopping{'monitor': 'val_loss', 'mode': 'max'}"]["stopped_epoch"] == 0
+
+
+def calls_function(seen: Seen) -> None:
+    assert "epoch 1 begins" in seen.text
+
+
+def shows_summary(seen: Seen) -> None:
+    assert "Trainable params" in seen.text
+    assert "backbone" in seen.text
+
+
+def shows_bar(seen: Seen) -> None:
+    assert f"{BATCHES}/{BATCHES}" in seen.text
+    assert "epoch 1/2" not in seen.text
+    assert "note: the lines of fit.py are off, because" in seen.text
+
+
+def removes_its_file(seen: Seen) -> None:
+    assert not list(seen.folder.rglob("on_exception.ckpt"))
+
+
+def measures(seen: Seen) -> None:
+    assert seen.column("train/device/samples_per_sec")
+
+
+def counts_time(seen: Seen) -> None:
+    (state,) = [value for name, value in seen.last["callbacks"].items() if name == "Timer"]
+    assert state["time_elapsed"]["train"] > 0
+
+
+def averages_weights(seen: Seen) -> None:
+    saved = seen.last
+    assert not torch.equal(saved["current_model_state"]["net.0.weight"], saved["state_dict"]["net.0.weight"])
+    assert "average the averaged weights are validated and saved in best.ckpt" in seen.text
+    shows_the_saved_weights(seen)
+
+
+def shows_the_saved_weights(seen: Seen) -> None:
+    """best.ckpt is the network that was evaluated at the end."""
+    assert seen.evaluate() == pytest.approx(seen.printed("val_loss"), rel=1e-3)
+
+
+SEVERAL = """trainer:
+  callbacks:
+  - class_path: lightning.pytorch.callbacks.RichProgressBar
+  - class_path: lightning.pytorch.callbacks.Timer
+    init_args: {duration: 00:01:00:00}
+  - class_path: lightning.pytorch.callbacks.LearningRateMonitor
+  - class_path: lightning.pytorch.callbacks.RichModelSummary
+  - class_path: lightning.pytorch.callbacks.EarlyStopping
+    init_args: {monitor: val_loss, patience: 5}
+"""
+
 ROWS = [
     Row("BackboneFinetuning", yaml=callback("BackboneFinetuning", unfreeze_backbone_at_epoch=1), effect=unfreezes),
-    Row("BatchSizeFinder", yaml=callback("BatchSizeFinder", max_trials=2), effect=finds_size, kills=(1, 4)),
+    Row("BatchSizeFinder", yaml=callback("BatchSizeFinder", max_trials=3), effect=finds_size, kills=(1, 4)),
     Row("DeviceStatsMonitor", yaml=callback("DeviceStatsMonitor", cpu_stats="true"), effect=logs_device),
-    Row("EMAWeightAveraging", yaml=callback("EMAWeightAveraging", decay=0.9), effect=averages),
+    Row("EarlyStopping", yaml=callback("EarlyStopping", monitor="val_loss", mode="max", patience=1), kills=(3,)),
+    Row(
+        "EMAWeightAveraging",
+        yaml=callback("EMAWeightAveraging", decay=0.9),
+        effect=averages_weights,
+        model="parts.Classifier",
+    ),
     Row(
         "GradientAccumulationScheduler",
         yaml=callback("GradientAccumulationScheduler", scheduling="{0: 2, 1: 3}"),
         effect=accumulates,
     ),
+    Row("LambdaCallback", yaml=callback("LambdaCallback", on_train_epoch_start="parts.say"), effect=calls_function),
     Row("LearningRateFinder", yaml=callback("LearningRateFinder", num_training_steps=20), effect=finds_rate),
     Row("LearningRateMonitor", yaml=callback("LearningRateMonitor"), effect=logs_rates),
     Row(
@@ -82,5 +141,24 @@ ROWS = [
         effect=saves_more,
     ),
     Row("ModelPruning", yaml=callback("ModelPruning", pruning_fn="l1_unstructured", amount=0.3), effect=prunes),
-    Row("StochasticWeightAveraging", yaml=callback("StochasticWeightAveraging", swa_lrs=0.01, swa_epoch_start=1)),
+    Row("ModelSummary", yaml=callback("ModelSummary", max_depth=2), effect=shows_summary),
+    Row("OnExceptionCheckpoint", yaml=callback("OnExceptionCheckpoint", dirpath="."), effect=removes_its_file),
+    Row("RichModelSummary", yaml=callback("RichModelSummary", max_depth=2), effect=shows_summary),
+    Row("RichProgressBar", yaml=callback("RichProgressBar"), effect=shows_bar),
+    Row("RichProgressBar with Timer and others", yaml=SEVERAL, effect=shows_bar),
+    Row("SpikeDetection", yaml=callback("SpikeDetection")),
+    Row(
+        "StochasticWeightAveraging",
+        yaml=callback("StochasticWeightAveraging", swa_lrs=0.01, swa_epoch_start=1),
+        effect=shows_the_saved_weights,
+        model="parts.Classifier",
+    ),
+    Row("ThroughputMonitor", yaml=callback("ThroughputMonitor", batch_size_fn="parts.size", window_size=2)),
+    Row("Timer", yaml=callback("Timer", duration="00:01:00:00"), effect=counts_time),
+    Row("TQDMProgressBar", yaml=callback("TQDMProgressBar"), effect=shows_bar),
+    Row("WeightAveraging", yaml=callback("WeightAveraging"), effect=averages_weights, model="parts.Classifier"),
+    Row("pytorch_lightning names", yaml=callback("pytorch_lightning.callbacks.LearningRateMonitor")),
+    Row("LBFGS", model="parts.LBFGS"),
+    Row("plateau without its metric", model="parts.Plateau", refused="nothing"),
+    Row("schedule by step", model="parts.BySteps"),
 ]

@@ -73,3 +73,36 @@ class Classifier(LitBase):
 
     def configure_optimizers(self) -> Any:
         return self.build_optimizers(lambda groups: torch.optim.Adam(groups, self.hparams["lr"]), self.parameters())
+
+
+class LBFGS(Net):
+    """It computes the loss several times a step."""
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.LBFGS(self.parameters(), lr=0.1, max_iter=3)
+
+
+class Plateau(Net):
+    """Its schedule needs a metric that its steps do not log."""
+
+    def configure_optimizers(self) -> Any:
+        optimizer = super().configure_optimizers()
+        schedule = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "monitor": "val_accuracy"}}
+
+
+class BySteps(Net):
+    """The learning rate falls after each step, as the run's length says."""
+
+    def configure_optimizers(self) -> Any:
+        optimizer, steps = super().configure_optimizers(), self.trainer.estimated_stepping_batches
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / (steps + 1))
+        return [optimizer], [{"scheduler": schedule, "interval": "step"}]
+
+
+def say(trainer: Any, model: Any) -> None:
+    print(f"epoch {trainer.current_epoch} begins")
+
+
+def size(batch: Any) -> int:
+    return len(batch[0])
