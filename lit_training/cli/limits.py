@@ -101,6 +101,6 @@ def explain_trainer_error(error: Exception, config: dict[str, Any]) -> str:
     if accelerator in ("gpu", "cuda", "mps", "tpu") and re.search(no_device, text):
         return missing_device_message(accelerator)
     found = re.search(rf"\b({'|'.join(TRAINER_FLAGS)})\b|\wStrategy\b", text)
-    flag = found and (found[1] or "strategy")
+    flag = (found[1] or "strategy") if found else ""
     value = re.sub(r"<[\w.]*\.(\w+) object at \w*>", r"\1", str(config.get(flag)))
     return f"--{flag} {value}: {text.rstrip('.')}; change or remove --{flag}" if flag else text

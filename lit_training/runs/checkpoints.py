@@ -75,15 +75,16 @@ class FitCheckpointIO(TorchCheckpointIO):
 
     def load_checkpoint(self, path: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
         self.flush()
-        is_ours = self.users is None or Path(path) == self.best or is_resume_point(Path(path))
-        return (super() if is_ours else self.users).load_checkpoint(path, *args, **kwargs)
+        if self.users is None or Path(path) == self.best or is_resume_point(Path(path)):
+            return super().load_checkpoint(path, *args, **kwargs)
+        return self.users.load_checkpoint(path, *args, **kwargs)
 
     def remove_checkpoint(self, path: Any) -> None:
-        (self.users or super()).remove_checkpoint(path)
+        (self.users or TorchCheckpointIO()).remove_checkpoint(path)
 
     def teardown(self) -> None:
         self.flush()
-        (self.users or super()).teardown()
+        (self.users or TorchCheckpointIO()).teardown()
 
 
 def _write(target: Path, save: Callable[[IO[bytes]], Any], keep_old: bool = False) -> None:
