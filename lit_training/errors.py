@@ -84,8 +84,7 @@ def is_library_error(error: Exception) -> bool:
     import lightning
     import torch
 
-    modules = (lightning, torch.optim, torch.nn.parallel)
-    libraries = [Path(str(module.__file__)).parent for module in modules]
+    libraries = [Path(str(one.__file__)).parent for one in (lightning, torch.optim, torch.nn.parallel)]
     frames = traceback.extract_tb(error.__traceback__)
     return bool(frames) and any(Path(frames[-1].filename).is_relative_to(library) for library in libraries)
 

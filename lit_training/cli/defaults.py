@@ -102,8 +102,7 @@ def register_strategies(skips_layers: bool) -> None:
 
 def _refuse_contradictions(config: dict[str, Any], run: Run) -> None:
     conflicts = [flag for flag in ("barebones", "fast_dev_run") if config[flag]]
-    conflicts += ["logger"] if config["logger"] in (False, []) else []
-    conflicts += ["enable_checkpointing"] if config["enable_checkpointing"] is False else []
+    conflicts += [flag for flag in ("logger", "enable_checkpointing") if config[flag] in (False, [])]
     if run.resume != "never" and conflicts:
         raise UsageError(f"--resume {run.resume} needs a run's folder and its checkpoints: leave --{conflicts[0]} out")
     if config["barebones"] and run.config.get("early_stopping") is not None:
@@ -117,9 +116,8 @@ def _refuse_contradictions(config: dict[str, Any], run: Run) -> None:
 def _keep_files(folder: Path) -> None:
     """Rename the files of an earlier start, because a CSVLogger with a fixed version replaces them."""
     number = len(list(folder.glob("metrics-*.csv"))) + 1
-    for file in (folder / METRICS, folder / "hparams.yaml"):
-        if file.exists():
-            file.rename(file.with_stem(f"{file.stem}-{number}"))
+    for file in [*folder.glob(METRICS), *folder.glob("hparams.yaml")]:
+        file.rename(file.with_stem(f"{file.stem}-{number}"))
 
 
 def _as_list(value: Any) -> list[Any]:

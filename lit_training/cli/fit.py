@@ -175,10 +175,10 @@ def print_result(run: Run) -> None:
         if result_file := os.environ.get(RESULT_FILE_VARIABLE):
             Path(result_file).write_text(folder, encoding="utf-8", errors="surrogateescape")
     if best and not run.quiet:
-        _print_next_commands(model, run.data, Path(best), bool(trainer.loggers))
+        _print_next_commands(model, run.data, Path(best), run.config["trainer"]["logger"] in (None, True))
 
 
-def _print_next_commands(model: Any, data: Any, checkpoint: Path, has_loggers: bool) -> None:
+def _print_next_commands(model: Any, data: Any, checkpoint: Path, has_curves: bool) -> None:
     print(f"checkpoint  {relative_path(checkpoint)}\n\nnext:")
     folder = checkpoint.parent.parent
     is_newest = any(newest.resolve() == folder.resolve() for newest in newest_first(".")[:1])
@@ -194,5 +194,5 @@ def _print_next_commands(model: Any, data: Any, checkpoint: Path, has_loggers: b
             lines.insert(0, command("evaluate.py", run))
     for line in lines:
         print(f"  {line}")
-    if has_loggers:
+    if has_curves:
         print(f"  {command('tensorboard', '--logdir', relative_path(folder.parent))}", flush=True)

@@ -13,7 +13,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from datamodules.machine import available_cores
 from datamodules.text import plural
 from lit_training.cli.flags import TRAINER_FLAGS
-from lit_training.errors import UsageError, is_rank_zero
+from lit_training.errors import UsageError, print_note
 from lit_training.runs.devices import missing_device_message
 from lit_training.text import suggest
 
@@ -48,10 +48,7 @@ def check_trainer(config: dict[str, Any]) -> None:
         arguments["start_method"] = "popen"  # so that signals reach the processes
         if isinstance(config["strategy"], str):
             config["strategy"] = re.sub("_(spawn|fork|notebook)", "", name)
-        if is_rank_zero():
-            print(
-                "note: --strategy ddp is used: it trains the same, and its runs can be stopped and resumed", flush=True
-            )
+        print_note("--strategy ddp is used: it trains the same, and its runs can be stopped and resumed")
     for minimum, name in ((minimum, name) for minimum, names in MINIMA.items() for name in names):
         value = config[name]
         if isinstance(value, int | float) and not value >= minimum:

@@ -21,10 +21,6 @@ TYPE_HELP = {
     "PositiveFloat": ("a number above 0", "0.5"),
 }
 """Name of a type in jsonargparse's messages -> (description, example value)."""
-NO_REASON = (
-    "[ -]*(Does not val|Subtypes|Errors|Expected a|Import path|Not a|Problem with|Given val|a class|a dict|Subclass)"
-)
-"""Start of a line of jsonargparse that does not say why a class could not be built."""
 FLAGS_BY_COMMON_NAME = {"epochs": "max_epochs", "learning_rate": "model.lr", "gpus": "devices", "seed": "seed"}
 """Flag name that other programs use -> flag name of fit.py."""
 
@@ -82,7 +78,10 @@ def explain_parse_error(message: str, parser: LightningArgumentParser) -> str:
 
 def explain_build_error(message: str) -> str:
     """Return one line for a part of Lightning that jsonargparse could not build, or "" for a class of the user."""
-    reasons = [line.strip(" -") for line in message.splitlines() if not re.match(NO_REASON, line)]
+    other = (
+        "[ -]*(Does not val|Subtypes|Errors|Expected|Import path|Not a|Problem with|Given val|a class|a dict|Subclass)"
+    )
+    reasons = [line.strip(" -") for line in message.splitlines() if not re.match(other, line)]
     path = re.search(r"class_path[ =]'lightning\.[\w.]*\.(\w+)'", message)
     return f"{path[1]}: {' '.join(reasons)}" if path and reasons else ""
 
