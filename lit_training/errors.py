@@ -80,11 +80,11 @@ def is_user_error(error: Exception) -> bool:
 
 
 def is_library_error(error: Exception) -> bool:
-    """Return True if Lightning or a torch optimizer raised the error, for example for a wrong learning rate."""
+    """Return True if Lightning, torch's optimizers or DDP raised the error, for example for a wrong learning rate."""
     import lightning
     import torch
 
-    libraries = (Path(lightning.__file__).parent, Path(torch.optim.__file__).parent)
+    libraries = [Path(str(one.__file__)).parent for one in (lightning, torch.optim, torch.nn.parallel)]
     frames = traceback.extract_tb(error.__traceback__)
     return bool(frames) and any(Path(frames[-1].filename).is_relative_to(library) for library in libraries)
 

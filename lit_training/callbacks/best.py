@@ -37,12 +37,15 @@ class BestCheckpoint(NeedsMetric, ModelCheckpoint):
     """Save the model as ``best.ckpt`` after the first epoch and after each epoch with a better ``monitor`` metric.
 
     Without a ``monitor``, or if the model does not log it, save every epoch. If it is ``typed``, the run then stops.
-    :class:`FitCheckpointIO` may write a saved model to the disk later. In a folder that is not the run's
-    ``own_folder``, write ``best-v1.ckpt`` if another run has written ``best.ckpt``. ``options``: of ModelCheckpoint.
+    :class:`FitCheckpointIO` may write a saved model to the disk later. If the run has no ``folder`` for checkpoints,
+    write ``best-v1.ckpt`` where Lightning does if another run has written ``best.ckpt``.
     """
 
-    def __init__(self, monitor: str | None, mode: str, typed: bool = False, own_folder: bool = True, **options: Any):
-        super().__init__(filename="best", monitor=monitor, mode=mode, enable_version_counter=not own_folder, **options)
+    def __init__(
+        self, monitor: str | None, mode: str, typed: bool = False, folder: Path | None = None, **options: Any
+    ) -> None:
+        options["enable_version_counter"] = folder is None
+        super().__init__(folder, "best", monitor=monitor, mode=mode, **options)
         self.best, self.typed = BestSoFar(monitor, mode), typed
         self.on_train_batch_end = None  # type: ignore[assignment]  # saves time: Lightning calls no hook here
 

@@ -113,9 +113,8 @@ class PhotoRecords(Callback):
     """Write the split of each photo to ``split.csv``, and the photos that are not used to ``left_out.csv``."""
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        folder = trainer.log_dir  # a collective operation: all ranks must call it
-        photos = data_of(trainer).photos
-        if trainer.is_global_zero and folder is not None and isinstance(photos, Photos):
+        photos, folder = data_of(trainer).photos, str(trainer.log_dir)
+        if trainer.is_global_zero and isinstance(photos, Photos):
             photos.write_split(Path(folder) / SPLIT)
             if photos.left_out:
                 photos.write_left_out(Path(folder) / LEFT_OUT)

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.callbacks import Callback, LearningRateMonitor, ProgressBar, WeightAveraging
-from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.plugins import CheckpointIO
 from lightning.pytorch.strategies import DDPStrategy, StrategyRegistry
 
 from lit_training.callbacks.best import BestCheckpoint, StopEarly
@@ -20,7 +21,7 @@ from lit_training.callbacks.throughput import Throughput
 from lit_training.errors import UsageError, is_rank_zero, print_note
 from lit_training.runs.checkpoints import FitCheckpointIO
 from lit_training.runs.folder import RunStart, prepare_start
-from lit_training.runs.layout import CONFIG, LOGS
+from lit_training.runs.layout import CHECKPOINTS, LOGS, METRICS
 from lit_training.runs.lightning_internals import NullProfiler, drop_empty_hooks
 from lit_training.runs.metrics_csv import MetricsCSV
 from lit_training.runs.run import Run
@@ -36,26 +37,27 @@ def add_defaults(arguments: dict[str, Any], run: Run, config_yaml: str, save_con
     """
     config = dict(arguments)
     _refuse_contradictions(config, run)
-    config["plugins"] = [*_as_list(config["plugins"]), FitCheckpointIO()]
-    if config["num_sanity_val_steps"] is None:
-        config["num_sanity_val_steps"] = 0
+    plugins = _as_list(config["plugins"])
+    users_io = next((plugin for plugin in plugins if isinstance(plugin, CheckpointIO)), None)
+    config["plugins"] = [*(plugin for plugin in plugins if plugin is not users_io), FitCheckpointIO(users_io)]
+    config["num_sanity_val_steps"] = config["num_sanity_val_steps"] or 0
     if config["barebones"]:
         return config
     config["profiler"] = config["profiler"] or NullProfiler()
     config["enable_model_summary"] = bool(config["enable_model_summary"])  # off by default: print_start() prints one
-    if config["logger"] in (None, True) and not config["fast_dev_run"]:
+    writes_logs = config["logger"] not in (False, []) and not config["fast_dev_run"]
+    if writes_logs:
         root = config["default_root_dir"] or "."
         placeholder = RunStart(Path(root) / LOGS / "version_0")  # the other ranks get the real one from rank 0 later
         run.start = start = prepare_start(run.resume, root, config_yaml, run.photos) if is_rank_zero() else placeholder
         logs = start.folder.parent
         options: dict[str, Any] = {"name": logs.name, "version": start.version, "purge_step": start.step}
         tensorboard = TensorBoardLogger(str(logs.parent), default_hp_metric=False, **options)
-        config["logger"] = [tensorboard, MetricsCSV(start)]
-    writes_logs = config["logger"] not in (None, False, []) and not config["fast_dev_run"]
-    # Lightning has a folder for each run if the first logger has a log_dir, otherwise one folder for all runs.
-    log_dir = getattr(_as_list(config["logger"])[0], "log_dir", None) if writes_logs else None
-    if log_dir and run.start is None and is_rank_zero() and (Path(log_dir) / CONFIG).exists():
-        raise UsageError(f"{log_dir} has the {CONFIG} of another run: choose another --logger.version, or none")
+        loggers = [tensorboard] if config["logger"] in (None, True) else _as_list(config["logger"])
+        for logger in loggers:
+            if isinstance(logger, CSVLogger) and is_rank_zero() and not start.finished:
+                _keep_files(Path(logger.log_dir))
+        config["logger"] = [*loggers, MetricsCSV(start)]  # the first one is self.logger of the model
     monitor, mode = run.monitor
     seed = StepSeed(run.config["seed_everything"])
     callbacks: list[Callback] = [seed, FiniteGuard(run.config), Throughput()]
@@ -67,13 +69,14 @@ def add_defaults(arguments: dict[str, Any], run: Run, config_yaml: str, save_con
         callbacks += [EpochLines(monitor, mode)]
     callbacks += [FeatureCache()]
     if writes_logs:
-        callbacks += [PhotoRecords(), LearningRateMonitor(), save_config] if log_dir else [LearningRateMonitor()]
+        callbacks += [PhotoRecords(), LearningRateMonitor(), save_config]
         callbacks += [Dashboard(monitor, mode)] if run.config["dashboard"] else []
     if config["enable_checkpointing"] is not False and not config["fast_dev_run"]:
-        typed, own_folder = bool(run.config["monitor"]), run.start is not None
+        folder = None if run.start is None else run.start.folder / CHECKPOINTS
         averages = any(isinstance(one, WeightAveraging) for one in _as_list(config["callbacks"]))
         at_end = False if averages and run.validates else None  # averages may change after their validation
-        callbacks += [BestCheckpoint(monitor, mode, typed, own_folder, save_on_train_epoch_end=at_end)]
+        typed = bool(run.config["monitor"])
+        callbacks += [BestCheckpoint(monitor, mode, typed, folder, save_on_train_epoch_end=at_end)]
         if run.start is not None:
             seed.resume_point = ResumePoint(run.watch)
             callbacks[:0] = [seed.resume_point]  # first: it saves the state before other callbacks change it
@@ -102,13 +105,19 @@ def register_strategies(skips_layers: bool) -> None:
 
 def _refuse_contradictions(config: dict[str, Any], run: Run) -> None:
     conflicts = [flag for flag in ("barebones", "fast_dev_run") if config[flag]]
-    conflicts += ["logger"] if config["logger"] not in (None, True) else []
-    conflicts += ["enable_checkpointing"] if config["enable_checkpointing"] is False else []
+    conflicts += [flag for flag in ("logger", "enable_checkpointing") if config[flag] in (False, [])]
     if run.resume != "never" and conflicts:
         raise UsageError(f"--resume {run.resume} needs a run's folder and its checkpoints: leave --{conflicts[0]} out")
     if config["barebones"] and run.config.get("early_stopping") is not None:
         raise UsageError("--barebones and --early_stopping cannot be used together: remove one of the two")
 
 
+def _keep_files(folder: Path) -> None:
+    """Rename the files of an earlier start, because a CSVLogger with a fixed version replaces them."""
+    number = len(list(folder.glob("metrics-*.csv"))) + 1
+    for file in [*folder.glob(METRICS), *folder.glob("hparams.yaml")]:
+        file.rename(file.with_stem(f"{file.stem}-{number}"))
+
+
 def _as_list(value: Any) -> list[Any]:
-    return [] if value is None else value if isinstance(value, list) else [value]
+    return [] if value is None else list(value) if isinstance(value, list | tuple) else [value]

@@ -28,6 +28,7 @@ from lit_training.runs import checkpoints
 from lit_training.runs.folder import newest_first, relative_path
 from lit_training.runs.foreign import with_default_attributes
 from lit_training.runs.layout import BEST, METRICS, SPLIT
+from lit_training.runs.lightning_internals import NullProfiler
 from lit_training.runs.own_classes import find_class
 from lit_training.runs.plain import plain_checkpoint
 from lit_training.runs.run import Run
@@ -140,6 +141,7 @@ def print_result(run: Run) -> None:
     if isinstance(model, LitBase) and run.validates and not (trainer.barebones or trainer.fast_dev_run):
         trainer.ckpt_path = None  # otherwise validate() loads the checkpoint that training resumed from
         loggers, trainer.loggers = trainer.loggers, []  # this validation must not add points to the curves
+        trainer.profiler = NullProfiler()  # nor write a second report
         options: dict[str, Any] = {"ckpt_path": best, "weights_only": True} if best else {}
         for results in trainer.validate(model, run.data, verbose=False, **options):  # none if there are no samples
             metrics |= results
@@ -174,10 +176,10 @@ def print_result(run: Run) -> None:
         if result_file := os.environ.get(RESULT_FILE_VARIABLE):
             Path(result_file).write_text(folder, encoding="utf-8", errors="surrogateescape")
     if best and not run.quiet:
-        _print_next_commands(model, run.data, Path(best), bool(trainer.loggers))
+        _print_next_commands(model, run.data, Path(best), run.config["trainer"]["logger"] in (None, True))
 
 
-def _print_next_commands(model: Any, data: Any, checkpoint: Path, has_loggers: bool) -> None:
+def _print_next_commands(model: Any, data: Any, checkpoint: Path, has_curves: bool) -> None:
     print(f"checkpoint  {relative_path(checkpoint)}\n\nnext:")
     folder = checkpoint.parent.parent
     is_newest = any(newest.resolve() == folder.resolve() for newest in newest_first(".")[:1])
@@ -193,5 +195,5 @@ def _print_next_commands(model: Any, data: Any, checkpoint: Path, has_loggers: b
             lines.insert(0, command("evaluate.py", run))
     for line in lines:
         print(f"  {line}")
-    if has_loggers:
+    if has_curves:
         print(f"  {command('tensorboard', '--logdir', relative_path(folder.parent))}", flush=True)

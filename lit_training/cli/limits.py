@@ -13,7 +13,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from datamodules.machine import available_cores
 from datamodules.text import plural
 from lit_training.cli.flags import TRAINER_FLAGS
-from lit_training.errors import UsageError, is_rank_zero
+from lit_training.errors import UsageError, print_note
 from lit_training.runs.devices import missing_device_message
 from lit_training.text import suggest
 
@@ -43,12 +43,12 @@ def check_trainer(config: dict[str, Any]) -> None:
             config[name] = value.lower()
             if value.lower() not in choices:
                 raise UsageError(f"--{name} {value}: {suggest(value, choices)}")
-    if re.match("ddp_(spawn|fork|notebook)", name := str(config["strategy"])):
-        config["strategy"] = re.sub("_(spawn|fork|notebook)", "", name)  # so that signals reach the processes
-        if is_rank_zero():
-            print(
-                "note: --strategy ddp is used: it trains the same, and its runs can be stopped and resumed", flush=True
-            )
+    name, arguments = str(config["strategy"]), getattr(config["strategy"], "init_args", None) or {}
+    if re.match("ddp_(spawn|fork|notebook)", name) or arguments.get("start_method", "popen") != "popen":
+        arguments["start_method"] = "popen"  # so that signals reach the processes
+        if isinstance(config["strategy"], str):
+            config["strategy"] = re.sub("_(spawn|fork|notebook)", "", name)
+        print_note("--strategy ddp is used: it trains the same, and its runs can be stopped and resumed")
     for minimum, name in ((minimum, name) for minimum, names in MINIMA.items() for name in names):
         value = config[name]
         if isinstance(value, int | float) and not value >= minimum:
@@ -97,5 +97,7 @@ def explain_trainer_error(error: Exception, config: dict[str, Any]) -> str:
     no_device = r"No supported gpu backend found|can not run on your system|torch_xla|CUDA|not available"
     if accelerator in ("gpu", "cuda", "mps", "tpu") and re.search(no_device, text):
         return missing_device_message(accelerator)
-    flag = re.search(rf"\b({'|'.join(TRAINER_FLAGS)})\b", text)
-    return f"--{flag[1]} {config[flag[1]]}: {text.rstrip('.')}; change or remove --{flag[1]}" if flag else text
+    found = re.search(rf"\b({'|'.join(TRAINER_FLAGS)})\b|\wStrategy\b", text)
+    flag = (found[1] or "strategy") if found else ""
+    value = re.sub(r"<[\w.]*\.(\w+) object at \w*>", r"\1", str(config.get(flag)))
+    return f"--{flag} {value}: {text.rstrip('.')}; change or remove --{flag}" if flag else text

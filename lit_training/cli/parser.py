@@ -16,6 +16,7 @@ from jsonargparse import Namespace, set_dumper, set_parsing_settings
 from jsonargparse.typing import PositiveFloat, PositiveInt
 from lightning.pytorch import LightningDataModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.strategies import Strategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch.optim import Optimizer
 
@@ -26,7 +27,7 @@ from lit_training.cli.defaults import add_defaults, register_strategies
 from lit_training.cli.flags import add_run_config, resolve_weights, to_lightning_arguments
 from lit_training.cli.limits import check_trainer, explain_trainer_error
 from lit_training.cli.schedules import ARGUMENTS_FROM_RUN, SCHEDULES, build_schedule, uses
-from lit_training.cli.usage_errors import explain_parse_error
+from lit_training.cli.usage_errors import explain_build_error, explain_parse_error
 from lit_training.errors import CheckpointError, UsageError, exit_with_error, print_note
 from lit_training.runs.foreign import with_default_attributes
 from lit_training.runs.lightning_internals import actions_of
@@ -234,7 +235,12 @@ class FitCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         trainer_config, model_attributes = self.config["trainer"], with_default_attributes(self.model)
         check_trainer(trainer_config)
-        config = dict(self.parser.instantiate(Namespace(trainer=trainer_config))["trainer"])
+        try:
+            config = dict(self.parser.instantiate(Namespace(trainer=trainer_config))["trainer"])
+        except ValueError as error:
+            if message := explain_build_error(str(error)):
+                raise UsageError(message) from None
+            raise
         if config["max_epochs"] is None and config["max_steps"] == -1 and config["max_time"] is None:
             config["max_epochs"] = trainer_config["max_epochs"] = model_attributes.default_epochs
         config_yaml = self.parser.dump(self.config, skip_unset=False)
@@ -285,13 +291,15 @@ def try_integers_first() -> None:
     for name, kind in annotations.items():
         if {int, float} <= {*get_args(kind)}:
             annotations[name] = int | kind
+    annotations["strategy"] = Strategy | str  # in Lightning's order, DDPStrategy is a text
 
 
 def silence_libraries() -> None:
     """Hide most messages of Lightning and torch. Print other warnings in one line, without the path of the file."""
-    for name in ("pytorch", "fabric", "pytorch.callbacks", "pytorch.tuner"):
-        level = logging.INFO if "." in name else logging.ERROR  # users ask for what callbacks print
-        logging.getLogger(f"lightning.{name}").setLevel(level)
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    for name in ("callbacks", "tuner", "profilers"):  # summaries and results that the user asked for
+        logging.getLogger(f"lightning.pytorch.{name}").setLevel(logging.INFO)
     warnings.filterwarnings("ignore", category=UserWarning, module=r"lightning\..*")
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"(lightning|torch)\..*")
     warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"

@@ -61,6 +61,8 @@ def explain_parse_error(message: str, parser: LightningArgumentParser) -> str:
         choices = dict.fromkeys(str(choice) for literal in literals for choice in ast.literal_eval(literal))
         others = ["true", "false"] * ("bool" in types) + ["a number"] * ("PositiveInt" in types)
         return f"{flag} {value}: {suggest(value, [*choices, *others])}"
+    if "mport path" in message and (name := re.search(r"(?:^|class_path': ')([\w.]*\b[A-Z]\w+)(?:$|')", value)):
+        value, types = name[1], []
     if types:
         if "float" in types or keys == ["seed_everything"]:  # "a number" includes integers; a seed is no boolean
             types = types[-1:]
@@ -72,6 +74,16 @@ def explain_parse_error(message: str, parser: LightningArgumentParser) -> str:
     if match := re.search(r"No module named [^\n]*|does not correspond to a subclass of \w+", message):
         return f"{flag} {value} cannot be used ({match[0]}): {hint}"
     return f"there is no {flag} {value}: {hint}"
+
+
+def explain_build_error(message: str) -> str:
+    """Return one line for a part of Lightning that jsonargparse could not build, or "" for a class of the user."""
+    other = (
+        "[ -]*(Does not val|Subtypes|Errors|Expected|Import path|Not a|Problem with|Given val|a class|a dict|Subclass)"
+    )
+    reasons = [line.strip(" -") for line in message.splitlines() if not re.match(other, line)]
+    path = re.search(r"class_path[ =]'lightning\.[\w.]*\.(\w+)'", message)
+    return f"{path[1]}: {' '.join(reasons)}" if path and reasons else ""
 
 
 def _unknown_argument(name: str, flag: str, class_path: str, parser: LightningArgumentParser) -> str:

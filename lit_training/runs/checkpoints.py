@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import IO, Any
 
 import torch
-from lightning.fabric.plugins import TorchCheckpointIO
+from lightning.fabric.plugins import CheckpointIO, TorchCheckpointIO
 from lightning.pytorch import LightningDataModule
+from lightning.pytorch.plugins.io import AsyncCheckpointIO
 from torchvision.transforms import InterpolationMode
 
 from datamodules import DataError, Preprocessing
@@ -36,11 +37,15 @@ class FitCheckpointIO(TorchCheckpointIO):
     The old resume point is renamed to previous.ckpt, so that one of the two files is always complete. A new best.ckpt
     waits in memory if the last one was written less than :data:`SECONDS_BETWEEN_WRITES` ago. It is written to disk
     before any other file (a resume point contains the path of best.ckpt), before a checkpoint is read, and at the end.
+    Checkpoints of the user's callbacks are written by ``users``: the user's CheckpointIO, if there is one.
     """
 
     best: Path | None = None  # the file of BestCheckpoint
 
-    def __init__(self) -> None:
+    def __init__(self, users: CheckpointIO | None = None) -> None:
+        self.users = users
+        if isinstance(users, AsyncCheckpointIO):
+            users.checkpoint_io = FitCheckpointIO()  # if the user has not chosen another one
         self._waiting_copy: tuple[io.BytesIO, Path] | None = None
         self._last_write_time = -float("inf")
 
@@ -50,8 +55,9 @@ class FitCheckpointIO(TorchCheckpointIO):
         if Path(path) != self.best:
             self.flush()
             keep_old = RESUME_STATE in checkpoint.get("callbacks", {})
-            _write(Path(path), lambda file: torch.save(checkpoint, file), keep_old)
-            return
+            if self.users is not None and not keep_old:
+                return self.users.save_checkpoint(checkpoint, path, storage_options)
+            return _write(Path(path), lambda file: torch.save(checkpoint, file), keep_old)
         buffer = io.BytesIO()
         torch.save(checkpoint, buffer)
         self._waiting_copy = buffer, Path(path)
@@ -59,7 +65,9 @@ class FitCheckpointIO(TorchCheckpointIO):
             self.flush()
 
     def flush(self) -> None:
-        """Write the waiting copy of best.ckpt, if there is one."""
+        """Write the waiting copy of best.ckpt, if there is one. Wait for the files of an AsyncCheckpointIO."""
+        if isinstance(self.users, AsyncCheckpointIO):
+            self.users.teardown()  # the next checkpoint starts its thread again
         if self._waiting_copy is not None:
             (buffer, path), self._waiting_copy = self._waiting_copy, None
             _write(path, lambda file: file.write(buffer.getbuffer()))
@@ -67,10 +75,16 @@ class FitCheckpointIO(TorchCheckpointIO):
 
     def load_checkpoint(self, path: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
         self.flush()
-        return super().load_checkpoint(path, *args, **kwargs)
+        if self.users is None or Path(path) == self.best or is_resume_point(Path(path)):
+            return super().load_checkpoint(path, *args, **kwargs)
+        return self.users.load_checkpoint(path, *args, **kwargs)
+
+    def remove_checkpoint(self, path: Any) -> None:
+        (self.users or TorchCheckpointIO()).remove_checkpoint(path)
 
     def teardown(self) -> None:
         self.flush()
+        (self.users or TorchCheckpointIO()).teardown()
 
 
 def _write(target: Path, save: Callable[[IO[bytes]], Any], keep_old: bool = False) -> None:

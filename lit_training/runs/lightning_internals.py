@@ -11,7 +11,7 @@ from typing import Any
 
 from lightning.fabric.utilities.apply_func import apply_to_collection
 from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
-from lightning.pytorch.profilers import PassThroughProfiler
+from lightning.pytorch.profilers import PassThroughProfiler, Profiler
 from lightning.pytorch.strategies.launchers import subprocess_script
 from lightning.pytorch.trainer import call
 from lightning.pytorch.trainer.connectors.logger_connector.result import _Metadata, _ResultMetric, _Sync
@@ -28,6 +28,7 @@ STEP_HOOKS = (
     "on_validation_batch_start",
     "on_validation_batch_end",
 )
+Profiler._stage = Profiler._output_file = None  # else the end of a half-made XLAProfiler prints a traceback
 
 _OF_META = [field.name for field in fields(_Metadata) if field.name not in ("reduce_fx", "_sync")]
 _OF_RESULT = ("value", "cumulated_batch_size", "_forward_cache", "_computed", "_update_count", "has_reset")
@@ -45,6 +46,7 @@ class ConnectedTrainer(Trainer):
             self.strategy.setup_environment()  # connects the ranks; the Trainer's own call then does nothing
             if (checkpoint := self.choose_checkpoint()) is not None:
                 self.ckpt_path = ckpt_path = checkpoint  # a model's setup() can read ckpt_path
+                self.precision_plugin.convert_module(model)  # Lightning does it after loading: 64-bit weights are cut
         seed_everything(workers=True, verbose=False)  # setup() then draws the same split in each resume and evaluation
         return super()._run(model, ckpt_path, weights_only)
 

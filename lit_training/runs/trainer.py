@@ -15,6 +15,11 @@ class FitTrainer(ConnectedTrainer):
     threads: tuple[int, int] | None = None  # for training, and for computing features; rank 0 chooses them
     chosen_threads: tuple[int, int] | None = None  # those of a new run; a resumed run keeps its own
 
+    @property
+    def log_dir(self) -> str | None:
+        """The run's folder, whatever the first logger is. Without such a folder: that of Lightning."""
+        return super().log_dir if self.start is None else str(self.start.folder)
+
     def choose_checkpoint(self) -> Path | None:
         """Return the checkpoint that rank 0 chose, or None for a new run. Exit if the run is already complete."""
         self.start, self.threads = self.strategy.broadcast((self.start, self.threads))

@@ -46,16 +46,18 @@ def test_runs_without_a_logger_keep_each_others_checkpoints() -> None:
     assert "evaluate.py checkpoints/best-v1.ckpt" in out
 
 
-@pytest.mark.parametrize("logger", ["CSVLogger", "TensorBoardLogger"])
-def test_a_logger_with_a_fixed_version_is_refused_the_second_time(logger: str) -> None:
-    command = f"{ROWS} --quiet --logger {logger} --logger.save_dir own --logger.version 3"
+def test_a_logger_with_a_fixed_version_keeps_the_files_of_earlier_starts() -> None:
+    command = f"{ROWS} --quiet --logger CSVLogger --logger.save_dir own --logger.name null --logger.version 3"
     run_well(command)
     before = contents("own")
-    ended = run(f"{command} --seed 3")
-    assert (ended.code, ended.err.count("\n")) == (2, 1)
-    assert "version_3 has the config.yaml of another run: choose another --logger.version" in ended.err
-    assert contents("own") == before
-    run_well(command.replace("version 3", "version 4"))
+    assert sorted(path.name for path in before) == ["hparams.yaml", "metrics.csv"]
+    run_well(f"{command} --seed 3")
+    run_well("fit.py --resume latest --max_epochs 30 --quiet")
+    after = contents("own")
+    assert {path.with_stem(f"{path.stem}-1"): content for path, content in before.items()}.items() < after.items()
+    assert len(after) == 6
+    run_well("fit.py --resume latest --quiet")  # nothing to do
+    assert contents("own") == after
 
 
 def test_a_logger_with_one_folder_for_all_runs_overwrites_nothing() -> None:
@@ -65,8 +67,8 @@ def test_a_logger_with_one_folder_for_all_runs_overwrites_nothing() -> None:
     with remember_imports():
         for _ in range(2):
             run_well(f"{ROWS} --quiet --logger service_logger.Own")
-    assert Path("service/config.yaml").read_text() == "of the user"
-    assert len(list(Path("service/name/0/checkpoints").iterdir())) == 2
+    assert contents("service") == {Path("service/config.yaml"): b"of the user"}
+    assert len(list(Path().glob("lightning_logs/version_?/checkpoints/best.ckpt"))) == 2
 
 
 @pytest.fixture

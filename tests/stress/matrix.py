@@ -251,7 +251,7 @@ def read_end(folder: Path, row: Row) -> dict[str, Any]:
             found |= {f"{state} in {name}": saved[state] for state in states}
             scores = [state.get("best_model_score") for state in saved["callbacks"].values() if isinstance(state, dict)]
             found[f"best score in {name}"] = [score for score in scores if score is not None]
-    for path in folder.rglob("metrics.csv"):
+    for path in folder.glob("lightning_logs/*/metrics.csv"):  # another logger has a file for each start
         with path.open(newline="") as file:
             table = [
                 {k: v for k, v in line.items() if v and k not in TIME_COLUMNS and not k.startswith(TIMES)}
@@ -266,7 +266,10 @@ def table(rows: list[Row]) -> str:
     """Return what the manual says about the rows, as a table in Markdown."""
     exact = ", ".join(f"`{row.part}`" for row in rows if not (row.differs or row.stands_back))
     lines = ["| part | under fit.py |", "| --- | --- |", f"| {exact} | {EXACT} |"]
-    lines += [f"| `{row.part}` | {row.stands_back or row.differs} |" for row in rows if row.differs or row.stands_back]
+    reasons: dict[str, list[str]] = {}
+    for row in rows:
+        reasons.setdefault(row.stands_back or row.differs, []).append(f"`{row.part}`")
+    lines += [f"| {', '.join(parts)} | {reason} |" for reason, parts in reasons.items() if reason]
     return "\n".join(lines) + "\n"
 
 

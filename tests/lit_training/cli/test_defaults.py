@@ -65,7 +65,7 @@ def test_flags_remove_or_add_callbacks(line: str, gone: set[str], more: set[str]
 
 def test_choices_of_the_user_are_kept() -> None:
     trainer: Any = parse("--logger CSVLogger --logger.save_dir . --profiler simple --num_sanity_val_steps 2").trainer
-    assert [type(logger) for logger in trainer.loggers] == [CSVLogger]
+    assert [type(logger) for logger in trainer.loggers] == [CSVLogger, MetricsCSV]
     assert isinstance(trainer.profiler, SimpleProfiler)
     assert trainer.num_sanity_val_steps == 2
     trainer = parse("").trainer

@@ -124,7 +124,7 @@ def test_processes_are_not_spawned_or_forked(
     checked = config | {"strategy": given}
     check_trainer(checked)
     assert checked["strategy"] == used
-    assert ("note: " in capsys.readouterr().out) == (given.lower() != used)
+    assert ("note: " in capsys.readouterr().err) == (given.lower() != used)
 
 
 def test_a_yaml_file_has_batches_and_fractions_too(tmp_path: Path) -> None:

@@ -15,6 +15,8 @@ from typing import Any
 
 import pytest
 import torch
+from lightning.fabric.plugins import CheckpointIO
+from lightning.pytorch.plugins.io import AsyncCheckpointIO
 
 from lit_training.errors import CheckpointError
 from lit_training.runs import checkpoints
@@ -39,6 +41,35 @@ def test_the_resume_point_before_is_kept_as_previous(tmp_path: Path) -> None:
         write(tmp_path / "new" / "last.ckpt", count, {})  # of a callback of the user
     found = {str(path.relative_to(tmp_path / "new")): number(path) for path in tmp_path.rglob("*.ckpt")}
     assert found == {"resume/last.ckpt": 2, "resume/previous.ckpt": 1, "last.ckpt": 2}
+
+
+class Slow(CheckpointIO):
+    """A plugin of the user with its own format."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        time.sleep(0.2)
+        Path(path).write_text(str(checkpoint["number"]))
+
+    def load_checkpoint(self, path: Any, *_: Any, **__: Any) -> dict[str, Any]:
+        return {"number": int(Path(path).read_text())}
+
+    def remove_checkpoint(self, path: Any) -> None:
+        Path(path).rename(f"{path}.old")
+
+
+def test_checkpoints_of_the_users_plugin_are_complete_before_a_resume_point(tmp_path: Path) -> None:
+    checkpoint_io = FitCheckpointIO(AsyncCheckpointIO(Slow()))
+    theirs, ours = tmp_path / "theirs.ckpt", tmp_path / "resume" / "last.ckpt"
+    checkpoint_io.save_checkpoint({"number": 1}, theirs)
+    assert not theirs.exists()
+    checkpoint_io.save_checkpoint({"number": 2, **POINT}, ours)
+    assert (theirs.read_text(), number(ours)) == ("1", 2)
+    checkpoint_io.save_checkpoint({"number": 3}, theirs)
+    assert [checkpoint_io.load_checkpoint(path)["number"] for path in (theirs, ours)] == [3, 2]
+    checkpoint_io.remove_checkpoint(theirs)
+    checkpoint_io.save_checkpoint({"number": 4}, theirs)
+    checkpoint_io.teardown()
+    assert [path.read_text() for path in sorted(tmp_path.glob("theirs*"))] == ["4", "3"]
 
 
 @pytest.mark.parametrize("call", ["os.fsync", "pathlib.Path.replace", "torch.save"])

@@ -1,12 +1,13 @@
 """Models, data and callbacks for the matrix of Lightning's parts. A test copies this file into the run's folder."""
 
+import random
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from lightning.pytorch import LightningDataModule, LightningModule
+from lightning.pytorch import Callback, LightningDataModule, LightningModule
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, Subset, TensorDataset
 
 from lit_models import LitBase
 
@@ -27,6 +28,15 @@ class Rows(LightningDataModule):
 
     def val_dataloader(self) -> DataLoader:
         return self.loader(8, 1)
+
+
+class Redrawn(Rows):
+    """Other rows each time when the loader is made."""
+
+    def train_dataloader(self) -> DataLoader:
+        print("draws rows")
+        rows: Any = self.loader(48, 0).dataset
+        return DataLoader(Subset(rows, random.sample(range(48), 24)), self.hparams["batch_size"], shuffle=True)
 
 
 class Net(LightningModule):
@@ -106,3 +116,39 @@ def say(trainer: Any, model: Any) -> None:
 
 def size(batch: Any) -> int:
     return len(batch[0])
+
+
+class Settings(Callback):
+    """Prints settings of Lightning as the steps see them, and the sizes of gradients and data that they got."""
+
+    def __init__(self) -> None:
+        self.largest, self.inference, self.first = 0.0, False, list[int]()
+
+    def on_validation_batch_start(self, *_: Any) -> None:
+        self.inference = torch.is_inference_mode_enabled()
+
+    def on_train_batch_start(self, trainer: Any, model: Any, batch: Any, batch_idx: int) -> None:
+        self.first += [int(batch[0].sum() * 1000)] * (batch_idx == 0)
+
+    def on_before_zero_grad(self, trainer: Any, model: Any, optimizer: Any) -> None:
+        gradients = [weight.grad for weight in model.parameters() if weight.grad is not None]
+        if gradients:
+            self.largest = max(self.largest, float(torch.cat([one.flatten().float() for one in gradients]).norm()))
+
+    def on_train_batch_end(self, trainer: Any, model: Any, *_: Any) -> None:
+        self.seen = {
+            "anomaly": torch.is_anomaly_enabled(),
+            "deterministic": torch.are_deterministic_algorithms_enabled(),
+            "warns": torch.is_deterministic_algorithms_warn_only_enabled(),
+            "benchmark": torch.backends.cudnn.benchmark,
+            "strategy": type(trainer.strategy).__name__,
+            "precision": type(trainer.precision_plugin).__name__,
+            "environment": type(getattr(trainer.strategy, "cluster_environment", None)).__name__,
+            "loggers": [type(logger).__name__ for logger in trainer.loggers],
+            "logger": type(model.logger).__name__,
+        }
+
+    def on_train_end(self, trainer: Any, model: Any) -> None:
+        own = {"largest": self.largest, "inference": self.inference, "first": self.first}
+        if trainer.is_global_zero:
+            print(f"settings {self.seen | own}")
