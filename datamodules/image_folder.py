@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,7 +16,7 @@ from datamodules.loading.loader import count_decoding_workers
 from datamodules.loading.memory import Pictures
 from datamodules.loading.module import SplitDataModule
 from datamodules.photos.dataset import PhotoFiles, read_pixels
-from datamodules.photos.find import SPLITS, TEST, TRAIN, VAL, find_class_names
+from datamodules.photos.find import SPLITS, TEST, TRAIN, VAL, find_photos
 from datamodules.photos.folder import Photos, examine
 from datamodules.photos.paths import Paths
 from datamodules.photos.split import read_split_file
@@ -90,14 +91,12 @@ class ImageFolderDataModule(SplitDataModule):
         self.root = Path(root).expanduser()
         self.adapt_to(None)
 
-    @property
+    @cached_property
     def class_names(self) -> tuple[str, ...]:
         """The sorted names of the classes with training pictures. Reading them opens no picture."""
-        if self.photos:
-            return self.photos.class_names
         split_file = self.hparams["split_file"]
         if split_file is None:
-            return find_class_names(self.root, self.hparams["layout"])
+            return find_photos(self.root, self.hparams["layout"]).class_names
         return tuple(sorted({label for label, split, _ in read_split_file(split_file).values() if split == "train"}))
 
     @property

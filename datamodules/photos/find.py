@@ -113,14 +113,6 @@ class Listing:
         return changed.take(np.flatnonzero(labels >= 0))
 
 
-def find_class_names(root: str | Path, layout: str | None = None) -> tuple[str, ...]:
-    """Return the `class_names` of :func:`find_photos`, but read each training folder only up to its first picture."""
-    root = Path(root).expanduser()
-    folders, _, excluded, _ = _find_class_folders(root, layout, strict=True)
-    trainable = {f for f in folders if f.split == TRAIN and _contains_pictures(root, f.path, excluded)}
-    return tuple(sorted(_trainable_classes(root, folders, trainable)))
-
-
 def find_photos(root: str | Path, layout: str | None = None, *, strict: bool = True) -> Listing:
     """Find the pictures in a folder with the layout `train/<class>/`, `val/<class>/` or `<class>/`.
 
@@ -136,8 +128,7 @@ def find_photos(root: str | Path, layout: str | None = None, *, strict: bool = T
     """
     root = Path(root).expanduser()
     folders, split_folders, excluded, notes = _find_class_folders(root, layout, strict)
-    left_out, outputs = [], list[str]()
-    path_bytes, offsets, numbers = bytearray(), array("q", [0]), array("q")
+    left_out, outputs, paths, numbers = [], list[str](), list[str](), array("q")
     class_names = sorted({folder.name for folder in folders})
     label_of = {name: label for label, name in enumerate(class_names)}
     folders_with_pictures = set[ClassFolder]()
@@ -155,8 +146,7 @@ def find_photos(root: str | Path, layout: str | None = None, *, strict: bool = T
                 continue
             if (end := path.find("/", len(folder.path) + 1)) > 0:
                 merged_folders[path[:end]] = None
-            path_bytes += path.encode("utf-8", "surrogateescape")
-            offsets.append(len(path_bytes))
+            paths.append(path)
             numbers.extend((label_of[folder.name], folder.split, status.st_size, status.st_mtime_ns))
     for prefix in ("", *(f"{top}/" for top in split_folders)):
         files, _, _, made_here = _list_folder(root / prefix)
@@ -172,13 +162,14 @@ def find_photos(root: str | Path, layout: str | None = None, *, strict: bool = T
     if outputs:
         notes.append(f"not read, because this project made them: {first_names(sorted(outputs), 3)}")
     labels, splits, sizes, mtimes = np.frombuffer(numbers, np.int64).reshape(-1, 4).T
-    paths = Paths(np.frombuffer(path_bytes, np.uint8), np.frombuffer(offsets, np.int64))
-    sha256 = np.zeros(len(paths), "S64")
-    columns = paths, labels.astype(np.int32), splits.astype(np.int8), sizes, mtimes, sha256
-    listing = Listing(root, tuple(class_names), *columns, left_out, notes)
-    if not strict:
-        return listing.keep_classes({folder.name for folder in folders_with_pictures})
-    return listing.keep_classes(_trainable_classes(root, folders, folders_with_pictures))
+    columns = labels.astype(np.int32), splits.astype(np.int8), sizes, mtimes, np.zeros(len(paths), "S64")
+    listing = Listing(root, tuple(class_names), Paths.from_iterable(paths), *columns, left_out, notes)
+    kept = {folder.name for folder in folders_with_pictures if folder.split == TRAIN or not strict}
+    if strict and not kept:
+        example = next((folder.path for folder in folders if folder.split == TRAIN), "train/<class>")
+        example_text = printable(f"{root}/{example}/")
+        raise DataError(f"no pictures to train on in {printable(str(root))}: put some in {example_text}")
+    return listing.keep_classes(kept)
 
 
 def find_files_below(folder: str | Path, suffixes: Container[str]) -> list[str]:
@@ -186,18 +177,8 @@ def find_files_below(folder: str | Path, suffixes: Container[str]) -> list[str]:
 
     Hidden files are ignored. Subfolders that cannot be read are also in the list, so that the caller can report them.
     """
-    files = _walk_files(Path(folder), ".", set())
+    files = _walk_files(Path(folder), ".")
     return sorted(str(Path(folder, path)) for path, suffix in files if suffix == _UNREADABLE or suffix in suffixes)
-
-
-def _trainable_classes(root: Path, folders: list[ClassFolder], folders_with_pictures: set[ClassFolder]) -> set[str]:
-    """Return the names of the classes with pictures in a training folder. Raise DataError if no class has any."""
-    names = {folder.name for folder in folders_with_pictures if folder.split == TRAIN}
-    if not names:
-        example = next((folder.path for folder in folders if folder.split == TRAIN), "train/<class>")
-        example_text = printable(f"{root}/{example}/")
-        raise DataError(f"no pictures to train on in {printable(str(root))}: put some in {example_text}")
-    return names
 
 
 def _find_class_folders(
@@ -375,11 +356,11 @@ def suffix_of_content(first_bytes: bytes) -> str:
     return str(match.lastgroup) if match else ""
 
 
-def _contains_pictures(root: Path, folder: str, excluded: Iterable[tuple[int, int]] = ()) -> bool:
-    return any(suffix in _MAKES_A_CLASS for _, suffix in _walk_files(root, folder, excluded))
+def _contains_pictures(root: Path, folder: str) -> bool:
+    return any(suffix in _MAKES_A_CLASS for _, suffix in _walk_files(root, folder))
 
 
-def _walk_files(root: Path, folder: str, excluded: Iterable[tuple[int, int]]) -> Iterator[tuple[str, str]]:
+def _walk_files(root: Path, folder: str, excluded: Iterable[tuple[int, int]] = ()) -> Iterator[tuple[str, str]]:
     """Yield (path, suffix) of each file below `folder`. Also yield (path, _UNREADABLE) and (path, _OUTPUT) of folders.
 
     All paths are relative to `root`. Folders whose (device, inode) is in `excluded` are skipped, except `folder`.
