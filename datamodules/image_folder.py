@@ -6,6 +6,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch.utils.data import Dataset
 from torchvision.transforms import v2
@@ -15,13 +16,11 @@ from datamodules.loading.augmentation import CROP_FLIP, FLIP_SHIFT_CUTOUT, read_
 from datamodules.loading.loader import count_decoding_workers
 from datamodules.loading.memory import Pictures
 from datamodules.loading.module import SplitDataModule
-from datamodules.photos.dataset import PhotoFiles, read_pixels
+from datamodules.photos.dataset import PhotoFiles, eval_transform, read_pixels
 from datamodules.photos.find import SPLITS, TEST, TRAIN, VAL, find_photos
 from datamodules.photos.folder import Photos, examine
-from datamodules.photos.paths import Paths
 from datamodules.photos.split import read_split_file
 from datamodules.photos.store import PictureStore, store_path
-from datamodules.photos.transforms import eval_transform
 from datamodules.preprocessing import Preprocessing
 
 MAX_IMAGE_SIZE_IN_MEMORY = 64  # pixels; all pictures are kept in memory if image_size is at most this
@@ -160,7 +159,7 @@ class ImageFolderDataModule(SplitDataModule):
         if split not in self.sets:
             photos = self.examine()
             rows = photos.select(SPLITS.index(split))
-            paths, labels = photos.paths.take(rows), torch.from_numpy(photos.labels[rows]).long()
+            paths, labels = photos.paths[rows], torch.from_numpy(photos.labels[rows]).long()
             augment, seed, spec = self.augment if split == "train" else (), self.hparams["seed"], self.preprocessing
             in_memory = spec.image_size <= MAX_IMAGE_SIZE_IN_MEMORY
             store = self._open_store(paths, in_memory) if len(paths) and (in_memory or self.hparams["cache"]) else None
@@ -170,7 +169,7 @@ class ImageFolderDataModule(SplitDataModule):
                 self.sets[split] = PhotoFiles(self.root, paths, labels, spec, augment, seed, store)
         return self.sets[split]
 
-    def _open_store(self, paths: Paths, cropped: bool) -> PictureStore:
+    def _open_store(self, paths: np.ndarray, cropped: bool) -> PictureStore:
         """Open the file of these decoded pictures: resized, and center-cropped if ``cropped``. Write a missing file."""
         spec = self.preprocessing
         path = store_path(self.root, paths, {**spec.to_dict(), "whole": cropped})

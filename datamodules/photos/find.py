@@ -1,4 +1,4 @@
-"""Find the pictures in a folder by their file names. Needs about 50 bytes of memory per picture."""
+"""Find the pictures in a folder by their file names."""
 
 from __future__ import annotations
 
@@ -17,7 +17,6 @@ import numpy as np
 
 from datamodules.errors import DataError, special_file_kind
 from datamodules.files import OUTPUT_MARKER
-from datamodules.photos.paths import Paths
 from datamodules.text import first_names, plural, printable
 
 TRAIN, VAL, TEST = 0, 1, 2
@@ -76,7 +75,7 @@ class Listing:
 
     root: Path
     class_names: tuple[str, ...]
-    paths: Paths  # relative to root
+    paths: np.ndarray  # str, relative to root; bytes that are not UTF-8 are surrogates
     labels: np.ndarray  # int32, indices of class_names
     splits: np.ndarray  # int8: TRAIN, VAL or TEST; all TRAIN if there are no split folders
     sizes: np.ndarray  # int64, bytes
@@ -94,8 +93,8 @@ class Listing:
         """Return a listing of only the pictures at `indices` (int array, ascending, each index once)."""
         if len(indices) == len(self.paths):
             return self
-        columns = {name: getattr(self, name)[indices] for name in ("labels", "splits", "sizes", "mtimes", "sha256")}
-        return replace(self, paths=self.paths.take(indices), **columns)
+        columns = ("paths", "labels", "splits", "sizes", "mtimes", "sha256")
+        return replace(self, **{name: getattr(self, name)[indices] for name in columns})
 
     def keep_classes(self, names: set[str]) -> Listing:
         """Return a listing of only the classes in `names`, with new labels. Add the other pictures to `left_out`."""
@@ -163,7 +162,7 @@ def find_photos(root: str | Path, layout: str | None = None, *, strict: bool = T
         notes.append(f"not read, because this project made them: {first_names(sorted(outputs), 3)}")
     labels, splits, sizes, mtimes = np.frombuffer(numbers, np.int64).reshape(-1, 4).T
     columns = labels.astype(np.int32), splits.astype(np.int8), sizes, mtimes, np.zeros(len(paths), "S64")
-    listing = Listing(root, tuple(class_names), Paths.from_iterable(paths), *columns, left_out, notes)
+    listing = Listing(root, tuple(class_names), np.array(paths, object), *columns, left_out, notes)
     kept = {folder.name for folder in folders_with_pictures if folder.split == TRAIN or not strict}
     if strict and not kept:
         example = next((folder.path for folder in folders if folder.split == TRAIN), "train/<class>")

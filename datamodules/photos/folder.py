@@ -13,7 +13,7 @@ from datamodules.files import write_csv
 from datamodules.photos.decode import BLANK, CENTER_BLANK, HAS_PAGES, MISNAMED, ROTATED
 from datamodules.photos.find import SPLITS, TEST, TRAIN, VAL, LeftOut, Listing, find_photos
 from datamodules.photos.near import group_near_duplicates
-from datamodules.photos.scan import first_with_same_content, scan_photos
+from datamodules.photos.scan import first_with_same_content, hash_paths, scan_photos
 from datamodules.photos.split import (
     MAX_NAMES_IN_MESSAGE,
     SPLIT_FILE_COLUMNS,
@@ -123,7 +123,7 @@ def examine(
         notes.append(f"left out, because they cannot be read: {first_names(lost_texts, MAX_NAMES_IN_MESSAGE)}")
     if split_file is None and not (splits == VAL).any():
         train = np.flatnonzero(splits == TRAIN)
-        order = listing.paths.hashes(str(seed))
+        order = hash_paths(listing.paths, str(seed))
         is_val = choose_validation_pictures(listing.labels[train], first_copies[train], order[train], val_size)
         splits[train[is_val]] = VAL
         notes.append(f"no usable folder val/: {val_size:.0%} of each class became val (seed {seed})")
@@ -174,7 +174,7 @@ def _make_notes(photos: Photos, inspections: np.ndarray, first_copies: np.ndarra
         (looks_alike, "in val or test look like a picture in another split: the score may be too good; see check.py"),
     ):
         if len(rows := np.flatnonzero(found)):
-            notes.append(f"{plural(len(rows), 'picture')} {text} ({first_names(list(photos.paths.take(rows)), 3)})")
+            notes.append(f"{plural(len(rows), 'picture')} {text} ({first_names(list(photos.paths[rows]), 3)})")
     sides = np.sort(np.stack([inspections["width"], inspections["height"]]), axis=0)
     ratio = float(np.median(sides[1] / sides[0]))  # of the usual picture
     if resize == "crop" and (cut_off := 1 - 1 / ratio) > MAX_CUT_OFF:

@@ -51,7 +51,8 @@ def scan_photos(
     """
     n = len(listing.paths)
     cache_rows = np.zeros(n, _CACHE_DTYPE)
-    cache_rows["key"], cache_rows["size"], cache_rows["mtime"] = listing.paths.hashes(), listing.sizes, listing.mtimes
+    cache_rows["key"] = hash_paths(listing.paths)
+    cache_rows["size"], cache_rows["mtime"] = listing.sizes, listing.mtimes
     cache_file = _cache_file(listing.root)
     done = _read_cache(cache_file, cache_rows) if cache_file else np.zeros(n, bool)
     inspections = cache_rows["verdict"]
@@ -75,6 +76,12 @@ def scan_photos(
                 np.save(file, cache_rows[done][np.argsort(cache_rows["key"][done])])
     scanned = replace(listing.take(np.flatnonzero(done)), sha256=inspections["sha256"][done])
     return Scan(scanned, inspections[done], first_with_same_content(scanned.sha256), bad)
+
+
+def hash_paths(paths: np.ndarray, salt: str = "") -> np.ndarray:
+    """Return a hash of each path, uint64 array (n,). Another `salt` (at most 64 bytes) gives other hashes."""
+    encoded, key = (path.encode("utf-8", "surrogateescape") for path in paths), salt.encode()
+    return np.frombuffer(b"".join(hashlib.blake2b(path, digest_size=8, key=key).digest() for path in encoded), "<u8")
 
 
 def first_with_same_content(hashes: np.ndarray) -> np.ndarray:
