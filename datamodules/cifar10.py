@@ -88,9 +88,8 @@ class CIFAR10DataModule(SplitDataModule):
             val = choose_stratified(labels, self.hparams["val_size"], seed)
             is_train = torch.ones(TRAIN_SIZE, dtype=torch.bool)
             is_train[val] = False
-            train = is_train.nonzero().flatten()
-            self.sets["train"] = Pictures(images, labels, self.preprocessing, self.augment, seed, train)
-            self.sets["val"] = Pictures(images, labels, self.preprocessing, indices=val)
+            self.sets["train"] = Pictures(images[is_train], labels[is_train], self.preprocessing, self.augment, seed)
+            self.sets["val"] = Pictures(images[val], labels[val], self.preprocessing)
         if stage in ("test", "predict") and "test" not in self.sets:
             self.sets["test"] = Pictures(*self._read(train=False), self.preprocessing)
 

@@ -129,8 +129,6 @@ class LitBase(LightningModule):
         else:
             super().__setattr__(name, value)
 
-    # --- the loss -------------------------------------------------------------------------------------------------
-
     def loss(self, output: Tensor, target: Tensor) -> Tensor:
         """Return the training loss, a scalar: cross-entropy for a classifier, squared error for a regression.
 
@@ -149,8 +147,6 @@ class LitBase(LightningModule):
             return F.cross_entropy(output, target, reduction="none", ignore_index=PADDING)
         errors = F.mse_loss(output, target, reduction="none").masked_fill(target.isnan(), 0).flatten(1)  # (B, K)
         return errors.sum(1) if self.reduction == "sum" else errors.mean(1)
-
-    # --- the steps ------------------------------------------------------------------------------------------------
 
     def setup(self, stage: str) -> None:
         data = getattr(self.trainer, "datamodule", None)
@@ -179,12 +175,6 @@ class LitBase(LightningModule):
 
     # Lightning reads the signature of training_step in each step. Without a stored signature this takes 30 us.
     training_step.__signature__ = inspect.signature(training_step)  # type: ignore[attr-defined]
-
-    def configure_gradient_clipping(
-        self, optimizer: Optimizer, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
-    ) -> None:
-        if gradient_clip_val is not None:  # clip_gradients takes 20 us even if nothing is clipped
-            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
     def on_train_epoch_end(self) -> None:
         (loss_sum, batches), self.epoch_losses = self.epoch_losses, (0.0, 0)
@@ -229,8 +219,6 @@ class LitBase(LightningModule):
         output = self(x.unsqueeze(0) if x.ndim == self.sample_ndim else x)
         return output.softmax(-1) if self.task == "classification" else output
 
-    # --- the optimizer --------------------------------------------------------------------------------------------
-
     def build_optimizers(
         self,
         optimizer: Callable[..., Optimizer],
@@ -250,16 +238,12 @@ class LitBase(LightningModule):
         schedule = self.chosen_schedule or schedule
         return {"optimizer": built} if schedule is None else {"optimizer": built, "lr_scheduler": schedule(built)}
 
-    # --- methods that pretrained networks override ----------------------------------------------------------------
-
     def load_pretrained(self) -> None:
         """Load the pretrained weights into the model. The default does nothing."""
 
     def features(self, x: Tensor) -> Tensor | None:
         """Return the inputs of the last layer, (B, F), for a batch of pictures. The default returns None."""
         return None
-
-    # --- data and checkpoint --------------------------------------------------------------------------------------
 
     def shape_error(self, shape: tuple[int, ...]) -> str | None:
         """Return None if the model can use samples of this shape (without batch dimension), otherwise the reason.

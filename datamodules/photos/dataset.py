@@ -27,14 +27,10 @@ MAX_PIXELS_FOR_TORCHVISION = 50_000_000  # larger pictures are decoded by read_p
 
 
 class PhotoFiles(Dataset):
-    """A dataset of N labeled pictures. It decodes the files of each batch, or reads a :class:`PictureStore`.
+    """A dataset of N pictures with ``labels`` (N,) int64. Their ``paths`` (N,) are relative to ``root``.
 
-    Args:
-        paths: (N,) str, the picture files, relative to ``root``.
-        labels: (N,) int64.
-        augment: names of augmentations; see datamodules/loading/augmentation.py.
-        seed: this seed, the seed of the run, the epoch and the index of the picture set the augmentation.
-        store: the same N pictures, decoded. If given, it is read instead of the files.
+    If ``store`` is given, it has the same pictures, decoded, and is read instead of the files. The augmentation depends
+    on ``seed``, the seed of the run, the epoch and the index of the picture.
 
     ``__getitems__(keys)`` returns images (B, C, S, S) float32 and labels (B,) int64. A key is ``epoch * N + index``, or
     :data:`~datamodules.loading.order.PADDING`, which gets the label -1. C is the length of ``preprocessing.mean``.

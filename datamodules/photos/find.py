@@ -90,9 +90,7 @@ class Listing:
         return np.bincount(self.splits.astype(np.int64) * classes + self.labels, minlength=3 * classes).reshape(3, -1)
 
     def take(self, indices: np.ndarray) -> Listing:
-        """Return a listing of only the pictures at `indices` (int array, ascending, each index once)."""
-        if len(indices) == len(self.paths):
-            return self
+        """Return a listing of only the pictures at `indices` (ints, or bools for all pictures)."""
         columns = ("paths", "labels", "splits", "sizes", "mtimes", "sha256")
         return replace(self, **{name: getattr(self, name)[indices] for name in columns})
 
@@ -109,16 +107,15 @@ class Listing:
             notes.append(f"{printable(reason)}: it cannot be learned, {count_text} left out")
             left_out += [LeftOut(self.paths[row], "class not in train", reason) for row in rows]
         changed = replace(self, class_names=kept_names, labels=labels, left_out=left_out, notes=notes)
-        return changed.take(np.flatnonzero(labels >= 0))
+        return changed.take(labels >= 0)
 
 
 def find_photos(root: str | Path, layout: str | None = None, *, strict: bool = True) -> Listing:
     """Find the pictures in a folder with the layout `train/<class>/`, `val/<class>/` or `<class>/`.
 
-    Class folders are read in the order of their names. In each, the files are read first, then the subfolders, both
-    sorted by name, and linked folders last. Hidden files are ignored. In a class folder, links to a folder that was
-    already read there, to a class folder, to a split folder, to `root` or to a folder above `root` are not followed.
-    Folders that a command of this project has made are not read.
+    In each class folder, the files come first, then the subfolders, then linked folders, all sorted by name. Links to
+    a class folder, a split folder, `root`, a folder above it or a folder that was already read are not followed.
+    Hidden files and folders that a command of this project has made are ignored.
 
     Args:
         layout: `classes`: the subfolders are classes. `split`: they are train, val and test. None: their names decide.
@@ -126,7 +123,9 @@ def find_photos(root: str | Path, layout: str | None = None, *, strict: bool = T
             the subfolders are classes if they may be, and classes without training pictures are kept.
     """
     root = Path(root).expanduser()
-    folders, split_folders, excluded, notes = _find_class_folders(root, layout, strict)
+    folders, split_folders, notes = _find_class_folders(root, layout, strict)
+    own_paths = [root, *(root / top for top in split_folders), *(root / folder.path for folder in folders)]
+    excluded = {_device_and_inode(path) for path in (*root.absolute().parents, *own_paths)}
     left_out, outputs, paths, numbers = [], list[str](), list[str](), array("q")
     class_names = sorted({folder.name for folder in folders})
     label_of = {name: label for label, name in enumerate(class_names)}
@@ -180,14 +179,8 @@ def find_files_below(folder: str | Path, suffixes: Container[str]) -> list[str]:
     return sorted(str(Path(folder, path)) for path, suffix in files if suffix == _UNREADABLE or suffix in suffixes)
 
 
-def _find_class_folders(
-    root: Path, layout: str | None, strict: bool
-) -> tuple[list[ClassFolder], list[str], set[tuple[int, int]], list[str]]:
-    """Find the class folders in `root`. For the arguments see :func:`find_photos`.
-
-    Return the class folders, the names of the split folders, the (device, inode) of each folder that links must not
-    enter, and notes.
-    """
+def _find_class_folders(root: Path, layout: str | None, strict: bool) -> tuple[list[ClassFolder], list[str], list[str]]:
+    """Return the class folders, the names of the split folders, and notes. See :func:`find_photos`."""
     root_text = printable(str(root))
     try:
         if not root.is_dir():
@@ -228,10 +221,7 @@ def _find_class_folders(
     if not folders:
         example = f"{root_text}/{'train/' if split_of else ''}<class>/<picture>.jpg"
         raise DataError(f"{root_text} has no class folders: make one for each class, {example}")
-    folders = _match_class_names(folders, notes)
-    own_paths = [root, *(root / top for top in split_of), *(root / folder.path for folder in folders)]
-    excluded = {_device_and_inode(path) for path in (*root.absolute().parents, *own_paths)}
-    return folders, list(split_of), excluded, notes
+    return _match_class_names(folders, notes), list(split_of), notes
 
 
 def _find_split_folders(names: list[str]) -> dict[str, int]:

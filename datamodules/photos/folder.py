@@ -13,7 +13,7 @@ from datamodules.files import write_csv
 from datamodules.photos.decode import BLANK, CENTER_BLANK, HAS_PAGES, MISNAMED, ROTATED
 from datamodules.photos.find import SPLITS, TEST, TRAIN, VAL, LeftOut, Listing, find_photos
 from datamodules.photos.near import group_near_duplicates
-from datamodules.photos.scan import first_with_same_content, hash_paths, scan_photos
+from datamodules.photos.scan import Scan, first_with_same_content, hash_paths, scan_photos
 from datamodules.photos.split import (
     MAX_NAMES_IN_MESSAGE,
     SPLIT_FILE_COLUMNS,
@@ -112,10 +112,8 @@ def examine(
             f"--data.max_bad_fraction {min(1, np.ceil(share * 100) / 100):g}{all_names}"
         )
     in_two_classes = is_in_mixed_group(scan.listing.labels, scan.first_copies)
-    copies = _leave_out_copies(scan.listing, scan.first_copies, np.flatnonzero(in_two_classes))
-    left_out = [*listing.left_out, *bad, *copies]
-    rows = np.flatnonzero(~in_two_classes)
-    listing, inspections = scan.listing.take(rows), scan.inspections[rows]
+    left_out = [*listing.left_out, *bad, *_leave_out_copies(scan, np.flatnonzero(in_two_classes))]
+    listing, inspections = scan.listing.take(~in_two_classes), scan.inspections[~in_two_classes]
     _check_every_class_has_pictures(listing, left_out)
     first_copies = first_with_same_content(listing.sha256)
     notes, splits = [*listing.notes], listing.splits.copy()
@@ -132,12 +130,12 @@ def examine(
     return photos
 
 
-def _leave_out_copies(listing: Listing, first_copies: np.ndarray, rows: np.ndarray) -> Iterator[LeftOut]:
+def _leave_out_copies(scan: Scan, rows: np.ndarray) -> Iterator[LeftOut]:
     """Yield a LeftOut for the pictures at `rows`, which are in two classes. It names a copy in another class."""
-    groups, labels = first_copies[rows], listing.labels[rows]
-    for row, group, label in zip(rows, groups, labels, strict=True):
-        copy = rows[(groups == group) & (labels != label)][0]
-        yield LeftOut(listing.paths[row], "same picture under two classes", f"also {listing.paths[copy]}")
+    groups, labels, paths = scan.first_copies[rows], scan.listing.labels[rows], scan.listing.paths[rows]
+    for path, group, label in zip(paths, groups, labels, strict=True):
+        copy = paths[(groups == group) & (labels != label)][0]
+        yield LeftOut(path, "same picture under two classes", f"also {copy}")
 
 
 def _check_every_class_has_pictures(listing: Listing, left_out: list[LeftOut]) -> None:
@@ -173,8 +171,8 @@ def _make_notes(photos: Photos, inspections: np.ndarray, first_copies: np.ndarra
         (has_copy, "in val or test with a copy in another split: the score will be too good"),
         (looks_alike, "in val or test look like a picture in another split: the score may be too good; see check.py"),
     ):
-        if len(rows := np.flatnonzero(found)):
-            notes.append(f"{plural(len(rows), 'picture')} {text} ({first_names(list(photos.paths[rows]), 3)})")
+        if len(paths := photos.paths[found > 0]):
+            notes.append(f"{plural(len(paths), 'picture')} {text} ({first_names(list(paths), 3)})")
     sides = np.sort(np.stack([inspections["width"], inspections["height"]]), axis=0)
     ratio = float(np.median(sides[1] / sides[0]))  # of the usual picture
     if resize == "crop" and (cut_off := 1 - 1 / ratio) > MAX_CUT_OFF:

@@ -60,7 +60,7 @@ def ready(root: Path, **arguments: Any) -> Any:
 @pytest.mark.parametrize("train", [True, False])
 def test_pixels_and_labels_equal_those_of_torchvision(official: Path, train: bool) -> None:
     want = CIFAR10(str(official), train=train)
-    data = ready(official)
+    data = ready(official, val_size=0)
     split = data.sets["train" if train else "test"]
     assert torch.equal(split.images, torch.from_numpy(want.data).permute(0, 3, 1, 2))
     assert split.labels.tolist() == want.targets
@@ -72,9 +72,8 @@ def test_validation_split_is_disjoint_and_stratified(official: Path) -> None:
     data = ready(official)
     train, val = data.sets["train"], data.sets["val"]
     assert (len(train), len(val), len(data.sets["test"])) == (45_000, 5000, 10_000)
-    assert torch.cat([train.indices, val.indices]).sort().values.tolist() == list(range(50_000))
-    assert val.labels[val.indices].bincount().tolist() == [500] * 10
-    assert train.images.data_ptr() == val.images.data_ptr()  # one copy
+    assert len({picture.numpy().tobytes() for part in (train, val) for picture in part.images}) == 50_000
+    assert val.labels.bincount().tolist() == [500] * 10
     x, y = next(iter(data.train_dataloader()))
     assert (x.shape, x.dtype, y.dtype) == ((4, 3, 32, 32), torch.float32, torch.int64)
     assert x.min() >= -1
