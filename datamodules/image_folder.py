@@ -123,14 +123,14 @@ class ImageFolderDataModule(SplitDataModule):
         self.preprocessing = spec.at_size(self.hparams["image_size"])
         augment = self.hparams["augment"]
         augment = getattr(model, "wants_augmentation", True) if augment is None else augment
-        in_memory = self.preprocessing.image_size <= MAX_IMAGE_SIZE_IN_MEMORY
-        self.augment = read_names(augment, FLIP_SHIFT_CUTOUT if in_memory else CROP_FLIP)
+        self.in_memory = self.preprocessing.image_size <= MAX_IMAGE_SIZE_IN_MEMORY
+        self.augment = read_names(augment, FLIP_SHIFT_CUTOUT if self.in_memory else CROP_FLIP)
         if (self.preprocessing, self.augment) != before:
             self.sets = {}  # the existing datasets use the old settings
 
     def prepare_data(self) -> None:
         self.examine()  # this runs in one process per machine; the others use its cached results
-        if self.preprocessing.image_size <= MAX_IMAGE_SIZE_IN_MEMORY or self.hparams["cache"]:
+        if self.in_memory or self.hparams["cache"]:
             for split in ("train", "val"):
                 self.dataset(split)
 
@@ -161,20 +161,19 @@ class ImageFolderDataModule(SplitDataModule):
             rows = photos.select(SPLITS.index(split))
             paths, labels = photos.paths[rows], torch.from_numpy(photos.labels[rows]).long()
             augment, seed, spec = self.augment if split == "train" else (), self.hparams["seed"], self.preprocessing
-            in_memory = spec.image_size <= MAX_IMAGE_SIZE_IN_MEMORY
-            store = self._open_store(paths, in_memory) if len(paths) and (in_memory or self.hparams["cache"]) else None
-            if store and in_memory:
+            store = self._open_store(paths) if len(paths) and (self.in_memory or self.hparams["cache"]) else None
+            if store and self.in_memory:
                 self.sets[split] = Pictures(store.stacked(), labels, spec, augment, seed)
             else:
                 self.sets[split] = PhotoFiles(self.root, paths, labels, spec, augment, seed, store)
         return self.sets[split]
 
-    def _open_store(self, paths: np.ndarray, cropped: bool) -> PictureStore:
-        """Open the file of these decoded pictures: resized, and center-cropped if ``cropped``. Write a missing file."""
+    def _open_store(self, paths: np.ndarray) -> PictureStore:
+        """Open the file of these decoded pictures: resized, and center-cropped if ``in_memory``. Write a missing one."""
         spec = self.preprocessing
-        path = store_path(self.root, paths, {**spec.to_dict(), "whole": cropped})
+        path = store_path(self.root, paths, {**spec.to_dict(), "whole": self.in_memory})
         if not path.is_file():
-            transform = eval_transform(spec) if cropped else v2.Compose(eval_transform(spec).transforms[:2])
+            transform = eval_transform(spec) if self.in_memory else v2.Compose(eval_transform(spec).transforms[:2])
             PictureStore.write(path, len(paths), lambda index: transform(read_pixels(self.root / paths[index])))
         return PictureStore(path)
 

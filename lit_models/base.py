@@ -83,34 +83,26 @@ class LitBase(LightningModule):
 
     task: Literal["classification", "regression"] = "classification"
     reduction: Literal["mean", "sum"] = "mean"
-    samples_evaluated: int | None = None
-    """Number of samples in the last validation, on all devices together. Regression networks do not set it."""
+    samples_evaluated: int | None = None  # in the last validation of a classifier, on all devices together
     default_data = "ShapesDataModule"  # used if the command has no --data
     default_epochs = 5  # used if the command has no --max_epochs, --max_steps or --max_time
     default_batch_size = 4  # used by ImageFolderDataModule if it has no batch_size
-    sample_ndim = 3
-    """Number of dimensions of one sample: 3 for a picture (C, H, W), 1 for a row of features (F,)."""
-    skips_layers = False
-    """True if some training steps leave out layers. DDP then needs ``find_unused_parameters``."""
-    same_random_numbers_on_all_ranks = False
-    """True if all devices must draw the same random numbers in a training step."""
+    sample_ndim = 3  # number of dimensions of one sample: 3 for a picture (C, H, W), 1 for a row of features (F,)
+    skips_layers = False  # True if some training steps leave out layers; DDP then needs find_unused_parameters
+    same_random_numbers_on_all_ranks = False  # True if all devices must draw the same random numbers in a step
     preprocessing: dict[str, Any] | None = None
     """How a picture is converted to an input of the network: ``image_size`` and ``resize_size`` (pixels), ``mean`` and
     ``std`` (per channel, for pixels in [0, 1]), ``interpolation``, ``resize``. It is saved in checkpoints."""
-    class_names: tuple[str, ...] | None = None
-    """Class names in the order of the outputs, set from the checkpoint or the data."""
-    fixed_features = False
-    """True if ``features`` returns the same values in each epoch. Without augmentation they are computed only once."""
-    wants_augmentation = False
-    """True if training photos are augmented when ``--data.augment`` is not given."""
+    class_names: tuple[str, ...] | None = None  # in the order of the outputs, from the checkpoint or the data
+    fixed_features = False  # True if features() returns the same in each epoch, so that it is computed only once
+    wants_augmentation = False  # True if training photos are augmented when --data.augment is not given
     chosen_optimizer: Callable[..., Optimizer] | None = None
     """Function that builds the optimizer from parameters or parameter groups, if the command has ``--optimizer``."""
     chosen_schedule: Callable[[Optimizer], dict[str, Any]] | None = None
     """Function that builds Lightning's ``lr_scheduler`` dictionary, if the command has ``--lr_scheduler``."""
     epoch_losses: tuple[Tensor | float, int] = (0.0, 0)
     """Sum and number of the batch losses on this rank in the current epoch. A resumed run restores both."""
-    label_smoothing = 0.0
-    """Share of each training target that is spread evenly over all classes."""
+    label_smoothing = 0.0  # share of each training target that is spread evenly over all classes
 
     def make_metrics(self, num_classes: int | None = None) -> None:
         """Create the metrics of validation and test. ``num_classes`` is for classifiers only."""

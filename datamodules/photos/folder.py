@@ -114,7 +114,13 @@ def examine(
     in_two_classes = is_in_mixed_group(scan.listing.labels, scan.first_copies)
     left_out = [*listing.left_out, *bad, *_leave_out_copies(scan, np.flatnonzero(in_two_classes))]
     listing, inspections = scan.listing.take(~in_two_classes), scan.inspections[~in_two_classes]
-    _check_every_class_has_pictures(listing, left_out)
+    for label in np.flatnonzero(listing.counts()[TRAIN] == 0).tolist():
+        name = listing.class_names[label]
+        reasons = [f"{file.path} ({file.kind})" for file in left_out if f"/{name}/" in f"/{file.path}/"]
+        raise DataError(
+            f"class {printable(name)} has no usable training picture ({first_names(reasons, MAX_NAMES_IN_MESSAGE)}): "
+            "add pictures to its folder or delete the folder"
+        )
     first_copies = first_with_same_content(listing.sha256)
     notes, splits = [*listing.notes], listing.splits.copy()
     if lost_texts:
@@ -136,16 +142,6 @@ def _leave_out_copies(scan: Scan, rows: np.ndarray) -> Iterator[LeftOut]:
     for path, group, label in zip(paths, groups, labels, strict=True):
         copy = paths[(groups == group) & (labels != label)][0]
         yield LeftOut(path, "same picture under two classes", f"also {copy}")
-
-
-def _check_every_class_has_pictures(listing: Listing, left_out: list[LeftOut]) -> None:
-    for label in np.flatnonzero(listing.counts()[TRAIN] == 0).tolist():
-        name = listing.class_names[label]
-        reasons = [f"{file.path} ({file.kind})" for file in left_out if f"/{name}/" in f"/{file.path}/"]
-        raise DataError(
-            f"class {printable(name)} has no usable training picture ({first_names(reasons, MAX_NAMES_IN_MESSAGE)}): "
-            "add pictures to its folder or delete the folder"
-        )
 
 
 def describe_lost(before: Listing, after: Listing) -> list[str]:
