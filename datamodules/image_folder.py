@@ -17,7 +17,7 @@ from datamodules.loading.loader import count_decoding_workers
 from datamodules.loading.memory import Pictures
 from datamodules.loading.module import SplitDataModule
 from datamodules.photos.dataset import PhotoFiles, eval_transform, read_pixels
-from datamodules.photos.find import SPLITS, TEST, TRAIN, VAL, find_photos
+from datamodules.photos.find import SPLITS, TRAIN, VAL, find_photos
 from datamodules.photos.folder import Photos, examine
 from datamodules.photos.split import read_split_file
 from datamodules.photos.store import PictureStore, store_path
@@ -106,11 +106,6 @@ class ImageFolderDataModule(SplitDataModule):
     def sample_shape(self) -> tuple[int, int, int]:
         return (3, self.preprocessing.image_size, self.preprocessing.image_size)
 
-    @property
-    def has_test(self) -> bool:
-        """True if the folder has test pictures. Call ``setup`` first."""
-        return self.photos is not None and bool((self.photos.splits == TEST).any())
-
     def report(self) -> str:
         return self.examine().report()
 
@@ -169,7 +164,7 @@ class ImageFolderDataModule(SplitDataModule):
         return self.sets[split]
 
     def _open_store(self, paths: np.ndarray) -> PictureStore:
-        """Open the file of these decoded pictures: resized, and center-cropped if ``in_memory``. Write a missing one."""
+        """Open the file of these decoded pictures, resized, and cropped if ``in_memory``. Write a missing file."""
         spec = self.preprocessing
         path = store_path(self.root, paths, {**spec.to_dict(), "whole": self.in_memory})
         if not path.is_file():

@@ -57,9 +57,7 @@ class Pictures(Dataset):
         elif self.augment:
             seeds = [combine_seeds(self.seed, key) for key in keys]
             images = torch.stack([self.augmentation(image, seed) for image, seed in zip(images, seeds, strict=True)])
-        if PADDING in keys:
-            labels = labels.masked_fill(key_tensor == PADDING, PADDING)
-        return normalize(images, self.mean, self.std), labels
+        return normalize(images, self.mean, self.std), labels.masked_fill(key_tensor == PADDING, PADDING)
 
 
 def normalize(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:

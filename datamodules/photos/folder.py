@@ -77,12 +77,9 @@ def examine(
     The arguments are those of :class:`~datamodules.image_folder.ImageFolderDataModule`, and `progress` of
     :func:`scan_photos`. The same seed and the same pictures give the same split.
     """
-    if not 0 < val_size < 1:
-        raise DataError(f"val_size must be between 0 and 1, but is {val_size}: --data.val_size 0.2")
-    if not 0 <= max_bad_fraction <= 1:
-        raise DataError(
-            f"max_bad_fraction must be between 0 and 1, but is {max_bad_fraction}: --data.max_bad_fraction 0.05"
-        )
+    for name, value, usual in (("val_size", val_size, 0.2), ("max_bad_fraction", max_bad_fraction, 0.05)):
+        if not 0 <= value <= 1 or (name == "val_size" and value in (0, 1)):
+            raise DataError(f"{name} must be between 0 and 1, but is {value}: --data.{name} {usual}")
     listing = find_photos(root, layout, strict=split_file is None)  # the classes in the file show the layout
     if split_file is not None:
         listing = apply_split_file(listing, split_file)

@@ -103,8 +103,7 @@ def _inspect_files(
     max_workers = available_cores() if num_workers is None else num_workers
     num_workers = min(max_workers, int(listing.sizes[todo].sum()) // _MIN_BYTES_PER_PROCESS)
     if num_workers < 2:
-        for rows in chunks:
-            yield rows, [inspect_picture(Path(name)) for name in make_request(rows)]
+        yield from ((rows, [inspect_picture(Path(name)) for name in make_request(rows)]) for rows in chunks)
         return
     # Do not use multiprocessing: "spawn" imports the main script again, with torch, and needs a __main__ guard.
     command = [sys.executable, "-W", "ignore", "-m", "datamodules.photos.scan"]

@@ -20,10 +20,7 @@ SplitLine = tuple[str, str, str]  # label, split and sha256 ("" in older version
 
 
 def is_in_mixed_group(values: np.ndarray, groups: np.ndarray) -> np.ndarray:
-    """Return a bool array (n,): True for the pictures of groups whose `values` (n,), such as labels, differ.
-
-    `groups` (n,): for each picture, the index of the first one in its group.
-    """
+    """Return a bool array (n,): True for pictures whose group (the index of its first one) has different `values`."""
     mixed = np.zeros(len(values), bool)
     mixed[groups[values != values[groups]]] = True
     return mixed[groups]

@@ -48,10 +48,7 @@ class PictureStore:
 
     @staticmethod
     def write(path: Path, count: int, read: Callable[[int], Tensor]) -> None:
-        """Write atomically: the pixels of all pictures (uint8), then all heights and widths, then `count` (int64).
-
-        `read` returns picture `index`, (3, H, W) uint8, for 0 <= index < count. Threads call it.
-        """
+        """Write the pixels of all pictures, then all heights and widths, then `count` (int64). Threads call `read`."""
         sizes = np.empty((count, 2), np.int64)
         try:
             with atomic_write(path) as file, ThreadPoolExecutor(available_cores()) as threads:

@@ -238,7 +238,7 @@ def _choose_data(
     else:
         data = checkpoints.load_data({**checkpoint, "datamodule_hyper_parameters": arguments})
         data.setup("test")
-        split = TEST if data.has_test else VAL
+        split = TEST if len(data.photos.select(TEST)) else VAL
         listing = data.photos.take(data.photos.select(split))
     return _label_photos(model, listing), SPLITS[split]
 
