@@ -1,23 +1,20 @@
-"""Load CIFAR10 with torchvision and store its pixels in files that all processes of a machine share."""
+"""Load CIFAR10 with torchvision."""
 
 import contextlib
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 from torchvision.datasets import CIFAR10
 
 from datamodules.errors import DataError
-from datamodules.files import atomic_write
 from datamodules.loading.augmentation import FLIP_SHIFT_CUTOUT, read_names
 from datamodules.loading.memory import Pictures
 from datamodules.loading.module import SplitDataModule
 from datamodules.loading.seeds import combine_seeds
 from datamodules.preprocessing import Preprocessing
 
-BYTES_PER_PICTURE = 3 * 32 * 32
-TRAIN_SIZE, TEST_SIZE = 50_000, 10_000
+TRAIN_SIZE = 50_000
 
 
 class CIFAR10DataModule(SplitDataModule):
@@ -61,34 +58,45 @@ class CIFAR10DataModule(SplitDataModule):
         self.augment = read_names(augment, FLIP_SHIFT_CUTOUT)
         self.save_hyperparameters()
         self.root = Path(root).expanduser()
-        self.files = {"train": self.root / "cifar10-train.uint8", "test": self.root / "cifar10-test.uint8"}
         self.sets = {}
 
     def prepare_data(self) -> None:
-        if all(file.is_file() for file in self.files.values()):
-            return
+        """Download the data set if it is missing, and check its md5."""
+        root = self.root
         try:
-            self.root.mkdir(parents=True, exist_ok=True)
-            for split, file in self.files.items():
-                _write_bytes(_download(self.root, train=split == "train"), file)
+            root.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise DataError(
-                f"{self.root} cannot be written ({error.strerror}): free disk space, or give another folder with "
-                "--data.root"
+                f"{root} cannot be written ({error.strerror}): free disk space, or give another folder with --data.root"
+            ) from error
+        if not any((root / name).exists() for name in (CIFAR10.base_folder, CIFAR10.filename)):
+            print(f"downloading CIFAR10 (162 MB) from {CIFAR10.url}; this server is slow, it can take an hour")
+        try:
+            CIFAR10(str(root), download=True)
+        except (OSError, RuntimeError) as error:  # torchvision raises RuntimeError for a wrong md5
+            with contextlib.suppress(OSError):
+                root.rmdir()  # fails if the folder is not empty
+            raise DataError(
+                f"CIFAR10 is not in {root} and {CIFAR10.url} cannot be read ({error}): put {CIFAR10.filename} (md5 "
+                f"{CIFAR10.tgz_md5}) into {root}, give its folder with --data.root, or use --data ShapesDataModule"
             ) from error
 
     def setup(self, stage: str) -> None:
         seed = self.hparams["seed"]
         if stage in ("fit", "validate") and "train" not in self.sets:
-            images, labels = _read_bytes(self.files["train"], TRAIN_SIZE)
+            images, labels = self._read(train=True)
             val = choose_stratified(labels, self.hparams["val_size"], seed)
             is_train = torch.ones(TRAIN_SIZE, dtype=torch.bool)
             is_train[val] = False
-            train = is_train.nonzero().flatten()
-            self.sets["train"] = Pictures(images, labels, self.preprocessing, self.augment, seed, train)
-            self.sets["val"] = Pictures(images, labels, self.preprocessing, indices=val)
+            self.sets["train"] = Pictures(images[is_train], labels[is_train], self.preprocessing, self.augment, seed)
+            self.sets["val"] = Pictures(images[val], labels[val], self.preprocessing)
         if stage in ("test", "predict") and "test" not in self.sets:
-            self.sets["test"] = Pictures(*_read_bytes(self.files["test"], TEST_SIZE), self.preprocessing)
+            self.sets["test"] = Pictures(*self._read(train=False), self.preprocessing)
+
+    def _read(self, train: bool) -> tuple[Tensor, Tensor]:
+        """Return pictures (N, 3, 32, 32) uint8 and labels (N,) int64."""
+        official = CIFAR10(str(self.root), train)
+        return torch.from_numpy(official.data).permute(0, 3, 1, 2).contiguous(), torch.tensor(official.targets)
 
 
 def choose_stratified(labels: Tensor, count: int, seed: int) -> Tensor:
@@ -98,35 +106,3 @@ def choose_stratified(labels: Tensor, count: int, seed: int) -> Tensor:
     # by_class is sorted by class, so evenly spaced positions choose the same fraction of each class
     positions = (torch.arange(count) * len(labels) + len(labels) // 2) // max(count, 1)
     return by_class[positions].sort().values
-
-
-def _download(root: Path, train: bool) -> CIFAR10:
-    """Open the data set with torchvision, which downloads missing files and checks the md5."""
-    if not any((root / name).exists() for name in (CIFAR10.base_folder, CIFAR10.filename)):
-        print(f"downloading CIFAR10 (162 MB) from {CIFAR10.url}; this server is slow, it can take an hour")
-    try:
-        return CIFAR10(str(root), train=train, download=True)
-    except (OSError, RuntimeError) as error:  # torchvision raises RuntimeError for a wrong md5
-        with contextlib.suppress(OSError):
-            root.rmdir()  # fails if the folder is not empty
-        raise DataError(
-            f"CIFAR10 is not in {root} and {CIFAR10.url} cannot be read ({error}): put {CIFAR10.filename} (md5 "
-            f"{CIFAR10.tgz_md5}) into {root}, give its folder with --data.root, or use --data ShapesDataModule"
-        ) from error
-
-
-def _write_bytes(official: CIFAR10, path: Path) -> None:
-    """Write all pictures as (N, 3, 32, 32) uint8, followed by all labels as (N,) uint8."""
-    with atomic_write(path) as file:
-        for start in range(0, len(official.data), 1000):  # in chunks, to save memory
-            file.write(np.ascontiguousarray(official.data[start : start + 1000].transpose(0, 3, 1, 2)).tobytes())
-        file.write(np.asarray(official.targets, dtype=np.uint8).tobytes())
-
-
-def _read_bytes(path: Path, count: int) -> tuple[Tensor, Tensor]:
-    """Map the file into memory that all processes share. Return pictures (count, 3, 32, 32) uint8 and labels int64."""
-    size = count * (BYTES_PER_PICTURE + 1)
-    if not path.is_file() or path.stat().st_size != size:
-        raise DataError(f"{path} is incomplete: delete it and run again")
-    data = torch.from_file(str(path), shared=False, size=size, dtype=torch.uint8)
-    return data[: count * BYTES_PER_PICTURE].view(count, 3, 32, 32), data[count * BYTES_PER_PICTURE :].long()

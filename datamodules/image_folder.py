@@ -2,9 +2,11 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch.utils.data import Dataset
 from torchvision.transforms import v2
@@ -14,13 +16,11 @@ from datamodules.loading.augmentation import CROP_FLIP, FLIP_SHIFT_CUTOUT, read_
 from datamodules.loading.loader import count_decoding_workers
 from datamodules.loading.memory import Pictures
 from datamodules.loading.module import SplitDataModule
-from datamodules.photos.dataset import PhotoFiles, read_pixels
-from datamodules.photos.find import SPLITS, TEST, TRAIN, VAL, find_class_names
+from datamodules.photos.dataset import PhotoFiles, eval_transform, read_pixels
+from datamodules.photos.find import SPLITS, TRAIN, VAL, find_photos
 from datamodules.photos.folder import Photos, examine
-from datamodules.photos.paths import Paths
 from datamodules.photos.split import read_split_file
 from datamodules.photos.store import PictureStore, store_path
-from datamodules.photos.transforms import eval_transform
 from datamodules.preprocessing import Preprocessing
 
 MAX_IMAGE_SIZE_IN_MEMORY = 64  # pixels; all pictures are kept in memory if image_size is at most this
@@ -90,14 +90,12 @@ class ImageFolderDataModule(SplitDataModule):
         self.root = Path(root).expanduser()
         self.adapt_to(None)
 
-    @property
+    @cached_property
     def class_names(self) -> tuple[str, ...]:
         """The sorted names of the classes with training pictures. Reading them opens no picture."""
-        if self.photos:
-            return self.photos.class_names
         split_file = self.hparams["split_file"]
         if split_file is None:
-            return find_class_names(self.root, self.hparams["layout"])
+            return find_photos(self.root, self.hparams["layout"]).class_names
         return tuple(sorted({label for label, split, _ in read_split_file(split_file).values() if split == "train"}))
 
     @property
@@ -107,11 +105,6 @@ class ImageFolderDataModule(SplitDataModule):
     @property
     def sample_shape(self) -> tuple[int, int, int]:
         return (3, self.preprocessing.image_size, self.preprocessing.image_size)
-
-    @property
-    def has_test(self) -> bool:
-        """True if the folder has test pictures. Call ``setup`` first."""
-        return self.photos is not None and bool((self.photos.splits == TEST).any())
 
     def report(self) -> str:
         return self.examine().report()
@@ -125,14 +118,14 @@ class ImageFolderDataModule(SplitDataModule):
         self.preprocessing = spec.at_size(self.hparams["image_size"])
         augment = self.hparams["augment"]
         augment = getattr(model, "wants_augmentation", True) if augment is None else augment
-        in_memory = self.preprocessing.image_size <= MAX_IMAGE_SIZE_IN_MEMORY
-        self.augment = read_names(augment, FLIP_SHIFT_CUTOUT if in_memory else CROP_FLIP)
+        self.in_memory = self.preprocessing.image_size <= MAX_IMAGE_SIZE_IN_MEMORY
+        self.augment = read_names(augment, FLIP_SHIFT_CUTOUT if self.in_memory else CROP_FLIP)
         if (self.preprocessing, self.augment) != before:
             self.sets = {}  # the existing datasets use the old settings
 
     def prepare_data(self) -> None:
         self.examine()  # this runs in one process per machine; the others use its cached results
-        if self.preprocessing.image_size <= MAX_IMAGE_SIZE_IN_MEMORY or self.hparams["cache"]:
+        if self.in_memory or self.hparams["cache"]:
             for split in ("train", "val"):
                 self.dataset(split)
 
@@ -161,22 +154,21 @@ class ImageFolderDataModule(SplitDataModule):
         if split not in self.sets:
             photos = self.examine()
             rows = photos.select(SPLITS.index(split))
-            paths, labels = photos.paths.take(rows), torch.from_numpy(photos.labels[rows]).long()
+            paths, labels = photos.paths[rows], torch.from_numpy(photos.labels[rows]).long()
             augment, seed, spec = self.augment if split == "train" else (), self.hparams["seed"], self.preprocessing
-            in_memory = spec.image_size <= MAX_IMAGE_SIZE_IN_MEMORY
-            store = self._open_store(paths, in_memory) if len(paths) and (in_memory or self.hparams["cache"]) else None
-            if store and in_memory:
+            store = self._open_store(paths) if len(paths) and (self.in_memory or self.hparams["cache"]) else None
+            if store and self.in_memory:
                 self.sets[split] = Pictures(store.stacked(), labels, spec, augment, seed)
             else:
                 self.sets[split] = PhotoFiles(self.root, paths, labels, spec, augment, seed, store)
         return self.sets[split]
 
-    def _open_store(self, paths: Paths, cropped: bool) -> PictureStore:
-        """Open the file of these decoded pictures: resized, and center-cropped if ``cropped``. Write a missing file."""
+    def _open_store(self, paths: np.ndarray) -> PictureStore:
+        """Open the file of these decoded pictures, resized, and cropped if ``in_memory``. Write a missing file."""
         spec = self.preprocessing
-        path = store_path(self.root, paths, {**spec.to_dict(), "whole": cropped})
+        path = store_path(self.root, paths, {**spec.to_dict(), "whole": self.in_memory})
         if not path.is_file():
-            transform = eval_transform(spec) if cropped else v2.Compose(eval_transform(spec).transforms[:2])
+            transform = eval_transform(spec) if self.in_memory else v2.Compose(eval_transform(spec).transforms[:2])
             PictureStore.write(path, len(paths), lambda index: transform(read_pixels(self.root / paths[index])))
         return PictureStore(path)
 

@@ -86,14 +86,11 @@ class ShapesDataModule(SplitDataModule):
         splits = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",), "predict": ("test",)}[stage]
         for split in splits:
             if split not in self.sets:
-                self.sets[split] = self._draw(split)
-
-    def _draw(self, split: str) -> Pictures:
-        size = self.hparams["train_size" if split == "train" else "val_size"]
-        seed = self.hparams["seed"]
-        split_seed = combine_seeds(seed, ("train", "val", "test").index(split))
-        images, labels = draw_pictures(size, split_seed, self.in_channels)
-        return Pictures(images, labels, self.preprocessing, self.augment if split == "train" else (), seed)
+                size, augment = ("train_size", self.augment) if split == "train" else ("val_size", ())
+                seed = self.hparams["seed"]
+                split_seed = combine_seeds(seed, ("train", "val", "test").index(split))
+                images, labels = draw_pictures(self.hparams[size], split_seed, self.in_channels)
+                self.sets[split] = Pictures(images, labels, self.preprocessing, augment, seed)
 
 
 def draw_pictures(count: int, seed: int, channels: int) -> tuple[Tensor, Tensor]:

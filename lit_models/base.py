@@ -83,34 +83,26 @@ class LitBase(LightningModule):
 
     task: Literal["classification", "regression"] = "classification"
     reduction: Literal["mean", "sum"] = "mean"
-    samples_evaluated: int | None = None
-    """Number of samples in the last validation, on all devices together. Regression networks do not set it."""
+    samples_evaluated: int | None = None  # in the last validation of a classifier, on all devices together
     default_data = "ShapesDataModule"  # used if the command has no --data
     default_epochs = 5  # used if the command has no --max_epochs, --max_steps or --max_time
     default_batch_size = 4  # used by ImageFolderDataModule if it has no batch_size
-    sample_ndim = 3
-    """Number of dimensions of one sample: 3 for a picture (C, H, W), 1 for a row of features (F,)."""
-    skips_layers = False
-    """True if some training steps leave out layers. DDP then needs ``find_unused_parameters``."""
-    same_random_numbers_on_all_ranks = False
-    """True if all devices must draw the same random numbers in a training step."""
+    sample_ndim = 3  # number of dimensions of one sample: 3 for a picture (C, H, W), 1 for a row of features (F,)
+    skips_layers = False  # True if some training steps leave out layers; DDP then needs find_unused_parameters
+    same_random_numbers_on_all_ranks = False  # True if all devices must draw the same random numbers in a step
     preprocessing: dict[str, Any] | None = None
     """How a picture is converted to an input of the network: ``image_size`` and ``resize_size`` (pixels), ``mean`` and
     ``std`` (per channel, for pixels in [0, 1]), ``interpolation``, ``resize``. It is saved in checkpoints."""
-    class_names: tuple[str, ...] | None = None
-    """Class names in the order of the outputs, set from the checkpoint or the data."""
-    fixed_features = False
-    """True if ``features`` returns the same values in each epoch. Without augmentation they are computed only once."""
-    wants_augmentation = False
-    """True if training photos are augmented when ``--data.augment`` is not given."""
+    class_names: tuple[str, ...] | None = None  # in the order of the outputs, from the checkpoint or the data
+    fixed_features = False  # True if features() returns the same in each epoch, so that it is computed only once
+    wants_augmentation = False  # True if training photos are augmented when --data.augment is not given
     chosen_optimizer: Callable[..., Optimizer] | None = None
     """Function that builds the optimizer from parameters or parameter groups, if the command has ``--optimizer``."""
     chosen_schedule: Callable[[Optimizer], dict[str, Any]] | None = None
     """Function that builds Lightning's ``lr_scheduler`` dictionary, if the command has ``--lr_scheduler``."""
     epoch_losses: tuple[Tensor | float, int] = (0.0, 0)
     """Sum and number of the batch losses on this rank in the current epoch. A resumed run restores both."""
-    label_smoothing = 0.0
-    """Share of each training target that is spread evenly over all classes."""
+    label_smoothing = 0.0  # share of each training target that is spread evenly over all classes
 
     def make_metrics(self, num_classes: int | None = None) -> None:
         """Create the metrics of validation and test. ``num_classes`` is for classifiers only."""
@@ -128,8 +120,6 @@ class LitBase(LightningModule):
             self.__dict__[name] = value
         else:
             super().__setattr__(name, value)
-
-    # --- the loss -------------------------------------------------------------------------------------------------
 
     def loss(self, output: Tensor, target: Tensor) -> Tensor:
         """Return the training loss, a scalar: cross-entropy for a classifier, squared error for a regression.
@@ -149,8 +139,6 @@ class LitBase(LightningModule):
             return F.cross_entropy(output, target, reduction="none", ignore_index=PADDING)
         errors = F.mse_loss(output, target, reduction="none").masked_fill(target.isnan(), 0).flatten(1)  # (B, K)
         return errors.sum(1) if self.reduction == "sum" else errors.mean(1)
-
-    # --- the steps ------------------------------------------------------------------------------------------------
 
     def setup(self, stage: str) -> None:
         data = getattr(self.trainer, "datamodule", None)
@@ -180,12 +168,6 @@ class LitBase(LightningModule):
 
     # Lightning reads the signature of training_step in each step. Without a stored signature this takes 30 us.
     training_step.__signature__ = inspect.signature(training_step)  # type: ignore[attr-defined]
-
-    def configure_gradient_clipping(
-        self, optimizer: Optimizer, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
-    ) -> None:
-        if gradient_clip_val is not None:  # clip_gradients takes 20 us even if nothing is clipped
-            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
     def on_train_epoch_end(self) -> None:
         (loss_sum, batches), self.epoch_losses = self.epoch_losses, (0.0, 0)
@@ -230,8 +212,6 @@ class LitBase(LightningModule):
         output = self(x.unsqueeze(0) if x.ndim == self.sample_ndim else x)
         return output.softmax(-1) if self.task == "classification" else output
 
-    # --- the optimizer --------------------------------------------------------------------------------------------
-
     def build_optimizers(
         self,
         optimizer: Callable[..., Optimizer],
@@ -251,16 +231,12 @@ class LitBase(LightningModule):
         schedule = self.chosen_schedule or schedule
         return {"optimizer": built} if schedule is None else {"optimizer": built, "lr_scheduler": schedule(built)}
 
-    # --- methods that pretrained networks override ----------------------------------------------------------------
-
     def load_pretrained(self) -> None:
         """Load the pretrained weights into the model. The default does nothing."""
 
     def features(self, x: Tensor) -> Tensor | None:
         """Return the inputs of the last layer, (B, F), for a batch of pictures. The default returns None."""
         return None
-
-    # --- data and checkpoint --------------------------------------------------------------------------------------
 
     def shape_error(self, shape: tuple[int, ...]) -> str | None:
         """Return None if the model can use samples of this shape (without batch dimension), otherwise the reason.

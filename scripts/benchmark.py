@@ -30,9 +30,8 @@ from datamodules.files import read_csv
 from datamodules.loading.augmentation import CROP_FLIP, Augmentation
 from datamodules.loading.memory import normalize
 from datamodules.machine import available_cores
-from datamodules.photos.dataset import read_pixels
+from datamodules.photos.dataset import eval_transform, read_pixels
 from datamodules.photos.find import find_photos
-from datamodules.photos.transforms import eval_transform
 from datamodules.preprocessing import Preprocessing
 from datamodules.shapes import draw_pictures
 from lit_models import DynamicNet, LeNet, mlp

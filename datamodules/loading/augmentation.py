@@ -9,12 +9,9 @@ from torchvision.transforms import InterpolationMode, v2
 from datamodules.errors import DataError
 from datamodules.preprocessing import Preprocessing
 
-NAMES = ("crop", "flip", "rotate", "color", "trivial")
-"""What ``augment`` can name, in the order in which they are applied."""
-CROP_FLIP = ("crop", "flip")
-"""What True means for files, as in PyTorch's transfer learning tutorial."""
-FLIP_SHIFT_CUTOUT = ("flip", "shift", "cutout")
-"""What True means for pictures in memory."""
+NAMES = ("crop", "flip", "rotate", "color", "trivial")  # of augmentations, in the order in which they are applied
+CROP_FLIP = ("crop", "flip")  # what True means for files, as in PyTorch's transfer learning tutorial
+FLIP_SHIFT_CUTOUT = ("flip", "shift", "cutout")  # what True means for pictures in memory
 
 
 def read_names(augment: Any, default: tuple[str, ...]) -> tuple[str, ...]:

@@ -86,10 +86,7 @@ def make_loader(
 ) -> DataLoader:
     """Make the data loader of this rank, or of a single process without a ``trainer``.
 
-    Args:
-        dataset: its ``__getitems__(keys)`` returns a batch.
-        seed: the order of the training samples depends on it, on the run's seed and on the epoch.
-        num_workers: number of loader processes; with 0 the training process loads the data.
+    ``dataset.__getitems__(keys)`` returns a batch. The order depends on ``seed``, the run's seed and the epoch.
     """
     if not num_workers and hasattr(dataset, "decoding_threads"):  # the network may use fewer threads
         dataset.decoding_threads = max(1, available_cores() // (trainer.num_devices if trainer else 1))
@@ -117,8 +114,7 @@ def make_loader(
 def count_decoding_workers(trainer: Any) -> int:
     """Return how many loader processes should decode pictures for this rank: 0 to 8.
 
-    The ranks share the cores. On a GPU, use one process per core, or 0 for a single core. On the CPU, use one process
-    per four cores, because the network needs the cores too. Without a ``trainer``, count as for a GPU and one rank.
+    The ranks share the cores. On the CPU the network needs them too. Without a ``trainer``, count as for one GPU.
     """
     ranks, on_cpu = (1, False) if trainer is None else (trainer.num_devices, trainer.strategy.root_device.type == "cpu")
     cores = available_cores() // ranks

@@ -19,15 +19,10 @@ CUTOUT = 8  # side in pixels; DeVries and Taylor 2017 used 16 for CIFAR-10
 
 
 class Pictures(Dataset):
-    """A dataset of small images in memory. A batch is images (B, C, H, W) float32 and labels (B,) int64.
+    """A dataset of small ``images`` (N, C, H, W) uint8 with ``labels`` (N,) int64.
 
-    Args:
-        images: (N, C, H, W) uint8.
-        labels: (N,) int64.
-        preprocessing: without augmentation only its mean and std are used.
-        augment: names of augmentations, which differ in each epoch.
-        seed: seed of the augmentation, which also depends on the seed of the run.
-        indices: (M,) int64, indices of the images in this dataset (all by default). The images are not copied.
+    A batch is images (B, C, H, W) float32 and labels (B,) int64. ``augment`` are names of augmentations. They depend on
+    ``seed``, the seed of the run, the epoch and the index of the picture.
     """
 
     samples_per_fetch = 128  # fetch small batches together: one call costs more time than copying four images
@@ -39,16 +34,14 @@ class Pictures(Dataset):
         preprocessing: Preprocessing,
         augment: tuple[str, ...] = (),
         seed: int = 0,
-        indices: Tensor | None = None,
     ) -> None:
         self.images, self.labels = images, labels
         self.mean, self.std = preprocessing.mean, preprocessing.std
         self.augment, self.seed = augment, combine_with_run_seed(seed)
         self.augmentation = Augmentation(augment, preprocessing)
-        self.indices = indices
 
     def __len__(self) -> int:
-        return len(self.labels if self.indices is None else self.indices)
+        return len(self.labels)
 
     def __getitem__(self, key: int) -> tuple[Tensor, Tensor]:
         images, labels = self.__getitems__([key])
@@ -57,8 +50,6 @@ class Pictures(Dataset):
     def __getitems__(self, keys: list[int]) -> tuple[Tensor, Tensor]:
         key_tensor = torch.tensor(keys)
         indices = key_tensor % len(self)
-        if self.indices is not None:
-            indices = self.indices.index_select(0, indices)
         # index_select is ten times as fast as images[indices]
         images, labels = self.images.index_select(0, indices), self.labels.index_select(0, indices)
         if self.augment == FLIP_SHIFT_CUTOUT:
@@ -66,9 +57,7 @@ class Pictures(Dataset):
         elif self.augment:
             seeds = [combine_seeds(self.seed, key) for key in keys]
             images = torch.stack([self.augmentation(image, seed) for image, seed in zip(images, seeds, strict=True)])
-        if PADDING in keys:
-            labels = labels.masked_fill(key_tensor == PADDING, PADDING)
-        return normalize(images, self.mean, self.std), labels
+        return normalize(images, self.mean, self.std), labels.masked_fill(key_tensor == PADDING, PADDING)
 
 
 def normalize(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:

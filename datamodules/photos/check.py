@@ -58,18 +58,18 @@ def find_problems(
         if kind != "class not in train":  # reported below, once for each class
             items[kind].append((path,))
     items["folder passed over"] = [(note,) for note in listing.notes if note.endswith(": ignored")]
-
-    def one_item_each(chosen: np.ndarray) -> list[tuple[str, ...]]:
-        return [(listing.paths[row],) for row in np.flatnonzero(chosen)]
-
-    items["wrong suffix"] = one_item_each(inspections["flags"] & MISNAMED)
-    items["blank or nearly blank"] = one_item_each(inspections["flags"] & (BLANK | CENTER_BLANK))
-    items["several pages"] = one_item_each(inspections["flags"] & HAS_PAGES)
-    items["turned by EXIF"] = one_item_each(inspections["flags"] & ROTATED)
+    flags = inspections["flags"]
     lengths = np.sqrt(inspections["width"].astype(float) * inspections["height"])
     median = np.median(lengths) if len(lengths) else 0
     is_unusual = (lengths > UNUSUAL_SIZE_FACTOR * median) | (lengths * UNUSUAL_SIZE_FACTOR < median)
-    items["unusual size"] = one_item_each(is_unusual)
+    for kind, chosen in (
+        ("wrong suffix", flags & MISNAMED),
+        ("blank or nearly blank", flags & (BLANK | CENTER_BLANK)),
+        ("several pages", flags & HAS_PAGES),
+        ("turned by EXIF", flags & ROTATED),
+        ("unusual size", is_unusual),
+    ):
+        items[kind] = [(path,) for path in listing.paths[chosen > 0]]
 
     in_two_classes = is_in_mixed_group(listing.labels, first_copies)
     in_two_splits = is_in_mixed_group(listing.splits, first_copies)
@@ -93,7 +93,7 @@ def find_problems(
     if train.max() >= UNEVEN_CLASS_RATIO * max(train.min(), 1):
         smallest, largest = listing.class_names[train.argmin()], listing.class_names[train.argmax()]
         items["uneven classes"] = [(f"{smallest}: {train.min()}", f"{largest}: {train.max()}")]
-    used = listing.take(np.flatnonzero(~in_two_classes))
+    used = listing.take(~in_two_classes)
     return used, [Finding(kind, cases) for kind, cases in items.items() if cases]
 
 

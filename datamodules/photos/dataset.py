@@ -1,8 +1,9 @@
-"""Load the photos of one split as a torch Dataset."""
+"""Load the photos of one split as a torch Dataset. Resize and crop them."""
 
 import contextlib
 import io
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset, get_worker_info
 from torchvision.io import ImageReadMode, decode_image
-from torchvision.transforms import v2
+from torchvision.transforms import InterpolationMode, v2
 
 from datamodules.errors import DataError
 from datamodules.loading.augmentation import Augmentation
@@ -19,23 +20,17 @@ from datamodules.loading.memory import normalize
 from datamodules.loading.order import PADDING
 from datamodules.loading.seeds import combine_seeds, combine_with_run_seed
 from datamodules.photos.decode import STEPS_TO_UPRIGHT, read_orientation, read_picture, to_upright_rgb
-from datamodules.photos.paths import Paths
 from datamodules.photos.store import PictureStore
-from datamodules.photos.transforms import eval_transform
 from datamodules.preprocessing import Preprocessing
 
 MAX_PIXELS_FOR_TORCHVISION = 50_000_000  # larger pictures are decoded by read_picture, which limits their size
 
 
 class PhotoFiles(Dataset):
-    """A dataset of N labeled pictures. It decodes the files of each batch, or reads a :class:`PictureStore`.
+    """A dataset of N pictures with ``labels`` (N,) int64. Their ``paths`` (N,) are relative to ``root``.
 
-    Args:
-        paths: the N picture files, relative to ``root``.
-        labels: (N,) int64.
-        augment: names of augmentations; see datamodules/loading/augmentation.py.
-        seed: this seed, the seed of the run, the epoch and the index of the picture set the augmentation.
-        store: the same N pictures, decoded. If given, it is read instead of the files.
+    If ``store`` is given, it has the same pictures, decoded, and is read instead of the files. The augmentation depends
+    on ``seed``, the seed of the run, the epoch and the index of the picture.
 
     ``__getitems__(keys)`` returns images (B, C, S, S) float32 and labels (B,) int64. A key is ``epoch * N + index``, or
     :data:`~datamodules.loading.order.PADDING`, which gets the label -1. C is the length of ``preprocessing.mean``.
@@ -46,7 +41,7 @@ class PhotoFiles(Dataset):
     def __init__(
         self,
         root: Path,
-        paths: Paths,
+        paths: np.ndarray,
         labels: Tensor,
         preprocessing: Preprocessing,
         augment: tuple[str, ...],
@@ -119,3 +114,30 @@ def read_pixels(source: str | Path | Image.Image | np.ndarray) -> Tensor:
             pixels = pixels.transpose(1, 2) if transpose else pixels
             return pixels.flip([axis for axis, needed in ((2, left_right), (1, top_bottom)) if needed]).contiguous()
     return v2.functional.pil_to_tensor(read_picture(source))
+
+
+def eval_transform(preprocessing: Preprocessing) -> v2.Transform:
+    """Return the transform without augmentation: (3, H, W) uint8 -> (3, S, S) uint8."""
+    if preprocessing.resize != "crop":
+        return v2.Compose([v2.Lambda(partial(_resize_whole, preprocessing=preprocessing))])
+    interpolation = InterpolationMode(preprocessing.interpolation)
+    resize = v2.Resize(preprocessing.resize_size, interpolation=interpolation, antialias=True)
+    return v2.Compose([v2.Lambda(_cut_long_side), resize, v2.CenterCrop(preprocessing.image_size)])
+
+
+def _resize_whole(picture: Tensor, preprocessing: Preprocessing) -> Tensor:
+    """Squash a picture to (3, S, S), or resize its longer side to S and pad the other one with the mean color."""
+    size, sides = preprocessing.image_size, picture.shape[-2:] if preprocessing.resize == "pad" else (1, 1)
+    height, width = (max(1, round(side * size / max(sides))) for side in sides)
+    interpolation = InterpolationMode(preprocessing.interpolation)
+    picture = v2.functional.resize(picture, [height, width], interpolation, antialias=True)
+    left, top = (size - width) // 2, (size - height) // 2
+    fill = [round(255 * mean) for mean in preprocessing.mean] * (3 // len(preprocessing.mean))  # 0 after normalization
+    return v2.functional.pad(picture, [left, top, size - width - left, size - height - top], fill=fill)
+
+
+def _cut_long_side(picture: Tensor) -> Tensor:
+    """Crop the longer side to 4 times the shorter side. Resizing would enlarge 3000 x 2 pixels to 384,000 x 256."""
+    height, width = picture.shape[-2:]
+    max_length = 4 * min(height, width)
+    return v2.functional.center_crop(picture, [min(height, max_length), min(width, max_length)])

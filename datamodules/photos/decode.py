@@ -42,10 +42,7 @@ _CONTENT_PATTERNS = {  # for the first bytes of a file that is not a picture, in
 
 
 class BadPicture(DataError):
-    """Raised if a picture file cannot be opened or decoded. `kind` is a fixed text, `reason` has details for the user.
-
-    Kinds: "truncated", "empty", "not a picture", "damaged", "too large", "unreadable" or UNREAD.
-    """
+    """Raised if a picture file cannot be opened or decoded. `kind` is a key of check.ADVICE, `reason` has details."""
 
     def __init__(self, name: str, kind: str, reason: str) -> None:
         super().__init__(name, kind, reason)

@@ -1,4 +1,4 @@
-"""Find the pictures in a folder by their file names. Needs about 50 bytes of memory per picture."""
+"""Find the pictures in a folder by their file names."""
 
 from __future__ import annotations
 
@@ -17,7 +17,6 @@ import numpy as np
 
 from datamodules.errors import DataError, special_file_kind
 from datamodules.files import OUTPUT_MARKER
-from datamodules.photos.paths import Paths
 from datamodules.text import first_names, plural, printable
 
 TRAIN, VAL, TEST = 0, 1, 2
@@ -76,7 +75,7 @@ class Listing:
 
     root: Path
     class_names: tuple[str, ...]
-    paths: Paths  # relative to root
+    paths: np.ndarray  # str, relative to root; bytes that are not UTF-8 are surrogates
     labels: np.ndarray  # int32, indices of class_names
     splits: np.ndarray  # int8: TRAIN, VAL or TEST; all TRAIN if there are no split folders
     sizes: np.ndarray  # int64, bytes
@@ -91,11 +90,9 @@ class Listing:
         return np.bincount(self.splits.astype(np.int64) * classes + self.labels, minlength=3 * classes).reshape(3, -1)
 
     def take(self, indices: np.ndarray) -> Listing:
-        """Return a listing of only the pictures at `indices` (int array, ascending, each index once)."""
-        if len(indices) == len(self.paths):
-            return self
-        columns = {name: getattr(self, name)[indices] for name in ("labels", "splits", "sizes", "mtimes", "sha256")}
-        return replace(self, paths=self.paths.take(indices), **columns)
+        """Return a listing of only the pictures at `indices` (ints, or bools for all pictures)."""
+        columns = ("paths", "labels", "splits", "sizes", "mtimes", "sha256")
+        return replace(self, **{name: getattr(self, name)[indices] for name in columns})
 
     def keep_classes(self, names: set[str]) -> Listing:
         """Return a listing of only the classes in `names`, with new labels. Add the other pictures to `left_out`."""
@@ -110,24 +107,15 @@ class Listing:
             notes.append(f"{printable(reason)}: it cannot be learned, {count_text} left out")
             left_out += [LeftOut(self.paths[row], "class not in train", reason) for row in rows]
         changed = replace(self, class_names=kept_names, labels=labels, left_out=left_out, notes=notes)
-        return changed.take(np.flatnonzero(labels >= 0))
-
-
-def find_class_names(root: str | Path, layout: str | None = None) -> tuple[str, ...]:
-    """Return the `class_names` of :func:`find_photos`, but read each training folder only up to its first picture."""
-    root = Path(root).expanduser()
-    folders, _, excluded, _ = _find_class_folders(root, layout, strict=True)
-    trainable = {f for f in folders if f.split == TRAIN and _contains_pictures(root, f.path, excluded)}
-    return tuple(sorted(_trainable_classes(root, folders, trainable)))
+        return changed.take(labels >= 0)
 
 
 def find_photos(root: str | Path, layout: str | None = None, *, strict: bool = True) -> Listing:
     """Find the pictures in a folder with the layout `train/<class>/`, `val/<class>/` or `<class>/`.
 
-    Class folders are read in the order of their names. In each, the files are read first, then the subfolders, both
-    sorted by name, and linked folders last. Hidden files are ignored. In a class folder, links to a folder that was
-    already read there, to a class folder, to a split folder, to `root` or to a folder above `root` are not followed.
-    Folders that a command of this project has made are not read.
+    In each class folder, the files come first, then the subfolders, then linked folders, all sorted by name. Links to
+    a class folder, a split folder, `root`, a folder above it or a folder that was already read are not followed.
+    Hidden files and folders that a command of this project has made are ignored.
 
     Args:
         layout: `classes`: the subfolders are classes. `split`: they are train, val and test. None: their names decide.
@@ -135,9 +123,10 @@ def find_photos(root: str | Path, layout: str | None = None, *, strict: bool = T
             the subfolders are classes if they may be, and classes without training pictures are kept.
     """
     root = Path(root).expanduser()
-    folders, split_folders, excluded, notes = _find_class_folders(root, layout, strict)
-    left_out, outputs = [], list[str]()
-    path_bytes, offsets, numbers = bytearray(), array("q", [0]), array("q")
+    folders, split_folders, notes = _find_class_folders(root, layout, strict)
+    own_paths = [root, *(root / top for top in split_folders), *(root / folder.path for folder in folders)]
+    excluded = {_device_and_inode(path) for path in (*root.absolute().parents, *own_paths)}
+    left_out, outputs, paths, numbers = [], list[str](), list[str](), array("q")
     class_names = sorted({folder.name for folder in folders})
     label_of = {name: label for label, name in enumerate(class_names)}
     folders_with_pictures = set[ClassFolder]()
@@ -155,8 +144,7 @@ def find_photos(root: str | Path, layout: str | None = None, *, strict: bool = T
                 continue
             if (end := path.find("/", len(folder.path) + 1)) > 0:
                 merged_folders[path[:end]] = None
-            path_bytes += path.encode("utf-8", "surrogateescape")
-            offsets.append(len(path_bytes))
+            paths.append(path)
             numbers.extend((label_of[folder.name], folder.split, status.st_size, status.st_mtime_ns))
     for prefix in ("", *(f"{top}/" for top in split_folders)):
         files, _, _, made_here = _list_folder(root / prefix)
@@ -172,13 +160,14 @@ def find_photos(root: str | Path, layout: str | None = None, *, strict: bool = T
     if outputs:
         notes.append(f"not read, because this project made them: {first_names(sorted(outputs), 3)}")
     labels, splits, sizes, mtimes = np.frombuffer(numbers, np.int64).reshape(-1, 4).T
-    paths = Paths(np.frombuffer(path_bytes, np.uint8), np.frombuffer(offsets, np.int64))
-    sha256 = np.zeros(len(paths), "S64")
-    columns = paths, labels.astype(np.int32), splits.astype(np.int8), sizes, mtimes, sha256
-    listing = Listing(root, tuple(class_names), *columns, left_out, notes)
-    if not strict:
-        return listing.keep_classes({folder.name for folder in folders_with_pictures})
-    return listing.keep_classes(_trainable_classes(root, folders, folders_with_pictures))
+    columns = labels.astype(np.int32), splits.astype(np.int8), sizes, mtimes, np.zeros(len(paths), "S64")
+    listing = Listing(root, tuple(class_names), np.array(paths, object), *columns, left_out, notes)
+    kept = {folder.name for folder in folders_with_pictures if folder.split == TRAIN or not strict}
+    if strict and not kept:
+        example = next((folder.path for folder in folders if folder.split == TRAIN), "train/<class>")
+        example_text = printable(f"{root}/{example}/")
+        raise DataError(f"no pictures to train on in {printable(str(root))}: put some in {example_text}")
+    return listing.keep_classes(kept)
 
 
 def find_files_below(folder: str | Path, suffixes: Container[str]) -> list[str]:
@@ -186,28 +175,12 @@ def find_files_below(folder: str | Path, suffixes: Container[str]) -> list[str]:
 
     Hidden files are ignored. Subfolders that cannot be read are also in the list, so that the caller can report them.
     """
-    files = _walk_files(Path(folder), ".", set())
+    files = _walk_files(Path(folder), ".")
     return sorted(str(Path(folder, path)) for path, suffix in files if suffix == _UNREADABLE or suffix in suffixes)
 
 
-def _trainable_classes(root: Path, folders: list[ClassFolder], folders_with_pictures: set[ClassFolder]) -> set[str]:
-    """Return the names of the classes with pictures in a training folder. Raise DataError if no class has any."""
-    names = {folder.name for folder in folders_with_pictures if folder.split == TRAIN}
-    if not names:
-        example = next((folder.path for folder in folders if folder.split == TRAIN), "train/<class>")
-        example_text = printable(f"{root}/{example}/")
-        raise DataError(f"no pictures to train on in {printable(str(root))}: put some in {example_text}")
-    return names
-
-
-def _find_class_folders(
-    root: Path, layout: str | None, strict: bool
-) -> tuple[list[ClassFolder], list[str], set[tuple[int, int]], list[str]]:
-    """Find the class folders in `root`. For the arguments see :func:`find_photos`.
-
-    Return the class folders, the names of the split folders, the (device, inode) of each folder that links must not
-    enter, and notes.
-    """
+def _find_class_folders(root: Path, layout: str | None, strict: bool) -> tuple[list[ClassFolder], list[str], list[str]]:
+    """Return the class folders, the names of the split folders, and notes. See :func:`find_photos`."""
     root_text = printable(str(root))
     try:
         if not root.is_dir():
@@ -248,10 +221,7 @@ def _find_class_folders(
     if not folders:
         example = f"{root_text}/{'train/' if split_of else ''}<class>/<picture>.jpg"
         raise DataError(f"{root_text} has no class folders: make one for each class, {example}")
-    folders = _match_class_names(folders, notes)
-    own_paths = [root, *(root / top for top in split_of), *(root / folder.path for folder in folders)]
-    excluded = {_device_and_inode(path) for path in (*root.absolute().parents, *own_paths)}
-    return folders, list(split_of), excluded, notes
+    return _match_class_names(folders, notes), list(split_of), notes
 
 
 def _find_split_folders(names: list[str]) -> dict[str, int]:
@@ -375,11 +345,11 @@ def suffix_of_content(first_bytes: bytes) -> str:
     return str(match.lastgroup) if match else ""
 
 
-def _contains_pictures(root: Path, folder: str, excluded: Iterable[tuple[int, int]] = ()) -> bool:
-    return any(suffix in _MAKES_A_CLASS for _, suffix in _walk_files(root, folder, excluded))
+def _contains_pictures(root: Path, folder: str) -> bool:
+    return any(suffix in _MAKES_A_CLASS for _, suffix in _walk_files(root, folder))
 
 
-def _walk_files(root: Path, folder: str, excluded: Iterable[tuple[int, int]]) -> Iterator[tuple[str, str]]:
+def _walk_files(root: Path, folder: str, excluded: Iterable[tuple[int, int]] = ()) -> Iterator[tuple[str, str]]:
     """Yield (path, suffix) of each file below `folder`. Also yield (path, _UNREADABLE) and (path, _OUTPUT) of folders.
 
     All paths are relative to `root`. Folders whose (device, inode) is in `excluded` are skipped, except `folder`.

@@ -13,7 +13,7 @@ from datamodules.files import write_csv
 from datamodules.photos.decode import BLANK, CENTER_BLANK, HAS_PAGES, MISNAMED, ROTATED
 from datamodules.photos.find import SPLITS, TEST, TRAIN, VAL, LeftOut, Listing, find_photos
 from datamodules.photos.near import group_near_duplicates
-from datamodules.photos.scan import first_with_same_content, scan_photos
+from datamodules.photos.scan import Scan, first_with_same_content, hash_paths, scan_photos
 from datamodules.photos.split import (
     MAX_NAMES_IN_MESSAGE,
     SPLIT_FILE_COLUMNS,
@@ -77,12 +77,9 @@ def examine(
     The arguments are those of :class:`~datamodules.image_folder.ImageFolderDataModule`, and `progress` of
     :func:`scan_photos`. The same seed and the same pictures give the same split.
     """
-    if not 0 < val_size < 1:
-        raise DataError(f"val_size must be between 0 and 1, but is {val_size}: --data.val_size 0.2")
-    if not 0 <= max_bad_fraction <= 1:
-        raise DataError(
-            f"max_bad_fraction must be between 0 and 1, but is {max_bad_fraction}: --data.max_bad_fraction 0.05"
-        )
+    for name, value, usual in (("val_size", val_size, 0.2), ("max_bad_fraction", max_bad_fraction, 0.05)):
+        if not 0 <= value <= 1 or (name == "val_size" and value in (0, 1)):
+            raise DataError(f"{name} must be between 0 and 1, but is {value}: --data.{name} {usual}")
     listing = find_photos(root, layout, strict=split_file is None)  # the classes in the file show the layout
     if split_file is not None:
         listing = apply_split_file(listing, split_file)
@@ -112,18 +109,22 @@ def examine(
             f"--data.max_bad_fraction {min(1, np.ceil(share * 100) / 100):g}{all_names}"
         )
     in_two_classes = is_in_mixed_group(scan.listing.labels, scan.first_copies)
-    copies = _leave_out_copies(scan.listing, scan.first_copies, np.flatnonzero(in_two_classes))
-    left_out = [*listing.left_out, *bad, *copies]
-    rows = np.flatnonzero(~in_two_classes)
-    listing, inspections = scan.listing.take(rows), scan.inspections[rows]
-    _check_every_class_has_pictures(listing, left_out)
+    left_out = [*listing.left_out, *bad, *_leave_out_copies(scan, np.flatnonzero(in_two_classes))]
+    listing, inspections = scan.listing.take(~in_two_classes), scan.inspections[~in_two_classes]
+    for label in np.flatnonzero(listing.counts()[TRAIN] == 0).tolist():
+        name = listing.class_names[label]
+        reasons = [f"{file.path} ({file.kind})" for file in left_out if f"/{name}/" in f"/{file.path}/"]
+        raise DataError(
+            f"class {printable(name)} has no usable training picture ({first_names(reasons, MAX_NAMES_IN_MESSAGE)}): "
+            "add pictures to its folder or delete the folder"
+        )
     first_copies = first_with_same_content(listing.sha256)
     notes, splits = [*listing.notes], listing.splits.copy()
     if lost_texts:
         notes.append(f"left out, because they cannot be read: {first_names(lost_texts, MAX_NAMES_IN_MESSAGE)}")
     if split_file is None and not (splits == VAL).any():
         train = np.flatnonzero(splits == TRAIN)
-        order = listing.paths.hashes(str(seed))
+        order = hash_paths(listing.paths, str(seed))
         is_val = choose_validation_pictures(listing.labels[train], first_copies[train], order[train], val_size)
         splits[train[is_val]] = VAL
         notes.append(f"no usable folder val/: {val_size:.0%} of each class became val (seed {seed})")
@@ -132,22 +133,12 @@ def examine(
     return photos
 
 
-def _leave_out_copies(listing: Listing, first_copies: np.ndarray, rows: np.ndarray) -> Iterator[LeftOut]:
+def _leave_out_copies(scan: Scan, rows: np.ndarray) -> Iterator[LeftOut]:
     """Yield a LeftOut for the pictures at `rows`, which are in two classes. It names a copy in another class."""
-    groups, labels = first_copies[rows], listing.labels[rows]
-    for row, group, label in zip(rows, groups, labels, strict=True):
-        copy = rows[(groups == group) & (labels != label)][0]
-        yield LeftOut(listing.paths[row], "same picture under two classes", f"also {listing.paths[copy]}")
-
-
-def _check_every_class_has_pictures(listing: Listing, left_out: list[LeftOut]) -> None:
-    for label in np.flatnonzero(listing.counts()[TRAIN] == 0).tolist():
-        name = listing.class_names[label]
-        reasons = [f"{file.path} ({file.kind})" for file in left_out if f"/{name}/" in f"/{file.path}/"]
-        raise DataError(
-            f"class {printable(name)} has no usable training picture ({first_names(reasons, MAX_NAMES_IN_MESSAGE)}): "
-            "add pictures to its folder or delete the folder"
-        )
+    groups, labels, paths = scan.first_copies[rows], scan.listing.labels[rows], scan.listing.paths[rows]
+    for path, group, label in zip(paths, groups, labels, strict=True):
+        copy = paths[(groups == group) & (labels != label)][0]
+        yield LeftOut(path, "same picture under two classes", f"also {copy}")
 
 
 def describe_lost(before: Listing, after: Listing) -> list[str]:
@@ -173,8 +164,8 @@ def _make_notes(photos: Photos, inspections: np.ndarray, first_copies: np.ndarra
         (has_copy, "in val or test with a copy in another split: the score will be too good"),
         (looks_alike, "in val or test look like a picture in another split: the score may be too good; see check.py"),
     ):
-        if len(rows := np.flatnonzero(found)):
-            notes.append(f"{plural(len(rows), 'picture')} {text} ({first_names(list(photos.paths.take(rows)), 3)})")
+        if len(paths := photos.paths[found > 0]):
+            notes.append(f"{plural(len(paths), 'picture')} {text} ({first_names(list(paths), 3)})")
     sides = np.sort(np.stack([inspections["width"], inspections["height"]]), axis=0)
     ratio = float(np.median(sides[1] / sides[0]))  # of the usual picture
     if resize == "crop" and (cut_off := 1 - 1 / ratio) > MAX_CUT_OFF:

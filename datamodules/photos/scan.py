@@ -9,11 +9,11 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from queue import SimpleQueue
 from typing import NamedTuple
 
 import numpy as np
@@ -51,7 +51,8 @@ def scan_photos(
     """
     n = len(listing.paths)
     cache_rows = np.zeros(n, _CACHE_DTYPE)
-    cache_rows["key"], cache_rows["size"], cache_rows["mtime"] = listing.paths.hashes(), listing.sizes, listing.mtimes
+    cache_rows["key"] = hash_paths(listing.paths)
+    cache_rows["size"], cache_rows["mtime"] = listing.sizes, listing.mtimes
     cache_file = _cache_file(listing.root)
     done = _read_cache(cache_file, cache_rows) if cache_file else np.zeros(n, bool)
     inspections = cache_rows["verdict"]
@@ -73,8 +74,14 @@ def scan_photos(
         if cache_file and done[todo].any():
             with contextlib.suppress(OSError), atomic_write(cache_file) as file:  # ignore errors
                 np.save(file, cache_rows[done][np.argsort(cache_rows["key"][done])])
-    scanned = replace(listing.take(np.flatnonzero(done)), sha256=inspections["sha256"][done])
+    scanned = replace(listing.take(done), sha256=inspections["sha256"][done])
     return Scan(scanned, inspections[done], first_with_same_content(scanned.sha256), bad)
+
+
+def hash_paths(paths: np.ndarray, salt: str = "") -> np.ndarray:
+    """Return a hash of each path, uint64 array (n,). Another `salt` (at most 64 bytes) gives other hashes."""
+    encoded, key = (path.encode("utf-8", "surrogateescape") for path in paths), salt.encode()
+    return np.frombuffer(b"".join(hashlib.blake2b(path, digest_size=8, key=key).digest() for path in encoded), "<u8")
 
 
 def first_with_same_content(hashes: np.ndarray) -> np.ndarray:
@@ -96,46 +103,39 @@ def _inspect_files(
     max_workers = available_cores() if num_workers is None else num_workers
     num_workers = min(max_workers, int(listing.sizes[todo].sum()) // _MIN_BYTES_PER_PROCESS)
     if num_workers < 2:
-        for rows in chunks:
-            yield rows, [inspect_picture(Path(name)) for name in make_request(rows)]
+        yield from ((rows, [inspect_picture(Path(name)) for name in make_request(rows)]) for rows in chunks)
         return
     # Do not use multiprocessing: "spawn" imports the main script again, with torch, and needs a __main__ guard.
-    workers = [_start_worker() for _ in range(num_workers)]
-    idle_workers: SimpleQueue[subprocess.Popen[str]] = SimpleQueue()
-    for worker in workers:
-        idle_workers.put(worker)
+    command = [sys.executable, "-W", "ignore", "-m", "datamodules.photos.scan"]
+    folder = Path(__file__).parents[2]  # in this folder, -m finds the package even if it is not installed
+    of_thread, pipe = threading.local(), subprocess.PIPE
+    workers: list[subprocess.Popen[str]] = []
+
+    def start_worker() -> None:
+        of_thread.worker = subprocess.Popen(command, cwd=folder, stdin=pipe, stdout=pipe, text=True)
+        workers.append(of_thread.worker)
 
     def inspect_in_worker(rows: np.ndarray) -> list[Inspection]:
-        worker = idle_workers.get()
-        try:
-            with contextlib.suppress(BrokenPipeError):  # the worker has died
-                print(json.dumps(make_request(rows)), file=worker.stdin, flush=True)
-            if answer := worker.stdout.readline():  # type: ignore[union-attr]
-                return [Inspection(*fields) for fields in json.loads(answer)]
-            if worker.wait() == 1:  # a Python exception: a bug in this project. The worker has printed it
-                raise RuntimeError("a process that examines pictures failed; see its error message above")
-            worker = _start_worker()
-            workers.append(worker)
-        finally:
-            idle_workers.put(worker)
-        # A decoder has crashed the worker. Inspect each file in a separate request, to find the damaged file.
+        worker = of_thread.worker
+        with contextlib.suppress(BrokenPipeError):  # the worker has died
+            print(json.dumps(make_request(rows)), file=worker.stdin, flush=True)
+        if answer := worker.stdout.readline():
+            return [Inspection(*fields) for fields in json.loads(answer)]
+        if worker.wait() == 1:  # a Python exception: a bug in this project. The worker has printed it
+            raise RuntimeError("a process that examines pictures failed; see its error message above")
+        start_worker()
+        # A decoder has crashed the old worker. Inspect each file in a separate request, to find the damaged file.
         if len(rows) == 1:
             return [Inspection("damaged", "its decoder crashed")]
         return [inspection for row in rows for inspection in inspect_in_worker(row[None])]
 
-    threads = ThreadPoolExecutor(num_workers)
+    threads = ThreadPoolExecutor(num_workers, initializer=start_worker)
     try:
         yield from zip(chunks, threads.map(inspect_in_worker, chunks), strict=True)
     finally:
         threads.shutdown(cancel_futures=True)
         for worker in workers:
             worker.communicate()  # closes the worker's input, so the worker ends
-
-
-def _start_worker() -> subprocess.Popen[str]:
-    command = [sys.executable, "-W", "ignore", "-m", "datamodules.photos.scan"]
-    root = Path(__file__).parents[2]  # in this folder, -m finds the package even if it is not installed
-    return subprocess.Popen(command, cwd=root, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
 
 def _serve_requests() -> None:

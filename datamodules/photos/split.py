@@ -20,10 +20,7 @@ SplitLine = tuple[str, str, str]  # label, split and sha256 ("" in older version
 
 
 def is_in_mixed_group(values: np.ndarray, groups: np.ndarray) -> np.ndarray:
-    """Return a bool array (n,): True for each picture in a group whose `values` are not all equal.
-
-    `values` (n,) are, for example, labels. `groups` (n,): for each picture, the index of the first one in its group.
-    """
+    """Return a bool array (n,): True for pictures whose group (the index of its first one) has different `values`."""
     mixed = np.zeros(len(values), bool)
     mixed[groups[values != values[groups]]] = True
     return mixed[groups]
@@ -86,10 +83,9 @@ def apply_split_file(listing: Listing, split_file: str) -> Listing:
         )
     if not trainable:
         raise DataError(f"{csv_text} has no line with split train: give a run's split.csv")
-    rows = np.flatnonzero(splits >= 0)
-    if left_out_count := len(splits) - len(rows):
+    if left_out_count := int((splits < 0).sum()):
         notes.append(f"{plural(left_out_count, 'picture')} left out: not in {csv_text}")
-    return replace(listing, splits=splits, left_out=left_out, notes=notes).take(rows).keep_classes(trainable)
+    return replace(listing, splits=splits, left_out=left_out, notes=notes).take(splits >= 0).keep_classes(trainable)
 
 
 def split_lines(listing: Listing) -> Iterator[tuple[str, SplitLine]]:

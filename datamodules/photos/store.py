@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,6 @@ from datamodules.errors import DataError
 from datamodules.files import atomic_write
 from datamodules.machine import available_cores, cache_folder
 from datamodules.photos.decode import BadPicture
-from datamodules.photos.paths import Paths
 
 MAX_WAITING_PICTURES = 256  # maximum number of decoded pictures that wait to be written
 
@@ -49,10 +48,7 @@ class PictureStore:
 
     @staticmethod
     def write(path: Path, count: int, read: Callable[[int], Tensor]) -> None:
-        """Write atomically: the pixels of all pictures (uint8), then all heights and widths, then `count` (int64).
-
-        `read` returns picture `index`, (3, H, W) uint8, for 0 <= index < count. Threads call it.
-        """
+        """Write the pixels of all pictures, then all heights and widths, then `count` (int64). Threads call `read`."""
         sizes = np.empty((count, 2), np.int64)
         try:
             with atomic_write(path) as file, ThreadPoolExecutor(available_cores()) as threads:
@@ -69,10 +65,9 @@ class PictureStore:
             ) from error
 
 
-def store_path(root: Path, paths: Paths, settings: dict[str, Any]) -> Path:
+def store_path(root: Path, paths: Sequence[str] | np.ndarray, settings: dict[str, Any]) -> Path:
     """Return the path of a store. It depends on `root`, `settings` and the path, size and mtime of each file."""
-    digest = hashlib.sha256(json.dumps([str(root.resolve()), settings], sort_keys=True).encode())
-    paths.update(digest)
+    digest = hashlib.sha256(json.dumps([str(root.resolve()), settings, *paths], sort_keys=True).encode())
     for path in paths:
         try:
             status = (root / path).stat()

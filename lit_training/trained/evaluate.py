@@ -24,7 +24,6 @@ from datamodules.loading.order import gather_in_input_order
 from datamodules.photos.dataset import PhotoFiles
 from datamodules.photos.find import SPLITS, TEST, TRAIN, VAL, Listing, find_photos
 from datamodules.photos.folder import describe_lost
-from datamodules.photos.paths import Paths
 from datamodules.photos.scan import Scan, scan_photos
 from datamodules.photos.split import find_scored_pictures, read_split_file
 from datamodules.text import first_names, plural, printable
@@ -63,7 +62,7 @@ class Evaluation:
     dataset: Dataset  # N samples, each (input of the network, target)
     class_names: tuple[str, ...]
     preprocessing: Preprocessing | None  # None if the inputs are rows of numbers, or the loader is the user's
-    paths: Paths | None  # the N paths, relative to the photo folder; None if the samples are not files
+    paths: np.ndarray | None  # the N paths, relative to the photo folder; None if the samples are not files
 
     @cached_property
     def predicted(self) -> Tensor:
@@ -239,7 +238,7 @@ def _choose_data(
     else:
         data = checkpoints.load_data({**checkpoint, "datamodule_hyper_parameters": arguments})
         data.setup("test")
-        split = TEST if data.has_test else VAL
+        split = TEST if len(data.photos.select(TEST)) else VAL
         listing = data.photos.take(data.photos.select(split))
     return _label_photos(model, listing), SPLITS[split]
 

@@ -21,7 +21,6 @@ from datamodules.machine import available_cores
 from datamodules.photos.dataset import PhotoFiles, read_pixels
 from datamodules.photos.decode import BadPicture
 from datamodules.photos.find import find_files_below
-from datamodules.photos.paths import Paths
 from datamodules.text import plural
 
 ROW_SUFFIXES = ("csv", "npy")
@@ -62,7 +61,7 @@ def read_pictures(
     DataError. ``ahead`` is the number of batches to decode in advance. Use 0 if the network is on the CPU: its threads
     would compete with the decoding threads, which takes up to 25 % more CPU time.
     """
-    photos = PhotoFiles(Path(), Paths.from_iterable(()), torch.zeros(0), preprocessing, (), 0)
+    photos = PhotoFiles(Path(), np.array([]), torch.zeros(0), preprocessing, (), 0)
 
     def read(index: int) -> Sample:
         source = sources[index]

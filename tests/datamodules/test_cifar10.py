@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from torchvision.datasets import CIFAR10
 
 from datamodules import CIFAR10DataModule, DataError
-from datamodules.cifar10 import _write_bytes, choose_stratified
+from datamodules.cifar10 import choose_stratified
 
 NAMES = [name for name, _ in [*CIFAR10.train_list, *CIFAR10.test_list]]
 
@@ -60,12 +60,11 @@ def ready(root: Path, **arguments: Any) -> Any:
 @pytest.mark.parametrize("train", [True, False])
 def test_pixels_and_labels_equal_those_of_torchvision(official: Path, train: bool) -> None:
     want = CIFAR10(str(official), train=train)
-    data = ready(official)
+    data = ready(official, val_size=0)
     split = data.sets["train" if train else "test"]
     assert torch.equal(split.images, torch.from_numpy(want.data).permute(0, 3, 1, 2))
     assert split.labels.tolist() == want.targets
     assert data.class_names == tuple(want.classes)
-    assert (official / f"cifar10-{'train' if train else 'test'}.uint8").stat().st_size == len(want.data) * 3073
 
 
 @pytest.mark.slow
@@ -73,9 +72,8 @@ def test_validation_split_is_disjoint_and_stratified(official: Path) -> None:
     data = ready(official)
     train, val = data.sets["train"], data.sets["val"]
     assert (len(train), len(val), len(data.sets["test"])) == (45_000, 5000, 10_000)
-    assert torch.cat([train.indices, val.indices]).sort().values.tolist() == list(range(50_000))
-    assert val.labels[val.indices].bincount().tolist() == [500] * 10
-    assert train.images.data_ptr() == val.images.data_ptr()  # one mapping of the file
+    assert len({picture.numpy().tobytes() for part in (train, val) for picture in part.images}) == 50_000
+    assert val.labels.bincount().tolist() == [500] * 10
     x, y = next(iter(data.train_dataloader()))
     assert (x.shape, x.dtype, y.dtype) == ((4, 3, 32, 32), torch.float32, torch.int64)
     assert x.min() >= -1
@@ -151,29 +149,6 @@ def test_message_contains_a_root_that_cannot_be_written(tmp_path: Path) -> None:
     root.touch()
     with pytest.raises(DataError, match=r"data cannot be written \(File exists\).* --data\.root"):
         CIFAR10DataModule(str(root)).prepare_data()
-
-
-def test_full_disk_leaves_no_incomplete_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Official:
-        data, targets = np.zeros((2, 32, 32, 3), np.uint8), [0, 1]
-
-    def full(_: int) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("datamodules.files.os.fsync", full)
-    official: Any = Official()
-    with pytest.raises(OSError, match="No space"):
-        _write_bytes(official, tmp_path / "x.uint8")
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_incomplete_file_is_refused(tmp_path: Path) -> None:
-    for split in ("train", "test"):
-        (tmp_path / f"cifar10-{split}.uint8").write_bytes(b"half")
-    data = CIFAR10DataModule(str(tmp_path))
-    data.prepare_data()
-    with pytest.raises(DataError, match="is incomplete: delete it"):
-        data.setup("fit")
 
 
 @given(st.lists(st.integers(0, 3), min_size=1, max_size=60), st.integers(0, 60), st.integers(0, 9))

@@ -49,14 +49,6 @@ def test_batch_has_the_requested_pictures_and_padding_has_label_minus_1() -> Non
     assert int(data[3][1]) == 3
 
 
-def test_subset_does_not_copy_pictures() -> None:
-    all_pictures = pictures()
-    part = Pictures(all_pictures.images, all_pictures.labels, Preprocessing(), indices=torch.tensor([7, 2]))
-    assert len(part) == 2
-    assert part.__getitems__([1, 0])[1].tolist() == [2, 7]
-    assert part.images.data_ptr() == all_pictures.images.data_ptr()
-
-
 def augment_slowly(image: Tensor, numbers: list[float]) -> Tensor:
     """Shift, flip and cut out one image, pixel by pixel."""
     _, height, width = image.shape

@@ -10,8 +10,8 @@ import torch
 from PIL import Image
 from torchvision.transforms import v2
 
-from datamodules import DataError, ImageFolderDataModule
-from datamodules.photos.dataset import read_pixels
+from datamodules import DataError, ImageFolderDataModule, Preprocessing
+from datamodules.photos.dataset import eval_transform, read_pixels
 from datamodules.photos.decode import BadPicture, read_picture
 from tests.support.photos import exif_with_orientation
 
@@ -89,3 +89,12 @@ def test_pictures_in_memory_give_the_same_pixels_as_their_files(tmp_path: Path) 
 def test_an_array_of_another_shape_or_dtype_is_refused(array: np.ndarray) -> None:
     with pytest.raises(DataError, match=r"is not a picture: give \(H, W, 3\) of uint8"):
         read_pixels(array)
+
+
+def test_cutting_a_strip_before_resizing_does_not_change_the_result() -> None:
+    spec = Preprocessing(interpolation="bicubic")
+    strip = torch.randint(0, 256, (3, 2, 30_000), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    assert eval_transform(spec)(strip).shape == (3, 224, 224)
+    wide = torch.randint(0, 256, (3, 40, 400), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    plain = v2.Compose([v2.Resize(256, v2.InterpolationMode.BICUBIC, antialias=True), v2.CenterCrop(224)])
+    assert (eval_transform(spec)(wide).int() - plain(wide).int()).abs().max() <= 1

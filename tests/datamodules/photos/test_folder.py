@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from datamodules.photos.find import VAL, LeftOut, find_class_names
+from datamodules.photos.find import VAL, LeftOut, find_photos
 from datamodules.text import command
 from tests.support.photos import (
     JPEG,
@@ -120,7 +120,7 @@ def test_one_class_only(tmp_path: Path) -> None:
 def test_class_without_a_usable_picture(tmp_path: Path) -> None:
     write_file(write_cats_and_dogs(tmp_path) / "bird" / "a.jpg", b"")
     write_file(tmp_path / "bird" / "b.gif", b"")
-    assert find_class_names(tmp_path) == ("bird", "cat", "dog")
+    assert find_photos(tmp_path).class_names == ("bird", "cat", "dog")
     assert refusal_of(tmp_path) == (
         "class bird has no usable training picture (bird/a.jpg (empty), bird/b.gif (not a format we read)): add "
         "pictures to its folder or delete the folder"

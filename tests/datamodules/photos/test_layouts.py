@@ -7,15 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from datamodules.photos.find import find_class_names
+from datamodules.image_folder import ImageFolderDataModule
 from datamodules.photos.folder import Photos
 from tests.support.photos import examine_leniently, refusal_of, write_pictures
 
 
 def examined(root: Path, layout: str | None = None) -> Photos:
-    """Examine a folder. The fast search for class names must find the same classes."""
+    """Examine a folder. The data module must find the same classes without opening a picture."""
     photos = examine_leniently(root, layout=layout)
-    assert find_class_names(root, layout) == photos.class_names
+    assert ImageFolderDataModule(str(root), layout=layout).class_names == photos.class_names  # type: ignore[arg-type]
     return photos
 
 

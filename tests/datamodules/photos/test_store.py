@@ -10,7 +10,6 @@ from torch import Tensor
 
 from datamodules.errors import DataError
 from datamodules.photos.decode import BadPicture
-from datamodules.photos.paths import Paths
 from datamodules.photos.store import PictureStore, store_path
 
 SIZES = [(5, 7), (1, 1), (12, 3)]
@@ -45,7 +44,7 @@ def test_the_error_for_a_cache_that_cannot_be_written_names_folder_and_variable(
     (tmp_path / "a.jpg").touch()
     (tmp_path / "file").touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    path = store_path(tmp_path, Paths.from_iterable(["a.jpg"]), {})
+    path = store_path(tmp_path, ["a.jpg"], {})
     with pytest.raises(
         DataError, match=r"cannot be written to .*file/lit-classics/pictures \(Not a dir.*XDG_CACHE_HOME"
     ):
@@ -54,7 +53,7 @@ def test_the_error_for_a_cache_that_cannot_be_written_names_folder_and_variable(
 
 def test_the_error_names_a_picture_that_is_gone(tmp_path: Path) -> None:
     with pytest.raises(BadPicture, match=r"gone\.jpg: unreadable \(No such file"):
-        store_path(tmp_path, Paths.from_iterable(["gone.jpg"]), {})
+        store_path(tmp_path, ["gone.jpg"], {})
 
 
 def test_a_picture_that_cannot_be_read_leaves_no_file(tmp_path: Path) -> None:
@@ -70,7 +69,7 @@ def test_a_picture_that_cannot_be_read_leaves_no_file(tmp_path: Path) -> None:
 
 def test_another_size_time_or_setting_has_another_file(tmp_path: Path) -> None:
     (tmp_path / "a.jpg").write_bytes(b"12345")
-    paths = Paths.from_iterable(["a.jpg"])
+    paths = ["a.jpg"]
     first = store_path(tmp_path, paths, {"size": 32})
     assert store_path(tmp_path, paths, {"size": 32}) == first
     assert store_path(tmp_path, paths, {"size": 33}) != first

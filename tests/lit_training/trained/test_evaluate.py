@@ -111,7 +111,7 @@ def test_random_split_is_restored(photo_folder: Path) -> None:
                 photo_folder / "val" / name / f"{number}.jpg", photo_folder / "train" / name / f"new{number}.jpg"
             )
     after = load(path).evaluate()
-    assert list(after.paths or ()) == list(before.paths or ())
+    assert list(after.paths) == list(before.paths)  # type: ignore[arg-type]
     assert len(after.targets) == 4
     assert after.loss == pytest.approx(validated["val_loss"], abs=1e-6)
 
