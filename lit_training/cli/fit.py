@@ -23,7 +23,7 @@ from datamodules.text import command, plural, printable
 from lit_models import LitBase
 from lit_models.base import class_record, read_attribute
 from lit_training.callbacks.best import BestCheckpoint
-from lit_training.errors import CheckpointError, UsageError, is_rank_zero
+from lit_training.errors import CheckpointError, UsageError, is_rank_zero, print_note
 from lit_training.runs import checkpoints
 from lit_training.runs.folder import newest_first, relative_path
 from lit_training.runs.foreign import with_default_attributes
@@ -43,7 +43,7 @@ def print_start(run: Run) -> None:
     trainer, model, data, start = run.trainer, run.model, run.data, run.start
     if trainer.checkpoint_callbacks and not (start is not None and start.finished):
         for part in (model, data):
-            plain_checkpoint({"hyper_parameters": with_default_attributes(part).hparams})
+            plain_checkpoint({"hyper_parameters": dict(with_default_attributes(part).hparams)})
     if not is_rank_zero() or run.quiet:
         return
     if start is not None and start.finished:
@@ -137,12 +137,20 @@ def print_result(run: Run) -> None:
     trainer, model = run.trainer, run.model
     best = "".join(saver.best_model_path for saver in trainer.callbacks if isinstance(saver, BestCheckpoint))
     metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+    is_validated, parts = False, ""
     if isinstance(model, LitBase) and run.validates and not (trainer.barebones or trainer.fast_dev_run):
         trainer.ckpt_path = None  # otherwise validate() loads the checkpoint that training resumed from
         loggers, trainer.loggers = trainer.loggers, []  # this validation must not add points to the curves
         options: dict[str, Any] = {"ckpt_path": best, "weights_only": True} if best else {}
-        for results in trainer.validate(model, run.data, verbose=False, **options):  # none if there are no samples
-            metrics |= results
+        try:
+            for results in trainer.validate(model, run.data, verbose=False, **options):  # none if there are no samples
+                metrics |= results
+            is_validated = True
+        except Exception as error:
+            if not (parts := best and checkpoints.without_parts(checkpoints.read_any(Path(best)))):
+                raise
+            reason = " ".join(f"{type(error).__name__}: {error}".split())
+            print_note(f"{best} cannot be validated ({reason}){parts}")
         trainer.loggers = loggers
     folder = trainer.log_dir  # all ranks must read log_dir, because it sends a value to all ranks
     if not trainer.is_global_zero:
@@ -151,7 +159,7 @@ def print_result(run: Run) -> None:
     if best and (table := Path(folder or "", METRICS)).is_file():
         metrics.pop("train_loss", None)  # it is that of the last epoch
         checkpoint = checkpoints.read_any(Path(best))
-        epoch, names = checkpoint["epoch"], ["train_loss", *({} if isinstance(model, LitBase) else metrics)]
+        epoch, names = checkpoint["epoch"], ["train_loss", *({} if is_validated else metrics)]
         for row in [row for row in read_csv(table) if row.get("epoch") == str(epoch)]:
             is_before = int(row["step"]) <= checkpoint["global_step"]  # later ones are of another validation
             metrics |= {n: float(row[n]) for n in names if row.get(n) and (is_before or n == "train_loss")}
@@ -172,7 +180,7 @@ def print_result(run: Run) -> None:
         print(f"run         {relative_path(Path(folder))}")
         if result_file := os.environ.get(RESULT_FILE_VARIABLE):
             Path(result_file).write_text(folder, encoding="utf-8", errors="surrogateescape")
-    if best and not run.quiet:
+    if best and not parts and not run.quiet:
         _print_next_commands(model, run.data, Path(best), bool(trainer.loggers))
 
 
