@@ -10,6 +10,7 @@ from typing import Any
 
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.callbacks import WeightAveraging
+from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch.nn.parameter import is_lazy
 
@@ -181,11 +182,12 @@ def print_result(run: Run) -> None:
         if result_file := os.environ.get(RESULT_FILE_VARIABLE):
             Path(result_file).write_text(folder, encoding="utf-8", errors="surrogateescape")
     if best and not parts and not run.quiet:
-        _print_next_commands(model, run.data, Path(best), bool(trainer.loggers))
+        has_curves = any(isinstance(logger, TensorBoardLogger) for logger in trainer.loggers)
+        _print_next_commands(model, run.data, Path(best), has_curves)
 
 
-def _print_next_commands(model: Any, data: Any, checkpoint: Path, has_loggers: bool) -> None:
-    print(f"checkpoint  {relative_path(checkpoint)}\n\nnext:")
+def _print_next_commands(model: Any, data: Any, checkpoint: Path, has_curves: bool) -> None:
+    print(f"checkpoint  {relative_path(checkpoint)}", flush=True)
     folder = checkpoint.parent.parent
     is_newest = any(newest.resolve() == folder.resolve() for newest in newest_first(".")[:1])
     run = "latest" if is_newest else relative_path(folder if checkpoint.name == BEST else checkpoint)
@@ -198,7 +200,7 @@ def _print_next_commands(model: Any, data: Any, checkpoint: Path, has_loggers: b
         find_class(record["data_class"], LightningDataModule)
         if is_overridden("test_dataloader", data) or is_overridden("val_dataloader", data):
             lines.insert(0, command("evaluate.py", run))
-    for line in lines:
-        print(f"  {line}")
-    if has_loggers:
-        print(f"  {command('tensorboard', '--logdir', relative_path(folder.parent))}", flush=True)
+    if has_curves:
+        lines.append(command("tensorboard", "--logdir", relative_path(folder.parent)))
+    if lines:
+        print("\nnext:", *lines, sep="\n  ", flush=True)
