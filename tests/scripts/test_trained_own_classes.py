@@ -104,7 +104,9 @@ def test_the_next_commands_of_fit_work(model: str, data: str, commands: set[str]
     assert {line.split()[0] for line in scripts} == commands
 
 
-@pytest.mark.parametrize(("flags", "charts"), [("", 1), ("--logger false", 0), ("--logger CSVLogger", 0)])
+@pytest.mark.parametrize(
+    ("flags", "charts"), [("", 1), ("--logger false", 0), ("--logger CSVLogger --logger.save_dir own", 0)]
+)
 def test_a_run_without_next_commands_announces_none(flags: str, charts: int) -> None:
     out = train("variants.Foreign", "my_data.Halves", flags)
     assert [out.count("next:"), out.count("tensorboard")] == [charts, charts]
