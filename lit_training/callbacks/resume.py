@@ -92,9 +92,7 @@ class ResumePoint(Callback):
     FIRST_SAVE_SECONDS = 0.1  # assumed time to write the first resume point
     SECONDS_TO_END_VALIDATION = 5.0
     """If a validation does not end within this time after a signal, the run stops without a new resume point.
-
-    So before the step that precedes a long validation, a resume point is written if the last one is older than this.
-    """
+    So a resume point is written before the step before a longer validation, if the last point is older than this."""
 
     def __init__(self, watch: Watch) -> None:
         self.watch = watch
@@ -326,9 +324,10 @@ class ResumePoint(Callback):
         if self.watch.signum and self._signal_time is None:
             self._signal_time = now
         if self._signal_time is None:
-            is_long = validation_follows and self._validation_seconds > self.SECONDS_TO_END_VALIDATION
-            seconds = self.SECONDS_TO_END_VALIDATION if is_long else math.inf
-            is_time = now - self._last_save_time > min(seconds, self._save_seconds / self.TIME_SHARE)
+            seconds, limit = self._save_seconds / self.TIME_SHARE, self.SECONDS_TO_END_VALIDATION
+            if validation_follows and self._validation_seconds > limit:
+                seconds = min(seconds, limit)
+            is_time = now - self._last_save_time > seconds
         else:
             is_time = now - self._signal_time > self.SECONDS_TO_END_VALIDATION
         if trainer.world_size == 1:

@@ -24,13 +24,13 @@ from datamodules.text import command, plural, printable
 from lit_models import LitBase
 from lit_models.base import class_record, read_attribute
 from lit_training.callbacks.best import BestCheckpoint
-from lit_training.errors import CheckpointError, UsageError, is_rank_zero, print_note
+from lit_training.errors import CheckpointError, UsageError, is_rank_zero
 from lit_training.runs import checkpoints
 from lit_training.runs.folder import newest_first, relative_path
 from lit_training.runs.foreign import with_default_attributes
 from lit_training.runs.layout import BEST, METRICS, SPLIT
 from lit_training.runs.own_classes import find_class
-from lit_training.runs.plain import plain_checkpoint
+from lit_training.runs.plain import LEFT_OUT, plain_checkpoint
 from lit_training.runs.run import Run
 from lit_training.statistics import wilson_interval
 from lit_training.text import progress_bar
@@ -133,25 +133,20 @@ def undo_failed_start(run: Run) -> Iterator[None]:
 def print_result(run: Run) -> None:
     """Validate with the best checkpoint, then print the result and the next commands. All ranks must call it.
 
-    If the run is a test run or has no validation data, or the model is not a LitBase, print the last metrics instead.
+    Otherwise print the logged metrics: of a test run, without validation data, or if the model is not a LitBase or
+    the checkpoint does not hold all its parts.
     """
     trainer, model = run.trainer, run.model
     best = "".join(saver.best_model_path for saver in trainer.callbacks if isinstance(saver, BestCheckpoint))
     metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
-    is_validated, parts = False, ""
-    if isinstance(model, LitBase) and run.validates and not (trainer.barebones or trainer.fast_dev_run):
+    is_complete = isinstance(model, LitBase)
+    is_complete &= not (is_complete and best and LEFT_OUT in checkpoints.read_any(Path(best), mmap=True))
+    if is_complete and run.validates and not (trainer.barebones or trainer.fast_dev_run):
         trainer.ckpt_path = None  # otherwise validate() loads the checkpoint that training resumed from
         loggers, trainer.loggers = trainer.loggers, []  # this validation must not add points to the curves
         options: dict[str, Any] = {"ckpt_path": best, "weights_only": True} if best else {}
-        try:
-            for results in trainer.validate(model, run.data, verbose=False, **options):  # none if there are no samples
-                metrics |= results
-            is_validated = True
-        except Exception as error:
-            if not (parts := best and checkpoints.without_parts(checkpoints.read_any(Path(best)))):
-                raise
-            reason = " ".join(f"{type(error).__name__}: {error}".split())
-            print_note(f"{best} cannot be validated ({reason}){parts}")
+        for results in trainer.validate(model, run.data, verbose=False, **options):  # none if there are no samples
+            metrics |= results
         trainer.loggers = loggers
     folder = trainer.log_dir  # all ranks must read log_dir, because it sends a value to all ranks
     if not trainer.is_global_zero:
@@ -160,7 +155,7 @@ def print_result(run: Run) -> None:
     if best and (table := Path(folder or "", METRICS)).is_file():
         metrics.pop("train_loss", None)  # it is that of the last epoch
         checkpoint = checkpoints.read_any(Path(best))
-        epoch, names = checkpoint["epoch"], ["train_loss", *({} if is_validated else metrics)]
+        epoch, names = checkpoint["epoch"], ["train_loss", *({} if is_complete else metrics)]
         for row in [row for row in read_csv(table) if row.get("epoch") == str(epoch)]:
             is_before = int(row["step"]) <= checkpoint["global_step"]  # later ones are of another validation
             metrics |= {n: float(row[n]) for n in names if row.get(n) and (is_before or n == "train_loss")}
@@ -181,12 +176,11 @@ def print_result(run: Run) -> None:
         print(f"run         {relative_path(Path(folder))}")
         if result_file := os.environ.get(RESULT_FILE_VARIABLE):
             Path(result_file).write_text(folder, encoding="utf-8", errors="surrogateescape")
-    if best and not parts and not run.quiet:
-        has_curves = any(isinstance(logger, TensorBoardLogger) for logger in trainer.loggers)
-        _print_next_commands(model, run.data, Path(best), has_curves)
+    if best and not run.quiet:
+        _print_next_commands(model, run.data, Path(best), trainer.loggers)
 
 
-def _print_next_commands(model: Any, data: Any, checkpoint: Path, has_curves: bool) -> None:
+def _print_next_commands(model: Any, data: Any, checkpoint: Path, loggers: list[Any]) -> None:
     print(f"checkpoint  {relative_path(checkpoint)}", flush=True)
     folder = checkpoint.parent.parent
     is_newest = any(newest.resolve() == folder.resolve() for newest in newest_first(".")[:1])
@@ -200,7 +194,7 @@ def _print_next_commands(model: Any, data: Any, checkpoint: Path, has_curves: bo
         find_class(record["data_class"], LightningDataModule)
         if is_overridden("test_dataloader", data) or is_overridden("val_dataloader", data):
             lines.insert(0, command("evaluate.py", run))
-    if has_curves:
+    if any(isinstance(logger, TensorBoardLogger) for logger in loggers):
         lines.append(command("tensorboard", "--logdir", relative_path(folder.parent)))
     if lines:
         print("\nnext:", *lines, sep="\n  ", flush=True)

@@ -193,14 +193,8 @@ def load_data(checkpoint: dict[str, Any]) -> Any:
         raise _does_not_fit_error(data_class, error, checkpoint) from error
 
 
-def without_parts(checkpoint: dict[str, Any]) -> str:
-    """Return what a checkpoint does not hold because it has no plain form, or ""."""
-    parts = ", ".join(checkpoint.get(LEFT_OUT, ()))
-    return parts and f"; it does not hold {parts}: let on_save_checkpoint save plain values"
-
-
 def _does_not_fit_error(kind: type, error: Exception, checkpoint: dict[str, Any]) -> CheckpointError:
     reason = " ".join(" ".join((str(error) or type(error).__name__).splitlines()[:2]).split())
-    reason += without_parts(checkpoint)
+    reason += checkpoint.get(LEFT_OUT, "")
     name = dotted_path(kind) if is_own(kind) else kind.__name__
     return CheckpointError(f"the checkpoint does not fit {name}: {reason}")

@@ -27,7 +27,7 @@ UNSAVED = {
 )
 """Part of a checkpoint that consists of parts -> what is printed about a part that has no plain value."""
 NOT_SAVED = "not saved in this checkpoint: "
-LEFT_OUT = "left_out"  # key in a checkpoint: the names of the parts that it does not hold, with their classes
+LEFT_OUT = "left_out"  # key in a checkpoint: the end of an error message about the parts that it does not hold
 FORMS: list[tuple[Any, Any]] = [  # class -> function that returns the plain value
     (Enum, lambda value: value.name),
     (os.PathLike, os.fspath),
@@ -86,7 +86,9 @@ def plain_checkpoint(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
                 left_out.append(f"{name} ({changed[0]})")
         if changed:
             print_once(f"{name} ({', '.join(dict.fromkeys(changed))}): {fate}")
-    return plain | ({LEFT_OUT: left_out} if left_out else {})
+    if left_out:
+        plain[LEFT_OUT] = f"; it does not hold {', '.join(left_out)}: let on_save_checkpoint save plain values"
+    return plain
 
 
 def create(kind: Any, arguments: Mapping[str, Any]) -> Any:

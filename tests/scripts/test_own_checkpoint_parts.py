@@ -108,7 +108,6 @@ def test_a_model_that_needs_what_is_left_out(flags: str, part: str) -> None:
     ended = run(f"{TRAIN} --model {flags}")
     assert ended.code == 0, ended.err
     assert f"note: {part}: checkpoints do not hold it" in ended.err
-    assert "best.ckpt cannot be validated" in ended.err
     assert "val_acc     " in ended.out
     checkpoint = torch.load(BEST, weights_only=True)
     assert "net.weight" in checkpoint["state_dict"]

@@ -86,7 +86,7 @@ def test_what_has_no_plain_form_is_named_and_refused(value: Any, capsys: pytest.
         "epoch": 3,
         "callbacks": {"Good": {"seen": 1}},
         "hyper_parameters": {"lr": 0.1, "act": NOT_SAVED + kind},
-        "left_out": [f"Bad ({kind})", f"mine ({kind})"],
+        "left_out": f"; it does not hold Bad ({kind}), mine ({kind}): let on_save_checkpoint save plain values",
     }
     assert capsys.readouterr().err.splitlines() == [
         f"note: Bad ({kind}): checkpoints do not hold its state: --resume starts it anew",
