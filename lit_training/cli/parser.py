@@ -234,9 +234,10 @@ class FitCLI(LightningCLI):
 
     def _other_model(self, name: str) -> Any:
         """Return the same network with other optimizers, due to another value of an argument, or None."""
-        value, parameter = self.typed[name], inspect.signature(type(self.model)).parameters[name]
-        numbers = [2 * value or 1, not value] if isinstance(value, int | float) else []
-        for other_value in [*numbers, parameter.default, *get_args(parameter.annotation)]:
+        value, parameter = self.typed[name], inspect.signature(type(self.model)).parameters.get(name)
+        others = [2 * value or 1, not value] if isinstance(value, int | float) else []
+        others += [parameter.default, *get_args(parameter.annotation)] if parameter else []
+        for other_value in others:
             config = self.config["model"].clone()
             config["init_args"][name] = other_value
             with contextlib.suppress(Exception), torch.device("meta"):  # fast, and draws no random numbers

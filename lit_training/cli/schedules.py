@@ -6,6 +6,7 @@ from typing import Any
 
 from lightning.fabric.utilities.apply_func import apply_to_collection
 from lightning.pytorch import Trainer
+from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, OneCycleLR, ReduceLROnPlateau, StepLR
 
@@ -55,7 +56,7 @@ def uses(model: LitBase, attribute: str) -> bool:
 
 def describe(model: LitBase) -> tuple[str, str]:
     """Describe the network of a model, and the optimizers and schedules that it builds, or the error."""
-    network = f"{model} {[weight.shape for weight in model.parameters()]}"
+    network = f"{model} {[is_lazy(weight) or weight.shape for weight in model.parameters()]}"
     try:
         built = model.configure_optimizers()
         return network, repr(apply_to_collection(built, LRScheduler, lambda schedule: schedule.state_dict()))

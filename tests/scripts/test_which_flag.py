@@ -49,6 +49,11 @@ class Wide(LitMLP):
         rate = self.rate * 2 if self.order == "fast" else self.rate
         return self.build_optimizers(lambda groups: self.kind(groups, lr=rate), self.parameters())
 
+class Lazy(LitMLP):
+    def __init__(self, **options):
+        super().__init__(**options)
+        self.net[-1] = torch.nn.LazyLinear(10)
+
 class Nan(LitMLP):
     def __init__(self, in_features: int = 1000, out_features: int = 10, head_lr: float = 0.002, skip_lr: bool = False):
         super().__init__(in_features, (2,), out_features)
@@ -82,6 +87,7 @@ def own_classes() -> Iterator[None]:
         ),
         ("--model mine.Half --optimizer Adam --model.fast true", "leave --model.fast out"),
         ("--model LitMLP --optimizer Adam --model.lr 1e-4", "use --optimizer.lr 0.0001"),
+        ("--model mine.Lazy --optimizer Adam --model.lr 1e-4", "use --optimizer.lr 0.0001"),
         ("--model mine.Wide --optimizer AdamW --model.kind sgd", "leave --model.kind out"),
         ("--model mine.Wide --optimizer AdamW --model.order slow", "leave --model.order out"),
         (f"{PLATEAU} --lr_scheduler.mode min --monitor f1:max", "--lr_scheduler.mode min contradicts --monitor f1:max"),
@@ -102,6 +108,7 @@ def test_a_flag_that_the_models_optimizer_does_not_use_is_refused(flags: str, an
         "--model mine.Half --optimizer Adam --model.decay 0.1",  # it is in the parameter groups
         "--model mine.Half --model.rate 1e-6",
         "--model mine.Wide --optimizer Adam --model.width 4",  # it changes the network too
+        "--model mine.Lazy --optimizer Adam --model.hidden [5]",
         f"{PLATEAU} --lr_scheduler.mode max --monitor train_loss:max",
         "--model LitMLP --lr_scheduler OneCycleLR --model.lr 1e-6",
     ],
