@@ -342,7 +342,9 @@ def test_missing_photo_in_one_of_two_processes_ends_both(photo_folder: Path) -> 
     assert [start["machine"]["processes"] for start in starts] == [2, 2, 2]
 
 
-KILL_ALL = TROUBLE.partition("class FullDisk")[0] + """
+KILL_ALL = (
+    TROUBLE.partition("class FullDisk")[0]
+    + """
 import signal
 class KillAll(Callback):
     def on_train_batch_end(self, trainer, *_):
@@ -350,6 +352,7 @@ class KillAll(Callback):
             Path("kill").unlink(missing_ok=True)
             os.killpg(os.getpgrp(), signal.SIGKILL)
 """
+)
 OWN_LOADERS = "--model tests.support.own_loaders.Net --data tests.support.own_loaders.OwnData --strategy ddp"
 
 

@@ -233,7 +233,7 @@ class FitCLI(LightningCLI):
         return [name for name in self.typed if name in names]
 
     def _other_model(self, name: str) -> Any:
-        """Return the same network with other optimizers, due to another value of an argument, or None."""
+        """Return the model with another value of an argument if its optimizers then differ, otherwise None."""
         value, parameter = self.typed[name], inspect.signature(type(self.model)).parameters.get(name)
         others = [2 * value or 1, not value] if isinstance(value, int | float) else []
         others += [parameter.default, *get_args(parameter.annotation)] if parameter else []
@@ -244,8 +244,7 @@ class FitCLI(LightningCLI):
                 other = self.parser.instantiate(Namespace(model=config))["model"]
                 other.trainer = self.model.trainer
                 other.configure_optimizers()
-                network, optimizers = describe(self.model)
-                if (found := describe(other))[0] == network and found[1] != optimizers:
+                if describe(other)[1] != describe(self.model)[1]:
                     return other
         return None
 
