@@ -1,7 +1,8 @@
 """Draw figures of a run. Only matplotlib's ``Figure`` is used, not pyplot, which has global state and windows."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -69,7 +70,9 @@ def draw_mistakes(
     ``names`` are those of all classes, ``files`` the B paths. ``answers`` has for each picture its true class, the
     predicted class and the probability of the predicted class.
     """
-    titles = [f"{probability:.0%} {names[wrong]}\nis {names[label]}" for label, wrong, probability in answers]
+    used = {number: names[number] for answer in answers for number in answer[:2]}
+    shown = _tell_apart(used, lambda name: _wrap(f"100% {name}", PICTURE_INCHES))
+    titles = [f"{probability:.0%} {shown[wrong]}\nis {shown[label]}" for label, wrong, probability in answers]
     if files is not None:
         titles = [f"{title}\n{printable(file).rpartition('/')[2]}" for title, file in zip(titles, files, strict=True)]
     return draw_sheet(pictures, titles, heat_maps=heat_maps)
@@ -85,7 +88,8 @@ def draw_confusion(matrix: Tensor, names: Sequence[str]) -> "Figure":
     count = len(names)
     inches = 2.0 if count <= 10 else min(0.3 * count, 12)  # width of the matrix
     points = min(POINTS, 0.8 * 72 * inches / count)  # font size of the names
-    short_names = [_shorten(name, MAX_NAME_INCHES, points) for name in names] if points >= 6 else []
+    cut = partial(_shorten, inches=MAX_NAME_INCHES, points=points)
+    short_names = [*map(cut, _tell_apart(dict(enumerate(names)), cut).values())] if points >= 6 else []
     margin = 0.45 + max((_text_width(name, points) for name in short_names), default=0)
     width, height = margin + inches + 0.65, margin + inches + 0.5
     figure = Figure(figsize=(width, height), dpi=DPI)
@@ -126,6 +130,12 @@ def _shorten(text: str, inches: float, points: float) -> str:
     return short
 
 
+def _tell_apart(names: Mapping[int, str], cut: Callable[[str], str]) -> dict[int, str]:
+    """Return the names, with their numbers in front if ``cut`` makes two different names equal."""
+    are_alike = len({*map(cut, names.values())}) < len({*names.values()})
+    return {number: f"{number} {name}" if are_alike else name for number, name in names.items()}
+
+
 def _wrap(text: str, inches: float) -> str:
     """Escape the characters of ``text`` that are not printable, and break it into lines of at most a width in inches.
 
@@ -157,7 +167,8 @@ def draw_curves(charts: Mapping[str, Mapping[str, tuple[Sequence[float], Sequenc
         axes.set_xlabel("epoch")
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.grid(alpha=0.3)
-    labels = [_shorten(name, figure.get_figwidth() - 0.8, 9) for name in names]
+    cut = partial(_shorten, inches=figure.get_figwidth() - 0.8, points=9)
+    labels = [*map(cut, _tell_apart(dict(enumerate(names)), cut).values())]
     legend = figure.legend(axes.lines, labels, loc="outside lower left", fontsize=9)
     for text in legend.get_texts():
         text.set_parse_math(False)

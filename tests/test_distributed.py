@@ -342,6 +342,36 @@ def test_missing_photo_in_one_of_two_processes_ends_both(photo_folder: Path) -> 
     assert [start["machine"]["processes"] for start in starts] == [2, 2, 2]
 
 
+KILL_ALL = (
+    TROUBLE.partition("class FullDisk")[0]
+    + """
+import signal
+class KillAll(Callback):
+    def on_train_batch_end(self, trainer, *_):
+        if Path("kill").exists() and trainer.global_step == 5:
+            Path("kill").unlink(missing_ok=True)
+            os.killpg(os.getpgrp(), signal.SIGKILL)
+"""
+)
+OWN_LOADERS = "--model tests.support.own_loaders.Net --data tests.support.own_loaders.OwnData --strategy ddp"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("what", ["ddp_spawn", "shuffled", "own generators", "stream"])
+def test_killed_processes_go_on_as_an_uninterrupted_run(what: str) -> None:
+    Path("kill_all.py").write_text(KILL_ALL)
+    line = TINY.replace("ddp", what) if what == "ddp_spawn" else f"{OWN_LOADERS} --data.kind '{what}' --accelerator cpu"
+    line += " --devices 2 --max_epochs 3 --callbacks kill_all.KillAll"
+    wait_for_end(train(line), 0)
+    Path("kill").touch()
+    line += " --default_root_dir killed --resume auto"
+    wait_for_end(train(line), -signal.SIGKILL)
+    run = Path("killed/lightning_logs/version_0")
+    assert 0 < last(run)["global_step"] < 9
+    wait_for_end(train(line), 0)
+    assert_same_weights(Path("lightning_logs/version_0"), run)
+
+
 def free_port() -> str:
     """Return a local port that no program uses."""
     with socket.socket() as free:

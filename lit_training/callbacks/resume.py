@@ -103,7 +103,8 @@ class ResumePoint(Callback):
     SECONDS_BETWEEN_EXCHANGES = 0.5
     FIRST_SAVE_SECONDS = 0.1  # assumed time to write the first resume point
     SECONDS_TO_END_VALIDATION = 5.0
-    """If a validation does not end within this time after a signal, the run stops without a new resume point."""
+    """If a validation does not end within this time after a signal, the run stops without a new resume point.
+    So a resume point is written before the step before a longer validation, if the last point is older than this."""
 
     def __init__(self, watch: Watch) -> None:
         self.watch = watch
@@ -113,6 +114,7 @@ class ResumePoint(Callback):
         """The same for the loaders of the training data. A finished run that gets more epochs needs it too."""
         self._state_to_save: dict[str, Any] = {}
         self._save_seconds = self.FIRST_SAVE_SECONDS
+        self._step_end_time, self._validation_seconds = 0.0, math.inf  # inf: the first validation may be long
         self._first_own_states: list[Any] = []
         """For each object of the user, hashes of its state before the first step of this process."""
         self._data_fingerprint = ""
@@ -287,9 +289,10 @@ class ResumePoint(Callback):
             return
         if batch_idx % trainer.accumulate_grad_batches:  # checkpoints do not contain accumulated gradients
             return
-        if batch_idx == 0:  # the validation before this epoch may have been long, so exchange now
+        validation_follows = self._validation_follows(trainer, batch_idx)
+        if batch_idx == 0 or validation_follows:  # a validation may be long, so exchange now
             self._calls_between_exchanges = 0
-        signum, save_is_due = self._agree_on_stop_and_save(trainer)
+        signum, save_is_due = self._agree_on_stop_and_save(trainer, validation_follows)
         # With photos, save the first step at once, because an unreadable photo could soon end the run.
         is_first = self._no_step_saved and trainer.global_step > 0 and data_of(trainer).photos is not None
         if save_is_due or signum or is_first:
@@ -301,6 +304,16 @@ class ResumePoint(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         self.watch.note_progress()
+        self._step_end_time = time.monotonic()
+
+    def _validation_follows(self, trainer: Trainer, batch_idx: int) -> bool:
+        """Return True if a validation follows the optimizer step that begins with this batch."""
+        epochs, every = trainer.check_val_every_n_epoch, trainer.val_check_batch or math.inf
+        if not trainer.enable_validation or (trainer.current_epoch + 1) % (epochs or 1):
+            return False
+        batches = batch_idx if epochs else trainer.fit_loop.total_batch_idx  # before this step
+        is_check = batches // every < (batches + trainer.accumulate_grad_batches) // every
+        return is_check or (every == math.inf and trainer.is_last_batch)
 
     def on_validation_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
@@ -308,6 +321,7 @@ class ResumePoint(Callback):
         if trainer.sanity_checking:
             return
         self.watch.note_progress()  # so that a validation longer than --timeout does not end the run
+        self._validation_seconds = time.monotonic() - self._step_end_time
         if self.watch.stepping:
             signum, time_is_up = self._agree_on_stop_and_save(trainer)
             if signum and time_is_up:
@@ -344,7 +358,7 @@ class ResumePoint(Callback):
             and progress.current.ready % trainer.accumulate_grad_batches == 0
         )
 
-    def _agree_on_stop_and_save(self, trainer: Trainer) -> tuple[int, bool]:
+    def _agree_on_stop_and_save(self, trainer: Trainer, validation_follows: bool = False) -> tuple[int, bool]:
         """Return the number of the signal that stops the run (or 0), and whether to write a resume point now.
 
         After a signal, the second value is True if :attr:`SECONDS_TO_END_VALIDATION` seconds have passed since it came.
@@ -354,7 +368,10 @@ class ResumePoint(Callback):
         if self.watch.signum and self._signal_time is None:
             self._signal_time = now
         if self._signal_time is None:
-            is_time = now - self._last_save_time > self._save_seconds / self.TIME_SHARE
+            seconds, limit = self._save_seconds / self.TIME_SHARE, self.SECONDS_TO_END_VALIDATION
+            if validation_follows and self._validation_seconds > limit:
+                seconds = min(seconds, limit)
+            is_time = now - self._last_save_time > seconds
         else:
             is_time = now - self._signal_time > self.SECONDS_TO_END_VALIDATION
         if trainer.world_size == 1:

@@ -30,7 +30,7 @@ from lit_training.runs.foreign import with_default_attributes
 from lit_training.runs.layout import BEST, METRICS, SPLIT
 from lit_training.runs.lightning_internals import NullProfiler
 from lit_training.runs.own_classes import find_class
-from lit_training.runs.plain import plain_checkpoint
+from lit_training.runs.plain import LEFT_OUT, plain_checkpoint
 from lit_training.runs.run import Run
 from lit_training.statistics import wilson_interval
 from lit_training.text import progress_bar
@@ -44,7 +44,7 @@ def print_start(run: Run) -> None:
     trainer, model, data, start = run.trainer, run.model, run.data, run.start
     if trainer.checkpoint_callbacks and not (start is not None and start.finished):
         for part in (model, data):
-            plain_checkpoint({"hyper_parameters": with_default_attributes(part).hparams})
+            plain_checkpoint({"hyper_parameters": dict(with_default_attributes(part).hparams)})
     if not is_rank_zero() or run.quiet:
         return
     if start is not None and start.finished:
@@ -133,12 +133,15 @@ def undo_failed_start(run: Run) -> Iterator[None]:
 def print_result(run: Run) -> None:
     """Validate with the best checkpoint, then print the result and the next commands. All ranks must call it.
 
-    If the run is a test run or has no validation data, or the model is not a LitBase, print the last metrics instead.
+    Otherwise print the logged metrics: of a test run, without validation data, or if the model is not a LitBase or
+    the checkpoint does not hold all its parts.
     """
     trainer, model = run.trainer, run.model
     best = "".join(saver.best_model_path for saver in trainer.callbacks if isinstance(saver, BestCheckpoint))
     metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
-    if isinstance(model, LitBase) and run.validates and not (trainer.barebones or trainer.fast_dev_run):
+    is_complete = isinstance(model, LitBase)
+    is_complete &= not (is_complete and best and LEFT_OUT in checkpoints.read_any(Path(best), mmap=True))
+    if is_complete and run.validates and not (trainer.barebones or trainer.fast_dev_run):
         trainer.ckpt_path = None  # otherwise validate() loads the checkpoint that training resumed from
         loggers, trainer.loggers = trainer.loggers, []  # this validation must not add points to the curves
         trainer.profiler = NullProfiler()  # nor write a second report
@@ -154,7 +157,7 @@ def print_result(run: Run) -> None:
         metrics.pop("train_loss", None)  # it is that of the last epoch
         checkpoint = checkpoints.read_any(Path(best))
         epoch = min(checkpoint["epoch"], trainer.current_epoch - 1)  # that of StochasticWeightAveraging is one more
-        names = ["train_loss", *({} if isinstance(model, LitBase) else metrics)]
+        names = ["train_loss", *({} if is_complete else metrics)]
         for row in [row for row in read_csv(table) if row.get("epoch") == str(epoch)]:
             is_before = int(row["step"]) <= checkpoint["global_step"]  # later ones are of another validation
             metrics |= {n: float(row[n]) for n in names if row.get(n) and (is_before or n == "train_loss")}
@@ -180,7 +183,7 @@ def print_result(run: Run) -> None:
 
 
 def _print_next_commands(model: Any, data: Any, checkpoint: Path, has_curves: bool) -> None:
-    print(f"checkpoint  {relative_path(checkpoint)}\n\nnext:")
+    print(f"checkpoint  {relative_path(checkpoint)}", flush=True)
     folder = checkpoint.parent.parent
     is_newest = any(newest.resolve() == folder.resolve() for newest in newest_first(".")[:1])
     run = "latest" if is_newest else relative_path(folder if checkpoint.name == BEST else checkpoint)
@@ -193,7 +196,7 @@ def _print_next_commands(model: Any, data: Any, checkpoint: Path, has_curves: bo
         find_class(record["data_class"], LightningDataModule)
         if is_overridden("test_dataloader", data) or is_overridden("val_dataloader", data):
             lines.insert(0, command("evaluate.py", run))
-    for line in lines:
-        print(f"  {line}")
     if has_curves:
-        print(f"  {command('tensorboard', '--logdir', relative_path(folder.parent))}", flush=True)
+        lines.append(command("tensorboard", "--logdir", relative_path(folder.parent)))
+    if lines:
+        print("\nnext:", *lines, sep="\n  ", flush=True)

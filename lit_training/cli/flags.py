@@ -108,6 +108,9 @@ def _to_lightning_flag(flag: str, value: str | None) -> str:
         value = CLASS_PATHS.get(value or "", value)
     if value is None and (flag.removeprefix("--trainer.") in TRAINER_BOOLEAN_FLAGS or flag in OWN_BOOLEAN_FLAGS):
         value = "true"
+    if value is None and flag.startswith("--") and rest not in ("", "help"):
+        short = flag.replace("--trainer.", "--")
+        raise UsageError(f"{short} needs a value: {short} VALUE")
     return flag if value is None else f"{flag}={value}"
 
 

@@ -12,6 +12,7 @@ from pkgutil import resolve_name
 from types import SimpleNamespace
 from typing import Any, Literal, NoReturn, get_args
 
+import torch
 from jsonargparse import Namespace, set_dumper, set_parsing_settings
 from jsonargparse.typing import PositiveFloat, PositiveInt
 from lightning.pytorch import LightningDataModule, Trainer
@@ -26,7 +27,7 @@ from lit_models.base import read_attribute
 from lit_training.cli.defaults import add_defaults, register_strategies
 from lit_training.cli.flags import add_run_config, resolve_weights, to_lightning_arguments
 from lit_training.cli.limits import check_trainer, explain_trainer_error
-from lit_training.cli.schedules import ARGUMENTS_FROM_RUN, SCHEDULES, build_schedule, uses
+from lit_training.cli.schedules import ARGUMENTS_FROM_RUN, SCHEDULES, build_schedule, describe, uses
 from lit_training.cli.usage_errors import explain_build_error, explain_parse_error
 from lit_training.errors import CheckpointError, UsageError, exit_with_error, print_note
 from lit_training.runs.foreign import with_default_attributes
@@ -196,7 +197,7 @@ class FitCLI(LightningCLI):
         lengths = {"estimated_stepping_batches": 1000, "num_training_batches": 100, "max_epochs": 10, "max_steps": -1}
         self.model.trainer = SimpleNamespace(**lengths)  # type: ignore[assignment]
         is_own = not type(self.model).configure_optimizers.__module__.startswith("lit_models.")
-        typed = [name for name in self._typed_arguments() if flags and uses(self.model, name)]
+        rebuilt = {name: other for name in self._typed_arguments() if flags and (other := self._other_model(name))}
         for flag in flags if is_own else ["model", *flags]:
             kind = resolve_name(self.config[flag]["class_path"])
             arguments = dict(self.config[flag].get("init_args") or {})
@@ -205,6 +206,10 @@ class FitCLI(LightningCLI):
             elif flag == "lr_scheduler":
                 if arguments.get("step_size", 1) < 1:
                     raise UsageError("--lr_scheduler.step_size must be at least 1 epoch: --lr_scheduler.step_size 7")
+                mode, monitor = arguments.get("mode", ""), self.config["monitor"] or ""
+                is_typed = mode == "max" or "lr_scheduler.mode" in " ".join(self.arguments)  # the default is min
+                if is_typed and monitor and not monitor.endswith(mode):
+                    raise UsageError(f"--lr_scheduler.mode {mode} contradicts --monitor {monitor}: leave one out")
                 schedule = partial(build_schedule, schedule=kind, arguments=arguments, run=self.run)
                 self.model.chosen_schedule = lambda _: {}  # until it is certain that it is used
             try:
@@ -213,7 +218,10 @@ class FitCLI(LightningCLI):
                 raise UsageError(f"--{flag} {kind.__name__}: {error}; change this value") from error
             if flag in flags and not uses(self.model, flags[flag]):
                 raise UsageError(f"--{flag} {rule}, leave --{flag} out")
-            for name in (name for name in typed if not uses(self.model, name)):
+            for name, other in rebuilt.items():
+                other.chosen_optimizer, other.chosen_schedule = self.model.chosen_optimizer, self.model.chosen_schedule
+                if describe(other) != describe(self.model):
+                    continue
                 value, is_known = self.typed[name], name in inspect.signature(kind).parameters
                 fix = f"use --{flag}.{name} {value}" if is_known else f"leave --model.{name} out"
                 raise UsageError(f"--model.{name} {value} has no effect beside --{flag} {kind.__name__}: {fix}")
@@ -231,6 +239,22 @@ class FitCLI(LightningCLI):
                 name for name in self.typed if name in parameters and self.typed[name] != parameters[name].default
             ]
         return [name for name in self.typed if name in names]
+
+    def _other_model(self, name: str) -> Any:
+        """Return the model with another value of an argument if its optimizers then differ, otherwise None."""
+        value, parameter = self.typed[name], inspect.signature(type(self.model)).parameters.get(name)
+        others = [2 * value or 1, not value] if isinstance(value, int | float) else []
+        others += [parameter.default, *get_args(parameter.annotation)] if parameter else []
+        for other_value in others:
+            config = self.config["model"].clone()
+            config["init_args"][name] = other_value
+            with contextlib.suppress(Exception), torch.device("meta"):  # fast, and draws no random numbers
+                other = self.parser.instantiate(Namespace(model=config))["model"]
+                other.trainer = self.model.trainer
+                other.configure_optimizers()
+                if describe(other)[1] != describe(self.model)[1]:
+                    return other
+        return None
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         trainer_config, model_attributes = self.config["trainer"], with_default_attributes(self.model)

@@ -6,6 +6,7 @@ from typing import Any
 
 from lightning.fabric.utilities.apply_func import apply_to_collection
 from lightning.pytorch import Trainer
+from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, OneCycleLR, ReduceLROnPlateau, StepLR
 
@@ -44,26 +45,23 @@ def build_schedule(optimizer: Optimizer, schedule: type, arguments: dict[str, An
     return {"scheduler": schedule(optimizer, **arguments), **options}
 
 
-def uses(model: LitBase, name: str) -> bool:
-    """Return True if the attribute or hyper-parameter ``name`` changes the optimizers and schedules of the model."""
-    before = _describe_optimizers(model)
-    values = [(place, place[name]) for place in (model.hparams, vars(model)) if name in place]
-    for place, value in values:
-        # as a number this function is an error, as chosen_optimizer or chosen_schedule it builds something else
-        place[name] = not value if isinstance(value, bool) else lambda _: SimpleNamespace(param_groups=[])
-    after = _describe_optimizers(model)
-    for place, value in values:
-        place[name] = value
+def uses(model: LitBase, attribute: str) -> bool:
+    """Return True if ``chosen_optimizer`` or ``chosen_schedule`` changes what the model builds."""
+    before, value = describe(model), getattr(model, attribute)
+    setattr(model, attribute, lambda _: SimpleNamespace(param_groups=[]))
+    after = describe(model)
+    setattr(model, attribute, value)
     return after != before
 
 
-def _describe_optimizers(model: LitBase) -> str:
-    """Return the settings of the optimizers and schedules that the model builds, or the error."""
+def describe(model: LitBase) -> tuple[str, str]:
+    """Describe the network of a model, and the optimizers and schedules that it builds, or the error."""
+    network = f"{model} {[is_lazy(weight) or weight.shape for weight in model.parameters()]}"
     try:
         built = model.configure_optimizers()
-        return repr(apply_to_collection(built, LRScheduler, lambda schedule: schedule.state_dict()))
+        return network, repr(apply_to_collection(built, LRScheduler, lambda schedule: schedule.state_dict()))
     except Exception as error:
-        return repr(error)
+        return network, repr(error)
 
 
 def _count_steps(trainer: Trainer, schedule: type) -> int:

@@ -2,6 +2,7 @@
 
 import errno
 import re
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +18,7 @@ from lit_training.errors import CheckpointError, TrainingError, is_library_error
 from lit_training.runs import checkpoints
 from lit_training.runs.folder import resume_hint
 from lit_training.runs.foreign import with_default_attributes
+from lit_training.runs.plain import LEFT_OUT
 from lit_training.runs.processes import ALREADY_REPORTED
 from lit_training.runs.run import Run
 
@@ -48,6 +50,9 @@ def _to_one_line_error(error: Exception, run: Run) -> BaseException | None:
             f"cannot write {error.filename or 'to the folder of the run'} ({error.strerror}): free disk space and "
             "continue with --resume, or choose another folder with --default_root_dir"
         )
+    is_restoring = any("restore" in frame.name for frame in traceback.extract_tb(error.__traceback__))
+    if resume_point and is_restoring and (parts := checkpoints.read_any(resume_point).get(LEFT_OUT)):
+        return CheckpointError(f"{resume_point} cannot be restored ({type(error).__name__}: {text}){parts}")
     if isinstance(error, KeyError) and resume_point is not None and is_library_error(error):
         return CheckpointError(other_optimizer_message(run.trainer))  # for example Adam cannot load the state of SGD
     if isinstance(error, ValueError) and "more than 1 value per channel" in text:

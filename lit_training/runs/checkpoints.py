@@ -25,7 +25,7 @@ from lit_models.base import dotted_path
 from lit_training.errors import CheckpointError, print_once
 from lit_training.runs.layout import PREVIOUS
 from lit_training.runs.own_classes import find_class, is_own
-from lit_training.runs.plain import create, plain_checkpoint
+from lit_training.runs.plain import LEFT_OUT, create, plain_checkpoint
 
 SECONDS_BETWEEN_WRITES = 5.0
 RESUME_STATE = "ResumePoint"  # key of the state that makes a checkpoint a resume point; only ResumePoint.save adds it
@@ -157,7 +157,7 @@ def load_model(checkpoint: dict[str, Any]) -> LitBase:
         model.load_state_dict(checkpoint["state_dict"])
         _validate_metadata(model)
     except Exception as error:  # wrong values in the file can cause any exception
-        raise _does_not_fit_error(model_class, error) from error
+        raise _does_not_fit_error(model_class, error, checkpoint) from error
     return model.eval()
 
 
@@ -204,10 +204,11 @@ def load_data(checkpoint: dict[str, Any]) -> Any:
     except DataError:
         raise
     except Exception as error:  # wrong values in the file can cause any exception
-        raise _does_not_fit_error(data_class, error) from error
+        raise _does_not_fit_error(data_class, error, checkpoint) from error
 
 
-def _does_not_fit_error(kind: type, error: Exception) -> CheckpointError:
+def _does_not_fit_error(kind: type, error: Exception, checkpoint: dict[str, Any]) -> CheckpointError:
     reason = " ".join(" ".join((str(error) or type(error).__name__).splitlines()[:2]).split())
+    reason += checkpoint.get(LEFT_OUT, "")
     name = dotted_path(kind) if is_own(kind) else kind.__name__
     return CheckpointError(f"the checkpoint does not fit {name}: {reason}")

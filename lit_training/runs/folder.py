@@ -285,12 +285,14 @@ def _refuse_other_settings(new_config: dict[str, Any], run_config: dict[str, Any
 def _same_settings(old: Any, new: Any) -> bool:
     """Compare two configurations. A setting that an older version of this project did not have is equal to null."""
     if isinstance(old, dict) and isinstance(new, dict):
-        names = old.keys() | new.keys()
+        names = (old.keys() | new.keys()) - {"default_root_dir"}  # the run lies there
         if new.get("threads") == "auto":  # a resumed run keeps its number
             names -= {"threads"}
         return all(_same_settings(old.get(name), new.get(name)) for name in names)
-    if isinstance(old, str) and isinstance(new, str):  # it may be a path
-        return expand_paths(old).rstrip("/") == expand_paths(new).rstrip("/")
+    if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
+        return all(map(_same_settings, old, new))
+    if isinstance(old, str) and isinstance(new, str) and old != new:  # they may be spellings of one path
+        old, new = (os.path.realpath(expand_paths(path)) for path in (old, new))
     return bool(old == new)
 
 

@@ -20,12 +20,17 @@ from lightning.fabric.utilities.apply_func import apply_to_collection
 from lit_training.errors import CheckpointError, print_once
 
 SIMPLE = (type(None), bool, int, float, complex, str, bytes, torch.Size, torch.dtype, torch.device)
-UNSAVED = {"callbacks": "checkpoints do not hold its state: --resume starts it anew"} | dict.fromkeys(
+UNSAVED = {
+    "": "checkpoints do not hold it: --resume has to do without it",
+    "callbacks": "checkpoints do not hold its state: --resume starts it anew",
+    "state_dict": "checkpoints do not hold it: --resume, evaluate.py and predict.py need it",
+} | dict.fromkeys(
     ("hyper_parameters", "datamodule_hyper_parameters"),
     "checkpoints do not hold it: --resume works, but not evaluate.py and predict.py",
 )
 """Part of a checkpoint that consists of parts -> what is printed about a part that has no plain value."""
 NOT_SAVED = "not saved in this checkpoint: "
+LEFT_OUT = "left_out"  # key in a checkpoint: the end of an error message about the parts that it does not hold
 FORMS: list[tuple[Any, Any]] = [  # class -> function that returns the plain value
     (Enum, lambda value: value.name),
     (os.PathLike, os.fspath),
@@ -66,22 +71,26 @@ def to_plain(value: Any, changed: list[str]) -> Any:
 def plain_checkpoint(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
     """Return a checkpoint with plain values. Print a note, once, about each part that gets another form, or none."""
     plain = dict(checkpoint)
-    groups: dict[str, Any] = {key: dict(plain[key]) for key in UNSAVED if key in plain}
+    groups: dict[str, Any] = {key: copy.copy(plain[key]) for key in UNSAVED if key in plain}
     plain |= groups
-    parts = [(group, key, name) for key, group in groups.items() for name in group]
-    for group, key, name in [*parts, *((plain, "", name) for name in plain)]:
+    left_out: list[str] = []
+    for key, name in [(key, name) for key, part in [*groups.items(), ("", plain)] for name in part]:
+        group = groups.get(key, plain)
         changed, fate = list[str](), "checkpoints hold it as plain values"
         try:
             group[name] = to_plain(group[name], changed)
         except Exception:  # pickling may raise any error
             changed = changed[-1:] or ["nested too deeply"]
-            fate = UNSAVED.get(key, "--resume, evaluate.py and predict.py cannot open checkpoints with it")
-            if key == "callbacks":
-                del group[name]
-            elif key:
+            fate = UNSAVED[key]
+            if key.endswith("hyper_parameters"):
                 group[name] = NOT_SAVED + "".join(changed)
+            else:
+                del group[name]
+                left_out.append(f"{name} ({changed[0]})")
         if changed:
             print_once(f"{name} ({', '.join(dict.fromkeys(changed))}): {fate}")
+    if left_out:
+        plain[LEFT_OUT] = f"; it does not hold {', '.join(left_out)}: let on_save_checkpoint save plain values"
     return plain
 
 

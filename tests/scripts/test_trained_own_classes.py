@@ -104,6 +104,15 @@ def test_the_next_commands_of_fit_work(model: str, data: str, commands: set[str]
     assert {line.split()[0] for line in scripts} == commands
 
 
+@pytest.mark.parametrize(
+    ("flags", "charts"), [("", 1), ("--logger false", 0), ("--logger CSVLogger --logger.save_dir own", 0)]
+)
+def test_a_run_without_next_commands_announces_none(flags: str, charts: int) -> None:
+    out = train("variants.Foreign", "my_data.Halves", flags)
+    assert [out.count("next:"), out.count("tensorboard")] == [charts, charts]
+    assert "best.ckpt" in out
+
+
 def test_a_model_of_the_user_predicts_and_is_described() -> None:
     run_well(f"fit.py --model my_model.Wide --data my_data.Halves {FAST} --max_epochs 3")
     for right in (True, False):

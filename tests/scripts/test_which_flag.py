@@ -11,10 +11,12 @@ from tests.support.commands import run, run_well
 from tests.support.own_classes import remember_imports
 
 ROWS = "--data RandomDataModule --data.steps 2 --quiet --accelerator cpu --devices 1 --dashboard false"
+PLATEAU = "--model LitMLP --lr_scheduler ReduceLROnPlateau"
 MINE = '''
 from functools import partial
 import torch
-from torch.optim import SGD
+from typing import Literal
+from torch.optim import SGD, Adam
 from torch.optim.lr_scheduler import LambdaLR
 from lit_models import LitMLP
 
@@ -35,6 +37,22 @@ class Half(LitMLP):
         groups = [{"params": list(self.parameters()), "weight_decay": self.decay}]
         sgd = partial(SGD, lr=self.rate, momentum=0.9, nesterov=bool(self.fast))
         return self.build_optimizers(sgd, groups)["optimizer"]
+
+class Wide(LitMLP):
+    """The rate depends on the width; __init__ chooses the class of the optimizer."""
+    def __init__(self, in_features: int = 1000, out_features: int = 10, width: int = 2, kind: str = "adam",
+                 order: Literal["slow", "fast"] = "slow"):
+        super().__init__(in_features, (width,), out_features)
+        self.rate, self.kind = 0.1 / width, {"adam": Adam, "sgd": SGD}[kind]
+        self.order = order
+    def configure_optimizers(self):
+        rate = self.rate * 2 if self.order == "fast" else self.rate
+        return self.build_optimizers(lambda groups: self.kind(groups, lr=rate), self.parameters())
+
+class Lazy(LitMLP):
+    def __init__(self, **options):
+        super().__init__(**options)
+        self.net[-1] = torch.nn.LazyLinear(10)
 
 class Nan(LitMLP):
     def __init__(self, in_features: int = 1000, out_features: int = 10, head_lr: float = 0.002, skip_lr: bool = False):
@@ -69,6 +87,11 @@ def own_classes() -> Iterator[None]:
         ),
         ("--model mine.Half --optimizer Adam --model.fast true", "leave --model.fast out"),
         ("--model LitMLP --optimizer Adam --model.lr 1e-4", "use --optimizer.lr 0.0001"),
+        ("--model mine.Lazy --optimizer Adam --model.lr 1e-4", "use --optimizer.lr 0.0001"),
+        ("--model mine.Wide --optimizer AdamW --model.kind sgd", "leave --model.kind out"),
+        ("--model mine.Wide --optimizer AdamW --model.order slow", "leave --model.order out"),
+        (f"{PLATEAU} --lr_scheduler.mode min --monitor f1:max", "--lr_scheduler.mode min contradicts --monitor f1:max"),
+        (f"{PLATEAU} --lr_scheduler.mode max --monitor f1:min", "--lr_scheduler.mode max contradicts --monitor f1:min"),
     ],
 )
 def test_a_flag_that_the_models_optimizer_does_not_use_is_refused(flags: str, answer: str) -> None:
@@ -84,6 +107,9 @@ def test_a_flag_that_the_models_optimizer_does_not_use_is_refused(flags: str, an
         "--model mine.Own",
         "--model mine.Half --optimizer Adam --model.decay 0.1",  # it is in the parameter groups
         "--model mine.Half --model.rate 1e-6",
+        "--model mine.Wide --optimizer Adam --model.width 4",  # it changes the network too
+        "--model mine.Lazy --optimizer Adam --model.hidden [5]",
+        f"{PLATEAU} --lr_scheduler.mode max --monitor train_loss:max",
         "--model LitMLP --lr_scheduler OneCycleLR --model.lr 1e-6",
     ],
 )

@@ -120,6 +120,27 @@ def test_photos_and_results_in_the_home_folder(home: Path) -> None:
     assert not Path("~").exists()
 
 
+def test_any_spelling_of_the_same_folders_continues_the_same_run(home: Path, tmp_path: Path) -> None:
+    write_photos(tmp_path / "photos")
+    small = "--model.weights none --model.backbone shufflenet_v2_x0_5 --data.image_size 64 --max_epochs 1 --resume auto"
+    saver = "--callbacks ModelCheckpoint --callbacks.dirpath"
+    run_well(f"fit.py {small} --data photos {saver} saved --default_root_dir runs --quiet")
+    Path("link").symlink_to(tmp_path, target_is_directory=True)
+    Path("other").mkdir()
+    for folder in ("link", "~/../other/.."):
+        line = f"fit.py {small} --data {folder}/photos/ {saver} {folder}/saved --default_root_dir {folder}/runs"
+        assert "nothing to do" in run_well(line), folder
+    other = run_well(f"fit.py {small} --data photos {saver} other --default_root_dir runs --quiet")
+    assert "version_1" in other
+    run_well(f"fit.py --data link/photos --resume {tmp_path}/link/runs/lightning_logs/version_0 --max_epochs 1 --quiet")
+
+
+def test_the_current_folder_is_the_default_folder() -> None:
+    run_well(f"{ROWS} --quiet")
+    for root in (".", str(Path.cwd())):
+        assert "nothing to do" in run_well(f"{ROWS} --default_root_dir {root} --resume auto")
+
+
 @pytest.mark.parametrize(
     "flags",
     [

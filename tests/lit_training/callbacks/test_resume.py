@@ -304,6 +304,31 @@ def test_a_signal_stops_between_two_steps_and_gives_the_exit_code(capsys: pytest
     assert last(run_of(cli))["global_step"] == 1
 
 
+@pytest.mark.parametrize(
+    ("flags", "step"),
+    [
+        ("--max_epochs 2", 11),
+        ("--max_epochs 1 --val_check_interval 0.5", 5),
+        ("--max_epochs 2 --val_check_interval 4 --check_val_every_n_epoch null", 7),
+        ("--max_epochs 4 --check_val_every_n_epoch 2", 23),
+        ("--max_epochs 2 --accumulate_grad_batches 4", 3),
+    ],
+)
+def test_a_signal_in_a_long_validation_loses_one_step(flags: str, step: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ResumePoint, "TIME_SHARE", 1e-9)
+    monkeypatch.setattr(ResumePoint, "SECONDS_TO_END_VALIDATION", -1.0)  # each validation is longer
+    uninterrupted = fit_run(f"{SHAPES} {flags} --default_root_dir uninterrupted")
+    cli = parse(f"{SHAPES} {QUIET} {flags} --default_root_dir stopped")
+    validations = itertools.count(1)
+    cli.model.on_validation_start = lambda: setattr(cli.run.watch, "signum", 15 if next(validations) == 2 else 0)
+    with pytest.raises(Stopped):
+        cli.trainer.fit(cli.model, cli.datamodule)
+    run = run_of(cli)
+    assert (last(run)["global_step"], cli.trainer.global_step) == (step, step + 1)
+    fit(f"--resume {run}")
+    assert_same_end(uninterrupted, run)
+
+
 def test_resume_points_cost_one_percent(monkeypatch: pytest.MonkeyPatch) -> None:
     """The time between two writes is at least 100 times the time of a write. The clock is simulated."""
     monkeypatch.setattr(ResumePoint, "TIME_SHARE", 0.01)

@@ -80,16 +80,18 @@ def test_the_weights_keep_their_versions() -> None:
 def test_what_has_no_plain_form_is_named_and_refused(value: Any, capsys: pytest.CaptureFixture[str]) -> None:
     kind = type(value).__name__
     states: dict[str, Any] = {"Good": {"seen": 1}, "Bad": {"value": np.int64(1), "other": [value]}}
-    checkpoint = {"epoch": 3, "callbacks": states, "hyper_parameters": {"lr": 0.1, "act": value}}
+    checkpoint = {"epoch": 3, "mine": value, "callbacks": states, "hyper_parameters": {"lr": 0.1, "act": value}}
     saved = opened(plain_checkpoint(checkpoint))
     assert saved == {
         "epoch": 3,
         "callbacks": {"Good": {"seen": 1}},
         "hyper_parameters": {"lr": 0.1, "act": NOT_SAVED + kind},
+        "left_out": f"; it does not hold Bad ({kind}), mine ({kind}): let on_save_checkpoint save plain values",
     }
     assert capsys.readouterr().err.splitlines() == [
         f"note: Bad ({kind}): checkpoints do not hold its state: --resume starts it anew",
         f"note: act ({kind}): checkpoints do not hold it: --resume works, but not evaluate.py and predict.py",
+        f"note: mine ({kind}): checkpoints do not hold it: --resume has to do without it",
     ]
     plain_checkpoint(checkpoint)
     assert capsys.readouterr().err == ""  # said once
