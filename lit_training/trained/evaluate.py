@@ -102,36 +102,17 @@ class Evaluation:
         """Return the confusion matrix, (K, K) int64: rows are true classes, columns are predicted classes."""
         return multiclass_confusion_matrix(self.predicted, self.targets, self.outputs.shape[1])
 
+    def class_scores(self) -> Tensor:
+        """Return precision, recall, F1 and number of samples of each class, (K, 4) float64. Undefined ones are NaN."""
+        confusion = self.confusion().double()
+        correct, support, predicted = confusion.diagonal(), confusion.sum(1), confusion.sum(0)
+        return torch.stack([correct / predicted, correct / support, 2 * correct / (support + predicted), support], 1)
+
     def worst_indices(self) -> list[int]:
         """Return the indices of the most confident mistakes, most confident first; at most :data:`MAX_MISTAKES`."""
         wrong = (~self.correct).nonzero().flatten()
         order = self.probability[wrong].argsort(descending=True, stable=True)
         return wrong[order[:MAX_MISTAKES]].tolist()
-
-    def sample_name(self, index: int) -> str:
-        """Return the path of a sample, or its index if the samples are not files."""
-        return str(index) if self.paths is None else self.paths[index]
-
-
-@dataclass(frozen=True)
-class ClassScores:
-    """Precision, recall and F1 of each class, (K,) float64 in [0, 1]. Undefined scores are NaN."""
-
-    precision: Tensor
-    recall: Tensor
-    f1: Tensor
-    support: Tensor  # (K,) int64, number of samples of the class
-
-    @classmethod
-    def from_confusion(cls, confusion: Tensor) -> "ClassScores":
-        """Compute the scores from a confusion matrix, (K, K) int64: rows are true, columns are predicted classes."""
-        correct, support, predicted = confusion.diagonal().double(), confusion.sum(1), confusion.sum(0)
-        return cls(correct / predicted, correct / support, 2 * correct / (support + predicted), support)
-
-    @property
-    def balanced_accuracy(self) -> float:
-        """The mean recall over the classes that have samples."""
-        return float(self.recall.nanmean())
 
 
 def evaluate(
@@ -251,10 +232,7 @@ def _choose_split(data: Any) -> tuple[LightningDataModule, str]:
     has_test, setup = is_overridden("test_dataloader", data), data.setup
     if isinstance(data, SplitDataModule):
         data.setup("test")
-        try:
-            has_test = len(data.dataset("test")) > 0  # type: ignore[arg-type]
-        except KeyError:
-            has_test = False
+        has_test = len(data.sets.get("test", ())) > 0  # type: ignore[arg-type]
     if has_test:
         return data, "test"
     print_note(f"{dotted_path(type(data))} has no test data: its validation data is used")
