@@ -55,12 +55,10 @@ class ComparedRun:
     @property
     def best(self) -> dict[str, float]:
         """Metric -> value at the best validation. Empty if there is none: no metric was logged, or all are NaN."""
-        monitor = next((name for name in self.modes if name in self.curves), None)
-        if monitor is None:
-            return {}
+        monitor = next((name for name in self.modes if name in self.curves), "")
         rows = [row for row in self.rows if row.get(monitor) and row.get("epoch")]
         logged = {n: {name: float(row[name]) for name in self.modes if row.get(name)} for n, row in enumerate(rows)}
-        best = best_epoch(logged, monitor, self.modes[monitor])
+        best = best_epoch(logged, monitor, self.modes.get(monitor, "min"))
         if best is None:
             return {}
         epoch = int(rows[best]["epoch"]) + 1
@@ -162,8 +160,6 @@ def compare(names: Sequence[str], picture: str | None = None) -> None:
     first run. Raises a UsageError if the file cannot be written.
     """
     runs = [read_run(name) for name in names]
-    if len({run.folder.resolve() for run in runs}) < len(runs):
-        raise UsageError("the same run is named twice: name different runs")
     if len({run.name for run in runs}) < len(runs):  # equal names in different folders: use the paths
         runs = [replace(run, name=os.path.relpath(run.folder)) for run in runs]
     differing = differences(runs)

@@ -1,9 +1,8 @@
 """Predict images or rows of numbers with a trained network. Letters in shapes: B batch, K classes or outputs."""
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -57,12 +56,10 @@ def predict(
     prediction, by default all. The network is moved to ``device``.
     """
     sample = sample_input(model)  # raises a UsageError if the form of a sample is unknown
-    to_network_input: Callable[[Tensor], Tensor] = torch.nn.Identity()
-    if model.sample_ndim == 3:
+    if takes_pictures := model.sample_ndim == 3:
         preprocessing = Preprocessing.from_dict(model.preprocessing)
         on_cpu = torch.device(device).type == "cpu"
         samples = read_pictures(inputs, preprocessing, batch_size, ahead=0 if on_cpu else 2)
-        to_network_input = partial(normalize, mean=preprocessing.mean, std=preprocessing.std)
     else:
         samples = read_rows(inputs, sample.shape[1])
     model = model.to(device).eval()
@@ -70,12 +67,14 @@ def predict(
         readable = [sample.x for sample in batch if sample.x is not None]
         outputs = torch.empty(0)
         if readable:
+            x = torch.stack(readable)
+            x = normalize(x, preprocessing.mean, preprocessing.std) if takes_pictures else x
             with torch.inference_mode():
-                outputs = model.predict_step(to_network_input(torch.stack(readable)).to(device)).cpu()  # (B, K)
+                outputs = model.predict_step(x.to(device)).cpu()  # (B, K)
         names = distinct_class_names(model.class_names, outputs.shape[-1])
         remaining_outputs = iter(outputs)
-        for path, row, x, error in batch:
-            if x is None:
+        for path, row, pixels, error in batch:
+            if pixels is None:
                 yield Prediction(path, row, error=error)
             elif model.task == "regression":
                 yield Prediction(path, row, outputs=tuple(next(remaining_outputs).tolist()))
