@@ -1,7 +1,4 @@
-"""Compute the features of a frozen backbone once per picture, and keep them in the user's cache folder.
-
-So the next epochs, a resumed run and other runs on the same photos read them instead of computing them again.
-"""
+"""Compute the features of a frozen backbone once per picture, and keep them in the user's cache folder."""
 
 import contextlib
 import hashlib
@@ -28,7 +25,7 @@ from datamodules.loading.order import PADDING, gather_in_input_order
 from datamodules.machine import cache_folder
 from datamodules.photos.find import SPLITS
 from lit_models import LitBase, LitTransfer
-from lit_training.errors import print_note
+from lit_training.errors import print_note, print_once
 from lit_training.runs.devices import evaluation_mode
 from lit_training.runs.foreign import data_of, why_not_cached
 from lit_training.runs.lightning_internals import forget_loaders
@@ -90,8 +87,8 @@ class FeatureCache(Callback):
                     features = _compute_features(trainer, pl_module, data, split)
                     if features is None:
                         return
-                    if file and not write_features(file, features):
-                        files = {}  # print the note only once
+                    if file:
+                        write_features(file, features)
                 data.sets[split] = Features(features, pictures)
         if used_folder and trainer.progress_bar_callback is not None:
             print(f"features of an earlier run are used again, from {used_folder}", flush=True)
@@ -159,21 +156,20 @@ def read_features(path: Path) -> Tensor | None:
     return None
 
 
-def write_features(path: Path, features: Tensor) -> bool:
-    """Write the file and delete old files. If this fails, print why and return False: a run does not need the file."""
+def write_features(path: Path, features: Tensor) -> None:
+    """Write the file and delete old files. If this fails, print why: a run does not need the file."""
     try:
         with atomic_write(path) as out:
             out.write(save({"features": features}, {"checksum": _checksum(path, features)}))
     except OSError as error:
-        print_note(f"features are not kept for later runs: cannot write to {path.parent} ({error.strerror})")
-        return False
+        print_once(f"features are not kept for later runs: cannot write to {path.parent} ({error.strerror})")
+        return
     with contextlib.suppress(OSError):  # another run may delete the same files
         size = 0
         for file in sorted(path.parent.iterdir(), key=lambda file: -file.stat().st_mtime):
             size += file.stat().st_size
             if size > MAX_BYTES:
                 file.unlink()
-    return True
 
 
 def _checksum(path: Path, features: Tensor) -> str:
