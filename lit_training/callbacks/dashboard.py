@@ -158,10 +158,7 @@ class Dashboard(Callback):
     def _draw(
         self, trainer: Trainer, matrix: Tensor, dataset: Any, worst: list[int], answers: list[Any], step: int
     ) -> None:
-        """Draw the confusion matrix, and the mistakes with the indices ``worst`` if ``dataset`` is not None.
-
-        ``answers`` are as in :func:`figures.draw_mistakes`.
-        """
+        """Draw the confusion matrix, and the mistakes with the indices ``worst`` if ``dataset`` is not None."""
         start_time, self.draw_waiting = time.monotonic(), None
         names = data_of(trainer).class_names or ()
         if len(names) != len(matrix):

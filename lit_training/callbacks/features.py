@@ -57,8 +57,8 @@ class Features(Dataset):
 class FeatureCache(Callback):
     """Replace the datasets of photos by datasets of their features, if the backbone is frozen.
 
-    Metrics and weights change by less than 1e-5. Checkpoints contain the complete network. The callback does nothing
-    if the photos are augmented, if the head is not the last layer, or if code of the user may need the pictures.
+    Metrics and weights change by less than 1e-5. The callback does nothing if the photos are augmented, if the head is
+    not the last layer, or if code of the user may need the pictures.
     """
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -116,8 +116,7 @@ def _compute_features(trainer: Trainer, model: LitBase, data: SplitDataModule, s
 def _files_of(trainer: Trainer, model: Any, data: Any) -> dict[str, Path]:
     """Return the files for the features of the splits train and val, or {} if features are not kept. Call it on rank 0.
 
-    The name of a file is a hash of all that decides the bits of the features: the photos, in order, their
-    preprocessing, the frozen weights, the precision, the device, the number of threads and the library versions.
+    The name of a file is a hash of all that decides the bits of the features.
     """
     # the code of other classes can change between two runs, and other strategies split the weights
     known = type(model) is LitTransfer and type(data) is ImageFolderDataModule

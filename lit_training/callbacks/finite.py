@@ -20,8 +20,8 @@ from lit_training.runs.processes import gather_objects
 class FiniteGuard(Callback):
     """Stop a run whose loss or weights are NaN or infinite, before the weights are saved in a checkpoint.
 
-    The check runs every ``log_every_n_steps`` batches, after each epoch and before each checkpoint. It does not run for
-    each batch, because the CPU must wait for the GPU in a check. ``config`` is the configuration of the run.
+    The check runs every ``log_every_n_steps`` batches, because the CPU must wait for the GPU in a check, and after each
+    epoch and before each checkpoint.
     """
 
     def __init__(self, config: Mapping[str, Any]) -> None:

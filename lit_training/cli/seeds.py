@@ -22,7 +22,7 @@ def run_seeds(arguments: list[str], count: int) -> int:
     """Run ``sys.argv[0]`` in a new process for each seed; print mean and standard deviation. Return 0.
 
     The first of ``count`` seeds is the ``--seed`` in ``arguments``, the command line without ``--seeds``. If a run
-    fails, print its output and return its exit code. Raise a UsageError if a run has no folder (``--fast_dev_run``).
+    fails, print its output and return its exit code.
     """
     parser = Parser("fit.py", "")
     parser.add_argument("--seed", "--seed_everything", type=at_least(0), default=0)

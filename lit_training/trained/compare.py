@@ -66,10 +66,7 @@ class ComparedRun:
 
 
 def read_run(run: str) -> ComparedRun:
-    """Read the settings and results of a run. ``run`` is its folder, a checkpoint in its folder, or ``latest``.
-
-    Raises a CheckpointError or UsageError if the run does not exist or cannot be read.
-    """
+    """Read the settings and results of a run. ``run`` is its folder, a checkpoint in its folder, or ``latest``."""
     if run == "latest":
         folder = newest_usable_run(".", lambda folder: (folder / METRICS).is_file(), METRICS)
     elif not ((folder := Path(run).expanduser()) / METRICS).is_file():
@@ -156,8 +153,7 @@ def format_metric(metric: str, value: float) -> str:
 def compare(names: Sequence[str], picture: str | None = None) -> None:
     """Print the settings that differ and the results of two or more runs, and draw their curves.
 
-    See :func:`read_run` for ``names`` and errors. ``picture`` is the PNG file, by default ``comparison.png`` beside the
-    first run. Raises a UsageError if the file cannot be written.
+    ``names`` are as in :func:`read_run`. ``picture`` is the PNG file, by default ``comparison.png`` beside the first run.
     """
     runs = [read_run(name) for name in names]
     if len({run.name for run in runs}) < len(runs):  # equal names in different folders: use the paths

@@ -190,9 +190,8 @@ def _choose_data(
     checkpoint, split_file = saved.checkpoint, saved.folder / SPLIT
     arguments = dict(checkpoint.get("datamodule_hyper_parameters") or {})
     arguments["root"] = root = photos_root or arguments.get("root", "")
-    takes_photos = model.task == "classification" and model.sample_ndim == 3
     if data_root is not None:
-        if not takes_photos:
+        if model.task != "classification" or model.sample_ndim != 3:
             raise UsageError(f"--data {data_root}: {type(model).__name__} was not trained on photos; leave --data out")
         listing = _find_readable_photos(data_root, all_photos)
         listing = _leave_out_trained(listing, split_file, Path(root), all_photos)
@@ -232,7 +231,10 @@ def _choose_split(data: Any) -> tuple[LightningDataModule, str]:
     has_test, setup = is_overridden("test_dataloader", data), data.setup
     if isinstance(data, SplitDataModule):
         data.setup("test")
-        has_test = len(data.sets.get("test", ())) > 0  # type: ignore[arg-type]
+        try:
+            has_test = len(data.dataset("test")) > 0  # type: ignore[arg-type]
+        except KeyError:
+            has_test = False
     if has_test:
         return data, "test"
     print_note(f"{dotted_path(type(data))} has no test data: its validation data is used")
@@ -260,17 +262,14 @@ def _find_readable_photos(root: str, all_photos: bool) -> Listing:
 
 
 def _leave_out_trained(listing: Listing, split_file: Path, run_root: Path, all_photos: bool) -> Listing:
-    """Return the photos that the run was not trained on, or all of them. Print on stderr how many it was trained on.
-
-    These are the photos with the sha256 of a training photo in ``split_file``, or with its path if it has no sha256.
-    An edited training photo has another sha256, so the same file in ``run_root`` counts too.
-    """
+    """Return the photos that the run was not trained on, or all of them. Print on stderr how many it was trained on."""
     if not split_file.is_file():
         print_note("the run has no split.csv: it is unknown which of these pictures it was trained on")
         return listing
     here, there = listing.root.resolve(), run_root.expanduser().resolve()
     lines = read_split_file(str(split_file))
     train_lines = [(path, sha256) for path, (_, split, sha256) in lines.items() if split == SPLITS[TRAIN]]
+    # a photo without sha256 is found by its path; an edited photo has another sha256, but is the same file
     trained = {key for path, sha256 in train_lines for key in (sha256 or path, f"{there}/{path}")}
     photos = zip(listing.paths, listing.sha256, strict=True)
     is_new = np.array([trained.isdisjoint((sha256.decode(), path, f"{here}/{path}")) for path, sha256 in photos], bool)

@@ -59,8 +59,7 @@ def read_pictures(
     """Yield the images in order, resized and cropped but not normalized. All cores decode the images of a batch.
 
     ``sources`` are paths from :func:`find_files`, PIL images, or uint8 arrays (H, W, 3). Other arrays raise a
-    DataError. ``ahead`` is the number of batches to decode in advance. Use 0 if the network is on the CPU: its threads
-    would compete with the decoding threads, which takes up to 25 % more CPU time.
+    DataError. ``ahead`` is the number of batches to decode in advance.
     """
     photos = PhotoFiles(Path(), Paths.from_iterable(()), torch.zeros(0), preprocessing, (), 0)
 

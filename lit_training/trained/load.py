@@ -48,8 +48,8 @@ class SavedRun:
         """Return one prediction for a single image, otherwise a list. In a list, unreadable files have an ``error``.
 
         ``images`` is the path of an image, of a folder of images or of a file of rows (.csv or .npy); a PIL image; a
-        uint8 array (H, W, 3); or a list of these. ``accelerator`` is ``auto``, ``cpu``, ``gpu`` or ``mps``. Raises a
-        UsageError or DataError if a single file cannot be read, or an input does not fit the network.
+        uint8 array (H, W, 3); or a list of these. Raises a UsageError or DataError if a single file cannot be read, or
+        an input does not fit the network.
         """
         model = self.model()
         takes_rows = model.sample_ndim == 1

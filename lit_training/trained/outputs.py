@@ -100,11 +100,7 @@ def worst_inputs(evaluation: Evaluation) -> Tensor:
 
 
 def draw_worst(evaluation: Evaluation, pictures: Tensor, heat_maps: bool = False) -> Any:
-    """Draw the most confident mistakes in a figure, with predicted class, true class and file name.
-
-    ``pictures`` are the images of :meth:`~Evaluation.worst_indices`, (B, 3, H, W) float32 in [0, 1], or these images
-    beside their ``heat_maps``.
-    """
+    """Draw the pictures of the most confident mistakes, (B, 3, H, W) float32 in [0, 1], or these and ``heat_maps``."""
     worst, paths = evaluation.worst_indices(), evaluation.paths
     of_all_samples = evaluation.targets, evaluation.predicted, evaluation.probability
     answers = list(zip(*(values[worst].tolist() for values in of_all_samples), strict=True))

@@ -51,15 +51,14 @@ def predict(
 ) -> Iterator[Prediction]:
     """Yield one prediction per image or row, in the order of the inputs. An unreadable input has an ``error``.
 
-    ``inputs`` are paths from :func:`~lit_training.trained.inputs.find_files`. Networks that take images also accept PIL
-    images and uint8 arrays (H, W, 3). Other arrays raise a DataError. ``top_k`` is the number of classes per
-    prediction, by default all. The network is moved to ``device``.
+    ``inputs`` are as in :func:`read_pictures` or :func:`read_rows`. ``top_k`` is the number of classes per prediction,
+    by default all. The network is moved to ``device``.
     """
     sample = sample_input(model)  # raises a UsageError if the form of a sample is unknown
     if takes_pictures := model.sample_ndim == 3:
         preprocessing = Preprocessing.from_dict(model.preprocessing)
-        on_cpu = torch.device(device).type == "cpu"
-        samples = read_pictures(inputs, preprocessing, batch_size, ahead=0 if on_cpu else 2)
+        ahead = 0 if torch.device(device).type == "cpu" else 2  # on the CPU, network and decoding use the same cores
+        samples = read_pictures(inputs, preprocessing, batch_size, ahead)
     else:
         samples = read_rows(inputs, sample.shape[1])
     model = model.to(device).eval()
