@@ -125,7 +125,7 @@ def _shorten(text: str, inches: float, points: float) -> str:
 
 
 def _wrap(text: str, inches: float) -> str:
-    """Escape unprintable characters, and break the text into lines that fit. The last line shows the end of the text."""
+    """Escape unprintable characters, and break the text into lines that fit. The last line shows the text's end."""
     text, lines = printable(text), list[str]()
     while len(lines) < MAX_TITLE_LINES - 1 and _text_width(text, POINTS) > inches:
         fitting = next(n for n in range(len(text), 0, -1) if n == 1 or _text_width(text[:n].rstrip(), POINTS) <= inches)

@@ -219,7 +219,7 @@ def _add_samples(logger: TensorBoardLogger, trainer: Trainer, model: LightningMo
 
 
 def _add_charts(logger: TensorBoardLogger, model: LightningModule) -> None:
-    """Write which curves each chart of the tab CUSTOM SCALARS has. Charts of three equal "Margin" curves are not smoothed."""
+    """Write the curves of each chart in the tab CUSTOM SCALARS. "Margin" charts, of three curves, are not smoothed."""
     by_epoch = {"training and validation loss": ["Margin", ["by_epoch/loss"] * 3]}
     if _is_classifier(model):
         by_epoch["validation accuracy"] = ["Margin", ["by_epoch/accuracy"] * 3]

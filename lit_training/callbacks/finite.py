@@ -91,7 +91,6 @@ def _describe_batch(trainer: Trainer, epoch: int, batch_idx: int) -> str:
     sampler = getattr(loader, "sampler", None)
     if not isinstance(sampler, TrainSampler):
         return f"batch {batch_idx}"
-    sampler = TrainSampler(sampler.length, sampler.num_replicas, sampler.rank, sampler.seed, sampler.shuffle)
     sampler.set_epoch(epoch)
     keys = list(sampler)[batch_idx * loader.batch_size : (batch_idx + 1) * loader.batch_size]
     indices = [key % sampler.length for key in keys]

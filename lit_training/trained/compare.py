@@ -153,7 +153,7 @@ def format_metric(metric: str, value: float) -> str:
 def compare(names: Sequence[str], picture: str | None = None) -> None:
     """Print the settings that differ and the results of two or more runs, and draw their curves.
 
-    ``names`` are as in :func:`read_run`. ``picture`` is the PNG file, by default ``comparison.png`` beside the first run.
+    ``names`` are as in :func:`read_run`. ``picture`` is the PNG file, by default comparison.png beside the first run.
     """
     runs = [read_run(name) for name in names]
     if len({run.name for run in runs}) < len(runs):  # equal names in different folders: use the paths
@@ -166,9 +166,6 @@ def compare(names: Sequence[str], picture: str | None = None) -> None:
     body.append(["accuracy", *map(_format_accuracy, runs)])
     print_table(["", *(run.name for run in runs)], [row for row in body if set(row[1:]) != {"-"}])
     print(f"\n{', '.join(metrics)}: best epoch; accuracy: from evaluate.py, with 95 % interval")
-    for run in runs:
-        if run.answers is None and len(runs) > 2:
-            print(f"{run.name} has no predictions yet: {command('evaluate.py', run.folder)}")
     if len(runs) == 2:
         print(describe_difference(*runs))
     charts: dict[str, Any] = {metric: {} for metric in metrics if any(metric in run.curves for run in runs)}

@@ -116,14 +116,24 @@ class Evaluation:
 
 
 def evaluate(
-    saved: Any, data_root: str | None, accelerator: str, devices: str, photos_root: str | None, all_photos: bool
+    saved: Any,
+    data: str | None = None,
+    accelerator: str = "auto",
+    devices: str = "1",
+    photos: str | None = None,
+    all_photos: bool = False,
 ) -> Evaluation:
-    """Evaluate a SavedRun; see :meth:`~lit_training.trained.load.SavedRun.evaluate`."""
+    """Evaluate the network of a SavedRun on its test data, or on its validation data if there is no test data.
+
+    ``data`` is a folder of other photos to evaluate on. Photos in it that the run was trained on are left out, unless
+    ``all_photos`` is True. ``photos`` is the folder where the run's own photos are now. The result is the same for any
+    number of devices. Raises a DataError or UsageError if the data is missing or does not fit.
+    """
     find_device(accelerator)  # raises a UsageError if this machine does not have it
-    if all_photos and data_root is None:
+    if all_photos and data is None:
         raise UsageError("--all needs a folder of photos: --data DIR --all")
     model = saved.model()
-    data, split = _choose_data(saved, model, data_root, photos_root, all_photos)
+    module, split = _choose_data(saved, model, data, photos, all_photos)
     batches: list[tuple[Tensor, Tensor]] = []
     with progress_bar("evaluating", show=is_rank_zero()) as report_progress:
 
@@ -140,14 +150,17 @@ def evaluate(
         trainer = Trainer(accelerator=accelerator, devices=devices, callbacks=[collector], **unused)
         refuse_other_ranks(trainer)
         bind_to_loopback(trainer)
-        is_ordered = isinstance(data, SplitDataModule | EvaluationPhotos)
+        is_ordered = isinstance(module, SplitDataModule | EvaluationPhotos)
         if trainer.world_size > 1 and not is_ordered:
-            raise UsageError(f"{type(data).__name__} can be evaluated on one device only: leave --devices out")
-        batch_size, example = getattr(data, "eval_batch_size", 32), None if is_own(type(model)) else sample_input(model)
+            raise UsageError(f"{type(module).__name__} can be evaluated on one device only: leave --devices out")
+        batch_size, example = (
+            getattr(module, "eval_batch_size", 32),
+            None if is_own(type(model)) else sample_input(model),
+        )
         with isolate_rng(), use_threads(choose_threads(model, example, batch_size, trainer.num_devices)):
             seed = saved.checkpoint["lit"].get("seed") or 0
             seed_random_numbers(seed, trainer.strategy.root_device)  # setup() may draw a split, as in fit.py
-            trainer.test(model, data, verbose=False)
+            trainer.test(model, module, verbose=False)
     loader: Any = trainer.test_dataloaders
     dataset: Any = getattr(loader, "dataset", None)
     outputs, targets = (torch.cat(column) for column in zip(*batches, strict=True))
@@ -155,10 +168,10 @@ def evaluate(
         outputs, targets = (gather_in_input_order(trainer, results, loader) for results in (outputs, targets))
     if outputs.ndim != 2 and not targets.is_floating_point():
         raise UsageError(f"the outputs of {type(model).__name__} are {tuple(outputs.shape)}: evaluate.py needs (N, K)")
-    photos = dataset if isinstance(dataset, PhotoFiles) else None
+    files = dataset if isinstance(dataset, PhotoFiles) else None
     return Evaluation(
         checkpoint=saved.path,
-        data=str(photos.root) if photos else type(data).__name__,
+        data=str(files.root) if files else type(module).__name__,
         split=split,
         loss=float(trainer.callback_metrics.get("test_loss", float("nan"))),
         outputs=outputs.cpu(),
@@ -166,7 +179,7 @@ def evaluate(
         dataset=dataset,
         class_names=tuple(distinct_class_names(model.class_names, outputs.shape[1])),
         preprocessing=Preprocessing.from_dict(model.preprocessing) if model.preprocessing and is_ordered else None,
-        paths=photos.paths if photos else None,
+        paths=files.paths if files else None,
     )
 
 

@@ -118,7 +118,7 @@ def explain_predictions(model: LitBase, predictions: Sequence[Prediction], folde
 
 
 def explain_mistakes(model: LitBase, evaluation: Evaluation, file: Path) -> bool:
-    """Draw the most confident mistakes with the heat maps of their predicted classes. Return False if there are none."""
+    """Draw the most confident mistakes with heat maps of the predicted classes. Return False if there are none."""
     if evaluation.preprocessing is None:
         raise UsageError("--explain is for photos and the data of this project: leave it out")
     if not (worst := evaluation.worst_indices()):

@@ -13,7 +13,7 @@ from lit_training.errors import UsageError
 from lit_training.runs import checkpoints
 from lit_training.runs.devices import find_device
 from lit_training.runs.folder import find_checkpoint, run_folder
-from lit_training.trained.evaluate import Evaluation, evaluate
+from lit_training.trained.evaluate import evaluate
 from lit_training.trained.inputs import ROW_SUFFIXES, find_files
 from lit_training.trained.predict import Prediction, predict
 
@@ -70,21 +70,7 @@ class SavedRun:
             raise UsageError(f"{predictions[0].path}: {predictions[0].error}")
         return predictions if takes_rows else predictions[0]
 
-    def evaluate(
-        self,
-        data: str | None = None,
-        accelerator: str = "auto",
-        devices: str = "1",
-        photos: str | None = None,
-        all_photos: bool = False,
-    ) -> Evaluation:
-        """Evaluate the network on its test data, or on its validation data if there is no test data.
-
-        ``data`` is a folder of other photos to evaluate on. Photos in it that the run was trained on are left out,
-        unless ``all_photos`` is True. ``photos`` is the folder where the run's own photos are now. The result is the
-        same for any number of devices. Raises a DataError or UsageError if the data is missing or does not fit.
-        """
-        return evaluate(self, data, accelerator, devices, photos, all_photos)
+    evaluate = evaluate
 
 
 def load(run: str | Path = "latest", root: str | Path = ".") -> SavedRun:

@@ -7,7 +7,6 @@ from itertools import islice
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from datamodules import Preprocessing
 from datamodules.loading.memory import normalize
