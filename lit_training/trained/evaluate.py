@@ -153,11 +153,9 @@ def evaluate(
         is_ordered = isinstance(module, SplitDataModule | EvaluationPhotos)
         if trainer.world_size > 1 and not is_ordered:
             raise UsageError(f"{type(module).__name__} can be evaluated on one device only: leave --devices out")
-        batch_size, example = (
-            getattr(module, "eval_batch_size", 32),
-            None if is_own(type(model)) else sample_input(model),
-        )
-        with isolate_rng(), use_threads(choose_threads(model, example, batch_size, trainer.num_devices)):
+        example = None if is_own(type(model)) else sample_input(model)
+        threads = choose_threads(model, example, getattr(module, "eval_batch_size", 32), trainer.num_devices)
+        with isolate_rng(), use_threads(threads):
             seed = saved.checkpoint["lit"].get("seed") or 0
             seed_random_numbers(seed, trainer.strategy.root_device)  # setup() may draw a split, as in fit.py
             trainer.test(model, module, verbose=False)
