@@ -32,8 +32,7 @@ class Sample(NamedTuple):
 
     path: str
     row: int | None = None
-    x: Tensor | None = None
-    """(C, S, S) uint8 for an image, (F,) float32 for a row; None if it cannot be read."""
+    x: Tensor | None = None  # (C, S, S) uint8 for an image, (F,) float32 for a row; None if it cannot be read
     error: str = ""
 
 

@@ -19,15 +19,11 @@ from lit_training.trained.inputs import read_pictures, read_rows
 class Prediction:
     """The result for one input: ``probabilities`` of a classifier, ``outputs`` of a regression, or an ``error``."""
 
-    path: str
-    """Path of the file; ``picture 1``, ``picture 2``, ... for inputs that are not files."""
-    row: int | None = None
-    """Number of the row in a .csv or .npy file, from 1 without the header. None for an image."""
-    probabilities: dict[str, float] = field(default_factory=dict)
-    """Class name -> probability in [0, 1], most likely class first. See :func:`distinct_class_names`."""
+    path: str  # of the file; ``picture 1``, ``picture 2``, ... for inputs that are not files
+    row: int | None = None  # number of the row in a .csv or .npy file, from 1 without the header
+    probabilities: dict[str, float] = field(default_factory=dict)  # by class name, most likely class first
     outputs: tuple[float, ...] = ()
-    error: str = ""
-    """Why the input could not be read; "" if it was read."""
+    error: str = ""  # why the input could not be read
 
     @property
     def label(self) -> str:
