@@ -50,8 +50,7 @@ METRICS_BY_EPOCH = {
 class Dashboard(Callback):
     """Write to TensorBoard, without changing random states or training modes.
 
-    The figures of the best epoch may be drawn later (see :data:`DRAWING_TIME_SHARE`). If the run is stopped, they are
-    lost. docs/dashboards.md says where TensorBoard shows what.
+    Figures that are to be drawn later (see :data:`DRAWING_TIME_SHARE`) are lost if the run is stopped.
     """
 
     def __init__(self, monitor: str | None, mode: str) -> None:

@@ -114,10 +114,7 @@ def _compute_features(trainer: Trainer, model: LitBase, data: SplitDataModule, s
 
 
 def _files_of(trainer: Trainer, model: Any, data: Any) -> dict[str, Path]:
-    """Return the files for the features of the splits train and val, or {} if features are not kept. Call it on rank 0.
-
-    The name of a file is a hash of all that decides the bits of the features.
-    """
+    """Return split -> its file, or {} if features are not kept. The name is a hash of all that decides the features."""
     # the code of other classes can change between two runs, and other strategies split the weights
     known = type(model) is LitTransfer and type(data) is ImageFolderDataModule
     if not known or not isinstance(trainer.strategy, (SingleDeviceStrategy, DDPStrategy)):

@@ -20,8 +20,7 @@ from lit_training.runs.processes import gather_objects
 class FiniteGuard(Callback):
     """Stop a run whose loss or weights are NaN or infinite, before the weights are saved in a checkpoint.
 
-    The check runs every ``log_every_n_steps`` batches, because the CPU must wait for the GPU in a check, and after each
-    epoch and before each checkpoint.
+    In a check the CPU waits for the GPU, so only every ``log_every_n_steps``-th batch, epochs and checkpoints have one.
     """
 
     def __init__(self, config: Mapping[str, Any]) -> None:

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from datamodules.machine import STOP_SIGNALS
-from datamodules.text import command
 from lit_training.cli.arguments import Parser, at_least
 from lit_training.cli.fit import RESULT_FILE_VARIABLE
 from lit_training.errors import UsageError
@@ -21,8 +20,7 @@ from lit_training.trained.compare import format_metric, read_run, summarize_seed
 def run_seeds(arguments: list[str], count: int) -> int:
     """Run ``sys.argv[0]`` in a new process for each seed; print mean and standard deviation. Return 0.
 
-    The first of ``count`` seeds is the ``--seed`` in ``arguments``, the command line without ``--seeds``. If a run
-    fails, print its output and return its exit code.
+    The first seed is the ``--seed`` in ``arguments``. If a run fails, print its output and return its exit code.
     """
     parser = Parser("fit.py", "")
     parser.add_argument("--seed", "--seed_everything", type=at_least(0), default=0)
@@ -47,9 +45,7 @@ def run_seeds(arguments: list[str], count: int) -> int:
     print("\n" + "\n".join(summarize_seeds(runs)))
     print("+- shows the effect of --seed: other start weights, another order of the data, other augmentation.")
     if "data.seed" in runs[0].settings:
-        both = command("fit.py", *rest, "--seed", 1, "--data.seed", 1)
         print("It does not show the effect of another split: all runs used the same validation data.")
-        print(f"If fit.py makes the split, vary both seeds:\n  {both}")
     return 0
 
 

@@ -151,10 +151,7 @@ def format_metric(metric: str, value: float) -> str:
 
 
 def compare(names: Sequence[str], picture: str | None = None) -> None:
-    """Print the settings that differ and the results of two or more runs, and draw their curves.
-
-    ``names`` are as in :func:`read_run`. ``picture`` is the PNG file, by default comparison.png beside the first run.
-    """
+    """Print the settings that differ and the results of runs, and draw their curves into the PNG file ``picture``."""
     runs = [read_run(name) for name in names]
     if len({run.name for run in runs}) < len(runs):  # equal names in different folders: use the paths
         runs = [replace(run, name=os.path.relpath(run.folder)) for run in runs]

@@ -56,10 +56,7 @@ def count_parameters(module: nn.Module) -> tuple[int, float]:
 
 
 def autograd_chain(loss: Tensor, names: Mapping[nn.Parameter, str] | None = None) -> list[str]:
-    """Return the names of the autograd nodes on the longest path from a loss to a leaf: ``MseLoss``, ``Addmm``, ...
-
-    If ``names`` has the parameter of the leaf, its name is added: ``AccumulateGrad(conv1.weight)``.
-    """
+    """Return the autograd nodes on the longest path from a loss: ``MseLoss``, ..., ``AccumulateGrad(conv1.weight)``."""
     next_nodes: dict[Any, list[Any]] = {}
     stack: list[Any] = [loss.grad_fn]
     while stack:  # a recursion would exceed Python's recursion limit on a deep network

@@ -20,10 +20,7 @@ from lit_training.trained.predict import Prediction, predict
 
 @dataclass(frozen=True)
 class SavedRun:
-    """A checkpoint of a trained network. Code in the checkpoint is never executed.
-
-    All methods raise a CheckpointError if the file cannot be read safely or its values do not fit the network.
-    """
+    """A checkpoint of a trained network. Its code is never executed. If it cannot be read: a CheckpointError."""
 
     path: Path
 
