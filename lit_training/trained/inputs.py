@@ -112,7 +112,7 @@ def read_rows(files: Iterable[str], width: int) -> Iterator[Sample]:
                 yield _to_sample(file, row, values, width)
             if not row:
                 yield Sample(file, error="contains no rows")
-        except (OSError, ValueError, csv.Error) as error:
+        except Exception as error:  # damaged files raise many kinds of errors
             yield Sample(file, error=f"cannot be read as rows of numbers ({error})")
 
 
@@ -126,10 +126,7 @@ def _csv_rows(file: str) -> Iterator[list[str]]:
 
 
 def _npy_rows(file: str) -> Iterator[np.ndarray]:
-    try:
-        array = np.lib.format.open_memmap(file, mode="r")  # np.load would also open zip archives
-    except Exception as error:  # damaged files raise many kinds of errors
-        raise ValueError(f"not a .npy file of numbers: {type(error).__name__}") from error
+    array = np.lib.format.open_memmap(file, mode="r")  # np.load would also open zip archives
     if array.ndim not in (1, 2) or array.dtype.kind not in "fiub":
         raise ValueError("must contain numbers of shape (rows, features)")
     yield from np.atleast_2d(array)
