@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from datamodules.machine import STOP_SIGNALS
+from datamodules.text import command
 from lit_training.cli.arguments import Parser, at_least
 from lit_training.cli.fit import RESULT_FILE_VARIABLE
 from lit_training.errors import UsageError
@@ -45,7 +46,9 @@ def run_seeds(arguments: list[str], count: int) -> int:
     print("\n" + "\n".join(summarize_seeds(runs)))
     print("+- shows the effect of --seed: other start weights, another order of the data, other augmentation.")
     if "data.seed" in runs[0].settings:
+        both = command("fit.py", *rest, "--seed", 1, "--data.seed", 1)
         print("It does not show the effect of another split: all runs used the same validation data.")
+        print(f"If fit.py makes the split, vary both seeds:\n  {both}")
     return 0
 
 

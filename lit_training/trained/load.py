@@ -67,7 +67,7 @@ class SavedRun:
             raise UsageError(f"{predictions[0].path}: {predictions[0].error}")
         return predictions if takes_rows else predictions[0]
 
-    evaluate = evaluate
+    evaluate = evaluate  # its first argument is a SavedRun
 
 
 def load(run: str | Path = "latest", root: str | Path = ".") -> SavedRun:
