@@ -19,8 +19,6 @@ from lit_training.runs.devices import evaluation_mode
 from lit_training.runs.own_classes import is_own
 from lit_training.runs.threads import count_flops
 
-DEPTHS = (1, 3)  # a LitDynamic is described once for each of these depths
-
 
 def sample_input(model: LitBase) -> Tensor:
     """Return an input for the model, (1, C, S, S) or (1, F): standard normal noise, the same in each call."""
@@ -86,7 +84,7 @@ def _sections(model: LitBase, x: Tensor) -> Iterator[str]:
     net: nn.Module = model if is_own(type(model)) else model.get_submodule("net")
     passes: dict[str, dict[str, int]] = {"": {}}
     if type(model) is LitDynamic:
-        passes = {f" at depth {depth}": {"depth": depth} for depth in DEPTHS}
+        passes = {f" at depth {depth}": {"depth": depth} for depth in (1, 3)}
     shapes = [list_outputs(net, x, **options) for options in passes.values()]
     count, megabytes = count_parameters(net)
     trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)

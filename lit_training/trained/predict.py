@@ -37,17 +37,12 @@ class Prediction:
 
 
 def predict(
-    model: LitBase,
-    inputs: Sequence[Any],
-    *,
-    top_k: int | None = None,
-    batch_size: int = 32,
-    device: torch.device | str = "cpu",
+    model: LitBase, inputs: Sequence[Any], *, top_k: int = 0, batch_size: int = 32, device: torch.device | str = "cpu"
 ) -> Iterator[Prediction]:
     """Yield one prediction per image or row, in the order of the inputs. An unreadable input has an ``error``.
 
-    ``inputs`` are as in :func:`read_pictures` or :func:`read_rows`. ``top_k`` is the number of classes per prediction,
-    by default all. The network is moved to ``device``.
+    ``inputs`` are as in :func:`read_pictures` or :func:`read_rows`. ``top_k`` is the number of classes per prediction;
+    0: all. The network is moved to ``device``.
     """
     sample = sample_input(model)  # raises a UsageError if the form of a sample is unknown
     if takes_pictures := model.sample_ndim == 3:
