@@ -32,8 +32,7 @@ def undo_normalization(inputs: Tensor, preprocessing: Preprocessing) -> Tensor:
 def draw_sheet(pictures: Tensor, titles: Sequence[str], heat_maps: bool = False) -> "Figure":
     """Draw pictures, (B, 3, H, W) float32 in [0, 1], in a grid, each with a title above it.
 
-    Lines wider than a picture are wrapped. ``heat_maps``: each picture is an image beside its heat map. Then the
-    pictures are larger, and a key at the bottom explains the colours.
+    ``heat_maps``: each picture is an image beside its heat map. Then a key at the bottom explains the colours.
     """
     from matplotlib.figure import Figure
 
@@ -67,8 +66,7 @@ def draw_mistakes(
 ) -> "Figure":
     """Draw B pictures whose class was predicted wrongly, with :func:`draw_sheet`.
 
-    ``names`` are those of all classes, ``files`` the B paths. ``answers`` has for each picture its true class, the
-    predicted class and the probability of the predicted class.
+    ``names`` are those of all classes, ``files`` the B paths. An answer is (true class, predicted class, probability).
     """
     used = {number: names[number] for answer in answers for number in answer[:2]}
     shown = _tell_apart(used, lambda name: _wrap(f"100% {name}", PICTURE_INCHES))
@@ -137,10 +135,7 @@ def _tell_apart(names: Mapping[int, str], cut: Callable[[str], str]) -> dict[int
 
 
 def _wrap(text: str, inches: float) -> str:
-    """Escape the characters of ``text`` that are not printable, and break it into lines of at most a width in inches.
-
-    Break between words, or within a word that is too long. If there are too many lines, the last one shows the end.
-    """
+    """Escape unprintable characters, and break the text into lines that fit. The last line shows the text's end."""
     text, lines = printable(text), list[str]()
     while len(lines) < MAX_TITLE_LINES - 1 and _text_width(text, POINTS) > inches:
         fitting = next(n for n in range(len(text), 0, -1) if n == 1 or _text_width(text[:n].rstrip(), POINTS) <= inches)

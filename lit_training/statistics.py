@@ -19,10 +19,7 @@ def wilson_interval(successes: int, trials: int, confidence: float = 0.95) -> tu
 
 
 def mcnemar_p_value(only_first: int, only_second: int) -> float:
-    """Return the two-sided p-value of McNemar's exact test (1947). A small value means that two classifiers differ.
-
-    The arguments are the numbers of samples that only the first, and only the second, classifier predicts correctly.
-    """
+    """Return the two-sided p-value of McNemar's exact test for the samples that only one classifier has right."""
     n, smaller = only_first + only_second, min(only_first, only_second)
     tail, coefficient = 0, 1  # tail: number of outcomes on one side that are at least as extreme
     for k in range(smaller + 1):

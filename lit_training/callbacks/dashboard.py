@@ -28,7 +28,7 @@ from torchmetrics.functional.classification import multiclass_confusion_matrix
 from datamodules.loading.order import EvalSampler, gather_in_input_order
 from lit_models import LitBase
 from lit_training import figures
-from lit_training.errors import print_note
+from lit_training.errors import print_once
 from lit_training.runs.best_epoch import BestSoFar
 from lit_training.runs.devices import evaluation_mode
 from lit_training.runs.foreign import data_of
@@ -50,19 +50,13 @@ METRICS_BY_EPOCH = {
 class Dashboard(Callback):
     """Write to TensorBoard, without changing random states or training modes.
 
-    - At the start: graph, augmented training pictures, settings, command, configuration, chart layout.
-    - After each epoch: metrics with the epoch number as x-axis.
-    - If the epoch is better than all earlier epochs: the confusion matrix and the mistakes with the highest predicted
-      probability. They may be drawn later (see :data:`DRAWING_TIME_SHARE`). If the run is stopped, they are lost.
+    Figures that are to be drawn later (see :data:`DRAWING_TIME_SHARE`) are lost if the run is stopped.
     """
 
     def __init__(self, monitor: str | None, mode: str) -> None:
         self.best = BestSoFar(monitor, mode)
         self.validation_rows: list[Tensor] = []
         """One tensor (B, 3) per validation batch: class, predicted class, and probability of the predicted class."""
-        self.unwritten_epoch: int | None = None
-        self.draws_predictions = True  # False if validation_step does not return them
-        self.draw_waiting: Callable[[], None] | None = None  # draws the figures that are not drawn yet
 
     def state_dict(self) -> dict[str, Any]:
         return self.best.state_dict()
@@ -70,10 +64,9 @@ class Dashboard(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.best.load_state_dict(state_dict)
 
-    # --- at the start ---------------------------------------------------------------------------------------------
-
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.unwritten_epoch = self.draw_waiting = None
+        self.unwritten_epoch: int | None = None
+        self.draw_waiting: Callable[[], None] | None = None  # draws the figures that are not drawn yet
         self.writers: dict[str, SummaryWriter] = {}
         self.start_time, self.drawing_seconds = time.monotonic(), 0.0
         if not trainer.is_global_zero:
@@ -88,8 +81,6 @@ class Dashboard(Callback):
                         draw(logger, trainer, pl_module)
                     except Exception as error:  # a network that cannot be traced can still be trained
                         logger.experiment.add_text(name, f"not drawn: {error}")
-
-    # --- each epoch -----------------------------------------------------------------------------------------------
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._write_epoch_scalars(trainer)
@@ -117,11 +108,6 @@ class Dashboard(Callback):
             writer.add_scalar(f"by_epoch/{name}", trainer.callback_metrics[metric], epoch + 1)
             writer.flush()
 
-    # --- validation -----------------------------------------------------------------------------------------------
-
-    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.validation_rows = []
-
     def on_validation_batch_end(
         self,
         trainer: Trainer,
@@ -134,20 +120,18 @@ class Dashboard(Callback):
         if not self._collects_predictions(trainer, pl_module) or dataloader_idx:
             return
         if not isinstance(outputs, dict) or not {"output", "target"} <= outputs.keys():
-            if self.draws_predictions:
-                name = type(pl_module).__name__
-                print_note(f"no confusion matrix: validation_step of {name} returns no dict with output and target")
-            self.draws_predictions = False
+            name = type(pl_module).__name__
+            print_once(f"no confusion matrix: validation_step of {name} returns no dict with output and target")
         else:
             self.num_classes = outputs["output"].shape[-1]
             confidence, predicted = outputs["output"].float().softmax(-1).max(-1)  # (B,), (B,)
             self.validation_rows.append(torch.stack([outputs["target"], predicted, confidence], 1))  # (B, 3) float32
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        collected = self.validation_rows and self._collects_predictions(trainer, pl_module)
-        if not (collected and self.best.improved(trainer.callback_metrics)):
+        batches, self.validation_rows = self.validation_rows, []
+        if not batches or not self.best.improved(trainer.callback_metrics):
             return
-        rows, self.validation_rows = torch.cat(self.validation_rows), []
+        rows = torch.cat(batches)
         # All ranks have the same metrics, so either all ranks or no rank call the collective operations below.
         loaders: Any = trainer.val_dataloaders
         loader = loaders[0] if isinstance(loaders, list) else loaders
@@ -173,11 +157,7 @@ class Dashboard(Callback):
     def _draw(
         self, trainer: Trainer, matrix: Tensor, dataset: Any, worst: list[int], answers: list[Any], step: int
     ) -> None:
-        """Draw the confusion matrix, and the mistakes with the highest predicted probability.
-
-        ``worst``: their indices in the ``dataset``, which is None if their order is not known. ``answers``: as in
-        :func:`figures.draw_mistakes`.
-        """
+        """Draw the confusion matrix, and the mistakes with the indices ``worst`` if ``dataset`` is not None."""
         start_time, self.draw_waiting = time.monotonic(), None
         names = data_of(trainer).class_names or ()
         if len(names) != len(matrix):
@@ -238,10 +218,7 @@ def _add_samples(logger: TensorBoardLogger, trainer: Trainer, model: LightningMo
 
 
 def _add_charts(logger: TensorBoardLogger, model: LightningModule) -> None:
-    """Write the curves of each chart in the tab CUSTOM SCALARS.
-
-    "Margin" charts are not smoothed. Here the three curves of each margin are the same.
-    """
+    """Write the curves of each chart in the tab CUSTOM SCALARS. "Margin" charts, of three curves, are not smoothed."""
     by_epoch = {"training and validation loss": ["Margin", ["by_epoch/loss"] * 3]}
     if _is_classifier(model):
         by_epoch["validation accuracy"] = ["Margin", ["by_epoch/accuracy"] * 3]

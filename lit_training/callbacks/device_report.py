@@ -10,17 +10,16 @@ from torch import Tensor, nn
 class DeviceReport(Callback):
     """Print the shapes on each device and for all devices together, as in the PyTorch tutorial "Data Parallelism"."""
 
-    def __init__(self) -> None:
-        self.shapes: tuple[torch.Size, torch.Size] | None = None
-        self.is_done = False
+    shapes: tuple[torch.Size, torch.Size] | None = None
+    is_done = False
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         if not self.is_done:
             self.hook = pl_module.register_forward_hook(self._keep_shapes)
 
     def _keep_shapes(self, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        if self.shapes is None:  # DDP calls the model twice, nested: keep the inner call, which ends first
-            self.shapes = inputs[0].shape, output.shape
+        # DDP calls the model twice, nested: keep the inner call, which ends first
+        self.shapes = self.shapes or (inputs[0].shape, output.shape)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int

@@ -1,7 +1,4 @@
-"""Compute the features of a frozen backbone once per picture, and keep them in the user's cache folder.
-
-So the next epochs, a resumed run and other runs on the same photos read them instead of computing them again.
-"""
+"""Compute the features of a frozen backbone once per picture, and keep them in the user's cache folder."""
 
 import contextlib
 import hashlib
@@ -28,7 +25,7 @@ from datamodules.loading.order import PADDING, gather_in_input_order
 from datamodules.machine import cache_folder
 from datamodules.photos.find import SPLITS
 from lit_models import LitBase, LitTransfer
-from lit_training.errors import print_note
+from lit_training.errors import print_note, print_once
 from lit_training.runs.devices import evaluation_mode
 from lit_training.runs.foreign import data_of, why_not_cached
 from lit_training.runs.lightning_internals import forget_loaders
@@ -60,8 +57,8 @@ class Features(Dataset):
 class FeatureCache(Callback):
     """Replace the datasets of photos by datasets of their features, if the backbone is frozen.
 
-    Metrics and weights change by less than 1e-5. Checkpoints contain the complete network. The callback does nothing
-    if the photos are augmented, if the head is not the last layer, or if code of the user may need the pictures.
+    Metrics and weights change by less than 1e-5. The callback does nothing if the photos are augmented, if the head is
+    not the last layer, or if code of the user may need the pictures.
     """
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -90,8 +87,8 @@ class FeatureCache(Callback):
                     features = _compute_features(trainer, pl_module, data, split)
                     if features is None:
                         return
-                    if file and not write_features(file, features):
-                        files = {}  # print the note only once
+                    if file:
+                        write_features(file, features)
                 data.sets[split] = Features(features, pictures)
         if used_folder and trainer.progress_bar_callback is not None:
             print(f"features of an earlier run are used again, from {used_folder}", flush=True)
@@ -117,11 +114,7 @@ def _compute_features(trainer: Trainer, model: LitBase, data: SplitDataModule, s
 
 
 def _files_of(trainer: Trainer, model: Any, data: Any) -> dict[str, Path]:
-    """Return the files for the features of the splits train and val, or {} if features are not kept. Call it on rank 0.
-
-    The name of a file is a hash of all that decides the bits of the features: the photos, in order, their
-    preprocessing, the frozen weights, the precision, the device, the number of threads and the library versions.
-    """
+    """Return split -> its file, or {} if features are not kept. The name is a hash of all that decides the features."""
     # the code of other classes can change between two runs, and other strategies split the weights
     known = type(model) is LitTransfer and type(data) is ImageFolderDataModule
     if not known or not isinstance(trainer.strategy, (SingleDeviceStrategy, DDPStrategy)):
@@ -159,21 +152,20 @@ def read_features(path: Path) -> Tensor | None:
     return None
 
 
-def write_features(path: Path, features: Tensor) -> bool:
-    """Write the file and delete old files. If this fails, print why and return False: a run does not need the file."""
+def write_features(path: Path, features: Tensor) -> None:
+    """Write the file and delete old files. If this fails, print why: a run does not need the file."""
     try:
         with atomic_write(path) as out:
             out.write(save({"features": features}, {"checksum": _checksum(path, features)}))
     except OSError as error:
-        print_note(f"features are not kept for later runs: cannot write to {path.parent} ({error.strerror})")
-        return False
+        print_once(f"features are not kept for later runs: cannot write to {path.parent} ({error.strerror})")
+        return
     with contextlib.suppress(OSError):  # another run may delete the same files
         size = 0
         for file in sorted(path.parent.iterdir(), key=lambda file: -file.stat().st_mtime):
             size += file.stat().st_size
             if size > MAX_BYTES:
                 file.unlink()
-    return True
 
 
 def _checksum(path: Path, features: Tensor) -> str:

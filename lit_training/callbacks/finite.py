@@ -20,8 +20,7 @@ from lit_training.runs.processes import gather_objects
 class FiniteGuard(Callback):
     """Stop a run whose loss or weights are NaN or infinite, before the weights are saved in a checkpoint.
 
-    The check runs every ``log_every_n_steps`` batches, after each epoch and before each checkpoint. It does not run for
-    each batch, because the CPU must wait for the GPU in a check. ``config`` is the configuration of the run.
+    In a check the CPU waits for the GPU, so only every ``log_every_n_steps``-th batch, epochs and checkpoints have one.
     """
 
     def __init__(self, config: Mapping[str, Any]) -> None:
@@ -91,7 +90,6 @@ def _describe_batch(trainer: Trainer, epoch: int, batch_idx: int) -> str:
     sampler = getattr(loader, "sampler", None)
     if not isinstance(sampler, TrainSampler):
         return f"batch {batch_idx}"
-    sampler = TrainSampler(sampler.length, sampler.num_replicas, sampler.rank, sampler.seed, sampler.shuffle)
     sampler.set_epoch(epoch)
     keys = list(sampler)[batch_idx * loader.batch_size : (batch_idx + 1) * loader.batch_size]
     indices = [key % sampler.length for key in keys]

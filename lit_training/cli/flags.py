@@ -166,9 +166,8 @@ def _read_yaml(path_text: str) -> dict[str, Any]:
         raise UsageError(f"--config {path_text} is too large for a configuration: give a YAML file with settings")
     try:
         text = path.read_text(encoding="utf-8")
-        yaml.compose(text)  # a RecursionError ends deep nesting, which is slow to parse
+        config = yaml.safe_load(text)  # a RecursionError ends deep nesting, which is slow to parse
         has_alias = any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text))
-        config = None if has_alias else yaml.safe_load(text)
     except yaml.MarkedYAMLError as error:
         line = f" (line {error.problem_mark.line + 1})" if error.problem_mark else ""
         has_tag = isinstance(error, yaml.constructor.ConstructorError)

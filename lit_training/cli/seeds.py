@@ -21,8 +21,7 @@ from lit_training.trained.compare import format_metric, read_run, summarize_seed
 def run_seeds(arguments: list[str], count: int) -> int:
     """Run ``sys.argv[0]`` in a new process for each seed; print mean and standard deviation. Return 0.
 
-    The first of ``count`` seeds is the ``--seed`` in ``arguments``, the command line without ``--seeds``. If a run
-    fails, print its output and return its exit code. Raise a UsageError if a run has no folder (``--fast_dev_run``).
+    The first seed is the ``--seed`` in ``arguments``. If a run fails, print its output and return its exit code.
     """
     parser = Parser("fit.py", "")
     parser.add_argument("--seed", "--seed_everything", type=at_least(0), default=0)

@@ -11,8 +11,8 @@ MODES = {"val_acc": "max", "val_loss": "min", "train_loss": "min"}
 class BestSoFar:
     """Remember the epoch with the largest or smallest (``mode``: ``max`` or ``min``) value of the metric ``monitor``.
 
-    If two epochs have the same value, the epoch with the lower ``val_loss`` is better. If ``val_loss`` is the same too,
-    or missing, the earlier epoch stays the best. An epoch whose metric is missing or NaN is never the best.
+    Of two epochs with the same value, that with the lower ``val_loss`` is better, else the earlier one. An epoch whose
+    metric is missing or NaN is never the best.
     """
 
     def __init__(self, monitor: str | None, mode: str) -> None:

@@ -55,12 +55,10 @@ class ComparedRun:
     @property
     def best(self) -> dict[str, float]:
         """Metric -> value at the best validation. Empty if there is none: no metric was logged, or all are NaN."""
-        monitor = next((name for name in self.modes if name in self.curves), None)
-        if monitor is None:
-            return {}
+        monitor = next((name for name in self.modes if name in self.curves), "")
         rows = [row for row in self.rows if row.get(monitor) and row.get("epoch")]
         logged = {n: {name: float(row[name]) for name in self.modes if row.get(name)} for n, row in enumerate(rows)}
-        best = best_epoch(logged, monitor, self.modes[monitor])
+        best = best_epoch(logged, monitor, self.modes.get(monitor, "min"))
         if best is None:
             return {}
         epoch = int(rows[best]["epoch"]) + 1
@@ -68,10 +66,7 @@ class ComparedRun:
 
 
 def read_run(run: str) -> ComparedRun:
-    """Read the settings and results of a run. ``run`` is its folder, a checkpoint in its folder, or ``latest``.
-
-    Raises a CheckpointError or UsageError if the run does not exist or cannot be read.
-    """
+    """Read the settings and results of a run. ``run`` is its folder, a checkpoint in its folder, or ``latest``."""
     if run == "latest":
         folder = newest_usable_run(".", lambda folder: (folder / METRICS).is_file(), METRICS)
     elif not ((folder := Path(run).expanduser()) / METRICS).is_file():
@@ -156,14 +151,8 @@ def format_metric(metric: str, value: float) -> str:
 
 
 def compare(names: Sequence[str], picture: str | None = None) -> None:
-    """Print the settings that differ and the results of two or more runs, and draw their curves.
-
-    See :func:`read_run` for ``names`` and errors. ``picture`` is the PNG file, by default ``comparison.png`` beside the
-    first run. Raises a UsageError if the file cannot be written.
-    """
+    """Print the settings that differ and the results of runs, and draw their curves into the PNG file ``picture``."""
     runs = [read_run(name) for name in names]
-    if len({run.folder.resolve() for run in runs}) < len(runs):
-        raise UsageError("the same run is named twice: name different runs")
     if len({run.name for run in runs}) < len(runs):  # equal names in different folders: use the paths
         runs = [replace(run, name=os.path.relpath(run.folder)) for run in runs]
     differing = differences(runs)
@@ -174,9 +163,6 @@ def compare(names: Sequence[str], picture: str | None = None) -> None:
     body.append(["accuracy", *map(_format_accuracy, runs)])
     print_table(["", *(run.name for run in runs)], [row for row in body if set(row[1:]) != {"-"}])
     print(f"\n{', '.join(metrics)}: best epoch; accuracy: from evaluate.py, with 95 % interval")
-    for run in runs:
-        if run.answers is None and len(runs) > 2:
-            print(f"{run.name} has no predictions yet: {command('evaluate.py', run.folder)}")
     if len(runs) == 2:
         print(describe_difference(*runs))
     charts: dict[str, Any] = {metric: {} for metric in metrics if any(metric in run.curves for run in runs)}

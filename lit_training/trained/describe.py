@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
 from graphlib import TopologicalSorter
 from itertools import zip_longest
 from typing import Any
@@ -20,20 +19,6 @@ from lit_training.runs.devices import evaluation_mode
 from lit_training.runs.own_classes import is_own
 from lit_training.runs.threads import count_flops
 
-DEPTHS = (1, 3)  # a LitDynamic is described once for each of these depths
-
-
-@dataclass
-class Layer:
-    """A module of a network. ``parameters`` and ``megabytes`` include its submodules."""
-
-    name: str  # from named_modules(); "" for the whole network
-    kind: str  # name of its class
-    parameters: int
-    megabytes: float
-    outputs: list[tuple[int, ...]] = field(default_factory=list)
-    """The output shape of each call. A shared layer is called several times, an unused layer never."""
-
 
 def sample_input(model: LitBase) -> Tensor:
     """Return an input for the model, (1, C, S, S) or (1, F): standard normal noise, the same in each call."""
@@ -48,30 +33,28 @@ def sample_input(model: LitBase) -> Tensor:
     return torch.randn(1, *shape, generator=torch.Generator().manual_seed(0))
 
 
-def list_layers(model: nn.Module, x: Tensor, **options: Any) -> list[Layer]:
-    """Run ``model(x, **options)``. Return all modules with their output shapes, parents first."""
-    found: dict[nn.Module, Layer] = {}
+def list_outputs(model: nn.Module, x: Tensor, **options: Any) -> dict[nn.Module, list[tuple[int, ...]]]:
+    """Run ``model(x, **options)``. Return module -> the shape of each of its outputs; none if it was not called."""
+    shapes: dict[nn.Module, list[tuple[int, ...]]] = {module: [] for module in model.modules()}
 
     def record(module: nn.Module, inputs: Any, output: Any) -> None:
         if isinstance(output, Tensor):
-            found[module].outputs.append(tuple(output.shape))
+            shapes[module].append(tuple(output.shape))
 
-    for name, module in model.named_modules():
-        parameters = list(module.parameters())
-        count = sum(parameter.numel() for parameter in parameters)
-        megabytes = sum(parameter.numel() * parameter.element_size() for parameter in parameters) / 1e6
-        found[module] = Layer(name, type(module).__name__, count, megabytes)
     with register_module_forward_hook(record), torch.no_grad():
         model(x, **options)
-    return list(found.values())
+    return shapes
+
+
+def count_parameters(module: nn.Module) -> tuple[int, float]:
+    """Return the number of parameters, and their size in MB."""
+    parameters = list(module.parameters())
+    megabytes = sum(parameter.numel() * parameter.element_size() for parameter in parameters) / 1e6
+    return sum(parameter.numel() for parameter in parameters), megabytes
 
 
 def autograd_chain(loss: Tensor, names: Mapping[nn.Parameter, str] | None = None) -> list[str]:
-    """Return the names of the autograd nodes on the longest path from a loss to a leaf: ``MseLoss``, ``Addmm``, ...
-
-    If ``names`` has the parameter of the leaf, its name is added: ``AccumulateGrad(conv1.weight)``.
-    Source: PyTorch tutorial "Neural Networks" (Loss Function), which reads a few steps of ``next_functions``.
-    """
+    """Return the autograd nodes on the longest path from a loss: ``MseLoss``, ..., ``AccumulateGrad(conv1.weight)``."""
     next_nodes: dict[Any, list[Any]] = {}
     stack: list[Any] = [loss.grad_fn]
     while stack:  # a recursion would exceed Python's recursion limit on a deep network
@@ -101,21 +84,20 @@ def _sections(model: LitBase, x: Tensor) -> Iterator[str]:
     net: nn.Module = model if is_own(type(model)) else model.get_submodule("net")
     passes: dict[str, dict[str, int]] = {"": {}}
     if type(model) is LitDynamic:
-        passes = {f" at depth {depth}": {"depth": depth} for depth in DEPTHS}
-    layers = [list_layers(net, x, **options) for options in passes.values()]
-    total = layers[0][0]
+        passes = {f" at depth {depth}": {"depth": depth} for depth in (1, 3)}
+    shapes = [list_outputs(net, x, **options) for options in passes.values()]
+    count, megabytes = count_parameters(net)
     trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     cost = ", ".join(f"{count_flops(net, x, **options):,} FLOPs{title}" for title, options in passes.items())
-    size = f"{trainable:,} trainable of {total.parameters:,} parameters, {total.megabytes:.2f} MB"
+    size = f"{trainable:,} trainable of {count:,} parameters, {megabytes:.2f} MB"
     yield f"{type(model).__name__}: {size}; {cost} for an input of {tuple(x.shape)}"
 
     rows = [["layer", "class", "parameters", "MB", *(f"output{title}" for title in passes)]]
-    for of_each_pass in zip(*layers, strict=True):
-        layer = of_each_pass[0]
-        depth = layer.name.count(".") + bool(layer.name)
-        name = "  " * depth + (layer.name.rpartition(".")[2] or ("model" if net is model else "net"))
-        shapes = [_format_shape(layer.outputs) for layer in of_each_pass]
-        rows.append([name, layer.kind, f"{layer.parameters:,}", f"{layer.megabytes:.3f}", *shapes])
+    for path, module in net.named_modules():
+        name = path.rpartition(".")[2] or ("model" if net is model else "net")
+        indent, (count, megabytes) = "  " * (path.count(".") + bool(path)), count_parameters(module)
+        outputs = [_format_shape(of_pass[module]) for of_pass in shapes]
+        rows.append([indent + name, type(module).__name__, f"{count:,}", f"{megabytes:.3f}", *outputs])
     yield "\n".join(align_columns(rows))
 
     losses = {}

@@ -101,47 +101,38 @@ class Evaluation:
         """Return the confusion matrix, (K, K) int64: rows are true classes, columns are predicted classes."""
         return multiclass_confusion_matrix(self.predicted, self.targets, self.outputs.shape[1])
 
+    def class_scores(self) -> Tensor:
+        """Return precision, recall, F1 and number of samples of each class, (K, 4) float64. Undefined ones are NaN."""
+        confusion = self.confusion().double()
+        correct, support, predicted = confusion.diagonal(), confusion.sum(1), confusion.sum(0)
+        return torch.stack([correct / predicted, correct / support, 2 * correct / (support + predicted), support], 1)
+
     def worst_indices(self) -> list[int]:
         """Return the indices of the most confident mistakes, most confident first; at most :data:`MAX_MISTAKES`."""
         wrong = (~self.correct).nonzero().flatten()
         order = self.probability[wrong].argsort(descending=True, stable=True)
         return wrong[order[:MAX_MISTAKES]].tolist()
 
-    def sample_name(self, index: int) -> str:
-        """Return the path of a sample, or its index if the samples are not files."""
-        return str(index) if self.paths is None else self.paths[index]
-
-
-@dataclass(frozen=True)
-class ClassScores:
-    """Precision, recall and F1 of each class, (K,) float64 in [0, 1]. Undefined scores are NaN."""
-
-    precision: Tensor
-    recall: Tensor
-    f1: Tensor
-    support: Tensor  # (K,) int64, number of samples of the class
-
-    @classmethod
-    def from_confusion(cls, confusion: Tensor) -> "ClassScores":
-        """Compute the scores from a confusion matrix, (K, K) int64: rows are true, columns are predicted classes."""
-        correct, support, predicted = confusion.diagonal().double(), confusion.sum(1), confusion.sum(0)
-        return cls(correct / predicted, correct / support, 2 * correct / (support + predicted), support)
-
-    @property
-    def balanced_accuracy(self) -> float:
-        """The mean recall over the classes that have samples."""
-        return float(self.recall.nanmean())
-
 
 def evaluate(
-    saved: Any, data_root: str | None, accelerator: str, devices: str, photos_root: str | None, all_photos: bool
+    saved: Any,
+    data: str | None = None,
+    accelerator: str = "auto",
+    devices: str = "1",
+    photos: str | None = None,
+    all_photos: bool = False,
 ) -> Evaluation:
-    """Evaluate a SavedRun; see :meth:`~lit_training.trained.load.SavedRun.evaluate`."""
+    """Evaluate the network of a SavedRun on its test data, or on its validation data if there is no test data.
+
+    ``data`` is a folder of other photos to evaluate on. Photos in it that the run was trained on are left out, unless
+    ``all_photos`` is True. ``photos`` is the folder where the run's own photos are now. The result is the same for any
+    number of devices. Raises a DataError or UsageError if the data is missing or does not fit.
+    """
     find_device(accelerator)  # raises a UsageError if this machine does not have it
-    if all_photos and data_root is None:
+    if all_photos and data is None:
         raise UsageError("--all needs a folder of photos: --data DIR --all")
     model = saved.model()
-    data, split = _choose_data(saved, model, data_root, photos_root, all_photos)
+    module, split = _choose_data(saved, model, data, photos, all_photos)
     batches: list[tuple[Tensor, Tensor]] = []
     with progress_bar("evaluating", show=is_rank_zero()) as report_progress:
 
@@ -158,14 +149,15 @@ def evaluate(
         trainer = Trainer(accelerator=accelerator, devices=devices, callbacks=[collector], **unused)
         refuse_other_ranks(trainer)
         bind_to_loopback(trainer)
-        is_ordered = isinstance(data, SplitDataModule | EvaluationPhotos)
+        is_ordered = isinstance(module, SplitDataModule | EvaluationPhotos)
         if trainer.world_size > 1 and not is_ordered:
-            raise UsageError(f"{type(data).__name__} can be evaluated on one device only: leave --devices out")
-        batch_size, example = getattr(data, "eval_batch_size", 32), None if is_own(type(model)) else sample_input(model)
-        with isolate_rng(), use_threads(choose_threads(model, example, batch_size, trainer.num_devices)):
+            raise UsageError(f"{type(module).__name__} can be evaluated on one device only: leave --devices out")
+        example = None if is_own(type(model)) else sample_input(model)
+        threads = choose_threads(model, example, getattr(module, "eval_batch_size", 32), trainer.num_devices)
+        with isolate_rng(), use_threads(threads):
             seed = saved.checkpoint["lit"].get("seed") or 0
             seed_random_numbers(seed, trainer.strategy.root_device)  # setup() may draw a split, as in fit.py
-            trainer.test(model, data, verbose=False)
+            trainer.test(model, module, verbose=False)
     loader: Any = trainer.test_dataloaders
     dataset: Any = getattr(loader, "dataset", None)
     outputs, targets = (torch.cat(column) for column in zip(*batches, strict=True))
@@ -173,10 +165,10 @@ def evaluate(
         outputs, targets = (gather_in_input_order(trainer, results, loader) for results in (outputs, targets))
     if outputs.ndim != 2 and not targets.is_floating_point():
         raise UsageError(f"the outputs of {type(model).__name__} are {tuple(outputs.shape)}: evaluate.py needs (N, K)")
-    photos = dataset if isinstance(dataset, PhotoFiles) else None
+    files = dataset if isinstance(dataset, PhotoFiles) else None
     return Evaluation(
         checkpoint=saved.path,
-        data=str(photos.root) if photos else type(data).__name__,
+        data=str(files.root) if files else type(module).__name__,
         split=split,
         loss=float(trainer.callback_metrics.get("test_loss", float("nan"))),
         outputs=outputs.cpu(),
@@ -184,7 +176,7 @@ def evaluate(
         dataset=dataset,
         class_names=tuple(distinct_class_names(model.class_names, outputs.shape[1])),
         preprocessing=Preprocessing.from_dict(model.preprocessing) if model.preprocessing and is_ordered else None,
-        paths=photos.paths if photos else None,
+        paths=files.paths if files else None,
     )
 
 
@@ -208,9 +200,8 @@ def _choose_data(
     checkpoint, split_file = saved.checkpoint, saved.folder / SPLIT
     arguments = dict(checkpoint.get("datamodule_hyper_parameters") or {})
     arguments["root"] = root = photos_root or arguments.get("root", "")
-    takes_photos = model.task == "classification" and model.sample_ndim == 3
     if data_root is not None:
-        if not takes_photos:
+        if model.task != "classification" or model.sample_ndim != 3:
             raise UsageError(f"--data {data_root}: {type(model).__name__} was not trained on photos; leave --data out")
         listing = _find_readable_photos(data_root, all_photos)
         listing = _leave_out_trained(listing, split_file, Path(root), all_photos)
@@ -281,17 +272,14 @@ def _find_readable_photos(root: str, all_photos: bool) -> Listing:
 
 
 def _leave_out_trained(listing: Listing, split_file: Path, run_root: Path, all_photos: bool) -> Listing:
-    """Return the photos that the run was not trained on, or all of them. Print on stderr how many it was trained on.
-
-    These are the photos with the sha256 of a training photo in ``split_file``, or with its path if it has no sha256.
-    An edited training photo has another sha256, so the same file in ``run_root`` counts too.
-    """
+    """Return the photos that the run was not trained on, or all of them. Print on stderr how many it was trained on."""
     if not split_file.is_file():
         print_note("the run has no split.csv: it is unknown which of these pictures it was trained on")
         return listing
     here, there = listing.root.resolve(), run_root.expanduser().resolve()
     lines = read_split_file(str(split_file))
     train_lines = [(path, sha256) for path, (_, split, sha256) in lines.items() if split == SPLITS[TRAIN]]
+    # a photo without sha256 is found by its path; an edited photo has another sha256, but is the same file
     trained = {key for path, sha256 in train_lines for key in (sha256 or path, f"{there}/{path}")}
     photos = zip(listing.paths, listing.sha256, strict=True)
     is_new = np.array([trained.isdisjoint((sha256.decode(), path, f"{here}/{path}")) for path, sha256 in photos], bool)

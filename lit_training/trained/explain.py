@@ -1,7 +1,4 @@
-"""Draw heat maps for ``--explain``: they show which regions of an image were important for a prediction.
-
-Letters in shape comments: B batch, C channels, S side in pixels, N tokens, h and w height and width of a feature map.
-"""
+"""Draw heat maps for ``--explain``. Letters in shapes: B batch, C channels, S side, N tokens, (h, w) feature map."""
 
 from collections.abc import Sequence
 from math import isqrt
@@ -30,9 +27,8 @@ MADE_BY = "lit-classics predict.py --explain"  # a text in each PNG file: a late
 def grad_cam(model: LitBase, x: Tensor, classes: Tensor) -> Tensor:
     """Return a heat map of each image by Grad-CAM (Selvaraju et al. 2017), (B, S, S) float32 in [0, 1].
 
-    The heat map is computed from the last feature map that affects the output. In vision transformers, it is the output
-    of a LayerNorm, with the patch tokens arranged as in the image. If no region increases the score, all values are 0.
-    ``x`` is the normalized inputs, (B, C, S, S) float32, ``classes`` the class to explain for each image, (B,) int64.
+    The heat map is computed from the last feature map that affects the output. If no region increases the score, all
+    values are 0. ``x`` is the normalized inputs, (B, C, S, S) float32, ``classes`` the classes to explain, (B,) int64.
     Raises a UsageError if the model is not an image classifier, or no layer has a feature map.
     """
     check_explainable(model)
@@ -80,10 +76,7 @@ def _as_feature_map(module: nn.Module, output: Tensor) -> Tensor | None:
 
 
 def put_side_by_side(pictures: Tensor, maps: Tensor) -> Tensor:
-    """Put a blend of image and heat map to the right of each image. Return (B, 3, S, 2 S).
-
-    The images are (B, 3, S, S), the heat maps (B, S, S). All are float32 in [0, 1].
-    """
+    """Put a blend of image (B, 3, S, S) and heat map (B, S, S) to the right of each image. Return (B, 3, S, 2 S)."""
     from matplotlib import colormaps
 
     colours = torch.from_numpy(colormaps["jet"](maps.numpy())[..., :3]).permute(0, 3, 1, 2).float()  # (B, 3, S, S)
@@ -93,8 +86,7 @@ def put_side_by_side(pictures: Tensor, maps: Tensor) -> Tensor:
 def explain_predictions(model: LitBase, predictions: Sequence[Prediction], folder: Path) -> int:
     """Draw each image next to the heat map of its most likely class; return the number of drawn images.
 
-    The files are ``folder/NUMBER_NAME.png``. They replace those of an earlier call. Images that could not be read are
-    not drawn. Raises like :func:`grad_cam`, or a UsageError if ``folder`` cannot be written.
+    The files ``folder/NUMBER_NAME.png`` replace those of an earlier call. Images that cannot be read are not drawn.
     """
     check_explainable(model)
     preprocessing = Preprocessing.from_dict(model.preprocessing)
@@ -126,10 +118,7 @@ def explain_predictions(model: LitBase, predictions: Sequence[Prediction], folde
 
 
 def explain_mistakes(model: LitBase, evaluation: Evaluation, file: Path) -> bool:
-    """Draw the most confident mistakes with the heat maps of their predicted classes. Return False if there are none.
-
-    Raises a UsageError as :func:`grad_cam` does, or if ``file`` cannot be written.
-    """
+    """Draw the most confident mistakes with heat maps of the predicted classes. Return False if there are none."""
     if evaluation.preprocessing is None:
         raise UsageError("--explain is for photos and the data of this project: leave it out")
     if not (worst := evaluation.worst_indices()):

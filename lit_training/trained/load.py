@@ -13,17 +13,14 @@ from lit_training.errors import UsageError
 from lit_training.runs import checkpoints
 from lit_training.runs.devices import find_device
 from lit_training.runs.folder import find_checkpoint, run_folder
-from lit_training.trained.evaluate import Evaluation, evaluate
+from lit_training.trained.evaluate import evaluate
 from lit_training.trained.inputs import ROW_SUFFIXES, find_files
 from lit_training.trained.predict import Prediction, predict
 
 
 @dataclass(frozen=True)
 class SavedRun:
-    """A checkpoint of a trained network. Code in the checkpoint is never executed.
-
-    All methods raise a CheckpointError if the file cannot be read safely or its values do not fit the network.
-    """
+    """A checkpoint of a trained network. Its code is never executed. If it cannot be read: a CheckpointError."""
 
     path: Path
 
@@ -48,8 +45,8 @@ class SavedRun:
         """Return one prediction for a single image, otherwise a list. In a list, unreadable files have an ``error``.
 
         ``images`` is the path of an image, of a folder of images or of a file of rows (.csv or .npy); a PIL image; a
-        uint8 array (H, W, 3); or a list of these. ``accelerator`` is ``auto``, ``cpu``, ``gpu`` or ``mps``. Raises a
-        UsageError or DataError if a single file cannot be read, or an input does not fit the network.
+        uint8 array (H, W, 3); or a list of these. Raises a UsageError or DataError if a single file cannot be read, or
+        an input does not fit the network.
         """
         model = self.model()
         takes_rows = model.sample_ndim == 1
@@ -70,21 +67,7 @@ class SavedRun:
             raise UsageError(f"{predictions[0].path}: {predictions[0].error}")
         return predictions if takes_rows else predictions[0]
 
-    def evaluate(
-        self,
-        data: str | None = None,
-        accelerator: str = "auto",
-        devices: str = "1",
-        photos: str | None = None,
-        all_photos: bool = False,
-    ) -> Evaluation:
-        """Evaluate the network on its test data, or on its validation data if there is no test data.
-
-        ``data`` is a folder of other photos to evaluate on. Photos in it that the run was trained on are left out,
-        unless ``all_photos`` is True. ``photos`` is the folder where the run's own photos are now. The result is the
-        same for any number of devices. Raises a DataError or UsageError if the data is missing or does not fit.
-        """
-        return evaluate(self, data, accelerator, devices, photos, all_photos)
+    evaluate = evaluate  # its first argument is a SavedRun
 
 
 def load(run: str | Path = "latest", root: str | Path = ".") -> SavedRun:

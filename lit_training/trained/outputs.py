@@ -17,7 +17,7 @@ from lit_training import figures
 from lit_training.errors import UsageError
 from lit_training.runs.layout import EXPLAINED, PER_CLASS, PREDICTIONS
 from lit_training.text import print_table
-from lit_training.trained.evaluate import MAX_PRINTED_CLASSES, ClassScores, Evaluation
+from lit_training.trained.evaluate import MAX_PRINTED_CLASSES, Evaluation
 from lit_training.trained.predict import Prediction
 
 PREDICTION_COLUMNS = ("path", "label", "predicted", "probability", "right")
@@ -35,16 +35,20 @@ def write_evaluation(evaluation: Evaluation) -> None:
         print(f"R2          {float(r2_score(outputs, targets)) if n > 1 else math.nan:.4f}")
         print(f"MAE         {float(mean_absolute_error(outputs, targets)):.4g}")
         return
-    confusion = evaluation.confusion()
-    scores, right = ClassScores.from_confusion(confusion), int(evaluation.correct.sum())
+    confusion, scores, right = evaluation.confusion(), evaluation.class_scores(), int(evaluation.correct.sum())
     low, high = evaluation.interval
     accuracy = f"{evaluation.accuracy:.4f}  (95 % interval {low:.3f} to {high:.3f}, {right} of {n} right)"
     print(f"{prefix + 'acc':<10}  {accuracy}")
-    print(f"balanced    {scores.balanced_accuracy:.4f}  (mean recall of the classes)")
+    print(f"balanced    {float(scores[:, 1].nanmean()):.4f}  (mean recall of the classes)")
     print(f"{prefix + 'loss':<10}  {evaluation.loss:.4g}\n")
-    _print_classes(evaluation.class_names, scores)
+    by_f1 = scores[:, 2].nan_to_num(2.0).argsort(stable=True).tolist()  # classes with undefined F1 are last
     matrix = [[name, *map(str, row)] for name, row in zip(evaluation.class_names, confusion.tolist(), strict=True)]
-    if len(matrix) <= MAX_PRINTED_CLASSES:
+    rows, columns = _class_rows(evaluation, "-", digits=4), ["class", "precision", "recall", "F1", "support"]
+    if len(rows) > MAX_PRINTED_CLASSES:
+        print(f"the {MAX_PRINTED_CLASSES} of {len(rows)} classes with the lowest F1")
+        print_table(columns, [rows[k] for k in by_f1[:MAX_PRINTED_CLASSES]])
+    else:
+        print_table(columns, rows)
         print("\nrows: true class, columns: predicted class")
         print_table(["", *evaluation.class_names], matrix)
     predictions, worst = _prediction_rows(evaluation), evaluation.worst_indices()
@@ -59,7 +63,7 @@ def write_evaluation(evaluation: Evaluation) -> None:
             (folder / old_file).unlink(missing_ok=True)
         write_spreadsheet(folder / files[0], [PREDICTION_COLUMNS, *predictions])
         write_spreadsheet(folder / files[1], [["label", *evaluation.class_names], *matrix], mark="")
-        class_rows = _class_rows(evaluation.class_names, scores, "", digits=6)
+        class_rows = _class_rows(evaluation, "", digits=6)
         write_spreadsheet(folder / files[3], [["class", "precision", "recall", "f1", "support"], *class_rows])
         figures.draw_confusion(confusion, evaluation.class_names).savefig(folder / files[2])
         if worst and evaluation.preprocessing is not None:
@@ -71,32 +75,23 @@ def write_evaluation(evaluation: Evaluation) -> None:
     print(f"\nwritten     {os.path.relpath(folder)}/: {', '.join(files)}")
 
 
-def _print_classes(names: Sequence[str], scores: ClassScores) -> None:
-    classes = list(range(len(names)))
-    if len(classes) > MAX_PRINTED_CLASSES:
-        order = scores.f1.nan_to_num(2.0).argsort(stable=True)  # classes with undefined F1 are last
-        classes = order[:MAX_PRINTED_CLASSES].tolist()
-        print(f"the {MAX_PRINTED_CLASSES} of {len(names)} classes with the lowest F1")
-    rows = _class_rows(names, scores, "-", digits=4)
-    print_table(["class", "precision", "recall", "F1", "support"], [rows[k] for k in classes])
-
-
-def _class_rows(names: Sequence[str], scores: ClassScores, undefined: str, digits: int) -> list[list[str]]:
+def _class_rows(evaluation: Evaluation, undefined: str, digits: int) -> list[list[str]]:
     """Return a row with name, precision, recall, F1 and support for each class."""
-    shares = torch.stack([scores.precision, scores.recall, scores.f1], 1).tolist()
-    cells = [[undefined if math.isnan(share) else f"{share:.{digits}f}" for share in row] for row in shares]
-    return [[name, *row, str(n)] for name, row, n in zip(names, cells, scores.support.tolist(), strict=True)]
+    rows = zip(evaluation.class_names, evaluation.class_scores().tolist(), strict=True)
+    return [
+        [name, *(undefined if math.isnan(share) else f"{share:.{digits}f}" for share in shares), f"{support:.0f}"]
+        for name, (*shares, support) in rows
+    ]
 
 
 def _prediction_rows(evaluation: Evaluation) -> list[list[str]]:
     """Return one table row per sample, in the order of the data. The columns are :data:`PREDICTION_COLUMNS`."""
-    names = evaluation.class_names
+    names, paths = evaluation.class_names, evaluation.paths or map(str, range(len(evaluation.targets)))
     columns = evaluation.targets.tolist(), evaluation.predicted.tolist(), evaluation.probability.tolist()
-    rows = []
-    for index, (label, predicted, probability) in enumerate(zip(*columns, strict=True)):
-        classes = names[label], names[predicted]
-        rows.append([evaluation.sample_name(index), *classes, f"{probability:.6f}", str(int(label == predicted))])
-    return rows
+    return [
+        [path, names[label], names[predicted], f"{probability:.6f}", str(int(label == predicted))]
+        for path, label, predicted, probability in zip(paths, *columns, strict=True)
+    ]
 
 
 def worst_inputs(evaluation: Evaluation) -> Tensor:
@@ -105,11 +100,7 @@ def worst_inputs(evaluation: Evaluation) -> Tensor:
 
 
 def draw_worst(evaluation: Evaluation, pictures: Tensor, heat_maps: bool = False) -> Any:
-    """Draw the most confident mistakes in a figure, with predicted class, true class and file name.
-
-    ``pictures`` are the images of :meth:`~Evaluation.worst_indices`, (B, 3, H, W) float32 in [0, 1], or these images
-    beside their ``heat_maps``.
-    """
+    """Draw the pictures of the most confident mistakes, (B, 3, H, W) float32 in [0, 1], or these and ``heat_maps``."""
     worst, paths = evaluation.worst_indices(), evaluation.paths
     of_all_samples = evaluation.targets, evaluation.predicted, evaluation.probability
     answers = list(zip(*(values[worst].tolist() for values in of_all_samples), strict=True))

@@ -1,14 +1,12 @@
 """Predict images or rows of numbers with a trained network. Letters in shapes: B batch, K classes or outputs."""
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from itertools import islice
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from datamodules import Preprocessing
 from datamodules.loading.memory import normalize
@@ -21,15 +19,11 @@ from lit_training.trained.inputs import read_pictures, read_rows
 class Prediction:
     """The result for one input: ``probabilities`` of a classifier, ``outputs`` of a regression, or an ``error``."""
 
-    path: str
-    """Path of the file; ``picture 1``, ``picture 2``, ... for inputs that are not files."""
-    row: int | None = None
-    """Number of the row in a .csv or .npy file, from 1 without the header. None for an image."""
-    probabilities: dict[str, float] = field(default_factory=dict)
-    """Class name -> probability in [0, 1], most likely class first. See :func:`distinct_class_names`."""
+    path: str  # of the file; ``picture 1``, ``picture 2``, ... for inputs that are not files
+    row: int | None = None  # number of the row in a .csv or .npy file, from 1 without the header
+    probabilities: dict[str, float] = field(default_factory=dict)  # by class name, most likely class first
     outputs: tuple[float, ...] = ()
-    error: str = ""
-    """Why the input could not be read; "" if it was read."""
+    error: str = ""  # why the input could not be read
 
     @property
     def label(self) -> str:
@@ -43,26 +37,18 @@ class Prediction:
 
 
 def predict(
-    model: LitBase,
-    inputs: Sequence[Any],
-    *,
-    top_k: int | None = None,
-    batch_size: int = 32,
-    device: torch.device | str = "cpu",
+    model: LitBase, inputs: Sequence[Any], *, top_k: int = 0, batch_size: int = 32, device: torch.device | str = "cpu"
 ) -> Iterator[Prediction]:
     """Yield one prediction per image or row, in the order of the inputs. An unreadable input has an ``error``.
 
-    ``inputs`` are paths from :func:`~lit_training.trained.inputs.find_files`. Networks that take images also accept PIL
-    images and uint8 arrays (H, W, 3). Other arrays raise a DataError. ``top_k`` is the number of classes per
-    prediction, by default all. The network is moved to ``device``.
+    ``inputs`` are as in :func:`read_pictures` or :func:`read_rows`. ``top_k`` is the number of classes per prediction;
+    0: all. The network is moved to ``device``.
     """
     sample = sample_input(model)  # raises a UsageError if the form of a sample is unknown
-    to_network_input: Callable[[Tensor], Tensor] = torch.nn.Identity()
-    if model.sample_ndim == 3:
+    if takes_pictures := model.sample_ndim == 3:
         preprocessing = Preprocessing.from_dict(model.preprocessing)
-        on_cpu = torch.device(device).type == "cpu"
-        samples = read_pictures(inputs, preprocessing, batch_size, ahead=0 if on_cpu else 2)
-        to_network_input = partial(normalize, mean=preprocessing.mean, std=preprocessing.std)
+        ahead = 0 if torch.device(device).type == "cpu" else 2  # on the CPU, network and decoding use the same cores
+        samples = read_pictures(inputs, preprocessing, batch_size, ahead)
     else:
         samples = read_rows(inputs, sample.shape[1])
     model = model.to(device).eval()
@@ -70,12 +56,14 @@ def predict(
         readable = [sample.x for sample in batch if sample.x is not None]
         outputs = torch.empty(0)
         if readable:
+            x = torch.stack(readable)
+            x = normalize(x, preprocessing.mean, preprocessing.std) if takes_pictures else x
             with torch.inference_mode():
-                outputs = model.predict_step(to_network_input(torch.stack(readable)).to(device)).cpu()  # (B, K)
+                outputs = model.predict_step(x.to(device)).cpu()  # (B, K)
         names = distinct_class_names(model.class_names, outputs.shape[-1])
         remaining_outputs = iter(outputs)
-        for path, row, x, error in batch:
-            if x is None:
+        for path, row, pixels, error in batch:
+            if pixels is None:
                 yield Prediction(path, row, error=error)
             elif model.task == "regression":
                 yield Prediction(path, row, outputs=tuple(next(remaining_outputs).tolist()))

@@ -9,24 +9,31 @@ from hypothesis import strategies as st
 from torch import nn
 
 from lit_models import DynamicNet, LeNet, LitCNN, LitDynamic, LitMLP, LitTransfer
-from lit_training.trained.describe import autograd_chain, count_flops, describe, list_layers, sample_input
+from lit_training.trained.describe import (
+    autograd_chain,
+    count_flops,
+    count_parameters,
+    describe,
+    list_outputs,
+    sample_input,
+)
 
 
 def test_layers_of_lenet() -> None:
-    found = {layer.name: layer for layer in list_layers(LeNet(), torch.zeros(2, 3, 32, 32))}
-    assert found["conv1"].outputs == [(2, 6, 28, 28)]
-    assert found["conv2"].outputs == [(2, 16, 10, 10)]
-    assert found["fc3"].outputs == [(2, 10)]
-    assert found["conv1"].parameters == 6 * (3 * 25 + 1)
-    assert found[""].parameters == 62_006
-    assert found[""].megabytes == 62_006 * 4 / 1e6
+    net = LeNet()
+    found = list_outputs(net, torch.zeros(2, 3, 32, 32))
+    assert found[net.conv1] == [(2, 6, 28, 28)]
+    assert found[net.conv2] == [(2, 16, 10, 10)]
+    assert found[net.fc3] == [(2, 10)]
+    assert count_parameters(net.conv1)[0] == 6 * (3 * 25 + 1)
+    assert count_parameters(net) == (62_006, 62_006 * 4 / 1e6)
 
 
 def test_shared_layer_has_an_output_per_call_and_unused_layer_has_none() -> None:
     net = DynamicNet(8, 4, 2)
     for depth in range(4):
-        found = {layer.name: layer for layer in list_layers(net, torch.zeros(1, 8), depth=depth)}
-        assert found["middle_linear"].outputs == [(1, 4)] * depth
+        found = list_outputs(net, torch.zeros(1, 8), depth=depth)
+        assert found[net.middle_linear] == [(1, 4)] * depth
     assert not any(module._forward_hooks for module in net.modules())
 
 
