@@ -12,6 +12,7 @@ from lightning.fabric.utilities.apply_func import apply_to_collection
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.utilities import CombinedLoader
 from torch import Tensor
+from torch.utils.data import DistributedSampler
 
 from datamodules.loading.seeds import combine_seeds
 
@@ -59,7 +60,8 @@ class RepeatableLoader:
         resumed = own.resume_point.loaded_data if own.resume_point else {}
         if (epoch := resumed.get("epoch", own.trainer.current_epoch)) != own.epoch:
             if resumed.get("loaders"):
-                states = resumed["loaders"][own.trainer.global_rank]
+                states = resumed["loaders"]
+                states = states[own.trainer.global_rank * len(states) // own.trainer.world_size]
                 own_state(own.loader, states[repeatable_loaders(own.trainer).index(self)])
             own.epoch, own.passes, own.start = epoch, 0, own_state(own.loader)
         if not own.passes:  # otherwise a longer loader continues, and this one starts again in the same epoch
@@ -90,6 +92,12 @@ class RepeatableLoader:
 def repeatable_loaders(trainer: Trainer) -> list[RepeatableLoader]:
     """Return the training loaders in Lightning's order."""
     return [one for one in CombinedLoader(trainer.train_dataloader).flattened if isinstance(one, RepeatableLoader)]
+
+
+def shuffled(trainer: Trainer) -> list[bool | None]:
+    """Return for each training loader if it shuffles, or None if its order depends on the number of processes."""
+    samplers = [getattr(one, "sampler", None) for one in repeatable_loaders(trainer)]
+    return [sampler.shuffle if isinstance(sampler, DistributedSampler) else None for sampler in samplers]
 
 
 def own_state(loader: Any, new: dict[str, Any] | None = None) -> dict[str, Any]:
