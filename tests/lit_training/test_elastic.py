@@ -81,7 +81,7 @@ def test_number_that_cannot_keep_the_global_batch_is_refused(copy_run: CopyRun) 
         (f"--resume {RUN} --devices 3", f"{has}, which 3 devices cannot share equally: --devices 2\n"),
         (f"--resume {RUN} --devices 2 --data.batch_size 8", f"{has}: --data.batch_size 4, {own}"),
         (f"--resume {RUN} --data.batch_size 4", f"{has}: --data.batch_size 8, {own}"),
-        (f"{line} --devices 2 --resume auto", f"{has}: --data.batch_size 4, {own}"),
+        (f"{line} --log_every_n_steps 2 --devices 2 --resume auto", f"{has}: --data.batch_size 4, {own}"),
     ):
         assert run(f"fit.py {flags}") == (2, "", said)
     assert [path.name for path in RUN.parent.iterdir()] == ["version_0"]
@@ -90,7 +90,7 @@ def test_number_that_cannot_keep_the_global_batch_is_refused(copy_run: CopyRun) 
 @pytest.mark.parametrize(
     ("flags", "begins"),
     [
-        ("--devices 2", "a new run"),  # with a batch of 4 on each device, as a command without --resume
+        ("--devices 2", "with 4"),  # the default: together 8
         ("--devices 2 --data.batch_size 4 --strategy ddp", "with 4"),
         ("--devices 4 --data.batch_size 2", "with 2"),
         ("--devices 1 --data.batch_size 4", "a new run"),
@@ -157,7 +157,11 @@ def test_killed_and_resized_run_ends_like_an_undisturbed_one(flags: str, process
     end(f"{line} --devices {processes[0]} --default_root_dir whole")
     for step, number in zip(("1", "3", ""), processes, strict=True):
         Path("kill").write_text(step or "-1")
-        how = f"{line} --devices {number} --resume auto" if number == processes[0] else f"--resume latest --devices {number}"
+        how = (
+            f"{line} --devices {number} --resume auto"
+            if number == processes[0]
+            else f"--resume latest --devices {number}"
+        )
         end(how, code=-9 if step else 0)
     assert_close(Path("whole") / RUN, RUN)
 
