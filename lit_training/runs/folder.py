@@ -95,8 +95,9 @@ def prepare_start(resume: str, root: str, config_yaml: str, photos: str | None =
     new_config = yaml.safe_load(config_yaml)
     limits = limits_of(new_config)
     if resume == "auto":
-        for is_same in (_same_settings, _same_but_size):
-            for run in newest_first(root):
+        runs = newest_first(root)
+        for is_same, candidates in ((_same_settings, runs), (_same_but_size, filter(resume_points, runs))):
+            for run in candidates:
                 if is_same(config := _read_config(run), new_config):
                     # A run without a resume point starts again at step 0, in the same folder.
                     start = lock_and_read_resume_point(run, limits) or replace(lock_run(run), limits=limits)
