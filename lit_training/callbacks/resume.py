@@ -45,8 +45,8 @@ from lit_training.runs.processes import Stopped, Watch, gather_objects, is_child
 class StepSeed(Callback):
     """Seed all random numbers before each epoch, batch and step, from the seed of the run and their number.
 
-    In a step, each rank draws other numbers, unless the model has ``same_random_numbers_on_all_ranks``. If the run goes
-    on with another number of processes, a rank draws the numbers of the rank that had its share of the samples.
+    In a step, each rank draws other numbers, unless the model has ``same_random_numbers_on_all_ranks``. With another
+    number of processes than at first, it draws those of the first rank that had its share.
     """
 
     def __init__(self, seed: int, resume_point: "ResumePoint | None" = None) -> None:
@@ -78,7 +78,7 @@ class StepSeed(Callback):
         seed_random_numbers(combine_seeds(self.seed, trainer.current_epoch), trainer.strategy.root_device)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        first: int = getattr(trainer, "first_processes", trainer.world_size)
+        first: int = getattr(getattr(trainer, "start", None), "processes", trainer.world_size)
         is_same = with_default_attributes(pl_module).same_random_numbers_on_all_ranks
         rank = 0 if is_same else trainer.global_rank * first // trainer.world_size
         seed = (self.seed * 1_000_003 + trainer.fit_loop.total_batch_idx) * 4096 + rank
@@ -203,8 +203,7 @@ class ResumePoint(Callback):
             )
             fix = "use the same --devices, --data.batch_size and --accumulate_grad_batches"
             raise CheckpointError(f"the resume point has {before}, but this command has {now}: {fix}")
-        if len(self.loaded_state["losses"]) != trainer.world_size:
-            self._resize(trainer, pl_module)
+        self._resize(trainer, pl_module)
         for optimizer in trainer.optimizers:  # torch may load the state of another optimizer without an error
             if any(optimizer.defaults.keys() - group.keys() for group in optimizer.param_groups):
                 raise CheckpointError(other_optimizer_message(trainer))
@@ -224,8 +223,10 @@ class ResumePoint(Callback):
     def _resize(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Share the saved losses among another number of processes. Raise a CheckpointError if it must not change."""
         losses, ranks, orders = self.loaded_state["losses"], trainer.world_size, shuffled(trainer)
-        can_resize = isinstance(trainer.strategy, SingleDeviceStrategy | DDPStrategy) and None not in orders
-        if not can_resize or orders != self.loaded_state.get("shuffled"):
+        if len(losses) == ranks:
+            return
+        is_known = isinstance(trainer.strategy, SingleDeviceStrategy | DDPStrategy)
+        if not is_known or orders != self.loaded_state.get("shuffled"):
             problem = f"with its loader and this strategy, a run of {plural(len(losses), 'process', 'processes')}"
             fix = "--strategy ddp" if ranks == 1 else f"--devices {len(losses)}"  # ddp chooses the order of the samples
             raise CheckpointError(f"{problem} cannot go on with {ranks}: {fix}, or --resume never")
@@ -237,8 +238,8 @@ class ResumePoint(Callback):
 
     def _batch_layout(self, trainer: Trainer) -> list[Any]:
         """Return the first number of processes, and the number of batches per epoch and per optimizer step."""
-        ranks: int = trainer.first_processes  # type: ignore[attr-defined]
-        return [ranks, trainer.num_training_batches, self._accumulated or trainer.accumulate_grad_batches]
+        accumulated = self._accumulated or trainer.accumulate_grad_batches
+        return [trainer.start.processes, trainer.num_training_batches, accumulated]  # type: ignore[attr-defined]
 
     def _refuse_ended_schedule(self, trainer: Trainer) -> None:
         """Raise a CheckpointError if a schedule ends where the run was to end, and this command trains longer."""

@@ -73,7 +73,7 @@ def print_start(run: Run) -> None:
     is_number = isinstance(batch, int)
     batch_text = f"; global batch = {batch * devices * accumulated} ({factors})" if is_number else ""
     threads = plural(trainer.threads[0], "thread") + " each"
-    if trainer.threads != trainer.chosen_threads and devices == trainer.first_processes:
+    if trainer.threads != trainer.chosen_threads and (start is None or start.batch_size is None):
         threads += f" (as the run began; a new run would use {trainer.chosen_threads[0]})"
     print(f"device  {devices} x {device}, {threads}, precision {trainer.precision}{batch_text}")
     if isinstance(data, SplitDataModule) and data.photos is not None:

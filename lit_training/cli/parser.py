@@ -252,10 +252,10 @@ class FitCLI(LightningCLI):
         trainer.start = start = self.run.start
         given, chosen = self.config["threads"], threads_of_new_run(trainer, self.model, self.datamodule)
         trainer.chosen_threads = chosen if given == "auto" else (given, given)
-        own: Any = (start and start.threads) or trainer.chosen_threads
+        here, own = trainer.world_size, (start and start.threads) or trainer.chosen_threads
         self.config["threads"] = own[0]  # SaveConfigCallback writes it to config.yaml
-        ranks, here = trainer.first_processes, trainer.world_size  # any number of processes shares the same threads
-        trainer.threads = max(1, own[0] * ranks // here), max(1, own[1] * ranks // here)
+        share = [count * (start.processes if start else here) // here for count in own]  # all together have the same
+        trainer.threads = max(1, share[0]), max(1, share[1])
         self.run.watch.trainer = trainer
         bind_to_loopback(trainer)
         return trainer

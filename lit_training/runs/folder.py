@@ -45,9 +45,8 @@ class RunStart:
     finished: bool = False  # True if the run is complete, so there is nothing to train
     limits: dict[str, Any] = field(default_factory=dict)  # the settings of this command that decide when training ends
     threads: tuple[int, int] | None = None  # of the run: for training, and for computing features
-    processes: int = 0  # with which the run began; 0 for a new run
+    processes: int = 0  # with which the run began
     batch_size: int | None = None  # of each process, if their number has changed
-    config: dict[str, Any] = field(default_factory=dict)  # of the run, before this command
     is_new: bool = False  # True if this command created the folder
 
     @property
@@ -98,10 +97,9 @@ def prepare_start(resume: str, root: str, config_yaml: str, photos: str | None =
         runs = newest_first(root)
         for is_same, candidates in ((_same_settings, runs), (_same_but_size, filter(resume_points, runs))):
             for run in candidates:
-                if is_same(config := _read_config(run), new_config):
+                if is_same(_read_config(run), new_config):
                     # A run without a resume point starts again at step 0, in the same folder.
-                    start = lock_and_read_resume_point(run, limits) or replace(lock_run(run), limits=limits)
-                    return replace(start, config=config)
+                    return lock_and_read_resume_point(run, limits) or replace(lock_run(run), limits=limits)
     if resume in ("auto", "never"):
         return replace(_make_folder(root, config_yaml), limits=limits)
     path = find_resume_target(resume, root).resolve()
@@ -110,17 +108,17 @@ def prepare_start(resume: str, root: str, config_yaml: str, photos: str | None =
         file_start = _read_resume_point(RunStart(path, limits=limits), path)
         if file_start.finished:
             return file_start  # nothing to train, so no folder is created
-        return replace(file_start, folder=_make_folder(root, config_yaml).folder, is_new=True)
+        return replace(file_start, folder=_make_folder(root, config_yaml).folder, is_new=True, processes=0)
     run_config = _read_config(run)
     if run_config is not None:
         if photos is not None:
             run_config["data"]["init_args"]["root"] = photos
         _refuse_other_settings(new_config, run_config, run)
     if path.is_file():
-        return _read_resume_point(replace(lock_run(run), limits=limits, config=run_config or {}), path)
-    if (resumed := lock_and_read_resume_point(run, limits)) is None:
+        return _read_resume_point(replace(lock_run(run), limits=limits), path)
+    if (start := lock_and_read_resume_point(run, limits)) is None:
         raise CheckpointError(f"{run} has no resume point: leave --resume out to train a new run")
-    return replace(resumed, config=run_config or {})
+    return start
 
 
 def newest_first(root: str) -> list[Path]:
@@ -277,22 +275,22 @@ def _read_resume_point(start: RunStart, path: Path) -> RunStart:
             start.limits[name] not in (None, -1) and start.limits[name] <= done for name, done in reached.items()
         )
     threads: Any = tuple(state.get("threads") or ()) or None  # runs of older versions have none
-    counts: Any = {"step": step, "metrics_rows": metrics_rows, "epoch": epoch}
-    counts["processes"] = state.get("shape", [0])[0]
+    counts: Any = {"step": step, "metrics_rows": metrics_rows, "epoch": epoch, "processes": state.get("shape", [0])[0]}
     return replace(start, checkpoint=path, finished=finished, threads=threads, **counts)
 
 
 def keep_global_batch(start: RunStart, new_config: Any, processes: int, is_typed: bool) -> RunStart:
-    """Return ``start`` with the batch size that gives the global batch of the run on ``processes``.
+    """Return ``start`` with the batch size that gives the run's global batch on ``processes``, or raise a UsageError.
 
-    Raise a UsageError if they cannot share it equally, or if the batch size of the command (``is_typed``: by a flag)
-    contradicts it. In ``new_config``, set the devices and the batch size with which the run began.
+    Set the devices and the batch size in ``new_config`` to those of the run. ``is_typed``: a flag has the batch size.
     """
-    (_, own, _), (_, size, _) = _without_size(start.config), _without_size(new_config.as_dict())
-    if own is None or not start.processes:
+    if not start.processes:
+        return replace(start, processes=processes)
+    config = _read_config(start.folder) or {}
+    own, size = _without_size(config)[1], _without_size(new_config.as_dict())[1]
+    if own is None:  # the batches per epoch are compared later
         return start
-    share, rest = divmod(total := own * start.processes, processes)
-    run = relative_path(start.folder)
+    share, rest, run = *divmod(total := own * start.processes, processes), relative_path(start.folder)
     problem = f"{run} has a global batch of {total} ({own} on each of {plural(start.processes, 'device')})"
     if rest:
         fitting = max(number for number in range(1, processes) if total % number == 0)
@@ -301,16 +299,15 @@ def keep_global_batch(start: RunStart, new_config: Any, processes: int, is_typed
         raise UsageError(f"{problem}: --data.batch_size {share}, or --resume {run} without --data.batch_size")
     new_config["data"]["init_args"]["batch_size"] = own
     for name in ("devices", "num_nodes"):
-        new_config["trainer"][name] = start.config["trainer"].get(name)
+        new_config["trainer"][name] = config["trainer"].get(name)
     return replace(start, batch_size=None if processes == start.processes else share)
 
 
 def _without_size(config: dict[str, Any] | None) -> tuple[dict[str, Any], int | None, int | None]:
     """Return a configuration without devices and batch size, and the batch size of one and of all devices, or None."""
     rest = copy.deepcopy(config or {})
-    trainer, arguments = rest.setdefault("trainer", {}), (rest.get("data") or {}).get("init_args") or {}
+    trainer, arguments = rest.get("trainer") or {}, (rest.get("data") or {}).get("init_args") or {}
     devices, nodes = str(trainer.pop("devices", "")), trainer.pop("num_nodes", 1)
-    trainer["strategy"] = {"ddp": "auto"}.get(str(trainer.get("strategy")), trainer.get("strategy"))
     if type(arguments.get("batch_size")) is not int:  # data of a user may have none, or several
         return rest, None, None
     size = arguments.pop("batch_size")

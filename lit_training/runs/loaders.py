@@ -94,10 +94,10 @@ def repeatable_loaders(trainer: Trainer) -> list[RepeatableLoader]:
     return [one for one in CombinedLoader(trainer.train_dataloader).flattened if isinstance(one, RepeatableLoader)]
 
 
-def shuffled(trainer: Trainer) -> list[bool | None]:
-    """Return for each training loader if it shuffles, or None if its order depends on the number of processes."""
+def shuffled(trainer: Trainer) -> list[Any]:
+    """Return for each training loader if it shuffles. If its order depends on the number of processes, return that."""
     samplers = [getattr(one, "sampler", None) for one in repeatable_loaders(trainer)]
-    return [sampler.shuffle if isinstance(sampler, DistributedSampler) else None for sampler in samplers]
+    return [one.shuffle if isinstance(one, DistributedSampler) else f"on {trainer.world_size}" for one in samplers]
 
 
 def own_state(loader: Any, new: dict[str, Any] | None = None) -> dict[str, Any]:

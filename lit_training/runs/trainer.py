@@ -15,11 +15,6 @@ class FitTrainer(ConnectedTrainer):
     threads: tuple[int, int] | None = None  # for training, and for computing features; rank 0 chooses them
     chosen_threads: tuple[int, int] | None = None  # those of a new run; a resumed run keeps its own
 
-    @property
-    def first_processes(self) -> int:
-        """The number of processes with which the run began."""
-        return (self.start and self.start.processes) or self.world_size
-
     def choose_checkpoint(self) -> Path | None:
         """Return the checkpoint that rank 0 chose, or None for a new run. Exit if the run is already complete."""
         self.start, self.threads = self.strategy.broadcast((self.start, self.threads))

@@ -91,7 +91,7 @@ def test_number_that_cannot_keep_the_global_batch_is_refused(copy_run: CopyRun) 
     ("flags", "begins"),
     [
         ("--devices 2", "with 4"),  # the default: together 8
-        ("--devices 2 --data.batch_size 4 --strategy ddp", "with 4"),
+        ("--devices 2 --data.batch_size 4", "with 4"),
         ("--devices 4 --data.batch_size 2", "with 2"),
         ("--devices 1 --data.batch_size 4", "a new run"),
         ("--devices 2 --data.batch_size 4 --model.lr 0.5", "a new run"),

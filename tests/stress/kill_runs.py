@@ -532,10 +532,15 @@ def without_step_loss(rows: list[Any]) -> list[Any]:
 
 
 class MachinesRound(Round):
-    """A run on two simulated machines. A kill ends both, or one, and then the other must end too."""
+    """A run on two simulated machines. A kill ends both, or one, and then the other ends too."""
+
+    def launch(self, arguments: list[str], file_limit: int | None = None) -> int:
+        self.bytes_before = self.recorded_bytes()
+        return super().launch(arguments, file_limit)
 
     def kill(self, child: int) -> None:
-        if self.draw.random() < 0.5:
+        # Before the first step, a machine waits for the other one, because it may start later.
+        if self.recorded_bytes() > self.bytes_before and self.draw.random() < 0.7:
             self.counts["of these, kills of one machine"] += 1
             for process in processes_of_machine(self.folder, f"{self.draw.choice('01')}:"):
                 with contextlib.suppress(ProcessLookupError):
@@ -547,6 +552,11 @@ class MachinesRound(Round):
 
     def send(self, child: int, number: int) -> None:
         os.kill(child, number)
+
+    def compare(self, expected: dict[str, Any], found: dict[str, Any]) -> list[str]:
+        if (requeued := self.folder / "requeued.txt").exists():
+            self.counts["of these, requeued by SLURM"] += len(requeued.read_text().splitlines())
+        return super().compare(expected, found)
 
     def kill_remaining_processes(self, child: int) -> None:
         super().kill_remaining_processes(child)
