@@ -25,20 +25,25 @@ from datamodules.text import plural
 from lit_models import LitBase
 from lit_training.callbacks.best import other_writers
 from lit_training.callbacks.records import fingerprint, fingerprint_batch
-from lit_training.errors import CheckpointError, print_note
+from lit_training.errors import CheckpointError, print_note, print_once
 from lit_training.runs.checkpoints import RESUME_STATE, copy_resume_point
 from lit_training.runs.folder import resume_hint
 from lit_training.runs.foreign import data_of, with_default_attributes
 from lit_training.runs.layout import CHECKPOINTS, LAST, RESUME
 from lit_training.runs.lightning_internals import (
     count_epoch_as_complete,
+    epoch_results,
+    last_reload_epoch,
     logged_steps,
+    restore_epoch_results,
     restore_loaders,
+    set_last_reload_epoch,
     set_logged_steps,
     start_resumed_epoch,
 )
 from lit_training.runs.loaders import RepeatableLoader, repeatable_loaders, seed_random_numbers, shuffled
 from lit_training.runs.metrics_csv import MetricsCSV
+from lit_training.runs.own_state import own_states
 from lit_training.runs.processes import Stopped, Watch, gather_objects, is_child, requeue_slurm_job
 
 
@@ -59,8 +64,13 @@ class StepSeed(Callback):
             loop.setup_data = partial(self._set_up_data, trainer, loop.setup_data)  # type: ignore[method-assign]
 
     def _set_up_data(self, trainer: Trainer, set_up_data: Callable[[], None]) -> None:
-        self.on_train_epoch_start(trainer, trainer.lightning_module)  # train_dataloader() may draw random numbers
+        """Call train_dataloader(), which may draw random numbers, as if in the epoch in which the run called it."""
+        epoch = self.resume_point.loaded_data.get("reload_epoch") if self.resume_point else None
+        seed = combine_seeds(self.seed, trainer.current_epoch if epoch is None else epoch)
+        seed_random_numbers(seed, trainer.strategy.root_device)
         set_up_data()
+        if epoch is not None:
+            set_last_reload_epoch(trainer, epoch)
 
     def _wrap(self, trainer: Trainer, process: Callable[[Any], Any], loader: Any) -> Any:
         """Make a training loader repeatable. Lightning calls this function for each loader that it gets."""
@@ -105,6 +115,8 @@ class ResumePoint(Callback):
         """The same for the loaders of the training data. A finished run that gets more epochs needs it too."""
         self._state_to_save: dict[str, Any] = {}
         self._save_seconds = self.FIRST_SAVE_SECONDS
+        self._first_own_states: list[Any] = []
+        """For each object of the user, hashes of its state before the first step of this process."""
         self._data_fingerprint = ""
         self._accumulated = 0  # of the command: a GradientAccumulationScheduler changes that of the Trainer
         self._signal_time: float | None = None  # when this rank learned that it, or another rank, got a stop signal
@@ -142,6 +154,9 @@ class ResumePoint(Callback):
         ``batch`` is that of the next step, if Lightning has already fetched it.
         """
         start_time, metrics_rows = time.monotonic(), 0
+        own = [one.changed(old) for one, old in zip(own_states(trainer), self._first_own_states, strict=False)]
+        if not self._first_own_states and self.loaded_data:  # no step since the resume
+            own = self.loaded_data.get("own", {trainer.global_rank: []})[trainer.global_rank]
         loss_sum, batches = with_default_attributes(trainer.lightning_module).epoch_losses
         for logger in trainer.loggers:
             logger.save()
@@ -162,6 +177,9 @@ class ResumePoint(Callback):
             "planned": trainer.estimated_stepping_batches,
             "data": self._data_fingerprint,
             "batch": fingerprint_batch(batch) if batch is not None else None,
+            "reload_epoch": last_reload_epoch(trainer),
+            "results": gather_objects(trainer, epoch_results(trainer)),
+            "own": gather_objects(trainer, own),
             "loaders": gather_objects(trainer, [one.changed_state(finished) for one in repeatable_loaders(trainer)]),
         }
         progress = trainer.fit_loop.epoch_loop.batch_progress
@@ -235,6 +253,23 @@ class ResumePoint(Callback):
         share = ranks if getattr(pl_module, "reduction", "") == "sum" else len(losses)  # keeps the sum, or the mean
         self.loaded_state["losses"] = [(sum(loss for loss, _ in losses) / share, losses[0][1])] * ranks
         self.loaded_state["batch"] = None  # it was another part of the global batch
+        for name, saved in ((name, self.loaded_state.get(name)) for name in ("loaders", "own", "results")):
+            self.loaded_state[name] = saved and [saved[rank * len(saved) // ranks] for rank in range(ranks)]
+
+    def _restore_own_state(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Before the first step of this process, restore what the steps before it changed in the user's objects."""
+        if self.loaded_state:
+            start_resumed_epoch(trainer, pl_module)
+        states = own_states(trainer)
+        self._first_own_states = [one.digests() for one in states]
+        if iterators := [name for one in states for name in one.iterators]:
+            reason = f"the position of {', '.join(iterators)} cannot be saved"
+            print_once(f"the run may be different after an interruption: {reason}")
+        if self.loaded_data.get("own"):
+            for one, saved in zip(states, self.loaded_data["own"][trainer.global_rank], strict=False):
+                one.restore(saved, pl_module.device)
+        if self.loaded_state.get("results"):
+            restore_epoch_results(trainer, self.loaded_state["results"][trainer.global_rank])
 
     def _batch_layout(self, trainer: Trainer) -> list[Any]:
         """Return the first number of processes, and the number of batches per epoch and per optimizer step."""
@@ -255,6 +290,8 @@ class ResumePoint(Callback):
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         self.watch.note_progress()
+        if not self._first_own_states:
+            self._restore_own_state(trainer, pl_module)
         self.loaded_data = {}
         if self.loaded_state:
             if trainer.is_global_zero and self.loaded_state.get("batch") not in (None, fingerprint_batch(batch)):
@@ -262,7 +299,6 @@ class ResumePoint(Callback):
                 print(f"warning: {problem}: the result differs from that of an uninterrupted run", file=sys.stderr)
             set_logged_steps(trainer, self.loaded_state["logged"])
             self.loaded_state = {}
-            start_resumed_epoch(trainer, pl_module)
             return
         if batch_idx % trainer.accumulate_grad_batches:  # checkpoints do not contain accumulated gradients
             return

@@ -5,14 +5,18 @@ Checked with lightning 2.6.6. tests/lit_training/runs/test_lightning_internals.p
 
 import contextlib
 from argparse import Action, ArgumentParser
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from lightning.fabric.utilities.apply_func import apply_to_collection
 from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
 from lightning.pytorch.profilers import PassThroughProfiler
 from lightning.pytorch.strategies.launchers import subprocess_script
 from lightning.pytorch.trainer import call
+from lightning.pytorch.trainer.connectors.logger_connector.result import _Metadata, _ResultMetric, _Sync
 from lightning.pytorch.trainer.states import TrainerFn
+from torch import Tensor
 
 STEP_HOOKS = (
     "on_train_batch_start",
@@ -24,6 +28,9 @@ STEP_HOOKS = (
     "on_validation_batch_start",
     "on_validation_batch_end",
 )
+
+_OF_META = [field.name for field in fields(_Metadata) if field.name not in ("reduce_fx", "_sync")]
+_OF_RESULT = ("value", "cumulated_batch_size", "_forward_cache", "_computed", "_update_count", "has_reset")
 
 
 class ConnectedTrainer(Trainer):
@@ -68,9 +75,47 @@ def set_logged_steps(trainer: Trainer, steps: int) -> None:
     trainer.fit_loop.epoch_loop._batches_that_stepped = steps
 
 
+def epoch_results(trainer: Trainer) -> dict[str, Any]:
+    """Return what ``self.log`` has collected in this epoch, as plain values: Lightning does not save it."""
+    connector, collected = trainer._logger_connector, {}
+    for key, result in trainer.fit_loop.epoch_loop._results.items():
+        if not result.has_reset:
+            meta = {name: getattr(result.meta, name) for name in _OF_META}
+            meta |= {"reduce_fx": result.meta.reduce_fx.__name__}
+            sync = {name: getattr(result.meta.sync, name) for name in ("_should", "rank_zero_only", "_op")}
+            names = _OF_RESULT if result.is_tensor else [name for name in _OF_RESULT if name != "value"]
+            values = {name: vars(result)[name] for name in names if name in vars(result)}
+            collected[key] = {"meta": meta, "sync": sync, "values": values}
+    return {"first": connector._first_loop_iter, "fx": connector._current_fx, "collected": collected}
+
+
+def restore_epoch_results(trainer: Trainer, saved: dict[str, Any]) -> None:
+    """Restore what :func:`epoch_results` returned."""
+    trainer._logger_connector._first_loop_iter, trainer._logger_connector._current_fx = saved["first"], saved["fx"]
+    model, device = trainer.lightning_module, trainer.strategy.root_device
+    results = trainer.fit_loop.epoch_loop._results
+    results.clear()
+    for key, one in saved["collected"].items():
+        meta = _Metadata(**one["meta"])
+        meta.sync = _Sync(fn=trainer.strategy.reduce, **one["sync"])
+        results[key] = result = _ResultMetric(meta, is_tensor="value" in one["values"])
+        vars(result).update(apply_to_collection(one["values"], Tensor, Tensor.to, device))
+        if meta.metric_attribute is not None:
+            result.value = model.get_submodule(meta.metric_attribute)
+
+
 def restore_loaders(trainer: Trainer) -> None:
     """Load the data loaders' state from the checkpoint. Lightning skips this if it has already created the loaders."""
     trainer.fit_loop._load_combined_loader_states()
+
+
+def last_reload_epoch(trainer: Trainer) -> int:
+    """Return the epoch in which Lightning called ``train_dataloader`` last."""
+    return int(max(trainer.fit_loop._last_train_dl_reload_epoch, 0))  # -inf before the first call
+
+
+def set_last_reload_epoch(trainer: Trainer, epoch: int) -> None:
+    trainer.fit_loop._last_train_dl_reload_epoch = epoch
 
 
 def forget_loaders(trainer: Trainer) -> None:

@@ -27,9 +27,13 @@ from lit_training.runs.lightning_internals import (
     actions_of,
     count_epoch_as_complete,
     drop_empty_hooks,
+    epoch_results,
     forget_loaders,
+    last_reload_epoch,
     logged_steps,
+    restore_epoch_results,
     restore_loaders,
+    set_last_reload_epoch,
     set_logged_steps,
     start_resumed_epoch,
     stop_process_observer,
@@ -39,7 +43,7 @@ from tests.support.fits import SHAPES, assert_same_end, fit, fit_run, parse
 from tests.support.private_names import private_names, private_names_in
 
 HOME = "lit_training/runs/lightning_internals.py"
-MAX_PRIVATE_NAMES = 10
+MAX_PRIVATE_NAMES = 17
 """Maximum number of private names of libraries in this project."""
 
 BareTrainer = Callable[..., Trainer]
@@ -177,6 +181,34 @@ class NeedsRunLength(Model):
     def configure_optimizers(self) -> torch.optim.Optimizer:
         assert self.trainer.estimated_stepping_batches > 0
         return super().configure_optimizers()
+
+
+def test_what_was_logged_in_an_epoch_can_be_read_and_restored(bare: BareTrainer) -> None:
+    saved: list[Any] = []
+
+    class Averages(Model):
+        def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
+            self.log("index", float(batch_idx), on_step=False, on_epoch=True, reduce_fx="sum", sync_dist=True)
+            return super().training_step(batch, batch_idx)
+
+    first = bare(max_epochs=1, callbacks=[At(4, lambda trainer, _: saved.append(epoch_results(trainer)))])
+    first.fit(Averages())
+    assert first.callback_metrics["index"] == sum(range(6))
+    second = bare(max_epochs=1, callbacks=[At(0, lambda trainer, _: restore_epoch_results(trainer, saved[0]))])
+    second.fit(Averages())
+    assert second.callback_metrics["index"] == sum(range(4)) + sum(range(6))
+
+
+def test_the_epoch_of_the_last_reload_can_be_read_and_set(bare: BareTrainer) -> None:
+    epochs = []
+
+    def read_and_set(trainer: Trainer, model: Any) -> None:
+        epochs.append(last_reload_epoch(trainer))
+        if trainer.current_epoch == 1:  # as if the loader had been made in epoch 1
+            set_last_reload_epoch(trainer, 1)
+
+    bare(max_epochs=5, reload_dataloaders_every_n_epochs=2, callbacks=[At(0, read_and_set)]).fit(Model())
+    assert epochs == [0, 0, 1, 3, 3]
 
 
 @pytest.mark.parametrize(("restores", "state"), [(True, 7), (False, 0)])
