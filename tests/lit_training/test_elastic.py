@@ -53,6 +53,7 @@ def pretend_two_processes(point: Path) -> None:
     state["shape"][0], state["threads"] = 2, (3, 4)
     state["losses"] = [(loss * 0.5, batches), (loss * 1.5, batches)]
     state["loaders"] *= 2
+    state["shuffled"] = [True]  # as with ddp
     torch.save(saved, point)
 
 
