@@ -65,9 +65,10 @@ def test_one_process_goes_on_with_the_batches_of_two(copy_run: CopyRun) -> None:
     copy_run(line, 4)
     pretend_two_processes(RUN / "checkpoints/resume/last.ckpt")
     cli = parse(f"{SMALL} --resume {RUN} --devices 1 --log_every_n_steps 2")
-    assert cli.trainer.threads == (6, 8)
-    cli.trainer.threads = (1, 1)
-    cli.trainer.fit(cli.model, cli.datamodule, weights_only=True)
+    trainer: Any = cli.trainer
+    assert trainer.threads == (6, 8)
+    trainer.threads = (1, 1)
+    trainer.fit(cli.model, cli.datamodule, weights_only=True)
     assert_same_end(whole, RUN)
     config = yaml.safe_load((RUN / "config.yaml").read_text())
     assert (config["trainer"]["devices"], config["data"]["init_args"]["batch_size"], config["threads"]) == (2, 4, 3)

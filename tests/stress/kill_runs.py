@@ -280,9 +280,9 @@ def run_machines(launcher: str, folder: str) -> int:
             environment |= {"SLURM_NTASKS_PER_NODE": "1", "SLURM_NODELIST": "127.0.0.1", "MASTER_ADDR": "127.0.0.1"}
             environment["PATH"] = f"{bin_folder}:{environment['PATH']}"
         machines.append(subprocess.Popen(command, env=environment))
-    for number in received:  # it came before the second machine was started
+    for early in received:  # it came before the second machine was started
         for machine in machines:
-            machine.send_signal(number)
+            machine.send_signal(early)
     codes = [machine.wait() for machine in machines]
     return 128 + received[0] if received and any(codes) else int(any(codes))
 
