@@ -95,7 +95,7 @@ class RandomDataModule(SplitDataModule):
 
     def setup(self, stage: str) -> None:
         hparams = self.hparams
-        self.sets["train"] = self._draw(0, hparams["steps"] * hparams["batch_size"] or hparams["length"])
+        self.sets["train"] = self._draw(0, hparams["steps"] * self.hparams_initial["batch_size"] or hparams["length"])
         for stream, split in ((1, "val"), (2, "test")):
             self.sets[split] = self._draw(stream if hparams["target"] == "linear" else 0, hparams["length"])
 

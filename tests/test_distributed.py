@@ -398,3 +398,24 @@ def test_two_nodes_train_resume_and_stop_at_the_end(launcher: str) -> None:
         assert expected in outputs[0]
         assert "lightning_logs" not in outputs[1]  # only one node prints
         assert [path.name for path in Path("lightning_logs").iterdir()] == ["version_0"]
+
+
+@pytest.mark.slow
+def test_killed_torchrun_ends_both_nodes_and_the_restarted_run_is_the_same() -> None:
+    Path("own_trouble.py").write_text(TROUBLE)  # it writes a resume point after each step
+    line = f"{TINY} --max_epochs 60 --callbacks own_trouble.FullDisk"
+    wait_for_end(train(f"{line} --devices 2 --default_root_dir whole"), 0)
+    for is_killed in (True, False):
+        options = f"--nnodes 2 --nproc_per_node 1 --master_addr 127.0.0.1 --master_port {free_port()}"
+        script = f"{ROOT / 'scripts' / 'fit.py'} {line} --devices 1 --num_nodes 2 --resume auto"
+        agents = [start(f"-m torch.distributed.run {options} --node_rank {node} {script}") for node in (0, 1)]
+        if is_killed:
+            read_until(agents[0], "epoch")
+            children = f"/proc/{agents[1].pid}/task/{agents[1].pid}/children"
+            [worker] = Path(children).read_text().split()
+            agents[1].kill()
+        outputs = [agent.communicate(timeout=300)[0] for agent in agents]
+        assert [agent.returncode for agent in agents] == ([1, -signal.SIGKILL] if is_killed else [0, 0]), outputs
+        assert_all_ended(int(worker))  # torchrun gives each worker its own session
+    assert "resume  lightning_logs/version_0/checkpoints/resume/last.ckpt, after step" in outputs[0]
+    assert_same_weights(Path("whole/lightning_logs/version_0"), Path("lightning_logs/version_0"))

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import BatchSizeFinder, LearningRateFinder, ModelCheckpoint
+from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from lightning.pytorch.utilities.parsing import lightning_setattr
 
 from datamodules.loading.seeds import combine_seeds
@@ -26,7 +27,7 @@ from datamodules.text import plural
 from lit_models import LitBase
 from lit_training.callbacks.best import other_writers
 from lit_training.callbacks.records import fingerprint, fingerprint_batch
-from lit_training.errors import CheckpointError, print_once
+from lit_training.errors import CheckpointError, print_note, print_once
 from lit_training.runs.checkpoints import RESUME_STATE, copy_resume_point, read_any
 from lit_training.runs.folder import resume_hint
 from lit_training.runs.foreign import data_of, with_default_attributes
@@ -42,7 +43,7 @@ from lit_training.runs.lightning_internals import (
     set_logged_steps,
     start_resumed_epoch,
 )
-from lit_training.runs.loaders import RepeatableLoader, repeatable_loaders, seed_random_numbers
+from lit_training.runs.loaders import RepeatableLoader, repeatable_loaders, seed_random_numbers, shuffled
 from lit_training.runs.metrics_csv import MetricsCSV
 from lit_training.runs.own_state import own_states
 from lit_training.runs.processes import Stopped, Watch, gather_objects, is_child, requeue_slurm_job
@@ -51,7 +52,8 @@ from lit_training.runs.processes import Stopped, Watch, gather_objects, is_child
 class StepSeed(Callback):
     """Seed all random numbers before each epoch, batch and step, from the seed of the run and their number.
 
-    In a step, each rank draws other numbers, unless the model has ``same_random_numbers_on_all_ranks``.
+    In a step, each rank draws other numbers, unless the model has ``same_random_numbers_on_all_ranks``. With another
+    number of processes than at first, it draws those of the first rank that had its share.
     """
 
     def __init__(self, seed: int, resume_point: "ResumePoint | None" = None) -> None:
@@ -88,7 +90,9 @@ class StepSeed(Callback):
         seed_random_numbers(combine_seeds(self.seed, trainer.current_epoch), trainer.strategy.root_device)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        rank = 0 if with_default_attributes(pl_module).same_random_numbers_on_all_ranks else trainer.global_rank
+        first: int = getattr(getattr(trainer, "start", None), "processes", trainer.world_size)
+        is_same = with_default_attributes(pl_module).same_random_numbers_on_all_ranks
+        rank = 0 if is_same else trainer.global_rank * first // trainer.world_size
         seed = (self.seed * 1_000_003 + trainer.fit_loop.total_batch_idx) * 4096 + rank
         seed_random_numbers(seed, trainer.strategy.root_device)
 
@@ -174,13 +178,14 @@ class ResumePoint(Callback):
         self._state_to_save = {
             "finished": finished,
             "limits": trainer.start.limits,  # type: ignore[attr-defined]
-            "threads": trainer.threads,  # type: ignore[attr-defined]
+            "threads": trainer.start.threads or trainer.threads,  # type: ignore[attr-defined]
             "epoch": trainer.current_epoch,
             "logged": logged_steps(trainer),
             "rows": metrics_rows,
             "losses": gather_objects(trainer, (float(loss_sum), batches)),
             "metrics": {name: value.detach().cpu() for name, value in trainer.callback_metrics.items()},
             "shape": self._batch_layout(trainer),
+            "shuffled": shuffled(trainer),
             "planned": trainer.estimated_stepping_batches,
             "data": self._data_fingerprint,
             "batch": fingerprint_batch(batch) if batch is not None else None,
@@ -224,10 +229,11 @@ class ResumePoint(Callback):
         if (saved := self.loaded_state["shape"]) != (own := self._batch_layout(trainer)):
             before, now = (
                 f"{plural(ranks, 'process', 'processes')} with {batches} batches per epoch and {accumulated} per step"
-                for ranks, batches, accumulated in (saved, own)
+                for ranks, batches, accumulated in (saved, [trainer.world_size, *own[1:]])
             )
             fix = "use the same --devices, --data.batch_size and --accumulate_grad_batches"
             raise CheckpointError(f"the resume point has {before}, but this command has {now}: {fix}")
+        self._resize(trainer, pl_module)
         for optimizer in trainer.optimizers:  # torch may load the state of another optimizer without an error
             if any(optimizer.defaults.keys() - {"differentiable"} - group.keys() for group in optimizer.param_groups):
                 raise CheckpointError(other_optimizer_message(trainer))
@@ -243,6 +249,24 @@ class ResumePoint(Callback):
         trainer.callback_metrics.update(metrics)
         if isinstance(pl_module, LitBase):
             pl_module.epoch_losses = self.loaded_state["losses"][trainer.global_rank]
+
+    def _resize(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Share the saved losses among another number of processes. Raise a CheckpointError if it must not change."""
+        losses, ranks, orders = self.loaded_state["losses"], trainer.world_size, shuffled(trainer)
+        if len(losses) == ranks:
+            return
+        is_known = isinstance(trainer.strategy, SingleDeviceStrategy | DDPStrategy)
+        if not is_known or orders != self.loaded_state.get("shuffled"):
+            problem = f"with its loader and this strategy, a run of {plural(len(losses), 'process', 'processes')}"
+            fix = "--strategy ddp" if ranks == 1 else f"--devices {len(losses)}"  # ddp chooses the order of the samples
+            raise CheckpointError(f"{problem} cannot go on with {ranks}: {fix}, or --resume never")
+        if any(len(one.dataset) % number for one in repeatable_loaders(trainer) for number in (len(losses), ranks)):
+            print_note("the processes cannot share the last batch of an epoch equally: the result will differ")
+        share = ranks if getattr(pl_module, "reduction", "") == "sum" else len(losses)  # keeps the sum, or the mean
+        self.loaded_state["losses"] = [(sum(loss for loss, _ in losses) / share, losses[0][1])] * ranks
+        self.loaded_state["batch"] = None  # it was another part of the global batch
+        for name, saved in ((name, self.loaded_state.get(name)) for name in ("loaders", "own", "results")):
+            self.loaded_state[name] = saved and [saved[rank * len(saved) // ranks] for rank in range(ranks)]
 
     def _restore_own_state(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Before the first step of this process, restore what the steps before it changed in the user's objects."""
@@ -260,8 +284,9 @@ class ResumePoint(Callback):
             restore_epoch_results(trainer, self.loaded_state["results"][trainer.global_rank])
 
     def _batch_layout(self, trainer: Trainer) -> list[Any]:
-        """Return the number of processes, of batches per epoch, and of batches per optimizer step."""
-        return [trainer.world_size, trainer.num_training_batches, self._accumulated or trainer.accumulate_grad_batches]
+        """Return the first number of processes, and the number of batches per epoch and per optimizer step."""
+        accumulated = self._accumulated or trainer.accumulate_grad_batches
+        return [trainer.start.processes, trainer.num_training_batches, accumulated]  # type: ignore[attr-defined]
 
     def _refuse_ended_schedule(self, trainer: Trainer) -> None:
         """Raise a CheckpointError if a schedule ends where the run was to end, and this command trains longer."""

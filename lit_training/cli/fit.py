@@ -67,11 +67,14 @@ def print_start(run: Run) -> None:
         print(f"augment {_describe_augmentation(data.augment)}")
     device, devices = type(trainer.accelerator).__name__.removesuffix("Accelerator"), trainer.world_size
     batch, accumulated = data_attributes.hparams.get("batch_size"), trainer.accumulate_grad_batches
+    if start is not None and start.batch_size is not None:
+        batch = start.batch_size
+        print(f"resize  {batch} samples on each device keep the global batch; the run began on {start.processes}")
     factors = f"{batch} x {plural(devices, 'device')} x {accumulated} accumulated"
     is_number = isinstance(batch, int)
     batch_text = f"; global batch = {batch * devices * accumulated} ({factors})" if is_number else ""
     threads = plural(trainer.threads[0], "thread") + " each"
-    if trainer.threads != trainer.chosen_threads:
+    if trainer.threads != trainer.chosen_threads and (start is None or start.batch_size is None):
         threads += f" (as the run began; a new run would use {trainer.chosen_threads[0]})"
     print(f"device  {devices} x {device}, {threads}, precision {trainer.precision}{batch_text}")
     if isinstance(data, SplitDataModule) and data.photos is not None:

@@ -30,6 +30,7 @@ from lit_training.cli.limits import check_trainer, explain_trainer_error
 from lit_training.cli.schedules import ARGUMENTS_FROM_RUN, SCHEDULES, build_schedule, describe, uses
 from lit_training.cli.usage_errors import explain_build_error, explain_parse_error
 from lit_training.errors import CheckpointError, UsageError, exit_with_error, print_note
+from lit_training.runs.folder import keep_global_batch
 from lit_training.runs.foreign import with_default_attributes
 from lit_training.runs.lightning_internals import actions_of
 from lit_training.runs.own_classes import add_current_folder
@@ -274,6 +275,8 @@ class FitCLI(LightningCLI):
             trainer = FitTrainer(**add_defaults(config, self.run, config_yaml, save_config))
             refuse_other_ranks(trainer)
             if (start := self.run.start) is not None and not start.finished:
+                typed = any(re.match(r"--data\.(init_args\.)?batch_size\b", word) for word in self.arguments)
+                self.run.start = start = keep_global_batch(start, self.config, trainer.world_size, typed)
                 for name, done in (("max_epochs", start.epoch), ("max_steps", start.step)):
                     if (limit := config[name]) in range(done):
                         raise UsageError(f"--{name} {limit}: the run has done {done} already: --{name} {done + 1}")
@@ -286,8 +289,10 @@ class FitCLI(LightningCLI):
         trainer.start = start = self.run.start
         given, chosen = self.config["threads"], threads_of_new_run(trainer, self.model, self.datamodule)
         trainer.chosen_threads = chosen if given == "auto" else (int(given), int(given))
-        trainer.threads = (start and start.threads) or trainer.chosen_threads
-        self.config["threads"] = trainer.threads[0]  # SaveConfigCallback writes it to config.yaml
+        here, own = trainer.world_size, (start and start.threads) or trainer.chosen_threads
+        self.config["threads"] = own[0]  # SaveConfigCallback writes it to config.yaml
+        share = [count * (start.processes if start else here) // here for count in own]  # all together have the same
+        trainer.threads = max(1, share[0]), max(1, share[1])
         self.run.watch.trainer = trainer
         bind_to_loopback(trainer)
         return trainer

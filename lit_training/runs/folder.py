@@ -1,6 +1,7 @@
 """Create the folder of a run, lock it against other processes, and find it again later."""
 
 import contextlib
+import copy
 import itertools
 import os
 import shutil
@@ -13,7 +14,7 @@ from typing import IO, Any
 import yaml
 
 from datamodules.files import OUTPUT_MARKER, atomic_write
-from datamodules.text import command, first_names
+from datamodules.text import command, first_names, plural
 from lit_training.errors import CheckpointError, UsageError, print_note
 from lit_training.runs import checkpoints
 from lit_training.runs.layout import BEST, CHECKPOINTS, CONFIG, LAST, LOGS, PREVIOUS, RESUME
@@ -44,6 +45,8 @@ class RunStart:
     finished: bool = False  # True if the run is complete, so there is nothing to train
     limits: dict[str, Any] = field(default_factory=dict)  # the settings of this command that decide when training ends
     threads: tuple[int, int] | None = None  # of the run: for training, and for computing features
+    processes: int = 0  # with which the run began
+    batch_size: int | None = None  # of each process, if their number has changed
     is_new: bool = False  # True if this command created the folder
 
     @property
@@ -91,10 +94,12 @@ def prepare_start(resume: str, root: str, config_yaml: str, photos: str | None =
     new_config = yaml.safe_load(config_yaml)
     limits = limits_of(new_config)
     if resume == "auto":
-        for run in newest_first(root):
-            if _same_settings(_read_config(run), new_config):
-                # A run without a resume point starts again at step 0, in the same folder.
-                return lock_and_read_resume_point(run, limits) or replace(lock_run(run), limits=limits)
+        runs = newest_first(root)
+        for is_same, candidates in ((_same_settings, runs), (_same_but_size, filter(resume_points, runs))):
+            for run in candidates:
+                if is_same(_read_config(run), new_config):
+                    # A run without a resume point starts again at step 0, in the same folder.
+                    return lock_and_read_resume_point(run, limits) or replace(lock_run(run), limits=limits)
     if resume in ("auto", "never"):
         return replace(_make_folder(root, config_yaml), limits=limits)
     path = find_resume_target(resume, root).resolve()
@@ -103,7 +108,7 @@ def prepare_start(resume: str, root: str, config_yaml: str, photos: str | None =
         file_start = _read_resume_point(RunStart(path, limits=limits), path)
         if file_start.finished:
             return file_start  # nothing to train, so no folder is created
-        return replace(file_start, folder=_make_folder(root, config_yaml).folder, is_new=True)
+        return replace(file_start, folder=_make_folder(root, config_yaml).folder, is_new=True, processes=0)
     run_config = _read_config(run)
     if run_config is not None:
         if photos is not None:
@@ -270,11 +275,54 @@ def _read_resume_point(start: RunStart, path: Path) -> RunStart:
             start.limits[name] not in (None, -1) and start.limits[name] <= done for name, done in reached.items()
         )
     threads: Any = tuple(state.get("threads") or ()) or None  # runs of older versions have none
-    counts: Any = {"step": step, "metrics_rows": metrics_rows, "epoch": epoch}
+    counts: Any = {"step": step, "metrics_rows": metrics_rows, "epoch": epoch, "processes": state.get("shape", [0])[0]}
     return replace(start, checkpoint=path, finished=finished, threads=threads, **counts)
 
 
+def keep_global_batch(start: RunStart, new_config: Any, processes: int, is_typed: bool) -> RunStart:
+    """Return ``start`` with the batch size that gives the run's global batch on ``processes``, or raise a UsageError.
+
+    Set the devices and the batch size in ``new_config`` to those of the run. ``is_typed``: a flag has the batch size.
+    """
+    if not start.processes:
+        return replace(start, processes=processes)
+    config = _read_config(start.folder) or {}
+    own, size = _without_size(config)[1], _without_size(new_config.as_dict())[1]
+    if own is None:  # the batches per epoch are compared later
+        return start
+    share, rest, run = *divmod(total := own * start.processes, processes), relative_path(start.folder)
+    problem = f"{run} has a global batch of {total} ({own} on each of {plural(start.processes, 'device')})"
+    if rest:
+        fitting = max(number for number in range(1, processes) if total % number == 0)
+        raise UsageError(f"{problem}, which {processes} devices cannot share equally: --devices {fitting}")
+    if size != share and (is_typed or size != own):
+        raise UsageError(f"{problem}: --data.batch_size {share}, or --resume {run} without --data.batch_size")
+    new_config["data"]["init_args"]["batch_size"] = own
+    for name in ("devices", "num_nodes"):
+        new_config["trainer"][name] = config["trainer"].get(name)
+    return replace(start, batch_size=None if processes == start.processes else share)
+
+
+def _without_size(config: dict[str, Any] | None) -> tuple[dict[str, Any], int | None, int | None]:
+    """Return a configuration without devices and batch size, and the batch size of one and of all devices, or None."""
+    rest = copy.deepcopy(config or {})
+    trainer, arguments = rest.get("trainer") or {}, (rest.get("data") or {}).get("init_args") or {}
+    devices, nodes = str(trainer.pop("devices", "")), trainer.pop("num_nodes", 1)
+    if type(arguments.get("batch_size")) is not int:  # data of a user may have none, or several
+        return rest, None, None
+    size = arguments.pop("batch_size")
+    return rest, size, size * int(devices) * nodes if devices.isdecimal() else None
+
+
+def _same_but_size(old: dict[str, Any] | None, new: dict[str, Any]) -> bool:
+    """Return True if two configurations differ only in the devices, with the same batch size or global batch."""
+    (old_rest, *old_sizes), (new_rest, *new_sizes) = _without_size(old), _without_size(new)
+    is_same = any(a == b is not None for a, b in zip(old_sizes, new_sizes, strict=True))
+    return is_same and _same_settings(old_rest, new_rest)
+
+
 def _refuse_other_settings(new_config: dict[str, Any], run_config: dict[str, Any], run: Path) -> None:
+    new_config, run_config = _without_size(new_config)[0], _without_size(run_config)[0]
     for key in ("seed_everything", "model", "data", "optimizer", "lr_scheduler", "threads"):
         if not _same_settings({key: run_config.get(key)}, {key: new_config.get(key)}):
             flag = "seed" if key == "seed_everything" else key

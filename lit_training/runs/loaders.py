@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.utilities import CombinedLoader
+from torch.utils.data import DistributedSampler
 
 from datamodules.loading.seeds import combine_seeds
 from lit_training.runs.own_state import OwnState
@@ -91,3 +92,9 @@ class RepeatableLoader:
 def repeatable_loaders(trainer: Trainer) -> list[RepeatableLoader]:
     """Return the training loaders in Lightning's order."""
     return [one for one in CombinedLoader(trainer.train_dataloader).flattened if isinstance(one, RepeatableLoader)]
+
+
+def shuffled(trainer: Trainer) -> list[Any]:
+    """Return for each training loader if it shuffles. If its order depends on the number of processes, return that."""
+    samplers = [getattr(one, "sampler", None) for one in repeatable_loaders(trainer)]
+    return [one.shuffle if isinstance(one, DistributedSampler) else f"on {trainer.world_size}" for one in samplers]

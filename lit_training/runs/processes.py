@@ -12,7 +12,7 @@ import time
 from typing import Any
 
 import torch
-from lightning.fabric.plugins.environments import LightningEnvironment, SLURMEnvironment
+from lightning.fabric.plugins.environments import LightningEnvironment, SLURMEnvironment, TorchElasticEnvironment
 from lightning.pytorch import Trainer
 from lightning.pytorch.utilities import rank_zero_only
 
@@ -80,7 +80,8 @@ class Watch:
                 for signum in wake_socket.recv(64):
                     if signum in STOP_SIGNALS:
                         self._handle_signal(signum)
-            if is_child(self.trainer) and os.getppid() != self._launcher_pid:
+            is_launched = is_child(self.trainer) or TorchElasticEnvironment.detect()
+            if is_launched and os.getppid() != self._launcher_pid:
                 self._end(1, "")  # the launching process has ended and printed the reason
             if self._last_progress_time is not None and time.monotonic() - self._last_progress_time > 60 * self.timeout:
                 message = f"no step for {self.timeout:g} minutes (--timeout): a training process hangs"

@@ -1,6 +1,7 @@
 """The Trainer of scripts/fit.py."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -29,4 +30,7 @@ class FitTrainer(ConnectedTrainer):
             return None
         if self.start.finished:
             raise SystemExit(0)
+        data: Any = getattr(self, "datamodule", None)
+        for attributes in (vars(data), data.hparams) if self.start.batch_size else ():
+            attributes.update({"batch_size": self.start.batch_size} if "batch_size" in attributes else {})
         return self.start.checkpoint

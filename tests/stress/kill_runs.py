@@ -1,7 +1,8 @@
 """Interrupt and resume training runs, and compare their results with the results of uninterrupted runs.
 
 Start with ``python tests/stress/kill_runs.py --minutes 30``, or ``make stress``. Each round interrupts every case at
-random times: by a signal, a full disk or a damaged checkpoint. Each failure is printed with the seed that repeats it.
+random times: by a signal, a full disk, a damaged checkpoint or a missing photo. Some cases go on with another number
+of processes, or run on two simulated machines. Each failure is printed with the seed that repeats it.
 """
 
 import argparse
@@ -16,6 +17,7 @@ import resource
 import runpy
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -23,8 +25,10 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
@@ -32,6 +36,7 @@ from lightning.pytorch import Callback
 from PIL import Image
 
 FIT = Path(__file__).resolve().parents[2] / "scripts" / "fit.py"
+OWN = Path(__file__).resolve().parents[1] / "support" / "own"
 SHAPES = "--data.train_size 60 --data.val_size 30"
 ROWS = "--data.in_features 20 --data.out_features 3 --data.length 16 --data.batch_size 16 --data.steps 12"
 PHOTOS = (
@@ -66,6 +71,15 @@ CASES = {
     "decoded once, workers": f"{TUNED} --max_epochs 3 --data.cache true --data.num_workers 2 "
     "--accumulate_grad_batches 2 --lr_scheduler OneCycleLR",
 }
+HALVES = "--model my_model.Wide --data my_data.Halves --max_epochs 3"
+SAVER = "--callbacks ModelCheckpoint --callbacks.save_last true --callbacks.filename mine"
+EMA = "--callbacks+=EMAWeightAveraging --callbacks.decay 0.9"
+CASES |= {
+    "own classes, own checkpoints": f"{HALVES} {SAVER}",
+    "own classes, EMA, accumulated": f"{HALVES} --accumulate_grad_batches 2 {SAVER} {EMA}",
+    "unfreezing, own checkpoints, EMA": f"{TUNED} --max_epochs 3 --data.num_workers 0 {SAVER} {EMA}",
+}
+"""Arguments of fit.py with the words PHOTOS and CIFAR10 for two folders. The last three use parts of other people."""
 DDP = "--accelerator cpu --devices 2 --strategy ddp"
 DDP_CASES = {
     "cnn, 2 processes": f"{SHAPES} --max_epochs 3 {DDP}",
@@ -76,6 +90,20 @@ DDP_CASES = {
     "frozen cache, 2 processes": f"{PHOTOS} --max_epochs 3 --data.num_workers 0 {DDP}",
     "augmented, workers, 2 processes": f"{TUNED} --max_epochs 3 --data.num_workers 1 {DDP}",
 }
+DDP_CASES["own classes, EMA, 2 processes"] = f"{HALVES} {SAVER} {EMA} {DDP}"
+DIVISIBLE = "--data.train_size 66 --data.val_size 30 --data.batch_size 6 --max_epochs 3 --accelerator cpu --devices 2"
+RESIZED_CASES = {
+    "cnn, resized": DIVISIBLE,
+    "augmented, accumulated, resized": f"{DIVISIBLE} --data.augment true --accumulate_grad_batches 2 {PLATEAU}",
+    "dynamic, resized": "--model LitDynamic --data.in_features 20 --data.out_features 3 --data.length 200 "
+    "--data.steps 0 --data.batch_size 6 --max_epochs 3 --accelerator cpu --devices 2",
+}
+"""Each start, except the first one, has another number of processes: 1, 2 or 3."""
+MACHINE_CASES = {
+    "torchrun, 2 machines": f"{SHAPES} --max_epochs 3 --num_nodes 2 --devices 1 --accelerator cpu --strategy ddp",
+    "slurm, 2 machines": f"{SHAPES} --max_epochs 3 --num_nodes 2 --devices 1 --accelerator cpu --strategy ddp",
+}
+"""Two machines are simulated on this one. The first word is the launcher."""
 REPEATING_CASES = ("mlp", "dynamic", "dynamic, 2 processes")
 """Cases that train on the same batch in each step."""
 TIME_COLUMNS = {"samples_per_second"}
@@ -105,17 +133,17 @@ def write_cifar10(root: Path) -> Path:
 
 
 class SampleRecorder(Callback):
-    """Writes a hash of each network input of each batch to a file per process: ``used0.jsonl``, ``used1.jsonl``."""
+    """Writes a hash of each network input to a file per process: ``used0.jsonl``, ``used1.jsonl``."""
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
         samples = [hashlib.blake2b(sample.numpy().tobytes(), digest_size=8).hexdigest() for sample in batch[0]]
-        line = json.dumps([trainer.fit_loop.total_batch_idx, trainer.current_epoch, samples])
+        line = json.dumps([trainer.fit_loop.total_batch_idx, trainer.current_epoch, samples, trainer.world_size])
         with Path(f"used{trainer.global_rank}.jsonl").open("a") as file:
             file.write(f"\n{line}")  # begin with a line break: the previous line may be incomplete
 
 
-History = list[dict[int, tuple[int, list[str]]]]
-"""A list with one dict per process: batch number -> (epoch, hashes of the samples)."""
+History = list[dict[int, tuple[Any, ...]]]
+"""A list with one dict per process: batch number -> (epoch, hashes of the samples, number of processes)."""
 
 
 def read_samples(folder: Path) -> History:
@@ -125,16 +153,24 @@ def read_samples(folder: Path) -> History:
         history = {}
         for line in file.read_text().splitlines():
             with contextlib.suppress(ValueError):
-                number, epoch, samples = json.loads(line)
-                history[number] = epoch, samples
+                number, *batch = json.loads(line)
+                history[number] = tuple(batch)
         histories.append(dict(sorted(history.items())))
     return histories
+
+
+def merge_processes(histories: History) -> dict[int, tuple[int, list[str]]]:
+    """Return the samples that all processes together used in each batch: batch number -> (epoch, sorted hashes)."""
+    merged = {}
+    for number, (epoch, _, processes) in histories[0].items():
+        merged[number] = epoch, sorted(one for history in histories[:processes] for one in history[number][1])
+    return merged
 
 
 def count_repeated(histories: History) -> int:
     """Count the repeated samples of all processes in each epoch, and return the largest count."""
     epochs: dict[int, Counter[str]] = {}
-    for epoch, samples in (batch for history in histories for batch in history.values()):
+    for epoch, samples, *_ in (batch for history in histories for batch in history.values()):
         epochs.setdefault(epoch, Counter()).update(samples)
     return max(counts.total() - len(counts) for counts in epochs.values())
 
@@ -169,6 +205,7 @@ def _fit(cost: float) -> int:
     """Run fit.py with the arguments in ``sys.argv`` and the callback :class:`SampleRecorder`. Return the exit code."""
     from lit_training.callbacks.resume import ResumePoint
     from lit_training.cli.parser import FitCLI
+    from lit_training.errors import one_line_errors
 
     ResumePoint.TIME_SHARE = cost
     build = FitCLI.instantiate_trainer
@@ -180,7 +217,8 @@ def _fit(cost: float) -> int:
 
     FitCLI.instantiate_trainer = with_recorder  # type: ignore[method-assign, assignment]
     try:
-        runpy.run_path(str(FIT))["main"]()
+        with one_line_errors("fit.py"):
+            runpy.run_path(str(FIT))["main"]()
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
     except KeyboardInterrupt:  # SIGINT before fit.py has set its signal handlers
@@ -203,6 +241,66 @@ def start_program(arguments: list[str], folder: Path, cost: float, file_limit: i
     return process.pid
 
 
+def start_machines(
+    launcher: str, arguments: list[str], folder: Path, cost: float, file_limit: int | None = None
+) -> int:
+    """Start a process that runs fit.py on two simulated machines with ``launcher``. Return its id."""
+    with mock.patch.dict(os.environ, {MACHINES_VARIABLE: f"{launcher} {folder}"}):
+        return start_program(arguments, folder, cost)
+
+
+def run_machines(launcher: str, folder: str) -> int:
+    """Run two machines and forward signals to both. Return 0, 1, or 128 + the number of the signal."""
+    received: list[int] = []
+    machines: list[subprocess.Popen] = []
+
+    def forward(number: int, frame: Any) -> None:
+        received.append(number)
+        for machine in machines:
+            machine.send_signal(number)
+
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+        signal.signal(number, forward)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    bin_folder = Path(folder, "bin")
+    bin_folder.mkdir(exist_ok=True)
+    (bin_folder / "scontrol").write_text(f'#!/bin/sh\necho "$@" >> {folder}/requeued.txt\n')
+    (bin_folder / "scontrol").chmod(0o755)
+    for node in ("0", "1"):
+        command = [sys.executable, str(Path(__file__).resolve()), *sys.argv[1:]]
+        environment = {**os.environ, MACHINES_VARIABLE: "", NODE_VARIABLE: f"{folder}:{node}:"}
+        if launcher == "torchrun":
+            options = f"--nnodes 2 --nproc_per_node 1 --node_rank {node} --master_addr 127.0.0.1 --master_port {port}"
+            command[1:1] = ["-m", "torch.distributed.run", *options.split()]
+        else:
+            names = {"PROCID": node, "NODEID": node, "LOCALID": "0", "NTASKS": "2", "JOB_ID": "17", "JOB_NAME": "train"}
+            environment |= {f"SLURM_{name}": value for name, value in names.items()} | {"MASTER_PORT": port}
+            environment |= {"SLURM_NTASKS_PER_NODE": "1", "SLURM_NODELIST": "127.0.0.1", "MASTER_ADDR": "127.0.0.1"}
+            environment["PATH"] = f"{bin_folder}:{environment['PATH']}"
+        machines.append(subprocess.Popen(command, env=environment))
+    for early in received:  # it came before the second machine was started
+        for machine in machines:
+            machine.send_signal(early)
+    codes = [machine.wait() for machine in machines]
+    return 128 + received[0] if received and any(codes) else int(any(codes))
+
+
+def processes_of_machine(folder: Path, node: str = "") -> list[int]:
+    """Return the ids of the processes of a simulated machine, or of both machines of a run."""
+    marker, found = f"{NODE_VARIABLE}={folder}:{node}".encode(), []
+    for path in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if marker in (path / "environ").read_bytes():
+                found.append(int(path.name))
+    return found
+
+
+MACHINES_VARIABLE = "KILL_RUNS_MACHINES"
+"""If this environment variable is set, this file starts two machines. The value is the launcher and the folder."""
+NODE_VARIABLE = "KILL_RUNS_NODE"
+"""Environment variable of the processes of a machine: the folder of the run and the number of the machine."""
 COST_VARIABLE = "KILL_RUNS_COST"
 """If this environment variable is set, this file runs fit.py. The value is the share of time for resume points."""
 
@@ -255,6 +353,19 @@ def are_equal(a: Any, b: Any) -> bool:
     return a == b
 
 
+def are_close(a: Any, b: Any, tolerance: float = 2e-6) -> bool:
+    """Return True if nested plain values and tensors differ by rounding only."""
+    if isinstance(a, torch.Tensor):
+        return torch.allclose(a.double(), b.double(), rtol=0, atol=tolerance)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(are_close(a[key], b[key], tolerance) for key in a)
+    if isinstance(a, (list, tuple)):
+        return len(a) == len(b) and all(are_close(one, other, tolerance) for one, other in zip(a, b, strict=True))
+    with contextlib.suppress(TypeError, ValueError):
+        return abs(float(a) - float(b)) <= max(tolerance, 1e-5 * abs(float(a)))
+    return bool(a == b)
+
+
 class Round:
     """A run of one case that is interrupted several times. The seed decides when and how.
 
@@ -275,7 +386,7 @@ class Round:
         self.counts: Counter[str] = Counter()
         self.waits: list[float] = []
         """Seconds from each signal to the end of the process."""
-        self.arguments: list[str] = []
+        self.photos: Path | None = None
 
     def run_and_compare(
         self, uninterrupted: dict[str, Any], seconds: float, arguments: list[str], interruptions: int
@@ -300,16 +411,24 @@ class Round:
         code = self.run(arguments)
         assert code == 0, f"exit code {code} at the end"
         found = read_result(self.folder)
-        different = [key for key in uninterrupted if not are_equal(uninterrupted[key], found[key])]
+        different = self.compare(uninterrupted, found)
         assert not different, f"not equal: {', '.join(different)}"
         self.counts["runs equal to the uninterrupted one"] += 1
         assert self.run(arguments) == 0
         assert "nothing to do" in (self.folder / "output.txt").read_text()
         self.counts["starts after the end that did nothing"] += 1
 
+    def compare(self, expected: dict[str, Any], found: dict[str, Any]) -> list[str]:
+        """Return the names of the values that differ."""
+        return [key for key in expected if not are_equal(expected[key], found[key])]
+
+    def launch(self, arguments: list[str], file_limit: int | None = None) -> int:
+        """Start fit.py. Return the process id."""
+        return self.start(arguments, self.folder, self.draw_cost(), file_limit)
+
     def run(self, arguments: list[str]) -> int | None:
         """Run fit.py to its end. Return its exit code, or None after :attr:`LIMIT_SECONDS`."""
-        child = self.start(arguments, self.folder, self.draw_cost())
+        child = self.launch(arguments)
         code = wait_for_exit(child, self.LIMIT_SECONDS)
         self.kill_remaining_processes(child)
         return code
@@ -338,13 +457,13 @@ class Round:
                         file.truncate(self.draw.randrange(size))
             return False
         limit = self.draw.randrange(1000, 400_000) if kind == "full disk" else None
-        child = self.start(arguments, self.folder, self.draw_cost(), limit)
+        child = self.launch(arguments, limit)
         if kind == "full disk":
             code = wait_for_exit(child, self.LIMIT_SECONDS)
             assert code in (0, 2), f"exit code {code} with a full disk"
             self.kill_remaining_processes(child)
             return code == 0
-        training, later = self.draw.random() < 0.5, self.draw.uniform(0.2, 1.1)
+        training, later = self.draw.random() < 0.5 or kind == "missing photo", self.draw.uniform(0.2, 1.1)
         if training:  # wait for the first step: most of the time is the start of the program
             before, code, end = self.recorded_bytes(), None, time.monotonic() + seconds
             while code is None and self.recorded_bytes() == before and time.monotonic() < end:
@@ -352,14 +471,21 @@ class Round:
             code = wait_for_exit(child, 0.1 * later * seconds) if code is None else code
         else:
             code = wait_for_exit(child, later * seconds)
+        if code is None and kind == "missing photo":
+            assert self.photos is not None
+            photo = self.draw.choice(sorted(self.photos.glob("*/*.png")))
+            photo.rename(self.photos.parent / "away.png")
+            code = wait_for_exit(child, self.LIMIT_SECONDS)
+            (self.photos.parent / "away.png").rename(photo)
+            self.kill_remaining_processes(child)
+            assert code in (0, 2), f"exit code {code} without a photo"
+            return code == 0
         if code is None:
             number = signal.Signals[kind]
             if number == signal.SIGKILL:
-                os.killpg(child, number)
-                os.waitpid(child, 0)
+                self.kill(child)
                 return False
-            group = self.draw.random() < 0.5
-            os.killpg(child, number) if group else os.kill(child, number)
+            self.send(child, number)
             sent = time.monotonic()
             code = wait_for_exit(child, 15)
             self.waits.append(time.monotonic() - sent)
@@ -369,6 +495,74 @@ class Round:
             return code == 0
         assert code == 0, f"exit code {code} without any interruption"
         return True
+
+    def kill(self, child: int) -> None:
+        """Kill all processes of a run at once."""
+        os.killpg(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+
+    def send(self, child: int, number: int) -> None:
+        """Send a signal to one or all processes of a run."""
+        group = self.draw.random() < 0.5
+        os.killpg(child, number) if group else os.kill(child, number)
+
+
+class ResizedRound(Round):
+    """A run that goes on with another number of processes. Its result is equal within rounding."""
+
+    def launch(self, arguments: list[str], file_limit: int | None = None) -> int:
+        if not list(self.folder.glob("lightning_logs/version_0/checkpoints/resume/*.ckpt")):
+            return super().launch(arguments, file_limit)
+        number = self.draw.choice((1, 1, 2, 2, 3))
+        self.counts[f"resumed on {number} processes"] += 1
+        start = start_fork if number == 1 else start_program
+        return start([*arguments, "--devices", str(number)], self.folder, self.draw_cost(), file_limit)
+
+    def compare(self, expected: dict[str, Any], found: dict[str, Any]) -> list[str]:
+        different = [key for key in ("weights", "best weights") if not are_close(expected[key], found[key])]
+        keys = ("optimizer", "schedules", "step", "metrics.csv")
+        one, two = ({**result, "metrics.csv": without_step_loss(result["metrics.csv"])} for result in (expected, found))
+        different += [key for key in keys if not are_close(one[key], two[key], 1e-5)]
+        return different + ["samples"] * (merge_processes(one["samples"]) != merge_processes(two["samples"]))
+
+
+def without_step_loss(rows: list[Any]) -> list[Any]:
+    """Return the rows of metrics.csv without ``train_loss_step``, which is that of the first process."""
+    return [[(key, value) for key, value in row if key != "train_loss_step"] for row in rows]
+
+
+class MachinesRound(Round):
+    """A run on two simulated machines. A kill ends both, or one, and then the other ends too."""
+
+    def launch(self, arguments: list[str], file_limit: int | None = None) -> int:
+        self.bytes_before = self.recorded_bytes()
+        return super().launch(arguments, file_limit)
+
+    def kill(self, child: int) -> None:
+        # Before the first step, a machine waits for the other one, because it may start later.
+        if self.recorded_bytes() > self.bytes_before and self.draw.random() < 0.7:
+            self.counts["of these, kills of one machine"] += 1
+            for process in processes_of_machine(self.folder, f"{self.draw.choice('01')}:"):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(process, signal.SIGKILL)
+            assert wait_for_exit(child, self.LIMIT_SECONDS) is not None, "still running after a kill of one machine"
+        else:
+            super().kill(child)
+        self.kill_remaining_processes(child)
+
+    def send(self, child: int, number: int) -> None:
+        os.kill(child, number)
+
+    def compare(self, expected: dict[str, Any], found: dict[str, Any]) -> list[str]:
+        if (requeued := self.folder / "requeued.txt").exists():
+            self.counts["of these, requeued by SLURM"] += len(requeued.read_text().splitlines())
+        return super().compare(expected, found)
+
+    def kill_remaining_processes(self, child: int) -> None:
+        super().kill_remaining_processes(child)
+        for process in processes_of_machine(self.folder):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process, signal.SIGKILL)
 
 
 def run_uninterrupted(
@@ -380,17 +574,30 @@ def run_uninterrupted(
     assert code == 0, f"{name}: exit code {code} without interruption\n{(folder / 'output.txt').read_text()[-2000:]}"
     seconds, found = time.monotonic() - begun, read_result(folder)
     processes = len(found["samples"])
-    assert processes == (2 if name in DDP_CASES else 1), f"{name}: samples of {processes} processes"
+    assert processes == (1 if name in CASES else 2), f"{name}: samples of {processes} processes"
     # If the processes cannot share the data equally, fewer than ``processes`` samples are repeated.
     again = 0 if name in REPEATING_CASES else count_repeated(found["samples"])
     assert again < processes, f"{name}: {again} samples were repeated in an epoch"
     return found, seconds
 
 
+def kinds_of(name: str, start: Callable[..., int], arguments: str) -> tuple[str, ...]:
+    """Return the kinds of interruptions for a case."""
+    if name.startswith("torchrun"):  # its agents handle no SIGUSR1
+        return ("SIGKILL", "SIGKILL", "SIGTERM", "SIGINT")
+    if name.startswith("slurm"):
+        return ("SIGKILL", "SIGUSR1", "SIGUSR1", "SIGTERM")
+    kinds = KINDS + ("missing photo",) * ("PHOTOS" in arguments)
+    # "full disk" limits the file size. This limit would also break launched programs and the memory of workers.
+    return tuple(kind for kind in kinds if kind != "full disk" or not ("workers" in name or start is not start_fork))
+
+
 KINDS = ("SIGKILL", "SIGKILL", "SIGKILL", "SIGTERM", "SIGINT", "SIGUSR1", "full disk", "damaged last.ckpt")
 
 
 def main() -> None:
+    if os.environ.get(MACHINES_VARIABLE):
+        sys.exit(run_machines(*os.environ[MACHINES_VARIABLE].split(" ", 1)))
     if COST_VARIABLE in os.environ:
         sys.exit(_fit(float(os.environ[COST_VARIABLE])))
     parser = argparse.ArgumentParser("kill_runs.py", description=(__doc__ or "").splitlines()[0])
@@ -401,6 +608,8 @@ def main() -> None:
     options = parser.parse_args()
     end = time.monotonic() + 60 * options.minutes
     os.environ["OMP_NUM_THREADS"] = "1"
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(OWN), *filter(None, [os.environ.get("PYTHONPATH")])])
+    sys.path.insert(0, str(OWN))
     torch.set_num_threads(1)
     with contextlib.redirect_stdout(io.StringIO()):
         import lit_training.cli.fit
@@ -408,7 +617,7 @@ def main() -> None:
         import lit_training.cli.trouble  # noqa: F401  # import once here, not in each fork
     place = Path(tempfile.mkdtemp(prefix="kill_runs"))
     places = {"PHOTOS": write_photos(place / "photos"), "CIFAR10": write_cifar10(place / "cifar10")}
-    cases = CASES if options.one_process else {**CASES, **DDP_CASES}
+    cases = CASES if options.one_process else {**CASES, **DDP_CASES, **RESIZED_CASES, **MACHINE_CASES}
     names = [name for name in cases if options.case is None or options.case in name]
     counts: Counter[str] = Counter()
     known: dict[str, tuple[dict[str, Any], float]] = {}
@@ -419,7 +628,13 @@ def main() -> None:
         for name in names:
             if time.monotonic() > end:
                 break
-            start = start_program if name in DDP_CASES else start_fork
+            start = start_fork if name in CASES else start_program
+            if name in MACHINE_CASES:
+                start = partial(start_machines, name.partition(",")[0])
+            kind_of_round = {
+                **dict.fromkeys(RESIZED_CASES, ResizedRound),
+                **dict.fromkeys(MACHINE_CASES, MachinesRound),
+            }
             arguments = [str(places.get(word, word)) for word in cases[name].split()]
             arguments += ["--log_every_n_steps", "2", "--enable_progress_bar", "false"]
             if name not in known:
@@ -427,11 +642,8 @@ def main() -> None:
                 known[name] = run_uninterrupted(name, place / f"uninterrupted {name}", arguments, start)
             folder = place / f"{name} {seed}"
             folder.mkdir()
-            # "full disk" limits the file size. This limit would also break launched programs and the memory of workers.
-            kinds = tuple(
-                kind for kind in KINDS if kind != "full disk" or not ("workers" in name or start is start_program)
-            )
-            one = Round(name, folder, seed, start, kinds)
+            one = kind_of_round.get(name, Round)(name, folder, seed, start, kinds_of(name, start, cases[name]))
+            one.photos = places["PHOTOS"]
             try:
                 one.run_and_compare(*known[name], arguments, one.draw.randint(1, 8))
             except AssertionError as error:
@@ -440,7 +652,7 @@ def main() -> None:
             else:
                 shutil.rmtree(folder)
             counts += one.counts
-            waits["two processes" if name in DDP_CASES else "one process"] += one.waits
+            waits["one process" if name in CASES else "two processes"] += one.waits
         print(f"seed {seed}: {sum(counts.values())} events, {failures} failures", flush=True)
         if options.seed is not None:
             break
