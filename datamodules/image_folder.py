@@ -145,6 +145,7 @@ class ImageFolderDataModule(SplitDataModule):
             names = ("val_size", "seed", "split_file", "max_bad_fraction", "layout")
             settings = {name: self.hparams[name] for name in names}
             self.photos = examine(self.root, **settings, resize=self.preprocessing.resize, progress=progress)
+            self.class_names = self.photos.class_names
             if self.hparams["balance"] == "loss":
                 counts = torch.from_numpy(self.photos.counts()[TRAIN]).float()
                 self.class_weights = counts.sum() / (len(counts) * counts)

@@ -64,12 +64,11 @@ def load(network: nn.Module, head_name: str, backbone: str, weights: str, classe
     state = {_current_name(name): tensor for name, tensor in state.items() if not name.startswith(dropped)}
     expected = {name: tensor for name, tensor in network.state_dict().items() if not name.startswith(dropped)}
     # num_batches_tracked has no effect on the outputs, and old files do not have it
-    problems = {
-        "missing": {name for name in expected.keys() - state.keys() if not name.endswith(".num_batches_tracked")},
-        "unexpected": state.keys() - expected.keys(),
-        "wrong shape": {name for name in expected.keys() & state.keys() if expected[name].shape != state[name].shape},
-    }
-    problem_text = "; ".join(f"{problem} {_list_names(sorted(names))}" for problem, names in problems.items() if names)
+    missing = sorted(name for name in expected.keys() - state.keys() if not name.endswith(".num_batches_tracked"))
+    unexpected = sorted(state.keys() - expected.keys())
+    wrong_shape = sorted(name for name in expected.keys() & state.keys() if expected[name].shape != state[name].shape)
+    problems = {"missing": missing, "unexpected": unexpected, "wrong shape": wrong_shape}
+    problem_text = "; ".join(f"{problem} {_list_names(names)}" for problem, names in problems.items() if names)
     if problem_text:
         raise ModelError(
             f"{weights} does not contain weights of {backbone}: {problem_text} (choose the matching --model.backbone)"
