@@ -1,16 +1,12 @@
 """Build torch's learning rate schedules for ``--lr_scheduler``, with the length of the run."""
 
 import math
-from types import SimpleNamespace
 from typing import Any
 
-from lightning.fabric.utilities.apply_func import apply_to_collection
 from lightning.pytorch import Trainer
-from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, OneCycleLR, ReduceLROnPlateau, StepLR
+from torch.optim.lr_scheduler import CosineAnnealingLR, OneCycleLR, ReduceLROnPlateau, StepLR
 
-from lit_models import LitBase
 from lit_training.errors import UsageError
 from lit_training.runs.best_epoch import MODES
 from lit_training.runs.run import Run
@@ -43,25 +39,6 @@ def build_schedule(optimizer: Optimizer, schedule: type, arguments: dict[str, An
     frequency = trainer.check_val_every_n_epoch or 1 if waits_for_validation else 1
     options = {"monitor": monitor, "frequency": frequency, "strict": monitor in MODES}
     return {"scheduler": schedule(optimizer, **arguments), **options}
-
-
-def uses(model: LitBase, attribute: str) -> bool:
-    """Return True if ``chosen_optimizer`` or ``chosen_schedule`` changes what the model builds."""
-    before, value = describe(model), getattr(model, attribute)
-    setattr(model, attribute, lambda _: SimpleNamespace(param_groups=[]))
-    after = describe(model)
-    setattr(model, attribute, value)
-    return after != before
-
-
-def describe(model: LitBase) -> tuple[str, str]:
-    """Describe the network of a model, and the optimizers and schedules that it builds, or the error."""
-    network = f"{model} {[is_lazy(weight) or weight.shape for weight in model.parameters()]}"
-    try:
-        built = model.configure_optimizers()
-        return network, repr(apply_to_collection(built, LRScheduler, lambda schedule: schedule.state_dict()))
-    except Exception as error:
-        return network, repr(error)
 
 
 def _count_steps(trainer: Trainer, schedule: type) -> int:
