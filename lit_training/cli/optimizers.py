@@ -1,7 +1,9 @@
-"""Give the model the optimizer and the schedule of ``--optimizer`` and ``--lr_scheduler``, if they have an effect."""
+"""The flags ``--optimizer`` and ``--lr_scheduler``: build what they name, and refuse flags without effect."""
 
 import contextlib
+import copy
 import inspect
+import math
 from functools import partial
 from pkgutil import resolve_name
 from types import SimpleNamespace
@@ -10,75 +12,91 @@ from typing import Any, get_args
 import torch
 from jsonargparse import Namespace
 from lightning.fabric.utilities.apply_func import apply_to_collection
+from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningArgumentParser
 from torch.nn.parameter import is_lazy
-from torch.optim.lr_scheduler import LRScheduler
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, OneCycleLR, ReduceLROnPlateau, StepLR
 
 from lit_models import LitBase
-from lit_training.cli.schedules import build_schedule
 from lit_training.errors import UsageError
+from lit_training.runs.best_epoch import MODES
 from lit_training.runs.run import Run
 
 ATTRIBUTES = {"optimizer": "chosen_optimizer", "lr_scheduler": "chosen_schedule"}
 """Flag -> attribute of a LitBase."""
+SCHEDULES = (StepLR, CosineAnnealingLR, OneCycleLR, ReduceLROnPlateau)
+ARGUMENTS_FROM_RUN = dict.fromkeys(("T_max", "total_steps", "epochs", "steps_per_epoch"), "--max_epochs")
+ARGUMENTS_FROM_RUN |= {"optimizer": "--optimizer", "max_lr": "--optimizer.lr, or --model.lr without --optimizer"}
+"""Arguments of schedules that users cannot set -> the flag by which the run sets them."""
 LENGTHS = {"estimated_stepping_batches": 1000, "num_training_batches": 100, "max_epochs": 10, "max_steps": -1}
 LENGTHS |= {"check_val_every_n_epoch": 1}
-"""Attributes of a Trainer that a schedule may ask for. The run's own Trainer does not exist yet."""
+"""Attributes of a Trainer that a schedule may ask for, before the run's Trainer exists."""
 
 
 def choose_optimizer(run: Run, parser: LightningArgumentParser, typed: set[str]) -> None:
-    """Set the optimizer and the schedule of the model. Raise a UsageError if one of the ``typed`` flags is wrong.
+    """Set the model's optimizer and schedule. Raise a UsageError if it cannot build them, or for a flag without effect.
 
-    1. Without flags: the model can build its optimizer.
-    2. With each flag: the model can still build it, and uses what the flag has chosen.
-    3. The arguments of the model that have changed its optimizer before still do.
+    A flag has no effect if the model builds the same optimizer and schedule with another value of the flag.
     """
-    model, flags = run.model, [flag for flag in ATTRIBUTES if run.config[flag]]
-    rule = f"is for models built on LitBase that return build_optimizers(): {type(model).__name__} has its own in"
-    rule += " configure_optimizers, leave"
+    model, config = run.model, run.config
+    chosen = {
+        flag: partial(resolve_name(config[flag]["class_path"]), **(config[flag].get("init_args") or {}))
+        for flag in ATTRIBUTES
+        if config[flag]
+    }
+    unused = "--{0} is for models built on LitBase that return build_optimizers(): "
+    unused += f"{type(model).__name__} has its own in configure_optimizers, leave --{{0}} out"
     if not isinstance(model, LitBase):
-        for flag in flags:
-            raise UsageError(f"--{flag} {rule} --{flag} out")
+        for flag in chosen:
+            raise UsageError(unused.format(flag))
         return
     model.trainer = SimpleNamespace(**LENGTHS)  # type: ignore[assignment]
-    if type(model).configure_optimizers.__module__.startswith("lit_models."):  # a user's own may fail without a Trainer
-        _try_to_build(model, "model", type(model))
-    others = _other_models(run, parser, typed) if flags else {}
-    for flag in flags:
-        kind = resolve_name(run.config[flag]["class_path"])
-        arguments = dict(run.config[flag].get("init_args") or {})
+    others = {}
+    if chosen and run.resume in ("never", "auto"):  # else the arguments in files are those of the resumed run
+        names = [flag.removeprefix("--model.") for flag in typed if flag.startswith("--model.")]
+        others = {name: other for name in names if (other := _other_model(run, parser, name))}
+    for flag, build in chosen.items():
         if flag == "lr_scheduler":
-            _check_schedule(arguments, run.config["monitor"] or "", typed)
-            choice = partial(build_schedule, schedule=kind, arguments=arguments, run=run)
-        else:
-            choice = partial(kind, **arguments)
-        setattr(model, ATTRIBUTES[flag], lambda _: SimpleNamespace(param_groups=[]))
-        with_other_choice = _describe(model)
+            build = partial(build_schedule, schedule=build.func, arguments=build.keywords, run=run)
         for one in (model, *others.values()):
-            setattr(one, ATTRIBUTES[flag], choice)
-        _try_to_build(model, flag, kind)
-        if _describe(model) == with_other_choice:
-            raise UsageError(f"--{flag} {rule} --{flag} out")
-        for name, other in others.items():
-            if _describe(other) == _describe(model):
-                value, is_known = run.config["model"]["init_args"][name], name in inspect.signature(kind).parameters
-                fix = f"use --{flag}.{name} {value}" if is_known else f"leave --model.{name} out"
-                raise UsageError(f"--model.{name} {value} has no effect beside --{flag} {kind.__name__}: {fix}")
+            setattr(one, ATTRIBUTES[flag], build)
+    words = " ".join(f"--{flag} {build.func.__name__}" for flag, build in chosen.items())
+    if chosen or type(model).configure_optimizers.__module__.startswith("lit_models."):  # others may need a Trainer
+        try:
+            model.configure_optimizers()
+        except (TypeError, ValueError, RuntimeError, AttributeError) as error:
+            raise UsageError(f"{words or f'--model {type(model).__name__}'}: {error}; change this value") from error
+    built = _describe(model)
+    for flag in chosen:
+        other, build = copy.copy(model), getattr(model, ATTRIBUTES[flag])
+        other.trainer = model.trainer  # the copy has none
+        setattr(other, ATTRIBUTES[flag], lambda groups, build=build: [build(groups)])  # something else
+        if _describe(other) == built:
+            raise UsageError(unused.format(flag))
+    for name in [name for name, other in others.items() if _describe(other) == built]:
+        value = config["model"]["init_args"][name]
+        fixes = [f"use --{flag}.{name} {value}" for flag, build in chosen.items() if name in build.keywords]
+        fix = [*fixes, f"leave --model.{name} out"][0]
+        raise UsageError(f"--model.{name} {value} has no effect beside {words}: {fix}")
     model.trainer = None
 
 
-def _check_schedule(arguments: dict[str, Any], monitor: str, typed: set[str]) -> None:
-    if arguments.get("step_size", 1) < 1:
-        raise UsageError("--lr_scheduler.step_size must be at least 1 epoch: --lr_scheduler.step_size 7")
-    if "--lr_scheduler.mode" in typed and monitor and not monitor.endswith(mode := arguments["mode"]):
-        raise UsageError(f"--lr_scheduler.mode {mode} contradicts --monitor {monitor}: leave one out")
-
-
-def _try_to_build(model: LitBase, flag: str, kind: type) -> None:
-    try:
-        model.configure_optimizers()
-    except (TypeError, ValueError, RuntimeError, AttributeError) as error:
-        raise UsageError(f"--{flag} {kind.__name__}: {error}; change this value") from error
+def _other_model(run: Run, parser: LightningArgumentParser, name: str) -> Any:
+    """Return the model with another value of an argument if it then differs, or None."""
+    config = run.config["model"].clone()
+    value, parameter = config["init_args"].get(name), inspect.signature(type(run.model)).parameters.get(name)
+    values = [2 * value or 1, not value] if isinstance(value, int | float) else []
+    values += [parameter.default, *get_args(parameter.annotation)] if parameter else []
+    for other_value in values:
+        config["init_args"][name] = other_value
+        with contextlib.suppress(Exception), torch.device("meta"):  # fast, and draws no random numbers
+            model = parser.instantiate(Namespace(model=config))["model"]
+            model.trainer = run.model.trainer
+            model.configure_optimizers()
+            if _describe(model) != _describe(run.model):
+                return model
+    return None
 
 
 def _describe(model: LitBase) -> str:
@@ -91,25 +109,34 @@ def _describe(model: LitBase) -> str:
     return f"{model} {weights} {built!r}"
 
 
-def _other_models(run: Run, parser: LightningArgumentParser, typed: set[str]) -> dict[str, LitBase]:
-    """Return each ``typed`` argument -> the model with another value, if its network or optimizer is then another."""
-    if run.resume not in ("never", "auto"):  # the arguments are those of the resumed run
-        return {}
-    others = {}
-    for name, value in run.config["model"]["init_args"].items():
-        if f"--model.{name}" not in typed:
-            continue
-        parameter = inspect.signature(type(run.model)).parameters.get(name)
-        values = [2 * value or 1, not value] if isinstance(value, int | float) else []
-        values += [parameter.default, *get_args(parameter.annotation)] if parameter else []
-        for other_value in values:
-            config = run.config["model"].clone()
-            config["init_args"][name] = other_value
-            with contextlib.suppress(Exception), torch.device("meta"):  # fast, and draws no random numbers
-                other = parser.instantiate(Namespace(model=config))["model"]
-                other.trainer = run.model.trainer
-                other.configure_optimizers()
-                if _describe(other) != _describe(run.model):
-                    others[name] = other
-                    break
-    return others
+def build_schedule(optimizer: Optimizer, schedule: Any, arguments: dict[str, Any], run: Run) -> dict[str, Any]:
+    """Return Lightning's scheduler dict for the ``optimizer`` of a run."""
+    trainer = run.model.trainer
+    if arguments.get("step_size", 1) < 1:  # torch divides by it after the first epoch
+        raise ValueError("step_size must be at least 1 epoch: --lr_scheduler.step_size 7")
+    if schedule is OneCycleLR:
+        rates = [group["lr"] for group in optimizer.param_groups]
+        cycle = OneCycleLR(optimizer, rates, total_steps=_count_steps(trainer, schedule), **arguments)
+        return {"scheduler": cycle, "interval": "step"}
+    if schedule is CosineAnnealingLR:
+        epochs = trainer.max_epochs or -1
+        if epochs < 0:
+            trainer.fit_loop.setup_data()  # sets num_training_batches
+            steps_per_epoch = math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches)
+            epochs = math.ceil(_count_steps(trainer, schedule) / steps_per_epoch)
+        return {"scheduler": CosineAnnealingLR(optimizer, epochs, **arguments)}
+    monitor = "val_loss" if run.validates else "train_loss"
+    if run.config["monitor"] and "mode" in arguments:
+        monitor, arguments["mode"] = run.config["monitor"].rsplit(":", 1)
+    # ReduceLROnPlateau must step only after a validation, because only then val_loss has a new value.
+    waits_for_validation = schedule is ReduceLROnPlateau and not monitor.startswith("train")
+    frequency = trainer.check_val_every_n_epoch or 1 if waits_for_validation else 1
+    options = {"monitor": monitor, "frequency": frequency, "strict": monitor in MODES}
+    return {"scheduler": schedule(optimizer, **arguments), **options}
+
+
+def _count_steps(trainer: Trainer, schedule: type) -> int:
+    """Return the number of optimizer steps of the complete run. Raise a UsageError if the run has no limit."""
+    if (steps := trainer.estimated_stepping_batches) == float("inf"):
+        raise UsageError(f"--lr_scheduler {schedule.__name__} needs the run's length: --max_epochs 5")
+    return int(steps)

@@ -24,8 +24,7 @@ from lit_models.base import read_attribute
 from lit_training.cli.defaults import add_defaults, register_strategies
 from lit_training.cli.flags import add_run_config, resolve_weights, to_lightning_arguments
 from lit_training.cli.limits import check_trainer, explain_trainer_error
-from lit_training.cli.optimizers import choose_optimizer
-from lit_training.cli.schedules import ARGUMENTS_FROM_RUN, SCHEDULES
+from lit_training.cli.optimizers import ARGUMENTS_FROM_RUN, SCHEDULES, choose_optimizer
 from lit_training.cli.usage_errors import explain_build_error, explain_parse_error
 from lit_training.errors import CheckpointError, UsageError, exit_with_error, print_note
 from lit_training.runs.folder import keep_global_batch
@@ -129,6 +128,10 @@ class FitCLI(LightningCLI):
         if not re.fullmatch(".+:(max|min)", monitor := self.config["monitor"] or "val_loss:min"):
             choices = f"--monitor {monitor.partition(':')[0]}:max if larger is better, otherwise :min"
             raise UsageError(f"--monitor {monitor} must be a metric's name and max or min: {choices}")
+        if self.config["monitor"] and "--lr_scheduler.mode" in self.typed:
+            mode = self.config["lr_scheduler"]["init_args"]["mode"]
+            if not monitor.endswith(mode):
+                raise UsageError(f"--lr_scheduler.mode {mode} contradicts --monitor {monitor}: leave one out")
         seed = self.config["seed_everything"]
         if isinstance(seed, bool) or not 0 <= seed < 2**32:
             raise UsageError(f"--seed {seed} must be an integer from 0 to {2**32 - 1}: --seed 0")
@@ -159,10 +162,8 @@ class FitCLI(LightningCLI):
             if isinstance(cause, TypeError):
                 raise UsageError(f"--{key}: {cause}; --{key}.help CLASS shows its arguments") from error
             raise cause from None
-        if built is None:  # the model has its own loaders
-            return None
-        init, others = (self.config[key].get(name) for name in ("init_args", "dict_kwargs"))
-        with contextlib.suppress(Exception):  # they are not plain values
+        with contextlib.suppress(Exception):  # the model has its own loaders, or the arguments are not plain values
+            init, others = (self.config[key].get(name) for name in ("init_args", "dict_kwargs"))
             built.constructor_arguments = to_plain({**vars(init or Namespace()), **(others or {})}, [])
         return built
 

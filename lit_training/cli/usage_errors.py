@@ -9,7 +9,7 @@ from lightning.pytorch.cli import LightningArgumentParser
 from torch.optim import Optimizer
 
 from lit_training.cli.flags import DATA_MODULES, MODELS
-from lit_training.cli.schedules import ARGUMENTS_FROM_RUN, SCHEDULES
+from lit_training.cli.optimizers import ARGUMENTS_FROM_RUN, SCHEDULES
 from lit_training.runs.lightning_internals import actions_of
 from lit_training.text import closest_name, suggest
 
