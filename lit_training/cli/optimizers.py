@@ -31,7 +31,7 @@ ARGUMENTS_FROM_RUN |= {"optimizer": "--optimizer", "max_lr": "--optimizer.lr, or
 """Arguments of schedules that users cannot set -> the flag by which the run sets them."""
 LENGTHS = {"estimated_stepping_batches": 1000, "num_training_batches": 100, "max_epochs": 10, "max_steps": -1}
 LENGTHS |= {"check_val_every_n_epoch": 1}
-"""Attributes of a Trainer that a schedule may ask for, before the run's Trainer exists."""
+"""Attributes of the Trainer that a schedule may ask for."""
 
 
 def choose_optimizer(run: Run, parser: LightningArgumentParser, typed: set[str]) -> None:
@@ -47,10 +47,10 @@ def choose_optimizer(run: Run, parser: LightningArgumentParser, typed: set[str])
     }
     unused = "--{0} is for models built on LitBase that return build_optimizers(): "
     unused += f"{type(model).__name__} has its own in configure_optimizers, leave --{{0}} out"
+    if not chosen and not type(model).configure_optimizers.__module__.startswith("lit_models."):
+        return  # a user's own may need the Trainer, which does not exist yet
     if not isinstance(model, LitBase):
-        for flag in chosen:
-            raise UsageError(unused.format(flag))
-        return
+        raise UsageError(unused.format(next(iter(chosen))))
     model.trainer = SimpleNamespace(**LENGTHS)  # type: ignore[assignment]
     others = {}
     if chosen and run.resume in ("never", "auto"):  # else the arguments in files are those of the resumed run
@@ -62,11 +62,10 @@ def choose_optimizer(run: Run, parser: LightningArgumentParser, typed: set[str])
         for one in (model, *others.values()):
             setattr(one, ATTRIBUTES[flag], build)
     words = " ".join(f"--{flag} {build.func.__name__}" for flag, build in chosen.items())
-    if chosen or type(model).configure_optimizers.__module__.startswith("lit_models."):  # others may need a Trainer
-        try:
-            model.configure_optimizers()
-        except (TypeError, ValueError, RuntimeError, AttributeError) as error:
-            raise UsageError(f"{words or f'--model {type(model).__name__}'}: {error}; change this value") from error
+    try:
+        model.configure_optimizers()
+    except (TypeError, ValueError, RuntimeError, AttributeError) as error:
+        raise UsageError(f"{words or f'--model {type(model).__name__}'}: {error}; change this value") from error
     built = _describe(model)
     for flag in chosen:
         other, build = copy.copy(model), getattr(model, ATTRIBUTES[flag])
