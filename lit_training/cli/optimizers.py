@@ -37,35 +37,33 @@ LENGTHS |= {"check_val_every_n_epoch": 1}
 def choose_optimizer(run: Run, parser: LightningArgumentParser, typed: set[str]) -> None:
     """Set the model's optimizer and schedule. Raise a UsageError if it cannot build them, or for a flag without effect.
 
-    A flag has no effect if the model builds the same optimizer and schedule with another value of the flag.
+    A flag has no effect if the model builds the same with another value. ``typed``: the flags that the user has set.
     """
     model, config = run.model, run.config
-    chosen = {
-        flag: partial(resolve_name(config[flag]["class_path"]), **(config[flag].get("init_args") or {}))
-        for flag in ATTRIBUTES
-        if config[flag]
-    }
+    chosen = [flag for flag in ATTRIBUTES if config[flag]]
+    words = " ".join(f"--{flag} {config[flag]['class_path'].rpartition('.')[2]}" for flag in chosen or ["model"])
     unused = "--{0} is for models built on LitBase that return build_optimizers(): "
     unused += f"{type(model).__name__} has its own in configure_optimizers, leave --{{0}} out"
     if not chosen and not type(model).configure_optimizers.__module__.startswith("lit_models."):
         return  # a user's own may need the Trainer, which does not exist yet
     if not isinstance(model, LitBase):
-        raise UsageError(unused.format(next(iter(chosen))))
+        raise UsageError(unused.format(chosen[0]))
     model.trainer = SimpleNamespace(**LENGTHS)  # type: ignore[assignment]
     others = {}
     if chosen and run.resume in ("never", "auto"):  # else the arguments in files are those of the resumed run
-        names = [flag.removeprefix("--model.") for flag in typed if flag.startswith("--model.")]
+        names = [name for name in vars(config["model"].get("init_args") or Namespace()) if f"--model.{name}" in typed]
         others = {name: other for name in names if (other := _other_model(run, parser, name))}
-    for flag, build in chosen.items():
+    for flag in chosen:
+        kind, arguments = resolve_name(config[flag]["class_path"]), config[flag].get("init_args") or {}
+        build = partial(kind, **arguments)
         if flag == "lr_scheduler":
-            build = partial(build_schedule, schedule=build.func, arguments=build.keywords, run=run)
+            build = partial(build_schedule, schedule=kind, arguments=build.keywords, run=run)
         for one in (model, *others.values()):
             setattr(one, ATTRIBUTES[flag], build)
-    words = " ".join(f"--{flag} {build.func.__name__}" for flag, build in chosen.items())
     try:
         model.configure_optimizers()
     except (TypeError, ValueError, RuntimeError, AttributeError) as error:
-        raise UsageError(f"{words or f'--model {type(model).__name__}'}: {error}; change this value") from error
+        raise UsageError(f"{words}: {error}; change this value") from error
     built = _describe(model)
     for flag in chosen:
         other, build = copy.copy(model), getattr(model, ATTRIBUTES[flag])
@@ -75,7 +73,7 @@ def choose_optimizer(run: Run, parser: LightningArgumentParser, typed: set[str])
             raise UsageError(unused.format(flag))
     for name in [name for name, other in others.items() if _describe(other) == built]:
         value = config["model"]["init_args"][name]
-        fixes = [f"use --{flag}.{name} {value}" for flag, build in chosen.items() if name in build.keywords]
+        fixes = [f"use --{flag}.{name} {value}" for flag in chosen if name in (config[flag].get("init_args") or {})]
         fix = [*fixes, f"leave --model.{name} out"][0]
         raise UsageError(f"--model.{name} {value} has no effect beside {words}: {fix}")
     model.trainer = None
@@ -84,7 +82,7 @@ def choose_optimizer(run: Run, parser: LightningArgumentParser, typed: set[str])
 def _other_model(run: Run, parser: LightningArgumentParser, name: str) -> Any:
     """Return the model with another value of an argument if it then differs, or None."""
     config = run.config["model"].clone()
-    value, parameter = config["init_args"].get(name), inspect.signature(type(run.model)).parameters.get(name)
+    value, parameter = config["init_args"][name], inspect.signature(type(run.model)).parameters.get(name)
     values = [2 * value or 1, not value] if isinstance(value, int | float) else []
     values += [parameter.default, *get_args(parameter.annotation)] if parameter else []
     for other_value in values:

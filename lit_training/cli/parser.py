@@ -97,11 +97,10 @@ class FitCLI(LightningCLI):
         for name, kind, default, help_text in OWN_FLAGS:
             parser.add_argument(f"--{name}", type=kind, default=default, help=help_text)
         parser.add_argument("--help_all", action="help", help="Show every flag; --model.help LitCNN shows a class.")
-        options: dict[str, Any] = {"required": False, "instantiate": False}
+        options: dict[str, Any] = {"required": False, "instantiate": False, "skip": {"params", *ARGUMENTS_FROM_RUN}}
         help_text = "Optimizer class and its arguments; the model keeps its parameter groups and its schedule."
-        parser.add_subclass_arguments(Optimizer, "optimizer", skip={"params"}, help=help_text, **options)
+        parser.add_subclass_arguments(Optimizer, "optimizer", help=help_text, **options)
         help_text = "Learning rate schedule class and its arguments; the schedule has the length of the run."
-        options["skip"] = set(ARGUMENTS_FROM_RUN)
         parser.add_subclass_arguments(SCHEDULES, "lr_scheduler", help=help_text, **options)
         for action in actions_of(parser):  # --help_all then shows --max_epochs, not only --trainer.max_epochs
             if action.dest.startswith("trainer."):
@@ -115,10 +114,9 @@ class FitCLI(LightningCLI):
             for name, value in (self.config[key].get("init_args") or {}).items():
                 if name in parameters and value not in (None, parameters[name].default):  # a file may hold all defaults
                     self.typed.add(f"--{key}.{name}")
-        self.resume = self.config.pop("resume")  # removed: it may change when a run is resumed
-        self.quiet = self.config.pop("quiet")
+        # They are removed from the configuration, because they may change when a run is resumed.
+        self.resume, _, photos = self.of_start = [self.config.pop(key) for key in ("resume", "quiet", "photos")]
         resolve_weights(self.config, self.resume)
-        self.photos = photos = self.config.pop("photos")
         if photos is not None:
             if self.resume in ("never", "auto") or "root" not in (self.config["data"] or {}).get("init_args", {}):
                 raise UsageError(f"--photos {photos} needs a run on photos: --resume RUN --photos {photos}, or --data")
@@ -147,8 +145,7 @@ class FitCLI(LightningCLI):
             arguments["batch_size"] = with_default_attributes(self.datamodule).hparams.get("batch_size")
         if isinstance(self.model, LitBase):
             self.model.check_data(self.datamodule)
-        watch = Watch(self.config["timeout"])
-        self.run = Run(self.config, self.model, self.datamodule, watch, self.resume, self.quiet, self.photos)
+        self.run = Run(self.config, self.model, self.datamodule, Watch(self.config["timeout"]), *self.of_start)
         choose_optimizer(self.run, self.parser, self.typed)
         self.trainer = self.run.trainer = self.instantiate_trainer()
 
