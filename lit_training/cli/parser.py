@@ -108,14 +108,16 @@ class FitCLI(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         self.config = parser.parse_args(to_lightning_arguments(add_run_config(self.arguments)))
+        # Flags on the command line, and values in files. A file may hold all default values: only others count.
         self.typed = {word.partition("=")[0].replace(".init_args", "") for word in self.arguments}
         for key in filter(self.config.get, ("model", "lr_scheduler")):
             parameters = inspect.signature(resolve_name(self.config[key]["class_path"])).parameters
             for name, value in (self.config[key].get("init_args") or {}).items():
-                if name in parameters and value not in (None, parameters[name].default):  # a file may hold all defaults
+                if name in parameters and value not in (None, parameters[name].default):
                     self.typed.add(f"--{key}.{name}")
-        # They are removed from the configuration, because they may change when a run is resumed.
-        self.resume, _, photos = self.of_start = [self.config.pop(key) for key in ("resume", "quiet", "photos")]
+        # These may change when a run is resumed, so they are not part of its configuration.
+        self.start_flags = {name: self.config.pop(name) for name in ("resume", "quiet", "photos")}
+        self.resume, photos = self.start_flags["resume"], self.start_flags["photos"]
         resolve_weights(self.config, self.resume)
         if photos is not None:
             if self.resume in ("never", "auto") or "root" not in (self.config["data"] or {}).get("init_args", {}):
@@ -127,8 +129,7 @@ class FitCLI(LightningCLI):
             choices = f"--monitor {monitor.partition(':')[0]}:max if larger is better, otherwise :min"
             raise UsageError(f"--monitor {monitor} must be a metric's name and max or min: {choices}")
         if self.config["monitor"] and "--lr_scheduler.mode" in self.typed:
-            mode = self.config["lr_scheduler"]["init_args"]["mode"]
-            if not monitor.endswith(mode):
+            if not monitor.endswith(mode := self.config["lr_scheduler"]["init_args"]["mode"]):
                 raise UsageError(f"--lr_scheduler.mode {mode} contradicts --monitor {monitor}: leave one out")
         seed = self.config["seed_everything"]
         if isinstance(seed, bool) or not 0 <= seed < 2**32:
@@ -145,7 +146,7 @@ class FitCLI(LightningCLI):
             arguments["batch_size"] = with_default_attributes(self.datamodule).hparams.get("batch_size")
         if isinstance(self.model, LitBase):
             self.model.check_data(self.datamodule)
-        self.run = Run(self.config, self.model, self.datamodule, Watch(self.config["timeout"]), *self.of_start)
+        self.run = Run(self.config, self.model, self.datamodule, Watch(self.config["timeout"]), **self.start_flags)
         choose_optimizer(self.run, self.parser, self.typed)
         self.trainer = self.run.trainer = self.instantiate_trainer()
 
