@@ -128,9 +128,9 @@ class FitCLI(LightningCLI):
         if not re.fullmatch(".+:(max|min)", monitor := self.config["monitor"] or "val_loss:min"):
             choices = f"--monitor {monitor.partition(':')[0]}:max if larger is better, otherwise :min"
             raise UsageError(f"--monitor {monitor} must be a metric's name and max or min: {choices}")
-        if self.config["monitor"] and "--lr_scheduler.mode" in self.typed:
-            if not monitor.endswith(mode := self.config["lr_scheduler"]["init_args"]["mode"]):
-                raise UsageError(f"--lr_scheduler.mode {mode} contradicts --monitor {monitor}: leave one out")
+        both = self.config["monitor"] and "--lr_scheduler.mode" in self.typed
+        if both and not monitor.endswith(mode := self.config["lr_scheduler"]["init_args"]["mode"]):
+            raise UsageError(f"--lr_scheduler.mode {mode} contradicts --monitor {monitor}: leave one out")
         seed = self.config["seed_everything"]
         if isinstance(seed, bool) or not 0 <= seed < 2**32:
             raise UsageError(f"--seed {seed} must be an integer from 0 to {2**32 - 1}: --seed 0")
