@@ -16,7 +16,8 @@ from lit_training.callbacks.dashboard import Dashboard
 from lit_training.callbacks.features import FeatureCache
 from lit_training.callbacks.finite import FiniteGuard
 from lit_training.callbacks.records import PhotoRecords, Provenance
-from lit_training.callbacks.resume import ResumePoint, StepSeed
+from lit_training.callbacks.resume import ResumePoint
+from lit_training.callbacks.step_seed import StepSeed
 from lit_training.callbacks.throughput import Throughput
 from lit_training.errors import UsageError, is_rank_zero, print_note
 from lit_training.runs.checkpoints import FitCheckpointIO

@@ -29,7 +29,7 @@ def seed_random_numbers(seed: int, device: torch.device) -> None:
 class RepeatableLoader:
     """Wrap a training loader, which may be any iterable. Its batches depend only on seed, epoch and their number.
 
-    ``resume_point.loaded_data`` is {}, or tells what a resumed run must restore. The batches before it are loaded again
+    ``resume_point.loaded`` is {}, or tells what a resumed run must restore. The batches before it are loaded again
     and dropped, but if the loader has a ``state_dict``, Lightning restores its position. It keeps its attributes.
     """
 
@@ -54,7 +54,7 @@ class RepeatableLoader:
     # Lightning may call iter() before the epoch begins. The body of a generator runs later, at the first batch.
     def __iter__(self) -> Iterator[Any]:
         own, device = self.own, self.own.trainer.strategy.root_device
-        resumed = own.resume_point.loaded_data if own.resume_point else {}
+        resumed = own.resume_point.loaded if own.resume_point else {}
         if (epoch := resumed.get("epoch", own.trainer.current_epoch)) != own.epoch:
             if resumed.get("loaders"):
                 states = resumed["loaders"][own.trainer.global_rank]
