@@ -1,6 +1,6 @@
 """Write resume points: checkpoints from which a killed run continues with the same result as an uninterrupted run.
 
-The random numbers of the data (datamodules/loading) and of the network (callbacks/step_seed) depend only on the seed,
+The random numbers of the data (datamodules/loading) and of the network (runs/loaders) depend only on the seed,
 the step and the rank. So the state of the generators is not saved. A resume point is a Lightning checkpoint with a few
 more values, written *between* two steps. A run that resumes from Lightning's own checkpoints, which are written inside
 its loop, may repeat or skip a step, a validation or a schedule update.
@@ -85,7 +85,6 @@ class ResumePoint(Callback):
         """If the run's folder was moved, correct the paths of ModelCheckpoint. Else its best score is lost."""
         if checkpoint["callbacks"].get(RESUME_STATE, {}).get("finished"):
             checkpoint["loops"]["fit_loop"]["state_dict"].pop("combined_loader", None)  # no position inside an epoch
-        folder = str(_run_folder_of(trainer) / CHECKPOINTS)
         callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
         if RESUME_STATE in checkpoint["callbacks"]:  # it has what these callbacks found
             trainer.callbacks = [one for one in callbacks if not isinstance(one, LearningRateFinder | BatchSizeFinder)]  # type: ignore[attr-defined]
@@ -94,8 +93,8 @@ class ResumePoint(Callback):
             state = checkpoint["callbacks"].get(callback.state_key)
             if isinstance(callback, ModelCheckpoint) and state is not None:
                 callback.file_exists = _is_earlier  # type: ignore[method-assign, assignment]
-                moved = _replace_prefix(state, state["dirpath"], str(callback.dirpath or folder))
-                checkpoint["callbacks"][callback.state_key] = moved
+                folder = str(callback.dirpath or _run_folder_of(trainer) / CHECKPOINTS)
+                checkpoint["callbacks"][callback.state_key] = _replace_prefix(state, state["dirpath"], folder)
         # A copy of a resume point outside of its run has no config.yaml that could be compared before.
         own = checkpoint.get("datamodule_hyper_parameters", {}) | checkpoint.get("hyper_parameters", {})
         for name, saved in own.items():

@@ -176,8 +176,6 @@ def to_value(plain: Any, device: torch.device) -> Any:
         new = {key: to_value(item, device) for key, item in plain.items()}
         mark = next(iter(new), None)
         return FORMS[mark][2](new[mark]) if mark in FORMS else new
-    if isinstance(plain, list | set):
+    if type(plain) in (list, set, tuple):
         return type(plain)(to_value(item, device) for item in plain)
-    if type(plain) is tuple:
-        return tuple(to_value(item, device) for item in plain)
     return plain.clone() if isinstance(plain, Tensor) else plain
