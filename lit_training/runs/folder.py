@@ -101,7 +101,7 @@ def prepare_start(resume: str, root: str, config_yaml: str, photos: str | None =
             for run in candidates:
                 if is_same(_read_config(run), new_config):
                     # A run without a resume point starts again at step 0, in the same folder.
-                    return lock_and_read_resume_point(run, limits) or replace(lock_run(run), limits=limits)
+                    return lock_and_read_resume_point(run, limits)
     if resume in ("auto", "never"):
         return replace(_make_folder(root, config_yaml), limits=limits)
     path = find_resume_target(resume, root).resolve()
@@ -118,7 +118,7 @@ def prepare_start(resume: str, root: str, config_yaml: str, photos: str | None =
         _refuse_other_settings(new_config, run_config, run)
     if path.is_file():
         return _read_resume_point(replace(lock_run(run), limits=limits), path)
-    if (start := lock_and_read_resume_point(run, limits)) is None:
+    if (start := lock_and_read_resume_point(run, limits)).checkpoint is None:
         raise CheckpointError(f"{run} has no resume point: leave --resume out to train a new run")
     return start
 
@@ -236,20 +236,20 @@ def lock_run(run: Path) -> RunStart:
     return RunStart(run)
 
 
-def lock_and_read_resume_point(run: Path, limits: dict[str, Any]) -> RunStart | None:
-    """Lock the run and return its newest readable resume point, or None if it has written none yet.
+def lock_and_read_resume_point(run: Path, limits: dict[str, Any]) -> RunStart:
+    """Lock the run and return its newest readable resume point, or step 0 if it has written none yet.
 
     If only the older of two can be read, rename the other to ``NAME.broken``. If none can be read, raise a
     CheckpointError and change nothing. Remove incomplete files that a killed process has left.
     """
-    start, found, errors = replace(lock_run(run), limits=limits), None, []
+    start, errors = replace(lock_run(run), limits=limits), []
     for path in (points := resume_points(run)):
         try:
-            found = _read_resume_point(start, path)
+            start = _read_resume_point(start, path)
             break
         except CheckpointError as error:
             errors.append(str(error))
-    if errors and found is None:
+    if errors and start.checkpoint is None:
         raise CheckpointError(f"{'; '.join(errors)}: train a new run with --resume never")
     for message in errors:
         print(f"fit.py: warning: {message}; renamed to {LAST}.broken, using {PREVIOUS}", file=sys.stderr)
@@ -257,7 +257,7 @@ def lock_and_read_resume_point(run: Path, limits: dict[str, Any]) -> RunStart | 
     for unfinished in (part for folder in ("", CHECKPOINTS, RESUME) for part in (run / folder).glob(".*.part")):
         with contextlib.suppress(OSError):
             unfinished.unlink()
-    return found
+    return start
 
 
 def _read_resume_point(start: RunStart, path: Path) -> RunStart:

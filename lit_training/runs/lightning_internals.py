@@ -75,17 +75,18 @@ def set_logged_steps(trainer: Trainer, steps: int) -> None:
 
 def epoch_results(trainer: Trainer) -> dict[str, Any]:
     """Return what ``self.log`` has collected in this epoch, as plain values: Lightning does not save it."""
+
+    def plain(part: Any) -> dict[str, Any]:
+        kinds = (type(None), bool, int, float, str, Tensor)
+        return {name: value for name, value in vars(part).items() if type(value) in kinds}
+
     connector, collected = trainer._logger_connector, {}
     for key, result in trainer.fit_loop.epoch_loop._results.items():
         if not result.has_reset:
-            meta = _plain_attributes(result.meta) | {"reduce_fx": result.meta.reduce_fx.__name__}
-            sync, values = _plain_attributes(result.meta.sync), _plain_attributes(result)
+            meta = plain(result.meta) | {"reduce_fx": result.meta.reduce_fx.__name__}
+            sync, values = plain(result.meta.sync), plain(result)
             collected[key] = {"meta": meta, "sync": sync, "values": values}
     return {"first": connector._first_loop_iter, "fx": connector._current_fx, "collected": collected}
-
-
-def _plain_attributes(part: Any) -> dict[str, Any]:
-    return {name: one for name, one in vars(part).items() if type(one) in (type(None), bool, int, float, str, Tensor)}
 
 
 def restore_epoch_results(trainer: Trainer, saved: dict[str, Any]) -> None:
