@@ -16,13 +16,14 @@ from lit_training.callbacks.dashboard import Dashboard
 from lit_training.callbacks.features import FeatureCache
 from lit_training.callbacks.finite import FiniteGuard
 from lit_training.callbacks.records import PhotoRecords, Provenance
-from lit_training.callbacks.resume import ResumePoint, StepSeed
+from lit_training.callbacks.resume import ResumePoint
 from lit_training.callbacks.throughput import Throughput
 from lit_training.errors import UsageError, is_rank_zero, print_note
 from lit_training.runs.checkpoints import FitCheckpointIO
 from lit_training.runs.folder import RunStart, prepare_start
 from lit_training.runs.layout import CHECKPOINTS, LOGS, METRICS
 from lit_training.runs.lightning_internals import NullProfiler, drop_empty_hooks
+from lit_training.runs.loaders import StepSeed
 from lit_training.runs.metrics_csv import MetricsCSV
 from lit_training.runs.run import Run
 

@@ -5,7 +5,6 @@ Checked with lightning 2.6.6. tests/lit_training/runs/test_lightning_internals.p
 
 import contextlib
 from argparse import Action, ArgumentParser
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +28,6 @@ STEP_HOOKS = (
     "on_validation_batch_end",
 )
 XLAProfiler.__del__ = lambda profiler: None  # type: ignore[method-assign]  # of a half-made one it prints a traceback
-
-_OF_META = [field.name for field in fields(_Metadata) if field.name not in ("reduce_fx", "_sync")]
-_OF_RESULT = ("value", "cumulated_batch_size", "_forward_cache", "_computed", "_update_count", "has_reset")
 
 
 class ConnectedTrainer(Trainer):
@@ -79,14 +75,16 @@ def set_logged_steps(trainer: Trainer, steps: int) -> None:
 
 def epoch_results(trainer: Trainer) -> dict[str, Any]:
     """Return what ``self.log`` has collected in this epoch, as plain values: Lightning does not save it."""
+
+    def plain(part: Any) -> dict[str, Any]:
+        kinds = (type(None), bool, int, float, str, Tensor)
+        return {name: value for name, value in vars(part).items() if type(value) in kinds}
+
     connector, collected = trainer._logger_connector, {}
     for key, result in trainer.fit_loop.epoch_loop._results.items():
         if not result.has_reset:
-            meta = {name: getattr(result.meta, name) for name in _OF_META}
-            meta |= {"reduce_fx": result.meta.reduce_fx.__name__}
-            sync = {name: getattr(result.meta.sync, name) for name in ("_should", "rank_zero_only", "_op")}
-            names = _OF_RESULT if result.is_tensor else [name for name in _OF_RESULT if name != "value"]
-            values = {name: vars(result)[name] for name in names if name in vars(result)}
+            meta = plain(result.meta) | {"reduce_fx": result.meta.reduce_fx.__name__}
+            sync, values = plain(result.meta.sync), plain(result)
             collected[key] = {"meta": meta, "sync": sync, "values": values}
     return {"first": connector._first_loop_iter, "fx": connector._current_fx, "collected": collected}
 

@@ -88,7 +88,7 @@ class OwnState:
             if part is None or pickle.dumps(self.values.get(way)) == pickle.dumps(plain):
                 continue
             old = dict(_named_values(part)).get(name)
-            new = _write(plain, device)
+            new = to_value(plain, device)
             for kind, _, write in GENERATORS:
                 if isinstance(old, kind):
                     write(old, new)
@@ -168,16 +168,14 @@ def _plain(value: Any, left: list[float]) -> Any:
     raise TypeError(f"{kind.__name__} is not plain")
 
 
-def _write(plain: Any, device: torch.device) -> Any:
+def to_value(plain: Any, device: torch.device) -> Any:
     """Return the value that was read as ``plain``. It shares no memory with ``plain``."""
     if isinstance(plain, dict):
         if plain.keys() == {ON_DEVICE}:
             return plain[ON_DEVICE].to(device)
-        new = {key: _write(item, device) for key, item in plain.items()}
+        new = {key: to_value(item, device) for key, item in plain.items()}
         mark = next(iter(new), None)
         return FORMS[mark][2](new[mark]) if mark in FORMS else new
-    if isinstance(plain, list | set):
-        return type(plain)(_write(item, device) for item in plain)
-    if type(plain) is tuple:
-        return tuple(_write(item, device) for item in plain)
+    if type(plain) in (list, set, tuple):
+        return type(plain)(to_value(item, device) for item in plain)
     return plain.clone() if isinstance(plain, Tensor) else plain
