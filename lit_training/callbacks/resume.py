@@ -100,7 +100,12 @@ class ResumePoint(Callback):
         for name, saved in own.items():
             if len(trainer.callbacks) < len(callbacks) and isinstance(saved, int | float):  # type: ignore[attr-defined]
                 lightning_setattr(pl_module, name, saved)
-            if isinstance(saved, int | float) and (new := pl_module.hparams.get(name, saved)) != saved:
+        arguments = (checkpoint.get("lit") or {}).get(
+            "model_arguments"
+        ) or {}  # hyper-parameters may change in training
+        current = getattr(pl_module, "constructor_arguments", {})
+        for name, saved in arguments.items():
+            if isinstance(saved, int | float) and (new := current.get(name, saved)) != saved:
                 problem = f"the resume point was written with --model.{name} {saved}, not {new}"
                 raise CheckpointError(f"{problem}: give the settings of that run, or use --resume never")
 

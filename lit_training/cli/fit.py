@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import LightningDataModule
+from lightning.pytorch.callbacks import StochasticWeightAveraging, WeightAveraging
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch.nn.parameter import is_lazy
 
@@ -79,6 +80,9 @@ def print_start(run: Run) -> None:
         workers = data.num_workers(data.dataset("train"))
         reason = plural(available_cores(), "core") if workers else "images are in memory, or the network uses the cores"
         print(f"workers {workers} to decode images ({reason}; --data.num_workers)")
+    for callback in trainer.callbacks:
+        if isinstance(callback, WeightAveraging | StochasticWeightAveraging):
+            print(f"average the averaged weights are validated and saved in best.ckpt ({type(callback).__name__})")
     weights = f", weights {model.hparams['weights']}" if "weights" in model.hparams else ""
     if weights and (loaded := getattr(model, "loaded", "")):
         print(printable(f"weights of {model.hparams['weights']}: {loaded}"))
