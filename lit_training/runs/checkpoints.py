@@ -204,12 +204,12 @@ def load_data(checkpoint: dict[str, Any]) -> Any:
 
 @contextlib.contextmanager
 def _explain_errors(kind: type, checkpoint: dict[str, Any]) -> Iterator[None]:
-    """Raise a DataError or a CheckpointError for any exception: wrong values in the file can cause any."""
+    """Raise a CheckpointError for any exception, because wrong values can cause any. Keep DataErrors of data modules."""
     try:
         yield
-    except DataError:
-        raise
     except Exception as error:
+        if isinstance(error, DataError) and issubclass(kind, LightningDataModule):
+            raise
         reason = " ".join(" ".join((str(error) or type(error).__name__).splitlines()[:2]).split())
         name = dotted_path(kind) if is_own(kind) else kind.__name__
         message = f"the checkpoint does not fit {name}: {reason}{checkpoint.get(LEFT_OUT, '')}"

@@ -49,10 +49,11 @@ def pretend_two_processes(point: Path) -> None:
     (RUN / "config.yaml").write_text(yaml.safe_dump(config))
     saved = torch.load(point, weights_only=True)
     [state] = [state for state in saved["callbacks"].values() if "loaders" in state]
-    [[model, *others]] = state["own"]
-    loss, batches = model["epoch_losses",]
+    [own] = state["own"]
+    loss, batches = own["model"]["epoch_losses",]
     state["shape"][0], state["threads"] = 2, (3, 4)
-    state["own"] = [[{**model, ("epoch_losses",): (loss * part, batches)}, *others] for part in (0.5, 1.5)]
+    parts = [(loss * part, batches) for part in (0.5, 1.5)]
+    state["own"] = [{**own, "model": {**own["model"], ("epoch_losses",): part}} for part in parts]
     state["loaders"] *= 2
     state["shuffled"] = [True]  # as with ddp
     torch.save(saved, point)

@@ -149,7 +149,8 @@ def fork(line: str, folder: Path, kill_at: int | None = None) -> tuple[int | Non
             sys.stdout, sys.stderr = os.fdopen(1, "w", closefd=False), os.fdopen(2, "w", closefd=False)
             for name in ("lightning", "lightning.pytorch", "lightning.fabric"):
                 for handler in logging.getLogger(name).handlers:
-                    handler.setStream(sys.stderr)  # type: ignore[attr-defined]
+                    if isinstance(handler, logging.StreamHandler):
+                        handler.setStream(sys.stderr)
             script, *arguments = shlex.split(line)
             sys.argv = [str(ROOT / "scripts" / script), *arguments]
             code = _run(kill_at)
