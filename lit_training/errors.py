@@ -55,9 +55,14 @@ def one_line_errors(program: str) -> Iterator[None]:
     except Exception as error:
         if not is_rank_zero() and re.search(r"(closed|reset) by peer", str(error)):
             sys.exit(2)  # the connection to another rank is lost: that rank failed and prints its error
-        may_be_bad_value = isinstance(error, ValueError | TypeError | RuntimeError)
-        if not (is_user_error(error) or (may_be_bad_value and is_library_error(error))):
-            raise
+        if not isinstance(error, UsageError | CheckpointError | DataError):
+            from lightning.pytorch.utilities.exceptions import MisconfigurationException  # here, because it is slow
+
+            from lit_models import ModelError
+
+            is_bad_value = isinstance(error, ValueError | TypeError | RuntimeError) and is_library_error(error)
+            if not (is_bad_value or isinstance(error, ModelError | MisconfigurationException)):
+                raise
         exit_with_error(program, str(error) or type(error).__name__)
 
 
@@ -66,17 +71,6 @@ def _interrupt(signum: int, frame: Any) -> None:
     if any("importlib._bootstrap" in caller.f_code.co_filename for caller, _ in traceback.walk_stack(frame)):
         os._exit(128 + signum)
     raise KeyboardInterrupt
-
-
-def is_user_error(error: Exception) -> bool:
-    """Return True if the user can fix the error: its class is from this project, or MisconfigurationException."""
-    if isinstance(error, UsageError | CheckpointError | DataError):
-        return True
-    from lightning.pytorch.utilities.exceptions import MisconfigurationException  # here, because the import is slow
-
-    from lit_models import ModelError
-
-    return isinstance(error, ModelError | MisconfigurationException)
 
 
 def is_library_error(error: Exception) -> bool:

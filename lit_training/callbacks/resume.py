@@ -1,6 +1,6 @@
 """Write resume points: checkpoints from which a killed run continues with the same result as an uninterrupted run.
 
-The random numbers of the data (datamodules/loading) and of the network (:class:`StepSeed`) depend only on the seed,
+The random numbers of the data (datamodules/loading) and of the network (runs/loaders) depend only on the seed,
 the step and the rank. So the state of the generators is not saved. A resume point is a Lightning checkpoint with a few
 more values, written *between* two steps. A run that resumes from Lightning's own checkpoints, which are written inside
 its loop, may repeat or skip a step, a validation or a schedule update.
@@ -11,8 +11,6 @@ import math
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +20,6 @@ from lightning.pytorch.callbacks import BatchSizeFinder, LearningRateFinder, Mod
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from lightning.pytorch.utilities.parsing import lightning_setattr
 
-from datamodules.loading.seeds import combine_seeds
 from datamodules.text import plural
 from lit_models import LitBase
 from lit_training.callbacks.best import other_writers
@@ -30,7 +27,7 @@ from lit_training.callbacks.records import fingerprint, fingerprint_batch
 from lit_training.errors import CheckpointError, print_note, print_once
 from lit_training.runs.checkpoints import RESUME_STATE, copy_resume_point, read_any
 from lit_training.runs.folder import resume_hint
-from lit_training.runs.foreign import data_of, with_default_attributes
+from lit_training.runs.foreign import data_of
 from lit_training.runs.layout import CHECKPOINTS, LAST, RESUME
 from lit_training.runs.lightning_internals import (
     count_epoch_as_complete,
@@ -39,62 +36,13 @@ from lit_training.runs.lightning_internals import (
     logged_steps,
     restore_epoch_results,
     restore_loaders,
-    set_last_reload_epoch,
     set_logged_steps,
     start_resumed_epoch,
 )
-from lit_training.runs.loaders import RepeatableLoader, repeatable_loaders, seed_random_numbers, shuffled
+from lit_training.runs.loaders import repeatable_loaders, shuffled
 from lit_training.runs.metrics_csv import MetricsCSV
-from lit_training.runs.own_state import own_states
+from lit_training.runs.own_state import own_states, to_value
 from lit_training.runs.processes import Stopped, Watch, gather_objects, is_child, requeue_slurm_job
-
-
-class StepSeed(Callback):
-    """Seed all random numbers before each epoch, batch and step, from the seed of the run and their number.
-
-    In a step, each rank draws other numbers, unless the model has ``same_random_numbers_on_all_ranks``. With another
-    number of processes than at first, it draws those of the first rank that had its share.
-    """
-
-    def __init__(self, seed: int, resume_point: "ResumePoint | None" = None) -> None:
-        self.seed, self.resume_point = seed, resume_point
-
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        if stage == "fit":
-            strategy, loop = trainer.strategy, trainer.fit_loop
-            strategy.process_dataloader = partial(self._wrap, trainer, strategy.process_dataloader)  # type: ignore[method-assign]
-            loop.setup_data = partial(self._set_up_data, trainer, loop.setup_data)  # type: ignore[method-assign]
-
-    def _set_up_data(self, trainer: Trainer, set_up_data: Callable[[], None]) -> None:
-        """Call train_dataloader(), which may draw random numbers, as if in the epoch in which the run called it."""
-        epoch = self.resume_point.loaded_data.get("reload_epoch") if self.resume_point else None
-        seed = combine_seeds(self.seed, trainer.current_epoch if epoch is None else epoch)
-        seed_random_numbers(seed, trainer.strategy.root_device)
-        set_up_data()
-        if epoch is not None:
-            set_last_reload_epoch(trainer, epoch)
-
-    def _wrap(self, trainer: Trainer, process: Callable[[Any], Any], loader: Any) -> Any:
-        """Make a training loader repeatable. Lightning calls this function for each loader that it gets."""
-        loader = process(loader)
-        if not trainer.training or isinstance(loader, RepeatableLoader):
-            return loader
-        is_iterator = any(isinstance(one, Iterator) for one in (loader, getattr(loader, "dataset", None)))
-        keeps_workers = getattr(loader, "persistent_workers", False) and not hasattr(loader, "load_state_dict")
-        if (is_iterator or keeps_workers) and self.resume_point and trainer.is_global_zero:
-            reason = "an iterator cannot start again" if is_iterator else "its loader has persistent_workers=True"
-            print(f"warning: the run may be different after an interruption: {reason}", file=sys.stderr, flush=True)
-        return RepeatableLoader(loader, trainer, self.seed, self.resume_point)
-
-    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        seed_random_numbers(combine_seeds(self.seed, trainer.current_epoch), trainer.strategy.root_device)
-
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        first: int = getattr(getattr(trainer, "start", None), "processes", trainer.world_size)
-        is_same = with_default_attributes(pl_module).same_random_numbers_on_all_ranks
-        rank = 0 if is_same else trainer.global_rank * first // trainer.world_size
-        seed = (self.seed * 1_000_003 + trainer.fit_loop.total_batch_idx) * 4096 + rank
-        seed_random_numbers(seed, trainer.strategy.root_device)
 
 
 class ResumePoint(Callback):
@@ -105,25 +53,22 @@ class ResumePoint(Callback):
 
     TIME_SHARE = 0.01  # about this share of the run's time is used to write resume points
     SECONDS_BETWEEN_EXCHANGES = 0.5
-    FIRST_SAVE_SECONDS = 0.1  # assumed time to write the first resume point
     SECONDS_TO_END_VALIDATION = 5.0
     """If a validation does not end within this time after a signal, the run stops without a new resume point.
     So a resume point is written before the step before a longer validation, if the last point is older than this."""
 
     def __init__(self, watch: Watch) -> None:
         self.watch = watch
-        self.loaded_state: dict[str, Any] = {}
-        """This callback's state from the resume point, until the first step. A finished run does not need it."""
-        self.loaded_data: dict[str, Any] = {}
-        """The same for the loaders of the training data. A finished run that gets more epochs needs it too."""
+        self.loaded: dict[str, Any] = {}  # this callback's state from the resume point, until the first step
         self._state_to_save: dict[str, Any] = {}
-        self._save_seconds = self.FIRST_SAVE_SECONDS
+        self._save_seconds = 0.1  # assumed time to write the first resume point
         self._step_end_time, self._validation_seconds = 0.0, math.inf  # inf: the first validation may be long
         self._first_own_states: list[Any] = []
         """For each object of the user, hashes of its state before the first step of this process."""
         self._data_fingerprint = ""
         self._accumulated = 0  # of the command: a GradientAccumulationScheduler changes that of the Trainer
         self._signal_time: float | None = None  # when this rank learned that it, or another rank, got a stop signal
+        self._next_is_step = False  # True if the batch that follows begins a step of the same epoch
         self._no_step_saved = True  # True until a resume point is written after the first step
         self._calls_since_exchange = self._calls_between_exchanges = 0  # calls of _agree_on_stop_and_save
 
@@ -133,14 +78,13 @@ class ResumePoint(Callback):
         return self._state_to_save  # empty, except while save() runs
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.loaded_state = self.loaded_data = state_dict
+        self.loaded = state_dict
         self._no_step_saved = False
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """If the run's folder was moved, correct the paths of ModelCheckpoint. Else its best score is lost."""
         if checkpoint["callbacks"].get(RESUME_STATE, {}).get("finished"):
             checkpoint["loops"]["fit_loop"]["state_dict"].pop("combined_loader", None)  # no position inside an epoch
-        folder = str(_run_folder_of(trainer) / CHECKPOINTS)
         callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
         if RESUME_STATE in checkpoint["callbacks"]:  # it has what these callbacks found
             trainer.callbacks = [one for one in callbacks if not isinstance(one, LearningRateFinder | BatchSizeFinder)]  # type: ignore[attr-defined]
@@ -149,16 +93,29 @@ class ResumePoint(Callback):
             state = checkpoint["callbacks"].get(callback.state_key)
             if isinstance(callback, ModelCheckpoint) and state is not None:
                 callback.file_exists = _is_earlier  # type: ignore[method-assign, assignment]
-                moved = _replace_prefix(state, state["dirpath"], str(callback.dirpath or folder))
-                checkpoint["callbacks"][callback.state_key] = moved
+                folder = str(callback.dirpath or _run_folder_of(trainer) / CHECKPOINTS)
+                checkpoint["callbacks"][callback.state_key] = _replace_prefix(state, state["dirpath"], folder)
         # A copy of a resume point outside of its run has no config.yaml that could be compared before.
         own = checkpoint.get("datamodule_hyper_parameters", {}) | checkpoint.get("hyper_parameters", {})
         for name, saved in own.items():
             if len(trainer.callbacks) < len(callbacks) and isinstance(saved, int | float):  # type: ignore[attr-defined]
                 lightning_setattr(pl_module, name, saved)
-            if isinstance(saved, int | float) and (new := pl_module.hparams.get(name, saved)) != saved:
+        arguments = (checkpoint.get("lit") or {}).get(
+            "model_arguments"
+        ) or {}  # hyper-parameters may change in training
+        current = getattr(pl_module, "constructor_arguments", {})
+        for name, saved in arguments.items():
+            if isinstance(saved, int | float) and (new := current.get(name, saved)) != saved:
                 problem = f"the resume point was written with --model.{name} {saved}, not {new}"
                 raise CheckpointError(f"{problem}: give the settings of that run, or use --resume never")
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Do not count the batch of the next step as fetched: a resumed run fetches it again."""
+        if state := self._state_to_save:
+            progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+            for counts in (progress["current"], progress["total"]):
+                counts["ready"] -= state["batch"] is not None
+            progress["is_last_batch"] &= state["finished"]
 
     def save(self, trainer: Trainer, finished: bool = False, batch: Any = None) -> None:
         """Write a resume point, at the end of an epoch also last.ckpt. All ranks must call this method.
@@ -166,10 +123,10 @@ class ResumePoint(Callback):
         ``batch`` is that of the next step, if Lightning has already fetched it.
         """
         start_time, metrics_rows = time.monotonic(), 0
+        batches = trainer.fit_loop.epoch_loop.batch_progress.current.ready - (batch is not None)
         own = [one.changed(old) for one, old in zip(own_states(trainer), self._first_own_states, strict=False)]
-        if not self._first_own_states and self.loaded_data:  # no step since the resume
-            own = self.loaded_data.get("own", {trainer.global_rank: []})[trainer.global_rank]
-        loss_sum, batches = with_default_attributes(trainer.lightning_module).epoch_losses
+        if not self._first_own_states and self.loaded.get("own"):  # no step since the resume
+            own = self.loaded["own"][trainer.global_rank]
         for logger in trainer.loggers:
             logger.save()
             if isinstance(logger, MetricsCSV) and trainer.is_global_zero:
@@ -182,35 +139,25 @@ class ResumePoint(Callback):
             "epoch": trainer.current_epoch,
             "logged": logged_steps(trainer),
             "rows": metrics_rows,
-            "losses": gather_objects(trainer, (float(loss_sum), batches)),
             "metrics": {name: value.detach().cpu() for name, value in trainer.callback_metrics.items()},
             "shape": self._batch_layout(trainer),
             "shuffled": shuffled(trainer),
             "planned": trainer.estimated_stepping_batches,
             "data": self._data_fingerprint,
+            "batches": 0 if finished else batches,
             "batch": fingerprint_batch(batch) if batch is not None else None,
             "reload_epoch": last_reload_epoch(trainer),
             "results": gather_objects(trainer, epoch_results(trainer)),
             "own": gather_objects(trainer, own),
             "loaders": gather_objects(trainer, [one.changed_state(finished) for one in repeatable_loaders(trainer)]),
         }
-        progress = trainer.fit_loop.epoch_loop.batch_progress
-        # A resumed run fetches the next batch again, so the resume point must not count this batch as fetched.
-        uncounted, is_last = int(batch is not None), progress.is_last_batch
-        progress.current.ready -= uncounted
-        progress.total.ready -= uncounted
-        self._state_to_save["batches"] = 0 if finished else progress.current.ready
-        progress.is_last_batch = is_last and finished
-        ends_epoch = finished or (trainer.global_step > 0 and progress.current.ready == 0)
+        ends_epoch = finished or (trainer.global_step > 0 and batches == 0)
         point, last = (_run_folder_of(trainer) / folder / LAST for folder in (RESUME, CHECKPOINTS))
         try:
             trainer.save_checkpoint(point)
             if ends_epoch and trainer.is_global_zero and not other_writers(trainer, last):
                 copy_resume_point(point, last)
         finally:
-            progress.current.ready += uncounted
-            progress.total.ready += uncounted
-            progress.is_last_batch = is_last
             self._state_to_save = {}
         self._last_save_time = time.monotonic()
         self._save_seconds = self._last_save_time - start_time
@@ -224,9 +171,9 @@ class ResumePoint(Callback):
         self.watch.set_signal_handlers()
         self.watch.stepping = True
         self._accumulated = trainer.accumulate_grad_batches
-        if not self.loaded_state:
+        if not self.loaded:
             return
-        if (saved := self.loaded_state["shape"]) != (own := self._batch_layout(trainer)):
+        if (saved := self.loaded["shape"]) != (own := self._batch_layout(trainer)):
             before, now = (
                 f"{plural(ranks, 'process', 'processes')} with {batches} batches per epoch and {accumulated} per step"
                 for ranks, batches, accumulated in (saved, [trainer.world_size, *own[1:]])
@@ -237,60 +184,62 @@ class ResumePoint(Callback):
         for optimizer in trainer.optimizers:  # torch may load the state of another optimizer without an error
             if any(optimizer.defaults.keys() - {"differentiable"} - group.keys() for group in optimizer.param_groups):
                 raise CheckpointError(other_optimizer_message(trainer))
-        if self.loaded_state["data"] != self._data_fingerprint:
+        if self.loaded["data"] != self._data_fingerprint:
             raise CheckpointError("the training data has changed since the run began: use --resume never")
         self._refuse_ended_schedule(trainer)
-        if self.loaded_state["finished"]:  # this command goes on with a finished run
-            self.loaded_state = {}
+        if self.loaded["finished"]:  # this command goes on with a finished run
             count_epoch_as_complete(trainer)
             return
         restore_loaders(trainer)
-        metrics = {name: value.to(pl_module.device) for name, value in self.loaded_state["metrics"].items()}
+        metrics = {name: value.to(pl_module.device) for name, value in self.loaded["metrics"].items()}
         trainer.callback_metrics.update(metrics)
-        if isinstance(pl_module, LitBase):
-            pl_module.epoch_losses = self.loaded_state["losses"][trainer.global_rank]
 
     def _resize(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Share the saved losses among another number of processes. Raise a CheckpointError if it must not change."""
-        losses, ranks, orders = self.loaded_state["losses"], trainer.world_size, shuffled(trainer)
-        if len(losses) == ranks:
+        own = self.loaded.get("own", [[]] * self.loaded["shape"][0])  # older versions saved none
+        ranks, first = trainer.world_size, len(own)
+        if first == ranks:
             return
         is_known = isinstance(trainer.strategy, SingleDeviceStrategy | DDPStrategy)
-        if not is_known or orders != self.loaded_state.get("shuffled"):
-            problem = f"with its loader and this strategy, a run of {plural(len(losses), 'process', 'processes')}"
-            fix = "--strategy ddp" if ranks == 1 else f"--devices {len(losses)}"  # ddp chooses the order of the samples
+        if not is_known or shuffled(trainer) != self.loaded.get("shuffled"):
+            problem = f"with its loader and this strategy, a run of {plural(first, 'process', 'processes')}"
+            fix = "--strategy ddp" if ranks == 1 else f"--devices {first}"  # ddp chooses the order of the samples
             raise CheckpointError(f"{problem} cannot go on with {ranks}: {fix}, or --resume never")
-        if any(len(one.dataset) % number for one in repeatable_loaders(trainer) for number in (len(losses), ranks)):
+        if any(len(one.dataset) % number for one in repeatable_loaders(trainer) for number in (first, ranks)):
             print_note("the processes cannot share the last batch of an epoch equally: the result will differ")
-        share = ranks if getattr(pl_module, "reduction", "") == "sum" else len(losses)  # keeps the sum, or the mean
-        self.loaded_state["losses"] = [(sum(loss for loss, _ in losses) / share, losses[0][1])] * ranks
-        self.loaded_state["batch"] = None  # it was another part of the global batch
-        for name, saved in ((name, self.loaded_state.get(name)) for name in ("loaders", "own", "results")):
-            self.loaded_state[name] = saved and [saved[rank * len(saved) // ranks] for rank in range(ranks)]
+        self.loaded["batch"] = None  # it was another part of the global batch
+        for name, saved in ((name, self.loaded[name]) for name in ("loaders", "own", "results")):
+            self.loaded[name] = [saved[rank * first // ranks] for rank in range(ranks)]
+        way = ("epoch_losses",)
+        losses = [to_value(model[way], torch.device("cpu")) for model, *_ in filter(None, own) if way in model]
+        if losses and isinstance(pl_module, LitBase):
+            share = ranks if pl_module.reduction == "sum" else first  # keeps the sum, or the mean
+            shared = sum(float(loss) for loss, _ in losses) / share, losses[0][1]
+            self.loaded["own"] = [[{**model, way: shared}, *others] for model, *others in self.loaded["own"]]
 
     def _restore_own_state(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Before the first step of this process, restore what the steps before it changed in the user's objects."""
-        if self.loaded_state:
+        is_inside_epoch = self.loaded and not self.loaded["finished"]
+        if is_inside_epoch:
             start_resumed_epoch(trainer, pl_module)
         states = own_states(trainer)
         self._first_own_states = [one.digests() for one in states]
         if iterators := [name for one in states for name in one.iterators]:
             reason = f"the position of {', '.join(iterators)} cannot be saved"
             print_once(f"the run may be different after an interruption: {reason}")
-        if self.loaded_data.get("own"):
-            for one, saved in zip(states, self.loaded_data["own"][trainer.global_rank], strict=False):
+        if self.loaded.get("own"):
+            for one, saved in zip(states, self.loaded["own"][trainer.global_rank], strict=False):
                 one.restore(saved, pl_module.device)
-        if self.loaded_state.get("results"):
-            restore_epoch_results(trainer, self.loaded_state["results"][trainer.global_rank])
+        if is_inside_epoch and self.loaded.get("results"):
+            restore_epoch_results(trainer, self.loaded["results"][trainer.global_rank])
 
     def _batch_layout(self, trainer: Trainer) -> list[Any]:
         """Return the first number of processes, and the number of batches per epoch and per optimizer step."""
-        accumulated = self._accumulated or trainer.accumulate_grad_batches
-        return [trainer.start.processes, trainer.num_training_batches, accumulated]  # type: ignore[attr-defined]
+        return [trainer.start.processes, trainer.num_training_batches, self._accumulated]  # type: ignore[attr-defined]
 
     def _refuse_ended_schedule(self, trainer: Trainer) -> None:
         """Raise a CheckpointError if a schedule ends where the run was to end, and this command trains longer."""
-        before, now = self.loaded_state.get("planned", trainer.global_step), trainer.estimated_stepping_batches
+        before, now = self.loaded.get("planned", trainer.global_step), trainer.estimated_stepping_batches
         for config in trainer.lr_scheduler_configs:
             end: Any = getattr(config.scheduler, "total_steps", None) or getattr(config.scheduler, "T_max", math.inf)
             batches = trainer.num_training_batches if config.interval == "epoch" else 1
@@ -304,13 +253,12 @@ class ResumePoint(Callback):
         self.watch.note_progress()
         if not self._first_own_states:
             self._restore_own_state(trainer, pl_module)
-        self.loaded_data = {}
-        if self.loaded_state:
-            if trainer.is_global_zero and self.loaded_state.get("batch") not in (None, fingerprint_batch(batch)):
+        if self.loaded:
+            if trainer.is_global_zero and self.loaded.get("batch") not in (None, fingerprint_batch(batch)):
                 problem = "the training data gave another batch than before the interruption"
                 print(f"warning: {problem}: the result differs from that of an uninterrupted run", file=sys.stderr)
-            set_logged_steps(trainer, self.loaded_state["logged"])
-            self.loaded_state = {}
+            set_logged_steps(trainer, self.loaded["logged"])
+            self.loaded = {}
             return
         if batch_idx % trainer.accumulate_grad_batches:  # checkpoints do not contain accumulated gradients
             return
@@ -330,6 +278,7 @@ class ResumePoint(Callback):
     ) -> None:
         self.watch.note_progress()
         self._step_end_time = time.monotonic()
+        self._next_is_step = (batch_idx + 1) % trainer.accumulate_grad_batches == 0 and not trainer.is_last_batch
 
     def _validation_follows(self, trainer: Trainer, batch_idx: int) -> bool:
         """Return True if a validation follows the optimizer step that begins with this batch."""
@@ -365,23 +314,11 @@ class ResumePoint(Callback):
             self._stop(trainer, signum)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        if isinstance(exception, Exception) and self._failed_while_fetching(trainer):
+        progress = trainer.fit_loop.epoch_loop.batch_progress.current
+        is_fetching = self._next_is_step and trainer.training and progress.ready == progress.completed
+        if isinstance(exception, Exception) and is_fetching and trainer.world_size == 1:
             self.save(trainer)
         self.watch.ending, self.watch.stepping = True, False
-
-    def _failed_while_fetching(self, trainer: Trainer) -> bool:
-        """Return True if the run has one process, is between two steps, and fetching a batch raised the error."""
-        progress = trainer.fit_loop.epoch_loop.batch_progress
-        return (
-            self.watch.stepping
-            and trainer.training
-            and trainer.world_size == 1
-            and trainer.global_step > 0
-            and not self.loaded_state  # a step has begun since the resume
-            and not progress.is_last_batch
-            and progress.current.ready == progress.current.completed
-            and progress.current.ready % trainer.accumulate_grad_batches == 0
-        )
 
     def _agree_on_stop_and_save(self, trainer: Trainer, validation_follows: bool = False) -> tuple[int, bool]:
         """Return the number of the signal that stops the run (or 0), and whether to write a resume point now.

@@ -16,13 +16,14 @@ from lit_training.callbacks.dashboard import Dashboard
 from lit_training.callbacks.features import FeatureCache
 from lit_training.callbacks.finite import FiniteGuard
 from lit_training.callbacks.records import PhotoRecords, Provenance
-from lit_training.callbacks.resume import ResumePoint, StepSeed
+from lit_training.callbacks.resume import ResumePoint
 from lit_training.callbacks.throughput import Throughput
 from lit_training.errors import UsageError, is_rank_zero, print_note
 from lit_training.runs.checkpoints import FitCheckpointIO
 from lit_training.runs.folder import RunStart, prepare_start
 from lit_training.runs.layout import CHECKPOINTS, LOGS, METRICS
 from lit_training.runs.lightning_internals import NullProfiler, drop_empty_hooks
+from lit_training.runs.loaders import StepSeed
 from lit_training.runs.metrics_csv import MetricsCSV
 from lit_training.runs.run import Run
 
@@ -37,7 +38,7 @@ def add_defaults(arguments: dict[str, Any], run: Run, config_yaml: str, save_con
     """
     config = dict(arguments)
     _refuse_contradictions(config, run)
-    plugins = _as_list(config["plugins"])
+    plugins, own = _as_list(config["plugins"]), _as_list(config["callbacks"])
     users_io = next((plugin for plugin in plugins if isinstance(plugin, CheckpointIO)), None)
     config["plugins"] = [*(plugin for plugin in plugins if plugin is not users_io), FitCheckpointIO(users_io)]
     config["num_sanity_val_steps"] = config["num_sanity_val_steps"] or 0
@@ -61,7 +62,7 @@ def add_defaults(arguments: dict[str, Any], run: Run, config_yaml: str, save_con
     monitor, mode = run.monitor
     seed = StepSeed(run.config["seed_everything"])
     callbacks: list[Callback] = [seed, FiniteGuard(run.config), Throughput()]
-    bars = [type(one).__name__ for one in _as_list(config["callbacks"]) if isinstance(one, ProgressBar)]
+    bars = [type(one).__name__ for one in own if isinstance(one, ProgressBar)]
     config["enable_progress_bar"] = config["enable_progress_bar"] is not False and bool(bars or not run.quiet)
     if bars:
         print_note(f"the lines of fit.py are off, because {bars[0]} shows the progress")
@@ -73,10 +74,10 @@ def add_defaults(arguments: dict[str, Any], run: Run, config_yaml: str, save_con
         callbacks += [Dashboard(monitor, mode)] if run.config["dashboard"] else []
     if config["enable_checkpointing"] is not False and not config["fast_dev_run"]:
         folder = None if run.start is None else run.start.folder / CHECKPOINTS
-        averages = any(isinstance(one, WeightAveraging) for one in _as_list(config["callbacks"]))
+        averages = any(isinstance(one, WeightAveraging) for one in own)
         at_end = False if averages and run.validates else None  # averages may change after their validation
-        typed = bool(run.config["monitor"])
-        callbacks += [BestCheckpoint(monitor, mode, typed, folder, save_on_train_epoch_end=at_end)]
+        is_typed = bool(run.config["monitor"])
+        callbacks += [BestCheckpoint(monitor, mode, is_typed, folder, save_on_train_epoch_end=at_end)]
         if run.start is not None:
             seed.resume_point = ResumePoint(run.watch)
             callbacks[:0] = [seed.resume_point]  # first: it saves the state before other callbacks change it
@@ -85,7 +86,7 @@ def add_defaults(arguments: dict[str, Any], run: Run, config_yaml: str, save_con
         callbacks += [StopEarly(monitor or "train_loss", mode, int(patience))]
     drop_empty_hooks(callbacks)
     first = callbacks.index(seed) + 1  # the user's callbacks may draw random numbers
-    config["callbacks"] = [*callbacks[:first], *_as_list(config["callbacks"]), *callbacks[first:]]
+    config["callbacks"] = [*callbacks[:first], *own, *callbacks[first:]]
     return config
 
 

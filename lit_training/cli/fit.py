@@ -42,27 +42,25 @@ RESULT_FILE_VARIABLE = "FIT_RESULT_FILE"
 def print_start(run: Run) -> None:
     """Print data, device, batch size, model and any checkpoint to resume from, on rank 0 and without ``--quiet``."""
     trainer, model, data, start = run.trainer, run.model, run.data, run.start
-    if trainer.checkpoint_callbacks and not (start is not None and start.finished):
-        for part in (model, data):
-            plain_checkpoint({"hyper_parameters": dict(with_default_attributes(part).hparams)})
-    if not is_rank_zero() or run.quiet:
-        return
     if start is not None and start.finished:
         typed = [word.partition("=")[0] for word in sys.argv[1:] if re.match("--(?!resume)", word)]
         ignored = f" (without effect: {', '.join(typed)})" if typed and run.resume != "auto" else ""
-        finished = f"{relative_path(start.folder)} has finished: nothing to do{ignored}"
-        print(f"{finished}; for a new run: --resume never", flush=True)
+        if is_rank_zero() and not run.quiet:
+            print(f"{relative_path(start.folder)} has finished: nothing to do{ignored}; for a new run: --resume never")
+        return
+    for part in (model, data) if trainer.checkpoint_callbacks else ():  # raises an error if it cannot be saved
+        plain_checkpoint({"hyper_parameters": dict(with_default_attributes(part).hparams)})
+    if not is_rank_zero() or run.quiet:
         return
     if start is not None and start.checkpoint is not None:
         print(f"resume  {relative_path(start.checkpoint)}, after step {start.step}")
     data_attributes = with_default_attributes(data)
     if report := data_attributes.report():
         print(report)
-    name = type(data or model).__name__
     classes, shape = read_attribute(data, "class_names"), read_attribute(data, "sample_shape")
     shape_text = f": samples of {' x '.join(map(str, shape))}" if shape else ""
     task = plural(len(classes), "class", "classes") if classes else with_default_attributes(model).task
-    print(f"data    {', '.join(filter(None, (name + shape_text, task)))}")
+    print(f"data    {type(data or model).__name__}{shape_text}{f', {task}' if task else ''}")
     if isinstance(data, SplitDataModule) and "augment" in data.hparams:
         print(f"augment {_describe_augmentation(data.augment)}")
     device, devices = type(trainer.accelerator).__name__.removesuffix("Accelerator"), trainer.world_size
@@ -70,9 +68,10 @@ def print_start(run: Run) -> None:
     if start is not None and start.batch_size is not None:
         batch = start.batch_size
         print(f"resize  {batch} samples on each device keep the global batch; the run began on {start.processes}")
-    factors = f"{batch} x {plural(devices, 'device')} x {accumulated} accumulated"
-    is_number = isinstance(batch, int)
-    batch_text = f"; global batch = {batch * devices * accumulated} ({factors})" if is_number else ""
+    batch_text = ""
+    if isinstance(batch, int):
+        factors = f"{batch} x {plural(devices, 'device')} x {accumulated} accumulated"
+        batch_text = f"; global batch = {batch * devices * accumulated} ({factors})"
     threads = plural(trainer.threads[0], "thread") + " each"
     if trainer.threads != trainer.chosen_threads and (start is None or start.batch_size is None):
         threads += f" (as the run began; a new run would use {trainer.chosen_threads[0]})"
@@ -115,9 +114,10 @@ def prepare(run: Run) -> None:
     if isinstance(data, ImageFolderDataModule):
         with progress_bar("examined photos", show=not run.quiet) as progress:
             photos = data.examine(progress)
-        split_file = Path() if resumed is None else resumed / SPLIT
-        if split_file.is_file() and (difference := describe_other_photos(photos, str(split_file))):
-            problem = f"{relative_path(split_file.parent)} was started with other photos: {difference}"
+        if resumed is None or not (resumed / SPLIT).is_file():
+            return
+        if difference := describe_other_photos(photos, str(resumed / SPLIT)):
+            problem = f"{relative_path(resumed)} was started with other photos: {difference}"
             raise UsageError(f"{problem}: restore them, or train a new run with --resume never")
 
 
@@ -142,8 +142,8 @@ def print_result(run: Run) -> None:
     trainer, model = run.trainer, run.model
     best = "".join(saver.best_model_path for saver in trainer.callbacks if isinstance(saver, BestCheckpoint))
     metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
-    is_complete = isinstance(model, LitBase)
-    is_complete &= not (is_complete and best and LEFT_OUT in checkpoints.read_any(Path(best), mmap=True))
+    checkpoint = checkpoints.read_any(Path(best), mmap=True) if best else {}
+    is_complete = isinstance(model, LitBase) and LEFT_OUT not in checkpoint
     if is_complete and run.validates and not (trainer.barebones or trainer.fast_dev_run):
         trainer.ckpt_path = None  # otherwise validate() loads the checkpoint that training resumed from
         loggers, trainer.loggers = trainer.loggers, []  # this validation must not add points to the curves
@@ -158,7 +158,6 @@ def print_result(run: Run) -> None:
     print()
     if best and (table := Path(folder or "", METRICS)).is_file():
         metrics.pop("train_loss", None)  # it is that of the last epoch
-        checkpoint = checkpoints.read_any(Path(best))
         epoch = min(checkpoint["epoch"], trainer.current_epoch - 1)  # that of StochasticWeightAveraging is one more
         names = ["train_loss", *({} if is_complete else metrics)]
         for row in [row for row in read_csv(table) if row.get("epoch") == str(epoch)]:

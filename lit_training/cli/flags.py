@@ -14,7 +14,7 @@ from lightning.pytorch import LightningModule, Trainer
 import datamodules
 import lit_models
 from lit_training.cli.fit import RESULT_FILE_VARIABLE
-from lit_training.cli.schedules import SCHEDULES
+from lit_training.cli.optimizers import SCHEDULES
 from lit_training.errors import UsageError
 from lit_training.runs.folder import find_checkpoint, find_resume_target, run_folder
 from lit_training.runs.layout import CONFIG

@@ -6,16 +6,13 @@ import logging
 import re
 import sys
 import warnings
-from argparse import SUPPRESS, ArgumentError
-from functools import partial
+from argparse import SUPPRESS
 from pkgutil import resolve_name
-from types import SimpleNamespace
 from typing import Any, Literal, NoReturn, get_args
 
-import torch
 from jsonargparse import Namespace, set_dumper, set_parsing_settings
 from jsonargparse.typing import PositiveFloat, PositiveInt
-from lightning.pytorch import LightningDataModule, Trainer
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.strategies import Strategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
@@ -27,7 +24,7 @@ from lit_models.base import read_attribute
 from lit_training.cli.defaults import add_defaults, register_strategies
 from lit_training.cli.flags import add_run_config, resolve_weights, to_lightning_arguments
 from lit_training.cli.limits import check_trainer, explain_trainer_error
-from lit_training.cli.schedules import ARGUMENTS_FROM_RUN, SCHEDULES, build_schedule, describe, uses
+from lit_training.cli.optimizers import ARGUMENTS_FROM_RUN, SCHEDULES, choose_optimizer
 from lit_training.cli.usage_errors import explain_build_error, explain_parse_error
 from lit_training.errors import CheckpointError, UsageError, exit_with_error, print_note
 from lit_training.runs.folder import keep_global_batch
@@ -66,6 +63,8 @@ class OneLineParser(LightningArgumentParser):
         for action in actions_of(self):
             if not is_writable(action.default):
                 action.default = SUPPRESS
+            if action.dest in ARGUMENTS_FROM_DATA and issubclass(class_type, LightningModule):
+                action.required = False
         return added
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
@@ -98,27 +97,28 @@ class FitCLI(LightningCLI):
         for name, kind, default, help_text in OWN_FLAGS:
             parser.add_argument(f"--{name}", type=kind, default=default, help=help_text)
         parser.add_argument("--help_all", action="help", help="Show every flag; --model.help LitCNN shows a class.")
-        options: dict[str, Any] = {"required": False, "instantiate": False}
+        options: dict[str, Any] = {"required": False, "instantiate": False, "skip": {"params", *ARGUMENTS_FROM_RUN}}
         help_text = "Optimizer class and its arguments; the model keeps its parameter groups and its schedule."
-        parser.add_subclass_arguments(Optimizer, "optimizer", skip={"params"}, help=help_text, **options)
+        parser.add_subclass_arguments(Optimizer, "optimizer", help=help_text, **options)
         help_text = "Learning rate schedule class and its arguments; the schedule has the length of the run."
-        options["skip"] = set(ARGUMENTS_FROM_RUN)
         parser.add_subclass_arguments(SCHEDULES, "lr_scheduler", help=help_text, **options)
         for action in actions_of(parser):  # --help_all then shows --max_epochs, not only --trainer.max_epochs
             if action.dest.startswith("trainer."):
                 action.option_strings = [*action.option_strings, f"--{action.dest.removeprefix('trainer.')}"]
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        arguments = to_lightning_arguments(add_run_config(self.arguments))
-        self.required_from_data = _required_from_data(parser, arguments)
-        arguments += [f"--model.{name}=1" for name in self.required_from_data]  # until the data is built
-        self.config = parser.parse_args(arguments)
-        typed = parser.parse_args(arguments, defaults=False).get("model", {}).get("init_args") or {}
-        self.typed = {name: value for name, value in typed.items() if name not in self.required_from_data}
-        self.resume = self.config.pop("resume")  # removed: it may change when a run is resumed
-        self.quiet = self.config.pop("quiet")
+        self.config = parser.parse_args(to_lightning_arguments(add_run_config(self.arguments)))
+        # Flags on the command line, and values in files. A file may hold all default values: only others count.
+        self.typed = {word.partition("=")[0].replace(".init_args", "") for word in self.arguments}
+        for key in filter(self.config.get, ("model", "lr_scheduler")):
+            parameters = inspect.signature(resolve_name(self.config[key]["class_path"])).parameters
+            for name, value in (self.config[key].get("init_args") or {}).items():
+                if name in parameters and value not in (None, parameters[name].default):
+                    self.typed.add(f"--{key}.{name}")
+        # These may change when a run is resumed, so they are not part of its configuration.
+        self.start_flags = {name: self.config.pop(name) for name in ("resume", "quiet", "photos")}
+        self.resume, photos = self.start_flags["resume"], self.start_flags["photos"]
         resolve_weights(self.config, self.resume)
-        self.photos = photos = self.config.pop("photos")
         if photos is not None:
             if self.resume in ("never", "auto") or "root" not in (self.config["data"] or {}).get("init_args", {}):
                 raise UsageError(f"--photos {photos} needs a run on photos: --resume RUN --photos {photos}, or --data")
@@ -128,6 +128,9 @@ class FitCLI(LightningCLI):
         if not re.fullmatch(".+:(max|min)", monitor := self.config["monitor"] or "val_loss:min"):
             choices = f"--monitor {monitor.partition(':')[0]}:max if larger is better, otherwise :min"
             raise UsageError(f"--monitor {monitor} must be a metric's name and max or min: {choices}")
+        both = self.config["monitor"] and "--lr_scheduler.mode" in self.typed
+        if both and not monitor.endswith(mode := self.config["lr_scheduler"]["init_args"]["mode"]):
+            raise UsageError(f"--lr_scheduler.mode {mode} contradicts --monitor {monitor}: leave one out")
         seed = self.config["seed_everything"]
         if isinstance(seed, bool) or not 0 <= seed < 2**32:
             raise UsageError(f"--seed {seed} must be an integer from 0 to {2**32 - 1}: --seed 0")
@@ -143,9 +146,8 @@ class FitCLI(LightningCLI):
             arguments["batch_size"] = with_default_attributes(self.datamodule).hparams.get("batch_size")
         if isinstance(self.model, LitBase):
             self.model.check_data(self.datamodule)
-        watch = Watch(self.config["timeout"])
-        self.run = Run(self.config, self.model, self.datamodule, watch, self.resume, self.quiet, self.photos)
-        self._choose_optimizer()
+        self.run = Run(self.config, self.model, self.datamodule, Watch(self.config["timeout"]), **self.start_flags)
+        choose_optimizer(self.run, self.parser, self.typed)
         self.trainer = self.run.trainer = self.instantiate_trainer()
 
     def _build(self, key: str) -> Any:
@@ -158,104 +160,29 @@ class FitCLI(LightningCLI):
             if isinstance(cause, TypeError):
                 raise UsageError(f"--{key}: {cause}; --{key}.help CLASS shows its arguments") from error
             raise cause from None
-        if built is None:  # the model has its own loaders
-            return None
-        init, others = (self.config[key].get(name) for name in ("init_args", "dict_kwargs"))
-        with contextlib.suppress(Exception):  # they are not plain values
+        with contextlib.suppress(Exception):  # the model has its own loaders, or the arguments are not plain values
+            init, others = (self.config[key].get(name) for name in ("init_args", "dict_kwargs"))
             built.constructor_arguments = to_plain({**vars(init or Namespace()), **(others or {})}, [])
         return built
 
     def _fill_from_data(self) -> None:
         """Copy :data:`ARGUMENTS_FROM_DATA` from the data module to the model's configuration."""
-        model, name_of_data = self.config["model"], type(self.datamodule).__name__
-        for name in (name for name in ARGUMENTS_FROM_DATA if name in (model.get("init_args") or {})):
-            value = read_attribute(self.datamodule, name)
-            if value is not None and self.typed.get(name, value) != value:
-                hint = f"leave --model.{name} out"
+        arguments, data = self.config["model"].get("init_args") or {}, type(self.datamodule).__name__
+        parameters = inspect.signature(resolve_name(self.config["model"]["class_path"])).parameters
+        for name in (name for name in ARGUMENTS_FROM_DATA if name in arguments):
+            given, value = arguments[name], read_attribute(self.datamodule, name)
+            flag, is_typed = f"--model.{name}", f"--model.{name}" in self.typed
+            if value is not None and is_typed and given != value:
+                hint = f"leave {flag} out"
                 if self.resume not in ("never", "auto"):  # the value is in the configuration of the resumed run
                     hint = f"--resume {self.resume} needs the run's own --data, unchanged; or use --resume never"
-                contradiction = f"--model.{name} {self.typed[name]} contradicts {name_of_data}"
-                raise UsageError(f"{contradiction}, which has {name} {value}: {hint}")
+                raise UsageError(f"{flag} {given} contradicts {data}, which has {name} {value}: {hint}")
             if value is not None:
-                model["init_args"][name] = value
-            elif name in self.required_from_data:
-                raise UsageError(f"the model needs --model.{name} VALUE: {name_of_data} has none before its setup()")
-            elif name not in self.typed and name in dir(self.datamodule):
-                used = f"--model.{name} {model['init_args'][name]}"
-                print_note(f"{name_of_data} has no {name} before its setup(): the model has {used}")
-
-    def _choose_optimizer(self) -> None:
-        """Set the model's optimizer and schedule. Raise a UsageError if one cannot be built, or has no effect."""
-        flags = {"optimizer": "chosen_optimizer", "lr_scheduler": "chosen_schedule"}
-        flags = {flag: attribute for flag, attribute in flags.items() if self.config.get(flag)}
-        rule = "is for models built on LitBase that return build_optimizers()"
-        rule += f": {type(self.model).__name__} has its own in configure_optimizers"
-        if not isinstance(self.model, LitBase):
-            for flag in flags:
-                raise UsageError(f"--{flag} {rule}, leave --{flag} out")
-            return
-        # A user's own configure_optimizers may ask the Trainer, which does not exist yet, for the length of the run.
-        lengths = {"estimated_stepping_batches": 1000, "num_training_batches": 100, "max_epochs": 10, "max_steps": -1}
-        self.model.trainer = SimpleNamespace(**lengths)  # type: ignore[assignment]
-        is_own = not type(self.model).configure_optimizers.__module__.startswith("lit_models.")
-        rebuilt = {name: other for name in self._typed_arguments() if flags and (other := self._other_model(name))}
-        for flag in flags if is_own else ["model", *flags]:
-            kind = resolve_name(self.config[flag]["class_path"])
-            arguments = dict(self.config[flag].get("init_args") or {})
-            if flag == "optimizer":
-                self.model.chosen_optimizer = partial(kind, **arguments)
-            elif flag == "lr_scheduler":
-                if arguments.get("step_size", 1) < 1:
-                    raise UsageError("--lr_scheduler.step_size must be at least 1 epoch: --lr_scheduler.step_size 7")
-                mode, monitor = arguments.get("mode", ""), self.config["monitor"] or ""
-                is_typed = mode == "max" or "lr_scheduler.mode" in " ".join(self.arguments)  # the default is min
-                if is_typed and monitor and not monitor.endswith(mode):
-                    raise UsageError(f"--lr_scheduler.mode {mode} contradicts --monitor {monitor}: leave one out")
-                schedule = partial(build_schedule, schedule=kind, arguments=arguments, run=self.run)
-                self.model.chosen_schedule = lambda _: {}  # until it is certain that it is used
-            try:
-                self.model.configure_optimizers()
-            except (TypeError, ValueError, RuntimeError, AttributeError) as error:
-                raise UsageError(f"--{flag} {kind.__name__}: {error}; change this value") from error
-            if flag in flags and not uses(self.model, flags[flag]):
-                raise UsageError(f"--{flag} {rule}, leave --{flag} out")
-            for name, other in rebuilt.items():
-                other.chosen_optimizer, other.chosen_schedule = self.model.chosen_optimizer, self.model.chosen_schedule
-                if describe(other) != describe(self.model):
-                    continue
-                value, is_known = self.typed[name], name in inspect.signature(kind).parameters
-                fix = f"use --{flag}.{name} {value}" if is_known else f"leave --model.{name} out"
-                raise UsageError(f"--model.{name} {value} has no effect beside --{flag} {kind.__name__}: {fix}")
-        if "lr_scheduler" in flags:
-            self.model.chosen_schedule = schedule
-        self.model.trainer = None
-
-    def _typed_arguments(self) -> list[str]:
-        """Return the model's arguments on the command line, and those in files that differ from the default."""
-        names = [argument.partition("=")[0].replace(".init_args", "") for argument in self.arguments]
-        names = [name.removeprefix("--model.") for name in names]
-        if self.resume in ("never", "auto"):  # else the values in the file may be those of the resumed run
-            parameters = inspect.signature(type(self.model)).parameters
-            names += [
-                name for name in self.typed if name in parameters and self.typed[name] != parameters[name].default
-            ]
-        return [name for name in self.typed if name in names]
-
-    def _other_model(self, name: str) -> Any:
-        """Return the model with another value of an argument if its optimizers then differ, otherwise None."""
-        value, parameter = self.typed[name], inspect.signature(type(self.model)).parameters.get(name)
-        others = [2 * value or 1, not value] if isinstance(value, int | float) else []
-        others += [parameter.default, *get_args(parameter.annotation)] if parameter else []
-        for other_value in others:
-            config = self.config["model"].clone()
-            config["init_args"][name] = other_value
-            with contextlib.suppress(Exception), torch.device("meta"):  # fast, and draws no random numbers
-                other = self.parser.instantiate(Namespace(model=config))["model"]
-                other.trainer = self.model.trainer
-                other.configure_optimizers()
-                if describe(other)[1] != describe(self.model)[1]:
-                    return other
-        return None
+                arguments[name] = value
+            elif given is None and name in parameters and parameters[name].default is inspect.Parameter.empty:
+                raise UsageError(f"the model needs {flag} VALUE: {data} has none before its setup()")
+            elif not is_typed and name in dir(self.datamodule):
+                print_note(f"{data} has no {name} before its setup(): the model has {flag} {given}")
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         trainer_config, model_attributes = self.config["trainer"], with_default_attributes(self.model)
@@ -275,7 +202,7 @@ class FitCLI(LightningCLI):
             trainer = FitTrainer(**add_defaults(config, self.run, config_yaml, save_config))
             refuse_other_ranks(trainer)
             if (start := self.run.start) is not None and not start.finished:
-                typed = any(re.match(r"--data\.(init_args\.)?batch_size\b", word) for word in self.arguments)
+                typed = "--data.batch_size" in self.typed
                 self.run.start = start = keep_global_batch(start, self.config, trainer.world_size, typed)
                 for name, done in (("max_epochs", start.epoch), ("max_steps", start.step)):
                     if (limit := config[name]) in range(done):
@@ -296,19 +223,6 @@ class FitCLI(LightningCLI):
         self.run.watch.trainer = trainer
         bind_to_loopback(trainer)
         return trainer
-
-
-def _required_from_data(parser: LightningArgumentParser, arguments: list[str]) -> list[str]:
-    """Return the required arguments of the model that are missing, if they are in :data:`ARGUMENTS_FROM_DATA`."""
-    parser.exit_on_error = False
-    try:
-        parser.parse_args(arguments)
-    except ArgumentError as error:
-        missing = re.search(r'key "model".* required: ([\w, ]+)', str(error), re.DOTALL)
-        return [name for name in ARGUMENTS_FROM_DATA if missing and name in missing[1].split(", ")]
-    finally:
-        parser.exit_on_error = True
-    return []
 
 
 def try_integers_first() -> None:

@@ -9,7 +9,7 @@ from lightning.pytorch.cli import LightningArgumentParser
 from torch.optim import Optimizer
 
 from lit_training.cli.flags import DATA_MODULES, MODELS
-from lit_training.cli.schedules import ARGUMENTS_FROM_RUN, SCHEDULES
+from lit_training.cli.optimizers import ARGUMENTS_FROM_RUN, SCHEDULES
 from lit_training.runs.lightning_internals import actions_of
 from lit_training.text import closest_name, suggest
 
@@ -78,9 +78,7 @@ def explain_parse_error(message: str, parser: LightningArgumentParser) -> str:
 
 def explain_build_error(message: str) -> str:
     """Return one line for a part of Lightning that jsonargparse could not build, or "" for a class of the user."""
-    other = (
-        "[ -]*(Does not val|Subtypes|Errors|Expected|Import path|Not a|Problem with|Given val|a class|a dict|Subclass)"
-    )
+    other = "[ -]*(Does not|Subtypes|Errors|Expected|Import path|Not a|Problem with|Given|a class|a dict|Subclass)"
     reasons = [line.strip(" -") for line in message.splitlines() if not re.match(other, line)]
     path = re.search(r"class_path[ =]'lightning\.[\w.]*\.(\w+)'", message)
     return f"{path[1]}: {' '.join(reasons)}" if path and reasons else ""

@@ -1,5 +1,6 @@
 """Write checkpoints atomically, and read checkpoints without executing code in the file."""
 
+import contextlib
 import inspect
 import io
 import math
@@ -8,7 +9,7 @@ import shutil
 import sys
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -147,7 +148,7 @@ def read_any(path: Path, mmap: bool = False) -> dict[str, Any]:
 def load_model(checkpoint: dict[str, Any]) -> LitBase:
     """Return the model of a checkpoint, in evaluation mode on the CPU. Raise a CheckpointError if this fails."""
     model_class = find_class(checkpoint["lit"].get("model_class"), LitBase)
-    try:
+    with _explain_errors(model_class, checkpoint):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # warnings of constructors matter only for training
             model = _create(model_class, checkpoint, "model")
@@ -156,8 +157,6 @@ def load_model(checkpoint: dict[str, Any]) -> LitBase:
         model.on_load_checkpoint(checkpoint)
         model.load_state_dict(checkpoint["state_dict"])
         _validate_metadata(model)
-    except Exception as error:  # wrong values in the file can cause any exception
-        raise _does_not_fit_error(model_class, error, checkpoint) from error
     return model.eval()
 
 
@@ -199,16 +198,19 @@ def load_data(checkpoint: dict[str, Any]) -> Any:
         fix = "evaluate it in your own code, with lit_training.load"
         raise CheckpointError(f"the checkpoint was trained on data loaders without a data module: {fix}")
     data_class = find_class(path, LightningDataModule)
-    try:
+    with _explain_errors(data_class, checkpoint):
         return _create(data_class, checkpoint, "data")
+
+
+@contextlib.contextmanager
+def _explain_errors(kind: type, checkpoint: dict[str, Any]) -> Iterator[None]:
+    """Raise a DataError or a CheckpointError for any exception: wrong values in the file can cause any."""
+    try:
+        yield
     except DataError:
         raise
-    except Exception as error:  # wrong values in the file can cause any exception
-        raise _does_not_fit_error(data_class, error, checkpoint) from error
-
-
-def _does_not_fit_error(kind: type, error: Exception, checkpoint: dict[str, Any]) -> CheckpointError:
-    reason = " ".join(" ".join((str(error) or type(error).__name__).splitlines()[:2]).split())
-    reason += checkpoint.get(LEFT_OUT, "")
-    name = dotted_path(kind) if is_own(kind) else kind.__name__
-    return CheckpointError(f"the checkpoint does not fit {name}: {reason}")
+    except Exception as error:
+        reason = " ".join(" ".join((str(error) or type(error).__name__).splitlines()[:2]).split())
+        name = dotted_path(kind) if is_own(kind) else kind.__name__
+        message = f"the checkpoint does not fit {name}: {reason}{checkpoint.get(LEFT_OUT, '')}"
+        raise CheckpointError(message) from error

@@ -92,14 +92,16 @@ def prepare_start(resume: str, root: str, config_yaml: str, photos: str | None =
     CheckpointError if no resume point can be read, or the folder cannot be created.
     """
     new_config = yaml.safe_load(config_yaml)
-    limits = limits_of(new_config)
+    trainer: dict[str, Any] = new_config.get("trainer", {})
+    limits = {name: trainer.get(name) for name in ("max_epochs", "max_steps", "max_time", "callbacks")}
+    limits |= {name: new_config.get(name) for name in ("early_stopping", "monitor")}
     if resume == "auto":
         runs = newest_first(root)
         for is_same, candidates in ((_same_settings, runs), (_same_but_size, filter(resume_points, runs))):
             for run in candidates:
                 if is_same(_read_config(run), new_config):
                     # A run without a resume point starts again at step 0, in the same folder.
-                    return lock_and_read_resume_point(run, limits) or replace(lock_run(run), limits=limits)
+                    return lock_and_read_resume_point(run, limits)
     if resume in ("auto", "never"):
         return replace(_make_folder(root, config_yaml), limits=limits)
     path = find_resume_target(resume, root).resolve()
@@ -116,7 +118,7 @@ def prepare_start(resume: str, root: str, config_yaml: str, photos: str | None =
         _refuse_other_settings(new_config, run_config, run)
     if path.is_file():
         return _read_resume_point(replace(lock_run(run), limits=limits), path)
-    if (start := lock_and_read_resume_point(run, limits)) is None:
+    if (start := lock_and_read_resume_point(run, limits)).checkpoint is None:
         raise CheckpointError(f"{run} has no resume point: leave --resume out to train a new run")
     return start
 
@@ -234,20 +236,20 @@ def lock_run(run: Path) -> RunStart:
     return RunStart(run)
 
 
-def lock_and_read_resume_point(run: Path, limits: dict[str, Any]) -> RunStart | None:
-    """Lock the run and return its newest readable resume point, or None if it has written none yet.
+def lock_and_read_resume_point(run: Path, limits: dict[str, Any]) -> RunStart:
+    """Lock the run and return its newest readable resume point, or step 0 if it has written none yet.
 
     If only the older of two can be read, rename the other to ``NAME.broken``. If none can be read, raise a
     CheckpointError and change nothing. Remove incomplete files that a killed process has left.
     """
-    start, found, errors = replace(lock_run(run), limits=limits), None, []
+    start, errors = replace(lock_run(run), limits=limits), []
     for path in (points := resume_points(run)):
         try:
-            found = _read_resume_point(start, path)
+            start = _read_resume_point(start, path)
             break
         except CheckpointError as error:
             errors.append(str(error))
-    if errors and found is None:
+    if errors and start.checkpoint is None:
         raise CheckpointError(f"{'; '.join(errors)}: train a new run with --resume never")
     for message in errors:
         print(f"fit.py: warning: {message}; renamed to {LAST}.broken, using {PREVIOUS}", file=sys.stderr)
@@ -255,7 +257,7 @@ def lock_and_read_resume_point(run: Path, limits: dict[str, Any]) -> RunStart | 
     for unfinished in (part for folder in ("", CHECKPOINTS, RESUME) for part in (run / folder).glob(".*.part")):
         with contextlib.suppress(OSError):
             unfinished.unlink()
-    return found
+    return start
 
 
 def _read_resume_point(start: RunStart, path: Path) -> RunStart:
@@ -267,16 +269,13 @@ def _read_resume_point(start: RunStart, path: Path) -> RunStart:
     except (KeyError, TypeError) as error:
         raise CheckpointError(f"{path} is not a resume point: give the run's folder") from error
     if finished:  # it was, with the limits of that command
-        limits = state.get("limits") or limits_of(_read_config(start.folder))  # older versions saved none
-        if "limits" not in state and not (limits["early_stopping"] or limits["callbacks"]):
-            limits["max_epochs"] = epoch  # config.yaml may have those of a later command
         reached = {"max_epochs": epoch, "max_steps": checkpoint["global_step"]}
-        finished = limits == start.limits or any(
+        finished = state.get("limits") == start.limits or any(  # older versions saved none
             start.limits[name] not in (None, -1) and start.limits[name] <= done for name, done in reached.items()
         )
     threads: Any = tuple(state.get("threads") or ()) or None  # runs of older versions have none
-    counts: Any = {"step": step, "metrics_rows": metrics_rows, "epoch": epoch, "processes": state.get("shape", [0])[0]}
-    return replace(start, checkpoint=path, finished=finished, threads=threads, **counts)
+    start = replace(start, checkpoint=path, step=step, metrics_rows=metrics_rows, epoch=epoch, finished=finished)
+    return replace(start, threads=threads, processes=state.get("shape", [0])[0])
 
 
 def keep_global_batch(start: RunStart, new_config: Any, processes: int, is_typed: bool) -> RunStart:
@@ -342,13 +341,6 @@ def _same_settings(old: Any, new: Any) -> bool:
     if isinstance(old, str) and isinstance(new, str) and old != new:  # they may be spellings of one path
         old, new = (os.path.realpath(expand_paths(path)) for path in (old, new))
     return bool(old == new)
-
-
-def limits_of(config: dict[str, Any] | None) -> dict[str, Any]:
-    """Return the settings of a configuration that decide when training ends."""
-    trainer = (config or {}).get("trainer") or {}
-    limits = {name: trainer.get(name) for name in ("max_epochs", "max_steps", "max_time", "callbacks")}
-    return limits | {name: (config or {}).get(name) for name in ("early_stopping", "monitor")}
 
 
 def run_folder(checkpoint_file: Path) -> Path:

@@ -21,7 +21,6 @@ DEFAULTS: dict[str, Any] = {
     "default_epochs": 1,
     "skips_layers": False,
     "same_random_numbers_on_all_ranks": False,
-    "epoch_losses": (0.0, 0),
     "samples_evaluated": None,
     # attributes of a data module
     "class_names": (),

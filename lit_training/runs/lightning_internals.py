@@ -4,19 +4,22 @@ Checked with lightning 2.6.6. tests/lit_training/runs/test_lightning_internals.p
 """
 
 import contextlib
+import copy
 from argparse import Action, ArgumentParser
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning.fabric.utilities.apply_func import apply_to_collection
 from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
+from lightning.pytorch.loggers.logger import DummyLogger
 from lightning.pytorch.profilers import PassThroughProfiler, XLAProfiler
 from lightning.pytorch.strategies.launchers import subprocess_script
 from lightning.pytorch.trainer import call
 from lightning.pytorch.trainer.connectors.logger_connector.result import _Metadata, _ResultMetric, _Sync
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
+from torch.nn.parameter import is_lazy
 
 STEP_HOOKS = (
     "on_train_batch_start",
@@ -29,9 +32,6 @@ STEP_HOOKS = (
     "on_validation_batch_end",
 )
 XLAProfiler.__del__ = lambda profiler: None  # type: ignore[method-assign]  # of a half-made one it prints a traceback
-
-_OF_META = [field.name for field in fields(_Metadata) if field.name not in ("reduce_fx", "_sync")]
-_OF_RESULT = ("value", "cumulated_batch_size", "_forward_cache", "_computed", "_update_count", "has_reset")
 
 
 class ConnectedTrainer(Trainer):
@@ -79,14 +79,16 @@ def set_logged_steps(trainer: Trainer, steps: int) -> None:
 
 def epoch_results(trainer: Trainer) -> dict[str, Any]:
     """Return what ``self.log`` has collected in this epoch, as plain values: Lightning does not save it."""
+
+    def plain(part: Any) -> dict[str, Any]:
+        kinds = (type(None), bool, int, float, str, Tensor)
+        return {name: value for name, value in vars(part).items() if type(value) in kinds}
+
     connector, collected = trainer._logger_connector, {}
     for key, result in trainer.fit_loop.epoch_loop._results.items():
         if not result.has_reset:
-            meta = {name: getattr(result.meta, name) for name in _OF_META}
-            meta |= {"reduce_fx": result.meta.reduce_fx.__name__}
-            sync = {name: getattr(result.meta.sync, name) for name in ("_should", "rank_zero_only", "_op")}
-            names = _OF_RESULT if result.is_tensor else [name for name in _OF_RESULT if name != "value"]
-            values = {name: vars(result)[name] for name in names if name in vars(result)}
+            meta = plain(result.meta) | {"reduce_fx": result.meta.reduce_fx.__name__}
+            sync, values = plain(result.meta.sync), plain(result)
             collected[key] = {"meta": meta, "sync": sync, "values": values}
     return {"first": connector._first_loop_iter, "fx": connector._current_fx, "collected": collected}
 
@@ -134,11 +136,23 @@ def count_epoch_as_complete(trainer: Trainer) -> None:
 
 
 def start_resumed_epoch(trainer: Trainer, model: LightningModule) -> None:
-    """Call the hooks ``on_train_epoch_start``, which keep a backbone frozen. After a resume Lightning skips them."""
-    loggers, trainer.loggers = trainer.loggers, []  # the hooks logged the same values before the resume
+    """Call the hooks ``on_train_epoch_start``, which Lightning skips after a resume. Undo their changes of weights.
+
+    They set what no checkpoint holds. What they do to weights and optimizers, the checkpoint already has.
+    """
+    tensors = [one for one in (*model.parameters(), *model.buffers()) if not is_lazy(one)]
+    weights = [one.detach().clone() for one in tensors]
+    states = [copy.deepcopy(optimizer.state_dict()) for optimizer in trainer.optimizers]
+    loggers, trainer.loggers = trainer.loggers, [DummyLogger()]  # the hooks logged the same values before the resume
     call._call_callback_hooks(trainer, "on_train_epoch_start")
     call._call_lightning_module_hook(trainer, "on_train_epoch_start")
     trainer.loggers = loggers
+    with torch.no_grad():
+        for one, weight in zip(tensors, weights, strict=True):
+            one.copy_(weight)
+    for optimizer, state in zip(trainer.optimizers, states, strict=True):
+        if len(state["param_groups"]) == len(optimizer.param_groups):  # else fine-tuning has added a group
+            optimizer.load_state_dict(state)
 
 
 def stop_process_observer() -> None:

@@ -7,6 +7,7 @@ from argparse import Namespace
 from collections import deque
 from collections.abc import Iterator
 from enum import Enum
+from operator import attrgetter
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,7 +16,9 @@ import numpy as np
 import torch
 from lightning.fabric.utilities.apply_func import apply_to_collection
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader, Dataset
@@ -36,26 +39,35 @@ FORMS: dict[str, tuple[type, Any, Any]] = {  # mark -> class, functions that ret
     "\0enum": (Enum, lambda member: member.name, str),
 }
 ON_DEVICE = "\0device"  # the mark of a tensor that is not on the CPU
-NOT_SEARCHED = (LightningModule, LightningDataModule, Trainer, Optimizer, LRScheduler, Tensor)
+OBJECT = "\0object"  # the mark of an object of the user in a collection: [module, name of the class, its values]
+TRAINED, GRADIENTS = "\0requires_grad", "\0grad"  # names of what a module's parameters have
+NOT_SEARCHED = (LightningDataModule, Trainer, Optimizer, LRScheduler, Tensor)
 """Their state is elsewhere in a checkpoint, or they have none."""
-OF_LIGHTNING = vars(LightningModule()).keys() - {"_modules"}
-MAX_ITEMS, MAX_PARTS = 1_000, 10_000
+OF_LIGHTNING = vars(LightningModule()).keys() - {"_modules", "training"}
+MAX_ITEMS, MAX_PARTS, MAX_NUMBERS = 1_000, 10_000, 10_000
+NO_STATE = (Callback.state_dict, LightningDataModule.state_dict)
 
 
 class OwnState:
     """The plain values and the states of random generators in an object and its parts, now.
 
-    A value with more than ``max_numbers`` numbers is left out: it holds data. Parts of a class in ``skipped`` too.
+    Left out: values with more than ``max_numbers`` numbers, which are data, parts of a class in ``skipped``, and
+    parameters and buffers whose id is in ``saved``. The values with ``gradients`` have those of parameters.
     """
 
-    def __init__(self, root: Any, max_numbers: float = float("inf"), skipped: tuple[type, ...] = ()) -> None:
+    def __init__(
+        self,
+        root: Any,
+        max_numbers: float = float("inf"),
+        skipped: tuple[type, ...] = (),
+        saved: frozenset[int] = frozenset(),
+        gradients: bool = False,
+    ) -> None:
         self.values: dict[tuple[Any, ...], Any] = {}
         """Names of attributes, keys and indices on the way to a value -> the plain value."""
         self.iterators: list[str] = []
         """Names of iterators. Their position cannot be saved."""
         self._parts: dict[tuple[Any, ...], Any] = {}
-        # the buffers that checkpoints contain
-        saved = set(map(id, root.state_dict(keep_vars=True).values())) if isinstance(root, nn.Module) else set()
         waiting: list[tuple[tuple[Any, ...], Any]] = [((), root)]
         seen: set[int] = set()
         while waiting and len(seen) < MAX_PARTS:
@@ -67,7 +79,7 @@ class OwnState:
                 continue
             seen.add(id(part))
             self._parts[way] = part
-            for name, value in _named_values(part, saved):
+            for name, value in _named_values(part, saved, gradients):
                 try:
                     self.values[(*way, name)] = _read(value, [max_numbers])
                 except Exception:  # a value that is not plain; tensors of special kinds may raise any error
@@ -88,7 +100,11 @@ class OwnState:
             if part is None or pickle.dumps(self.values.get(way)) == pickle.dumps(plain):
                 continue
             old = dict(_named_values(part)).get(name)
-            new = _write(plain, device)
+            new = to_value(plain, device)
+            if name in (TRAINED, GRADIENTS):
+                for parameter, value in new.items():
+                    setattr(getattr(part, parameter), name[1:], value)
+                continue
             for kind, _, write in GENERATORS:
                 if isinstance(old, kind):
                     write(old, new)
@@ -96,36 +112,53 @@ class OwnState:
             else:
                 if isinstance(old, Enum):
                     new = type(old)[new]
-                if isinstance(old, Tensor) and old.requires_grad:  # an optimizer may have it
+                is_parameter = isinstance(part, nn.Module) and isinstance(getattr(part, name, None), nn.Parameter)
+                if isinstance(old, Tensor) and (old.requires_grad or is_parameter):  # an optimizer may have it
                     old.data.copy_(new)
                 elif isinstance(new, list | set | dict | deque) and isinstance(old, type(new)):  # others may have it
+                    if isinstance(new, list | deque):
+                        new = [*map(_reuse, old, new), *list(new)[len(old) :]]
                     old.clear()
                     (old.extend if isinstance(old, list | deque) else old.update)(new)
                 elif isinstance(part, dict | list):
                     part[name] = new
-                elif not isinstance(part, tuple) and not isinstance(getattr(part, name, None), nn.Parameter):
-                    setattr(part, name, new)  # ModelPruning replaces parameters by plain tensors
+                elif not isinstance(part, tuple):
+                    setattr(part, name, new)
 
 
 def own_states(trainer: Trainer) -> list[OwnState]:
-    """Return the state of the model, and of the user's data module and callbacks that save no state themselves."""
-    others: list[Any] = [*trainer.callbacks, getattr(trainer, "datamodule", None)]  # type: ignore[attr-defined]
-    own = [one for one in others if type(one).__module__.partition(".")[0] not in PACKAGES]
-    own = [one for one in own if type(one).state_dict in (Callback.state_dict, LightningDataModule.state_dict)]
-    data = [OwnState(one, 10_000, skipped=(Dataset, DataLoader)) for one in own]
-    return [OwnState(trainer.lightning_module, skipped=(Dataset, DataLoader)), *data]
+    """Return the state of the model, and of the user's data and callbacks that save no state themselves."""
+    model, data = trainer.lightning_module, getattr(trainer, "datamodule", None)
+    saved = frozenset(map(id, model.state_dict(keep_vars=True).values()))
+    hooks = ("optimizer_step", "optimizer_zero_grad")  # a model with its own keeps gradients for several batches
+    gradients = not model.automatic_optimization or any(is_overridden(name, model) for name in hooks)
+    others: list[Any] = [*trainer.callbacks, data]  # type: ignore[attr-defined]
+    own = [one for one in others if type(one).__module__.partition(".")[0] not in PACKAGES or one is None]
+    own = [one for one in own if one is None or type(one).state_dict in NO_STATE]
+    states = [OwnState(model, skipped=(Dataset, DataLoader), saved=saved, gradients=gradients)]
+    for one in own:
+        limit = float("inf") if isinstance(one, Callback) else MAX_NUMBERS
+        states.append(OwnState(one, limit, skipped=(Dataset, DataLoader, LightningModule), saved=saved))
+    if data is None or data in own:
+        states.append(OwnState({"val": trainer.val_dataloaders}, MAX_NUMBERS, skipped=(LightningModule,)))
+    return states
 
 
-def _named_values(part: Any, saved: set[int] | None = None) -> list[tuple[Any, Any]]:
-    """Return the items of a container or the attributes of an object; of the buffers only those not in ``saved``."""
+def _named_values(part: Any, saved: frozenset[int] = frozenset(), gradients: bool = True) -> list[tuple[Any, Any]]:
+    """Return the items of a container or the attributes of an object, and the weights that are not in ``saved``."""
     if isinstance(part, dict | list | tuple):
         items = part.items() if isinstance(part, dict) else enumerate(part)
         return list(items) if len(part) <= MAX_ITEMS else []
     items = getattr(part, "__dict__", {}).items()
     if not isinstance(part, nn.Module):
         return list(items)
-    buffers = [(name, one) for name, one in part.named_buffers(recurse=False) if id(one) not in (saved or ())]
-    return [item for item in items if item[0] not in OF_LIGHTNING] + buffers
+    parameters = list(part.named_parameters(recurse=False))
+    weights = [*parameters, *part.named_buffers(recurse=False)]
+    values = [item for item in items if item[0] not in OF_LIGHTNING]
+    values += [(name, one.detach()) for name, one in weights if id(one) not in saved and not is_lazy(one)]
+    values += [(TRAINED, {name: one.requires_grad for name, one in parameters})] if parameters else []
+    values += [(GRADIENTS, {name: one.grad for name, one in parameters})] if parameters and gradients else []
+    return values
 
 
 def _is_searched(part: Any, skipped: tuple[type, ...]) -> bool:
@@ -143,10 +176,10 @@ def _read(value: Any, left: list[float]) -> Any:
     for kind, read, _ in GENERATORS:
         if isinstance(value, kind):
             return apply_to_collection(read(value), np.ndarray, np.ndarray.tolist)  # a checkpoint holds no arrays
-    return _plain(value, left)
+    return _plain(dict(value) if isinstance(value, dict) else value, left, is_attribute=True)
 
 
-def _plain(value: Any, left: list[float]) -> Any:
+def _plain(value: Any, left: list[float], is_attribute: bool = False) -> Any:
     left[0] -= value.numel() if isinstance(value, Tensor) else 1
     if left[0] < 0:
         raise TypeError("too large")
@@ -160,24 +193,43 @@ def _plain(value: Any, left: list[float]) -> Any:
         return value.item()
     if kind in (list, tuple, set):
         return kind([_plain(item, left) for item in value])
-    if isinstance(value, dict):
+    if kind is dict:
         return {_plain(key, left): _plain(item, left) for key, item in value.items()}
     for mark, (known, to_plain, _) in FORMS.items():
         if isinstance(value, known):
             return {mark: _plain(to_plain(value), left)}
+    is_record = isinstance(value, tuple)  # a named tuple
+    if (is_record or not is_attribute) and _is_searched(value, (nn.Module, Dataset, DataLoader, dict, list)):
+        values = list(value) if is_record else dict(vars(value))
+        return {OBJECT: [kind.__module__, kind.__qualname__, _plain(values, left)]}
     raise TypeError(f"{kind.__name__} is not plain")
 
 
-def _write(plain: Any, device: torch.device) -> Any:
+def _reuse(old: Any, new: Any) -> Any:
+    """Return ``old`` with the attributes of ``new`` if both are objects of one class of the user, else ``new``."""
+    if type(old) is not type(new) or not hasattr(new, "__dict__"):
+        return new
+    vars(old).clear()
+    vars(old).update(vars(new))
+    return old
+
+
+def to_value(plain: Any, device: torch.device) -> Any:
     """Return the value that was read as ``plain``. It shares no memory with ``plain``."""
     if isinstance(plain, dict):
         if plain.keys() == {ON_DEVICE}:
             return plain[ON_DEVICE].to(device)
-        new = {key: _write(item, device) for key, item in plain.items()}
+        if plain.keys() == {OBJECT}:
+            module, name, values = plain[OBJECT]
+            kind = attrgetter(name)(sys.modules[module])  # never an import: the user's modules are there
+            if isinstance(values, list):
+                return kind._make(to_value(values, device))
+            one = object.__new__(kind)
+            vars(one).update(to_value(values, device))
+            return one
+        new = {key: to_value(item, device) for key, item in plain.items()}
         mark = next(iter(new), None)
         return FORMS[mark][2](new[mark]) if mark in FORMS else new
-    if isinstance(plain, list | set):
-        return type(plain)(_write(item, device) for item in plain)
-    if type(plain) is tuple:
-        return tuple(_write(item, device) for item in plain)
+    if type(plain) in (list, set, tuple):
+        return type(plain)(to_value(item, device) for item in plain)
     return plain.clone() if isinstance(plain, Tensor) else plain

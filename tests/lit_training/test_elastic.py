@@ -48,10 +48,11 @@ def pretend_two_processes(point: Path) -> None:
     config["trainer"]["devices"], config["data"]["init_args"]["batch_size"] = 2, 4
     (RUN / "config.yaml").write_text(yaml.safe_dump(config))
     saved = torch.load(point, weights_only=True)
-    [state] = [state for state in saved["callbacks"].values() if "losses" in state]
-    [(loss, batches)] = state["losses"]
+    [state] = [state for state in saved["callbacks"].values() if "loaders" in state]
+    [[model, *others]] = state["own"]
+    loss, batches = model["epoch_losses",]
     state["shape"][0], state["threads"] = 2, (3, 4)
-    state["losses"] = [(loss * 0.5, batches), (loss * 1.5, batches)]
+    state["own"] = [[{**model, ("epoch_losses",): (loss * part, batches)}, *others] for part in (0.5, 1.5)]
     state["loaders"] *= 2
     state["shuffled"] = [True]  # as with ddp
     torch.save(saved, point)

@@ -10,7 +10,8 @@ from torchvision import models
 
 from datamodules import ImageFolderDataModule
 from datamodules.text import command
-from lit_training.callbacks.resume import ResumePoint, StepSeed
+from lit_training.callbacks.resume import ResumePoint
+from lit_training.runs.loaders import StepSeed
 from tests.support.ants_and_bees import write_photos
 from tests.support.commands import run, run_well
 from tests.support.fits import SMALL_NET

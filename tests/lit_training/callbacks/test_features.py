@@ -15,7 +15,7 @@ from datamodules import ImageFolderDataModule, Preprocessing
 from datamodules.loading.memory import Pictures
 from lit_models import LitTransfer
 from lit_training.callbacks.features import FeatureCache, Features
-from lit_training.cli.schedules import build_schedule
+from lit_training.cli.optimizers import build_schedule
 
 
 def fit(

@@ -8,8 +8,8 @@ import pytest
 
 from lit_training.cli.flags import DATA_MODULES, MODELS, TRAINER_FLAGS, to_lightning_arguments
 from lit_training.cli.help import FIT_HELP
+from lit_training.cli.optimizers import SCHEDULES
 from lit_training.cli.parser import FitCLI
-from lit_training.cli.schedules import SCHEDULES
 from tests.support.fits import parse
 
 OURS = {
