@@ -123,7 +123,7 @@ class LitAirbench(LitBase):
         values, vectors = torch.linalg.eigh(moments.double().cpu().nan_to_num())
         filters = (vectors / (values + 1e-4).sqrt()).T.reshape(-1, *self.net.whiten.weight.shape[1:])
         self.net.whiten.weight.copy_(torch.cat([filters, -filters]))
-        self.net.is_whitened.fill_(True)
+        self.net.get_buffer("is_whitened").fill_(True)
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         loss, pictures = super().training_step(batch, batch_idx), len(batch[0]) * self.trainer.world_size
@@ -145,6 +145,6 @@ class LitAirbench(LitBase):
 
     def schedule(self, optimizer: Optimizer) -> dict[str, Any]:
         """Lower the learning rates linearly to 0, at each step."""
-        linear: Any = PolynomialLR(optimizer, self.trainer.estimated_stepping_batches)
+        linear: Any = PolynomialLR(optimizer, self.trainer.estimated_stepping_batches)  # type: ignore[arg-type]
         linear.total_steps = linear.total_iters  # the run cannot be extended beyond it
         return {"scheduler": linear, "interval": "step"}

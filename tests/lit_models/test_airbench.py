@@ -46,8 +46,9 @@ def test_the_documented_numbers_of_parameters() -> None:
 
 def test_forward_equals_a_functional_computation() -> None:
     net, x = AirbenchNet(3, 5, 0.125), pictures()
-    for norm in (module for module in net.modules() if isinstance(module, nn.BatchNorm2d)):
-        nn.init.normal_(norm.bias)
+    for module in net.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.normal_(module.bias)
     p = net.state_dict()
     h = F.gelu(F.conv2d(x, p["whiten.weight"], p["whiten.bias"]))
     sizes = []
@@ -120,7 +121,7 @@ def test_a_step_has_the_gradient_of_the_summed_loss(
 
     class Note(Callback):
         def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
-            found.append(model.net.head.weight.grad.clone())
+            found.append(model.net.head.weight.grad.clone())  # type: ignore[union-attr]
 
         def on_train_batch_start(self, *_: Any) -> None:
             model.net.eval()  # BatchNorm would use other statistics for other batches
