@@ -41,7 +41,7 @@ from lit_training.runs.lightning_internals import (
 )
 from lit_training.runs.loaders import repeatable_loaders, shuffled
 from lit_training.runs.metrics_csv import MetricsCSV
-from lit_training.runs.own_state import own_states, to_value
+from lit_training.runs.own_state import own_states, to_value, weights_restorer
 from lit_training.runs.processes import Stopped, Watch, gather_objects, is_child, requeue_slurm_job
 
 
@@ -63,7 +63,7 @@ class ResumePoint(Callback):
         self._state_to_save: dict[str, Any] = {}
         self._save_seconds = 0.1  # assumed time to write the first resume point
         self._step_end_time, self._validation_seconds = 0.0, math.inf  # inf: the first validation may be long
-        self._first_own_states: list[Any] = []
+        self._first_own_states: dict[str, Any] = {}
         """For each object of the user, hashes of its state before the first step of this process."""
         self._data_fingerprint = ""
         self._accumulated = 0  # of the command: a GradientAccumulationScheduler changes that of the Trainer
@@ -124,7 +124,8 @@ class ResumePoint(Callback):
         """
         start_time, metrics_rows = time.monotonic(), 0
         batches = trainer.fit_loop.epoch_loop.batch_progress.current.ready - (batch is not None)
-        own = [one.changed(old) for one, old in zip(own_states(trainer), self._first_own_states, strict=False)]
+        firsts = self._first_own_states
+        own = {name: one.changed(firsts.get(name, {})) for name, one in own_states(trainer).items() if firsts}
         if not self._first_own_states and self.loaded.get("own"):  # no step since the resume
             own = self.loaded["own"][trainer.global_rank]
         for logger in trainer.loggers:
@@ -173,6 +174,8 @@ class ResumePoint(Callback):
         self._accumulated = trainer.accumulate_grad_batches
         if not self.loaded:
             return
+        # Hooks that run again, on_train_start and on_train_epoch_start, may change weights that are restored already.
+        self._restore_weights = weights_restorer(trainer)
         if (saved := self.loaded["shape"]) != (own := self._batch_layout(trainer)):
             before, now = (
                 f"{plural(ranks, 'process', 'processes')} with {batches} batches per epoch and {accumulated} per step"
@@ -194,9 +197,13 @@ class ResumePoint(Callback):
         metrics = {name: value.to(pl_module.device) for name, value in self.loaded["metrics"].items()}
         trainer.callback_metrics.update(metrics)
 
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self.loaded and not self._first_own_states:
+            self._restore_weights()
+
     def _resize(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Share the saved losses among another number of processes. Raise a CheckpointError if it must not change."""
-        own = self.loaded.get("own", [[]] * self.loaded["shape"][0])  # older versions saved none
+        own = self.loaded.get("own", [{}] * self.loaded["shape"][0])  # older versions saved none
         ranks, first = trainer.world_size, len(own)
         if first == ranks:
             return
@@ -211,25 +218,27 @@ class ResumePoint(Callback):
         for name, saved in ((name, self.loaded[name]) for name in ("loaders", "own", "results")):
             self.loaded[name] = [saved[rank * first // ranks] for rank in range(ranks)]
         way = ("epoch_losses",)
-        losses = [to_value(model[way], torch.device("cpu")) for model, *_ in filter(None, own) if way in model]
+        models = [one.get("model", {}) for one in own]
+        losses = [to_value(model[way], torch.device("cpu")) for model in models if way in model]
         if losses and isinstance(pl_module, LitBase):
             share = ranks if pl_module.reduction == "sum" else first  # keeps the sum, or the mean
             shared = sum(float(loss) for loss, _ in losses) / share, losses[0][1]
-            self.loaded["own"] = [[{**model, way: shared}, *others] for model, *others in self.loaded["own"]]
+            self.loaded["own"] = [{**one, "model": {**one["model"], way: shared}} for one in self.loaded["own"]]
 
     def _restore_own_state(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Before the first step of this process, restore what the steps before it changed in the user's objects."""
         is_inside_epoch = self.loaded and not self.loaded["finished"]
         if is_inside_epoch:
             start_resumed_epoch(trainer, pl_module)
+            self._restore_weights()
         states = own_states(trainer)
-        self._first_own_states = [one.digests() for one in states]
-        if iterators := [name for one in states for name in one.iterators]:
+        self._first_own_states = {name: one.digests() for name, one in states.items()}
+        if iterators := [name for one in states.values() for name in one.iterators]:
             reason = f"the position of {', '.join(iterators)} cannot be saved"
             print_once(f"the run may be different after an interruption: {reason}")
         if self.loaded.get("own"):
-            for one, saved in zip(states, self.loaded["own"][trainer.global_rank], strict=False):
-                one.restore(saved, pl_module.device)
+            for name in states.keys() & (saved := self.loaded["own"][trainer.global_rank]):
+                states[name].restore(saved[name], pl_module.device)
         if is_inside_epoch and self.loaded.get("results"):
             restore_epoch_results(trainer, self.loaded["results"][trainer.global_rank])
 

@@ -4,12 +4,10 @@ Checked with lightning 2.6.6. tests/lit_training/runs/test_lightning_internals.p
 """
 
 import contextlib
-import copy
 from argparse import Action, ArgumentParser
 from pathlib import Path
 from typing import Any
 
-import torch
 from lightning.fabric.utilities.apply_func import apply_to_collection
 from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
 from lightning.pytorch.loggers.logger import DummyLogger
@@ -19,7 +17,6 @@ from lightning.pytorch.trainer import call
 from lightning.pytorch.trainer.connectors.logger_connector.result import _Metadata, _ResultMetric, _Sync
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
-from torch.nn.parameter import is_lazy
 
 STEP_HOOKS = (
     "on_train_batch_start",
@@ -136,23 +133,11 @@ def count_epoch_as_complete(trainer: Trainer) -> None:
 
 
 def start_resumed_epoch(trainer: Trainer, model: LightningModule) -> None:
-    """Call the hooks ``on_train_epoch_start``, which Lightning skips after a resume. Undo their changes of weights.
-
-    They set what no checkpoint holds. What they do to weights and optimizers, the checkpoint already has.
-    """
-    tensors = [one for one in (*model.parameters(), *model.buffers()) if not is_lazy(one)]
-    weights = [one.detach().clone() for one in tensors]
-    states = [copy.deepcopy(optimizer.state_dict()) for optimizer in trainer.optimizers]
+    """Call the hooks ``on_train_epoch_start``, which keep a backbone frozen. After a resume Lightning skips them."""
     loggers, trainer.loggers = trainer.loggers, [DummyLogger()]  # the hooks logged the same values before the resume
     call._call_callback_hooks(trainer, "on_train_epoch_start")
     call._call_lightning_module_hook(trainer, "on_train_epoch_start")
     trainer.loggers = loggers
-    with torch.no_grad():
-        for one, weight in zip(tensors, weights, strict=True):
-            one.copy_(weight)
-    for optimizer, state in zip(trainer.optimizers, states, strict=True):
-        if len(state["param_groups"]) == len(optimizer.param_groups):  # else fine-tuning has added a group
-            optimizer.load_state_dict(state)
 
 
 def stop_process_observer() -> None:

@@ -1,11 +1,12 @@
 """Read and restore what objects of the user change in their attributes while they train, as plain values."""
 
+import copy
 import pickle
 import random
 import sys
 from argparse import Namespace
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from enum import Enum
 from operator import attrgetter
 from pathlib import Path
@@ -23,6 +24,8 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader, Dataset
 
+from datamodules.loading.module import SplitDataModule
+from lit_models.base import dotted_path
 from lit_training.runs.foreign import PACKAGES
 from lit_training.runs.plain import SIMPLE
 
@@ -126,21 +129,41 @@ class OwnState:
                     setattr(part, name, new)
 
 
-def own_states(trainer: Trainer) -> list[OwnState]:
-    """Return the state of the model, and of the user's data and callbacks that save no state themselves."""
+def weights_restorer(trainer: Trainer) -> Callable[[], None]:
+    """Return a function that sets the weights and the optimizers to what they are now."""
+    model = trainer.lightning_module
+    tensors = [one for one in (*model.parameters(), *model.buffers()) if not is_lazy(one)]
+    weights = [one.detach().clone() for one in tensors]
+    states = [copy.deepcopy(optimizer.state_dict()) for optimizer in trainer.optimizers]
+
+    def restore() -> None:
+        with torch.no_grad():
+            for one, weight in zip(tensors, weights, strict=True):
+                one.copy_(weight)
+        for optimizer, state in zip(trainer.optimizers, states, strict=True):
+            if len(state["param_groups"]) == len(optimizer.param_groups):  # else fine-tuning has added a group
+                optimizer.load_state_dict(copy.deepcopy(state))
+
+    return restore
+
+
+def own_states(trainer: Trainer) -> dict[str, OwnState]:
+    """Return the state of the model, and of the user's data and callbacks that save no state themselves, by name."""
     model, data = trainer.lightning_module, getattr(trainer, "datamodule", None)
     saved = frozenset(map(id, model.state_dict(keep_vars=True).values()))
     hooks = ("optimizer_step", "optimizer_zero_grad")  # a model with its own keeps gradients for several batches
     gradients = not model.automatic_optimization or any(is_overridden(name, model) for name in hooks)
+    states = {"model": OwnState(model, skipped=(Dataset, DataLoader), saved=saved, gradients=gradients)}
     others: list[Any] = [*trainer.callbacks, data]  # type: ignore[attr-defined]
-    own = [one for one in others if type(one).__module__.partition(".")[0] not in PACKAGES or one is None]
-    own = [one for one in own if one is None or type(one).state_dict in NO_STATE]
-    states = [OwnState(model, skipped=(Dataset, DataLoader), saved=saved, gradients=gradients)]
-    for one in own:
-        limit = float("inf") if isinstance(one, Callback) else MAX_NUMBERS
-        states.append(OwnState(one, limit, skipped=(Dataset, DataLoader, LightningModule), saved=saved))
-    if data is None or data in own:
-        states.append(OwnState({"val": trainer.val_dataloaders}, MAX_NUMBERS, skipped=(LightningModule,)))
+    for one in others:
+        if type(one).__module__.partition(".")[0] not in PACKAGES and type(one).state_dict in NO_STATE:
+            limit = float("inf") if isinstance(one, Callback) else MAX_NUMBERS
+            name = dotted_path(type(one))
+            while name in states:
+                name += " again"
+            states[name] = OwnState(one, limit, skipped=(Dataset, DataLoader, LightningModule), saved=saved)
+    if not isinstance(data, SplitDataModule):
+        states["val"] = OwnState({"val": trainer.val_dataloaders}, MAX_NUMBERS, skipped=(LightningModule,))
     return states
 
 
@@ -198,8 +221,9 @@ def _plain(value: Any, left: list[float], is_attribute: bool = False) -> Any:
     for mark, (known, to_plain, _) in FORMS.items():
         if isinstance(value, known):
             return {mark: _plain(to_plain(value), left)}
-    is_record = isinstance(value, tuple)  # a named tuple
-    if (is_record or not is_attribute) and _is_searched(value, (nn.Module, Dataset, DataLoader, dict, list)):
+    is_record = hasattr(value, "_make")  # a named tuple
+    in_collection = not is_attribute and not isinstance(value, dict | list | tuple | nn.Module | Dataset | DataLoader)
+    if is_record or (in_collection and _is_searched(value, ()) and hasattr(value, "__dict__")):
         values = list(value) if is_record else dict(vars(value))
         return {OBJECT: [kind.__module__, kind.__qualname__, _plain(values, left)]}
     raise TypeError(f"{kind.__name__} is not plain")
@@ -224,7 +248,7 @@ def to_value(plain: Any, device: torch.device) -> Any:
             kind = attrgetter(name)(sys.modules[module])  # never an import: the user's modules are there
             if isinstance(values, list):
                 return kind._make(to_value(values, device))
-            one = object.__new__(kind)
+            one = kind.__new__(kind)
             vars(one).update(to_value(values, device))
             return one
         new = {key: to_value(item, device) for key, item in plain.items()}

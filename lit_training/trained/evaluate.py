@@ -113,6 +113,10 @@ class Evaluation:
         order = self.probability[wrong].argsort(descending=True, stable=True)
         return wrong[order[:MAX_MISTAKES]].tolist()
 
+    def sample_name(self, index: int) -> str:
+        """Return the path of a sample, or its index if the samples are not files."""
+        return str(index) if self.paths is None else self.paths[index]
+
 
 def evaluate(
     saved: Any,

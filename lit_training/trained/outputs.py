@@ -87,8 +87,7 @@ def _class_rows(evaluation: Evaluation, undefined: str, digits: int) -> list[lis
 def _prediction_rows(evaluation: Evaluation) -> list[list[str]]:
     """Return one table row per sample, in the order of the data. The columns are :data:`PREDICTION_COLUMNS`."""
     names = evaluation.class_names
-    numbers = [str(number) for number in range(len(evaluation.targets))]
-    paths: Any = numbers if evaluation.paths is None else evaluation.paths
+    paths = map(evaluation.sample_name, range(len(evaluation.targets)))
     columns = evaluation.targets.tolist(), evaluation.predicted.tolist(), evaluation.probability.tolist()
     return [
         [path, names[label], names[predicted], f"{probability:.6f}", str(int(label == predicted))]

@@ -7,6 +7,7 @@ without a kill, bit for bit, and the part must have done its work. ``--write`` w
 import argparse
 import csv
 import io
+import logging
 import os
 import runpy
 import shlex
@@ -146,6 +147,9 @@ def fork(line: str, folder: Path, kill_at: int | None = None) -> tuple[int | Non
             os.dup2(target, 1)
             os.dup2(target, 2)
             sys.stdout, sys.stderr = os.fdopen(1, "w", closefd=False), os.fdopen(2, "w", closefd=False)
+            for name in ("lightning", "lightning.pytorch", "lightning.fabric"):
+                for handler in logging.getLogger(name).handlers:
+                    handler.setStream(sys.stderr)  # type: ignore[attr-defined]
             script, *arguments = shlex.split(line)
             sys.argv = [str(ROOT / "scripts" / script), *arguments]
             code = _run(kill_at)

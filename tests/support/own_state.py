@@ -1,10 +1,12 @@
 """Models, data and a callback of a user that change their own attributes while they train."""
 
+import copy
 import itertools
-from collections import deque
+from collections import Counter, deque
+from dataclasses import dataclass
 from enum import Enum
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -12,7 +14,7 @@ import torch.nn.functional as F
 import torchmetrics
 from lightning.pytorch import Callback, LightningDataModule, LightningModule
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, TensorDataset, WeightedRandomSampler, random_split
+from torch.utils.data import DataLoader, Dataset, RandomSampler, TensorDataset, WeightedRandomSampler, random_split
 
 ROWS = torch.randn(24, 4, generator=torch.Generator().manual_seed(0))
 LABELS = (ROWS.sum(1) > 0).long()
@@ -88,6 +90,88 @@ class Counters(Net):
         rate = torch.cat(self.outputs).mean().abs() * len(self.outputs)
         self.outputs.clear()
         self.trainer.optimizers[0].param_groups[0]["lr"] = 0.1 + float(rate)
+
+
+@dataclass
+class Sample:
+    rows: Tensor
+
+
+class Moment(NamedTuple):
+    total: Tensor
+    batches: int
+
+
+class Encoder(LightningModule):
+    """A LightningModule inside of another one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = 1.0
+
+
+class Odd(Net):
+    """Changes what no checkpoint of Lightning contains: flags, gradients, own objects, weights of hidden modules."""
+
+    automatic_optimization = False
+
+    def __init__(self, tau: float = 1.0) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+        self.inner: Any = nn.Sequential(Encoder())
+        self.samples: deque[Sample] = deque(maxlen=4)
+        self.moment = Moment(torch.zeros(4), 0)
+        self.counts: dict[str, Any] = {"labels": Counter()}
+        self.hidden: Any = [copy.deepcopy(self.net)]
+        self.mean: Any
+        self.register_buffer("mean", torch.zeros(4))
+        self.steps = 0
+
+    def on_train_epoch_start(self) -> None:
+        self.mean.zero_()
+        self.trainer.optimizers[0].param_groups[0]["lr"] *= 0.9
+        self.loggers[0].log_metrics({"epoch_begins": self.current_epoch}, step=self.global_step)
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        rows, labels = batch
+        self.steps += 1
+        if self.steps == 2:
+            self.net[0].bias.requires_grad_(False)
+            self.net[1].eval()
+        self.samples.append(Sample(rows))
+        self.moment = Moment(self.moment.total + rows.sum(0), self.moment.batches + 1)
+        self.counts["labels"].update(labels.tolist())
+        self.inner[0].scale *= 1.1
+        self.hparams["tau"] *= 0.9
+        self.mean += rows.mean(0)
+        for hidden, own in zip(self.hidden[0].parameters(), self.net.parameters(), strict=True):
+            hidden.data.lerp_(own.data, 0.1)
+        parts = [self.net(one.rows).square().mean() for one in self.samples]
+        common = self.counts["labels"].most_common(1)[0][1]
+        scale = self.inner[0].scale * self.hparams["tau"] + self.moment.total.mean() / self.moment.batches + common / 9
+        teacher = (self.net(rows + self.mean) - self.hidden[0](rows).detach()).square().mean()
+        noise = 1.1 if self.net[1].training else 1.0
+        self.manual_backward((F.cross_entropy(self.net(rows), labels) * scale * noise + teacher + sum(parts)) / 3)
+        if self.steps % 3 == 0:
+            optimizer: Any = self.optimizers()
+            optimizer.step()
+            optimizer.zero_grad()
+
+
+class Noisy(LightningDataModule):
+    """Its validation data has a generator of its own."""
+
+    def train_dataloader(self) -> DataLoader:
+        return DataLoader(TensorDataset(ROWS, LABELS), 4)
+
+    def val_dataloader(self) -> DataLoader:
+        sampler = RandomSampler(TensorDataset(ROWS), num_samples=8, generator=torch.Generator().manual_seed(1))
+        return DataLoader(TensorDataset(ROWS, LABELS), 4, sampler=sampler)
+
+
+class Validated(Net):
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        self.log("val_loss", F.cross_entropy(self.net(batch[0]), batch[1]))
 
 
 class Tracker:

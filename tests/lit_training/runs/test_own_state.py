@@ -13,6 +13,8 @@ MODULE = "tests.support.own_state"
     "line",
     [
         f"--model {MODULE}.Counters --data {MODULE}.Data",
+        f"--model {MODULE}.Odd --data {MODULE}.Data",
+        f"--model {MODULE}.Validated --data {MODULE}.Noisy",
         f"--model {MODULE}.Averages --data {MODULE}.Data",
         f"--model {MODULE}.Averages --data {MODULE}.Data --accumulate_grad_batches 2",
         f"--model {MODULE}.Net --data {MODULE}.Data --trainer.callbacks {MODULE}.Level",
