@@ -7,8 +7,8 @@ Train a network; without flags LeNet on generated images (less than a minute).
 
   --data DATA             folder of photos, or ImageFolderDataModule,
                           CIFAR10DataModule, RandomDataModule, ShapesDataModule
-  --model MODEL           LitCNN (LeNet), LitMLP (nn.Sequential), LitDynamic
-                          (random depth), LitTransfer (pretrained backbone)
+  --model MODEL           LitCNN (LeNet), LitMLP, LitDynamic (random depth),
+                          LitTransfer (pretrained), LitAirbench (CIFAR-10)
   --config FILE           YAML file with settings; flags override it
 
   --max_epochs N          number of passes over the training data

@@ -23,6 +23,8 @@ def command(recipe: Path, photo_folder: Path) -> list[str]:
 def test_every_experiment_of_the_tutorials_has_a_recipe() -> None:
     names = {recipe.stem for recipe in RECIPES}
     assert names >= {
+        "cifar10_laptop",
+        "cifar10_speedrun",
         "cnn_cifar10",
         "cnn_random_picture",
         "dynamic",
