@@ -204,7 +204,7 @@ def load_data(checkpoint: dict[str, Any]) -> Any:
 
 @contextlib.contextmanager
 def _explain_errors(kind: type, checkpoint: dict[str, Any]) -> Iterator[None]:
-    """Raise a CheckpointError for any exception, because wrong values can cause any. Keep DataErrors of data modules."""
+    """Raise a CheckpointError for any exception: wrong values cause many. Keep a DataError of a data module."""
     try:
         yield
     except Exception as error:
