@@ -106,7 +106,8 @@ class OwnState:
             new = to_value(plain, device)
             if name in (TRAINED, GRADIENTS):
                 for parameter, value in new.items():
-                    setattr(getattr(part, parameter), name[1:], value)
+                    if hasattr(part, parameter):  # ModelPruning renames parameters
+                        setattr(getattr(part, parameter), name[1:], value)
                 continue
             for kind, _, write in GENERATORS:
                 if isinstance(old, kind):

@@ -147,10 +147,7 @@ def fork(line: str, folder: Path, kill_at: int | None = None) -> tuple[int | Non
             os.dup2(target, 1)
             os.dup2(target, 2)
             sys.stdout, sys.stderr = os.fdopen(1, "w", closefd=False), os.fdopen(2, "w", closefd=False)
-            for name in ("lightning", "lightning.pytorch", "lightning.fabric"):
-                for handler in logging.getLogger(name).handlers:
-                    if isinstance(handler, logging.StreamHandler):
-                        handler.setStream(sys.stderr)
+            logging.getLogger("lightning.pytorch").handlers = [logging.StreamHandler(sys.stderr)]  # pytest has its own
             script, *arguments = shlex.split(line)
             sys.argv = [str(ROOT / "scripts" / script), *arguments]
             code = _run(kill_at)
