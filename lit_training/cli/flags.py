@@ -20,7 +20,8 @@ from lit_training.runs.folder import find_checkpoint, find_resume_target, run_fo
 from lit_training.runs.layout import CONFIG
 from lit_training.text import closest_name, expand_paths, suggest
 
-MODELS = {name: getattr(lit_models, name) for name in lit_models.__all__ if re.match("Lit(?!Base)", name)}
+MODEL_NAMES = ("LitCNN", "LitMLP", "LitDynamic", "LitTransfer", "LitAirbench")
+MODELS = {name: getattr(lit_models, name) for name in MODEL_NAMES}
 DATA_MODULES = {name: getattr(datamodules, name) for name in datamodules.__all__ if name.endswith("DataModule")}
 TRAINER_FLAGS = {name: flag.annotation for name, flag in inspect.signature(Trainer).parameters.items()}
 TRAINER_BOOLEAN_FLAGS = {name for name, kind in TRAINER_FLAGS.items() if bool in (kind, *get_args(kind))}
