@@ -126,9 +126,10 @@ class LitAirbench(LitBase):
         self.net.get_buffer("is_whitened").fill_(True)
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        loss, pictures = super().training_step(batch, batch_idx), len(batch[0]) * self.trainer.world_size
-        # The learning rates of MuonSGD are for the sum over all pictures of a step.
-        return loss * pictures * self.trainer.accumulate_grad_batches if self.chosen_optimizer is None else loss
+        loss = super().training_step(batch, batch_idx)
+        if self.chosen_optimizer is None:  # the learning rates of MuonSGD are for the sum over all pictures of a step
+            loss = loss * len(batch[0]) * self.trainer.world_size * self.trainer.accumulate_grad_batches
+        return loss
 
     def configure_optimizers(self):
         net, lr = self.net, self.hparams["sgd_lr"]

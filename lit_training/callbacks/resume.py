@@ -11,6 +11,7 @@ import math
 import signal
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +64,8 @@ class ResumePoint(Callback):
         self._state_to_save: dict[str, Any] = {}
         self._save_seconds = 0.1  # assumed time to write the first resume point
         self._step_end_time, self._validation_seconds = 0.0, math.inf  # inf: the first validation may be long
+        self._restore_weights: Callable[[], None] = lambda: None
+        """Undoes what hooks that run again after a resume change. It holds a copy of the weights to the first step."""
         self._first_own_states: dict[str, Any] = {}
         """For each object of the user, hashes of its state before the first step of this process."""
         self._data_fingerprint = ""
@@ -100,10 +103,10 @@ class ResumePoint(Callback):
         for name, saved in own.items():
             if len(trainer.callbacks) < len(callbacks) and isinstance(saved, int | float):  # type: ignore[attr-defined]
                 lightning_setattr(pl_module, name, saved)
-        arguments = (checkpoint.get("lit") or {}).get(
-            "model_arguments"
-        ) or {}  # hyper-parameters may change in training
-        current = getattr(pl_module, "constructor_arguments", {})
+        # Steps may change hyper-parameters, so compare the arguments of the constructor. Older versions saved none.
+        arguments, current = checkpoint.get("hyper_parameters", {}), pl_module.hparams
+        if (of_constructor := checkpoint.get("lit", {}).get("model_arguments")) is not None:
+            arguments, current = of_constructor, getattr(pl_module, "constructor_arguments", {})
         for name, saved in arguments.items():
             if isinstance(saved, int | float) and (new := current.get(name, saved)) != saved:
                 problem = f"the resume point was written with --model.{name} {saved}, not {new}"
@@ -124,10 +127,10 @@ class ResumePoint(Callback):
         """
         start_time, metrics_rows = time.monotonic(), 0
         batches = trainer.fit_loop.epoch_loop.batch_progress.current.ready - (batch is not None)
-        firsts = self._first_own_states
-        own = {name: one.changed(firsts.get(name, {})) for name, one in own_states(trainer).items() if firsts}
-        if not self._first_own_states and self.loaded.get("own"):  # no step since the resume
-            own = self.loaded["own"][trainer.global_rank]
+        if firsts := self._first_own_states:
+            own = {name: one.changed(firsts.get(name, {})) for name, one in own_states(trainer).items()}
+        else:  # no step since the start or the resume
+            own = self.loaded["own"][trainer.global_rank] if self.loaded.get("own") else {}
         for logger in trainer.loggers:
             logger.save()
             if isinstance(logger, MetricsCSV) and trainer.is_global_zero:
@@ -174,7 +177,6 @@ class ResumePoint(Callback):
         self._accumulated = trainer.accumulate_grad_batches
         if not self.loaded:
             return
-        # Hooks that run again, on_train_start and on_train_epoch_start, may change weights that are restored already.
         self._restore_weights = weights_restorer(trainer)
         if (saved := self.loaded["shape"]) != (own := self._batch_layout(trainer)):
             before, now = (
@@ -198,8 +200,7 @@ class ResumePoint(Callback):
         trainer.callback_metrics.update(metrics)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self.loaded and not self._first_own_states:
-            self._restore_weights()
+        self._restore_weights()
 
     def _resize(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Share the saved losses among another number of processes. Raise a CheckpointError if it must not change."""
@@ -229,8 +230,9 @@ class ResumePoint(Callback):
         """Before the first step of this process, restore what the steps before it changed in the user's objects."""
         is_inside_epoch = self.loaded and not self.loaded["finished"]
         if is_inside_epoch:
-            start_resumed_epoch(trainer, pl_module)
+            start_resumed_epoch(trainer)
             self._restore_weights()
+        self._restore_weights = lambda: None
         states = own_states(trainer)
         self._first_own_states = {name: one.digests() for name, one in states.items()}
         if iterators := [name for one in states.values() for name in one.iterators]:
@@ -239,6 +241,8 @@ class ResumePoint(Callback):
         if self.loaded.get("own"):
             for name in states.keys() & (saved := self.loaded["own"][trainer.global_rank]):
                 states[name].restore(saved[name], pl_module.device)
+        if is_inside_epoch and isinstance(pl_module, LitBase) and "losses" in self.loaded:  # from an older version
+            pl_module.epoch_losses = self.loaded["losses"][trainer.global_rank]
         if is_inside_epoch and self.loaded.get("results"):
             restore_epoch_results(trainer, self.loaded["results"][trainer.global_rank])
 

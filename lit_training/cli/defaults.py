@@ -121,4 +121,6 @@ def _keep_files(folder: Path) -> None:
 
 
 def _as_list(value: Any) -> list[Any]:
-    return [] if value is None else list(value) if isinstance(value, list | tuple) else [value]
+    if isinstance(value, list | tuple):
+        return list(value)
+    return [] if value is None else [value]

@@ -92,9 +92,7 @@ def prepare_start(resume: str, root: str, config_yaml: str, photos: str | None =
     CheckpointError if no resume point can be read, or the folder cannot be created.
     """
     new_config = yaml.safe_load(config_yaml)
-    trainer: dict[str, Any] = new_config.get("trainer", {})
-    limits = {name: trainer.get(name) for name in ("max_epochs", "max_steps", "max_time", "callbacks")}
-    limits |= {name: new_config.get(name) for name in ("early_stopping", "monitor")}
+    limits = limits_of(new_config)
     if resume == "auto":
         runs = newest_first(root)
         for is_same, candidates in ((_same_settings, runs), (_same_but_size, filter(resume_points, runs))):
@@ -270,7 +268,10 @@ def _read_resume_point(start: RunStart, path: Path) -> RunStart:
         raise CheckpointError(f"{path} is not a resume point: give the run's folder") from error
     if finished:  # it was, with the limits of that command
         reached = {"max_epochs": epoch, "max_steps": checkpoint["global_step"]}
-        finished = state.get("limits") == start.limits or any(  # older versions saved none
+        limits = state.get("limits") or limits_of(_read_config(start.folder))  # older versions saved none
+        if "limits" not in state and not (limits["early_stopping"] or limits["callbacks"]):
+            limits["max_epochs"] = epoch  # config.yaml may have those of a later command
+        finished = limits == start.limits or any(
             start.limits[name] not in (None, -1) and start.limits[name] <= done for name, done in reached.items()
         )
     threads: Any = tuple(state.get("threads") or ()) or None  # runs of older versions have none
@@ -318,6 +319,13 @@ def _same_but_size(old: dict[str, Any] | None, new: dict[str, Any]) -> bool:
     (old_rest, *old_sizes), (new_rest, *new_sizes) = _without_size(old), _without_size(new)
     is_same = any(a == b is not None for a, b in zip(old_sizes, new_sizes, strict=True))
     return is_same and _same_settings(old_rest, new_rest)
+
+
+def limits_of(config: dict[str, Any] | None) -> dict[str, Any]:
+    """Return the settings of a configuration that decide when training ends."""
+    trainer = (config or {}).get("trainer") or {}
+    limits = {name: trainer.get(name) for name in ("max_epochs", "max_steps", "max_time", "callbacks")}
+    return limits | {name: (config or {}).get(name) for name in ("early_stopping", "monitor")}
 
 
 def _refuse_other_settings(new_config: dict[str, Any], run_config: dict[str, Any], run: Path) -> None:

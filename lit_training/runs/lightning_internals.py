@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning.fabric.utilities.apply_func import apply_to_collection
-from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
+from lightning.pytorch import Callback, Trainer, seed_everything
 from lightning.pytorch.loggers.logger import DummyLogger
 from lightning.pytorch.profilers import PassThroughProfiler, XLAProfiler
 from lightning.pytorch.strategies.launchers import subprocess_script
@@ -132,7 +132,7 @@ def count_epoch_as_complete(trainer: Trainer) -> None:
     trainer.fit_loop._restarting = trainer.fit_loop.epoch_loop._restarting = False
 
 
-def start_resumed_epoch(trainer: Trainer, model: LightningModule) -> None:
+def start_resumed_epoch(trainer: Trainer) -> None:
     """Call the hooks ``on_train_epoch_start``, which keep a backbone frozen. After a resume Lightning skips them."""
     loggers, trainer.loggers = trainer.loggers, [DummyLogger()]  # the hooks logged the same values before the resume
     call._call_callback_hooks(trainer, "on_train_epoch_start")

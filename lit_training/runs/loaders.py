@@ -16,9 +16,7 @@ from torch.utils.data import DistributedSampler
 from datamodules.loading.seeds import combine_seeds
 from lit_training.runs.foreign import with_default_attributes
 from lit_training.runs.lightning_internals import set_last_reload_epoch
-from lit_training.runs.own_state import OwnState
-
-MAX_NUMBERS = 10_000
+from lit_training.runs.own_state import MAX_NUMBERS, OwnState
 
 
 def seed_random_numbers(seed: int, device: torch.device) -> None:
@@ -112,8 +110,9 @@ class RepeatableLoader:
                 states = resumed["loaders"][own.trainer.global_rank]
                 self._state().restore(states[repeatable_loaders(own.trainer).index(self)], device)
             own.epoch, own.passes, own.start = epoch, 0, self._state().values
-        if not own.passes:  # otherwise a longer loader continues, and this one starts again in the same epoch
+        elif not own.passes:  # iter() was called before in this epoch
             self._state().restore(own.start, device)
+        if not own.passes:  # otherwise a longer loader continues, and this one starts again in the same epoch
             own.skip = resumed.get("batches", 0)
         seed = combine_seeds(own.seed, epoch, own.passes)
         first = own.skip if own.has_state else 0  # the number of the loader's first batch

@@ -76,6 +76,7 @@ def printed(text: str, name: str) -> float:
 def test_what_was_validated_is_saved_evaluated_and_predicted(inputs: Tensor) -> None:
     flags = f"{AVERAGED} --model.average_flips true --data.balance loss --data.batch_size 4 --max_epochs 3"
     seen = fit(f"{TUNED} {flags}")
+    assert seen.said.count("averaged weights are validated") == 1
     saved = torch.load(best(), weights_only=True)
     trained = seen.weights[saved["epoch"] + 1]["net.classifier.weight"]
     assert not torch.equal(saved["state_dict"]["net.classifier.weight"], trained)

@@ -112,6 +112,7 @@ def ends_with_the_average(seen: Seen) -> None:
 def shows_the_saved_weights(seen: Seen) -> None:
     """best.ckpt is the network that was evaluated at the end."""
     assert seen.evaluate() == pytest.approx(seen.printed("val_loss"), rel=1e-3)
+    assert "average the averaged weights are validated and saved in best.ckpt" in seen.text
 
 
 SEVERAL = """trainer:

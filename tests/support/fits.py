@@ -77,6 +77,15 @@ def run_of(cli: FitCLI) -> Path:
     return cli.run.start.folder
 
 
+def kill_and_resume(line: str, *batches: int) -> tuple[Path, Path]:
+    """Train without interruption, and again with kills in these batches; return the folders of both runs."""
+    uninterrupted = fit_run(f"{line} --default_root_dir uninterrupted")
+    line += " --default_root_dir killed --resume auto"
+    for batch in batches:
+        fit(line, kill_at=batch)
+    return uninterrupted, fit_run(line)
+
+
 def last(run: Path) -> dict[str, Any]:
     """Load the run's newest resume point."""
     return torch.load(run / "checkpoints" / "resume" / "last.ckpt", weights_only=True)

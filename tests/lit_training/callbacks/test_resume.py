@@ -29,6 +29,7 @@ from tests.support.fits import (
     assert_same_weights,
     fit,
     fit_run,
+    kill_and_resume,
     last,
     parse,
     run_of,
@@ -78,11 +79,7 @@ def test_a_killed_and_resumed_run_equals_the_uninterrupted_run(case: str) -> Non
 def test_fine_tuning_resumes_before_and_after_the_unfreezing_epoch(photo_folder: Path, workers: int) -> None:
     line = f"--data {photo_folder} {SMALL_NET} --model.freeze false --max_epochs 3 --model.unfreeze_epoch 1"
     line += f" --data.image_size 72 --data.num_workers {workers}"
-    uninterrupted = fit_run(f"{line} --default_root_dir uninterrupted")
-    line += " --default_root_dir killed --resume auto"
-    for step in (2, 5):
-        fit(line, kill_at=step)
-    assert_same_end(uninterrupted, fit_run(line))
+    assert_same_end(*kill_and_resume(line, 2, 5))
 
 
 def test_averaged_weights_and_mixed_pictures_are_resumed(photo_folder: Path) -> None:
@@ -92,11 +89,7 @@ def test_averaged_weights_and_mixed_pictures_are_resumed(photo_folder: Path) -> 
     line += " --model.label_smoothing 0.1 --model.average_flips true --data.balance loss --data.image_size 32"
     line += " --data.batch_size 4 --max_epochs 3 --optimizer AdamW --lr_scheduler OneCycleLR"
     line += " --callbacks+ EMAWeightAveraging --callbacks.decay 0.5"
-    uninterrupted = fit_run(f"{line} --default_root_dir uninterrupted")
-    line += " --default_root_dir killed --resume auto"
-    for step in (2, 5, 10):
-        fit(line, kill_at=step)
-    run = fit_run(line)
+    uninterrupted, run = kill_and_resume(line, 2, 5, 10)
     assert_same_end(uninterrupted, run)
     for name in ("best.ckpt", "last.ckpt"):
         one, two = (torch.load(folder / "checkpoints" / name, weights_only=True) for folder in (uninterrupted, run))
@@ -370,6 +363,21 @@ def test_a_model_from_outside_this_project_is_resumed(capsys: pytest.CaptureFixt
     assert start.step == 11
     assert "warning" not in capsys.readouterr().err
     assert_same_end(uninterrupted, start.folder)
+
+
+def test_the_training_loss_of_a_point_of_an_older_version_counts_the_whole_epoch() -> None:
+    uninterrupted = fit_run(f"{SHAPES} --max_epochs 2 --default_root_dir uninterrupted")
+    line = f"{SHAPES} --max_epochs 2 --default_root_dir killed --resume auto"
+    fit(line, kill_at=9)
+    point = Path("killed/lightning_logs/version_0/checkpoints/resume/last.ckpt")
+    checkpoint = torch.load(point, weights_only=True)
+    state = checkpoint["callbacks"]["ResumePoint"]
+    [own] = state.pop("own")
+    state["losses"] = [own["model"]["epoch_losses",]]
+    for name in ("results", "reload_epoch", "shuffled", "limits"):
+        del state[name]
+    torch.save(checkpoint, point)
+    assert_same_end(uninterrupted, fit_run(line))
 
 
 @pytest.mark.slow

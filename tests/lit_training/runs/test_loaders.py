@@ -1,28 +1,17 @@
 """Runs with training loaders that are not from this project are resumed exactly, or the command says why not."""
 
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from tests.support.fits import assert_same_weights, fit, fit_run, last
+from tests.support.fits import assert_same_weights, fit, fit_run, kill_and_resume, last
 from tests.support.own_loaders import ROWS
 
 pytestmark = pytest.mark.usefixtures("at_every_step")
 
 MODEL = "--model tests.support.own_loaders.Net"
 DATA = "--data tests.support.own_loaders.OwnData --data.kind"
-
-
-def kill_and_resume(line: str, *steps: int) -> tuple[Path, Path]:
-    """Train 3 epochs of 6 steps without interruption, and again with kills before these steps; return both runs."""
-    line += " --max_epochs 3 --dashboard false"
-    uninterrupted = fit_run(f"{line} --default_root_dir uninterrupted")
-    line += " --default_root_dir killed --resume auto"
-    for step in steps:
-        fit(line, kill_at=step)
-    return uninterrupted, fit_run(line)
 
 
 @pytest.mark.parametrize(
@@ -45,7 +34,7 @@ def kill_and_resume(line: str, *steps: int) -> tuple[Path, Path]:
 def test_a_killed_run_ends_with_the_weights_of_an_uninterrupted_one(
     line: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    uninterrupted, resumed = kill_and_resume(line, 2, 8, 16)
+    uninterrupted, resumed = kill_and_resume(f"{line} --max_epochs 3 --dashboard false", 2, 8, 16)
     assert last(resumed)["global_step"] > 0
     assert_same_weights(uninterrupted, resumed)
     assert "interruption" not in capsys.readouterr().err

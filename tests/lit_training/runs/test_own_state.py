@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.support.fits import assert_same_weights, fit, fit_run, rows
+from tests.support.fits import assert_same_weights, fit, fit_run, kill_and_resume, rows
 
 pytestmark = pytest.mark.usefixtures("at_every_step")
 
@@ -25,12 +25,7 @@ MODULE = "tests.support.own_state"
     ],
 )
 def test_a_killed_run_ends_as_an_uninterrupted_one(line: str, capsys: pytest.CaptureFixture[str]) -> None:
-    line += " --max_epochs 3 --dashboard false --log_every_n_steps 1"
-    uninterrupted = fit_run(f"{line} --default_root_dir uninterrupted")
-    line += " --default_root_dir killed --resume auto"
-    for batch in (3, 9, 10):
-        fit(line, kill_at=batch)
-    killed = fit_run(line)
+    uninterrupted, killed = kill_and_resume(f"{line} --max_epochs 3 --dashboard false --log_every_n_steps 1", 3, 9, 10)
     assert_same_weights(uninterrupted, killed)
     assert rows(uninterrupted) == rows(killed)
     assert "interruption" not in capsys.readouterr().err

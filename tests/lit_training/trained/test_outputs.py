@@ -94,7 +94,6 @@ def test_mistakes_are_drawn_as_the_network_sees_them(photo_run: Trained, monkeyp
     x = worst_inputs(evaluation)
     assert torch.equal(x[0], evaluation.dataset[wrong[0]][0])
     assert evaluation.preprocessing is not None
-    assert evaluation.paths is not None
     draw_worst(evaluation, figures.undo_normalization(x, evaluation.preprocessing))
     pictures, titles = drawn[0]
     assert torch.allclose(pictures, x / 2 + 0.5)
@@ -103,7 +102,10 @@ def test_mistakes_are_drawn_as_the_network_sees_them(photo_run: Trained, monkeyp
     taken_for, label = (
         evaluation.class_names[numbers[first]] for numbers in (evaluation.predicted, evaluation.targets)
     )
-    assert titles[0] == f"{evaluation.probability[first]:.0%} {taken_for}\nis {label}\n{evaluation.paths[first][-5:]}"
+    assert (
+        titles[0]
+        == f"{evaluation.probability[first]:.0%} {taken_for}\nis {label}\n{evaluation.sample_name(first)[-5:]}"
+    )
 
 
 def test_images_of_an_earlier_evaluation_are_deleted(photo_run: Trained) -> None:
