@@ -12,7 +12,7 @@ DESCRIPTION = (
 
 def main(arguments: list[str] | None = None) -> None:
     parser = Parser("describe.py", DESCRIPTION)
-    help_text = "LitCNN, LitMLP, LitDynamic, LitTransfer, LitAirbench, a run, .ckpt or latest"
+    help_text = "a model such as LitCNN or LitAirbench, a run, .ckpt or latest"
     parser.add_argument("model", metavar="MODEL", help=help_text)
     chosen, rest = parser.parse_known_args(arguments)
 
