@@ -3,6 +3,7 @@
 import copy
 import itertools
 from collections import Counter, deque
+from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Enum
 from types import SimpleNamespace
@@ -14,7 +15,15 @@ import torch.nn.functional as F
 import torchmetrics
 from lightning.pytorch import Callback, LightningDataModule, LightningModule
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, RandomSampler, TensorDataset, WeightedRandomSampler, random_split
+from torch.utils.data import (
+    DataLoader,
+    Dataset,
+    IterableDataset,
+    RandomSampler,
+    TensorDataset,
+    WeightedRandomSampler,
+    random_split,
+)
 
 ROWS = torch.randn(24, 4, generator=torch.Generator().manual_seed(0))
 LABELS = (ROWS.sum(1) > 0).long()
@@ -239,6 +248,18 @@ class HardExamples(Dataset):
         return ROWS[index] * self.reads[self.order[-2]] + self.reads.max(), LABELS[index]
 
 
+class Stream(IterableDataset):
+    """Counts its samples in an array."""
+
+    def __init__(self) -> None:
+        self.count = np.zeros(1)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        for row, label in zip(ROWS, LABELS, strict=True):
+            self.count += 1
+            yield row * self.count[0] / 9, label
+
+
 class Data(LightningDataModule):
     """The loader of the training data has the name ``kind``."""
 
@@ -248,6 +269,8 @@ class Data(LightningDataModule):
 
     def train_dataloader(self) -> DataLoader:
         rows = TensorDataset(ROWS, LABELS)
+        if self.kind == "stream":
+            return DataLoader(Stream(), 4)
         if self.kind == "split":
             return DataLoader(random_split(rows, [20, 4])[0], 4, shuffle=True)
         if self.kind == "weighted":
