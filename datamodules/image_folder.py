@@ -52,6 +52,8 @@ class ImageFolderDataModule(SplitDataModule):
         num_workers: number of processes that load pictures. Default: depends on the number of cores.
         seed: seed of the split, the order and the augmentation.
         layout: what the folders in ``root`` are: ``classes`` or ``split``. Default: their names decide.
+        on_device: keep pictures on the GPU (with ``cache`` or a small ``image_size``): True, False, or ``auto``, if a
+            quarter of its free memory is enough.
 
     Batches: images (B, 3, S, S) float32 and labels (B,) int64.
     """
@@ -77,6 +79,7 @@ class ImageFolderDataModule(SplitDataModule):
         seed: int = 0,
         resize: Literal["crop", "pad", "squash"] | None = None,
         layout: Literal["classes", "split"] | None = None,
+        on_device: bool | Literal["auto"] = "auto",
     ) -> None:
         super().__init__()
         if min(size for size in (batch_size, image_size, 1) if size is not None) < 1:

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from datamodules.errors import DataError
+from datamodules.loading.device import Tensors, TwoStageDataset
 from datamodules.loading.module import SplitDataModule
 from datamodules.loading.order import PADDING
 from datamodules.loading.seeds import combine_seeds
@@ -16,10 +17,8 @@ from datamodules.loading.seeds import combine_seeds
 NOISE = 0.1  # standard deviation of the noise in linear targets
 
 
-class RepeatedRows(Dataset):
+class RepeatedRows(TwoStageDataset):
     """A dataset that repeats N inputs (N, ...) and targets (N, K), float32, in order, to ``epoch_length`` per epoch."""
-
-    samples_per_fetch = 0  # fetch one batch per call, because a batch with all rows in order is not copied
 
     def __init__(self, inputs: Tensor, targets: Tensor, epoch_length: int) -> None:
         self.inputs, self.targets, self.epoch_length = inputs, targets, epoch_length
@@ -27,22 +26,20 @@ class RepeatedRows(Dataset):
     def __len__(self) -> int:
         return self.epoch_length
 
-    def __getitem__(self, key: int) -> tuple[Tensor, Tensor]:
-        row = key % self.epoch_length % len(self.inputs)  # key: epoch * epoch_length + index in the epoch
-        return self.inputs[row], self.targets[row]
-
-    def __getitems__(self, keys: list[int]) -> tuple[Tensor, Tensor]:
-        first, size = keys[0], len(self.inputs)
+    def read(self, keys: Tensor) -> Tensors:
+        size, first = len(self.inputs), int(keys[0]) if keys.is_cpu else PADDING  # a GPU would have to wait
         start = first % self.epoch_length
-        may_be_all_rows = start % size == 0 and start + size <= self.epoch_length
-        if may_be_all_rows and first != PADDING and keys == list(range(first, first + size)):
-            return self.inputs, self.targets  # all rows in order, without a copy
-        key_tensor = torch.tensor(keys)
-        rows = key_tensor % self.epoch_length % size
-        targets = self.targets.index_select(0, rows)
-        if PADDING in keys:
-            targets = targets.masked_fill((key_tensor == PADDING).unsqueeze(1), torch.nan)
-        return self.inputs.index_select(0, rows), targets
+        may_be_all_rows = len(keys) == size and start % size == 0 and start + size <= self.epoch_length
+        if may_be_all_rows and first != PADDING and torch.equal(keys, torch.arange(first, first + size)):
+            return self.inputs, self.targets, keys  # all rows in order, without a copy
+        rows = keys % self.epoch_length % size  # key: epoch * epoch_length + index in the epoch
+        return self.inputs.index_select(0, rows), self.targets.index_select(0, rows), keys
+
+    def finish(self, inputs: Tensor, targets: Tensor, keys: Tensor) -> Tensors:  # type: ignore[override]
+        is_padding = keys == PADDING
+        if keys.is_cpu and not is_padding.any():
+            return inputs, targets
+        return inputs, targets.masked_fill(is_padding.unsqueeze(1), torch.nan)
 
 
 class RandomDataModule(SplitDataModule):
@@ -61,6 +58,7 @@ class RandomDataModule(SplitDataModule):
         target: ``random``, ``linear`` (a linear map of the inputs plus noise; validation and test then use other rows),
             or ``count`` (1, 2, ... as in the tutorial "Neural Networks").
         seed: seed of the rows, the linear map and the order.
+        on_device: keep the rows on the GPU: True, False, or ``auto``, if a quarter of its free memory is enough.
 
     Batches: (B, in_features) or (B, C, H, W) float32, and (B, out_features) float32.
     """
@@ -78,6 +76,7 @@ class RandomDataModule(SplitDataModule):
         steps: int = 500,
         target: Literal["random", "linear", "count"] = "random",
         seed: int = 0,
+        on_device: bool | Literal["auto"] = "auto",
     ) -> None:
         super().__init__()
         self.sample_shape = (in_features,) if isinstance(in_features, int) else tuple(in_features)

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -53,6 +54,7 @@ class ShapesDataModule(SplitDataModule):
         channels: 3 (color) or 1 (gray).
         augment: True (flip, shift and cutout of training pictures), or some of ``crop,flip,rotate,color,trivial``.
         seed: seed of the pictures, the order and the augmentation.
+        on_device: keep the pictures on the GPU: True, False, or ``auto``, if a quarter of its free memory is enough.
 
     Batches: (B, channels, 32, 32) float32 in [-1, 1] and (B,) int64.
     """
@@ -69,6 +71,7 @@ class ShapesDataModule(SplitDataModule):
         channels: int = 3,
         augment: bool | list[str] | str = False,
         seed: int = 0,
+        on_device: bool | Literal["auto"] = "auto",
     ) -> None:
         super().__init__()
         if min(train_size, val_size, batch_size) < 1:

@@ -1,26 +1,40 @@
 """Make the DataLoader of all data modules. It can resume in the middle of an epoch. Its workers ignore signals."""
 
 import atexit
+import copy
 import multiprocessing
 import signal
 from collections.abc import Iterator
-from itertools import islice
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from datamodules.errors import DataError
+from datamodules.loading.device import (
+    MAX_BYTES_PER_FETCH,
+    Tensors,
+    TwoStageDataset,
+    copy_ahead,
+    device_for_loading,
+    has_two_stages,
+    resident_copy,
+)
 from datamodules.loading.order import EvalSampler, TrainSampler
 from datamodules.loading.seeds import combine_seeds, combine_with_run_seed
 from datamodules.machine import STOP_SIGNALS, available_cores
 
 
 class ResumableLoader(DataLoader):
-    """A DataLoader that can resume in the middle of an epoch. Lightning saves its ``state_dict`` in checkpoints."""
+    """A DataLoader that can resume in the middle of an epoch. Lightning saves its ``state_dict`` in checkpoints.
+
+    The batches of a TwoStageDataset are finished on ``device``. If ``resident`` is given, it is the same dataset in the
+    memory of this device, and only the keys are copied there.
+    """
 
     _batches_to_skip = _batches_done = 0
+    device = torch.device("cpu")
+    resident: TwoStageDataset | None = None
 
     def state_dict(self) -> dict[str, int]:
         return {"batches": self._batches_done}
@@ -33,25 +47,49 @@ class ResumableLoader(DataLoader):
         self._batches_done, self._batches_to_skip = self._batches_to_skip, 0
         if self._batches_done and isinstance(self.sampler, TrainSampler) and self.batch_size is not None:
             self.sampler.start = self._batches_done * self.batch_size
-        samples_per_fetch = None if self.num_workers else getattr(self.dataset, "samples_per_fetch", None)
-        batches = super().__iter__() if samples_per_fetch is None else self._fetch_batches(samples_per_fetch)
         if self.num_workers:
             # atexit runs the last handler first. If torch's handlers ran first, they would wait for the workers.
             atexit.unregister(_kill_workers)
             atexit.register(_kill_workers)
-        for batch in batches:
-            if isinstance(batch, DataError):  # from a worker
-                raise batch
+        has_two = has_two_stages(self.dataset)
+        batches = self._read() if has_two and not self.num_workers else map(_raise_error, super().__iter__())
+        for batch in self._finish(batches) if has_two else batches:
             yield batch
             self._batches_done += 1  # the caller has used this batch and requests the next one
 
-    def _fetch_batches(self, samples_per_fetch: int) -> Iterator[tuple[Tensor, ...]]:
-        """Yield the same batches as a DataLoader. Fetch several small batches in one call, which is faster."""
-        key_batches = iter(self.batch_sampler)  # type: ignore[arg-type]
-        batches_per_fetch = max(1, samples_per_fetch // (self.batch_size or 1))
-        while key_lists := list(islice(key_batches, batches_per_fetch)):
-            tensors = self.dataset.__getitems__([key for keys in key_lists for key in keys])  # type: ignore[attr-defined]
-            yield from zip(*(tensor.split([len(keys) for keys in key_lists]) for tensor in tensors), strict=True)
+    def _read(self) -> Iterator[Tensors]:
+        """Read the samples in this process: several small batches in one call, which is faster."""
+        data: Any = self.resident or self.dataset
+        if self.batch_size is None or not hasattr(self.sampler, "key_chunks"):  # Lightning has changed the loader
+            yield from (data.read(torch.tensor(keys)) for keys in self.batch_sampler)  # type: ignore[union-attr]
+            return
+        device = self.device if self.resident else torch.device("cpu")
+        samples = data.samples_per_fetch
+        if device.type != "cpu":  # few large calls are faster there
+            sample = data.finish(*data.read(torch.zeros(1, dtype=torch.int64, device=device)))
+            samples = MAX_BYTES_PER_FETCH // sum(tensor.nbytes for tensor in sample)
+        size = max(1, samples // self.batch_size) * self.batch_size
+        rest = torch.empty(0, dtype=torch.int64, device=device)
+        for chunk in self.sampler.key_chunks():
+            keys = torch.cat([rest, chunk.to(device)])
+            whole = len(keys) // size * size
+            yield from (data.read(keys[first : first + size]) for first in range(0, whole, size))
+            rest = keys[whole:]
+        if len(rest):
+            yield data.read(rest)
+
+    def _finish(self, batches: Iterator[Tensors]) -> Iterator[Tensors]:
+        data: Any = self.resident or self.dataset
+        for fetched in batches if self.resident else copy_ahead(batches, self.device):
+            finished = data.finish(*fetched)
+            size = self.batch_size or len(finished[0])
+            yield from zip(*(tensor.split(size) for tensor in finished), strict=True)
+
+
+def _raise_error(batch: Any) -> Any:
+    if isinstance(batch, DataError):  # from a worker
+        raise batch
+    return batch
 
 
 def keep_batch(batch: Any) -> Any:
@@ -83,11 +121,16 @@ def make_loader(
     train: bool,
     shuffle: bool = True,
     num_workers: int = 0,
+    on_device: bool | str = False,
 ) -> DataLoader:
     """Make the data loader of this rank, or of a single process without a ``trainer``.
 
-    ``dataset.__getitems__(keys)`` returns a batch. The order depends on ``seed``, the run's seed and the epoch.
+    ``dataset.__getitems__(keys)`` returns a batch. The order depends on ``seed``, the run's seed and the epoch. The
+    batches of a TwoStageDataset are on the Trainer's device. ``on_device``: see :func:`resident_copy`.
     """
+    device = device_for_loading(trainer) if has_two_stages(dataset) else None
+    resident = None if device is None else resident_copy(dataset, device, on_device)
+    num_workers = 0 if resident else num_workers
     if not num_workers and hasattr(dataset, "decoding_threads"):  # the network may use fewer threads
         dataset.decoding_threads = max(1, available_cores() // (trainer.num_devices if trainer else 1))
     world_size, rank = (trainer.world_size, trainer.global_rank) if trainer is not None else (1, 0)
@@ -98,7 +141,10 @@ def make_loader(
         sampler = TrainSampler(length, world_size, rank, combine_with_run_seed(seed), shuffle)
     else:
         sampler = EvalSampler(length, world_size, rank, batch_size)
-    return ResumableLoader(
+    if num_workers and has_two_stages(dataset):
+        dataset = copy.copy(dataset)
+        dataset.finishes_batches = False  # type: ignore[attr-defined]
+    loader = ResumableLoader(
         dataset,
         batch_size=batch_size,
         sampler=sampler,
@@ -106,18 +152,22 @@ def make_loader(
         num_workers=num_workers,
         persistent_workers=num_workers > 0,
         worker_init_fn=ignore_signals,
+        pin_memory=num_workers > 0 and device is not None and device.type == "cuda",
         # without this generator a DataLoader would advance torch's global generator in each epoch
         generator=torch.Generator().manual_seed(combine_seeds(seed)),
     )
+    loader.device, loader.resident = device or torch.device("cpu"), resident
+    return loader
 
 
 def count_decoding_workers(trainer: Any) -> int:
-    """Return how many loader processes should decode pictures for this rank: 0 to 8.
+    """Return how many loader processes should decode pictures for this rank.
 
-    The ranks share the cores. On the CPU the network needs them too. Without a ``trainer``, count as for one GPU.
+    The ranks share the cores. On the CPU the network needs most of them. Beside a GPU, and without a ``trainer``, one
+    core in eight is for the training process.
     """
     ranks, on_cpu = (1, False) if trainer is None else (trainer.num_devices, trainer.strategy.root_device.type == "cpu")
     cores = available_cores() // ranks
     if on_cpu:
-        return min(8, cores // 4)
-    return min(8, cores) if cores > 1 else 0
+        return cores // 4
+    return cores - cores // 8 if cores > 1 else 0

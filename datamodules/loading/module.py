@@ -68,4 +68,5 @@ class SplitDataModule(LightningDataModule):
             train=train,
             shuffle=self.shuffle,
             num_workers=self.num_workers(dataset),
+            on_device=self.hparams.get("on_device", "auto"),
         )

@@ -29,6 +29,11 @@ class TrainSampler(DistributedSampler):
         self.start = 0  # keys to skip in the next epoch; a resumed run sets it
 
     def __iter__(self) -> Iterator[int]:
+        for chunk in self.key_chunks():
+            yield from chunk.tolist()
+
+    def key_chunks(self) -> Iterator[Tensor]:
+        """Yield the keys in order, in tensors (n,) int64."""
         start, self.start = self.start, 0
         if self.shuffle:
             generator = torch.Generator().manual_seed(combine_seeds(self.seed, self.epoch))
@@ -37,7 +42,7 @@ class TrainSampler(DistributedSampler):
             order = torch.arange(self.length)
         order = order.repeat(-(-self.total_size // self.length))[: self.total_size]
         keys = self.epoch * self.length + order[self.rank :: self.num_replicas]
-        return iter(keys[start:].tolist())
+        yield keys[start:]
 
 
 class EvalSampler(DistributedSampler):
@@ -55,10 +60,15 @@ class EvalSampler(DistributedSampler):
         self.has_padding = len(self.batch_starts) < -(-length // global_batch_size)
 
     def __iter__(self) -> Iterator[int]:
+        for chunk in self.key_chunks():
+            yield from chunk.tolist()
+
+    def key_chunks(self) -> Iterator[Tensor]:
+        """Yield the keys in order, in tensors (n,) int64."""
         for start in self.batch_starts:
-            yield from range(start, min(start + self.batch_size, self.length))
+            yield torch.arange(start, min(start + self.batch_size, self.length))
         if self.has_padding:
-            yield PADDING
+            yield torch.tensor([PADDING])
 
     def __len__(self) -> int:
         return sum(min(self.batch_size, self.length - start) for start in self.batch_starts) + self.has_padding

@@ -1,6 +1,7 @@
 """Draw random numbers that depend only on a seed and on keys (integers), not on earlier random numbers."""
 
 import os
+from typing import Any
 
 import numpy as np
 import torch
@@ -9,25 +10,33 @@ from torch import Tensor
 
 def combine_seeds(*numbers: int) -> int:
     """Hash all ``numbers`` to one seed in [0, 2**63) with splitmix64 (Steele et al. 2014)."""
-    state = np.zeros(1, dtype=np.uint64)
+    state = np.zeros(1, dtype=np.int64)
     for number in numbers:
-        state = _splitmix(state ^ np.uint64(number % 2**64))
-    return int(state[0] >> np.uint64(1))
+        state = _splitmix(state ^ np.array(number % 2**64, np.uint64).astype(np.int64))
+    return int(_shift_right(state, 1)[0])
 
 
 def draw_uniform(seed: int, keys: Tensor, count: int) -> Tensor:
-    """Draw ``count`` uniform numbers in [0, 1) for each key: (B, count) float32. ``keys`` is (B,) int64."""
-    counters = keys.numpy().astype(np.uint64)[:, None] * np.uint64(count) + np.arange(count, dtype=np.uint64)
-    bits = _splitmix(_splitmix(counters) ^ np.uint64(combine_seeds(seed)))
-    return torch.from_numpy((bits >> np.uint64(40)).astype(np.float32) / np.float32(2**24))
+    """Draw ``count`` uniform numbers in [0, 1) for each key: (B, count) float32, on the device of the keys.
+
+    ``keys`` is (B,) int64. All devices draw the same numbers.
+    """
+    counters = keys[:, None] * count + torch.arange(count, device=keys.device)
+    bits = _splitmix(_splitmix(counters) ^ combine_seeds(seed))
+    return _shift_right(bits, 40).float() / 2**24
 
 
-def _splitmix(x: np.ndarray) -> np.ndarray:
-    with np.errstate(over="ignore"):
-        x = x + np.uint64(0x9E3779B97F4A7C15)
-        x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        return x ^ (x >> np.uint64(31))
+def _splitmix(x: Any) -> Any:
+    """Hash each number of an int64 array or tensor. The signed constants have the bits of the published ones."""
+    x = x - 0x61C8864680B583EB
+    x = (x ^ _shift_right(x, 30)) * -0x40A7B892E31B1A47
+    x = (x ^ _shift_right(x, 27)) * -0x6B2FB644ECCEEE15
+    return x ^ _shift_right(x, 31)
+
+
+def _shift_right(x: Any, bits: int) -> Any:
+    """Shift int64 numbers as if they had no sign: torch cannot compute with uint64."""
+    return (x >> bits) & (2 ** (64 - bits) - 1)
 
 
 def combine_with_run_seed(seed: int) -> int:

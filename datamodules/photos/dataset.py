@@ -5,17 +5,18 @@ import io
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import Dataset, get_worker_info
 from torchvision.io import ImageReadMode, decode_image
 from torchvision.transforms import InterpolationMode, v2
 
 from datamodules.errors import DataError
 from datamodules.loading.augmentation import Augmentation
+from datamodules.loading.device import Tensors, TwoStageDataset
 from datamodules.loading.memory import normalize
 from datamodules.loading.order import PADDING
 from datamodules.loading.seeds import combine_seeds, combine_with_run_seed
@@ -26,7 +27,7 @@ from datamodules.preprocessing import Preprocessing
 MAX_PIXELS_FOR_TORCHVISION = 50_000_000  # larger pictures are decoded by read_picture, which limits their size
 
 
-class PhotoFiles(Dataset):
+class PhotoFiles(TwoStageDataset):
     """A dataset of N pictures with ``labels`` (N,) int64. Their ``paths`` (N,) are relative to ``root``.
 
     If ``store`` is given, it has the same pictures, decoded, and is read instead of the files. The augmentation depends
@@ -58,27 +59,27 @@ class PhotoFiles(Dataset):
     def __len__(self) -> int:
         return len(self.labels)
 
-    def __getitem__(self, key: int) -> tuple[Tensor, Tensor]:
-        images, labels = self.__getitems__([key])
-        return images[0], labels[0]
-
-    def __getitems__(self, keys: list[int]) -> tuple[Tensor, Tensor]:
-        try:
-            return self._load_batch(keys)
-        except DataError as error:
-            if get_worker_info() is None:
-                raise
-            return error  # type: ignore[return-value]  # ResumableLoader raises it; torch would add a traceback
-
-    def _load_batch(self, keys: list[int]) -> tuple[Tensor, Tensor]:
-        key_tensor = torch.tensor(keys)
-        labels = self.labels[key_tensor % len(self)].masked_fill(key_tensor == PADDING, PADDING)
+    def read(self, keys: Tensor) -> Tensors:
+        """Return pictures (B, C, S, S) uint8, cropped and resized, and labels (B,) int64."""
+        labels = self.labels[keys % len(self)].masked_fill(keys == PADDING, PADDING)
+        numbers = keys.tolist()
         with ThreadPoolExecutor(self.decoding_threads) as threads:
-            pictures = threads.map(self._load_pixels, [key % len(self) for key in keys])
-            transformed = [self.transform_pixels(pixels, key) for key, pixels in zip(keys, pictures, strict=True)]
+            pictures = threads.map(self._load_pixels, [key % len(self) for key in numbers])
+            transformed = [self.transform_pixels(pixels, key) for key, pixels in zip(numbers, pictures, strict=True)]
         # The pictures are usually in the memory layout (S, S, C). Stacking is fast if it keeps this layout.
-        images = torch.stack([picture.permute(1, 2, 0) for picture in transformed])
-        return normalize(images.permute(0, 3, 1, 2), self.mean, self.std), labels
+        return torch.stack([picture.permute(1, 2, 0) for picture in transformed]).permute(0, 3, 1, 2), labels
+
+    def finish(self, images: Tensor, labels: Tensor) -> Tensors:  # type: ignore[override]
+        return normalize(images, self.mean, self.std), labels
+
+    def on(self, device: torch.device) -> "PhotoFiles":
+        resident: Any = super().on(device)
+        if self.store and resident is not self:
+            resident.store = self.store.on(device)
+        return resident
+
+    def bytes_in_memory(self) -> int:
+        return self.store.pixels.nbytes if self.store else 0
 
     def _load_pixels(self, index: int) -> Tensor:
         return self.store[index] if self.store else read_pixels(self.root / self.paths[index])

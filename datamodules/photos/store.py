@@ -29,22 +29,28 @@ class PictureStore:
         self.sizes = np.fromfile(path, np.int64, 2 * count, offset=size - 8 - 16 * count).reshape(count, 2)
         self.starts = np.concatenate([[0], (3 * self.sizes.prod(1)).cumsum()])
         # shared=False makes a private mapping. Nothing is written to it, so all processes share its memory pages.
-        self._bytes = torch.from_file(str(path), shared=False, size=int(self.starts[-1]), dtype=torch.uint8)
+        self.pixels = torch.from_file(str(path), shared=False, size=int(self.starts[-1]), dtype=torch.uint8)
 
     def __reduce__(self) -> tuple[type["PictureStore"], tuple[Path]]:
         return PictureStore, (self.path,)  # pickle only the path: a spawned worker maps the file again
+
+    def on(self, device: torch.device) -> "PictureStore":
+        """Return a store with a copy of the pixels on ``device``."""
+        moved = PictureStore(self.path)
+        moved.pixels = self.pixels.to(device)
+        return moved
 
     def __len__(self) -> int:
         return len(self.sizes)
 
     def __getitem__(self, index: int) -> Tensor:
         height, width = self.sizes[index]
-        return self._bytes[self.starts[index] : self.starts[index + 1]].view(3, int(height), int(width))
+        return self.pixels[self.starts[index] : self.starts[index + 1]].view(3, int(height), int(width))
 
     def stacked(self) -> Tensor:
         """Return all pictures as one tensor (N, 3, H, W) without a copy. All pictures must have the same size."""
         height, width = self.sizes[0]
-        return self._bytes.view(len(self), 3, int(height), int(width))
+        return self.pixels.view(len(self), 3, int(height), int(width))
 
     @staticmethod
     def write(path: Path, count: int, read: Callable[[int], Tensor]) -> None:

@@ -14,11 +14,11 @@ from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
-from torch.utils.data import Dataset
 
 from datamodules.errors import DataError
 from datamodules.files import atomic_write
 from datamodules.image_folder import ImageFolderDataModule
+from datamodules.loading.device import Tensors, TwoStageDataset
 from datamodules.loading.loader import make_loader
 from datamodules.loading.module import SplitDataModule
 from datamodules.loading.order import PADDING, gather_in_input_order
@@ -36,7 +36,7 @@ FORMAT = 1  # increase it if a change in this project changes the features
 MAX_BYTES = 2 << 30  # of the folder; the files that were not used for the longest time are deleted first
 
 
-class Features(Dataset):
+class Features(TwoStageDataset):
     """A dataset with the features (N, F) and labels of the N samples in the dataset ``pictures``, in memory.
 
     A key is an index that may be larger than N-1: it selects the sample ``key % N``. The key PADDING has the label -1.
@@ -48,10 +48,9 @@ class Features(Dataset):
     def __len__(self) -> int:
         return len(self.labels)
 
-    def __getitems__(self, keys: list[int]) -> tuple[Tensor, Tensor]:
-        key_tensor = torch.tensor(keys)
-        rows = key_tensor % len(self)
-        return self.features.index_select(0, rows), self.labels[rows].masked_fill(key_tensor == PADDING, PADDING)
+    def read(self, keys: Tensor) -> Tensors:
+        rows = keys % len(self)
+        return self.features.index_select(0, rows), self.labels[rows].masked_fill(keys == PADDING, PADDING)
 
 
 class FeatureCache(Callback):

@@ -92,7 +92,9 @@ OTHERS = {"batch_size": 8, "val_size": 100, "augment": True, "seed": 1}
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("argument", inspect.signature(CIFAR10DataModule).parameters)
+@pytest.mark.parametrize(
+    "argument", sorted({*inspect.signature(CIFAR10DataModule).parameters} - {"on_device"})
+)  # test_device.py
 def test_every_argument_has_an_effect(official: Path, tmp_path: Path, argument: str) -> None:
     if argument == "root":
         with pytest.raises(DataError, match=str(tmp_path)):

@@ -11,9 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from datamodules.loading.device import TwoStageDataset
 from datamodules.loading.loader import count_decoding_workers, make_loader
 from tests.support.commands import ENVIRONMENT
-from tests.support.loaders import Keys, epoch_of, loader_of, rank_of
+from tests.support.loaders import epoch_of, loader_of, rank_of
 
 # --- resume -------------------------------------------------------------------------------------------------------
 
@@ -57,17 +58,19 @@ def test_loader_with_workers_resumes_too(num_workers: int) -> None:
 # --- data in memory -----------------------------------------------------------------------------------------------
 
 
-class KeysInMemory(Keys):
+class KeysInMemory(TwoStageDataset):
     """A dataset of its keys, which records the number of keys per call."""
 
     def __init__(self, length: int, samples_per_fetch: int) -> None:
-        super().__init__(length)
-        self.samples_per_fetch = samples_per_fetch
+        self.length, self.samples_per_fetch = length, samples_per_fetch
         self.keys_per_call: list[int] = []
 
-    def __getitems__(self, keys: list[int]) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+    def __len__(self) -> int:
+        return self.length
+
+    def read(self, keys: Tensor) -> tuple[Tensor, ...]:
         self.keys_per_call.append(len(keys))
-        return torch.tensor(keys), -torch.tensor(keys)
+        return keys, -keys
 
 
 @given(st.integers(1, 300), st.integers(1, 3), st.integers(1, 40), st.integers(0, 100), st.booleans())
@@ -85,12 +88,25 @@ def test_data_in_memory_gives_the_same_batches_in_fewer_calls(
     assert len(data.keys_per_call) == -(-len(batches) // max(1, samples_per_fetch // batch_size))
 
 
+class Doubled(KeysInMemory):
+    """A subclass of a user, which changes the batches."""
+
+    def __getitems__(self, keys: list[int]) -> tuple[Tensor, ...]:
+        return tuple(2 * tensor for tensor in super().__getitems__(keys))
+
+
+@pytest.mark.parametrize("num_workers", [0, pytest.param(1, marks=pytest.mark.slow)])
+def test_subclass_with_its_own_batches_is_respected(num_workers: int) -> None:
+    loader = make_loader(Doubled(5, 100), None, batch_size=2, seed=0, train=False, num_workers=num_workers)
+    assert [keys.tolist() for keys, _ in loader] == [[0, 2], [4, 6], [8]]
+
+
 # --- workers ------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("cores", "ranks", "beside_a_gpu", "on_the_cpu"),
-    [(1, 1, 0, 0), (2, 1, 2, 0), (2, 2, 0, 0), (8, 2, 4, 1), (16, 1, 8, 4), (64, 1, 8, 8)],
+    [(1, 1, 0, 0), (2, 1, 2, 0), (2, 2, 0, 0), (8, 2, 4, 1), (16, 1, 14, 4), (64, 4, 14, 4)],
 )
 def test_number_of_workers(
     cores: int, ranks: int, beside_a_gpu: int, on_the_cpu: int, monkeypatch: pytest.MonkeyPatch
@@ -102,7 +118,7 @@ def test_number_of_workers(
 
 def test_number_of_workers_without_a_trainer(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("datamodules.loading.loader.available_cores", lambda: 64)
-    assert count_decoding_workers(None) == 8
+    assert count_decoding_workers(None) == 56
 
 
 @pytest.mark.slow
