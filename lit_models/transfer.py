@@ -144,6 +144,8 @@ class LitTransfer(LitBase):
             self.load_pretrained()
         self.trainer.strategy.barrier()
         self.load_pretrained()
+        if self.device.type == "cuda" and "16" in str(self.trainer.precision):  # tensor cores: about a third faster
+            self.net.to(memory_format=torch.channels_last)
 
     def load_pretrained(self) -> None:
         """Load the pretrained weights if no weights are loaded yet; see :func:`lit_models.backbones.load`."""

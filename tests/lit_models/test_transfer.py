@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -279,6 +280,25 @@ def test_checkpoints_are_opened_and_resumed_without_weights_file(
     bare(max_epochs=2).fit(resumed, pictures(), ckpt_path=str(tmp_path / "a.ckpt"), weights_only=True)
     assert reads == []
     assert math.isfinite(float(resumed.net.state_dict()["fc.weight"].sum()))
+
+
+@pytest.mark.parametrize(
+    ("device", "precision", "is_channels_last"),
+    [("cuda", "bf16-mixed", True), ("cuda", "16-true", True), ("cuda", "32-true", False), ("cpu", "bf16-mixed", False)],
+)
+def test_half_precision_on_cuda_uses_the_layout_of_tensor_cores(
+    monkeypatch: pytest.MonkeyPatch, device: str, precision: str, is_channels_last: bool
+) -> None:
+    model = LitTransfer("shufflenet_v2_x0_5", num_classes=2, weights=None)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    strategy = SimpleNamespace(barrier=lambda: None)
+    monkeypatch.setattr(LitTransfer, "trainer", SimpleNamespace(precision=precision, strategy=strategy))
+    monkeypatch.setattr(LitTransfer, "device", torch.device(device))
+    monkeypatch.setattr(LitTransfer, "local_rank", 0)
+    model.on_fit_start()
+    first = model.net.conv1[0].weight  # (24, 3, 3, 3)
+    assert first.is_contiguous(memory_format=torch.channels_last) == is_channels_last
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
 
 
 def test_missing_weights_stop_a_fit_before_its_first_step(bare: Bare) -> None:
