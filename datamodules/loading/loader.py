@@ -1,14 +1,13 @@
 """Make the DataLoader of all data modules. It can resume in the middle of an epoch. Its workers ignore signals."""
 
 import atexit
-import copy
 import multiprocessing
 import signal
 from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader, Dataset, DistributedSampler
+from torch.utils.data import DataLoader, Dataset, DistributedSampler, get_worker_info
 
 from datamodules.errors import DataError
 from datamodules.loading.device import (
@@ -106,10 +105,13 @@ def _kill_workers() -> None:
             process.kill()
 
 
-def ignore_signals(worker: int) -> None:
-    """Ignore the stop signals in a worker. Only the training process reacts to them, and it ends its workers."""
+def prepare_worker(worker: int) -> None:
+    """Ignore the stop signals: the training process ends its workers. Leave it to that process to finish batches."""
     for signal_number in STOP_SIGNALS:
         signal.signal(signal_number, signal.SIG_IGN)
+    dataset: Any = get_worker_info().dataset  # type: ignore[union-attr]
+    if has_two_stages(dataset):
+        dataset.finishes_batches = False
 
 
 def make_loader(
@@ -141,9 +143,6 @@ def make_loader(
         sampler = TrainSampler(length, world_size, rank, combine_with_run_seed(seed), shuffle)
     else:
         sampler = EvalSampler(length, world_size, rank, batch_size)
-    if num_workers and has_two_stages(dataset):
-        dataset = copy.copy(dataset)
-        dataset.finishes_batches = False  # type: ignore[attr-defined]
     loader = ResumableLoader(
         dataset,
         batch_size=batch_size,
@@ -151,7 +150,7 @@ def make_loader(
         collate_fn=keep_batch,
         num_workers=num_workers,
         persistent_workers=num_workers > 0,
-        worker_init_fn=ignore_signals,
+        worker_init_fn=prepare_worker,
         pin_memory=num_workers > 0 and device is not None and device.type == "cuda",
         # without this generator a DataLoader would advance torch's global generator in each epoch
         generator=torch.Generator().manual_seed(combine_seeds(seed)),

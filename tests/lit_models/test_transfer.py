@@ -296,7 +296,7 @@ def test_half_precision_on_cuda_uses_the_layout_of_tensor_cores(
     monkeypatch.setattr(LitTransfer, "device", torch.device(device))
     monkeypatch.setattr(LitTransfer, "local_rank", 0)
     model.on_fit_start()
-    first = model.net.conv1[0].weight  # (24, 3, 3, 3)
+    first = model.net.get_parameter("conv1.0.weight")  # (24, 3, 3, 3)
     assert first.is_contiguous(memory_format=torch.channels_last) == is_channels_last
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
 

@@ -47,11 +47,11 @@ def dataset_of(kind: str, photo_folder: Path) -> Any:
 def test_resident_data_give_the_same_batches(kind: str, train: bool, photo_folder: Path) -> None:
     data = dataset_of(kind, photo_folder)
     for rank in range(3):
-        resident, streamed, one_by_one = (
+        resident, streamed, one_by_one = loaders = [
             make_loader(data, rank_of(rank, 3), batch_size=2, seed=5, train=train) for _ in range(3)
-        )
-        resident.resident = copy.copy(data)  # type: ignore[attr-defined]
-        for loader in (resident, streamed, one_by_one):
+        ]
+        resident.resident = copy.copy(data)
+        for loader in loaders:
             loader.sampler.set_epoch(3)  # type: ignore[attr-defined]
         keys = list(one_by_one.sampler)
         batches = [list(loader) for loader in (resident, streamed)]
