@@ -27,7 +27,6 @@ def main(arguments: list[str] | None = None) -> None:
     from lit_training.cli.limits import check_devices
     from lit_training.cli.parser import silence_libraries
     from lit_training.errors import is_rank_zero
-    from lit_training.runs.processes import disconnect
     from lit_training.trained.explain import check_explainable, explain_mistakes
     from lit_training.trained.outputs import write_evaluation
 
@@ -37,7 +36,6 @@ def main(arguments: list[str] | None = None) -> None:
     if chosen.explain:
         check_explainable(saved.model())
     evaluation = saved.evaluate(chosen.data, chosen.accelerator, chosen.devices, chosen.photos, chosen.all)
-    disconnect()
     if not is_rank_zero():
         return
     write_evaluation(evaluation)

@@ -21,7 +21,6 @@ def main() -> None:
     from lit_training.cli import fit
     from lit_training.cli.parser import FitCLI
     from lit_training.cli.trouble import one_line_failures
-    from lit_training.runs.processes import disconnect
 
     run = FitCLI().run
     run.watch.start()
@@ -30,7 +29,6 @@ def main() -> None:
         fit.print_start(run)
         run.trainer.fit(run.model, run.data, weights_only=True)
     fit.print_result(run)
-    disconnect()
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ import re
 import sys
 import warnings
 from argparse import SUPPRESS
+from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any, Literal, NoReturn, get_args
 
@@ -18,6 +19,7 @@ from lightning.pytorch.strategies import Strategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch.optim import Optimizer
 
+from datamodules.files import atomic_write
 from datamodules.text import command
 from lit_models import LitBase
 from lit_models.base import read_attribute
@@ -29,6 +31,7 @@ from lit_training.cli.usage_errors import explain_build_error, explain_parse_err
 from lit_training.errors import CheckpointError, UsageError, exit_with_error, print_note
 from lit_training.runs.folder import keep_global_batch
 from lit_training.runs.foreign import with_default_attributes
+from lit_training.runs.layout import CONFIG
 from lit_training.runs.lightning_internals import actions_of
 from lit_training.runs.own_classes import add_current_folder
 from lit_training.runs.plain import hidden_arguments, is_writable, to_plain, to_yaml
@@ -52,6 +55,14 @@ OWN_FLAGS: list[tuple[str, Any, Any, str]] = [
     ("seeds", PositiveInt, 1, "Train with this number of seeds; print mean and standard deviation."),
 ]
 """Flags that this project adds to Lightning's flags: name, type, default value, help text."""
+
+
+class SaveConfig(SaveConfigCallback):
+    """Write config.yaml in one step: ``--resume auto`` finds a run by it, also if the run was killed while it wrote."""
+
+    def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        with atomic_write(Path(str(trainer.log_dir)) / CONFIG, "w") as file:
+            file.write(self.parser.dump(self.config, skip_unset=False))
 
 
 class OneLineParser(LightningArgumentParser):
@@ -196,7 +207,7 @@ class FitCLI(LightningCLI):
         if config["max_epochs"] is None and config["max_steps"] == -1 and config["max_time"] is None:
             config["max_epochs"] = trainer_config["max_epochs"] = model_attributes.default_epochs
         config_yaml = self.parser.dump(self.config, skip_unset=False)
-        save_config = SaveConfigCallback(self.parser, self.config, overwrite=True)
+        save_config = SaveConfig(self.parser, self.config, save_to_log_dir=False)
         register_strategies(model_attributes.skips_layers)
         try:
             trainer = FitTrainer(**add_defaults(config, self.run, config_yaml, save_config))
@@ -217,7 +228,7 @@ class FitCLI(LightningCLI):
         given, chosen = self.config["threads"], threads_of_new_run(trainer, self.model, self.datamodule)
         trainer.chosen_threads = chosen if given == "auto" else (int(given), int(given))
         here, own = trainer.world_size, (start and start.threads) or trainer.chosen_threads
-        self.config["threads"] = own[0]  # SaveConfigCallback writes it to config.yaml
+        self.config["threads"] = own[0]  # SaveConfig writes it to config.yaml
         share = [count * (start.processes if start else here) // here for count in own]  # all together have the same
         trainer.threads = max(1, share[0]), max(1, share[1])
         self.run.watch.trainer = trainer

@@ -1,5 +1,6 @@
 """Control the processes of a run. End all of them after a signal, or if one of them fails or hangs."""
 
+import atexit
 import os
 import re
 import select
@@ -148,8 +149,12 @@ def gather_objects(trainer: Trainer, value: Any) -> list[Any]:
     return values
 
 
+@atexit.register
 def disconnect() -> None:
-    """Close the connection between the processes. Otherwise torch may crash (with gloo) when Python exits."""
+    """Close the connection between the processes when Python exits, also after an error: gloo's threads may crash then.
+
+    This is after the error was printed. If the connection ended earlier, other processes would print that they lost it.
+    """
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
 

@@ -26,6 +26,16 @@ def test_a_run_prints_its_result_and_the_next_commands() -> None:
     assert yaml.safe_load(again.parser.dump(again.config, skip_unset=False)) == yaml.safe_load(saved.read_text())
 
 
+def test_config_yaml_is_replaced_as_a_whole() -> None:
+    """``--resume auto`` finds a run by this file, so a run that is killed at any moment must have it."""
+    run_well(f"fit.py {SMALL}")
+    saved, before = Path("lightning_logs/version_0/config.yaml"), Path("before.yaml")
+    before.hardlink_to(saved)  # a file that is overwritten, not replaced, would change under both names
+    run_well(f"fit.py {SMALL} --max_epochs 2 --resume latest")
+    assert "max_epochs: 1" in before.read_text()
+    assert "max_epochs: 2" in saved.read_text()
+
+
 @pytest.mark.parametrize(
     ("flags", "reports", "checkpoint"),
     [

@@ -10,8 +10,10 @@ import contextlib
 import csv
 import hashlib
 import io
+import itertools
 import json
 import os
+import pickle
 import random
 import resource
 import runpy
@@ -24,7 +26,7 @@ import tempfile
 import time
 import traceback
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -33,7 +35,12 @@ from unittest import mock
 import numpy as np
 import torch
 from lightning.pytorch import Callback
+from lightning.pytorch.strategies.launchers import subprocess_script
+from lightning.pytorch.utilities import rank_zero_only
 from PIL import Image
+from torchvision.datasets import CIFAR10
+
+from datamodules import CIFAR10DataModule
 
 FIT = Path(__file__).resolve().parents[2] / "scripts" / "fit.py"
 OWN = Path(__file__).resolve().parents[1] / "support" / "own"
@@ -91,11 +98,13 @@ DDP_CASES = {
     "augmented, workers, 2 processes": f"{TUNED} --max_epochs 3 --data.num_workers 1 {DDP}",
 }
 DDP_CASES["own classes, EMA, 2 processes"] = f"{HALVES} {SAVER} {EMA} {DDP}"
+GLOBAL_BATCH = 12
 DIVISIBLE = "--data.train_size 66 --data.val_size 30 --data.batch_size 6 --max_epochs 3 --accelerator cpu --devices 2"
 RESIZED_CASES = {
     "cnn, resized": DIVISIBLE,
+    "cnn, resized from 1": f"{DIVISIBLE} --data.batch_size 12 --devices 1",
     "augmented, accumulated, resized": f"{DIVISIBLE} --data.augment true --accumulate_grad_batches 2 {PLATEAU}",
-    "dynamic, resized": "--model LitDynamic --data.in_features 20 --data.out_features 3 --data.length 200 "
+    "dynamic, resized": "--model LitDynamic --data.in_features 20 --data.out_features 3 --data.length 198 "
     "--data.steps 0 --data.batch_size 6 --max_epochs 3 --accelerator cpu --devices 2",
 }
 """Each start, except the first one, has another number of processes: 1, 2 or 3."""
@@ -123,12 +132,21 @@ def write_photos(root: Path) -> Path:
 
 
 def write_cifar10(root: Path) -> Path:
-    """Write noise in the format of CIFAR10DataModule's cache, so that no case downloads the real data set."""
-    root.mkdir()
+    """Write noise in the format of CIFAR10, and give torchvision its md5, so that no case downloads the real data."""
+    folder = root / CIFAR10.base_folder
+    folder.mkdir(parents=True)
     draw = np.random.default_rng(0)
-    for split, count in (("train", 50_000), ("test", 10_000)):
-        labels = np.arange(count, dtype=np.uint8) % 10
-        (root / f"cifar10-{split}.uint8").write_bytes(draw.bytes(count * 3072) + labels.tobytes())
+    files: dict[str, Any] = {"batches.meta": {"label_names": list(CIFAR10DataModule.class_names)}}
+    for name, _ in (*CIFAR10.train_list, *CIFAR10.test_list):
+        pixels = draw.integers(0, 256, (10_000, 3072), dtype=np.uint8)
+        files[name] = {"data": pixels, "labels": [number % 10 for number in range(10_000)]}
+    md5 = {}
+    for name, content in files.items():
+        (folder / name).write_bytes(data := pickle.dumps(content))
+        md5[name] = hashlib.md5(data).hexdigest()
+    CIFAR10.train_list = [[name, md5[name]] for name, _ in CIFAR10.train_list]
+    CIFAR10.test_list = [[name, md5[name]] for name, _ in CIFAR10.test_list]
+    CIFAR10.meta = {**CIFAR10.meta, "md5": md5["batches.meta"]}
     return root
 
 
@@ -176,7 +194,10 @@ def count_repeated(histories: History) -> int:
 
 
 def start_fork(arguments: list[str], folder: Path, cost: float, file_limit: int | None = None) -> int:
-    """Run fit.py in a fork of this process, which has already imported everything. Return the process id."""
+    """Run fit.py in a fork of this process, which has already imported everything. Return the process id.
+
+    More processes are forked at once: they wait until the first process launches them.
+    """
     child = os.fork()
     if child:
         return child
@@ -189,6 +210,7 @@ def start_fork(arguments: list[str], folder: Path, cost: float, file_limit: int 
         os.dup2(output, 2)
         if file_limit is not None:
             resource.setrlimit(resource.RLIMIT_FSIZE, (file_limit, file_limit))
+        fork_ranks(devices_of(arguments))
         random.seed(time.time_ns())
         sys.argv = [str(FIT), *arguments]
         code = _fit(cost)
@@ -199,6 +221,55 @@ def start_fork(arguments: list[str], folder: Path, cost: float, file_limit: int 
             sys.stdout.flush()
             sys.stderr.flush()
         os._exit(code)
+
+
+def devices_of(arguments: list[str]) -> int:
+    """Return the last value of ``--devices``, or 1."""
+    return int(["1", *(value for name, value in itertools.pairwise(arguments) if name == "--devices")][-1])
+
+
+def fork_ranks(processes: int) -> None:
+    """Fork the other processes of a run, and let Lightning launch these forks. This saves the time of the imports.
+
+    In the first process this function returns at once. In the others it returns when they are launched.
+    """
+    waiting: list[tuple[int, int]] = []
+
+    def launch(command: list[str], env: dict[str, str], cwd: Any) -> subprocess.Popen:
+        pid, pipe = waiting.pop(0)
+        with os.fdopen(pipe, "w") as file:
+            json.dump(env, file)
+        process: Any = mock.Mock(spec=subprocess.Popen, pid=pid, returncode=None)
+
+        def poll() -> int | None:
+            with contextlib.suppress(ChildProcessError):  # another thread has asked for it
+                process.returncode = wait_for_exit(pid, 0) if process.returncode is None else process.returncode
+            return process.returncode
+
+        def kill() -> None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+        process.poll, process.kill = poll, kill
+        return process
+
+    subprocess_script.subprocess = mock.Mock(Popen=launch)  # type: ignore[attr-defined]
+    for _ in range(processes - 1):
+        reader, writer = os.pipe()
+        if pid := os.fork():
+            os.close(reader)
+            waiting.append((pid, writer))
+            continue
+        for pipe in (writer, *(other for _, other in waiting)):
+            os.close(pipe)
+        with os.fdopen(reader) as file:
+            environment = file.read()
+        if not environment:  # the first process has ended before
+            os._exit(0)
+        os.environ.clear()
+        os.environ.update(json.loads(environment))
+        rank_zero_only.rank = int(os.environ["LOCAL_RANK"])  # type: ignore[attr-defined]  # as Lightning's import does
+        return
 
 
 def _fit(cost: float) -> int:
@@ -362,7 +433,7 @@ def are_close(a: Any, b: Any, tolerance: float = 2e-6) -> bool:
     if isinstance(a, (list, tuple)):
         return len(a) == len(b) and all(are_close(one, other, tolerance) for one, other in zip(a, b, strict=True))
     with contextlib.suppress(TypeError, ValueError):
-        return abs(float(a) - float(b)) <= max(tolerance, 1e-5 * abs(float(a)))
+        return a == b or abs(float(a) - float(b)) <= max(tolerance, 1e-5 * abs(float(a)))  # a == b: both are inf
     return bool(a == b)
 
 
@@ -378,6 +449,7 @@ class Round:
     """
 
     LIMIT_SECONDS = 120.0
+    EQUAL = "runs equal to the uninterrupted one"
 
     def __init__(self, name: str, folder: Path, seed: int, start: Callable[..., int], kinds: tuple[str, ...]) -> None:
         self.name, self.folder, self.seed, self.kinds = name, folder, seed, kinds
@@ -387,6 +459,8 @@ class Round:
         self.waits: list[float] = []
         """Seconds from each signal to the end of the process."""
         self.photos: Path | None = None
+        self.batches = 1
+        """Batches of the run. An interruption waits for at most half of them."""
 
     def run_and_compare(
         self, uninterrupted: dict[str, Any], seconds: float, arguments: list[str], interruptions: int
@@ -413,7 +487,7 @@ class Round:
         found = read_result(self.folder)
         different = self.compare(uninterrupted, found)
         assert not different, f"not equal: {', '.join(different)}"
-        self.counts["runs equal to the uninterrupted one"] += 1
+        self.counts[self.EQUAL] += 1
         assert self.run(arguments) == 0
         assert "nothing to do" in (self.folder / "output.txt").read_text()
         self.counts["starts after the end that did nothing"] += 1
@@ -423,8 +497,9 @@ class Round:
         return [key for key in expected if not are_equal(expected[key], found[key])]
 
     def launch(self, arguments: list[str], file_limit: int | None = None) -> int:
-        """Start fit.py. Return the process id."""
-        return self.start(arguments, self.folder, self.draw_cost(), file_limit)
+        """Start fit.py. Return the process id. Most starts of several processes are forks, which is faster."""
+        start = start_fork if self.start is start_program and self.draw.random() < 0.8 else self.start
+        return start(arguments, self.folder, self.draw_cost(), file_limit)
 
     def run(self, arguments: list[str]) -> int | None:
         """Run fit.py to its end. Return its exit code, or None after :attr:`LIMIT_SECONDS`."""
@@ -437,6 +512,11 @@ class Round:
         """Return the size of the files of recorded samples. It increases with each batch."""
         return sum(path.stat().st_size for path in self.folder.glob("used*.jsonl"))
 
+    def recorded_batches(self) -> int:
+        """Return the number of batches that the first process has recorded, with those that were repeated."""
+        file = self.folder / "used0.jsonl"
+        return file.read_bytes().count(b"\n") if file.exists() else 0
+
     def draw_cost(self) -> float:
         """Return a random share of time for resume points. With a large share, the run writes many resume points."""
         return self.draw.choice((1e9, 1e9, 1.0, 0.02))
@@ -447,15 +527,26 @@ class Round:
             os.killpg(child, signal.SIGKILL)
 
     def interrupt(self, arguments: list[str], seconds: float, kind: str) -> bool:
-        """Interrupt a run. Return True if it ended before the interruption."""
-        self.counts[kind] += 1
+        """Interrupt a run, and count the interruption. Return True if it ended before the interruption."""
+        ended = self.try_to_interrupt(arguments, seconds, kind)
+        self.counts[f"{kind}, but the run ended before" if ended else kind] += ended is not None
+        return bool(ended)
+
+    def try_to_interrupt(self, arguments: list[str], seconds: float, kind: str) -> bool | None:
+        """Interrupt a run. Return True if it ended before the interruption, None if there was nothing to interrupt."""
+        points = list(self.folder.glob("lightning_logs/version_0/checkpoints/resume/*.ckpt"))
         if kind == "damaged last.ckpt":
-            for path in (self.folder / "lightning_logs").glob("version_*/checkpoints/resume/last.ckpt"):
-                if (path.parent / "previous.ckpt").exists():
-                    size = path.stat().st_size
-                    with path.open("r+b") as file:
-                        file.truncate(self.draw.randrange(size))
+            if len(points) < 2:
+                return None
+            [path] = [path for path in points if path.name == "last.ckpt"]
+            with path.open("r+b") as file:
+                file.truncate(self.draw.randrange(path.stat().st_size))
             return False
+        if kind == "missing photo" and points and self.draw.random() < 0.3:
+            with self.without_photo():
+                code = self.run(arguments)
+            assert code in (0, 2), f"exit code {code} without a photo"
+            return code == 0
         limit = self.draw.randrange(1000, 400_000) if kind == "full disk" else None
         child = self.launch(arguments, limit)
         if kind == "full disk":
@@ -463,20 +554,18 @@ class Round:
             assert code in (0, 2), f"exit code {code} with a full disk"
             self.kill_remaining_processes(child)
             return code == 0
-        training, later = self.draw.random() < 0.5 or kind == "missing photo", self.draw.uniform(0.2, 1.1)
-        if training:  # wait for the first step: most of the time is the start of the program
-            before, code, end = self.recorded_bytes(), None, time.monotonic() + seconds
-            while code is None and self.recorded_bytes() == before and time.monotonic() < end:
-                code = wait_for_exit(child, 0.01)
-            code = wait_for_exit(child, 0.1 * later * seconds) if code is None else code
+        code, end = None, time.monotonic() + seconds
+        if kind == "missing photo" or self.draw.random() < 0.75:  # wait for a random batch, then for a part of it
+            batches, before = self.draw.randint(1, max(self.batches // 2, 1)), self.recorded_batches()
+            while code is None and self.recorded_batches() < before + batches and time.monotonic() < end:
+                code = wait_for_exit(child, 0.005)
+            later = 0.02 * self.draw.random()
         else:
-            code = wait_for_exit(child, later * seconds)
+            later = self.draw.uniform(0.2, 1.1) * seconds
+        code = wait_for_exit(child, later) if code is None else code
         if code is None and kind == "missing photo":
-            assert self.photos is not None
-            photo = self.draw.choice(sorted(self.photos.glob("*/*.png")))
-            photo.rename(self.photos.parent / "away.png")
-            code = wait_for_exit(child, self.LIMIT_SECONDS)
-            (self.photos.parent / "away.png").rename(photo)
+            with self.without_photo():
+                code = wait_for_exit(child, self.LIMIT_SECONDS)
             self.kill_remaining_processes(child)
             assert code in (0, 2), f"exit code {code} without a photo"
             return code == 0
@@ -496,6 +585,15 @@ class Round:
         assert code == 0, f"exit code {code} without any interruption"
         return True
 
+    @contextlib.contextmanager
+    def without_photo(self) -> Iterator[None]:
+        """Move a photo away, and bring it back."""
+        assert self.photos is not None
+        photo = self.draw.choice(sorted(self.photos.glob("*/*.png")))
+        away = photo.rename(self.photos.parent / "away.png")
+        yield
+        away.rename(photo)
+
     def kill(self, child: int) -> None:
         """Kill all processes of a run at once."""
         os.killpg(child, signal.SIGKILL)
@@ -510,19 +608,35 @@ class Round:
 class ResizedRound(Round):
     """A run that goes on with another number of processes. Its result is equal within rounding."""
 
+    EQUAL = "resized runs equal within rounding"
+
     def launch(self, arguments: list[str], file_limit: int | None = None) -> int:
-        if not list(self.folder.glob("lightning_logs/version_0/checkpoints/resume/*.ckpt")):
-            return super().launch(arguments, file_limit)
-        number = self.draw.choice((1, 1, 2, 2, 3))
-        self.counts[f"resumed on {number} processes"] += 1
-        start = start_fork if number == 1 else start_program
-        return start([*arguments, "--devices", str(number)], self.folder, self.draw_cost(), file_limit)
+        if list(self.folder.glob("lightning_logs/version_0/checkpoints/resume/*.ckpt")):
+            last = (self.sizes() or [0])[-1]
+            number = self.draw.choice([1, 2, 3, *({1, 2, 3} - {last})])
+            if self.draw.random() < 0.5:
+                arguments = [*arguments, "--data.batch_size", str(GLOBAL_BATCH // number)]
+            else:
+                arguments = ["--resume", "latest", "--enable_progress_bar", "false"]
+            arguments = [*arguments, "--devices", str(number)]
+        return super().launch(arguments, file_limit)
+
+    def sizes(self) -> list[int]:
+        """Return the number of processes that trained, one value after each change."""
+        lines = (self.folder / "used0.jsonl").read_text().splitlines() if self.recorded_bytes() else []
+        return [
+            number
+            for number, _ in itertools.groupby(
+                int(line.rpartition(",")[2][:-1]) for line in lines if line.endswith("]")
+            )
+        ]
 
     def compare(self, expected: dict[str, Any], found: dict[str, Any]) -> list[str]:
         different = [key for key in ("weights", "best weights") if not are_close(expected[key], found[key])]
         keys = ("optimizer", "schedules", "step", "metrics.csv")
         one, two = ({**result, "metrics.csv": without_step_loss(result["metrics.csv"])} for result in (expected, found))
         different += [key for key in keys if not are_close(one[key], two[key], 1e-5)]
+        self.counts[f"resized runs with {len(self.sizes()) - 1} changes of size"] += 1
         return different + ["samples"] * (merge_processes(one["samples"]) != merge_processes(two["samples"]))
 
 
@@ -570,11 +684,13 @@ def run_uninterrupted(
 ) -> tuple[dict[str, Any], float]:
     """Run a case without interruption. Return its result and its duration in seconds."""
     begun = time.monotonic()
+    start = start_fork if start is start_program else start  # as most interrupted runs
     code = wait_for_exit(start(arguments, folder, 0.02), 300)
     assert code == 0, f"{name}: exit code {code} without interruption\n{(folder / 'output.txt').read_text()[-2000:]}"
     seconds, found = time.monotonic() - begun, read_result(folder)
     processes = len(found["samples"])
-    assert processes == (1 if name in CASES else 2), f"{name}: samples of {processes} processes"
+    expected = 2 if name in MACHINE_CASES else devices_of(arguments)
+    assert processes == expected, f"{name}: samples of {processes} processes"
     # If the processes cannot share the data equally, fewer than ``processes`` samples are repeated.
     again = 0 if name in REPEATING_CASES else count_repeated(found["samples"])
     assert again < processes, f"{name}: {again} samples were repeated in an epoch"
@@ -587,12 +703,23 @@ def kinds_of(name: str, start: Callable[..., int], arguments: str) -> tuple[str,
         return ("SIGKILL", "SIGKILL", "SIGTERM", "SIGINT")
     if name.startswith("slurm"):
         return ("SIGKILL", "SIGUSR1", "SIGUSR1", "SIGTERM")
-    kinds = KINDS + ("missing photo",) * ("PHOTOS" in arguments)
+    kinds = KINDS + ("missing photo",) * (3 if "PHOTOS" in arguments else 0)
     # "full disk" limits the file size. This limit would also break launched programs and the memory of workers.
     return tuple(kind for kind in kinds if kind != "full disk" or not ("workers" in name or start is not start_fork))
 
 
 KINDS = ("SIGKILL", "SIGKILL", "SIGKILL", "SIGTERM", "SIGINT", "SIGUSR1", "full disk", "damaged last.ckpt")
+
+
+def print_counts(counts: Counter[str], waits: dict[str, list[float]], runs: int, failures: int) -> None:
+    """Print the number of interruptions of each kind, and of equal runs."""
+    print(f"\n{runs:6}  runs, {failures} of them failed")
+    for what, count in sorted(counts.items()):
+        print(f"{count:6}  {what}")
+    for processes, seconds in waits.items():
+        if seconds:
+            print(f"{max(seconds):6.2f}  s: longest wait after a signal, {processes} ({len(seconds)} signals)")
+    print(flush=True)
 
 
 def main() -> None:
@@ -604,6 +731,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=30)
     parser.add_argument("--seed", type=int, default=None, help="run one round with this seed (default: new seeds)")
     parser.add_argument("--case", default=None, help="only cases whose name contains this text")
+    parser.add_argument("--resized", type=int, default=1, help="how often each round runs each case that is resized")
     parser.add_argument("--one_process", action="store_true", help="skip the cases with two processes")
     options = parser.parse_args()
     end = time.monotonic() + 60 * options.minutes
@@ -621,48 +749,48 @@ def main() -> None:
     names = [name for name in cases if options.case is None or options.case in name]
     counts: Counter[str] = Counter()
     known: dict[str, tuple[dict[str, Any], float]] = {}
-    waits: dict[str, list[float]] = {"one process": [], "two processes": []}
-    failures = 0
-    seed = random.SystemRandom().randrange(10**9) if options.seed is None else options.seed
-    while time.monotonic() < end:
-        for name in names:
+    waits: dict[str, list[float]] = {"one process": [], "several processes": []}
+    failures = runs = 0
+    first_seed = random.SystemRandom().randrange(10**9) if options.seed is None else options.seed
+    is_repeat = options.seed is not None
+    repeated = 0 if is_repeat else options.resized - 1
+    round_of_names = [*names, *[name for name in names if name in RESIZED_CASES] * repeated]
+    while time.monotonic() < end and not (is_repeat and runs):
+        for name in random.Random(first_seed + runs).sample(round_of_names, len(round_of_names)):
             if time.monotonic() > end:
                 break
+            begun = time.monotonic()
+            seed = first_seed + (0 if is_repeat else runs)
             start = start_fork if name in CASES else start_program
             if name in MACHINE_CASES:
                 start = partial(start_machines, name.partition(",")[0])
-            kind_of_round = {
-                **dict.fromkeys(RESIZED_CASES, ResizedRound),
-                **dict.fromkeys(MACHINE_CASES, MachinesRound),
-            }
             arguments = [str(places.get(word, word)) for word in cases[name].split()]
             arguments += ["--log_every_n_steps", "2", "--enable_progress_bar", "false"]
-            if name not in known:
-                (place / f"uninterrupted {name}").mkdir()
-                known[name] = run_uninterrupted(name, place / f"uninterrupted {name}", arguments, start)
             folder = place / f"{name} {seed}"
             folder.mkdir()
-            one = kind_of_round.get(name, Round)(name, folder, seed, start, kinds_of(name, start, cases[name]))
+            kind_of_round = ResizedRound if name in RESIZED_CASES else MachinesRound if name in MACHINE_CASES else Round
+            one = kind_of_round(name, folder, seed, start, kinds_of(name, start, cases[name]))
             one.photos = places["PHOTOS"]
             try:
-                one.run_and_compare(*known[name], arguments, one.draw.randint(1, 8))
+                if name not in known:
+                    (whole := place / f"uninterrupted {name}").mkdir(exist_ok=True)
+                    known[name] = run_uninterrupted(name, whole, arguments, start)
+                one.batches = len(known[name][0]["samples"][0])
+                most = 3 if name in MACHINE_CASES else 8  # a start of two machines takes long
+                one.run_and_compare(*known[name], arguments, one.draw.randint(2 if name in RESIZED_CASES else 1, most))
             except AssertionError as error:
                 failures += 1
                 print(f"FAILED {name}: {error}\n  repeat: --case '{name}' --seed {seed}; see {folder}", flush=True)
             else:
                 shutil.rmtree(folder)
+            runs += 1
             counts += one.counts
-            waits["one process" if name in CASES else "two processes"] += one.waits
-        print(f"seed {seed}: {sum(counts.values())} events, {failures} failures", flush=True)
-        if options.seed is not None:
-            break
-        seed += 1
-    for what, count in sorted(counts.items()):
-        print(f"{count:6}  {what}")
-    for processes, seconds in waits.items():
-        if seconds:
-            print(f"{max(seconds):6.2f}  s: longest wait after a signal, {processes} ({len(seconds)} signals)")
-    print(f"{failures:6}  failures")
+            waits["one process" if name in CASES else "several processes"] += one.waits
+            events = ", ".join(f"{count} {what}" for what, count in one.counts.items())
+            print(f"{time.monotonic() - begun:4.0f} s  {name}: {events}", flush=True)
+            if runs % 10 == 0:
+                print_counts(counts, waits, runs, failures)
+    print_counts(counts, waits, runs, failures)
     if not failures:
         shutil.rmtree(place)
     sys.exit(bool(failures))

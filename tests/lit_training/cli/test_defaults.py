@@ -24,7 +24,7 @@ ALL = [
     "FeatureCache",
     "PhotoRecords",
     "LearningRateMonitor",
-    "SaveConfigCallback",
+    "SaveConfig",
     "Dashboard",
     "BestCheckpoint",
     "Provenance",
@@ -53,7 +53,7 @@ def test_the_resume_point_comes_first() -> None:
         ("--enable_checkpointing false", {"ResumePoint", "BestCheckpoint", "Provenance"}, set()),
         (
             "--logger false",
-            {"ResumePoint", "PhotoRecords", "LearningRateMonitor", "SaveConfigCallback", "Dashboard", "Provenance"},
+            {"ResumePoint", "PhotoRecords", "LearningRateMonitor", "SaveConfig", "Dashboard", "Provenance"},
             set(),
         ),
         ("--barebones --model LitMLP", set(ALL), set()),

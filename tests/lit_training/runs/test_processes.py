@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -55,6 +56,47 @@ def test_other_signals_and_jobs_without_a_batch_script_do_not_requeue(
         monkeypatch.setenv(name, value)
     requeue_slurm_job(signum)
     assert not scontrol.exists()
+
+
+LEAVING = """
+import os, sys, threading, time
+import torch
+from lit_training.runs import processes
+
+class Slow:
+    def __init__(self, begun, seconds):
+        self.begun, self.seconds, self.sleep = begun, seconds, time.sleep
+
+    def __del__(self):
+        self.begun.set()
+        self.sleep(self.seconds)
+
+os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": sys.argv[1], "WORLD_SIZE": "2"}
+child = os.fork()
+os.environ["RANK"] = "0" if child else "1"
+torch.distributed.init_process_group("gloo")
+tensor, begun = torch.zeros(1), threading.Event()
+if child:
+    time.sleep(0.2)
+    torch.distributed.all_reduce(tensor)
+    os._exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) % 256)
+tensor.slow = Slow(begun, 0.5)
+torch.distributed.all_reduce(tensor, async_op=True)
+del tensor  # a thread of gloo frees it, and is not ready when Python ends
+begun.wait()
+ending = Slow(begun, 1)
+raise SystemExit(3)
+"""
+
+
+@pytest.mark.slow
+def test_a_process_that_exits_early_disconnects_first() -> None:
+    """Otherwise a thread of gloo that frees a tensor too late says "terminate called without an active exception"."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    ended = subprocess.run([sys.executable, "-c", LEAVING, port], stderr=subprocess.PIPE, text=True, env=ENVIRONMENT)
+    assert (ended.returncode, ended.stderr) == (3, "")
 
 
 WATCHED = """
