@@ -1,6 +1,7 @@
 """Default attributes for models and data modules that are not classes of this project."""
 
 import re
+import sys
 from collections.abc import Iterable
 from typing import Any
 
@@ -35,12 +36,17 @@ DEFAULTS: dict[str, Any] = {
 }
 
 
+def is_users(module: str) -> bool:
+    """Return True for the name of a module that belongs to the user."""
+    return module.partition(".")[0] not in (*PACKAGES, *sys.stdlib_module_names)
+
+
 def why_not_cached(model: Any, data: Any, callbacks: Iterable[Callback]) -> str:
     """Return why a frozen model cannot train on cached features, or "": code of the user may use the pictures."""
     for own in (model, data, *callbacks):
         if isinstance(own, BaseFinetuning):
             return f"{type(own).__name__} trains the backbone"
-        theirs = [kind for kind in type(own).__mro__ if kind.__module__.partition(".")[0] not in PACKAGES]
+        theirs = [kind for kind in type(own).__mro__ if is_users(kind.__module__)]
         for name in sorted({name for kind in theirs for name in vars(kind)} - HARMLESS):
             known = any(hasattr(kind, name) for kind in type(own).__mro__ if kind not in theirs)
             if known and not name.startswith("__") and (not isinstance(own, Callback) or BATCH_HOOK.search(name)):
