@@ -2,7 +2,6 @@
 
 import errno
 import re
-import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +18,7 @@ from lit_training.errors import CheckpointError, TrainingError, UsageError, is_l
 from lit_training.runs import checkpoints
 from lit_training.runs.folder import resume_hint
 from lit_training.runs.foreign import with_default_attributes
+from lit_training.runs.loaders import NO_BATCH
 from lit_training.runs.plain import LEFT_OUT
 from lit_training.runs.processes import ALREADY_REPORTED
 from lit_training.runs.run import Run
@@ -29,7 +29,7 @@ KNOWN = {
     "Tried to step": "the learning rate schedule has ended ({}): give it "
     "total_steps=self.trainer.estimated_stepping_batches, or train fewer steps",
     "SyncBatchNorm layers only work with GPU": "--sync_batchnorm needs GPUs: leave it out",
-    "num_samples should be a positive integer": "the training data has no samples",
+    "num_samples should be a positive integer": NO_BATCH.format(1),
 }
 """Begin of the text of a ValueError -> the line that is printed."""
 WRITE_ERROR_NUMBERS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EACCES, errno.EIO)
@@ -60,8 +60,11 @@ def _to_one_line_error(error: Exception, run: Run) -> BaseException | None:
             f"cannot write {error.filename or 'to the folder of the run'} ({error.strerror}): free disk space and "
             "continue with --resume, or choose another folder with --default_root_dir"
         )
-    is_restoring = any("restore" in frame.name for frame in traceback.extract_tb(error.__traceback__))
-    if resume_point and is_restoring and (parts := checkpoints.read_any(resume_point).get(LEFT_OUT)):
+    if (
+        resume_point
+        and run.trainer.strategy.checkpoint_io.is_restoring
+        and (parts := checkpoints.read_any(resume_point).get(LEFT_OUT))
+    ):
         return CheckpointError(f"{resume_point} cannot be restored ({type(error).__name__}: {text}){parts}")
     if isinstance(error, KeyError) and resume_point is not None and is_library_error(error):
         return CheckpointError(other_optimizer_message(run.trainer))  # for example Adam cannot load the state of SGD

@@ -14,7 +14,6 @@ from torch.optim import Optimizer
 from lit_training.cli.flags import DATA_MODULES, MODELS
 from lit_training.cli.optimizers import ARGUMENTS_FROM_RUN, SCHEDULES
 from lit_training.errors import frames_of
-from lit_training.runs.foreign import is_users
 from lit_training.runs.lightning_internals import actions_of
 from lit_training.runs.plain import parameters_of
 from lit_training.text import closest_name, suggest
@@ -113,15 +112,14 @@ def explain_wrong_value(error: BaseException, config: Namespace) -> str:
     words = {word.strip(".") for word in re.findall(r"-?[\w.]+", text)}
     names = frame.f_code.co_varnames[: frame.f_code.co_argcount + frame.f_code.co_kwonlyargcount]
     is_check = isinstance(error, ValueError | AssertionError)
-    for flag, value in given_values(config.as_dict()):
-        if not isinstance(value, str | int | float):
-            continue
-        same = {name for name in names if type(one := frame.f_locals.get(name)) is type(value) and one == value}
-        has_value = bool(same) and str(value) in words
+    is_ours = module.startswith(("lit_training.", "lit_models.", "datamodules."))  # says already what to change
+    for flag, value in () if is_ours else given_values(config.as_dict()):
+        same = {
+            name for name in names if type(one := frame.f_locals.get(name)) is type(value) and str(one) == str(value)
+        }
+        has_value = same and str(value) in words
         if isinstance(value, str):
-            has_value = re.search(rf"(?<![\w.]){re.escape(value)}(?![\w(])", text) is not None
-        if is_users(module):
-            same.add(flag.rpartition(".")[2])
+            has_value = re.search(rf"(?<![\w.]){re.escape(value)}(?![\w(])", text)
         if has_value or (is_check and same & words):
             kind = "" if is_check else f"{type(error).__name__}: "
             return f"{flag} {value}: {kind}{text.rstrip('.')}; change this value"
