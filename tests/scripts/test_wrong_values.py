@@ -14,7 +14,7 @@ OWN = """
 import torch
 from lightning.pytorch import Callback, LightningDataModule, LightningModule
 from torch import nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 WIDTHS = {1: 8, 2: 16}
 
@@ -32,6 +32,16 @@ class Rows(LightningDataModule):
             raise ValueError(f"order must be random or fixed, not {self.hparams.order}")
         shuffle = self.hparams.order == "random"
         return DataLoader(self.rows, self.hparams.batch_size, shuffle=shuffle, num_workers=self.hparams.workers)
+
+
+class Stream(LightningDataModule):
+    def train_dataloader(self):
+        return DataLoader(Nothing())
+
+
+class Nothing(IterableDataset):
+    def __iter__(self):
+        return iter(())
 
 
 class Net(LightningModule):
@@ -95,6 +105,9 @@ def own_classes() -> Iterator[None]:
         ("--data.batch_size 0", "--data.batch_size 0: batch_size should be a positive integer value"),
         ("--data.workers -1", "--data.workers -1: num_workers option should be non-negative"),
         ("--data.order rising", "--data.order rising: order must be random or fixed, not rising"),
+        ("--data.count 0", "train_dataloader gives no batch in epoch 1"),
+        ("--data.count 0 --data.order fixed", "train_dataloader gives no batch in epoch 1"),
+        ("--data mine.Stream", "train_dataloader gives no batch in epoch 1"),
         ("--model.dropout 2", "--model.dropout 2.0: dropout probability has to be between 0 and 1, but got 2.0"),
         ("--model.heads 3", "--model.heads 3: embed_dim must be divisible by num_heads"),
         ("--model.depth 9", "--model.depth 9: KeyError: 9; change this value"),
