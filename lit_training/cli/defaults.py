@@ -112,17 +112,16 @@ def _refuse_contradictions(config: dict[str, Any], run: Run) -> None:
     if run.resume != "never" and conflicts:
         raise UsageError(f"--resume {run.resume} needs a run's folder and its checkpoints: leave --{conflicts[0]} out")
     own, typed = _as_list(config["callbacks"]), {**config, "early_stopping": run.config.get("early_stopping")}
-    pairs = [("barebones", "early_stopping")]
-    pairs += [("overfit_batches", limit) for limit in ("limit_train_batches", "limit_val_batches")]  # it sets both
+    limits = "limit_train_batches", "limit_val_batches"  # --overfit_batches sets both
+    pairs = [("barebones", "early_stopping"), *(("overfit_batches", limit) for limit in limits)]
     names = [(f"--{one}", f"--{other}") for one, other in pairs if typed[one] and typed[other] is not None]
     names += itertools.combinations([type(one).__name__ for one in own if isinstance(one, AVERAGES)], 2)
     if names and run.resume in ("never", "auto"):
         raise UsageError(f"{' and '.join(names[0])} cannot be used together: remove one of the two")
-    for least, most in (("min_epochs", "max_epochs"), ("min_steps", "max_steps")):
-        if config[most] not in (None, -1) and (config[least] or 0) > config[most]:
-            raise UsageError(
-                f"--{least} {config[least]} is more than --{most} {config[most]}: --{most} {config[least]}"
-            )
+    for unit in ("epochs", "steps"):
+        least, most = config[f"min_{unit}"] or 0, config[f"max_{unit}"]
+        if most not in (None, -1) and least > most:
+            raise UsageError(f"--min_{unit} {least} is more than --max_{unit} {most}: --max_{unit} {least}")
     known = known_metrics(run.model, own, run.validates)
     for name in (run.monitor[0], *(getattr(one, "monitor", None) for one in own)):
         if known and name not in (None, *known):

@@ -18,7 +18,6 @@ from lit_training.errors import CheckpointError, TrainingError, UsageError, is_l
 from lit_training.runs import checkpoints
 from lit_training.runs.folder import resume_hint
 from lit_training.runs.foreign import with_default_attributes
-from lit_training.runs.loaders import NO_BATCH
 from lit_training.runs.plain import LEFT_OUT
 from lit_training.runs.processes import ALREADY_REPORTED
 from lit_training.runs.run import Run
@@ -29,7 +28,7 @@ KNOWN = {
     "Tried to step": "the learning rate schedule has ended ({}): give it "
     "total_steps=self.trainer.estimated_stepping_batches, or train fewer steps",
     "SyncBatchNorm layers only work with GPU": "--sync_batchnorm needs GPUs: leave it out",
-    "num_samples should be a positive integer": NO_BATCH.format(1),
+    "num_samples should be a positive integer": "a data loader that shuffles has no samples",
 }
 """Begin of the text of a ValueError -> the line that is printed."""
 WRITE_ERROR_NUMBERS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EACCES, errno.EIO)
@@ -60,17 +59,18 @@ def _to_one_line_error(error: Exception, run: Run) -> BaseException | None:
             f"cannot write {error.filename or 'to the folder of the run'} ({error.strerror}): free disk space and "
             "continue with --resume, or choose another folder with --default_root_dir"
         )
-    if (
-        resume_point
-        and run.trainer.strategy.checkpoint_io.is_restoring
-        and (parts := checkpoints.read_any(resume_point).get(LEFT_OUT))
-    ):
+    is_restoring = run.trainer.strategy.checkpoint_io.is_restoring
+    if resume_point and is_restoring and (parts := checkpoints.read_any(resume_point).get(LEFT_OUT)):
         return CheckpointError(f"{resume_point} cannot be restored ({type(error).__name__}: {text}){parts}")
     if isinstance(error, KeyError) and resume_point is not None and is_library_error(error):
         return CheckpointError(other_optimizer_message(run.trainer))  # for example Adam cannot load the state of SGD
     for start_of_text, message in KNOWN.items() if isinstance(error, ValueError) else ():
         if text.startswith(start_of_text):
             return TrainingError(message.format(text))
+    wrong_value = explain_wrong_value(error, run.config)
+    other = UsageError(wrong_value) if wrong_value else None
+    if not isinstance(error, RuntimeError):
+        return other
     if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in text:
         return TrainingError(_out_of_memory_message(run))
     if resume_point is not None and "loading state_dict" in text:
@@ -79,8 +79,7 @@ def _to_one_line_error(error: Exception, run: Run) -> BaseException | None:
         if run.watch.is_reported():
             return SystemExit(ALREADY_REPORTED)
         return TrainingError("another rank ended: continue with --resume auto")
-    message = explain_wrong_value(error, run.config)
-    return UsageError(message) if message else None
+    return other
 
 
 def _wrong_weights_message(resume_point: Path, model: Any, error: str) -> str:

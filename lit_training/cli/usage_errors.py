@@ -110,16 +110,15 @@ def explain_wrong_value(error: BaseException, config: Namespace) -> str:
     """
     text, (frame, module) = str(error), frames_of(error)[0]
     words = {word.strip(".") for word in re.findall(r"-?[\w.]+", text)}
-    names = frame.f_code.co_varnames[: frame.f_code.co_argcount + frame.f_code.co_kwonlyargcount]
+    count = frame.f_code.co_argcount + frame.f_code.co_kwonlyargcount
+    passed = [(name, frame.f_locals.get(name)) for name in frame.f_code.co_varnames[:count]]
     is_check = isinstance(error, ValueError | AssertionError)
     is_ours = module.startswith(("lit_training.", "lit_models.", "datamodules."))  # says already what to change
     for flag, value in () if is_ours else given_values(config.as_dict()):
-        same = {
-            name for name in names if type(one := frame.f_locals.get(name)) is type(value) and str(one) == str(value)
-        }
-        has_value = same and str(value) in words
+        same = {name for name, one in passed if type(one) is type(value) and str(one) == str(value)}
+        has_value = bool(same) and str(value) in words
         if isinstance(value, str):
-            has_value = re.search(rf"(?<![\w.]){re.escape(value)}(?![\w(])", text)
+            has_value = re.search(rf"(?<![\w.]){re.escape(value)}(?![\w(])", text) is not None
         if has_value or (is_check and same & words):
             kind = "" if is_check else f"{type(error).__name__}: "
             return f"{flag} {value}: {kind}{text.rstrip('.')}; change this value"

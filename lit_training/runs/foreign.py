@@ -1,7 +1,6 @@
 """Default attributes for models and data modules that are not classes of this project."""
 
 import re
-import sys
 from collections.abc import Iterable
 from typing import Any
 
@@ -17,7 +16,6 @@ PACKAGES = ("lit_models", "datamodules", "lit_training", "lightning", "torch", "
 HARMLESS = {"configure_optimizers", "loss", "test_step", "predict_step", "default_epochs", "default_batch_size"}
 """What a user's subclass may change although its pictures are replaced by cached features."""
 BATCH_HOOK = re.compile("(batch_start|batch_end|train_epoch_start)$")
-LOGGING_HOOK = re.compile("^(on_|setup|_evaluate)|_step$")
 DEFAULTS: dict[str, Any] = {
     # attributes of a model
     "default_epochs": 1,
@@ -37,17 +35,10 @@ DEFAULTS: dict[str, Any] = {
 }
 
 
-def is_users(module: str) -> bool:
-    """Return True for the name of a module that belongs to the user."""
-    return module.partition(".")[0] not in (*PACKAGES, *sys.stdlib_module_names)
-
-
 def known_metrics(model: Any, callbacks: Iterable[Callback], validates: bool) -> list[str]:
-    """Return the metrics that a model built on LitBase logs, or none if code of the user may log others."""
-    kinds = [kind for own in (model, *callbacks) for kind in type(own).__mro__ if is_users(kind.__module__)]
-    items = [(name, getattr(one, "__code__", None)) for kind in kinds for name, one in vars(kind).items()]
-    may_log = any(LOGGING_HOOK.search(name) or "log" in getattr(code, "co_names", ()) for name, code in items)
-    if may_log or not isinstance(model, LitBase) or any(isinstance(one, LambdaCallback) for one in callbacks):
+    """Return the metrics that a model of this project logs, or none if code of the user may log others."""
+    is_users = any(type(own).__module__.partition(".")[0] not in PACKAGES for own in (model, *callbacks))
+    if is_users or not isinstance(model, LitBase) or any(isinstance(one, LambdaCallback) for one in callbacks):
         return []
     of_validation = ["val_loss", *["val_acc"] * (model.task == "classification")]
     return ["train_loss", "train_loss_step", *(of_validation if validates else [])]
@@ -58,7 +49,7 @@ def why_not_cached(model: Any, data: Any, callbacks: Iterable[Callback]) -> str:
     for own in (model, data, *callbacks):
         if isinstance(own, BaseFinetuning):
             return f"{type(own).__name__} trains the backbone"
-        theirs = [kind for kind in type(own).__mro__ if is_users(kind.__module__)]
+        theirs = [kind for kind in type(own).__mro__ if kind.__module__.partition(".")[0] not in PACKAGES]
         for name in sorted({name for kind in theirs for name in vars(kind)} - HARMLESS):
             known = any(hasattr(kind, name) for kind in type(own).__mro__ if kind not in theirs)
             if known and not name.startswith("__") and (not isinstance(own, Callback) or BATCH_HOOK.search(name)):

@@ -130,9 +130,9 @@ class RepeatableLoader:
             else:
                 yield batch
             seed_random_numbers(seed + number, device)
-        if number == 0 and not own.trainer.global_step:
-            raise TrainingError(NO_BATCH.format(epoch + 1))
         if number == 0:
+            if not own.trainer.global_step:
+                raise TrainingError(NO_BATCH.format(epoch + 1))
             print_once(NO_BATCH.format(epoch + 1))
         own.passes += 1
         if own.passes > 1 and to_skip >= number > 0:  # Lightning does not expect that a second pass gives no batch

@@ -105,7 +105,7 @@ def own_classes() -> Iterator[None]:
         ("--data.batch_size 0", "--data.batch_size 0: batch_size should be a positive integer value"),
         ("--data.workers -1", "--data.workers -1: num_workers option should be non-negative"),
         ("--data.order rising", "--data.order rising: order must be random or fixed, not rising"),
-        ("--data.count 0", "train_dataloader gives no batch in epoch 1"),
+        ("--data.count 0", "a data loader that shuffles has no samples"),
         ("--data.count 0 --data.order fixed", "train_dataloader gives no batch in epoch 1"),
         ("--data mine.Stream", "train_dataloader gives no batch in epoch 1"),
         ("--model.dropout 2", "--model.dropout 2.0: dropout probability has to be between 0 and 1, but got 2.0"),

@@ -38,7 +38,7 @@ class Slots(Net):
         self.seen.append(Seen(rows))
         self.numbers[len(self.known) % 2] += 0.1
         self.known |= {int(rows.sum() * 1000)}
-        parts = [self.decay.factor, self.decay.mean.sum(), self.numbers[0] - self.numbers[1]]
+        parts: list[Any] = [self.decay.factor, self.decay.mean.sum(), self.numbers[0] - self.numbers[1]]
         return sum(parts) + len(self.known) / 9 + sum(one.rows.mean() for one in self.seen)
 
 
