@@ -9,12 +9,14 @@ import time
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
+from types import FrameType
 from typing import Any, NoReturn
 
 from datamodules.errors import DataError
 from datamodules.text import printable
 
+LIBRARIES = ("lightning.", "torch.optim.", "torch.nn.parallel.")
+PART = re.compile(r"lightning\.\w+\.(callbacks|loggers|plugins|profilers)\.")
 SECONDS_FOR_RANK_ZERO = 15  # other ranks wait before they exit, so that rank 0 can print the error first
 
 
@@ -55,15 +57,18 @@ def one_line_errors(program: str) -> Iterator[None]:
     except Exception as error:
         if not is_rank_zero() and re.search(r"(closed|reset) by peer", str(error)):
             sys.exit(2)  # the connection to another rank is lost: that rank failed and prints its error
+        message = str(error) or type(error).__name__
         if not isinstance(error, UsageError | CheckpointError | DataError):
             from lightning.pytorch.utilities.exceptions import MisconfigurationException  # here, because it is slow
 
             from lit_models import ModelError
 
             is_bad_value = isinstance(error, ValueError | TypeError | RuntimeError) and is_library_error(error)
-            if not (is_bad_value or isinstance(error, ModelError | MisconfigurationException)):
+            part = part_of_lightning(error)
+            if not (part or is_bad_value or isinstance(error, ModelError | MisconfigurationException)):
                 raise
-        exit_with_error(program, str(error) or type(error).__name__)
+            message = f"{part}: {message}; change or remove {part}" if part else message
+        exit_with_error(program, message)
 
 
 def _interrupt(signum: int, frame: Any) -> None:
@@ -73,14 +78,26 @@ def _interrupt(signum: int, frame: Any) -> None:
     raise KeyboardInterrupt
 
 
+def frames_of(error: BaseException) -> list[tuple[FrameType, str]]:
+    """Return the frames that the error has left and the names of their modules, the innermost frame first."""
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    return [(frame, f"{frame.f_globals.get('__name__')}.") for frame in reversed(frames)]
+
+
 def is_library_error(error: Exception) -> bool:
     """Return True if Lightning, torch's optimizers or DDP raised the error, for example for a wrong learning rate."""
-    import lightning
-    import torch
+    return any(module.startswith(LIBRARIES) for _, module in frames_of(error)[:1])
 
-    libraries = [Path(str(one.__file__)).parent for one in (lightning, torch.optim, torch.nn.parallel)]
-    frames = traceback.extract_tb(error.__traceback__)
-    return bool(frames) and any(Path(frames[-1].filename).is_relative_to(library) for library in libraries)
+
+def part_of_lightning(error: Exception) -> str:
+    """Return the class of the callback, logger or other part of Lightning that raised the error, itself or in torch."""
+    for frame, module in frames_of(error):
+        part = type(frame.f_locals.get("self"))
+        if not PART.match(module) and (not module.startswith("torch.") or module.startswith(LIBRARIES)):
+            break
+        if PART.match(module) and part is not type(None) and not part.__module__.startswith("lit_training."):
+            return part.__name__
+    return ""
 
 
 def is_rank_zero() -> bool:

@@ -94,4 +94,4 @@ def suggest(word: str, known: Iterable[str]) -> str:
     names = [name for name in known if name != word]
     if closest := closest_name(word, names, cutoff=0.5):
         return f"did you mean {closest}?"
-    return f"choose one of {first_names(names, 12)}"
+    return f"choose one of {first_names(names, 12)}" if names else f"leave {word} out"

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, StochasticWeightAveraging
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, StochasticWeightAveraging, WeightAveraging
 from torch import Tensor
 
 from lit_training.errors import UsageError, print_note, print_once
@@ -15,6 +15,8 @@ from lit_training.runs.best_epoch import BestSoFar
 from lit_training.runs.checkpoints import FitCheckpointIO
 from lit_training.runs.folder import resume_hint
 from lit_training.runs.layout import BEST
+
+AVERAGES = (WeightAveraging, StochasticWeightAveraging)
 
 
 class NeedsMetric(Callback):

@@ -175,6 +175,7 @@ class ResumePoint(Callback):
         self.watch.set_signal_handlers()
         self.watch.stepping = True
         self._accumulated = trainer.accumulate_grad_batches
+        trainer.strategy.checkpoint_io.is_restoring = False  # type: ignore[attr-defined]
         if not self.loaded:
             return
         self._restore_weights = weights_restorer(trainer)

@@ -1,6 +1,7 @@
 """The default loggers, callbacks and plugins of scripts/fit.py."""
 
 import inspect
+import itertools
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.plugins import CheckpointIO
 from lightning.pytorch.strategies import DDPStrategy, StrategyRegistry
 
-from lit_training.callbacks.best import BestCheckpoint, StopEarly
+from lit_training.callbacks.best import AVERAGES, BestCheckpoint, StopEarly
 from lit_training.callbacks.console import EpochLines
 from lit_training.callbacks.dashboard import Dashboard
 from lit_training.callbacks.features import FeatureCache
@@ -21,6 +22,7 @@ from lit_training.callbacks.throughput import Throughput
 from lit_training.errors import UsageError, is_rank_zero, print_note
 from lit_training.runs.checkpoints import FitCheckpointIO
 from lit_training.runs.folder import RunStart, prepare_start
+from lit_training.runs.foreign import known_metrics
 from lit_training.runs.layout import CHECKPOINTS, LOGS, METRICS
 from lit_training.runs.lightning_internals import NullProfiler, drop_empty_hooks
 from lit_training.runs.loaders import StepSeed
@@ -109,8 +111,21 @@ def _refuse_contradictions(config: dict[str, Any], run: Run) -> None:
     conflicts += [flag for flag in ("logger", "enable_checkpointing") if config[flag] in (False, [])]
     if run.resume != "never" and conflicts:
         raise UsageError(f"--resume {run.resume} needs a run's folder and its checkpoints: leave --{conflicts[0]} out")
-    if config["barebones"] and run.config.get("early_stopping") is not None:
-        raise UsageError("--barebones and --early_stopping cannot be used together: remove one of the two")
+    own, typed = _as_list(config["callbacks"]), {**config, "early_stopping": run.config.get("early_stopping")}
+    limits = "limit_train_batches", "limit_val_batches"  # --overfit_batches sets both
+    pairs = [("barebones", "early_stopping"), *(("overfit_batches", limit) for limit in limits)]
+    names = [(f"--{one}", f"--{other}") for one, other in pairs if typed[one] and typed[other] is not None]
+    names += itertools.combinations([type(one).__name__ for one in own if isinstance(one, AVERAGES)], 2)
+    if names and run.resume in ("never", "auto"):
+        raise UsageError(f"{' and '.join(names[0])} cannot be used together: remove one of the two")
+    for unit in ("epochs", "steps"):
+        least, most = config[f"min_{unit}"] or 0, config[f"max_{unit}"]
+        if most not in (None, -1) and least > most:
+            raise UsageError(f"--min_{unit} {least} is more than --max_{unit} {most}: --max_{unit} {least}")
+    known = known_metrics(run.model, own, run.validates)
+    for name in (run.monitor[0], *(getattr(one, "monitor", None) for one in own)):
+        if known and name not in (None, *known):
+            raise UsageError(f"the model logs no {name}, only {', '.join(known)}: choose one of these")
 
 
 def _keep_files(folder: Path) -> None:

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import LightningDataModule
-from lightning.pytorch.callbacks import StochasticWeightAveraging, WeightAveraging
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch.nn.parameter import is_lazy
 
@@ -22,7 +21,7 @@ from datamodules.photos.split import describe_other_photos
 from datamodules.text import command, plural, printable
 from lit_models import LitBase
 from lit_models.base import class_record, read_attribute
-from lit_training.callbacks.best import BestCheckpoint
+from lit_training.callbacks.best import AVERAGES, BestCheckpoint
 from lit_training.errors import CheckpointError, UsageError, is_rank_zero
 from lit_training.runs import checkpoints
 from lit_training.runs.folder import newest_first, relative_path
@@ -81,7 +80,7 @@ def print_start(run: Run) -> None:
         reason = plural(available_cores(), "core") if workers else "images are in memory, or the network uses the cores"
         print(f"workers {workers} to decode images ({reason}; --data.num_workers)")
     for callback in trainer.callbacks:
-        if isinstance(callback, WeightAveraging | StochasticWeightAveraging):
+        if isinstance(callback, AVERAGES):
             print(f"average the averaged weights are validated and saved in best.ckpt ({type(callback).__name__})")
     weights = f", weights {model.hparams['weights']}" if "weights" in model.hparams else ""
     if weights and (loaded := getattr(model, "loaded", "")):

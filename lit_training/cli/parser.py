@@ -27,8 +27,8 @@ from lit_training.cli.defaults import add_defaults, register_strategies
 from lit_training.cli.flags import add_run_config, resolve_weights, to_lightning_arguments
 from lit_training.cli.limits import check_trainer, explain_trainer_error
 from lit_training.cli.optimizers import ARGUMENTS_FROM_RUN, SCHEDULES, choose_optimizer
-from lit_training.cli.usage_errors import explain_build_error, explain_parse_error
-from lit_training.errors import CheckpointError, UsageError, exit_with_error, print_note
+from lit_training.cli.usage_errors import explain_build_error, explain_parse_error, explain_wrong_value, given_values
+from lit_training.errors import CheckpointError, UsageError, exit_with_error, frames_of, print_note
 from lit_training.runs.folder import keep_global_batch
 from lit_training.runs.foreign import with_default_attributes
 from lit_training.runs.layout import CONFIG
@@ -121,11 +121,8 @@ class FitCLI(LightningCLI):
         self.config = parser.parse_args(to_lightning_arguments(add_run_config(self.arguments)))
         # Flags on the command line, and values in files. A file may hold all default values: only others count.
         self.typed = {word.partition("=")[0].replace(".init_args", "") for word in self.arguments}
-        for key in filter(self.config.get, ("model", "lr_scheduler")):
-            parameters = inspect.signature(resolve_name(self.config[key]["class_path"])).parameters
-            for name, value in (self.config[key].get("init_args") or {}).items():
-                if name in parameters and value not in (None, parameters[name].default):
-                    self.typed.add(f"--{key}.{name}")
+        given = dict(given_values(self.config.as_dict()))
+        self.typed |= {flag for flag in given if flag.startswith(("--model.", "--lr_scheduler."))}
         # These may change when a run is resumed, so they are not part of its configuration.
         self.start_flags = {name: self.config.pop(name) for name in ("resume", "quiet", "photos")}
         self.resume, photos = self.start_flags["resume"], self.start_flags["photos"]
@@ -166,11 +163,16 @@ class FitCLI(LightningCLI):
             built = self.parser.instantiate(Namespace({key: self.config[key]}))[key]
         except ValueError as error:  # jsonargparse wraps the exception of the constructor
             cause: BaseException = error
-            while isinstance(cause.__cause__, ValueError | TypeError):
+            while (is_wrapped := frames_of(cause)[0][1].startswith("jsonargparse.")) and cause.__cause__:
                 cause = cause.__cause__
-            if isinstance(cause, TypeError):
+            if is_wrapped and isinstance(cause, TypeError):
                 raise UsageError(f"--{key}: {cause}; --{key}.help CLASS shows its arguments") from error
+            message = explain_build_error(str(error)) if is_wrapped else explain_wrong_value(cause, self.config)
+            if message:
+                raise UsageError(message) from error
             raise cause from None
+        if key == "trainer":
+            return dict(built)
         with contextlib.suppress(Exception):  # the model has its own loaders, or the arguments are not plain values
             init, others = (self.config[key].get(name) for name in ("init_args", "dict_kwargs"))
             built.constructor_arguments = to_plain({**vars(init or Namespace()), **(others or {})}, [])
@@ -198,12 +200,7 @@ class FitCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         trainer_config, model_attributes = self.config["trainer"], with_default_attributes(self.model)
         check_trainer(trainer_config)
-        try:
-            config = dict(self.parser.instantiate(Namespace(trainer=trainer_config))["trainer"])
-        except ValueError as error:
-            if message := explain_build_error(str(error)):
-                raise UsageError(message) from None
-            raise
+        config = self._build("trainer")
         if config["max_epochs"] is None and config["max_steps"] == -1 and config["max_time"] is None:
             config["max_epochs"] = trainer_config["max_epochs"] = model_attributes.default_epochs
         config_yaml = self.parser.dump(self.config, skip_unset=False)

@@ -2,7 +2,6 @@
 
 import errno
 import re
-import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,7 +13,8 @@ from datamodules.photos.decode import BadPicture
 from datamodules.text import plural, printable
 from lit_models.base import dotted_path
 from lit_training.callbacks.resume import other_optimizer_message
-from lit_training.errors import CheckpointError, TrainingError, is_library_error
+from lit_training.cli.usage_errors import explain_wrong_value
+from lit_training.errors import CheckpointError, TrainingError, UsageError, is_library_error
 from lit_training.runs import checkpoints
 from lit_training.runs.folder import resume_hint
 from lit_training.runs.foreign import with_default_attributes
@@ -22,6 +22,15 @@ from lit_training.runs.plain import LEFT_OUT
 from lit_training.runs.processes import ALREADY_REPORTED
 from lit_training.runs.run import Run
 
+KNOWN = {
+    "Expected more than 1 value per channel": "BatchNorm cannot train on a batch of one image of this size: choose a "
+    "--data.batch_size that does not leave a single image, a larger --data.image_size, or --model.freeze true",
+    "Tried to step": "the learning rate schedule has ended ({}): give it "
+    "total_steps=self.trainer.estimated_stepping_batches, or train fewer steps",
+    "SyncBatchNorm layers only work with GPU": "--sync_batchnorm needs GPUs: leave it out",
+    "num_samples should be a positive integer": "a data loader that shuffles has no samples",
+}
+"""Begin of the text of a ValueError -> the line that is printed."""
 WRITE_ERROR_NUMBERS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EACCES, errno.EIO)
 
 
@@ -50,21 +59,18 @@ def _to_one_line_error(error: Exception, run: Run) -> BaseException | None:
             f"cannot write {error.filename or 'to the folder of the run'} ({error.strerror}): free disk space and "
             "continue with --resume, or choose another folder with --default_root_dir"
         )
-    is_restoring = any("restore" in frame.name for frame in traceback.extract_tb(error.__traceback__))
+    is_restoring = run.trainer.strategy.checkpoint_io.is_restoring
     if resume_point and is_restoring and (parts := checkpoints.read_any(resume_point).get(LEFT_OUT)):
         return CheckpointError(f"{resume_point} cannot be restored ({type(error).__name__}: {text}){parts}")
     if isinstance(error, KeyError) and resume_point is not None and is_library_error(error):
         return CheckpointError(other_optimizer_message(run.trainer))  # for example Adam cannot load the state of SGD
-    if isinstance(error, ValueError) and "more than 1 value per channel" in text:
-        return TrainingError(
-            "BatchNorm cannot train on a batch of one image of this size: choose a --data.batch_size that does not "
-            "leave a single image, a larger --data.image_size, or --model.freeze true"
-        )
-    if isinstance(error, ValueError) and text.startswith("Tried to step"):
-        hint = "give it total_steps=self.trainer.estimated_stepping_batches, or train fewer steps"
-        return TrainingError(f"the learning rate schedule has ended ({text}): {hint}")
+    for start_of_text, message in KNOWN.items() if isinstance(error, ValueError) else ():
+        if text.startswith(start_of_text):
+            return TrainingError(message.format(text))
+    wrong_value = explain_wrong_value(error, run.config)
+    other = UsageError(wrong_value) if wrong_value else None
     if not isinstance(error, RuntimeError):
-        return None
+        return other
     if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in text:
         return TrainingError(_out_of_memory_message(run))
     if resume_point is not None and "loading state_dict" in text:
@@ -73,7 +79,7 @@ def _to_one_line_error(error: Exception, run: Run) -> BaseException | None:
         if run.watch.is_reported():
             return SystemExit(ALREADY_REPORTED)
         return TrainingError("another rank ended: continue with --resume auto")
-    return None
+    return other
 
 
 def _wrong_weights_message(resume_point: Path, model: Any, error: str) -> str:

@@ -3,14 +3,19 @@
 import ast
 import inspect
 import re
+from collections.abc import Iterator
 from pkgutil import resolve_name
+from typing import Any
 
+from jsonargparse import Namespace
 from lightning.pytorch.cli import LightningArgumentParser
 from torch.optim import Optimizer
 
 from lit_training.cli.flags import DATA_MODULES, MODELS
 from lit_training.cli.optimizers import ARGUMENTS_FROM_RUN, SCHEDULES
+from lit_training.errors import frames_of
 from lit_training.runs.lightning_internals import actions_of
+from lit_training.runs.plain import parameters_of
 from lit_training.text import closest_name, suggest
 
 TYPE_HELP = {
@@ -82,6 +87,42 @@ def explain_build_error(message: str) -> str:
     reasons = [line.strip(" -") for line in message.splitlines() if not re.match(other, line)]
     path = re.search(r"class_path[ =]'lightning\.[\w.]*\.(\w+)'", message)
     return f"{path[1]}: {' '.join(reasons)}" if path and reasons else ""
+
+
+def given_values(part: Any, flag: str = "--") -> Iterator[tuple[str, Any]]:
+    """Yield flag and value of each argument of a class, in a configuration, whose value is not the default."""
+    if isinstance(part, list):
+        for item in part:
+            yield from given_values(item, flag)
+    elif isinstance(part, dict):
+        kind = part.get("class_path")
+        defaults = {name: one.default for name, one in parameters_of(resolve_name(kind)).items()} if kind else {}
+        for name, value in (part.get("init_args") or {} if kind else part).items():
+            if kind and value is not None and str(value) != str(defaults.get(name)):
+                yield _shorten(f"{flag}{name}"), value
+            yield from given_values(value, f"{flag}{name}.")
+
+
+def explain_wrong_value(error: BaseException, config: Namespace) -> str:
+    """Return one line if the text of the error is about a value of the configuration, or "": then it may be a bug.
+
+    It has the value, or the name of the argument which has the value in the function that raised the error.
+    """
+    text, (frame, module) = str(error), frames_of(error)[0]
+    words = {word.strip(".") for word in re.findall(r"-?[\w.]+", text)}
+    count = frame.f_code.co_argcount + frame.f_code.co_kwonlyargcount
+    passed = [(name, frame.f_locals.get(name)) for name in frame.f_code.co_varnames[:count]]
+    is_check = isinstance(error, ValueError | AssertionError)
+    is_ours = module.startswith(("lit_training.", "lit_models.", "datamodules."))  # says already what to change
+    for flag, value in () if is_ours else given_values(config.as_dict()):
+        same = {name for name, one in passed if type(one) is type(value) and str(one) == str(value)}
+        has_value = bool(same) and str(value) in words
+        if isinstance(value, str):
+            has_value = re.search(rf"(?<![\w.]){re.escape(value)}(?![\w(])", text) is not None
+        if has_value or (is_check and same & words):
+            kind = "" if is_check else f"{type(error).__name__}: "
+            return f"{flag} {value}: {kind}{text.rstrip('.')}; change this value"
+    return ""
 
 
 def _unknown_argument(name: str, flag: str, class_path: str, parser: LightningArgumentParser) -> str:

@@ -42,6 +42,7 @@ class FitCheckpointIO(TorchCheckpointIO):
     """
 
     best: Path | None = None  # the file of BestCheckpoint
+    is_restoring = False  # from reading a checkpoint to the start of training
 
     def __init__(self, users: CheckpointIO | None = None) -> None:
         self.users = users
@@ -76,6 +77,7 @@ class FitCheckpointIO(TorchCheckpointIO):
 
     def load_checkpoint(self, path: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
         self.flush()
+        self.is_restoring = True
         if self.users is None or Path(path) == self.best or is_resume_point(Path(path)):
             return super().load_checkpoint(path, *args, **kwargs)
         return self.users.load_checkpoint(path, *args, **kwargs)

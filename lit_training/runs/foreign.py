@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from lightning.pytorch import Callback, Trainer
-from lightning.pytorch.callbacks import BaseFinetuning
+from lightning.pytorch.callbacks import BaseFinetuning, LambdaCallback
 
 from datamodules import Preprocessing
 from datamodules.loading.module import SplitDataModule
@@ -33,6 +33,15 @@ DEFAULTS: dict[str, Any] = {
     "preprocessing": None,
     "hparams": {},
 }
+
+
+def known_metrics(model: Any, callbacks: Iterable[Callback], validates: bool) -> list[str]:
+    """Return the metrics that a model of this project logs, or none if code of the user may log others."""
+    is_users = any(type(own).__module__.partition(".")[0] not in PACKAGES for own in (model, *callbacks))
+    if is_users or not isinstance(model, LitBase) or any(isinstance(one, LambdaCallback) for one in callbacks):
+        return []
+    of_validation = ["val_loss", *["val_acc"] * (model.task == "classification")]
+    return ["train_loss", "train_loss_step", *(of_validation if validates else [])]
 
 
 def why_not_cached(model: Any, data: Any, callbacks: Iterable[Callback]) -> str:

@@ -14,9 +14,12 @@ from lightning.pytorch.utilities import CombinedLoader
 from torch.utils.data import DistributedSampler
 
 from datamodules.loading.seeds import combine_seeds
+from lit_training.errors import TrainingError, print_once
 from lit_training.runs.foreign import with_default_attributes
 from lit_training.runs.lightning_internals import set_last_reload_epoch
 from lit_training.runs.own_state import MAX_NUMBERS, OwnState
+
+NO_BATCH = "train_dataloader gives no batch in epoch {}: it has no samples, or fewer than one batch with drop_last=True"
 
 
 def seed_random_numbers(seed: int, device: torch.device) -> None:
@@ -50,6 +53,8 @@ class StepSeed(Callback):
         seed = combine_seeds(self.seed, trainer.current_epoch if epoch is None else epoch)
         seed_random_numbers(seed, trainer.strategy.root_device)
         set_up_data()
+        if trainer.num_training_batches == 0:
+            raise TrainingError(NO_BATCH.format(trainer.current_epoch + 1))
         if epoch is not None:
             set_last_reload_epoch(trainer, epoch)
 
@@ -125,6 +130,10 @@ class RepeatableLoader:
             else:
                 yield batch
             seed_random_numbers(seed + number, device)
+        if number == 0:
+            if not own.trainer.global_step:
+                raise TrainingError(NO_BATCH.format(epoch + 1))
+            print_once(NO_BATCH.format(epoch + 1))
         own.passes += 1
         if own.passes > 1 and to_skip >= number > 0:  # Lightning does not expect that a second pass gives no batch
             yield from self

@@ -5,12 +5,13 @@ import pickle
 import random
 import sys
 from argparse import Namespace
+from array import array
 from collections import deque
 from collections.abc import Callable, Iterator
 from enum import Enum
 from operator import attrgetter
 from pathlib import Path
-from types import SimpleNamespace
+from types import MemberDescriptorType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -38,6 +39,8 @@ GENERATORS: tuple[tuple[type, Any, Any], ...] = (  # class, functions that read 
 FORMS: dict[str, tuple[type, Any, Any]] = {  # mark -> class, functions that return the plain value, and the value again
     "\0array": (np.ndarray, lambda array: torch.from_numpy(array.copy()), Tensor.numpy),
     "\0deque": (deque, lambda items: [[*items], items.maxlen], lambda saved: deque(*saved)),
+    "\0frozenset": (frozenset, set, frozenset),
+    "\0numbers": (array, lambda items: [items.typecode, items.tolist()], lambda saved: array(*saved)),
     "\0path": (Path, str, Path),
     "\0enum": (Enum, lambda member: member.name, str),
 }
@@ -155,6 +158,8 @@ def own_states(trainer: Trainer) -> dict[str, OwnState]:
     hooks = ("optimizer_step", "optimizer_zero_grad")  # a model with its own keeps gradients for several batches
     gradients = not model.automatic_optimization or any(is_overridden(name, model) for name in hooks)
     states = {"model": OwnState(model, skipped=(Dataset, DataLoader), saved=saved, gradients=gradients)}
+    states["trainer"] = own = OwnState(trainer, skipped=(object,))  # the settings that users change in a step
+    own.values = {way: own.values[way] for way in own.values if not way[0].startswith(("_", "should_stop"))}
     others: list[Any] = [*trainer.callbacks, data]  # type: ignore[attr-defined]
     for one in others:
         if type(one).__module__.partition(".")[0] not in PACKAGES and type(one).state_dict in NO_STATE:
@@ -173,7 +178,7 @@ def _named_values(part: Any, saved: frozenset[int] = frozenset(), gradients: boo
     if isinstance(part, dict | list | tuple):
         items = part.items() if isinstance(part, dict) else enumerate(part)
         return list(items) if len(part) <= MAX_ITEMS else []
-    items = getattr(part, "__dict__", {}).items()
+    items = _attributes(part).items()
     if not isinstance(part, nn.Module):
         return list(items)
     parameters = list(part.named_parameters(recurse=False))
@@ -183,6 +188,13 @@ def _named_values(part: Any, saved: frozenset[int] = frozenset(), gradients: boo
     values += [(TRAINED, {name: one.requires_grad for name, one in parameters})] if parameters else []
     values += [(GRADIENTS, {name: one.grad for name, one in parameters})] if parameters and gradients else []
     return values
+
+
+def _attributes(part: Any) -> dict[str, Any]:
+    """Return the attributes of an object, also those in ``__slots__``."""
+    members = [item for base in type(part).__mro__ if "__slots__" in vars(base) for item in vars(base).items()]
+    slots = [name for name, one in members if isinstance(one, MemberDescriptorType) and hasattr(part, name)]
+    return getattr(part, "__dict__", {}) | {name: getattr(part, name) for name in slots}
 
 
 def _is_searched(part: Any, skipped: tuple[type, ...]) -> bool:
@@ -224,8 +236,8 @@ def _plain(value: Any, left: list[float], is_attribute: bool = False) -> Any:
             return {mark: _plain(to_plain(value), left)}
     is_record = hasattr(value, "_make")  # a named tuple
     in_collection = not is_attribute and not isinstance(value, dict | list | tuple | nn.Module | Dataset | DataLoader)
-    if is_record or (in_collection and _is_searched(value, ()) and hasattr(value, "__dict__")):
-        values = list(value) if is_record else dict(vars(value))
+    if is_record or (in_collection and _is_searched(value, ()) and (hasattr(value, "__dict__") or _attributes(value))):
+        values = list(value) if is_record else _attributes(value)
         return {OBJECT: [kind.__module__, kind.__qualname__, _plain(values, left)]}
     raise TypeError(f"{kind.__name__} is not plain")
 
@@ -235,7 +247,8 @@ def _reuse(old: Any, new: Any) -> Any:
     if type(old) is not type(new) or not hasattr(new, "__dict__"):
         return new
     vars(old).clear()
-    vars(old).update(vars(new))
+    for name, value in _attributes(new).items():
+        object.__setattr__(old, name, value)
     return old
 
 
@@ -250,7 +263,8 @@ def to_value(plain: Any, device: torch.device) -> Any:
             if isinstance(values, list):
                 return kind._make(to_value(values, device))
             one = kind.__new__(kind)
-            vars(one).update(to_value(values, device))
+            for name, item in to_value(values, device).items():
+                object.__setattr__(one, name, item)  # it may be frozen
             return one
         new = {key: to_value(item, device) for key, item in plain.items()}
         mark = next(iter(new), None)

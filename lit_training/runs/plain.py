@@ -105,11 +105,15 @@ def is_writable(value: Any) -> bool:
     return False
 
 
+def parameters_of(kind: Any) -> dict[str, inspect.Parameter]:
+    """Return the constructor parameters of a class, with those of its base classes, which ``**kwargs`` may reach."""
+    makers = [base.__init__ for base in reversed(getattr(kind, "__mro__", ())) if inspect.isfunction(base.__init__)]
+    return {name: one for maker in makers for name, one in inspect.signature(maker).parameters.items()}
+
+
 def hidden_arguments(kind: Any) -> set[str]:
     """Return the constructor arguments that cannot be flags: jsonargparse cannot compare their default, an array."""
-    makers = [base.__init__ for base in getattr(kind, "__mro__", ()) if inspect.isfunction(base.__init__)]
-    parameters = [one for maker in makers for one in inspect.signature(maker).parameters.values()]
-    return {one.name for one in parameters if not isinstance(one.default == one.empty, bool)}
+    return {name for name, one in parameters_of(kind).items() if not isinstance(one.default == one.empty, bool)}
 
 
 def to_yaml(data: Any) -> str:

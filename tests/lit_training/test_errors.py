@@ -34,7 +34,7 @@ def test_control_characters_are_escaped(capfd: pytest.CaptureFixture[str]) -> No
 def test_an_error_without_a_text_has_its_name(capfd: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="2"), one_line_errors("fit.py"):
         ProgressBar().enable()  # Lightning raises a NotImplementedError
-    assert capfd.readouterr().err == "fit.py: error: NotImplementedError\n"
+    assert capfd.readouterr().err == "fit.py: error: ProgressBar: NotImplementedError; change or remove ProgressBar\n"
 
 
 def test_ctrl_c_prints_no_traceback(capfd: pytest.CaptureFixture[str]) -> None:

@@ -89,6 +89,21 @@ def test_a_monitored_metric_that_is_not_logged_ends_the_run_and_loses_nothing() 
     assert "epoch       2 of 3\n" in run_well(f"fit.py --resume {RUN} --monitor valid/f1:max")
 
 
+@pytest.mark.parametrize(
+    "flags",
+    [
+        "--model LitCNN --monitor val_f1:max",
+        "--model LitCNN --lr_scheduler ReduceLROnPlateau --monitor val_f1:max",
+        "--model LitCNN --callbacks EarlyStopping --callbacks.monitor val_f1",
+    ],
+)
+def test_a_metric_that_is_known_to_be_missing_is_refused_before_training(flags: str) -> None:
+    ended = run(f"fit.py {flags} {SHAPES}")
+    assert (ended.code, ended.out) == (2, "")
+    assert "error: the model logs no val_f1, only train_loss, train_loss_step, val_loss, val_acc: choose" in ended.err
+    assert not RUN.exists()
+
+
 def test_without_its_usual_metric_a_run_goes_on() -> None:
     ended = run(f"fit.py --model {KINDS}.OwnSteps {SHAPES} --max_epochs 2")
     assert (ended.code, ended.err.count("\n"), best_epoch()) == (0, 2, 2)

@@ -219,11 +219,12 @@ ROWS = [
     Row("log_every_n_steps", "--log_every_n_steps 4", effect=partial(logs, [3, 7, 11])),
     Row("gradient_clip_val", "--gradient_clip_val 0.01", SETTINGS, partial(clips, 0.01)),
     Row("accumulate_grad_batches", "--accumulate_grad_batches 2", effect=partial(ends, 6)),
+    Row("sync_batchnorm", "--sync_batchnorm true", model="parts.Classifier", effect=partial(ends, 12)),
     Row(
-        "sync_batchnorm",
+        "sync_batchnorm with ddp",
         "--sync_batchnorm true --strategy ddp",
         model="parts.Classifier",
-        refused="SyncBatchNorm layers only work with GPU modules",
+        refused="--sync_batchnorm needs GPUs: leave it out",
         stands_back=NO_GPU,
     ),
     Row(

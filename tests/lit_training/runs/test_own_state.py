@@ -22,6 +22,8 @@ MODULE = "tests.support.own_state"
         f"--model {MODULE}.Averages --data {MODULE}.Data",
         f"--model {MODULE}.Averages --data {MODULE}.Data --accumulate_grad_batches 2",
         f"--model {MODULE}.Net --data {MODULE}.Data --trainer.callbacks {MODULE}.Level",
+        f"--model tests.support.own_slots.Slots --data {MODULE}.Data",
+        f"--model {MODULE}.Net --data {MODULE}.Data --trainer.callbacks tests.support.own_slots.Settings",
         f"--model {MODULE}.Net --data {MODULE}.Data --data.kind split",
         f"--model {MODULE}.Net --data {MODULE}.Data --data.kind split --reload_dataloaders_every_n_epochs 2",
         f"--model {MODULE}.Net --data {MODULE}.Data --data.kind weighted",
