@@ -59,6 +59,7 @@ class OneLineParser(LightningArgumentParser):
 
     def add_class_arguments(self, class_type: Any, *args: Any, skip: Any = (), **options: Any) -> list[str]:
         """Leave default values that config.yaml cannot hold to the class, so that the file can be read again."""
+        try_integers_first(class_type)
         added = super().add_class_arguments(class_type, *args, skip={*skip, *hidden_arguments(class_type)}, **options)
         for action in actions_of(self):
             if not is_writable(action.default):
@@ -79,7 +80,7 @@ class FitCLI(LightningCLI):
     def __init__(self, arguments: list[str] | None = None) -> None:
         self.arguments = expand_paths(sys.argv[1:] if arguments is None else arguments)
         silence_libraries()
-        try_integers_first()
+        inspect.unwrap(Trainer.__init__).__annotations__["strategy"] = Strategy | str  # else DDPStrategy is a text
         set_parsing_settings(config_read_mode_fsspec_enabled=False)  # --config must not read URLs
         set_dumper("yaml", to_yaml)
         add_current_folder()
@@ -225,16 +226,15 @@ class FitCLI(LightningCLI):
         return trainer
 
 
-def try_integers_first() -> None:
-    """Let jsonargparse try int before float for the Trainer's arguments, so that 2 stays an integer.
+def try_integers_first(kind: Any) -> None:
+    """Let jsonargparse try int before float for the arguments of a class, so that 2 stays an integer.
 
     typing caches unions: if another package wrote ``Optional[Union[float, int]]`` first, Lightning has this order too.
     """
-    annotations = inspect.unwrap(Trainer.__init__).__annotations__
-    for name, kind in annotations.items():
-        if {int, float} <= {*get_args(kind)}:
-            annotations[name] = int | kind
-    annotations["strategy"] = Strategy | str  # in Lightning's order, DDPStrategy is a text
+    annotations = getattr(inspect.unwrap(kind.__init__), "__annotations__", {})  # built-in functions have none
+    for name, annotation in annotations.items():
+        if {int, float} <= {*get_args(annotation)}:
+            annotations[name] = int | annotation
 
 
 def silence_libraries() -> None:
