@@ -60,6 +60,8 @@ def one_line_errors(program: str) -> Iterator[None]:
 
             from lit_models import ModelError
 
+            if message := explain_gpu_error(error):
+                exit_with_error(program, message)
             is_bad_value = isinstance(error, ValueError | TypeError | RuntimeError) and is_library_error(error)
             if not (is_bad_value or isinstance(error, ModelError | MisconfigurationException)):
                 raise
@@ -81,6 +83,21 @@ def is_library_error(error: Exception) -> bool:
     libraries = [Path(str(one.__file__)).parent for one in (lightning, torch.optim, torch.nn.parallel)]
     frames = traceback.extract_tb(error.__traceback__)
     return bool(frames) and any(Path(frames[-1].filename).is_relative_to(library) for library in libraries)
+
+
+OUT_OF_MEMORY = "can't allocate memory|out of memory|STATUS_ALLOC_FAILED"
+UNUSABLE_GPU = r"(NVIDIA|CUDA) driver|CUDA unknown error|CUDA-capable|CUDA error: .*(kernel image|PTX|initialized)"
+"""Patterns in messages of torch: memory is full; a GPU, or its driver, that this torch cannot use."""
+
+
+def explain_gpu_error(error: Exception) -> str:
+    """Return a message with what to type if torch cannot use the GPU, or if its memory is full; otherwise ``""``."""
+    text = " ".join(str(error).split()).removeprefix("CUDA error: ")
+    if not isinstance(error, RuntimeError) or not re.search(f"{UNUSABLE_GPU}|CUD.*({OUT_OF_MEMORY})", str(error)):
+        return ""
+    reason, is_used = re.split(r"[.,:;]( |$)", text)[0], re.search(f"{OUT_OF_MEMORY}|busy", text)
+    fix = "end other programs on it" if is_used else "update its driver, or install the torch for it"
+    return f"the GPU cannot be used ({reason}): {fix}, or use --accelerator cpu"
 
 
 def is_rank_zero() -> bool:
