@@ -63,6 +63,8 @@ def one_line_errors(program: str) -> Iterator[None]:
 
             from lit_models import ModelError
 
+            if message := explain_gpu_error(error):
+                exit_with_error(program, message)
             is_bad_value = isinstance(error, ValueError | TypeError | RuntimeError) and is_library_error(error)
             part = part_of_lightning(error)
             if not (part or is_bad_value or isinstance(error, ModelError | MisconfigurationException)):
@@ -98,6 +100,21 @@ def part_of_lightning(error: Exception) -> str:
         if PART.match(module) and part is not type(None) and not part.__module__.startswith("lit_training."):
             return part.__name__
     return ""
+
+
+OUT_OF_MEMORY = "can't allocate memory|out of memory|STATUS_ALLOC_FAILED"
+UNUSABLE_GPU = r"(NVIDIA|CUDA) driver|CUDA unknown error|CUDA-capable|CUDA error: .*(kernel image|PTX|initialized)"
+"""Patterns in messages of torch: memory is full; a GPU, or its driver, that this torch cannot use."""
+
+
+def explain_gpu_error(error: Exception) -> str:
+    """Return a message with what to type if torch cannot use the GPU, or if its memory is full; otherwise ``""``."""
+    text = " ".join(str(error).split()).removeprefix("CUDA error: ")
+    if not isinstance(error, RuntimeError) or not re.search(f"{UNUSABLE_GPU}|CUD.*({OUT_OF_MEMORY})", str(error)):
+        return ""
+    reason, is_used = re.split(r"[.,:;]( |$)", text)[0], re.search(f"{OUT_OF_MEMORY}|busy", text)
+    fix = "end other programs on it" if is_used else "update its driver, or install the torch for it"
+    return f"the GPU cannot be used ({reason}): {fix}, or use --accelerator cpu"
 
 
 def is_rank_zero() -> bool:

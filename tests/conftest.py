@@ -17,6 +17,9 @@ from tests.support.training import bare_trainer, own_caches
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # a number that the user set is kept
 torch.set_num_threads(1)  # one thread is fast enough, and adds numbers in the same order on all machines
+GPUS = torch.cuda.device_count()
+REAL_CUDA = {name: getattr(torch.cuda, name) for name in ("is_available", "device_count")}
+torch.cuda.is_available, torch.cuda.device_count = lambda: False, lambda: 0  # tests give the same on all machines
 settings.register_profile("suite", max_examples=50, deadline=None, derandomize=True)
 settings.load_profile("suite")
 
@@ -31,6 +34,20 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
             red=True,
             bold=True,
         )
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Without a GPU, skip the tests that need one."""
+    for item in items if not GPUS else ():
+        if item.get_closest_marker("gpu"):
+            item.add_marker(pytest.mark.skip(reason="needs a GPU with CUDA"))
+
+
+@pytest.fixture(autouse=True)
+def visible_gpus(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Show the GPUs to a test with the marker ``gpu``."""
+    for name, function in REAL_CUDA.items() if request.node.get_closest_marker("gpu") else ():
+        monkeypatch.setattr(torch.cuda, name, function)
 
 
 @pytest.fixture(autouse=True)

@@ -215,13 +215,14 @@ def _check_layout(image: Image.Image) -> None:
     tags: Any = getattr(image, "tag_v2", {})
     bits, channels = tags.get(tiff.BITSPERSAMPLE, (1,))[0], tags.get(tiff.SAMPLESPERPIXEL, 1)
     is_planar, is_compressed = tags.get(tiff.PLANAR_CONFIGURATION) == 2, image.info.get("compression") != "raw"
-    full_size = 3 * image.width * image.height
+    is_ycbcr = tags.get(tiff.PHOTOMETRIC_INTERPRETATION) == 6 and not is_compressed
+    is_subsampled = sum(tags.get(tiff.STRIPBYTECOUNTS, ())) < 3 * image.width * image.height
     for problem, is_present in (
         (f"{bits} bits per channel in separate planes", is_planar and channels > 1 and bits > 8),
         (f"{channels} channels without a meaning", channels > 2 and len(image.getbands()) == 1),
         ("signed 8-bit values", image.mode == "L" and 2 in tags.get(tiff.SAMPLEFORMAT, ())),
         ("compressed big-endian values", image.mode in "IF" and tags and tags.prefix == b"MM" and is_compressed),
-        ("subsampled colors", image.mode == "YCbCr" and sum(tags.get(tiff.STRIPBYTECOUNTS, ())) < full_size),
+        ("uncompressed YCbCr colors", is_ycbcr and (image.mode != "YCbCr" or is_subsampled)),  # Pillow 12 says RGB
     ):
         if is_present:
             raise BadPicture("", UNREAD, f"{problem}: {_CONVERT}")

@@ -12,6 +12,7 @@ from lightning.pytorch.plugins import CheckpointIO
 from lightning.pytorch.strategies import DDPStrategy, StrategyRegistry
 
 from lit_training.callbacks.best import AVERAGES, BestCheckpoint, StopEarly
+from lit_training.callbacks.compiled import CompileForward
 from lit_training.callbacks.console import EpochLines
 from lit_training.callbacks.dashboard import Dashboard
 from lit_training.callbacks.features import FeatureCache
@@ -44,6 +45,8 @@ def add_defaults(arguments: dict[str, Any], run: Run, config_yaml: str, save_con
     users_io = next((plugin for plugin in plugins if isinstance(plugin, CheckpointIO)), None)
     config["plugins"] = [*(plugin for plugin in plugins if plugin is not users_io), FitCheckpointIO(users_io)]
     config["num_sanity_val_steps"] = config["num_sanity_val_steps"] or 0
+    own += [CompileForward(run.config["compile"])] if run.config["compile"] else []
+    config["callbacks"] = own
     if config["barebones"]:
         return config
     config["profiler"] = config["profiler"] or NullProfiler()

@@ -13,7 +13,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from datamodules.machine import available_cores
 from datamodules.text import plural
 from lit_training.cli.flags import TRAINER_FLAGS
-from lit_training.errors import UsageError, print_note
+from lit_training.errors import UsageError, explain_gpu_error, print_note
 from lit_training.runs.devices import missing_device_message
 from lit_training.text import suggest
 
@@ -94,6 +94,8 @@ def check_devices(accelerator: Any, devices: Any) -> None:
 def explain_trainer_error(error: Exception, config: dict[str, Any]) -> str:
     """Return an error message for an exception from the Trainer's constructor. It names the wrong flag if possible."""
     accelerator, text = config["accelerator"], str(error)
+    if message := explain_gpu_error(error):
+        return message
     no_device = r"No supported gpu backend found|can not run on your system|torch_xla|CUDA|not available"
     if accelerator in ("gpu", "cuda", "mps", "tpu") and re.search(no_device, text):
         return missing_device_message(accelerator)

@@ -51,6 +51,7 @@ OWN_FLAGS: list[tuple[str, Any, Any, str]] = [
     ("timeout", PositiveFloat, 5.0, "End the run with an error after this number of minutes without a step."),
     ("quiet", bool, False, "Print only the result."),
     ("dashboard", bool, True, "Write images, graph and settings to TensorBoard."),
+    ("compile", bool | Literal["default", "reduce-overhead"], False, "Compile forward; true: with CUDA graphs on CUDA."),
     ("threads", Literal["auto"] | PositiveInt, "auto", "Threads of each process; auto: by network, batch and cores."),
     ("seeds", PositiveInt, 1, "Train with this number of seeds; print mean and standard deviation."),
 ]
@@ -70,6 +71,7 @@ class OneLineParser(LightningArgumentParser):
 
     def add_class_arguments(self, class_type: Any, *args: Any, skip: Any = (), **options: Any) -> list[str]:
         """Leave default values that config.yaml cannot hold to the class, so that the file can be read again."""
+        try_integers_first(class_type)
         added = super().add_class_arguments(class_type, *args, skip={*skip, *hidden_arguments(class_type)}, **options)
         for action in actions_of(self):
             if not is_writable(action.default):
@@ -90,7 +92,7 @@ class FitCLI(LightningCLI):
     def __init__(self, arguments: list[str] | None = None) -> None:
         self.arguments = expand_paths(sys.argv[1:] if arguments is None else arguments)
         silence_libraries()
-        try_integers_first()
+        inspect.unwrap(Trainer.__init__).__annotations__["strategy"] = Strategy | str  # else DDPStrategy is a text
         set_parsing_settings(config_read_mode_fsspec_enabled=False)  # --config must not read URLs
         set_dumper("yaml", to_yaml)
         add_current_folder()
@@ -233,16 +235,15 @@ class FitCLI(LightningCLI):
         return trainer
 
 
-def try_integers_first() -> None:
-    """Let jsonargparse try int before float for the Trainer's arguments, so that 2 stays an integer.
+def try_integers_first(kind: Any) -> None:
+    """Let jsonargparse try int before float for the arguments of a class, so that 2 stays an integer.
 
     typing caches unions: if another package wrote ``Optional[Union[float, int]]`` first, Lightning has this order too.
     """
-    annotations = inspect.unwrap(Trainer.__init__).__annotations__
-    for name, kind in annotations.items():
-        if {int, float} <= {*get_args(kind)}:
-            annotations[name] = int | kind
-    annotations["strategy"] = Strategy | str  # in Lightning's order, DDPStrategy is a text
+    annotations = getattr(inspect.unwrap(kind.__init__), "__annotations__", {})  # built-in functions have none
+    for name, annotation in annotations.items():
+        if {int, float} <= {*get_args(annotation)}:
+            annotations[name] = int | annotation
 
 
 def silence_libraries() -> None:

@@ -7,14 +7,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from datamodules.photos.decode import BadPicture
 from datamodules.text import plural, printable
 from lit_models.base import dotted_path
 from lit_training.callbacks.resume import other_optimizer_message
 from lit_training.cli.usage_errors import explain_wrong_value
-from lit_training.errors import CheckpointError, TrainingError, UsageError, is_library_error
+from lit_training.errors import OUT_OF_MEMORY, CheckpointError, TrainingError, UsageError, is_library_error
 from lit_training.runs import checkpoints
 from lit_training.runs.folder import resume_hint
 from lit_training.runs.foreign import with_default_attributes
@@ -71,7 +69,7 @@ def _to_one_line_error(error: Exception, run: Run) -> BaseException | None:
     other = UsageError(wrong_value) if wrong_value else None
     if not isinstance(error, RuntimeError):
         return other
-    if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in text:
+    if re.search(OUT_OF_MEMORY, text):
         return TrainingError(_out_of_memory_message(run))
     if resume_point is not None and "loading state_dict" in text:
         return CheckpointError(_wrong_weights_message(resume_point, run.model, text))

@@ -330,7 +330,7 @@ def limits_of(config: dict[str, Any] | None) -> dict[str, Any]:
 
 def _refuse_other_settings(new_config: dict[str, Any], run_config: dict[str, Any], run: Path) -> None:
     new_config, run_config = _without_size(new_config)[0], _without_size(run_config)[0]
-    for key in ("seed_everything", "model", "data", "optimizer", "lr_scheduler", "threads"):
+    for key in ("seed_everything", "model", "data", "optimizer", "lr_scheduler", "threads", "compile"):
         if not _same_settings({key: run_config.get(key)}, {key: new_config.get(key)}):
             flag = "seed" if key == "seed_everything" else key
             moved = " (--photos DIR if its photos are in another place now)" * (key == "data")
@@ -348,7 +348,7 @@ def _same_settings(old: Any, new: Any) -> bool:
         return all(map(_same_settings, old, new))
     if isinstance(old, str) and isinstance(new, str) and old != new:  # they may be spellings of one path
         old, new = (os.path.realpath(expand_paths(path)) for path in (old, new))
-    return bool(old == new)
+    return bool(old == new) or (old is None and new is False)
 
 
 def run_folder(checkpoint_file: Path) -> Path:

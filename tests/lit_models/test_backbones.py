@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import os
 import re
 import urllib.error
 from pathlib import Path
@@ -233,16 +234,16 @@ def test_published_files_in_older_formats_are_loaded() -> None:
                 assert torch.equal(tensor, state[name]), name
 
 
-def cached(tmp_path: Path) -> Path:
+def cached() -> Path:
     published = models.get_model_weights(SMALL).DEFAULT
-    folder = tmp_path / "torch_home" / "hub" / "checkpoints"
+    folder = Path(os.environ["TORCH_HOME"]) / "hub" / "checkpoints"
     folder.mkdir(parents=True, exist_ok=True)
     return folder / published.url.rsplit("/", 1)[1]
 
 
-def test_default_weights_come_from_the_cache(tmp_path: Path) -> None:
+def test_default_weights_come_from_the_cache() -> None:
     state = other_values(models.get_model(SMALL))
-    torch.save(state, cached(tmp_path))
+    torch.save(state, cached())
     network, head_name = backbones.build(SMALL, 5)
     backbones.load(network, head_name, SMALL, "DEFAULT")
     assert torch.equal(network.state_dict()["conv1.0.weight"], state["conv1.0.weight"])

@@ -1,6 +1,9 @@
 """Errors that the user can fix become one line; other errors keep their traceback."""
 
+from typing import Any
+
 import pytest
+import torch
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
@@ -8,6 +11,8 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from datamodules import DataError
 from lit_models import ModelError
 from lit_training.errors import CheckpointError, TrainingError, UsageError, is_rank_zero, one_line_errors
+from lit_training.runs.trainer import FitTrainer
+from tests.support.commands import run
 
 
 @pytest.mark.parametrize(
@@ -23,6 +28,41 @@ def test_error_that_the_user_can_fix_is_one_line(kind: type[Exception], capfd: p
 def test_bug_keeps_its_traceback(kind: type[Exception]) -> None:
     with pytest.raises(kind), one_line_errors("predict.py"):
         raise kind("a bug")
+
+
+OLD_DRIVER = (
+    "The NVIDIA driver on your system is too old (found version 11040). Please update your GPU driver by downloading "
+    "and installing a new version from the URL: http://www.nvidia.com/Download/index.aspx"
+)
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (RuntimeError(OLD_DRIVER), "The NVIDIA driver on your system is too old (found version 11040)): update"),
+        (RuntimeError("CUDA error: no kernel image is available for execution on the device\nCUDA kernel errors"), "upd"),
+        (RuntimeError("CUDA error: CUDA-capable device(s) is/are busy or unavailable"), "unavailable): end other"),
+        (torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB."), "(CUDA out of memory): end"),
+        (RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"), "end other programs on it"),
+    ],
+)
+def test_a_gpu_that_cannot_be_used_gets_one_line(
+    error: Exception, line: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The error comes when a model is moved to the GPU, or when the Trainer is built."""
+    with pytest.raises(SystemExit, match="2"), one_line_errors("predict.py"):
+        raise error
+    printed = capfd.readouterr().err
+    assert printed.startswith("predict.py: error: the GPU cannot be used (")
+    assert line in printed
+    assert printed.endswith(", or use --accelerator cpu\n")
+
+    def fail(*_: Any, **__: Any) -> Any:
+        raise error
+
+    monkeypatch.setattr(FitTrainer, "__init__", fail)
+    ended = run("fit.py --accelerator auto --logger false")
+    assert (ended.code, ended.err) == (2, printed.replace("predict.py", "fit.py"))
 
 
 def test_control_characters_are_escaped(capfd: pytest.CaptureFixture[str]) -> None:

@@ -184,7 +184,7 @@ def test_the_cache_does_not_change_pixels(tmp_path: Path, backbone: str) -> None
     plain = fit(line)
     for _ in range(2):  # the first run writes the cache, the second one reads it
         cached = fit(f"{line} --data.cache true")
-        assert list((tmp_path / "cache").rglob("*.pictures"))
+        assert list(Path(os.environ["XDG_CACHE_HOME"]).rglob("*.pictures"))
         for one, other in ((plain.train[0], cached.train[0]), (plain.final, cached.final)):
             for mine, theirs in zip(together(one), together(other), strict=True):
                 assert np.array_equal(mine, theirs)

@@ -19,13 +19,13 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a run; its training photos and its cache are removed."""
     workspace = tmp_path_factory.mktemp("trained")
     with pytest.MonkeyPatch.context() as patch:
-        own_caches(workspace, patch)
+        caches = own_caches(workspace, patch)
         photos = write_photos(workspace / "photos")
         torch.manual_seed(0)
         data = ImageFolderDataModule(str(photos), image_size=32, num_workers=0)
         train_and_save(workspace / "run", LitCNN(num_classes=2, lr=0.01), data, max_epochs=6)
         shutil.rmtree(photos)
-        shutil.rmtree(workspace / "cache")
+        shutil.rmtree(caches / "cache")
     return workspace / "run"
 
 

@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 from unittest import mock
 
 ROOT = Path(__file__).resolve().parents[2]
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-"""Environment of a new process: one thread, because the networks are small."""
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
+"""Environment of a new process: one thread, because the networks are small, and no GPU, as in tests/conftest.py."""
 WATCH = "lit_training.runs.processes.Watch.start"
 """This function sets signal handlers. It is replaced by a mock, so that the test process keeps its handlers."""
 

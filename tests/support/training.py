@@ -40,11 +40,17 @@ def train_and_save(folder: Path, model: Any, data: Any, **arguments: Any) -> Tra
     return Trained(path, dict(validated))
 
 
-def own_caches(place: Path, patch: pytest.MonkeyPatch) -> None:
-    """Put the caches into ``place``, not into the user's folder, and delete the seed of an earlier test.
+def own_caches(place: Path, patch: pytest.MonkeyPatch) -> Path:
+    """Put the caches beside ``place``, not into the user's folder, and delete the seed of an earlier test.
 
-    ``tests/conftest.py`` calls this function for each test. Fixtures of a session must call it too.
+    ``tests/conftest.py`` calls this function for each test. Fixtures of a session must call it too. Returns the folder
+    of the caches. It is not in ``place``: other libraries write to it too, and tests count the files in ``place``.
     """
+    caches = place.with_name(f"{place.name}_caches")
     for name, folder in (("TORCH_HOME", "torch_home"), ("XDG_CACHE_HOME", "cache"), ("HF_HOME", "hf_home")):
-        patch.setenv(name, str(place / folder))
+        patch.setenv(name, str(caches / folder))
+    others = caches / "cache" / "fontlist.json"
+    others.parent.mkdir(parents=True, exist_ok=True)
+    others.touch()
     patch.delenv("PL_GLOBAL_SEED", raising=False)
+    return caches

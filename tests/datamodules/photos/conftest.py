@@ -1,13 +1,12 @@
 """Fixtures for the tests of photos."""
 
+import os
 from pathlib import Path
 
 import pytest
 
 
-@pytest.fixture(autouse=True)
-def cache_root(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Put the cache outside of ``tmp_path``, because many of these tests examine ``tmp_path``."""
-    folder = tmp_path_factory.mktemp("cache")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(folder))
-    return folder
+@pytest.fixture
+def cache_root() -> Path:
+    """The user's cache folder."""
+    return Path(os.environ["XDG_CACHE_HOME"])

@@ -70,8 +70,8 @@ def test_every_mode_is_decoded(tmp_path: Path, mode: str) -> None:
     else:
         picture = Image.new("RGB", (40, 30), (51, 51, 51)).convert(mode)
     path = write_cats_and_dogs(tmp_path) / "cat" / "odd.tif"
-    picture.save(path)
-    assert Image.open(path).mode == mode
+    picture.save(path, compression="tiff_lzw" if mode == "YCbCr" else "raw")
+    assert Image.open(path).mode == ("RGB" if mode == "YCbCr" else mode)  # the decoder converts compressed YCbCr
     assert examine_leniently(tmp_path).left_out == []
     rgb = read_picture(path)
     assert (rgb.mode, rgb.size) == ("RGB", (40, 30))

@@ -10,6 +10,7 @@ import pytest
 import torch
 import yaml
 from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import StochasticWeightAveraging
 
 from datamodules.text import plural
 from lit_training.cli.limits import (
@@ -31,6 +32,7 @@ FLAGS = (
     "limit_test_batches",
     "limit_predict_batches",
     "val_check_interval",
+    "overfit_batches",
 )
 
 
@@ -98,7 +100,9 @@ def test_an_integer_counts_batches_whatever_order_typing_has_cached(
     monkeypatch.setattr(SharedParserCLI, "shared", None)
     for clear_cache in typing._cleanups:  # type: ignore[attr-defined]  # it may have the order of another test
         clear_cache()
-    run = parse(" ".join(f"--{name} {typed}" for name in FLAGS) + " --logger false --max_epochs 1")
+    monkeypatch.setitem(StochasticWeightAveraging.__init__.__annotations__, "swa_epoch_start", float | int)
+    swa = "--callbacks+ StochasticWeightAveraging --callbacks.swa_lrs 0.1 --callbacks.swa_epoch_start 2"  # as 2.0 it is refused
+    run = parse(" ".join(f"--{name} {typed}" for name in FLAGS) + f" --logger false --max_epochs 3 {swa}")
     wanted = float(typed) if typed in ("1.0", "0.5") else int(float(typed))
     saved = yaml.safe_load(run.parser.dump(run.config, skip_unset=False))["trainer"]
     for found in (vars(run.trainer), saved):

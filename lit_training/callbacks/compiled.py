@@ -1,0 +1,65 @@
+"""Compile what the model's forward does, for ``--compile``."""
+
+import logging
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch.utils._pytree import tree_map_only
+
+from lit_training.errors import UsageError, print_note, print_once
+
+BACKEND = "inductor"
+
+
+class CompileForward(Callback):
+    """Compile the model's ``forward`` in place. The names in its checkpoints stay the same.
+
+    Each shape of the input gets its own code, and random numbers are those of the uncompiled network. So a resumed run
+    gives the same result as an uninterrupted one. Unless ``mode`` is ``default``, CUDA graphs are recorded on CUDA. The
+    next call overwrites their outputs, so callers get copies.
+    """
+
+    def __init__(self, mode: bool | str) -> None:
+        self.mode, self.calls = mode, 0
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        from torch._dynamo.exc import TorchDynamoException  # here, because it is slow
+
+        has_graphs = self.mode != "default" and trainer.strategy.root_device.type == "cuda"
+        options = {"fallback_random": True, "triton.cudagraphs": has_graphs}
+        pl_module.compile(backend=BACKEND, dynamic=False, options=options if BACKEND == "inductor" else None)
+        for logger in map(logging.getLogger, ("torch", "torch._dynamo", "torch._inductor")):
+            for handler in logger.handlers:
+                handler.addFilter(_is_shown)
+        compiled: Any = pl_module._compiled_call_impl
+        eager: Any = pl_module._call_impl
+        forward, name = type(pl_module).forward, type(pl_module).__name__
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            if getattr(pl_module.forward, "__func__", None) is not forward:
+                return eager(*args, **kwargs)  # with DDP, Lightning calls training_step by the name of forward
+            self.calls += 1
+            try:
+                output = compiled(*args, **kwargs)
+            except TorchDynamoException as error:
+                eager(*args, **kwargs)  # raises the error of a forward that is wrong
+                reason = next(filter(None, str(error).splitlines()), "")
+                fix = "leave --compile out, or install the compiler that it needs (g++)"
+                raise UsageError(f"--compile: torch cannot compile {name} ({reason}): {fix}") from error
+            return tree_map_only(torch.Tensor, torch.Tensor.clone, output) if has_graphs else output
+
+        pl_module._compiled_call_impl = call  # type: ignore[assignment]
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
+        if not self.calls:
+            problem = f"training_step of {type(pl_module).__name__} does not call self(...)"
+            print_note(f"--compile has no effect, because {problem}")
+        self.on_train_batch_end = None  # type: ignore[method-assign, assignment]  # Lightning does not call it again
+
+
+def _is_shown(record: logging.LogRecord) -> bool:
+    """Hide the warnings of the compiler. If it gives up because of too many shapes, print a note instead."""
+    if "recompile_limit" in record.getMessage():
+        print_once("forward gets too many kinds of input: not all are compiled, so a resumed run can differ a little")
+    return record.levelno >= logging.ERROR
