@@ -15,6 +15,7 @@ from lit_training.callbacks.console import EpochLines
 from lit_training.callbacks.dashboard import Dashboard
 from lit_training.callbacks.features import FeatureCache
 from lit_training.callbacks.finite import FiniteGuard
+from lit_training.callbacks.plain_steps import PlainSteps
 from lit_training.callbacks.records import PhotoRecords, Provenance
 from lit_training.callbacks.resume import ResumePoint
 from lit_training.callbacks.throughput import Throughput
@@ -81,7 +82,7 @@ def add_defaults(arguments: dict[str, Any], run: Run, config_yaml: str, save_con
         if run.start is not None:
             seed.resume_point = ResumePoint(run.watch)
             callbacks[:0] = [seed.resume_point]  # first: it saves the state before other callbacks change it
-            callbacks += [Provenance(run.start.folder)]
+            callbacks += [Provenance(run.start.folder), PlainSteps(run.watch)]
     if (patience := run.config.get("early_stopping")) is not None:
         callbacks += [StopEarly(monitor or "train_loss", mode, int(patience))]
     drop_empty_hooks(callbacks)

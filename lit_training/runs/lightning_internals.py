@@ -5,18 +5,25 @@ Checked with lightning 2.6.6. tests/lit_training/runs/test_lightning_internals.p
 
 import contextlib
 from argparse import Action, ArgumentParser
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning.fabric.utilities.apply_func import apply_to_collection
-from lightning.pytorch import Callback, Trainer, seed_everything
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer, seed_everything
 from lightning.pytorch.loggers.logger import DummyLogger
+from lightning.pytorch.loops.optimization.automatic import ClosureResult
 from lightning.pytorch.profilers import PassThroughProfiler, XLAProfiler
 from lightning.pytorch.strategies.launchers import subprocess_script
 from lightning.pytorch.trainer import call
 from lightning.pytorch.trainer.connectors.logger_connector.result import _Metadata, _ResultMetric, _Sync
 from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
 from torch import Tensor
+from torch.optim import Optimizer
+
+from lit_models import LitBase
 
 STEP_HOOKS = (
     "on_train_batch_start",
@@ -28,6 +35,9 @@ STEP_HOOKS = (
     "on_validation_batch_start",
     "on_validation_batch_end",
 )
+TRAINING_HOOKS = STEP_HOOKS[:6]
+MODEL_HOOKS = (*TRAINING_HOOKS, "optimizer_step", "optimizer_zero_grad", "backward", "configure_gradient_clipping")
+TRANSFER_HOOKS = ("on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer")
 XLAProfiler.__del__ = lambda profiler: None  # type: ignore[method-assign]  # of a half-made one it prints a traceback
 
 
@@ -63,6 +73,85 @@ def drop_empty_hooks(callbacks: list[Callback]) -> None:
         for hook in STEP_HOOKS:
             if getattr(type(callback), hook) is getattr(Callback, hook):
                 setattr(callback, hook, None)  # Lightning skips a hook that is not callable
+
+
+def overridden_hooks(own: Any, names: Sequence[str]) -> list[str]:
+    """Return those hooks of a model, a data module or a callback that do something."""
+    bases = [base for base in (LitBase, LightningModule, LightningDataModule, Callback) if isinstance(own, base)]
+    methods = {name: getattr(own, name, None) for name in names}
+    own_methods = {name: getattr(method, "__func__", method) for name, method in methods.items() if callable(method)}
+    return [name for name, method in own_methods.items() if method not in [getattr(base, name, None) for base in bases]]
+
+
+def run_plain_steps(
+    trainer: Trainer, fetcher: Any, callbacks: list[Any], count: int, is_due: Callable[[], Any]
+) -> None:
+    """Run up to ``count`` training steps as Lightning does, but without its calls of hooks, until ``is_due()``.
+
+    Call the hooks of ``callbacks`` only. The step of a model without overridden hooks has the same result.
+    """
+    model, optimizer, loop = trainer.lightning_module, trainer.optimizers[0], trainer.fit_loop.epoch_loop
+    progress, results = loop.batch_progress, loop._results
+    updates = loop.automatic_optimization.optim_progress.optimizer
+    starts, ends = ([getattr(one, f"on_train_batch_{when}") for one in callbacks] for when in ("start", "end"))
+    starts, ends = [hook for hook in starts if hook is not None], [hook for hook in ends if hook is not None]
+    has_index = is_param_in_hook_signature(model.training_step, "batch_idx", min_args=2)
+    clipping: Any = trainer.gradient_clip_val, trainer.gradient_clip_algorithm
+    has_schedule = any(config.interval == "step" for config in trainer.lr_scheduler_configs)
+    clears_gradients = type(optimizer).zero_grad is Optimizer.zero_grad  # directly, it takes 10 us less
+    weights = [weight for group in optimizer.param_groups for weight in group["params"]]
+    own_transfer = any(overridden_hooks(one, TRANSFER_HOOKS) for one in (model, trainer.datamodule) if one is not None)
+    stays = trainer.strategy.root_device.type == "cpu" and not own_transfer
+    loss: Tensor | None = None
+    arguments: tuple[Any, ...] = ()
+
+    @torch.enable_grad()
+    def compute_gradients() -> Tensor | None:
+        nonlocal loss
+        output = model.training_step(*arguments)
+        loss = output if isinstance(output, Tensor) else ClosureResult.from_training_step_output(output).closure_loss
+        updates.zero_grad.increment_ready()
+        updates.zero_grad.increment_started()
+        if clears_gradients:
+            for weight in weights:
+                weight.grad = None
+        else:
+            optimizer.zero_grad()
+        updates.zero_grad.increment_completed()
+        if loss is not None:
+            loss.backward()
+            loss = loss.detach()
+        model.configure_gradient_clipping(optimizer, *clipping)
+        return loss
+
+    trainer._logger_connector._first_loop_iter = False
+    model._current_fx_name = "training_step"
+    while count > 0 and not is_due():
+        count -= 1
+        batch = next(fetcher)[0]
+        if not (stays and isinstance(batch, tuple | list) and all(type(one) is Tensor for one in batch)):
+            batch = model._on_before_batch_transfer(batch, dataloader_idx=0)
+            batch = trainer.strategy.batch_to_device(batch, dataloader_idx=0)
+        progress.increment_ready()
+        index = progress.current.ready - 1
+        results.batch, results.batch_size, results.dataloader_idx = batch, None, None
+        for start in starts:
+            start(trainer, model, batch, index)
+        progress.increment_started()
+        arguments = (batch, index) if has_index else (batch,)
+        updates.step.increment_ready()
+        optimizer.step(compute_gradients)
+        updates.step.increment_completed()
+        progress.increment_processed()
+        if has_schedule:
+            loop.update_lr_schedulers("step", update_plateau_schedulers=False)
+        for end in ends:
+            end(trainer, model, {} if loss is None else {"loss": loss}, batch, index)
+        progress.increment_completed()
+        if has_schedule:
+            loop.update_lr_schedulers("step", update_plateau_schedulers=True)
+        loop._batches_that_stepped += 1
+    model._current_fx_name = None
 
 
 def logged_steps(trainer: Trainer) -> int:
