@@ -15,7 +15,6 @@ from lit_training.callbacks.console import EpochLines
 from lit_training.callbacks.dashboard import Dashboard
 from lit_training.callbacks.features import FeatureCache
 from lit_training.callbacks.finite import FiniteGuard
-from lit_training.callbacks.plain_steps import PlainSteps
 from lit_training.callbacks.records import PhotoRecords, Provenance
 from lit_training.callbacks.resume import ResumePoint
 from lit_training.callbacks.throughput import Throughput
@@ -23,7 +22,7 @@ from lit_training.errors import UsageError, is_rank_zero, print_note
 from lit_training.runs.checkpoints import FitCheckpointIO
 from lit_training.runs.folder import RunStart, prepare_start
 from lit_training.runs.layout import CHECKPOINTS, LOGS, METRICS
-from lit_training.runs.lightning_internals import NullProfiler, drop_empty_hooks
+from lit_training.runs.lightning_internals import NullProfiler, PlainSteps, drop_empty_hooks
 from lit_training.runs.loaders import StepSeed
 from lit_training.runs.metrics_csv import MetricsCSV
 from lit_training.runs.run import Run
@@ -82,10 +81,12 @@ def add_defaults(arguments: dict[str, Any], run: Run, config_yaml: str, save_con
         if run.start is not None:
             seed.resume_point = ResumePoint(run.watch)
             callbacks[:0] = [seed.resume_point]  # first: it saves the state before other callbacks change it
-            callbacks += [Provenance(run.start.folder), PlainSteps(run.watch)]
+            callbacks += [Provenance(run.start.folder)]
     if (patience := run.config.get("early_stopping")) is not None:
         callbacks += [StopEarly(monitor or "train_loss", mode, int(patience))]
     drop_empty_hooks(callbacks)
+    if not config["fast_dev_run"]:
+        callbacks += [PlainSteps(callbacks, seed.on_train_batch_start, lambda: run.watch.signum)]
     first = callbacks.index(seed) + 1  # the user's callbacks may draw random numbers
     config["callbacks"] = [*callbacks[:first], *own, *callbacks[first:]]
     return config
