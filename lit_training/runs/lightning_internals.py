@@ -139,6 +139,7 @@ class PlainSteps(Callback):
             result = call._call_lightning_module_hook(trainer, "training_step", *arguments)
             loss = result if isinstance(result, Tensor) else (result or {}).get("loss")
             optimizer.zero_grad()
+            updates.zero_grad.increment_by(1)
             if loss is not None:
                 loss.backward()
                 outputs["loss"] = loss.detach()
@@ -160,7 +161,6 @@ class PlainSteps(Callback):
             progress.increment_started()
             outputs.clear()
             optimizer.step(compute_gradients)
-            updates.zero_grad.increment_by(1)
             updates.step.increment_by(1)
             progress.increment_processed()
             for on_end in self.ends:
