@@ -142,7 +142,7 @@ class PlainSteps(Callback):
             updates.zero_grad.increment_by(1)
             if loss is not None:
                 loss.backward()
-                outputs["loss"] = loss.detach()
+                outputs["loss"] = loss.detach().clone()
             if trainer.gradient_clip_val is not None:
                 model.clip_gradients(optimizer, trainer.gradient_clip_val, trainer.gradient_clip_algorithm)
             return outputs.get("loss")

@@ -48,7 +48,6 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
             write_csv(run / "metrics.csv", speeds)  # as fit.py does
         return SimpleNamespace(stdout="added 30.0", stderr="", returncode=0)
 
-    timed_training_step.__signature__ = train.__signature__  # type: ignore[attr-defined]
     monkeypatch.setattr(torch.optim.SGD, "step", timed_step)
     monkeypatch.setattr(LitBase, "training_step", timed_training_step)
     monkeypatch.setattr(LitBase, "on_train_epoch_end", count_pair)
