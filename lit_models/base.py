@@ -4,7 +4,6 @@ Letters in the shapes of all model files: B batch, C channels, H height, W width
 """
 
 import contextlib
-import inspect
 import math
 import os
 from collections.abc import Callable, Iterable
@@ -165,15 +164,6 @@ class LitBase(LightningModule):
         # DDP and gradient accumulation average the gradients. For a summed loss, the scale turns this mean into a sum.
         scale = self.trainer.world_size * self.trainer.accumulate_grad_batches if self.reduction == "sum" else 1
         return loss if scale == 1 else loss * scale
-
-    # Lightning reads the signature of training_step in each step. Without a stored signature this takes 30 us.
-    training_step.__signature__ = inspect.signature(training_step)  # type: ignore[attr-defined]
-
-    def configure_gradient_clipping(
-        self, optimizer: Optimizer, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
-    ) -> None:
-        if gradient_clip_val is not None:  # clip_gradients takes 20 us even if nothing is clipped
-            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
     def on_train_epoch_end(self) -> None:
         (loss_sum, batches), self.epoch_losses = self.epoch_losses, (0.0, 0)

@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import itertools
 import json
 import os
 import platform
@@ -10,15 +11,17 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from functools import cache, partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import lit_training  # isort: skip  # noqa: F401 - before torch: it sets how waiting threads wait, for both sides
 import numpy as np
 import torch
 import torch.nn.functional as F
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import LambdaCallback
 from PIL import Image
 from torch import Tensor, nn
@@ -35,6 +38,7 @@ from datamodules.photos.find import find_photos
 from datamodules.preprocessing import Preprocessing
 from datamodules.shapes import draw_pictures
 from lit_models import DynamicNet, LeNet, mlp
+from lit_training.callbacks.features import Features
 from lit_training.cli.arguments import Parser, at_least
 from lit_training.cli.parser import FitCLI
 from lit_training.runs.layout import LOGS, METRICS
@@ -52,7 +56,7 @@ Pair = tuple[float, float]  # seconds or MB: first of this project, then of the 
 TRAIN_ONLY = ["--max_epochs", "1", "--limit_val_batches", "0"]
 
 
-def time_fit(*arguments: str, start_up: bool = False) -> float:
+def time_fit(*arguments: str, start_up: bool = False, **hooks: Callable[..., None]) -> float:
     """Return the seconds of training with fit.py's defaults. With ``start_up``, return the seconds of ``fit()``."""
     with tempfile.TemporaryDirectory() as root, contextlib.redirect_stdout(io.StringIO()):
         run = FitCLI([*arguments, "--default_root_dir", root, "--accelerator", "cpu"]).run
@@ -61,7 +65,7 @@ def time_fit(*arguments: str, start_up: bool = False) -> float:
         def note_time(*_: Any) -> None:
             times.append(time.perf_counter())
 
-        run.trainer.callbacks.insert(0, LambdaCallback(on_train_epoch_start=note_time, on_train_end=note_time))
+        run.trainer.callbacks.insert(0, LambdaCallback(on_train_epoch_start=note_time, on_train_end=note_time, **hooks))
         started = time.perf_counter()
         run.trainer.fit(run.model, run.data)
         return time.perf_counter() - started if start_up else times[-1] - times[0]
@@ -112,12 +116,56 @@ def lenet(batch_size: int, images: int, tutorial: bool = False) -> Pair:
     return time_fit("--data=ShapesDataModule", *shapes_flags(images, batch_size), *TRAIN_ONLY), theirs
 
 
-def fixed_batch(model: str, net: nn.Module, momentum: float, steps: int) -> Pair:
-    """Compare training steps of this project and of a loop. All steps use the same random batch."""
+class SameBatch:
+    """An iterable of the same batch, with a length."""
+
+    def __init__(self, batch: tuple[Tensor, Tensor], steps: int) -> None:
+        self.batch, self.steps = batch, steps
+
+    def __len__(self) -> int:
+        return self.steps
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        return itertools.repeat(self.batch, self.steps)
+
+
+class BareModule(LightningModule):
+    """The least that a Trainer needs. It notes the seconds of training."""
+
+    def __init__(self, net: nn.Module, loss: Callable, optimizer: torch.optim.Optimizer) -> None:
+        super().__init__()
+        self.net, self.loss, self.optimizer, self.seconds = net, loss, optimizer, 0.0
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        return self.loss(self.net(batch[0]), batch[1])
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return self.optimizer
+
+    def on_train_epoch_start(self) -> None:
+        self.seconds -= time.perf_counter()
+
+    def on_train_end(self) -> None:
+        self.seconds += time.perf_counter()
+
+
+def time_bare_trainer(net: nn.Module, batches: Any, loss: Callable, optimizer: torch.optim.Optimizer) -> float:
+    """Return the seconds of training with a Trainer that logs, saves and shows nothing."""
+    off = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
+    module = BareModule(net, loss, optimizer)
+    Trainer(**off, accelerator="cpu", devices=1, max_epochs=1).fit(module, batches)  # type: ignore[arg-type]
+    return module.seconds
+
+
+def fixed_batch(model: str, net: nn.Module, momentum: float, steps: int, trainer: bool = False) -> Pair:
+    """Compare training steps with those of a loop or a bare Trainer. All steps use the same random batch."""
     sgd = torch.optim.SGD(net.parameters(), lr=1e-4, momentum=momentum)
-    x, y = torch.randn(64, 1000), torch.randn(64, 10)
+    batches = SameBatch((torch.randn(64, 1000), torch.randn(64, 10)), steps)
     squared_error = partial(F.mse_loss, reduction="sum")
-    theirs = time_hand_loop(net, ((x, y) for _ in range(steps)), squared_error, sgd)
+    if trainer:
+        theirs = time_bare_trainer(net, batches, squared_error, sgd)
+    else:
+        theirs = time_hand_loop(net, batches, squared_error, sgd)
     return time_fit("--model", model, "--data.steps", str(steps), *TRAIN_ONLY), theirs
 
 
@@ -183,6 +231,23 @@ def frozen(root: Path, tutorial: bool = False) -> Pair:
         os.environ["XDG_CACHE_HOME"] = cache
         flags = ["--config", recipe, "--data", str(root), "--model.weights=none"]
         return time_fit(*flags, start_up=True), theirs
+
+
+def frozen_head(root: Path, rows: int) -> Pair:
+    """Compare 25 epochs of the head on cached features of a frozen resnet18 with a loop over the same features."""
+    features, labels = torch.randn(rows, 512), torch.randint(0, 2, (rows,))
+    net = nn.Linear(512, 2)
+    sgd = torch.optim.SGD(net.parameters(), lr=0.001, momentum=0.9)
+    order = (keys for _ in range(25) for keys in torch.randperm(rows).split(4))
+    theirs = time_hand_loop(net, ((features[keys], labels[keys]) for keys in order), F.cross_entropy, sgd)
+    recipe = str(Path(__file__).parent / "recipes" / "transfer_frozen.yaml")
+    flags = ["--config", recipe, "--data", str(root), "--model.weights=none", "--dashboard=false"]
+
+    def set_features(trainer: Trainer, _: Any) -> None:
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        data.sets["train"] = Features(features, SimpleNamespace(labels=labels))
+
+    return time_fit(*flags, "--limit_val_batches=0", on_fit_start=set_features), theirs
 
 
 def decoding(root: Path) -> Pair:
@@ -291,7 +356,7 @@ def memory(images: int) -> Pair:
 
 def rows(photos: Path, small: bool) -> dict[str, tuple[str, Callable[[], Pair]]]:
     """Return row name -> (title with the target, function that measures one pair)."""
-    images, steps, files = (512, 20, 1000) if small else (50_000, 3000, 1_000_000)
+    images, steps, files, head_rows = (512, 20, 1000, 24) if small else (50_000, 3000, 1_000_000, 2000)
     imports = "import torch, lightning"
     return {
         "lenet128": ("LeNet batch 128 / floor, <= 1.15", lambda: lenet(128, images)),
@@ -303,6 +368,15 @@ def rows(photos: Path, small: bool) -> dict[str, tuple[str, Callable[[], Pair]]]
             "dynamic net step / hand loop, <= 2.0",
             lambda: fixed_batch("LitDynamic", DynamicNet(), 0.9, steps),
         ),
+        "mlp-trainer": (
+            "MLP step / bare Trainer, <= 1.0",
+            lambda: fixed_batch("LitMLP", mlp(), 0.0, steps, trainer=True),
+        ),
+        "dynamic-trainer": (
+            "dynamic net step / bare Trainer, <= 1.0",
+            lambda: fixed_batch("LitDynamic", DynamicNet(), 0.9, steps, trainer=True),
+        ),
+        "frozen-head": ("25 epochs of a frozen net's head / hand loop, <= 1.3", lambda: frozen_head(photos, head_rows)),
         "frozen": ("25 frozen epochs / one pass, <= 1.6", lambda: frozen(photos)),
         "frozen-tutorial": ("25 frozen epochs / tutorial's, <= 0.067", lambda: frozen(photos, True)),
         "decode": ("decode + train transform / PIL, <= 0.667", lambda: decoding(photos)),

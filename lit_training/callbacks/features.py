@@ -42,6 +42,8 @@ class Features(TwoStageDataset):
     A key is an index that may be larger than N-1: it selects the sample ``key % N``. The key PADDING has the label -1.
     """
 
+    samples_per_fetch = 128  # fetch small batches together
+
     def __init__(self, features: Tensor, pictures: Any) -> None:
         self.features, self.pictures, self.labels = features, pictures, pictures.labels
 

@@ -33,8 +33,7 @@ class FiniteGuard(Callback):
     ) -> None:
         if not isinstance(outputs, dict) or not isinstance(outputs.get("loss"), Tensor):
             return  # the model has its own optimization loop and returns no loss
-        loss = outputs["loss"].detach().squeeze()
-        self._unchecked_steps.append((loss, trainer.global_step, trainer.current_epoch, batch_idx))
+        self._unchecked_steps.append((outputs["loss"], trainer.global_step, trainer.current_epoch, batch_idx))
         if (trainer.fit_loop.total_batch_idx + 1) % (trainer.log_every_n_steps or 50) == 0:  # type: ignore[attr-defined]
             self.check(trainer, pl_module)
 
@@ -48,7 +47,7 @@ class FiniteGuard(Callback):
     def check(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Raise a TrainingError if a weight or a loss since the last check is not finite. Call it on all ranks."""
         steps, self._unchecked_steps = self._unchecked_steps, []
-        losses = [loss for loss, *_ in steps]
+        losses = [loss.squeeze() for loss, *_ in steps]
         trained = (p for p in pl_module.parameters() if p.requires_grad)
         weights = [p.detach() for p in trained if not is_lazy(p) and p.is_floating_point() and p.numel()]
         # Use the largest weight: a sum of squares may overflow although each weight is finite.

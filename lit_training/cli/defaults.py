@@ -25,7 +25,7 @@ from lit_training.runs.checkpoints import FitCheckpointIO
 from lit_training.runs.folder import RunStart, prepare_start
 from lit_training.runs.foreign import known_metrics
 from lit_training.runs.layout import CHECKPOINTS, LOGS, METRICS
-from lit_training.runs.lightning_internals import NullProfiler, drop_empty_hooks
+from lit_training.runs.lightning_internals import NullProfiler, PlainSteps, drop_empty_hooks
 from lit_training.runs.loaders import StepSeed
 from lit_training.runs.metrics_csv import MetricsCSV
 from lit_training.runs.run import Run
@@ -90,6 +90,8 @@ def add_defaults(arguments: dict[str, Any], run: Run, config_yaml: str, save_con
     if (patience := run.config.get("early_stopping")) is not None:
         callbacks += [StopEarly(monitor or "train_loss", mode, int(patience))]
     drop_empty_hooks(callbacks)
+    if not config["fast_dev_run"]:
+        callbacks += [PlainSteps(callbacks, seed.on_train_batch_start, lambda: run.watch.signum)]
     first = callbacks.index(seed) + 1  # the user's callbacks may draw random numbers
     config["callbacks"] = [*callbacks[:first], *own, *callbacks[first:]]
     return config

@@ -4,19 +4,25 @@ Checked with lightning 2.6.6. tests/lit_training/runs/test_lightning_internals.p
 """
 
 import contextlib
+import time
 from argparse import Action, ArgumentParser
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from lightning.fabric.utilities.apply_func import apply_to_collection
-from lightning.pytorch import Callback, Trainer, seed_everything
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer, seed_everything
 from lightning.pytorch.loggers.logger import DummyLogger
+from lightning.pytorch.plugins import Precision
 from lightning.pytorch.profilers import PassThroughProfiler, XLAProfiler
+from lightning.pytorch.strategies import SingleDeviceStrategy
 from lightning.pytorch.strategies.launchers import subprocess_script
 from lightning.pytorch.trainer import call
 from lightning.pytorch.trainer.connectors.logger_connector.result import _Metadata, _ResultMetric, _Sync
 from lightning.pytorch.trainer.states import TrainerFn
-from torch import Tensor
+from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
+from torch import Tensor, enable_grad
 
 STEP_HOOKS = (
     "on_train_batch_start",
@@ -28,6 +34,12 @@ STEP_HOOKS = (
     "on_validation_batch_start",
     "on_validation_batch_end",
 )
+ALL_STEP_HOOKS = (
+    *STEP_HOOKS[:6],
+    *("optimizer_step", "optimizer_zero_grad", "backward", "configure_gradient_clipping"),
+    *("on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer"),
+)
+"""Hooks of callbacks, models and data modules in a training step."""
 XLAProfiler.__del__ = lambda profiler: None  # type: ignore[method-assign]  # of a half-made one it prints a traceback
 
 
@@ -63,6 +75,100 @@ def drop_empty_hooks(callbacks: list[Callback]) -> None:
         for hook in STEP_HOOKS:
             if getattr(type(callback), hook) is getattr(Callback, hook):
                 setattr(callback, hook, None)  # Lightning skips a hook that is not callable
+
+
+def overrides_step_hook(own: Any) -> bool:
+    """Return True if a callback, a model, a data module or None does something of its own in each training step."""
+    bases = [Callback, LightningModule, LightningDataModule]
+    methods = [(name, getattr(own, name, None)) for name in ALL_STEP_HOOKS]
+    methods = [(name, getattr(method, "__func__", method)) for name, method in methods if method is not None]
+    return any(method not in [getattr(base, name, None) for base in bases] for name, method in methods)
+
+
+class PlainSteps(Callback):
+    """Run *plain* training steps between those that Lightning runs: the loss, its gradients, the update.
+
+    The weights, the counters and the checkpoints are the same, but a step takes 0.4 ms less. A step is not plain if
+    Lightning has more to do: in the first and the last step of an epoch or a process, before a validation, and where
+    something is logged, checked or saved. No step is plain if a hook of the user is called in each step, with several
+    processes, with gradient accumulation, or in half precision.
+    """
+
+    SECONDS = 0.1  # after this time Lightning runs a step, so that resume points and the progress bar are not late
+
+    def __init__(self, own: list[Any], start: Callable[..., None], is_stopped: Callable[[], Any]) -> None:
+        self.own = own  # callbacks of which plain steps need only ``start`` and what they do after a step
+        self.start, self.is_stopped = start, is_stopped
+        self.ends = [one.on_train_batch_end for one in own if one.on_train_batch_end is not None]
+        self.epoch, self.can_run = -1, False  # the epoch in which Lightning has run a step
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        loop = trainer.fit_loop.epoch_loop
+        loop.advance = partial(self._advance, trainer, loop.advance)  # type: ignore[method-assign]
+
+    def _advance(self, trainer: Trainer, advance: Callable[[Any], None], fetcher: Any) -> None:
+        """Run plain steps, if possible, and then a step of Lightning."""
+        if self.epoch != trainer.current_epoch or not trainer.fit_loop.epoch_loop.batch_progress.current.ready:
+            model, callbacks = trainer.lightning_module, trainer.callbacks  # type: ignore[attr-defined]
+            others = [model, trainer.datamodule, *(one for one in callbacks if one not in self.own)]  # type: ignore[attr-defined]
+            is_usual = type(trainer.strategy) is SingleDeviceStrategy and type(trainer.precision_plugin) is Precision
+            is_usual &= isinstance(trainer.profiler, NullProfiler) and isinstance(trainer.num_training_batches, int)
+            self.can_run = is_usual and model.automatic_optimization and not any(map(overrides_step_hook, others))
+            self.epoch = trainer.current_epoch
+        elif self.can_run and trainer.accumulate_grad_batches == 1 and not trainer.should_stop:
+            self._run(trainer, fetcher)
+        advance(fetcher)
+
+    def _run(self, trainer: Trainer, fetcher: Any) -> None:
+        loop, model, optimizer = trainer.fit_loop.epoch_loop, trainer.lightning_module, trainer.optimizers[0]
+        progress, updates = loop.batch_progress, loop.automatic_optimization.optim_progress.optimizer
+        done, total, step = progress.current.ready, progress.total.ready, trainer.global_step
+        every = trainer.log_every_n_steps or 50  # type: ignore[attr-defined]  # as in FiniteGuard
+        cycles = [(every, total), (every, step), (every, loop._batches_that_stepped)]
+        cycles += [(trainer.val_check_batch or 1, done if trainer.check_val_every_n_epoch else total)]
+        counts = [cycle - count % cycle for cycle, count in cycles] + [trainer.num_training_batches - done]
+        count = min(counts + [trainer.max_steps - step] * (trainer.max_steps > 0))  # to the next that is not plain
+        has_schedule = any(config.interval == "step" for config in trainer.lr_scheduler_configs)
+        has_index = is_param_in_hook_signature(model.training_step, "batch_idx", min_args=2)
+        device = trainer.strategy.root_device
+        arguments: tuple[Any, ...] = ()
+        outputs: dict[str, Any] = {}
+
+        @enable_grad()
+        def compute_gradients() -> Tensor | None:
+            result = call._call_lightning_module_hook(trainer, "training_step", *arguments)
+            loss = result if isinstance(result, Tensor) else (result or {}).get("loss")
+            optimizer.zero_grad()
+            updates.zero_grad.increment_by(1)
+            if loss is not None:
+                loss.backward()
+                outputs["loss"] = loss.detach().clone()
+            if trainer.gradient_clip_val is not None:
+                model.clip_gradients(optimizer, trainer.gradient_clip_val, trainer.gradient_clip_algorithm)
+            return outputs.get("loss")
+
+        trainer._logger_connector._first_loop_iter = False
+        end = time.monotonic() + self.SECONDS
+        while (count := count - 1) > 0 and time.monotonic() < end and not self.is_stopped():
+            batch = next(fetcher)[0]
+            is_flat = isinstance(batch, tuple | list) and all(type(one) is Tensor for one in batch)
+            if not (is_flat and all(one.device == device for one in batch)):
+                batch = trainer.strategy.batch_to_device(batch)
+            progress.increment_ready()
+            loop._results.batch, loop._results.batch_size = batch, None
+            arguments = (batch, loop.batch_idx)[: 1 + has_index]
+            self.start(trainer, model, batch, loop.batch_idx)
+            progress.increment_started()
+            outputs.clear()
+            optimizer.step(compute_gradients)
+            updates.step.increment_by(1)
+            progress.increment_processed()
+            for on_end in self.ends:
+                on_end(trainer, model, outputs, batch, loop.batch_idx)
+            progress.increment_completed()
+            for for_plateau in (False, True) if has_schedule else ():
+                loop.update_lr_schedulers("step", for_plateau)
+            loop._batches_that_stepped += 1
 
 
 def logged_steps(trainer: Trainer) -> int:

@@ -28,6 +28,7 @@ ALL = [
     "Dashboard",
     "BestCheckpoint",
     "Provenance",
+    "PlainSteps",
 ]
 
 

@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.callbacks import LambdaCallback
 from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.strategies.launchers import subprocess_script
@@ -21,6 +22,7 @@ from torch.utils.data import DataLoader
 
 from lit_training.runs import lightning_internals
 from lit_training.runs.lightning_internals import (
+    ALL_STEP_HOOKS,
     STEP_HOOKS,
     ConnectedTrainer,
     NullProfiler,
@@ -31,6 +33,7 @@ from lit_training.runs.lightning_internals import (
     forget_loaders,
     last_reload_epoch,
     logged_steps,
+    overrides_step_hook,
     restore_epoch_results,
     restore_loaders,
     set_last_reload_epoch,
@@ -327,6 +330,18 @@ def test_empty_hooks_are_removed_and_others_are_called(bare: BareTrainer) -> Non
     trainer = bare(max_epochs=1, callbacks=[busy])
     trainer.fit(Model())
     assert busy.steps == trainer.global_step == 6
+
+
+def test_a_hook_of_a_step_is_found_in_callbacks_models_and_data_modules() -> None:
+    for hook in ALL_STEP_HOOKS:
+        kinds = [kind for kind in (Callback, LightningModule, LightningDataModule) if hasattr(kind, hook)]
+        assert kinds, f"Lightning has no hook {hook} any more"
+        for kind in kinds:
+            own = type("Own", (kind,), {hook: lambda *_: None})()
+            assert overrides_step_hook(own), f"{kind.__name__}.{hook}"
+            assert not overrides_step_hook(kind())
+    assert overrides_step_hook(LambdaCallback(on_train_batch_end=lambda *_: None))
+    assert not overrides_step_hook(None)
 
 
 def test_the_profiler_always_returns_the_same_empty_context(bare: BareTrainer) -> None:

@@ -1,0 +1,186 @@
+"""Most steps of a run are run without Lightning's work around a step. Nothing else changes."""
+
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from lightning.pytorch import Callback
+from lightning.pytorch.callbacks import EMAWeightAveraging
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from lit_models import LitMLP
+from lit_training.errors import TrainingError
+from lit_training.runs.lightning_internals import PlainSteps
+from tests.support.fits import Killed, assert_same_end, fit, fit_run, last, parse, rows, run_of
+
+ROWS = "--model LitMLP --data.in_features 8 --data.length 60 --data.batch_size 2 --data.steps 0 --log_every_n_steps 10"
+
+
+@pytest.fixture(autouse=True)
+def in_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def plain(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Return a list that gets the number of the plain steps each time that some are run."""
+    counts, run = [], PlainSteps._run
+
+    def count(self: PlainSteps, trainer: Any, fetcher: Any) -> None:
+        before = trainer.global_step
+        run(self, trainer, fetcher)
+        counts.append(trainer.global_step - before)
+
+    monkeypatch.setattr(PlainSteps, "_run", count)
+    monkeypatch.setattr(PlainSteps, "SECONDS", 60.0)
+    return counts
+
+
+class Noisy(LitMLP):
+    """Draws random numbers of torch and numpy, logs in each step, and returns a dictionary."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        loss = super().training_step(batch, batch_idx) * (1 + 0.1 * torch.rand(())) * (1 + 0.1 * np.random.rand())
+        self.log("noisy", loss, on_step=True, on_epoch=True)
+        return {"loss": loss}
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        "--max_epochs 2",
+        "--max_epochs 2 --gradient_clip_val 0.1",
+        "--max_epochs 2 --val_check_interval 7",
+        "--max_steps 47",
+        "--max_epochs 2 --limit_train_batches 23",
+        "--max_epochs 2 --optimizer LBFGS --optimizer.lr 1e-5 --optimizer.max_iter 3",
+        "--max_epochs 2 --optimizer AdamW --lr_scheduler CosineAnnealingLR",
+        "--model LitDynamic --max_epochs 2",
+        "--model tests.scripts.test_plain_steps.Noisy --max_epochs 2",
+    ],
+)
+def test_results_checkpoints_and_metrics_are_those_of_usual_steps(
+    flags: str, plain: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = fit_run(f"{ROWS} {flags} --default_root_dir plain")
+    assert sum(plain) > 30
+    monkeypatch.setattr(PlainSteps, "_run", lambda *_: None)
+    usual = fit_run(f"{ROWS} {flags} --default_root_dir usual")
+    assert_same_end(run, usual)
+    assert rows(run) == rows(usual)
+    assert last(run)["loops"] == last(usual)["loops"]
+
+
+class Kill(LitMLP):
+    """Ends the run, stops it with a signal or makes the loss infinite in a step, but has no hook."""
+
+    step, action = -1, ""
+
+    def loss(self, output: Tensor, target: Tensor) -> Tensor:
+        loss = super().loss(output, target)
+        if self.training and self.trainer.fit_loop.total_batch_idx == Kill.step:
+            if Kill.action == "kill":
+                raise Killed
+            if Kill.action == "signal":
+                os.kill(os.getpid(), signal.SIGTERM)
+            return loss if Kill.action else loss * torch.inf
+        return loss
+
+
+KILL = f"{ROWS} --model tests.scripts.test_plain_steps.Kill --max_epochs 3"
+
+
+def test_a_run_that_is_killed_in_plain_steps_resumes_bit_for_bit(
+    plain: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uninterrupted = fit_run(f"{KILL} --default_root_dir uninterrupted")
+    for step in (17, 44, 76):
+        monkeypatch.setattr(Kill, "step", step)
+        monkeypatch.setattr(Kill, "action", "kill")
+        monkeypatch.setattr("lit_training.callbacks.resume.ResumePoint.TIME_SHARE", 1e9)  # save in each usual step
+        cli = parse(f"--accelerator cpu --enable_progress_bar false {KILL} --default_root_dir killed --resume auto")
+        with pytest.raises(Killed):
+            cli.trainer.fit(cli.model, cli.datamodule, weights_only=True)
+        assert last(run_of(cli))["global_step"] == step // 10 * 10 - 1
+    monkeypatch.setattr(Kill, "step", -1)
+    resumed = fit_run(f"{KILL} --default_root_dir killed --resume auto")
+    assert_same_end(uninterrupted, resumed)
+    assert rows(uninterrupted) == rows(resumed)
+
+
+def test_an_infinite_loss_in_a_plain_step_is_reported_with_its_step(
+    plain: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Kill, "step", 43)
+    with pytest.raises(TrainingError, match=r"inf at step 44 \(epoch 2, batch 13: samples \d+, \d+\)"):
+        fit(KILL)
+    assert plain[-1] == 9, "the check was not in the next step of Lightning"
+
+
+def test_a_signal_ends_plain_steps_at_once(plain: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    cli = parse(f"--accelerator cpu --enable_progress_bar false {KILL}")
+    monkeypatch.setattr(Kill, "step", 43)
+    monkeypatch.setattr(Kill, "action", "signal")
+    monkeypatch.setattr(os, "kill", lambda pid, signum: setattr(cli.run.watch, "signum", signum))
+    with pytest.raises(SystemExit) as stop:
+        cli.trainer.fit(cli.model, cli.datamodule)
+    assert (stop.value.code, cli.trainer.global_step) == (128 + signal.SIGTERM, 44)
+
+
+class Hook(Callback):
+    def on_after_backward(self, trainer: Any, pl_module: Any) -> None: ...
+
+
+class Scaled(LitMLP):
+    def on_before_zero_grad(self, optimizer: Any) -> None: ...
+
+
+@pytest.mark.parametrize(
+    ("flags", "callbacks"),
+    [
+        ("", [Hook()]),
+        ("", [EMAWeightAveraging()]),
+        ("--model tests.scripts.test_plain_steps.Scaled", []),
+        ("--accumulate_grad_batches 2", []),
+        ("--profiler simple", []),
+        ("--precision bf16-mixed", []),
+        ("--strategy ddp --devices 1", []),
+        ("--log_every_n_steps 1", []),
+    ],
+)
+def test_no_step_is_plain_if_more_happens_in_each_step(flags: str, callbacks: list[Any], plain: list[int]) -> None:
+    cli = parse(f"--accelerator cpu --enable_progress_bar false {ROWS} --max_epochs 1 {flags}")
+    cli.trainer.callbacks += callbacks  # type: ignore[attr-defined]
+    cli.trainer.fit(cli.model, cli.datamodule)
+    assert (cli.trainer.global_step, sum(plain)) == (15 if "accumulate" in flags else 30, 0)
+
+
+def test_no_step_between_two_logged_ones_waits_for_the_device(
+    plain: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a GPU, reading a number waits for all kernels. So count the numbers that are read from tensors per step."""
+    reads: list[int] = []
+
+    class Reads(TorchDispatchMode):
+        def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            if function is torch.ops.aten._local_scalar_dense.default:
+                reads.append(cli.trainer.fit_loop.total_batch_idx)
+            return function(*args, **(kwargs or {}))
+
+    cli = parse(f"--accelerator cpu {ROWS} --max_epochs 1")
+    advance = cli.trainer.fit_loop.epoch_loop.run
+
+    def run(fetcher: Any) -> Iterator[Any]:
+        with Reads():
+            return advance(fetcher)
+
+    monkeypatch.setattr(cli.trainer.fit_loop.epoch_loop, "run", run)
+    cli.trainer.fit(cli.model, cli.datamodule)
+    assert sum(plain) == 26
+    assert set(reads) == {9, 19, 29}
