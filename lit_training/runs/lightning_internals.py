@@ -112,7 +112,8 @@ class PlainSteps(Callback):
             model, callbacks = trainer.lightning_module, trainer.callbacks  # type: ignore[attr-defined]
             others = [model, trainer.datamodule, *(one for one in callbacks if one not in self.own)]  # type: ignore[attr-defined]
             is_usual = type(trainer.strategy) is SingleDeviceStrategy and type(trainer.precision_plugin) is Precision
-            is_usual &= isinstance(trainer.profiler, NullProfiler) and isinstance(trainer.num_training_batches, int)
+            is_usual &= isinstance(trainer.profiler, NullProfiler)  # type: ignore[attr-defined]
+            is_usual &= isinstance(trainer.num_training_batches, int)
             self.can_run = is_usual and model.automatic_optimization and not any(map(overrides_step_hook, others))
             self.epoch = trainer.current_epoch
         elif self.can_run and trainer.accumulate_grad_batches == 1 and not trainer.should_stop:
@@ -135,7 +136,7 @@ class PlainSteps(Callback):
         outputs: dict[str, Any] = {}
 
         @enable_grad()
-        def compute_gradients() -> Tensor | None:
+        def compute_gradients() -> Any:
             result = call._call_lightning_module_hook(trainer, "training_step", *arguments)
             loss = result if isinstance(result, Tensor) else (result or {}).get("loss")
             optimizer.zero_grad()
@@ -157,11 +158,12 @@ class PlainSteps(Callback):
             progress.increment_ready()
             loop._results.batch, loop._results.batch_size = batch, None
             arguments = (batch, loop.batch_idx)[: 1 + has_index]
-            self.start(trainer, model, batch, loop.batch_idx)
-            progress.increment_started()
             outputs.clear()
-            optimizer.step(compute_gradients)
-            updates.step.increment_by(1)
+            if batch is not None:  # Lightning skips such a batch
+                self.start(trainer, model, batch, loop.batch_idx)
+                progress.increment_started()
+                optimizer.step(compute_gradients)
+                updates.step.increment_by(1)
             progress.increment_processed()
             for on_end in self.ends:
                 on_end(trainer, model, outputs, batch, loop.batch_idx)

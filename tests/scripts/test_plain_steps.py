@@ -2,17 +2,17 @@
 
 import os
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from lightning.pytorch import Callback
+from lightning.pytorch import Callback, LightningDataModule
 from lightning.pytorch.callbacks import EMAWeightAveraging
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.data import DataLoader
 
 from lit_models import LitMLP
 from lit_training.errors import TrainingError
@@ -20,6 +20,8 @@ from lit_training.runs.lightning_internals import PlainSteps
 from tests.support.fits import Killed, assert_same_end, fit, fit_run, last, parse, rows, run_of
 
 ROWS = "--model LitMLP --data.in_features 8 --data.length 60 --data.batch_size 2 --data.steps 0 --log_every_n_steps 10"
+
+GAPS = "--model LitMLP --data tests.scripts.test_plain_steps.Gaps"
 
 
 @pytest.fixture(autouse=True)
@@ -51,6 +53,15 @@ class Noisy(LitMLP):
         return {"loss": loss}
 
 
+class Gaps(LightningDataModule):
+    """Batches in lists, and no batch in each fourth step."""
+
+    def train_dataloader(self) -> Any:
+        rows = torch.arange(80.0).view(20, 4) / 80
+        batches = [[row.view(2, 2), row.view(2, 2)] if number % 4 else None for number, row in enumerate(rows)]
+        return DataLoader(batches, batch_size=None)  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize(
     "flags",
     [
@@ -63,15 +74,17 @@ class Noisy(LitMLP):
         "--max_epochs 2 --optimizer AdamW --lr_scheduler CosineAnnealingLR",
         "--model LitDynamic --max_epochs 2",
         "--model tests.scripts.test_plain_steps.Noisy --max_epochs 2",
+        f"{GAPS} --model.in_features 2 --model.out_features 2 --max_epochs 3 --log_every_n_steps 9",
     ],
 )
 def test_results_checkpoints_and_metrics_are_those_of_usual_steps(
     flags: str, plain: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run = fit_run(f"{ROWS} {flags} --default_root_dir plain")
+    flags = flags if "Gaps" in flags else f"{ROWS} {flags}"
+    run = fit_run(f"{flags} --default_root_dir plain")
     assert sum(plain) > 30
     monkeypatch.setattr(PlainSteps, "_run", lambda *_: None)
-    usual = fit_run(f"{ROWS} {flags} --default_root_dir usual")
+    usual = fit_run(f"{flags} --default_root_dir usual")
     assert_same_end(run, usual)
     assert rows(run) == rows(usual)
     assert last(run)["loops"] == last(usual)["loops"]
@@ -176,9 +189,9 @@ def test_no_step_between_two_logged_ones_waits_for_the_device(
     cli = parse(f"--accelerator cpu {ROWS} --max_epochs 1")
     advance = cli.trainer.fit_loop.epoch_loop.run
 
-    def run(fetcher: Any) -> Iterator[Any]:
+    def run(fetcher: Any) -> None:
         with Reads():
-            return advance(fetcher)
+            advance(fetcher)
 
     monkeypatch.setattr(cli.trainer.fit_loop.epoch_loop, "run", run)
     cli.trainer.fit(cli.model, cli.datamodule)
