@@ -93,7 +93,7 @@ def explain_gpu_error(error: Exception) -> str:
     """Return a message with what to type if torch cannot use the GPU, or if its memory is full; otherwise ``""``."""
     if not isinstance(error, RuntimeError) or not re.search(f"{UNUSABLE_GPU}|CUD.*({OUT_OF_MEMORY})", str(error)):
         return ""
-    reason = re.split(r"[.,:;]( |$)|\n", str(error).removeprefix("CUDA error: "))[0]
+    reason = re.split(r"[.,:;]( |$)|\n", re.sub("^(CUDA|cuDNN) error: ", "", str(error)))[0]
     fix = "end other programs on it" if re.search(f"{OUT_OF_MEMORY}|busy", reason) else "update its driver or torch"
     return f"the GPU cannot be used ({reason}): {fix}, or use --accelerator cpu"
 

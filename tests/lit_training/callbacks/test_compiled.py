@@ -39,6 +39,7 @@ class Net(LightningModule):
     def forward(self, x):
         return {"y": self.last(self.net(x))}
     def training_step(self, batch, batch_idx):
+        assert not torch.compiler.is_compiling()
         return mse_loss(self(batch[0])["y"], batch[1])
     def validation_step(self, batch, batch_idx):
         self.log("val_loss", mse_loss(self(batch[0])["y"], batch[1]))
