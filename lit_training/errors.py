@@ -102,18 +102,16 @@ def part_of_lightning(error: Exception) -> str:
     return ""
 
 
-OUT_OF_MEMORY = "can't allocate memory|out of memory|STATUS_ALLOC_FAILED"
+OUT_OF_MEMORY = "can't allocate memory|out of memory|STATUS_ALLOC_FAILED"  # patterns in messages of torch
 UNUSABLE_GPU = r"(NVIDIA|CUDA) driver|CUDA unknown error|CUDA-capable|CUDA error: .*(kernel image|PTX|initialized)"
-"""Patterns in messages of torch: memory is full; a GPU, or its driver, that this torch cannot use."""
 
 
 def explain_gpu_error(error: Exception) -> str:
     """Return a message with what to type if torch cannot use the GPU, or if its memory is full; otherwise ``""``."""
-    text = " ".join(str(error).split()).removeprefix("CUDA error: ")
     if not isinstance(error, RuntimeError) or not re.search(f"{UNUSABLE_GPU}|CUD.*({OUT_OF_MEMORY})", str(error)):
         return ""
-    reason, is_used = re.split(r"[.,:;]( |$)", text)[0], re.search(f"{OUT_OF_MEMORY}|busy", text)
-    fix = "end other programs on it" if is_used else "update its driver, or install the torch for it"
+    reason = re.split(r"[.,:;]( |$)|\n", re.sub("^(CUDA|cuDNN) error: ", "", str(error)))[0]
+    fix = "end other programs on it" if re.search(f"{OUT_OF_MEMORY}|busy", reason) else "update its driver or torch"
     return f"the GPU cannot be used ({reason}): {fix}, or use --accelerator cpu"
 
 

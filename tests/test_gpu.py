@@ -162,7 +162,7 @@ if __name__ == "__main__":
     seed_everything(0, verbose=False)
     strategy = DDPStrategy(parallel_devices=[device] * ranks, process_group_backend="gloo") if ranks > 1 else "auto"
     accelerator = "auto" if ranks > 1 else {"cuda": "gpu"}.get(device.type, "cpu")
-    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
+    quiet = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
     trainer = Trainer(strategy=strategy, accelerator=accelerator, devices=ranks, max_epochs=2, **quiet)
     model = LitCNN(lr=0.01)
     trainer.fit(model, ShapesDataModule(train_size=24, val_size=8, batch_size=8 // ranks))

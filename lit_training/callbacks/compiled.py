@@ -7,7 +7,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch.utils._pytree import tree_map_only
 
-from lit_training.errors import UsageError, print_note, print_once
+from lit_training.errors import UsageError, print_once
 
 BACKEND = "inductor"
 
@@ -15,9 +15,8 @@ BACKEND = "inductor"
 class CompileForward(Callback):
     """Compile the model's ``forward`` in place. The names in its checkpoints stay the same.
 
-    Each shape of the input gets its own code, and random numbers are those of the uncompiled network. So a resumed run
-    gives the same result as an uninterrupted one. Unless ``mode`` is ``default``, CUDA graphs are recorded on CUDA. The
-    next call overwrites their outputs, so callers get copies.
+    For an exact resume, each shape of the input gets its own code, and random numbers are those of the uncompiled
+    network. Unless ``mode`` is ``default``, CUDA graphs are recorded on CUDA; callers get copies of their outputs.
     """
 
     def __init__(self, mode: bool | str) -> None:
@@ -29,12 +28,11 @@ class CompileForward(Callback):
         has_graphs = self.mode != "default" and trainer.strategy.root_device.type == "cuda"
         options = {"fallback_random": True, "triton.cudagraphs": has_graphs}
         pl_module.compile(backend=BACKEND, dynamic=False, options=options if BACKEND == "inductor" else None)
-        for logger in map(logging.getLogger, ("torch", "torch._dynamo", "torch._inductor")):
-            for handler in logger.handlers:
-                handler.addFilter(_is_shown)
+        loggers = map(logging.getLogger, ("torch", "torch._dynamo", "torch._inductor"))
+        for handler in [handler for logger in loggers for handler in logger.handlers]:
+            handler.addFilter(_is_shown)
         compiled: Any = pl_module._compiled_call_impl
-        eager: Any = pl_module._call_impl
-        forward, name = type(pl_module).forward, type(pl_module).__name__
+        eager, forward = pl_module._call_impl, type(pl_module).forward
 
         def call(*args: Any, **kwargs: Any) -> Any:
             if getattr(pl_module.forward, "__func__", None) is not forward:
@@ -44,18 +42,16 @@ class CompileForward(Callback):
                 output = compiled(*args, **kwargs)
             except TorchDynamoException as error:
                 eager(*args, **kwargs)  # raises the error of a forward that is wrong
-                reason = next(filter(None, str(error).splitlines()), "")
-                fix = "leave --compile out, or install the compiler that it needs (g++)"
-                raise UsageError(f"--compile: torch cannot compile {name} ({reason}): {fix}") from error
+                reason = next((line for line in str(error).splitlines() if ": " in line), "")
+                problem = f"--compile: torch cannot compile {type(pl_module).__name__} ({reason})"
+                raise UsageError(f"{problem}: leave --compile out, or install its compiler (g++)") from error
             return tree_map_only(torch.Tensor, torch.Tensor.clone, output) if has_graphs else output
 
-        pl_module._compiled_call_impl = call  # type: ignore[assignment]
+        pl_module._compiled_call_impl = call
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
         if not self.calls:
-            problem = f"training_step of {type(pl_module).__name__} does not call self(...)"
-            print_note(f"--compile has no effect, because {problem}")
-        self.on_train_batch_end = None  # type: ignore[method-assign, assignment]  # Lightning does not call it again
+            print_once(f"--compile has no effect: training_step of {type(pl_module).__name__} does not call self(...)")
 
 
 def _is_shown(record: logging.LogRecord) -> bool:

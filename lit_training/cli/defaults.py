@@ -46,9 +46,8 @@ def add_defaults(arguments: dict[str, Any], run: Run, config_yaml: str, save_con
     config["plugins"] = [*(plugin for plugin in plugins if plugin is not users_io), FitCheckpointIO(users_io)]
     config["num_sanity_val_steps"] = config["num_sanity_val_steps"] or 0
     own += [CompileForward(run.config["compile"])] if run.config["compile"] else []
-    config["callbacks"] = own
     if config["barebones"]:
-        return config
+        return config | {"callbacks": own}
     config["profiler"] = config["profiler"] or NullProfiler()
     config["enable_model_summary"] = bool(config["enable_model_summary"])  # off by default: print_start() prints one
     writes_logs = config["logger"] not in (False, []) and not config["fast_dev_run"]

@@ -24,7 +24,7 @@ Train a network; without flags LeNet on generated images (less than a minute).
                           command), latest, or the folder of a run (with
                           --photos DIR if its photos are in another place now)
 
-  --accelerator NAME      cpu, gpu, mps or auto (default)
+  --accelerator NAME      cpu, gpu, mps or auto (default); --compile true
   --devices N             number of devices; --threads N: threads of each
   --default_root_dir DIR  write to DIR/lightning_logs/version_N (default: .)
   --quiet                 print only the result; --dashboard false: no pictures

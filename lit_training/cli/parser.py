@@ -51,7 +51,7 @@ OWN_FLAGS: list[tuple[str, Any, Any, str]] = [
     ("timeout", PositiveFloat, 5.0, "End the run with an error after this number of minutes without a step."),
     ("quiet", bool, False, "Print only the result."),
     ("dashboard", bool, True, "Write images, graph and settings to TensorBoard."),
-    ("compile", bool | Literal["default", "reduce-overhead"], False, "Compile forward; true: with CUDA graphs on CUDA."),
+    ("compile", bool | Literal["default", "reduce-overhead"], False, "Compile forward; true: CUDA graphs too."),
     ("threads", Literal["auto"] | PositiveInt, "auto", "Threads of each process; auto: by network, batch and cores."),
     ("seeds", PositiveInt, 1, "Train with this number of seeds; print mean and standard deviation."),
 ]

@@ -40,7 +40,10 @@ OLD_DRIVER = (
     ("error", "line"),
     [
         (RuntimeError(OLD_DRIVER), "The NVIDIA driver on your system is too old (found version 11040)): update"),
-        (RuntimeError("CUDA error: no kernel image is available for execution on the device\nCUDA kernel errors"), "upd"),
+        (
+            RuntimeError("CUDA error: no kernel image is available for execution on the device\nCUDA kernel errors"),
+            "upd",
+        ),
         (RuntimeError("CUDA error: CUDA-capable device(s) is/are busy or unavailable"), "unavailable): end other"),
         (torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB."), "(CUDA out of memory): end"),
         (RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"), "end other programs on it"),

@@ -39,6 +39,7 @@ class Net(LightningModule):
     def forward(self, x):
         return {"y": self.last(self.net(x))}
     def training_step(self, batch, batch_idx):
+        assert not torch.compiler.is_compiling()
         return mse_loss(self(batch[0])["y"], batch[1])
     def validation_step(self, batch, batch_idx):
         self.log("val_loss", mse_loss(self(batch[0])["y"], batch[1]))
@@ -142,7 +143,7 @@ def test_without_a_compiler_one_line_says_what_to_type(monkeypatch: pytest.Monke
     ended = run(f"fit.py {DATA} --model mine.Net --compile --accelerator cpu")
     assert ended.code == 2
     assert ended.err.splitlines()[-1].startswith("fit.py: error: --compile: torch cannot compile Net (")
-    assert "leave --compile out, or install the compiler that it needs (g++)" in ended.err
+    assert "leave --compile out, or install its compiler (g++)" in ended.err
     assert not list(Path().glob("lightning_logs/version_*"))
 
 
@@ -153,7 +154,7 @@ def test_a_forward_that_is_wrong_keeps_its_traceback() -> None:
 
 def test_a_training_step_that_does_not_call_forward_is_named() -> None:
     ended = run(f"fit.py {DATA} --model mine.Uncalled --compile --accelerator cpu")
-    line = "--compile has no effect, because training_step of Uncalled does not call self(...)"
+    line = "--compile has no effect: training_step of Uncalled does not call self(...)"
     assert (ended.code, ended.err.count(line)) == (0, 1)
 
 

@@ -101,7 +101,7 @@ def test_an_integer_counts_batches_whatever_order_typing_has_cached(
     for clear_cache in typing._cleanups:  # type: ignore[attr-defined]  # it may have the order of another test
         clear_cache()
     monkeypatch.setitem(StochasticWeightAveraging.__init__.__annotations__, "swa_epoch_start", float | int)
-    swa = "--callbacks+ StochasticWeightAveraging --callbacks.swa_lrs 0.1 --callbacks.swa_epoch_start 2"  # as 2.0 it is refused
+    swa = "--callbacks+ StochasticWeightAveraging --callbacks.swa_lrs 0.1 --callbacks.swa_epoch_start 2"  # not 2.0
     run = parse(" ".join(f"--{name} {typed}" for name in FLAGS) + f" --logger false --max_epochs 3 {swa}")
     wanted = float(typed) if typed in ("1.0", "0.5") else int(float(typed))
     saved = yaml.safe_load(run.parser.dump(run.config, skip_unset=False))["trainer"]
