@@ -69,7 +69,7 @@ def one_line_errors(program: str) -> Iterator[None]:
             part = part_of_lightning(error)
             if not (part or is_bad_value or isinstance(error, ModelError | MisconfigurationException)):
                 raise
-            message = f"{part}: {message}; change or remove {part}" if part else message
+            message = f"{part}: {message.rstrip('.')}; change or remove {part}" if part else message
         exit_with_error(program, message)
 
 
