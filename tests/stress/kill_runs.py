@@ -107,7 +107,7 @@ RESIZED_CASES = {
     "dynamic, resized": "--model LitDynamic --data.in_features 20 --data.out_features 3 --data.length 198 "
     "--data.steps 0 --data.batch_size 6 --max_epochs 3 --accelerator cpu --devices 2",
 }
-"""Each start, except the first one, has another number of processes: 1, 2 or 3."""
+"""Each start, except the first one, has 1, 2 or 3 processes."""
 MACHINE_CASES = {
     "torchrun, 2 machines": f"{SHAPES} --max_epochs 3 --num_nodes 2 --devices 1 --accelerator cpu --strategy ddp",
     "slurm, 2 machines": f"{SHAPES} --max_epochs 3 --num_nodes 2 --devices 1 --accelerator cpu --strategy ddp",
@@ -268,7 +268,7 @@ def fork_ranks(processes: int) -> None:
             os._exit(0)
         os.environ.clear()
         os.environ.update(json.loads(environment))
-        rank_zero_only.rank = int(os.environ["LOCAL_RANK"])  # type: ignore[attr-defined]  # as Lightning's import does
+        rank_zero_only.rank = int(os.environ["LOCAL_RANK"])  # as when Lightning is imported
         return
 
 
@@ -591,8 +591,10 @@ class Round:
         assert self.photos is not None
         photo = self.draw.choice(sorted(self.photos.glob("*/*.png")))
         away = photo.rename(self.photos.parent / "away.png")
-        yield
-        away.rename(photo)
+        try:
+            yield
+        finally:
+            away.rename(photo)
 
     def kill(self, child: int) -> None:
         """Kill all processes of a run at once."""
@@ -624,12 +626,8 @@ class ResizedRound(Round):
     def sizes(self) -> list[int]:
         """Return the number of processes that trained, one value after each change."""
         lines = (self.folder / "used0.jsonl").read_text().splitlines() if self.recorded_bytes() else []
-        return [
-            number
-            for number, _ in itertools.groupby(
-                int(line.rpartition(",")[2][:-1]) for line in lines if line.endswith("]")
-            )
-        ]
+        sizes = [int(line.rpartition(",")[2][:-1]) for line in lines if line.endswith("]")]
+        return [size for size, _ in itertools.groupby(sizes)]
 
     def compare(self, expected: dict[str, Any], found: dict[str, Any]) -> list[str]:
         different = [key for key in ("weights", "best weights") if not are_close(expected[key], found[key])]
