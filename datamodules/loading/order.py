@@ -3,20 +3,53 @@
 The samplers yield *keys*: ``epoch * len(dataset) + index`` in training, the index in an evaluation.
 """
 
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.data import DistributedSampler
 
-from datamodules.loading.seeds import combine_seeds
+from datamodules.loading.seeds import combine_seeds, random_integers
 
 PADDING = -1
 """Key of a dummy sample in an evaluation (see :class:`EvalSampler`). Its target is -1, or NaN for float targets."""
 
 
-class TrainSampler(DistributedSampler):
+MAX_SHUFFLED = 10**7
+"""Up to this length an epoch's order is one tensor. Longer orders are computed in chunks of CHUNK keys."""
+CHUNK = 2**16
+ROUNDS = 8
+
+
+class KeySampler(DistributedSampler):
+    """Yield the keys of one rank. A subclass computes the keys of any places in this rank's order."""
+
+    def __init__(self, length: int, ranks: int, rank: int, **options: Any) -> None:
+        super().__init__(range(length), ranks, rank, **options)  # type: ignore[arg-type]
+        self.length = length
+        self.start = 0  # keys to skip in the next epoch; a resumed run sets it
+
+    def keys_of_epoch(self) -> Callable[[Tensor], Tensor]:
+        """Return a function that gives the keys of places (n,) in this rank's order: (n,), int64."""
+        raise NotImplementedError
+
+    def key_chunks(self) -> Iterator[Tensor]:
+        """Yield the keys of the epoch in order, int64: one chunk if the dataset is small, else chunks of CHUNK keys."""
+        start, self.start = self.start, 0
+        keys_of, count = self.keys_of_epoch(), len(self)
+        size = max(1, count) if self.length <= MAX_SHUFFLED else CHUNK
+        for first in range(start, count, size):
+            yield keys_of(torch.arange(first, min(first + size, count)))
+
+    def __iter__(self) -> Iterator[int]:
+        for chunk in self.key_chunks():
+            for part in chunk.split(CHUNK):  # a list of all keys would need 40 bytes for each
+                yield from part.tolist()
+
+
+class TrainSampler(KeySampler):
     """Yield the training keys of one rank. Their order depends on the seed and the epoch.
 
     In each step all ranks together use the same samples as one process with the global batch size. If ``length`` (the
@@ -24,23 +57,23 @@ class TrainSampler(DistributedSampler):
     """
 
     def __init__(self, length: int, ranks: int, rank: int, seed: int, shuffle: bool = True) -> None:
-        super().__init__(range(length), ranks, rank, shuffle=shuffle, seed=seed)  # type: ignore[arg-type]
-        self.length = length
-        self.start = 0  # keys to skip in the next epoch; a resumed run sets it
+        super().__init__(length, ranks, rank, shuffle=shuffle, seed=seed)
 
-    def __iter__(self) -> Iterator[int]:
-        start, self.start = self.start, 0
-        if self.shuffle:
-            generator = torch.Generator().manual_seed(combine_seeds(self.seed, self.epoch))
-            order = torch.randperm(self.length, generator=generator)
-        else:
-            order = torch.arange(self.length)
-        order = order.repeat(-(-self.total_size // self.length))[: self.total_size]
-        keys = self.epoch * self.length + order[self.rank :: self.num_replicas]
-        return iter(keys[start:].tolist())
+    def keys_of_epoch(self) -> Callable[[Tensor], Tensor]:
+        seed, order = combine_seeds(self.seed, self.epoch), None
+        if self.shuffle and self.length > MAX_SHUFFLED:
+            order = Permutation(self.length, seed)
+        elif self.shuffle:
+            order = torch.randperm(self.length, generator=torch.Generator().manual_seed(seed)).__getitem__
+
+        def keys_of(places: Tensor) -> Tensor:
+            indices = (places * self.num_replicas + self.rank) % self.length
+            return self.epoch * self.length + (order(indices) if order else indices)
+
+        return keys_of
 
 
-class EvalSampler(DistributedSampler):
+class EvalSampler(KeySampler):
     """Yield the evaluation keys of one rank: the batches rank, rank + ranks, rank + 2 * ranks, ... of all batches.
 
     The batches are the same for any number of ranks, because the result of a sample can depend slightly on the other
@@ -48,20 +81,52 @@ class EvalSampler(DistributedSampler):
     """
 
     def __init__(self, length: int, ranks: int, rank: int, batch_size: int) -> None:
-        super().__init__(range(length), ranks, rank, shuffle=False)  # type: ignore[arg-type]
-        self.length, self.batch_size = length, batch_size
+        super().__init__(length, ranks, rank, shuffle=False)
+        self.batch_size = batch_size
         global_batch_size = ranks * batch_size
-        self.batch_starts = range(rank * batch_size, length, global_batch_size)
-        self.has_padding = len(self.batch_starts) < -(-length // global_batch_size)
+        starts = range(rank * batch_size, length, global_batch_size)
+        self.samples = len(starts) * batch_size - max(0, starts[-1] + batch_size - length) if starts else 0
+        self.has_padding = len(starts) < -(-length // global_batch_size)
 
-    def __iter__(self) -> Iterator[int]:
-        for start in self.batch_starts:
-            yield from range(start, min(start + self.batch_size, self.length))
-        if self.has_padding:
-            yield PADDING
+    def keys_of_epoch(self) -> Callable[[Tensor], Tensor]:
+        def keys_of(places: Tensor) -> Tensor:
+            batches = places // self.batch_size * self.num_replicas + self.rank
+            keys = batches * self.batch_size + places % self.batch_size
+            return keys.masked_fill(places >= self.samples, PADDING)
+
+        return keys_of
 
     def __len__(self) -> int:
-        return sum(min(self.batch_size, self.length - start) for start in self.batch_starts) + self.has_padding
+        return self.samples + self.has_padding
+
+
+class Permutation:
+    """A pseudorandom permutation of 0 .. length - 1 that needs memory for about ROUNDS * sqrt(length) numbers.
+
+    An index is a pair (row, column) of a grid with at least ``length`` cells. A Feistel network (Black and Rogaway
+    2002) adds to the column a random number that depends on the row, then to the row one that depends on the column,
+    and so on. A result that is not below ``length`` goes through the network again (cycle walking).
+    """
+
+    def __init__(self, length: int, seed: int) -> None:
+        self.length = length
+        self.columns = math.isqrt(length - 1) + 1
+        self.rows = -(-length // self.columns)
+        sizes = [(self.rows, self.columns), (self.columns, self.rows)] * (ROUNDS // 2)
+        self.shifts = [
+            random_integers(combine_seeds(seed, number), size) % bound for number, (size, bound) in enumerate(sizes)
+        ]
+
+    def __call__(self, indices: Tensor) -> Tensor:
+        row, column = indices // self.columns, indices % self.columns
+        for to_columns, to_rows in zip(self.shifts[::2], self.shifts[1::2], strict=True):
+            column = (column + to_columns[row]) % self.columns
+            row = (row + to_rows[column]) % self.rows
+        result = row * self.columns + column
+        outside = result >= self.length
+        if outside.any():
+            result[outside] = self(result[outside])
+        return result
 
 
 def gather_in_input_order(trainer: Any, results: Tensor, loader: Any) -> Tensor:
