@@ -11,12 +11,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import DistributedSampler
 
-from datamodules.loading.seeds import combine_seeds, random_integers
+from datamodules.loading.seeds import combine_seeds
 
 PADDING = -1
 """Key of a dummy sample in an evaluation (see :class:`EvalSampler`). Its target is -1, or NaN for float targets."""
-
-
 MAX_SHUFFLED = 10**7
 """Up to this length an epoch's order is one tensor. Longer orders are computed in chunks of CHUNK keys."""
 CHUNK = 2**16
@@ -60,11 +58,11 @@ class TrainSampler(KeySampler):
         super().__init__(length, ranks, rank, shuffle=shuffle, seed=seed)
 
     def keys_of_epoch(self) -> Callable[[Tensor], Tensor]:
-        seed, order = combine_seeds(self.seed, self.epoch), None
+        generator, order = torch.Generator().manual_seed(combine_seeds(self.seed, self.epoch)), None
         if self.shuffle and self.length > MAX_SHUFFLED:
-            order = Permutation(self.length, seed)
+            order = Permutation(self.length, generator)
         elif self.shuffle:
-            order = torch.randperm(self.length, generator=torch.Generator().manual_seed(seed)).__getitem__
+            order = torch.randperm(self.length, generator=generator).__getitem__
 
         def keys_of(places: Tensor) -> Tensor:
             indices = (places * self.num_replicas + self.rank) % self.length
@@ -89,40 +87,34 @@ class EvalSampler(KeySampler):
         self.has_padding = len(starts) < -(-length // global_batch_size)
 
     def keys_of_epoch(self) -> Callable[[Tensor], Tensor]:
-        def keys_of(places: Tensor) -> Tensor:
-            batches = places // self.batch_size * self.num_replicas + self.rank
-            keys = batches * self.batch_size + places % self.batch_size
-            return keys.masked_fill(places >= self.samples, PADDING)
+        return self._keys
 
-        return keys_of
+    def _keys(self, places: Tensor) -> Tensor:
+        batches = places // self.batch_size * self.num_replicas + self.rank
+        keys = batches * self.batch_size + places % self.batch_size
+        return keys.masked_fill(places >= self.samples, PADDING)
 
     def __len__(self) -> int:
         return self.samples + self.has_padding
 
 
 class Permutation:
-    """A pseudorandom permutation of 0 .. length - 1 that needs memory for about ROUNDS * sqrt(length) numbers.
+    """A pseudorandom permutation of 0 .. length - 1 that keeps only about ROUNDS * sqrt(length) numbers in memory.
 
-    An index is a pair (row, column) of a grid with at least ``length`` cells. A Feistel network (Black and Rogaway
-    2002) adds to the column a random number that depends on the row, then to the row one that depends on the column,
-    and so on. A result that is not below ``length`` goes through the network again (cycle walking).
+    An index is a pair (row, column) of a square grid. Each round of the Feistel network (Black and Rogaway 2002) adds
+    a number to the row that depends on the column, and swaps both. The grid can have a few cells more than ``length``:
+    a result that is not an index goes through the network again (cycle walking).
     """
 
-    def __init__(self, length: int, seed: int) -> None:
-        self.length = length
-        self.columns = math.isqrt(length - 1) + 1
-        self.rows = -(-length // self.columns)
-        sizes = [(self.rows, self.columns), (self.columns, self.rows)] * (ROUNDS // 2)
-        self.shifts = [
-            random_integers(combine_seeds(seed, number), size) % bound for number, (size, bound) in enumerate(sizes)
-        ]
+    def __init__(self, length: int, generator: torch.Generator) -> None:
+        self.length, self.side = length, math.isqrt(length - 1) + 1
+        self.shifts = torch.randint(self.side, (ROUNDS, self.side), generator=generator)
 
     def __call__(self, indices: Tensor) -> Tensor:
-        row, column = indices // self.columns, indices % self.columns
-        for to_columns, to_rows in zip(self.shifts[::2], self.shifts[1::2], strict=True):
-            column = (column + to_columns[row]) % self.columns
-            row = (row + to_rows[column]) % self.rows
-        result = row * self.columns + column
+        row, column = indices // self.side, indices % self.side
+        for shifts in self.shifts:
+            row, column = column, (row + shifts[column]) % self.side
+        result = row * self.side + column
         outside = result >= self.length
         if outside.any():
             result[outside] = self(result[outside])

@@ -22,12 +22,6 @@ def draw_uniform(seed: int, keys: Tensor, count: int) -> Tensor:
     return torch.from_numpy((bits >> np.uint64(40)).astype(np.float32) / np.float32(2**24))
 
 
-def random_integers(seed: int, count: int) -> Tensor:
-    """Return ``count`` random integers in [0, 2**63): (count,) int64."""
-    bits = _splitmix(np.arange(count, dtype=np.uint64) ^ np.uint64(combine_seeds(seed)))
-    return torch.from_numpy((bits >> np.uint64(1)).astype(np.int64))
-
-
 def _splitmix(x: np.ndarray) -> np.ndarray:
     with np.errstate(over="ignore"):
         x = x + np.uint64(0x9E3779B97F4A7C15)
