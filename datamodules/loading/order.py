@@ -22,29 +22,20 @@ ROUNDS = 8
 
 
 class KeySampler(DistributedSampler):
-    """Yield the keys of one rank. A subclass computes the keys of any places in this rank's order."""
+    """The base class of both samplers. A subclass yields its keys in chunks, (n,) int64, in ``key_chunks()``."""
 
-    def __init__(self, length: int, ranks: int, rank: int, **options: Any) -> None:
-        super().__init__(range(length), ranks, rank, **options)  # type: ignore[arg-type]
-        self.length = length
-        self.start = 0  # keys to skip in the next epoch; a resumed run sets it
-
-    def keys_of_epoch(self) -> Callable[[Tensor], Tensor]:
-        """Return a function that gives the keys of places (n,) in this rank's order: (n,), int64."""
-        raise NotImplementedError
-
-    def key_chunks(self) -> Iterator[Tensor]:
-        """Yield the keys of the epoch in order, int64: one chunk if the dataset is small, else chunks of CHUNK keys."""
-        start, self.start = self.start, 0
-        keys_of, count = self.keys_of_epoch(), len(self)
-        size = max(1, count) if self.length <= MAX_SHUFFLED else CHUNK
-        for first in range(start, count, size):
-            yield keys_of(torch.arange(first, min(first + size, count)))
+    length: int
+    key_chunks: Callable[[], Iterator[Tensor]]
 
     def __iter__(self) -> Iterator[int]:
         for chunk in self.key_chunks():
             for part in chunk.split(CHUNK):  # a list of all keys would need 40 bytes for each
                 yield from part.tolist()
+
+    def _places(self, start: int = 0) -> Iterator[Tensor]:
+        """Yield ``start`` to ``len(self) - 1``: one chunk for a small dataset, otherwise chunks of CHUNK numbers."""
+        size = max(1, len(self)) if self.length <= MAX_SHUFFLED else CHUNK
+        return (torch.arange(first, min(first + size, len(self))) for first in range(start, len(self), size))
 
 
 class TrainSampler(KeySampler):
@@ -55,20 +46,21 @@ class TrainSampler(KeySampler):
     """
 
     def __init__(self, length: int, ranks: int, rank: int, seed: int, shuffle: bool = True) -> None:
-        super().__init__(length, ranks, rank, shuffle=shuffle, seed=seed)
+        super().__init__(range(length), ranks, rank, shuffle=shuffle, seed=seed)  # type: ignore[arg-type]
+        self.length = length
+        self.start = 0  # keys to skip in the next epoch; a resumed run sets it
 
-    def keys_of_epoch(self) -> Callable[[Tensor], Tensor]:
-        generator, order = torch.Generator().manual_seed(combine_seeds(self.seed, self.epoch)), None
+    def key_chunks(self) -> Iterator[Tensor]:
+        start, self.start = self.start, 0
+        generator = torch.Generator().manual_seed(combine_seeds(self.seed, self.epoch))
+        order: Callable[[Tensor], Tensor] | None = None
         if self.shuffle and self.length > MAX_SHUFFLED:
             order = Permutation(self.length, generator)
         elif self.shuffle:
             order = torch.randperm(self.length, generator=generator).__getitem__
-
-        def keys_of(places: Tensor) -> Tensor:
+        for places in self._places(start):
             indices = (places * self.num_replicas + self.rank) % self.length
-            return self.epoch * self.length + (order(indices) if order else indices)
-
-        return keys_of
+            yield self.epoch * self.length + (order(indices) if order else indices)
 
 
 class EvalSampler(KeySampler):
@@ -79,20 +71,17 @@ class EvalSampler(KeySampler):
     """
 
     def __init__(self, length: int, ranks: int, rank: int, batch_size: int) -> None:
-        super().__init__(length, ranks, rank, shuffle=False)
-        self.batch_size = batch_size
-        global_batch_size = ranks * batch_size
-        starts = range(rank * batch_size, length, global_batch_size)
-        self.samples = len(starts) * batch_size - max(0, starts[-1] + batch_size - length) if starts else 0
-        self.has_padding = len(starts) < -(-length // global_batch_size)
+        super().__init__(range(length), ranks, rank, shuffle=False)  # type: ignore[arg-type]
+        self.length, self.batch_size = length, batch_size
+        full, rest = divmod(length, batch_size)
+        self.samples = len(range(rank, full, ranks)) * batch_size + rest * (full % ranks == rank)
+        self.has_padding = -(-self.samples // batch_size) < -(-length // (ranks * batch_size))
 
-    def keys_of_epoch(self) -> Callable[[Tensor], Tensor]:
-        return self._keys
-
-    def _keys(self, places: Tensor) -> Tensor:
-        batches = places // self.batch_size * self.num_replicas + self.rank
-        keys = batches * self.batch_size + places % self.batch_size
-        return keys.masked_fill(places >= self.samples, PADDING)
+    def key_chunks(self) -> Iterator[Tensor]:
+        for places in self._places():
+            batches = places // self.batch_size * self.num_replicas + self.rank
+            keys = batches * self.batch_size + places % self.batch_size
+            yield keys.masked_fill(places >= self.samples, PADDING)
 
     def __len__(self) -> int:
         return self.samples + self.has_padding
@@ -102,8 +91,7 @@ class Permutation:
     """A pseudorandom permutation of 0 .. length - 1 that keeps only about ROUNDS * sqrt(length) numbers in memory.
 
     An index is a pair (row, column) of a square grid. Each round of the Feistel network (Black and Rogaway 2002) adds
-    a number to the row that depends on the column, and swaps both. The grid can have a few cells more than ``length``:
-    a result that is not an index goes through the network again (cycle walking).
+    a number to the row that depends on the column, and swaps both. A cell from ``length`` on goes through it again.
     """
 
     def __init__(self, length: int, generator: torch.Generator) -> None:
