@@ -56,7 +56,8 @@ def write_spreadsheet(
 
     Columns whose name matches ``numbers`` get no prefix. Excel sees by the ``mark`` that this is UTF-8.
     """
-    head, *body = map(list, rows)
+    body = map(list, rows)
+    head = next(body)
     are_numbers = [bool(re.match(numbers, name)) for name in head]
     start = r"^(?=['=+\-@\t\r\n\uff1d\uff0b\uff0d\uff20])"  # the last four are the wide forms of = + - @
     with atomic_write(path, "w") as file:

@@ -94,9 +94,11 @@ class RandomDataModule(SplitDataModule):
 
     def setup(self, stage: str) -> None:
         hparams = self.hparams
-        self.sets["train"] = self._draw(0, hparams["steps"] * self.hparams_initial["batch_size"] or hparams["length"])
+        train = self._draw(0, hparams["steps"] * self.hparams_initial["batch_size"] or hparams["length"])
+        same = RepeatedRows(train.inputs, train.targets, hparams["length"])
+        self.sets["train"] = train
         for stream, split in ((1, "val"), (2, "test")):
-            self.sets[split] = self._draw(stream if hparams["target"] == "linear" else 0, hparams["length"])
+            self.sets[split] = self._draw(stream, hparams["length"]) if hparams["target"] == "linear" else same
 
     def _draw(self, stream: int, epoch_length: int) -> RepeatedRows:
         """Draw the rows of a split. Another ``stream`` gives other random numbers."""

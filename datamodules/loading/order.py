@@ -3,7 +3,8 @@
 The samplers yield *keys*: ``epoch * len(dataset) + index`` in training, the index in an evaluation.
 """
 
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -14,9 +15,30 @@ from datamodules.loading.seeds import combine_seeds
 
 PADDING = -1
 """Key of a dummy sample in an evaluation (see :class:`EvalSampler`). Its target is -1, or NaN for float targets."""
+MAX_SHUFFLED = 10**7
+"""Up to this length an epoch's order is one tensor. Longer orders are computed in chunks of CHUNK keys."""
+CHUNK = 2**16
+ROUNDS = 8
 
 
-class TrainSampler(DistributedSampler):
+class KeySampler(DistributedSampler):
+    """The base class of both samplers. A subclass yields its keys in chunks, (n,) int64, in ``key_chunks()``."""
+
+    length: int
+    key_chunks: Callable[[], Iterator[Tensor]]
+
+    def __iter__(self) -> Iterator[int]:
+        for chunk in self.key_chunks():
+            for part in chunk.split(CHUNK):  # a list of all keys would need 40 bytes for each
+                yield from part.tolist()
+
+    def _places(self, start: int = 0) -> Iterator[Tensor]:
+        """Yield ``start`` to ``len(self) - 1``: one chunk for a small dataset, otherwise chunks of CHUNK numbers."""
+        size = max(1, len(self)) if self.length <= MAX_SHUFFLED else CHUNK
+        return (torch.arange(first, min(first + size, len(self))) for first in range(start, len(self), size))
+
+
+class TrainSampler(KeySampler):
     """Yield the training keys of one rank. Their order depends on the seed and the epoch.
 
     In each step all ranks together use the same samples as one process with the global batch size. If ``length`` (the
@@ -28,24 +50,20 @@ class TrainSampler(DistributedSampler):
         self.length = length
         self.start = 0  # keys to skip in the next epoch; a resumed run sets it
 
-    def __iter__(self) -> Iterator[int]:
-        for chunk in self.key_chunks():
-            yield from chunk.tolist()
-
     def key_chunks(self) -> Iterator[Tensor]:
-        """Yield the keys in order, in tensors (n,) int64."""
         start, self.start = self.start, 0
-        if self.shuffle:
-            generator = torch.Generator().manual_seed(combine_seeds(self.seed, self.epoch))
-            order = torch.randperm(self.length, generator=generator)
-        else:
-            order = torch.arange(self.length)
-        order = order.repeat(-(-self.total_size // self.length))[: self.total_size]
-        keys = self.epoch * self.length + order[self.rank :: self.num_replicas]
-        yield keys[start:]
+        generator = torch.Generator().manual_seed(combine_seeds(self.seed, self.epoch))
+        order: Callable[[Tensor], Tensor] | None = None
+        if self.shuffle and self.length > MAX_SHUFFLED:
+            order = Permutation(self.length, generator)
+        elif self.shuffle:
+            order = torch.randperm(self.length, generator=generator).__getitem__
+        for places in self._places(start):
+            indices = (places * self.num_replicas + self.rank) % self.length
+            yield self.epoch * self.length + (order(indices) if order else indices)
 
 
-class EvalSampler(DistributedSampler):
+class EvalSampler(KeySampler):
     """Yield the evaluation keys of one rank: the batches rank, rank + ranks, rank + 2 * ranks, ... of all batches.
 
     The batches are the same for any number of ranks, because the result of a sample can depend slightly on the other
@@ -55,23 +73,40 @@ class EvalSampler(DistributedSampler):
     def __init__(self, length: int, ranks: int, rank: int, batch_size: int) -> None:
         super().__init__(range(length), ranks, rank, shuffle=False)  # type: ignore[arg-type]
         self.length, self.batch_size = length, batch_size
-        global_batch_size = ranks * batch_size
-        self.batch_starts = range(rank * batch_size, length, global_batch_size)
-        self.has_padding = len(self.batch_starts) < -(-length // global_batch_size)
-
-    def __iter__(self) -> Iterator[int]:
-        for chunk in self.key_chunks():
-            yield from chunk.tolist()
+        full, rest = divmod(length, batch_size)
+        self.samples = len(range(rank, full, ranks)) * batch_size + rest * (full % ranks == rank)
+        self.has_padding = -(-self.samples // batch_size) < -(-length // (ranks * batch_size))
 
     def key_chunks(self) -> Iterator[Tensor]:
-        """Yield the keys in order, in tensors (n,) int64."""
-        for start in self.batch_starts:
-            yield torch.arange(start, min(start + self.batch_size, self.length))
-        if self.has_padding:
-            yield torch.tensor([PADDING])
+        for places in self._places():
+            batches = places // self.batch_size * self.num_replicas + self.rank
+            keys = batches * self.batch_size + places % self.batch_size
+            yield keys.masked_fill(places >= self.samples, PADDING)
 
     def __len__(self) -> int:
-        return sum(min(self.batch_size, self.length - start) for start in self.batch_starts) + self.has_padding
+        return self.samples + self.has_padding
+
+
+class Permutation:
+    """A pseudorandom permutation of 0 .. length - 1 that keeps only about ROUNDS * sqrt(length) numbers in memory.
+
+    An index is a pair (row, column) of a square grid. Each round of the Feistel network (Black and Rogaway 2002) adds
+    a number to the row that depends on the column, and swaps both. A cell from ``length`` on goes through it again.
+    """
+
+    def __init__(self, length: int, generator: torch.Generator) -> None:
+        self.length, self.side = length, math.isqrt(length - 1) + 1
+        self.shifts = torch.randint(self.side, (ROUNDS, self.side), generator=generator)
+
+    def __call__(self, indices: Tensor) -> Tensor:
+        row, column = indices // self.side, indices % self.side
+        for shifts in self.shifts:
+            row, column = column, (row + shifts[column]) % self.side
+        result = row * self.side + column
+        outside = result >= self.length
+        if outside.any():
+            result[outside] = self(result[outside])
+        return result
 
 
 def gather_in_input_order(trainer: Any, results: Tensor, loader: Any) -> Tensor:

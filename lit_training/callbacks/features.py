@@ -3,6 +3,8 @@
 import contextlib
 import hashlib
 import json
+import math
+import os
 import platform
 from importlib.metadata import version
 from pathlib import Path
@@ -33,11 +35,12 @@ from lit_training.runs.threads import FEATURE_BATCH_SIZE, use_threads
 from lit_training.text import progress_bar
 
 FORMAT = 1  # increase it if a change in this project changes the features
+MAX_BYTES_IN_MEMORY = 1 << 30  # of all ranks; larger features are in a file, whose pages need not stay in memory
 MAX_BYTES = 2 << 30  # of the folder; the files that were not used for the longest time are deleted first
 
 
 class Features(TwoStageDataset):
-    """A dataset with the features (N, F) and labels of the N samples in the dataset ``pictures``, in memory.
+    """A dataset with the features (N, F) and labels of the N samples in the dataset ``pictures``.
 
     A key is an index that may be larger than N-1: it selects the sample ``key % N``. The key PADDING has the label -1.
     """
@@ -87,8 +90,8 @@ class FeatureCache(Callback):
                 else:
                     features = _compute_features(trainer, pl_module, data, split)
                     if features is None:
-                        return
-                    if file:
+                        break
+                    if file and features.untyped_storage().filename is None:  # else it is too large to keep
                         write_features(file, features)
                 data.sets[split] = Features(features, pictures)
         if used_folder and trainer.progress_bar_callback is not None:
@@ -101,7 +104,7 @@ def _compute_features(trainer: Trainer, model: LitBase, data: SplitDataModule, s
     dataset: Any = data.dataset(split)
     options: Any = {"seed": 0, "train": False, "num_workers": data.num_workers(dataset)}
     loader: Any = make_loader(dataset, trainer, batch_size=FEATURE_BATCH_SIZE, **options)
-    batches: list[Tensor] = []
+    features, done = None, 0
     show_bar = trainer.is_global_zero and trainer.progress_bar_callback is not None
     with progress_bar(f"features of {split}", show_bar) as progress:
         for x, _ in loader:
@@ -109,9 +112,46 @@ def _compute_features(trainer: Trainer, model: LitBase, data: SplitDataModule, s
                 batch_features = model.features(trainer.precision_plugin.convert_input(x.to(model.device)))
             if batch_features is None:
                 return None
-            batches.append(batch_features.cpu())
-            progress(min(len(batches) * trainer.world_size * FEATURE_BATCH_SIZE, len(dataset)), len(dataset))
-    return gather_in_input_order(trainer, torch.cat(batches), loader).cpu().clone()
+            rows = gather_in_input_order(trainer, batch_features, loader)[: len(dataset) - done].cpu()
+            if features is None:
+                features = _make_tensor(trainer, (len(dataset), rows.shape[1]), rows.dtype)
+                if features is None:
+                    return None
+            features[done : done + len(rows)] = rows
+            done += len(rows)
+            progress(done, len(dataset))
+    return features
+
+
+def _make_tensor(trainer: Trainer, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor | None:
+    """Return an empty tensor. If it is large, it is a file without a name, which the ranks of a machine share.
+
+    Return None with a note if the disk is full.
+    """
+    count, strategy, features, problem = math.prod(shape), trainer.strategy, None, ""
+    size = count * dtype.itemsize
+    if size * trainer.num_devices <= MAX_BYTES_IN_MEMORY:
+        return torch.empty(shape, dtype=dtype)
+    path = Path(f"features.{strategy.broadcast(os.getpid())}")
+    try:
+        path = cache_folder() / path
+        if trainer.local_rank == 0:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with path.open("wb") as file:
+                if hasattr(os, "posix_fallocate"):  # if the disk became full later, a signal would kill the process
+                    os.posix_fallocate(file.fileno(), 0, size)
+    except (OSError, DataError) as error:
+        problem = f" ({error})"
+    if strategy.reduce_boolean_decision(not problem):
+        features = torch.from_file(str(path), shared=True, size=count, dtype=dtype).view(shape)
+        strategy.barrier("features")
+    else:
+        print_note(
+            f"features are computed in each epoch: their file of {size / 2**30:.2g} GB cannot be written{problem}"
+        )
+    if trainer.local_rank == 0:
+        path.unlink(missing_ok=True)
+    return features
 
 
 def _files_of(trainer: Trainer, model: Any, data: Any) -> dict[str, Path]:

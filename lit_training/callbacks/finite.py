@@ -3,6 +3,7 @@
 import math
 import re
 from collections.abc import Mapping
+from itertools import islice
 from typing import Any
 
 import torch
@@ -90,8 +91,8 @@ def _describe_batch(trainer: Trainer, epoch: int, batch_idx: int) -> str:
     if not isinstance(sampler, TrainSampler):
         return f"batch {batch_idx}"
     sampler.set_epoch(epoch)
-    keys = list(sampler)[batch_idx * loader.batch_size : (batch_idx + 1) * loader.batch_size]
-    indices = [key % sampler.length for key in keys]
+    sampler.start = batch_idx * loader.batch_size
+    indices = [key % sampler.length for key in islice(sampler, loader.batch_size)]
     paths = getattr(loader.dataset, "paths", None)
     names = [str(index) if paths is None else paths[index] for index in indices]
     return f"batch {batch_idx}: {'samples' if paths is None else 'files'} {first_names(names, 8)}"

@@ -3,7 +3,8 @@
 import json
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -51,17 +52,18 @@ def write_evaluation(evaluation: Evaluation) -> None:
         print_table(columns, rows)
         print("\nrows: true class, columns: predicted class")
         print_table(["", *evaluation.class_names], matrix)
-    predictions, worst = _prediction_rows(evaluation), evaluation.worst_indices()
+    worst = evaluation.worst_indices()
     if worst:
         print("\nmost confident mistakes")
-        print_table(list(PREDICTION_COLUMNS[:4]), [predictions[index][:4] for index in worst])
+        print_table(list(PREDICTION_COLUMNS[:4]), [row[:4] for row in _prediction_rows(evaluation, worst)])
     folder, files = evaluation.folder, [PREDICTIONS, "confusion_matrix.csv", "confusion_matrix.png", PER_CLASS]
     try:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / OUTPUT_MARKER).touch()
         for old_file in ("worst.png", EXPLAINED):  # of an earlier evaluation, perhaps of another checkpoint
             (folder / old_file).unlink(missing_ok=True)
-        write_spreadsheet(folder / files[0], [PREDICTION_COLUMNS, *predictions])
+        predictions = _prediction_rows(evaluation, range(n))  # not a list: it could need more memory than the data
+        write_spreadsheet(folder / files[0], chain([PREDICTION_COLUMNS], predictions))
         write_spreadsheet(folder / files[1], [["label", *evaluation.class_names], *matrix], mark="")
         class_rows = _class_rows(evaluation, "", digits=6)
         write_spreadsheet(folder / files[3], [["class", "precision", "recall", "f1", "support"], *class_rows])
@@ -84,15 +86,14 @@ def _class_rows(evaluation: Evaluation, undefined: str, digits: int) -> list[lis
     ]
 
 
-def _prediction_rows(evaluation: Evaluation) -> list[list[str]]:
-    """Return one table row per sample, in the order of the data. The columns are :data:`PREDICTION_COLUMNS`."""
-    names = evaluation.class_names
-    paths = map(evaluation.sample_name, range(len(evaluation.targets)))
-    columns = evaluation.targets.tolist(), evaluation.predicted.tolist(), evaluation.probability.tolist()
-    return [
-        [path, names[label], names[predicted], f"{probability:.6f}", str(int(label == predicted))]
-        for path, label, predicted, probability in zip(paths, *columns, strict=True)
-    ]
+def _prediction_rows(evaluation: Evaluation, indices: Iterable[int]) -> Iterator[list[str]]:
+    """Yield the table row of each index. The columns are :data:`PREDICTION_COLUMNS`."""
+    names, labels = evaluation.class_names, evaluation.targets
+    predictions, probabilities = evaluation.predicted, evaluation.probability
+    for index in indices:
+        label, predicted = int(labels[index]), int(predictions[index])
+        cells = names[label], names[predicted], f"{float(probabilities[index]):.6f}", str(int(label == predicted))
+        yield [evaluation.sample_name(index), *cells]
 
 
 def worst_inputs(evaluation: Evaluation) -> Tensor:

@@ -14,7 +14,7 @@ from datamodules.files import write_csv
 from lit_models import LitBase
 from tests.support.commands import run_well
 
-LINE = re.compile(r"^(.{52}) +([\d.]+) +([\d.]+) +([\d.]+) +(\S+) +(\S+)$", re.MULTILINE)
+LINE = re.compile(r"^(.{52}) +([\d.]+) +([\d.]+) +([\d.]+) +(\S+) +(\S+) +\d+$", re.MULTILINE)
 EXTRA = (8.0, 2.0, 1.0, 6.0)
 """Extra seconds of a LightningModule's step, in the warm-up pair and the next three; each optimizer step takes 1 s."""
 
@@ -70,6 +70,18 @@ def test_training_ratios_are_ours_over_theirs(clock: SimpleNamespace) -> None:
         clock.pair = 0
         [figures] = measure(f"{row} --pairs 1").values()
         assert figures == [3.0, 3.0, 3.0, 3.0 * steps, 1.0 * steps]
+
+
+def test_rows_of_a_gpu_can_be_measured_on_a_cpu_by_name(clock: SimpleNamespace) -> None:
+    clock.pair = 1  # these rows need no warm-up pair
+    [figures] = measure("gpu-mlp --pairs 1").values()
+    assert figures == [3.0, 3.0, 3.0, 60.0, 20.0]
+
+
+def test_row_that_cannot_be_measured_says_why_and_the_others_follow(clock: SimpleNamespace) -> None:
+    out = run_well("benchmark.py --small --pairs 1 gpu-speedrun gpu-mlp")
+    assert re.search(r"^speedrun.* not measured: add --cifar DIR", out, re.MULTILINE)
+    assert len(LINE.findall(out)) == 1
 
 
 def test_process_ratios_are_ours_over_theirs(clock: SimpleNamespace) -> None:

@@ -1,7 +1,7 @@
 """Samplers: order, distribution over ranks, padding."""
 
 import itertools
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from types import SimpleNamespace
 
 import pytest
@@ -9,10 +9,22 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from datamodules.loading.order import PADDING, EvalSampler, TrainSampler, gather_in_input_order
+from datamodules.loading import order as order_module
+from datamodules.loading.order import CHUNK, PADDING, EvalSampler, Permutation, TrainSampler, gather_in_input_order
+from datamodules.loading.seeds import combine_seeds
 from tests.support.loaders import epoch_of, loader_of, rank_of
 
 SEEDS = st.integers(-(2**63), 2**64)
+
+
+@pytest.fixture(scope="module", autouse=True, params=["in memory", "in chunks"])
+def way(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Run each test as for a small dataset, and as for one that is too large for a tensor of its order."""
+    with pytest.MonkeyPatch.context() as patch:
+        if request.param == "in chunks":
+            patch.setattr(order_module, "MAX_SHUFFLED", 0)
+            patch.setattr(order_module, "CHUNK", 7)
+        yield
 
 
 def flat(lists: Iterable[list[int]]) -> list[int]:
@@ -29,6 +41,61 @@ def test_epoch_has_every_index_once_in_an_order_fixed_by_seed_and_epoch(length: 
     keys = order(seed)
     assert sorted(keys) == list(range(epoch * length, (epoch + 1) * length))
     assert order(seed) == keys
+
+
+@given(st.integers(1, 60), st.integers(1, 5), st.integers(0, 70), st.booleans())
+def test_an_epoch_continues_at_any_key(length: int, ranks: int, start: int, shuffle: bool) -> None:
+    sampler = TrainSampler(length, ranks, ranks - 1, 3, shuffle)
+    whole = list(sampler)
+    sampler.start = start
+    assert torch.cat([torch.tensor([0]), *sampler.key_chunks()]).tolist()[1:] == whole[start:]
+    assert list(sampler) == whole  # only one epoch is shortened
+
+
+def test_only_long_epochs_have_another_order_than_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Old runs must resume with the order of the version that began them."""
+    monkeypatch.setattr(order_module, "MAX_SHUFFLED", 60)
+    for length in (60, 61):
+        before = torch.randperm(length, generator=torch.Generator().manual_seed(combine_seeds(3, 0)))
+        assert (list(TrainSampler(length, 1, 0, 3)) == before.tolist()) == (length == 60)
+
+
+def test_an_epoch_of_a_hundred_million_begins_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(order_module, "CHUNK", CHUNK)
+    sampler = TrainSampler(10**8, 3, 2, 0)
+    sampler.start = 30_000_000
+    first = next(sampler.key_chunks())
+    assert len(first) == CHUNK == len(first.unique())
+    assert Permutation(10**8, torch.default_generator).shifts.numel() < 100_000
+    assert list(itertools.islice(EvalSampler(10**8, 3, 2, 100), 101)) == [*range(200, 300), 500]
+    shares = [len(EvalSampler(10**8 + 1, 3, rank, 100)) for rank in range(3)]
+    assert sum(shares) == 10**8 + 1 + 1  # the last batch has one sample, on rank 1; rank 2 gets padding
+
+
+def test_long_orders_look_uniform() -> None:
+    """Each index comes as often to each place, and neighbours in the order are independent."""
+    length, seeds = 100, 500
+    places = torch.arange(length)
+    orders = torch.stack(
+        [Permutation(length, torch.Generator().manual_seed(seed))(places) for seed in range(seeds)]
+    )  # (seeds, length)
+
+    def unevenness(numbers: torch.Tensor, kinds: int) -> float:
+        """Return chi square by its degrees of freedom, which is near 1 for random numbers."""
+        counts, expected = numbers.flatten().bincount(minlength=kinds), numbers.numel() / kinds
+        return float(((counts - expected) ** 2 / expected).sum() / (kinds - 1))
+
+    assert 0.9 < unevenness(orders * length + places, length**2) < 1.1
+    steps = (orders[:, 1:] - orders[:, :-1]) % length  # 1 .. length - 1
+    assert 0.5 < unevenness(steps - 1, length - 1) < 1.5
+    assert 0.9 < unevenness((places[1:] - 1) * (length - 1) + steps - 1, (length - 1) ** 2) < 1.1
+    long = Permutation(999_983, torch.Generator().manual_seed(1))(
+        torch.arange(0, 999_983)
+    ).double()  # a prime: the grid has cells to skip
+    assert len(long.unique()) == len(long)
+    assert float(long.max()) == 999_982
+    for step in (1, 2, 999, 1000, 1001):  # near the grid's sides
+        assert abs(float(torch.corrcoef(torch.stack([long[:-step], long[step:]]))[0, 1])) < 0.005
 
 
 def test_orders_differ_between_seeds_and_epochs() -> None:

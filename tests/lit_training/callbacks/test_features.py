@@ -1,5 +1,8 @@
 """Cached features give the same metrics and the same checkpoint as a run without the cache."""
 
+import errno
+import os
+import re
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -13,7 +16,9 @@ from torch.optim.lr_scheduler import OneCycleLR
 
 from datamodules import ImageFolderDataModule, Preprocessing
 from datamodules.loading.memory import Pictures
+from datamodules.machine import cache_folder
 from lit_models import LitTransfer
+from lit_training.callbacks import features as features_module
 from lit_training.callbacks.features import FeatureCache, Features
 from lit_training.cli.optimizers import build_schedule
 
@@ -44,6 +49,48 @@ def test_cached_and_uncached_runs_agree(bare: Callable[..., Trainer], photo_fold
     features, _ = module.sets["val"].__getitems__([0, 3])
     with torch.no_grad():
         torch.testing.assert_close(cached(features), cached.eval()(pictures), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-true"])
+def test_features_that_do_not_fit_in_memory_are_in_a_file(
+    bare: Callable[..., Trainer],
+    photo_folder: Path,
+    precision: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    seen = []
+    for memory in (1 << 40, 4):
+        monkeypatch.setattr(features_module, "MAX_BYTES_IN_MEMORY", memory)
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / str(memory)))  # else the second run reads the kept file
+        module = fit(partial(bare, precision=precision), photo_folder, FeatureCache(), backbone="shufflenet_v2_x0_5")[1]
+        seen.append(module.sets["train"].features)
+    in_memory, in_file = seen
+    assert in_memory.untyped_storage().filename is None
+    assert in_file.untyped_storage().filename is not None
+    assert in_file.dtype == in_memory.dtype
+    assert torch.equal(in_file, in_memory)
+    assert not list(tmp_path.glob("4/**/features*"))  # the file has no name, so a killed run leaves nothing
+
+
+def test_a_full_disk_means_that_features_are_computed_in_each_epoch(
+    bare: Callable[..., Trainer],
+    photo_folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def fail(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(features_module, "MAX_BYTES_IN_MEMORY", 4)
+    monkeypatch.setattr(os, "posix_fallocate", fail)
+    cached, module, _ = fit(bare, photo_folder, FeatureCache(), backbone="shufflenet_v2_x0_5")
+    plain, _, _ = fit(bare, photo_folder, backbone="shufflenet_v2_x0_5")
+    [note] = [line for line in capsys.readouterr().err.splitlines() if "features" in line]
+    assert re.search(r"computed in each epoch: their file of [\d.e-]+ GB .*No space left on device\)$", note)
+    assert not isinstance(module.sets["train"], Features)
+    assert torch.equal(cached.state_dict()["net.fc.weight"], plain.state_dict()["net.fc.weight"])
+    assert not list(cache_folder().glob("features.*"))
 
 
 def test_features_have_the_precision_of_the_run(bare: Callable[..., Trainer], photo_folder: Path) -> None:
