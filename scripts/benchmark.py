@@ -39,6 +39,7 @@ from datamodules.photos.dataset import eval_transform, read_pixels
 from datamodules.photos.find import find_photos
 from datamodules.preprocessing import Preprocessing
 from lit_models import DynamicNet, LeNet, mlp
+from lit_training.callbacks.features import Features
 from lit_training.cli.arguments import Parser, at_least
 from lit_training.cli.parser import FitCLI
 from lit_training.errors import UsageError, one_line_errors
@@ -63,13 +64,16 @@ USES_PHOTOS = ("frozen", "decode", "finetune", "gpu-finetune", "gpu-head")  # ho
 TUTORIAL_SGD: Any = {"lr": 0.001, "momentum": 0.9}
 
 
-def fit(*arguments: str, recipe: str = "", device: Any = CPU, epochs: int | None = None) -> SimpleNamespace:
+def fit(
+    *arguments: str, recipe: str = "", device: Any = CPU, epochs: int | None = None, hooks: Any = None
+) -> SimpleNamespace:
     """Train as fit.py does, without validation if ``epochs`` is given. Return what :func:`time_trainer` returns."""
     flags = ["--config", str(Path(__file__).parent / "recipes" / f"{recipe}.yaml")] if recipe else []
     flags += [*arguments, "--devices=1", "--accelerator", "cpu" if device.type == "cpu" else "gpu"]
     flags += [f"--max_epochs={epochs}", "--limit_val_batches=0"] if epochs else []
     with tempfile.TemporaryDirectory() as root, contextlib.redirect_stdout(io.StringIO()):
         run = FitCLI([*flags, "--default_root_dir", root]).run
+        run.trainer.callbacks.insert(0, LambdaCallback(**(hooks or {})))
         return time_trainer(run.trainer, run.model, run.data, device)
 
 
@@ -405,17 +409,21 @@ def cut_crops(x: Tensor) -> Tensor:
     return F.grid_sample(x, grid, align_corners=False)
 
 
-def device_head(device: torch.device, root: Path, epochs: int) -> Pair:
-    """Compare an epoch of a frozen resnet18, batch 4, with a loop over cached features."""
-    count = len(train_files(root))
-    x, y = torch.randn(count, 512, device=device), torch.randint(0, 2, (count,), device=device)
+def frozen_head(device: torch.device, root: Path, rows: int) -> Pair:
+    """Compare an epoch of the head of a frozen resnet18 on random features, batch 4, with a loop over them."""
+    x, y = torch.randn(rows, 512), torch.randint(0, 2, (rows,))
+    features, labels = x.to(device), y.to(device)
 
     def batches() -> Iterator[Any]:
-        return ((x[rows], y[rows]) for rows in torch.randperm(count, device=device).split(4))
+        return ((features[keys], labels[keys]) for keys in torch.randperm(rows, device=device).split(4))
 
-    theirs = time_loop(nn.Linear(512, 2).to(device), batches, F.cross_entropy, device, epochs, **TUTORIAL_SGD)
-    flags: Any = {"recipe": "transfer_frozen", "device": device, "epochs": epochs}
-    return fit("--data", str(root), "--model.weights=none", **flags).epoch, theirs
+    def set_features(trainer: Trainer, _: Any) -> None:
+        trainer.datamodule.sets["train"] = Features(x, SimpleNamespace(labels=y))  # type: ignore[attr-defined]
+
+    theirs = time_loop(nn.Linear(512, 2).to(device), batches, F.cross_entropy, device, 25, **TUTORIAL_SGD)
+    flags = ["--data", str(root), "--model.weights=none", "--dashboard=false"]
+    hooks = {"on_fit_start": set_features}
+    return fit(*flags, recipe="transfer_frozen", device=device, epochs=25, hooks=hooks).epoch, theirs
 
 
 def speedrun(device: torch.device, cifar: Path | None, small: bool) -> Pair:
@@ -431,9 +439,9 @@ def speedrun(device: torch.device, cifar: Path | None, small: bool) -> Pair:
 
 
 def rows(photos: Path, cifar: Path | None, small: bool, device: torch.device) -> dict[str, Row]:
-    images, steps, files = (512, 20, 1000) if small else (19_200, 1500, 200_000)
-    small_batch, large_batch, resident, epochs = (64, 256, 512, 2) if small else (128, 2048, 49_152, 6)
-    on_device, small_net, large_net = {"device": device}, (small_batch, resident), (large_batch, resident)
+    images, steps, files, head_rows = (512, 20, 1000, 24) if small else (19_200, 1500, 200_000, 2000)
+    small_batch, large_batch, resident = (64, 256, 512) if small else (128, 2048, 49_152)
+    small_net, large_net = (small_batch, resident), (large_batch, resident)
     start = partial(start_up, code="import torch, lightning")
     finetune = partial(device_finetuning, device, photos)
     return {
@@ -458,6 +466,7 @@ def rows(photos: Path, cifar: Path | None, small: bool, device: torch.device) ->
             partial(fixed_batch, "LitDynamic", DynamicNet, 0.9, steps, trainer=True),
         ),
         "frozen": ("25 frozen epochs / one pass, <= 1.6", 1, partial(frozen, photos)),
+        "frozen-head": ("frozen head's epoch / loop, <= 1.3", 3, partial(frozen_head, CPU, photos, head_rows)),
         "frozen-tutorial": ("25 frozen epochs / tutorial's, <= 0.067", 1, partial(frozen, photos, True)),
         "decode": ("decode + train transform / PIL, <= 0.667", 3, partial(decoding, photos)),
         "finetune": ("fine-tuning from files / from memory", 1, partial(fine_tuning, photos)),
@@ -471,10 +480,10 @@ def rows(photos: Path, cifar: Path | None, small: bool, device: torch.device) ->
         "gpu-compiled128": ("both compiled, LeNet 128, <= 1.4", 3, partial(lenet, *small_net, "compiled", device, 3)),
         "gpu-lenet2048": ("LeNet 2048 / loop, <= 1.3", 3, partial(lenet, *large_net, "ours", device, 6)),
         "gpu-trainer2048": ("bare Trainer, LeNet 2048 / loop", 3, partial(lenet, *large_net, "trainer", device, 6)),
-        "gpu-mlp": ("MLP 64 x 1000 / loop", 3, partial(fixed_batch, "LitMLP", mlp, 0.0, steps, **on_device)),
+        "gpu-mlp": ("MLP 64 x 1000 / loop", 3, partial(fixed_batch, "LitMLP", mlp, 0.0, steps, device)),
         "gpu-finetune": ("resnet18 bf16 / tutorial's, <= 0.714", 2, partial(finetune, False)),
         "gpu-finetune-cached": ("--data.cache true / on device, <= 1.18", 2, partial(finetune, True)),
-        "gpu-head": ("frozen head's epoch / loop, <= 1.3", 2, partial(device_head, device, photos, epochs)),
+        "gpu-head": ("frozen head's epoch / loop, <= 1.3", 2, partial(frozen_head, device, photos, head_rows)),
         "gpu-speedrun": ("speedrun: seconds; accuracy >= 0.8905", 3, partial(speedrun, device, cifar, small)),
     }
 

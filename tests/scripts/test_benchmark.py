@@ -66,7 +66,7 @@ def measure(line: str) -> dict[str, list[float]]:
 def test_training_ratios_are_ours_over_theirs(clock: SimpleNamespace) -> None:
     [figures] = measure("mlp").values()
     assert figures == [3.0, 2.0, 7.0, 60.0, 20.0]
-    for row, steps in (("dynamic", 20), ("lenet128", 4), ("mlp-trainer", 20), ("frozen-head", 150)):
+    for row, steps in (("dynamic", 20), ("lenet128", 4), ("mlp-trainer", 20), ("frozen-head", 6)):
         clock.pair = 0
         [figures] = measure(f"{row} --pairs 1").values()
         assert figures == [3.0, 3.0, 3.0, 3.0 * steps, 1.0 * steps]

@@ -253,7 +253,7 @@ def fork_ranks(processes: int) -> None:
         process.poll, process.kill = poll, kill
         return process
 
-    subprocess_script.subprocess = mock.Mock(Popen=launch)  # type: ignore[attr-defined]
+    subprocess_script.subprocess = mock.Mock(Popen=launch)
     for _ in range(processes - 1):
         reader, writer = os.pipe()
         if pid := os.fork():
@@ -268,7 +268,7 @@ def fork_ranks(processes: int) -> None:
             os._exit(0)
         os.environ.clear()
         os.environ.update(json.loads(environment))
-        rank_zero_only.rank = int(os.environ["LOCAL_RANK"])  # as when Lightning is imported
+        rank_zero_only.rank = int(os.environ["LOCAL_RANK"])  # type: ignore[attr-defined]  # as when Lightning is imported  # type: ignore[attr-defined]
         return
 
 
