@@ -13,6 +13,7 @@ from lit_training.cli.parser import FitCLI
 from tests.support.fits import parse
 
 OURS = {
+    "compile",
     "config",
     "data",
     "dashboard",
