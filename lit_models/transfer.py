@@ -77,9 +77,7 @@ class LitTransfer(LitBase):
         if freeze and (unfreeze_epoch or mix != "none" or backbone_lr_factor not in (1.0, BACKBONE_LR_FACTOR)):
             raise ModelError("unfreeze_epoch, backbone_lr_factor and mix need fine-tuning: add --model.freeze false")
         if not 0 <= label_smoothing < 1:
-            raise ModelError(
-                f"label_smoothing must be in [0, 1), but is {label_smoothing}: --model.label_smoothing 0.1"
-            )
+            raise ModelError(f"label_smoothing must be in [0, 1), not {label_smoothing}: --model.label_smoothing 0.1")
         weights = None if str(weights).lower() == "none" else weights
         self.save_hyperparameters()
         self.net, self.head_name = backbones.build(backbone, num_classes)
@@ -144,8 +142,8 @@ class LitTransfer(LitBase):
             self.load_pretrained()
         self.trainer.strategy.barrier()
         self.load_pretrained()
-        if self.device.type == "cuda" and "16" in str(self.trainer.precision):  # tensor cores: about a third faster
-            self.net.to(memory_format=torch.channels_last)
+        if self.device.type == "cuda" and "16" in str(self.trainer.precision):
+            self.net.to(memory_format=torch.channels_last)  # tensor cores: about a third faster
 
     def load_pretrained(self) -> None:
         """Load the pretrained weights if no weights are loaded yet; see :func:`lit_models.backbones.load`."""

@@ -63,8 +63,8 @@ def one_line_errors(program: str) -> Iterator[None]:
 
             from lit_models import ModelError
 
-            if message := explain_gpu_error(error):
-                exit_with_error(program, message)
+            if gpu_message := explain_gpu_error(error):
+                exit_with_error(program, gpu_message)
             is_bad_value = isinstance(error, ValueError | TypeError | RuntimeError) and is_library_error(error)
             part = part_of_lightning(error)
             if not (part or is_bad_value or isinstance(error, ModelError | MisconfigurationException)):

@@ -191,7 +191,7 @@ def lenet(batch_size: int, images: int, kind: str = "ours", device: torch.device
 
 
 class SameBatch:
-    """An iterable with a length, which gives the same batch in each step. Lightning takes a list for several loaders."""
+    """An iterable with a length, which gives the same batch in each step."""
 
     def __init__(self, batch: tuple[Tensor, Tensor], steps: int) -> None:
         self.batch, self.steps = batch, steps

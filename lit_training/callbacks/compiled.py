@@ -4,10 +4,11 @@ import logging
 from typing import Any
 
 import torch
+from lightning.fabric.utilities.apply_func import apply_to_collection
 from lightning.pytorch import Callback, LightningModule, Trainer
-from torch.utils._pytree import tree_map_only
 
 from lit_training.errors import UsageError, print_once
+from lit_training.runs.lightning_internals import compile_error, compile_in_place
 
 BACKEND = "inductor"
 
@@ -23,33 +24,30 @@ class CompileForward(Callback):
         self.mode, self.calls = mode, 0
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        from torch._dynamo.exc import TorchDynamoException  # here, because it is slow
-
         has_graphs = self.mode != "default" and trainer.strategy.root_device.type == "cuda"
-        options = {"fallback_random": True, "triton.cudagraphs": has_graphs}
-        pl_module.compile(backend=BACKEND, dynamic=False, options=options if BACKEND == "inductor" else None)
+        options: Any = {"fallback_random": True, "triton.cudagraphs": has_graphs}
         loggers = map(logging.getLogger, ("torch", "torch._dynamo", "torch._inductor"))
         for handler in [handler for logger in loggers for handler in logger.handlers]:
             handler.addFilter(_is_shown)
-        compiled: Any = pl_module._compiled_call_impl
-        eager, forward = pl_module._call_impl, type(pl_module).forward
+        forward = type(pl_module).forward
 
-        def call(*args: Any, **kwargs: Any) -> Any:
+        def call(compiled: Any, eager: Any, *args: Any, **kwargs: Any) -> Any:
             if getattr(pl_module.forward, "__func__", None) is not forward:
                 return eager(*args, **kwargs)  # with DDP, Lightning calls training_step by the name of forward
             self.calls += 1
             try:
                 output = compiled(*args, **kwargs)
-            except TorchDynamoException as error:
+            except compile_error() as error:
                 eager(*args, **kwargs)  # raises the error of a forward that is wrong
                 reason = next((line for line in str(error).splitlines() if ": " in line), "")
                 problem = f"--compile: torch cannot compile {type(pl_module).__name__} ({reason})"
                 raise UsageError(f"{problem}: leave --compile out, or install its compiler (g++)") from error
-            return tree_map_only(torch.Tensor, torch.Tensor.clone, output) if has_graphs else output
+            return apply_to_collection(output, torch.Tensor, torch.Tensor.clone) if has_graphs else output
 
-        pl_module._compiled_call_impl = call
+        options = options if BACKEND == "inductor" else None
+        compile_in_place(pl_module, call, backend=BACKEND, dynamic=False, options=options)
 
-    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not self.calls:
             print_once(f"--compile has no effect: training_step of {type(pl_module).__name__} does not call self(...)")
 

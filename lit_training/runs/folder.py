@@ -340,7 +340,8 @@ def _refuse_other_settings(new_config: dict[str, Any], run_config: dict[str, Any
 def _same_settings(old: Any, new: Any) -> bool:
     """Compare two configurations. A setting that an older version of this project did not have is equal to null."""
     if isinstance(old, dict) and isinstance(new, dict):
-        names = (old.keys() | new.keys()) - {"default_root_dir"}  # the run lies there
+        # the run lies in the first; the second does not change the result
+        names = (old.keys() | new.keys()) - {"default_root_dir", "on_device"}
         if new.get("threads") == "auto":  # a resumed run keeps its number
             names -= {"threads"}
         return all(_same_settings(old.get(name), new.get(name)) for name in names)

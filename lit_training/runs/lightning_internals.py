@@ -23,6 +23,7 @@ from lightning.pytorch.trainer.connectors.logger_connector.result import _Metada
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
 from torch import Tensor, enable_grad
+from torch.nn import Module
 
 STEP_HOOKS = (
     "on_train_batch_start",
@@ -171,6 +172,19 @@ class PlainSteps(Callback):
             for for_plateau in (False, True) if has_schedule else ():
                 loop.update_lr_schedulers("step", for_plateau)
             loop._batches_that_stepped += 1
+
+
+def compile_in_place(module: Module, call: Callable[..., Any], **options: Any) -> None:
+    """Compile ``module``. Its calls become ``call(compiled, eager, *args, **kwargs)``, so that they can be changed."""
+    module.compile(**options)
+    module._compiled_call_impl = partial(call, module._compiled_call_impl, module._call_impl)
+
+
+def compile_error() -> type[Exception]:
+    """Return the class of the errors of torch's compiler. Importing it is slow."""
+    from torch._dynamo.exc import TorchDynamoException
+
+    return TorchDynamoException
 
 
 def logged_steps(trainer: Trainer) -> int:

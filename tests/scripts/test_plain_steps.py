@@ -186,7 +186,8 @@ def test_no_step_between_two_logged_ones_waits_for_the_device(
                 reads.append(cli.trainer.fit_loop.total_batch_idx)
             return function(*args, **(kwargs or {}))
 
-    cli = parse(f"--accelerator cpu {ROWS} --max_epochs 1")
+    data = "--data.train_size 120 --data.batch_size 4 --data.augment true"
+    cli = parse(f"--accelerator cpu {data} --max_epochs 1")
     advance = cli.trainer.fit_loop.epoch_loop.run
 
     def run(fetcher: Any) -> None:

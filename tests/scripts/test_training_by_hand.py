@@ -160,7 +160,8 @@ def test_the_saved_configuration_repeats_the_run() -> None:
     }
     assert config["data"]["class_path"].endswith("ShapesDataModule")
     assert config["data"]["init_args"] == {
-        **{"train_size": 24, "val_size": 10, "batch_size": 5, "channels": 3, "augment": False, "seed": 8}
+        **{"train_size": 24, "val_size": 10, "batch_size": 5, "channels": 3, "augment": False, "seed": 8},
+        "on_device": "auto",
     }
     assert config["lr_scheduler"]["init_args"]["gamma"] == 0.25
     wanted = {"max_epochs": 3, "accumulate_grad_batches": 2, "gradient_clip_val": 3, "log_every_n_steps": 1}

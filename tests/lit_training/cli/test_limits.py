@@ -102,13 +102,14 @@ def test_an_integer_counts_batches_whatever_order_typing_has_cached(
         clear_cache()
     monkeypatch.setitem(StochasticWeightAveraging.__init__.__annotations__, "swa_epoch_start", float | int)
     swa = "--callbacks+ StochasticWeightAveraging --callbacks.swa_lrs 0.1 --callbacks.swa_epoch_start 2"  # not 2.0
-    run = parse(" ".join(f"--{name} {typed}" for name in FLAGS) + f" --logger false --max_epochs 3 {swa}")
     wanted = float(typed) if typed in ("1.0", "0.5") else int(float(typed))
-    saved = yaml.safe_load(run.parser.dump(run.config, skip_unset=False))["trainer"]
-    for found in (vars(run.trainer), saved):
-        values = [found[name] for name in FLAGS]
-        assert values == [wanted] * len(FLAGS)
-        assert {type(value) for value in values} == {type(wanted)}
+    for flags in (["overfit_batches"], [name for name in FLAGS if name != "overfit_batches"]):  # not together
+        run = parse(" ".join(f"--{name} {typed}" for name in flags) + f" --logger false --max_epochs 3 {swa}")
+        saved = yaml.safe_load(run.parser.dump(run.config, skip_unset=False))["trainer"]
+        for found in (vars(run.trainer), saved):
+            values = [found[name] for name in flags]
+            assert values == [wanted] * len(flags)
+            assert {type(value) for value in values} == {type(wanted)}
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.strategies.launchers import subprocess_script
 from lightning.pytorch.trainer import call
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from lit_training.runs import lightning_internals
@@ -27,6 +28,8 @@ from lit_training.runs.lightning_internals import (
     ConnectedTrainer,
     NullProfiler,
     actions_of,
+    compile_error,
+    compile_in_place,
     count_epoch_as_complete,
     drop_empty_hooks,
     epoch_results,
@@ -46,7 +49,7 @@ from tests.support.fits import SHAPES, assert_same_end, fit, fit_run, parse
 from tests.support.private_names import private_names, private_names_in
 
 HOME = "lit_training/runs/lightning_internals.py"
-MAX_PRIVATE_NAMES = 17
+MAX_PRIVATE_NAMES = 20
 """Maximum number of private names of libraries in this project."""
 
 BareTrainer = Callable[..., Trainer]
@@ -389,6 +392,28 @@ def test_a_flag_of_a_parser_can_get_a_second_name() -> None:
 
 
 # --- no other names -------------------------------------------------------------------------------------------------
+
+
+def test_calls_of_a_compiled_module_can_be_changed() -> None:
+    net = nn.Linear(2, 2)
+    seen: list[int] = []
+
+    def call(compiled: Any, eager: Any, x: Tensor) -> Tensor:
+        seen.append(len(x))
+        torch.testing.assert_close(compiled(x), eager(x))
+        return eager(x) + 1
+
+    names = list(net.state_dict())
+    compile_in_place(net, call, backend="eager")
+    x = torch.ones(3, 2)
+    assert torch.equal(net(x), net.forward(x) + 1)
+    assert (seen, list(net.state_dict())) == ([3], names)
+
+    def give_up(graph: Any, inputs: Any) -> Any:
+        raise ValueError("no")
+
+    with pytest.raises(compile_error()):
+        torch.compile(nn.Linear(2, 2), backend=give_up)(x)
 
 
 def test_all_private_names_of_libraries_are_in_one_file() -> None:
