@@ -34,7 +34,7 @@ class CompileForward(Callback):
         def call(compiled: Any, eager: Any, *args: Any, **kwargs: Any) -> Any:
             if getattr(pl_module.forward, "__func__", None) is not forward:
                 return eager(*args, **kwargs)  # with DDP, Lightning calls training_step by the name of forward
-            self.calls += 1
+            self.calls += pl_module.training
             try:
                 output = compiled(*args, **kwargs)
             except compile_error() as error:

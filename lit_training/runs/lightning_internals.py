@@ -90,7 +90,7 @@ class PlainSteps(Callback):
     """Run *plain* training steps between those that Lightning runs: the loss, its gradients, the update.
 
     The weights, the counters and the checkpoints are the same, but a step takes 0.4 ms less. A step is not plain if
-    Lightning has more to do: in the first and the last step of an epoch or a process, before a validation, and where
+    Lightning has more to do: in the first two and the last step of an epoch or a process, before a validation, and where
     something is logged, checked or saved. No step is plain if a hook of the user is called in each step, with several
     processes, with gradient accumulation, or in half precision.
     """
@@ -101,7 +101,7 @@ class PlainSteps(Callback):
         self.own = own  # callbacks of which plain steps need only ``start`` and what they do after a step
         self.start, self.is_stopped = start, is_stopped
         self.ends = [one.on_train_batch_end for one in own if one.on_train_batch_end is not None]
-        self.epoch, self.can_run = -1, False  # the epoch in which Lightning has run a step
+        self.epoch, self.is_second, self.can_run = -1, True, False  # the epoch in which Lightning has run a step
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         loop = trainer.fit_loop.epoch_loop
@@ -116,7 +116,9 @@ class PlainSteps(Callback):
             is_usual &= isinstance(trainer.profiler, NullProfiler)  # type: ignore[attr-defined]
             is_usual &= isinstance(trainer.num_training_batches, int)
             self.can_run = is_usual and model.automatic_optimization and not any(map(overrides_step_hook, others))
-            self.epoch = trainer.current_epoch
+            self.epoch, self.is_second = trainer.current_epoch, True
+        elif self.is_second:
+            self.is_second = False  # before this step, the callback ResumePoint saves the first one
         elif self.can_run and trainer.accumulate_grad_batches == 1 and not trainer.should_stop:
             self._run(trainer, fetcher)
         advance(fetcher)
