@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from lightning.fabric.utilities.apply_func import apply_to_collection
+from lightning.fabric.utilities.data import sized_len
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer, seed_everything
 from lightning.pytorch.loggers.logger import DummyLogger
+from lightning.pytorch.loops.optimization.automatic import ClosureResult
 from lightning.pytorch.plugins import Precision
 from lightning.pytorch.profilers import PassThroughProfiler, XLAProfiler
 from lightning.pytorch.strategies import SingleDeviceStrategy
@@ -37,7 +39,7 @@ STEP_HOOKS = (
 )
 ALL_STEP_HOOKS = (
     *STEP_HOOKS[:6],
-    *("optimizer_step", "optimizer_zero_grad", "backward", "configure_gradient_clipping"),
+    *("optimizer_step", "optimizer_zero_grad", "backward", "configure_gradient_clipping", "clip_gradients"),
     *("on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer"),
 )
 """Hooks of callbacks, models and data modules in a training step."""
@@ -90,9 +92,9 @@ class PlainSteps(Callback):
     """Run *plain* training steps between those that Lightning runs: the loss, its gradients, the update.
 
     The weights, the counters and the checkpoints are the same, but a step takes 0.4 ms less. A step is not plain if
-    Lightning has more to do: in the first two and the last step of an epoch or a process, before a validation, and where
-    something is logged, checked or saved. No step is plain if a hook of the user is called in each step, with several
-    processes, with gradient accumulation, or in half precision.
+    Lightning has more to do: in the first two steps and the last one of an epoch or a process, before a validation, and
+    where something is logged, checked or saved. No step is plain if a hook of the user is called in each step, with
+    several processes, with gradient accumulation, or in half precision.
     """
 
     SECONDS = 0.1  # after this time Lightning runs a step, so that resume points and the progress bar are not late
@@ -114,17 +116,23 @@ class PlainSteps(Callback):
             others = [model, trainer.datamodule, *(one for one in callbacks if one not in self.own)]  # type: ignore[attr-defined]
             is_usual = type(trainer.strategy) is SingleDeviceStrategy and type(trainer.precision_plugin) is Precision
             is_usual &= isinstance(trainer.profiler, NullProfiler)  # type: ignore[attr-defined]
-            is_usual &= isinstance(trainer.num_training_batches, int)
+            is_usual &= self in callbacks  # finders train without callbacks
+            # a loader without a length could end after a plain step
+            is_usual &= all(sized_len(one) is not None for one in trainer.fit_loop._combined_loader.flattened)  # type: ignore[union-attr]
+            is_usual &= not is_param_in_hook_signature(model.training_step, "dataloader_iter", explicit=True)
             self.can_run = is_usual and model.automatic_optimization and not any(map(overrides_step_hook, others))
             self.epoch, self.is_second = trainer.current_epoch, True
         elif self.is_second:
             self.is_second = False  # before this step, the callback ResumePoint saves the first one
-        elif self.can_run and trainer.accumulate_grad_batches == 1 and not trainer.should_stop:
+        elif self.can_run and not trainer.should_stop:
             self._run(trainer, fetcher)
+            if trainer.fit_loop.epoch_loop.done:  # a step has set should_stop
+                _ = trainer.callback_metrics  # it then keeps the values of this step
+                return
         advance(fetcher)
 
     def _run(self, trainer: Trainer, fetcher: Any) -> None:
-        loop, model, optimizer = trainer.fit_loop.epoch_loop, trainer.lightning_module, trainer.optimizers[0]
+        loop, model = trainer.fit_loop.epoch_loop, trainer.lightning_module
         progress, updates = loop.batch_progress, loop.automatic_optimization.optim_progress.optimizer
         done, total, step = progress.current.ready, progress.total.ready, trainer.global_step
         every = trainer.log_every_n_steps or 50  # type: ignore[attr-defined]  # as in FiniteGuard
@@ -141,7 +149,9 @@ class PlainSteps(Callback):
         @enable_grad()
         def compute_gradients() -> Any:
             result = call._call_lightning_module_hook(trainer, "training_step", *arguments)
-            loss = result if isinstance(result, Tensor) else (result or {}).get("loss")
+            loss, parts = result, trainer.accumulate_grad_batches  # the step may have changed it
+            if parts != 1 or not isinstance(result, Tensor):
+                loss = ClosureResult.from_training_step_output(result, parts).closure_loss
             optimizer.zero_grad()
             updates.zero_grad.increment_by(1)
             if loss is not None:
@@ -153,10 +163,14 @@ class PlainSteps(Callback):
 
         trainer._logger_connector._first_loop_iter = False
         end = time.monotonic() + self.SECONDS
-        while (count := count - 1) > 0 and time.monotonic() < end and not self.is_stopped():
-            batch = next(fetcher)[0]
-            is_flat = isinstance(batch, tuple | list) and all(type(one) is Tensor for one in batch)
-            if not (is_flat and all(one.device == device for one in batch)):
+        while (count := count - 1) > 0 and time.monotonic() < end and not (self.is_stopped() or loop.done):
+            if trainer.accumulate_grad_batches != 1:  # a step may change it, and the optimizers
+                break
+            optimizer, batch = trainer.optimizers[0], next(fetcher)[0]
+            is_flat = type(batch) in (tuple, list) and all(type(one) is Tensor for one in batch)
+            if is_flat and all(one.device == device for one in batch):
+                batch = type(batch)(batch)  # the step may change a list
+            else:
                 batch = trainer.strategy.batch_to_device(batch)
             progress.increment_ready()
             loop._results.batch, loop._results.batch_size = batch, None
@@ -165,7 +179,7 @@ class PlainSteps(Callback):
             if batch is not None:  # Lightning skips such a batch
                 self.start(trainer, model, batch, loop.batch_idx)
                 progress.increment_started()
-                optimizer.step(compute_gradients)
+                optimizer.step(closure=compute_gradients)
                 updates.step.increment_by(1)
             progress.increment_processed()
             for on_end in self.ends:

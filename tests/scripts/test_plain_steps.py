@@ -3,7 +3,7 @@
 import os
 import signal
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -12,11 +12,12 @@ from lightning.pytorch import Callback, LightningDataModule
 from lightning.pytorch.callbacks import EMAWeightAveraging
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, IterableDataset
 
 from lit_models import LitMLP
 from lit_training.errors import TrainingError
 from lit_training.runs.lightning_internals import PlainSteps
+from tests.support.commands import run
 from tests.support.fits import Killed, assert_same_end, fit, fit_run, last, parse, rows, run_of
 
 ROWS = "--model LitMLP --data.in_features 8 --data.length 60 --data.batch_size 2 --data.steps 0 --log_every_n_steps 10"
@@ -198,3 +199,88 @@ def test_no_step_between_two_logged_ones_waits_for_the_device(
     cli.trainer.fit(cli.model, cli.datamodule)
     assert sum(plain) == 25
     assert set(reads) == {9, 19, 29}
+
+
+class KeywordSGD(torch.optim.SGD):
+    def step(self, *, closure: Any = None) -> Any:  # type: ignore[override]
+        return super().step(closure)
+
+
+class Unusual(LitMLP):
+    """Does what Lightning allows, in step 13: stop, accumulate, swap the optimizer, or change the batch."""
+
+    what = ""
+    seen: ClassVar[list[float]] = []
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        if self.what == "list":
+            batch[0] = 2 * batch[0]
+        if self.global_step == 13:
+            if self.what == "stop":
+                self.trainer.should_stop = True
+            if self.what == "accumulate":
+                self.trainer.accumulate_grad_batches = 2
+            if self.what == "optimizer":
+                self.trainer.optimizers = [torch.optim.SGD(self.parameters(), 1e-3)]
+        loss = super().training_step(batch, batch_idx)
+        self.log("each", loss, on_step=True, on_epoch=True)
+        return {"los": loss} if self.what == "wrong" and self.global_step == 13 else loss
+
+    def configure_optimizers(self) -> Any:
+        kind = KeywordSGD if self.what == "keyword" else torch.optim.SGD
+        return kind(self.parameters(), lr=1e-4)
+
+    def on_train_epoch_end(self) -> None:
+        super().on_train_epoch_end()
+        Unusual.seen.append(float(self.trainer.callback_metrics["each_step"]))
+
+
+class Stored(LightningDataModule):
+    """Batches in lists, which are the same objects in each epoch; with ``what = "stream"`` without a length."""
+
+    def train_dataloader(self) -> Any:
+        generator = torch.Generator().manual_seed(0)
+        batches = [[torch.randn(4, 8, generator=generator), torch.ones(4, 10)] for _ in range(33)]
+        if Unusual.what == "stream":
+            return DataLoader(Stream(batches), batch_size=None)
+        return DataLoader(batches, batch_size=None, collate_fn=lambda batch: batch)  # type: ignore[arg-type]
+
+
+class Stream(IterableDataset):
+    def __init__(self, batches: list[Any]) -> None:
+        self.batches = batches
+
+    def __iter__(self) -> Any:
+        return iter(self.batches)
+
+
+@pytest.mark.parametrize("what", ["list", "stop", "accumulate", "optimizer", "keyword", "wrong", "stream"])
+def test_what_lightning_allows_in_a_step_has_the_same_effect(
+    what: str, plain: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Unusual, "what", what)
+    model = "--model tests.scripts.test_plain_steps.Unusual --model.in_features 8 --log_every_n_steps 20"
+    limit = "--limit_train_batches 50" if what == "stream" else ""
+    results = []
+    for name in ("plain", "usual"):
+        Unusual.seen.clear()
+        line = f"fit.py {model} --data tests.scripts.test_plain_steps.Stored --max_epochs 2 {limit}"
+        ended = run(f"{line} --accelerator cpu --default_root_dir {name}")
+        checkpoint = Path(name, "lightning_logs/version_0/checkpoints/resume/last.ckpt")
+        saved = torch.load(checkpoint, weights_only=True) if ended.code == 0 else {"state_dict": {}}
+        weights = {key: value.tolist() for key, value in saved["state_dict"].items()}
+        message = ended.err.splitlines()[-1:] if ended.code else []
+        results.append((ended.code, message, saved.get("global_step"), weights, [*Unusual.seen]))
+        if name == "plain":
+            assert what == "wrong" or (sum(plain) > 0) == (what != "stream")
+            monkeypatch.setattr(PlainSteps, "_run", lambda *_: None)
+    assert results[0] == results[1]
+    assert results[0][0] == (2 if what == "wrong" else 0)
+
+
+def test_a_finder_trains_without_callbacks() -> None:
+    ended = run(
+        "fit.py --model LitMLP --data.length 100 --data.steps 20 --callbacks BatchSizeFinder --max_epochs 1 "
+        "--model.lr 1e-9 --callbacks.max_trials 2 --accelerator cpu"
+    )
+    assert (ended.code, ended.err.count("AttributeError")) == (0, 0)
