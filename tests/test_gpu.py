@@ -3,7 +3,6 @@
 On a machine with a GPU: ``python -m pytest -m gpu``.
 """
 
-import inspect
 import os
 import socket
 import subprocess
@@ -15,7 +14,6 @@ import pytest
 import torch
 from lightning.pytorch import Callback
 
-from datamodules import ShapesDataModule
 from lit_training.callbacks import compiled
 from tests.support.commands import ENVIRONMENT, ROOT, run, run_well
 from tests.support.fits import SHAPES, assert_same_end, assert_same_weights, fit, fit_run, kill_and_resume, last, rows
@@ -29,8 +27,6 @@ MODELS = {
     "dynamic": "--model LitDynamic --data.steps 24",
     "airbench": f"--model LitAirbench --model.width 0.1 {SHAPES} --data.batch_size 4 --data.augment flip",
 }
-has_flag = "on_device" in inspect.signature(ShapesDataModule).parameters
-ON_DEVICE = pytest.mark.skipif(not has_flag, reason="there is no --data.on_device yet")
 
 
 @pytest.fixture(autouse=True)
@@ -49,7 +45,6 @@ def largest_difference(one: Path, other: Path) -> float:
     return max(float((a - b).abs().max()) for a, b in pairs)
 
 
-@ON_DEVICE
 @DEVICE
 @pytest.mark.parametrize("name", ["LeNet", "airbench"])
 def test_data_on_the_device_give_the_weights_of_streamed_data(name: str, device: str) -> None:
