@@ -242,7 +242,7 @@ def try_integers_first(kind: Any) -> None:
     """
     annotations = getattr(inspect.unwrap(kind.__init__), "__annotations__", {})  # built-in functions have none
     for name, annotation in annotations.items():
-        if {int, float} <= {*get_args(annotation)}:
+        if all(kind in get_args(annotation) for kind in (int, float)):  # a Callable has a list there: no set
             annotations[name] = int | annotation
 
 

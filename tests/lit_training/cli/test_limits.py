@@ -205,3 +205,8 @@ def test_without_a_gpu_the_advice_can_be_typed(accelerator: str, devices: str, m
 )
 def test_errors_of_the_trainer_get_the_name_of_the_flag(error: str, line: str) -> None:
     assert explain_trainer_error(ValueError(error), {"accelerator": "gpu", "max_epochs": 3}) == line
+
+
+def test_a_function_can_be_an_argument_of_a_callback() -> None:
+    run = parse("--callbacks ThroughputMonitor --callbacks.batch_size_fn builtins.len --logger false --max_epochs 3")
+    assert [type(one).__name__ for one in run.trainer.callbacks].count("ThroughputMonitor") == 1
