@@ -189,10 +189,10 @@ def _version_number(run: Path) -> int:
 
 
 def _read_config(run: Path) -> dict[str, Any] | None:
-    """Return the configuration of a run, or None if config.yaml cannot be read."""
+    """Return the configuration of a run, or None if config.yaml cannot be read. Older versions had no ``compile``."""
     try:
-        return yaml.safe_load((run / CONFIG).read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError, UnicodeDecodeError):
+        return {"compile": False, **yaml.safe_load((run / CONFIG).read_text(encoding="utf-8"))}
+    except (OSError, TypeError, yaml.YAMLError, UnicodeDecodeError):
         return None
 
 
@@ -349,7 +349,7 @@ def _same_settings(old: Any, new: Any) -> bool:
         return all(map(_same_settings, old, new))
     if isinstance(old, str) and isinstance(new, str) and old != new:  # they may be spellings of one path
         old, new = (os.path.realpath(expand_paths(path)) for path in (old, new))
-    return bool(old == new) or (old is None and new is False)
+    return bool(old == new)
 
 
 def run_folder(checkpoint_file: Path) -> Path:
