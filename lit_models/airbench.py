@@ -127,7 +127,7 @@ class LitAirbench(LitBase):
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         loss = super().training_step(batch, batch_idx)
-        if self.chosen_optimizer is None:  # the learning rates of MuonSGD are for the sum over all pictures of a step
+        if self.chosen_optimizer is None:  # MuonSGD's learning rates expect a sum over all pictures
             loss = loss * len(batch[0]) * self.trainer.world_size * self.trainer.accumulate_grad_batches
         return loss
 

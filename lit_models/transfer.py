@@ -143,7 +143,7 @@ class LitTransfer(LitBase):
         self.trainer.strategy.barrier()
         self.load_pretrained()
         if self.device.type == "cuda" and "16" in str(self.trainer.precision):
-            self.net.to(memory_format=torch.channels_last)  # tensor cores: about a third faster
+            self.net.to(memory_format=torch.channels_last)  # the layout that tensor cores use
 
     def load_pretrained(self) -> None:
         """Load the pretrained weights if no weights are loaded yet; see :func:`lit_models.backbones.load`."""

@@ -54,7 +54,7 @@ class TwoStageDataset(Dataset):
         return self.finish(*batch) if self.finishes_batches else batch
 
     def on(self, device: torch.device) -> "TwoStageDataset":
-        """Return a dataset with all tensors of this one on ``device``. Later calls return the same one."""
+        """Return a copy with all tensors on ``device``, or this dataset if they are there already."""
         moved = {name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor)}
         if all(moved[name] is vars(self)[name] for name in moved):
             return self  # changes of this dataset then stay visible
@@ -79,7 +79,7 @@ def _print_note(text: str) -> None:
 
 
 def device_for_loading(trainer: Any) -> torch.device | None:
-    """Return the Trainer's device, or None if Lightning must copy the batches to it, or if there is no Trainer."""
+    """Return the Trainer's device. Return None without a Trainer, or if Lightning must copy the batches."""
     device = None if trainer is None else trainer.strategy.root_device
     if device is None or device.type not in DEVICE_TYPES:
         return None
@@ -109,8 +109,10 @@ def resident_copy(dataset: Any, device: torch.device, on_device: bool | str) -> 
         )
     if device.type == "cpu" or not size or on_device is False:
         return None
-    free = torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory() if device.type == "mps" else 0
-    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else free
+    if device.type == "mps":
+        free = torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory()
+    else:
+        free = torch.cuda.mem_get_info(device)[0]
     if on_device == "auto" and size > SHARE_OF_FREE_MEMORY * free:
         sizes = f"{size >> 20:,} MB, but {free >> 20:,} MB are free"
         _print_note(f"the data are copied batch by batch: they need {sizes} on the device (--data.on_device true)")

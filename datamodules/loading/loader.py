@@ -59,7 +59,9 @@ class ResumableLoader(DataLoader):
     def _read(self) -> Iterator[Tensors]:
         """Read the samples in this process: several small batches in one call, which is faster."""
         data: Any = self.resident or self.dataset
-        if self.batch_size is None or not hasattr(self.sampler, "key_chunks"):  # Lightning has changed the loader
+        if self.batch_size is None or not hasattr(
+            self.sampler, "key_chunks"
+        ):  # Lightning changes the loader of a prediction
             yield from (data.read(torch.tensor(keys)) for keys in self.batch_sampler)  # type: ignore[union-attr]
             return
         device = self.device if self.resident else torch.device("cpu")

@@ -91,7 +91,7 @@ class FeatureCache(Callback):
                     features = _compute_features(trainer, pl_module, data, split)
                     if features is None:
                         break
-                    if file and features.untyped_storage().filename is None:  # else it is too large to keep
+                    if file and features.untyped_storage().filename is None:  # a large one is a file without a name
                         write_features(file, features)
                 data.sets[split] = Features(features, pictures)
         if used_folder and trainer.progress_bar_callback is not None:
