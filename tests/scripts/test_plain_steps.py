@@ -155,12 +155,17 @@ class Scaled(LitMLP):
     def on_before_zero_grad(self, optimizer: Any) -> None: ...
 
 
+class Clipped(LitMLP):
+    def clip_gradients(self, *arguments: Any, **options: Any) -> None: ...
+
+
 @pytest.mark.parametrize(
     ("flags", "callbacks"),
     [
         ("", [Hook()]),
         ("", [EMAWeightAveraging()]),
         ("--model tests.scripts.test_plain_steps.Scaled", []),
+        ("--model tests.scripts.test_plain_steps.Clipped", []),
         ("--accumulate_grad_batches 2", []),
         ("--profiler simple", []),
         ("--precision bf16-mixed", []),
@@ -281,6 +286,6 @@ def test_what_lightning_allows_in_a_step_has_the_same_effect(
 def test_a_finder_trains_without_callbacks() -> None:
     ended = run(
         "fit.py --model LitMLP --data.length 100 --data.steps 20 --callbacks BatchSizeFinder --max_epochs 1 "
-        "--model.lr 1e-9 --callbacks.max_trials 2 --accelerator cpu"
+        "--model.lr 1e-9 --callbacks.max_trials 2 --callbacks.steps_per_trial 10 --accelerator cpu"
     )
     assert (ended.code, ended.err.count("AttributeError")) == (0, 0)
