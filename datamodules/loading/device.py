@@ -109,10 +109,11 @@ def resident_copy(dataset: Any, device: torch.device, on_device: bool | str) -> 
         )
     if device.type == "cpu" or not size or on_device is False:
         return None
-    if device.type == "mps":
-        free = torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory()
-    else:
+    free = 0
+    if device.type == "cuda":
         free = torch.cuda.mem_get_info(device)[0]
+    elif device.type == "mps":
+        free = torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory()
     if on_device == "auto" and size > SHARE_OF_FREE_MEMORY * free:
         sizes = f"{size >> 20:,} MB, but {free >> 20:,} MB are free"
         _print_note(f"the data are copied batch by batch: they need {sizes} on the device (--data.on_device true)")
