@@ -15,3 +15,7 @@ EVALUATION = "evaluation"  # the folder that evaluate.py writes to
 PREDICTIONS = "predictions.csv"
 PER_CLASS = "per_class.csv"
 EXPLAINED = "explained.png"
+OUT_OF_FOLD = "out_of_fold.csv"  # of a run with --folds
+FOLDS = "folds"  # the folder of what the folds of an unfinished run need to resume
+FIXES = "fixes.csv"  # written by check.py --labels
+HASHES = "sha256.json"  # the SHA-256 of every other file of the run

@@ -1,0 +1,72 @@
+"""Read and write ``out_of_fold.csv``: for each labelled sample, predictions of networks that were not trained on it."""
+
+from __future__ import annotations
+
+import csv
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from datamodules.files import READ_TEXT_FILE, write_spreadsheet
+from lit_training.errors import UsageError
+
+COLUMNS = ("path", "repeat", "fold", "label", "prediction")
+"""The first columns. Then follows one column for each class with its probability; its name is that of the class."""
+
+
+@dataclass(frozen=True)
+class OutOfFold:
+    """Out-of-fold predictions: n rows, one for each sample and repeat. K is the number of classes."""
+
+    class_names: tuple[str, ...]  # K different names
+    paths: np.ndarray  # (n,) str, relative to the photo folder; the index of the sample if it is not a file
+    repeats: np.ndarray  # (n,) int64, from 1
+    folds: np.ndarray  # (n,) int64, from 1
+    labels: np.ndarray  # (n,) int64, indices of class_names
+    probabilities: np.ndarray  # (n, K) float64, not calibrated
+
+    @property
+    def predicted(self) -> np.ndarray:
+        """The most likely class of each row, (n,) int64."""
+        return self.probabilities.argmax(1)
+
+    @property
+    def correct(self) -> np.ndarray:
+        """True where the predicted class is the label, (n,) bool."""
+        return self.predicted == self.labels
+
+    def write(self, path: Path) -> None:
+        """Write the file atomically. Probabilities have 9 significant digits."""
+        names, head = self.class_names, [*COLUMNS, *self.class_names]
+        columns = zip(
+            self.paths, self.repeats, self.folds, self.labels, self.predicted, self.probabilities, strict=True
+        )
+        rows = (
+            [name, str(repeat), str(fold), names[label], names[guess], *(f"{share:.9g}" for share in shares)]
+            for name, repeat, fold, label, guess, shares in columns
+        )
+        write_spreadsheet(path, [head, *rows])
+
+
+def read_out_of_fold(path: Path) -> OutOfFold:
+    """Read the file. Raise a UsageError if it cannot be read or was changed by hand."""
+    try:
+        with path.open(**READ_TEXT_FILE) as file:
+            head, *rows = csv.reader(file)
+        first = len(COLUMNS)
+        names = tuple(name.removeprefix("'") for name in head[first:])
+        if tuple(head[:first]) != COLUMNS or len(set(names)) < len(names) or not rows:
+            raise ValueError("its columns or rows are missing")
+        number = {name: index for index, name in enumerate(names)}
+        paths, repeats, folds, labels, _ = zip(*(row[:first] for row in rows), strict=True)
+        return OutOfFold(
+            names,
+            np.array([name.removeprefix("'") for name in paths], object),
+            np.array(repeats, np.int64),
+            np.array(folds, np.int64),
+            np.array([number[label.removeprefix("'")] for label in labels], np.int64),
+            np.array([row[first:] for row in rows], np.float64).reshape(len(rows), len(names)),
+        )
+    except (OSError, ValueError, KeyError, csv.Error) as error:
+        raise UsageError(f"{path} cannot be read ({error}): train again with --folds 5") from error
