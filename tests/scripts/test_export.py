@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -36,7 +37,7 @@ def write_photos(root: Path) -> None:
             (root / split / name).mkdir(parents=True)
             for number in range(count):
                 size = tuple(random.integers(40, 200, 2).tolist())
-                pixels = np.array(scene(random.integers(1 << 30), size), np.float32) * 0.7
+                pixels = np.array(scene(int(random.integers(1 << 30)), size), np.float32) * 0.7
                 pixels[..., channel] += 12
                 pixels += random.integers(0, 50, (*pixels.shape[:2], 1))
                 picture = Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
@@ -221,7 +222,7 @@ def test_rows(fit: str, count: int) -> None:
     assert f"{count} rows compared" in run_well("export.py latest --to model")
     rows = np.random.default_rng(0).standard_normal((7, 1000)).astype(np.float32)
     np.save("rows.npy", rows)
-    [*own] = load("latest").predict("rows.npy")
+    own: Any = load("latest").predict("rows.npy")
     for one, other in zip(own, answers(Path("model"), ["rows.npy"]), strict=True):
         assert other["outputs"] == pytest.approx(one.outputs, abs=1e-5)
 
