@@ -22,6 +22,7 @@ from lit_models.cnn import LeNet
 from lit_training import load
 from lit_training.trained import export, onnx_pictures
 from lit_training.trained.predict import predict
+from tests.stress.exports import BACKBONES, COUNT, compare
 from tests.support.commands import run, run_well
 from tests.support.photos import exif_with_orientation, scene
 from tests.support.training import own_caches
@@ -247,3 +248,9 @@ def test_missing_packages_are_named(here: None, monkeypatch: pytest.MonkeyPatch)
     code, _, err = run("export.py latest --to model.onnx")
     assert code == 2
     assert "an ONNX file needs onnxruntime: pip install 'lit-classics[export]'" in err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backbone", BACKBONES[:4])
+def test_backbones_answer_as_exported(backbone: str) -> None:
+    assert f"{COUNT} pictures compared: the same class for each" in compare(backbone)
