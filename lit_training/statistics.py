@@ -1,7 +1,13 @@
-"""Compute the confidence interval of an accuracy, and test whether two accuracies differ."""
+"""Intervals and tests for accuracies, calibration of probabilities, and sets of classes with a stated coverage."""
 
-from math import sqrt
+from fractions import Fraction
+from math import ceil, exp, inf, log, sqrt
 from statistics import NormalDist
+
+import numpy as np
+
+PRIOR_SAMPLES = 10
+"""Samples that :func:`fit_temperature` adds. They keep the temperature finite if all labels are right or wrong."""
 
 
 def wilson_interval(successes: int, trials: int, confidence: float = 0.95) -> tuple[float, float]:
@@ -26,3 +32,49 @@ def mcnemar_p_value(only_first: int, only_second: int) -> float:
         tail += coefficient
         coefficient = coefficient * (n - k) // (k + 1)
     return min(1.0, 2 * tail / 2**n)
+
+
+def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
+    """Return the number by which logits (N, K) are divided so that the log loss of ``labels`` (N,) is lowest.
+
+    Source: Guo et al. 2017, "On Calibration of Modern Neural Networks". The result is finite, at least 0.05 and at most
+    20: :data:`PRIOR_SAMPLES` samples with labels from the network's own probabilities, which fit the temperature 1, are
+    added. Rows that are not finite are left out; without any row the result is 1.
+    """
+    logits = np.asarray(logits, np.float64)
+    logits = np.maximum(logits, logits.max(1, keepdims=True, initial=-np.inf) - 100)  # -inf: the log of 0
+    is_finite = np.isfinite(logits).all(1)
+    logits, labels = logits[is_finite], np.asarray(labels)[is_finite]
+    if not len(logits):
+        return 1.0
+    logits = logits - logits.max(1, keepdims=True)
+
+    def expected(factor: float) -> float:  # of the logits, under the probabilities for logits * factor
+        weights = np.exp(logits * factor)
+        return float(((weights * logits).sum(1) / weights.sum(1)).mean())
+
+    count = len(logits)
+    observed = float(np.take_along_axis(logits, labels[:, None], 1).mean())
+    target = (count * observed + PRIOR_SAMPLES * expected(1.0)) / (count + PRIOR_SAMPLES)
+    low, high = -log(20.0), log(20.0)  # of the factor 1 / temperature; the loss is convex in it: its slope is 0 once
+    for _ in range(50):
+        middle = (low + high) / 2
+        low, high = (middle, high) if expected(exp(middle)) < target else (low, middle)
+    return 1.0 if logits.min() == 0 else exp(-(low + high) / 2)
+
+
+def samples_for_coverage(coverage: float) -> int:
+    """Return the smallest number of scores for which :func:`conformal_threshold` is finite."""
+    share = Fraction(str(coverage))
+    return ceil(share / (1 - share))
+
+
+def conformal_threshold(scores: np.ndarray, coverage: float) -> float:
+    """Return the score that a new sample's true class does not exceed with probability ``coverage`` or more.
+
+    It is the ceil((n + 1) * coverage)-th of the n sorted ``scores``, infinite if n is too small. The probability is
+    over the draw of both the n samples and the new one, which must be exchangeable. Source: Vovk, Gammerman and Shafer
+    2005, "Algorithmic Learning in a Random World".
+    """
+    rank = ceil((len(scores) + 1) * Fraction(str(coverage)))
+    return float(np.sort(scores)[rank - 1]) if rank <= len(scores) else inf
