@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
 from pathlib import Path
@@ -125,7 +126,9 @@ def _table_row(prediction: Prediction) -> dict[str, str]:
         suffix = "" if rank == 1 else f"_{rank}"
         cells |= {f"label{suffix}": label, f"probability{suffix}": f"{probability:.6f}"}
     cells |= {f"output_{number}": f"{value:.6g}" for number, value in enumerate(prediction.outputs, start=1)}
-    return cells | {"error": prediction.error}
+    if prediction.set is not None:  # a backslash marks a ; that belongs to a name
+        cells["set"] = ";".join(re.sub(r"([;\\])", r"\\\1", name) for name in prediction.set)
+    return cells | {"note": prediction.note, "error": prediction.error}
 
 
 def check_output_path(path: str) -> None:
@@ -160,4 +163,6 @@ def _json_object(prediction: Prediction) -> dict[str, Any]:
     if prediction.outputs:
         return entry | {"outputs": list(prediction.outputs)}
     top = [{"label": label, "probability": probability} for label, probability in prediction.probabilities.items()]
-    return entry | top[0] | {"top": top}
+    if prediction.set is not None:
+        entry["set"] = list(prediction.set)
+    return entry | top[0] | {"top": top} | ({"note": prediction.note} if prediction.note else {})
