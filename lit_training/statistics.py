@@ -1,11 +1,13 @@
 """Intervals and tests for accuracies, calibration of probabilities, and sets of classes with a stated coverage."""
 
+from collections.abc import Callable
 from fractions import Fraction
 from math import ceil, exp, inf, log, sqrt
 from statistics import NormalDist
 
 import numpy as np
 
+REPEATS = 200  # resamples
 PRIOR_SAMPLES = 10
 """Samples that :func:`fit_temperature` adds. They keep the temperature finite if all labels are right or wrong."""
 
@@ -78,3 +80,30 @@ def conformal_threshold(scores: np.ndarray, coverage: float) -> float:
     """
     rank = ceil((len(scores) + 1) * Fraction(str(coverage)))
     return float(np.sort(scores)[rank - 1]) if rank <= len(scores) else inf
+
+
+def calibration_error(confidences: np.ndarray, right: np.ndarray, bins: int = 15) -> float:
+    """Return the expected calibration error (Naeini et al. 2015) of n predictions: 0 to 1, as in torchmetrics.
+
+    ``confidences`` are the probabilities of the predicted classes, ``right`` is True where these are the true ones.
+    """
+    places = np.ceil(np.asarray(confidences) * bins)
+    gaps = np.bincount(places.astype(int), np.asarray(confidences, np.float64) - right)
+    return float(np.abs(gaps).sum() / len(confidences))
+
+
+def chance_error(confidences: np.ndarray) -> float:
+    """Return the 95 % quantile of the calibration error if each confidence is exactly the probability to be right.
+
+    Source: Vaicenavicius et al. 2019, "Evaluating model calibration in classification" (consistency resampling).
+    """
+    random, n = np.random.default_rng(0), len(confidences)
+    errors = [calibration_error(confidences, random.random(n) < confidences) for _ in range(REPEATS)]
+    return float(np.quantile(errors, 0.95))
+
+
+def bootstrap_interval(statistic: Callable[[np.ndarray], float], n: int) -> tuple[float, float]:
+    """Return the 95 % percentile interval (Efron 1979) of a statistic of row numbers, from resamples of n rows."""
+    random = np.random.default_rng(0)
+    low, high = np.quantile([statistic(random.integers(n, size=n)) for _ in range(REPEATS)], (0.025, 0.975))
+    return float(low), float(high)

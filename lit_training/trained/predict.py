@@ -81,14 +81,11 @@ def predict(
             x = normalize(x, preprocessing.mean, preprocessing.std) if takes_pictures else x
             with torch.inference_mode():
                 x = x.to(device)
-                features: Any = None
                 if calibration is not None and calibration.references is not None:
-                    features = model.features(x)
+                    features: Any = model.features(x)
                     unlike = (calibration.distances(features) > calibration.limit).tolist()
-                # LitTransfer also computes the outputs from the features
-                outputs = model.predict_step(
-                    features if type(model) is LitTransfer and features is not None else x
-                ).cpu()
+                    x = features if type(model) is LitTransfer else x  # its last layer also takes features
+                outputs = model.predict_step(x).cpu()  # (B, K)
         names = distinct_class_names(model.class_names, outputs.shape[-1])
         remaining_outputs = iter(outputs)
         for path, row, pixels, error in batch:
