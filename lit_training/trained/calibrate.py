@@ -163,7 +163,7 @@ def _compute(
     found = []
     with torch.inference_mode():
         rows = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(seed))[:MAX_PICTURES]
-        for keys in rows.split(32):
+        for keys in rows.split(32) if len(rows) else ():
             x, labels = dataset.__getitems__(keys.tolist())
             x = x.to(model.device)
             is_feature = x.ndim == 2 < model.sample_ndim  # a dataset of FeatureCache

@@ -68,18 +68,24 @@ def write_evaluation(evaluation: Evaluation) -> None:
         print_table(list(PREDICTION_COLUMNS[:4]), [row[:4] for row in _prediction_rows(evaluation, worst)])
     folder, files = (
         evaluation.folder,
-        [PREDICTIONS, "confusion_matrix.csv", "confusion_matrix.png", PER_CLASS, RELIABILITY],
+        [PREDICTIONS, "confusion_matrix.csv", "confusion_matrix.png", PER_CLASS],
     )
     try:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / OUTPUT_MARKER).touch()
-        for old_file in ("worst.png", EXPLAINED):  # of an earlier evaluation, perhaps of another checkpoint
+        for old_file in (
+            "worst.png",
+            EXPLAINED,
+            RELIABILITY,
+        ):  # of an earlier evaluation, perhaps of another checkpoint
             (folder / old_file).unlink(missing_ok=True)
         predictions = _prediction_rows(evaluation, range(n))  # not a list: it could need more memory than the data
         write_spreadsheet(folder / files[0], chain([PREDICTION_COLUMNS], predictions))
         write_spreadsheet(folder / files[1], [["label", *evaluation.class_names], *matrix], mark="")
-        confidences = {"not calibrated": evaluation.outputs.softmax(1).amax(1), "calibrated": evaluation.probability}
-        figures.draw_reliability(confidences, evaluation.correct).savefig(folder / files[4])
+        if evaluation.calibration is not None:
+            confidences = {"before": evaluation.outputs.softmax(1).amax(1), "calibrated": evaluation.probability}
+            figures.draw_reliability(confidences, evaluation.correct).savefig(folder / RELIABILITY)
+            files.append(RELIABILITY)
         class_rows = _class_rows(evaluation, "", digits=6)
         write_spreadsheet(folder / files[3], [["class", "precision", "recall", "f1", "support"], *class_rows])
         figures.draw_confusion(confusion, evaluation.class_names).savefig(folder / files[2])
@@ -173,7 +179,9 @@ def _table_row(prediction: Prediction) -> dict[str, str]:
     cells |= {f"output_{number}": f"{value:.6g}" for number, value in enumerate(prediction.outputs, start=1)}
     if prediction.set is not None:  # a backslash marks a ; that belongs to a name
         cells["set"] = ";".join(re.sub(r"([;\\])", r"\\\1", name) for name in prediction.set)
-    return cells | {"note": prediction.note, "error": prediction.error}
+    if prediction.set is not None or prediction.note:
+        cells["note"] = prediction.note
+    return cells | {"error": prediction.error}
 
 
 def check_output_path(path: str) -> None:
