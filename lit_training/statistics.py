@@ -39,30 +39,29 @@ def mcnemar_p_value(only_first: int, only_second: int) -> float:
 def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
     """Return the number by which logits (N, K) are divided so that the log loss of ``labels`` (N,) is lowest.
 
-    Source: Guo et al. 2017, "On Calibration of Modern Neural Networks". The result is finite, at least 0.05 and at most
-    20: :data:`PRIOR_SAMPLES` samples with labels from the network's own probabilities, which fit the temperature 1, are
-    added. Rows that are not finite are left out; without any row the result is 1.
+    Source: Guo et al. 2017, "On Calibration of Modern Neural Networks". The result is from 0.05 to 20.
+    :data:`PRIOR_SAMPLES` samples with labels from the network's own probabilities, which fit the temperature 1, are
+    added. Rows that are not finite are left out; the log of 0 counts as finite.
     """
     logits = np.asarray(logits, np.float64)
-    logits = np.maximum(logits, logits.max(1, keepdims=True, initial=-np.inf) - 100)  # -inf: the log of 0
+    logits = np.maximum(logits, logits.max(1, keepdims=True, initial=-inf) - 100)
     is_finite = np.isfinite(logits).all(1)
     logits, labels = logits[is_finite], np.asarray(labels)[is_finite]
-    if not len(logits):
+    logits = logits - logits.max(1, keepdims=True, initial=-inf)
+    if not logits.any():  # there are no rows, or the logits of each row are equal
         return 1.0
-    logits = logits - logits.max(1, keepdims=True)
 
-    def expected(factor: float) -> float:  # of the logits, under the probabilities for logits * factor
+    def mean_logit(factor: float) -> float:  # under the probabilities for logits * factor
         weights = np.exp(logits * factor)
         return float(((weights * logits).sum(1) / weights.sum(1)).mean())
 
-    count = len(logits)
-    observed = float(np.take_along_axis(logits, labels[:, None], 1).mean())
-    target = (count * observed + PRIOR_SAMPLES * expected(1.0)) / (count + PRIOR_SAMPLES)
-    low, high = -log(20.0), log(20.0)  # of the factor 1 / temperature; the loss is convex in it: its slope is 0 once
+    observed, count = logits[np.arange(len(labels)), labels].mean(), len(labels)
+    target = (count * observed + PRIOR_SAMPLES * mean_logit(1.0)) / (count + PRIOR_SAMPLES)
+    low, high = -log(20.0), log(20.0)  # the loss is convex in the factor 1 / temperature: its slope is 0 once
     for _ in range(50):
         middle = (low + high) / 2
-        low, high = (middle, high) if expected(exp(middle)) < target else (low, middle)
-    return 1.0 if logits.min() == 0 else exp(-(low + high) / 2)
+        low, high = (middle, high) if mean_logit(exp(middle)) < target else (low, middle)
+    return exp(-(low + high) / 2)
 
 
 def samples_for_coverage(coverage: float) -> int:
@@ -74,9 +73,8 @@ def samples_for_coverage(coverage: float) -> int:
 def conformal_threshold(scores: np.ndarray, coverage: float) -> float:
     """Return the score that a new sample's true class does not exceed with probability ``coverage`` or more.
 
-    It is the ceil((n + 1) * coverage)-th of the n sorted ``scores``, infinite if n is too small. The probability is
-    over the draw of both the n samples and the new one, which must be exchangeable. Source: Vovk, Gammerman and Shafer
-    2005, "Algorithmic Learning in a Random World".
+    It is the ceil((n + 1) * coverage)-th of the n sorted ``scores``, infinite if n is too small. The n samples and the
+    new one must be exchangeable. Source: Vovk et al. 2005, "Algorithmic Learning in a Random World".
     """
     rank = ceil((len(scores) + 1) * Fraction(str(coverage)))
     return float(np.sort(scores)[rank - 1]) if rank <= len(scores) else inf
@@ -87,8 +85,7 @@ def calibration_error(confidences: np.ndarray, right: np.ndarray, bins: int = 15
 
     ``confidences`` are the probabilities of the predicted classes, ``right`` is True where these are the true ones.
     """
-    places = np.ceil(np.asarray(confidences) * bins)
-    gaps = np.bincount(places.astype(int), np.asarray(confidences, np.float64) - right)
+    gaps = np.bincount(np.ceil(confidences * bins).astype(int), confidences.astype(np.float64) - right)
     return float(np.abs(gaps).sum() / len(confidences))
 
 
@@ -97,9 +94,8 @@ def chance_error(confidences: np.ndarray) -> float:
 
     Source: Vaicenavicius et al. 2019, "Evaluating model calibration in classification" (consistency resampling).
     """
-    random, n = np.random.default_rng(0), len(confidences)
-    errors = [calibration_error(confidences, random.random(n) < confidences) for _ in range(REPEATS)]
-    return float(np.quantile(errors, 0.95))
+    draw, n = np.random.default_rng(0).random, len(confidences)
+    return float(np.quantile([calibration_error(confidences, draw(n) < confidences) for _ in range(REPEATS)], 0.95))
 
 
 def bootstrap_interval(statistic: Callable[[np.ndarray], float], n: int) -> tuple[float, float]:

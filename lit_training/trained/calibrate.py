@@ -133,11 +133,9 @@ def calibrate(
     """
     checkpoint, table = checkpoints.read(path), run_folder(path) / OUT_OF_FOLD
     calibration, seed = Calibration.of(checkpoint), checkpoint["lit"].get("seed") or 0
-    is_known = isinstance(data, SplitDataModule) and not is_own(type(data))
-    is_known &= str(checkpoint["lit"].get("model_class")).startswith("lit_models.")
-    compute = (
-        partial(_compute, checkpoints.load_model(checkpoint).to(device), data, seed, progress) if is_known else None
-    )
+    compute, model_class = None, str(checkpoint["lit"].get("model_class"))
+    if isinstance(data, SplitDataModule) and not is_own(type(data)) and model_class.startswith("lit_models."):
+        compute = partial(_compute, checkpoints.load_model(checkpoint).to(device), data, seed, progress)
     if calibration is None and table.is_file():
         folds = read_out_of_fold(table)
         first = folds.repeats == 1  # each picture once
