@@ -101,6 +101,7 @@ class LitBase(LightningModule):
     """Function that builds Lightning's ``lr_scheduler`` dictionary, if the command has ``--lr_scheduler``."""
     epoch_losses: tuple[Tensor | float, int] = (0.0, 0)
     """Sum and number of the batch losses on this rank in the current epoch. A resumed run restores both."""
+    temperature = 1.0  # the logits are divided by it before predict_step's softmax; fitted after training
     label_smoothing = 0.0  # share of each training target that is spread evenly over all classes
 
     def make_metrics(self, num_classes: int | None = None) -> None:
@@ -200,13 +201,20 @@ class LitBase(LightningModule):
         return self._evaluate(batch, "test")
 
     def predict_step(self, batch: Any, batch_idx: int = 0) -> Tensor:
-        """Return class probabilities (B, K), or the outputs (B, K) of a regression.
+        """Return calibrated class probabilities (B, K), or the outputs (B, K) of a regression.
 
+        The class of the largest logit always has the largest probability, also where rounding would make two equal.
         ``batch`` is the inputs, or a tuple or list that begins with them. A single sample may have no batch dimension.
         """
         x = batch[0] if isinstance(batch, (tuple, list)) else batch
         output = self(x.unsqueeze(0) if x.ndim == self.sample_ndim else x)
-        return output.softmax(-1) if self.task == "classification" else output
+        if self.task != "classification":
+            return output
+        probabilities = (output / self.temperature).softmax(-1)
+        top = output.argmax(-1, keepdim=True)
+        largest = probabilities.gather(-1, top)
+        others = probabilities.minimum(largest * (1 - torch.finfo(largest.dtype).eps))
+        return others.scatter(-1, top, largest)
 
     def build_optimizers(
         self,
@@ -261,6 +269,7 @@ class LitBase(LightningModule):
         saved = checkpoint.get("lit", {})
         self.class_names = tuple(saved["class_names"]) if saved.get("class_names") else self.class_names
         self.preprocessing = saved.get("preprocessing") or self.preprocessing
+        self.temperature = (saved.get("calibration") or {}).get("temperature", 1.0)
 
 
 def dotted_path(kind: type) -> str:

@@ -168,3 +168,19 @@ def draw_curves(charts: Mapping[str, Mapping[str, tuple[Sequence[float], Sequenc
     for text in legend.get_texts():
         text.set_parse_math(False)
     return figure
+
+
+def draw_reliability(confidences: Mapping[str, Tensor], right: Tensor) -> "Figure":
+    """Draw the share of ``right`` predictions, (N,) bool, in ten bins of each name's ``confidences``, (N,) float32."""
+    from matplotlib.figure import Figure
+
+    axes = (figure := Figure(figsize=(4, 4), dpi=100, layout="constrained")).add_subplot()
+    axes.plot([0, 1], [0, 1], color="gray", linestyle=":", label="perfect")
+    for name, values in confidences.items():
+        bins = (values * 10).long().clamp(max=9)
+        sums = [torch.bincount(bins, one.double(), 10) for one in (torch.ones_like(values), values, right)]
+        is_used = sums[0] > 0
+        axes.plot(*((one / sums[0])[is_used] for one in sums[1:]), marker="o", label=name)
+    axes.set(xlabel="probability of the predicted class", ylabel="share of right predictions", xlim=(0, 1), ylim=(0, 1))
+    axes.legend()
+    return figure

@@ -2,6 +2,7 @@
 
 import sys
 from pathlib import Path
+from typing import Any
 
 from lit_training.cli.arguments import Parser, at_least
 from lit_training.errors import one_line_errors
@@ -21,6 +22,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--top_k", type=at_least(1), default=3, metavar="N", help=top_k)
     parser.add_argument("--output", metavar="FILE", help="also write a .csv, .json or .jsonl file")
     parser.add_argument("--batch_size", type=at_least(1), default=32, metavar="N", help="batch size (default: 32)")
+    coverage = "show the set of classes that has the true class in this share of cases, such as 0.9"
+    parser.add_argument("--coverage", type=float, metavar="SHARE", help=coverage)
     parser.add_accelerator_flag()
     parser.add_argument("--explain", action="store_true", help="draw heat maps into explanations/")
     chosen = parser.parse_intermixed_args(arguments)
@@ -42,7 +45,8 @@ def main(arguments: list[str] | None = None) -> int:
     if chosen.output:
         check_output_path(chosen.output)
     device = find_device(chosen.accelerator)
-    model = load(chosen.run).model()
+    saved = load(chosen.run)
+    model = saved.model()
     if chosen.explain:
         check_explainable(model)
     torch.set_num_threads(choose_threads(model, sample_input(model), chosen.batch_size))
@@ -50,7 +54,8 @@ def main(arguments: list[str] | None = None) -> int:
     files = find_files(chosen.inputs, PICTURE_SUFFIXES if pictures else ROW_SUFFIXES)
     predictions = []
     with progress_bar("predicting") as progress:
-        for prediction in predict(model, files, top_k=chosen.top_k, batch_size=chosen.batch_size, device=device):
+        options: Any = {name: getattr(chosen, name) for name in ("coverage", "top_k", "batch_size")}
+        for prediction in predict(model, files, calibration=saved.calibration, device=device, **options):
             predictions.append(prediction)
             progress(len(predictions), len(files) if pictures else None)
     print_table(*prediction_table(predictions))

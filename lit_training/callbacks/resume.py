@@ -169,6 +169,10 @@ class ResumePoint(Callback):
 
     # --- when to save ----------------------------------------------------------------------------------------------
 
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.start.trained:  # type: ignore[attr-defined]
+            trainer.fit_loop.max_epochs = trainer.start.epoch  # type: ignore[attr-defined]  # it then trains nothing
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._last_save_time = self._last_exchange_time = time.monotonic()
         self._data_fingerprint = fingerprint(trainer.train_dataloader)

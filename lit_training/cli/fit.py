@@ -33,6 +33,7 @@ from lit_training.runs.plain import LEFT_OUT, plain_checkpoint
 from lit_training.runs.run import Run
 from lit_training.statistics import wilson_interval
 from lit_training.text import progress_bar
+from lit_training.trained.calibrate import ValidationOutputs, calibrate
 
 RESULT_FILE_VARIABLE = "FIT_RESULT_FILE"
 """Environment variable with a file name. A successful run writes the path of its folder to this file."""
@@ -143,17 +144,24 @@ def print_result(run: Run) -> None:
     metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
     checkpoint = checkpoints.read_any(Path(best), mmap=True) if best else {}
     is_complete = isinstance(model, LitBase) and LEFT_OUT not in checkpoint
+    outputs = ValidationOutputs()
     if is_complete and run.validates and not (trainer.barebones or trainer.fast_dev_run):
         trainer.ckpt_path = None  # otherwise validate() loads the checkpoint that training resumed from
         loggers, trainer.loggers = trainer.loggers, []  # this validation must not add points to the curves
+        trainer.callbacks.append(outputs)
         trainer.profiler = NullProfiler()  # nor write a second report
         options: dict[str, Any] = {"ckpt_path": best, "weights_only": True} if best else {}
         for results in trainer.validate(model, run.data, verbose=False, **options):  # none if there are no samples
             metrics |= results
         trainer.loggers = loggers
     folder = trainer.log_dir  # all ranks must read log_dir, because it sends a value to all ranks
+    of_validation = outputs.gather(trainer)
     if not trainer.is_global_zero:
         return
+    calibration = None
+    if best and is_complete and model.task == "classification":
+        device, progress = trainer.strategy.root_device, run.watch.note_progress
+        calibration = calibrate(Path(best), run.data, of_validation, device, progress)
     print()
     if best and (table := Path(folder or "", METRICS)).is_file():
         metrics.pop("train_loss", None)  # it is that of the last epoch
@@ -175,6 +183,8 @@ def print_result(run: Run) -> None:
             print(f"{name:<10}  {metrics[name]:.4g}")
     if not metrics:
         print("nothing was measured")
+    if calibration is not None and not run.quiet:
+        print(calibration.report())
     if trainer.loggers and folder is not None:
         print(f"run         {relative_path(Path(folder))}")
         if result_file := os.environ.get(RESULT_FILE_VARIABLE):

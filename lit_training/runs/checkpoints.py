@@ -147,6 +147,15 @@ def read_any(path: Path, mmap: bool = False) -> dict[str, Any]:
     return checkpoint
 
 
+def lacks_calibration(path: Path) -> bool:
+    """Return True for a classifier's checkpoint that fit.py has not tried to calibrate, because it was killed."""
+    with contextlib.suppress(CheckpointError):
+        checkpoint = read_any(path, mmap=True)
+        record = {"calibration": None} if LEFT_OUT in checkpoint else checkpoint.get("lit") or {}
+        return record.get("task") == "classification" and "calibration" not in record
+    return False
+
+
 def load_model(checkpoint: dict[str, Any]) -> LitBase:
     """Return the model of a checkpoint, in evaluation mode on the CPU. Raise a CheckpointError if this fails."""
     model_class = find_class(checkpoint["lit"].get("model_class"), LitBase)

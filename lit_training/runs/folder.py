@@ -42,7 +42,8 @@ class RunStart:
     step: int = 0  # optimizer steps before the resume point
     metrics_rows: int = 0  # rows in metrics.csv when the resume point was written
     epoch: int = 0  # complete epochs before the resume point
-    finished: bool = False  # True if the run is complete, so there is nothing to train
+    finished: bool = False  # True if the run is complete, so there is nothing to do
+    trained: bool = False  # True if there is nothing to train; unless it has finished, best.ckpt is not calibrated yet
     limits: dict[str, Any] = field(default_factory=dict)  # the settings of this command that decide when training ends
     threads: tuple[int, int] | None = None  # of the run: for training, and for computing features
     processes: int = 0  # with which the run began
@@ -275,8 +276,9 @@ def _read_resume_point(start: RunStart, path: Path) -> RunStart:
             start.limits[name] not in (None, -1) and start.limits[name] <= done for name, done in reached.items()
         )
     threads: Any = tuple(state.get("threads") or ()) or None  # runs of older versions have none
-    start = replace(start, checkpoint=path, step=step, metrics_rows=metrics_rows, epoch=epoch, finished=finished)
-    return replace(start, threads=threads, processes=state.get("shape", [0])[0])
+    start = replace(start, checkpoint=path, step=step, metrics_rows=metrics_rows, epoch=epoch, trained=finished)
+    finished = finished and not checkpoints.lacks_calibration(start.folder / CHECKPOINTS / BEST)
+    return replace(start, finished=finished, threads=threads, processes=state.get("shape", [0])[0])
 
 
 def keep_global_batch(start: RunStart, new_config: Any, processes: int, is_typed: bool) -> RunStart:

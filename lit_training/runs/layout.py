@@ -14,6 +14,7 @@ PREVIOUS = "previous.ckpt"
 EVALUATION = "evaluation"  # the folder that evaluate.py writes to
 PREDICTIONS = "predictions.csv"
 PER_CLASS = "per_class.csv"
+RELIABILITY = "reliability.png"
 EXPLAINED = "explained.png"
 OUT_OF_FOLD = "out_of_fold.csv"  # of a run with --folds
 FOLDS = "folds"  # the folder of what the folds of an unfinished run need to resume

@@ -40,6 +40,7 @@ from lit_training.runs.processes import bind_to_loopback, refuse_other_ranks
 from lit_training.runs.threads import choose_threads, use_threads
 from lit_training.statistics import wilson_interval
 from lit_training.text import progress_bar
+from lit_training.trained.calibrate import Calibration
 from lit_training.trained.describe import sample_input
 from lit_training.trained.predict import distinct_class_names
 
@@ -63,6 +64,7 @@ class Evaluation:
     class_names: tuple[str, ...]
     preprocessing: Preprocessing | None  # None if the inputs are rows of numbers, or the loader is the user's
     paths: np.ndarray | None  # the N paths, relative to the photo folder; None if the samples are not files
+    calibration: Calibration | None = None
 
     @cached_property
     def predicted(self) -> Tensor:
@@ -71,8 +73,9 @@ class Evaluation:
 
     @cached_property
     def probability(self) -> Tensor:
-        """The probability of the predicted class of each sample, (N,) float32."""
-        return self.outputs.softmax(1).amax(1)
+        """The calibrated probability of the predicted class of each sample, (N,) float32."""
+        temperature = 1.0 if self.calibration is None else self.calibration.temperature
+        return (self.outputs / temperature).softmax(1).amax(1)
 
     @cached_property
     def correct(self) -> Tensor:
@@ -181,6 +184,7 @@ def evaluate(
         class_names=tuple(distinct_class_names(model.class_names, outputs.shape[1])),
         preprocessing=Preprocessing.from_dict(model.preprocessing) if model.preprocessing and is_ordered else None,
         paths=files.paths if files else None,
+        calibration=saved.calibration,
     )
 
 

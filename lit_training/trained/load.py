@@ -13,6 +13,7 @@ from lit_training.errors import UsageError
 from lit_training.runs import checkpoints
 from lit_training.runs.devices import find_device
 from lit_training.runs.folder import find_checkpoint, run_folder
+from lit_training.trained.calibrate import Calibration
 from lit_training.trained.evaluate import evaluate
 from lit_training.trained.export import export
 from lit_training.trained.inputs import ROW_SUFFIXES, find_files
@@ -42,12 +43,20 @@ class SavedRun:
         """Return the data module of the training. Its ``setup`` has not run yet."""
         return checkpoints.load_data(self.checkpoint)
 
-    def predict(self, images: Any, accelerator: str = "auto") -> Prediction | list[Prediction]:
+    @property
+    def calibration(self) -> Calibration | None:
+        """What fit.py has fitted after training; None for a regression, without validation and of older versions."""
+        return Calibration.of(self.checkpoint)
+
+    def predict(
+        self, images: Any, accelerator: str = "auto", coverage: float | None = None
+    ) -> Prediction | list[Prediction]:
         """Return one prediction for a single image, otherwise a list. In a list, unreadable files have an ``error``.
 
         ``images`` is the path of an image, of a folder of images or of a file of rows (.csv or .npy); a PIL image; a
-        uint8 array (H, W, 3); or a list of these. Raises a UsageError or DataError if a single file cannot be read, or
-        an input does not fit the network.
+        uint8 array (H, W, 3); or a list of these. With a ``coverage`` such as 0.9, each prediction
+        has the ``set`` of classes that holds the true one in 90 % of cases. Raises a UsageError or DataError if a
+        single file cannot be read, or an input does not fit the network.
         """
         model = self.model()
         takes_rows = model.sample_ndim == 1
@@ -60,7 +69,8 @@ class SavedRun:
                 raise UsageError(f"{type(model).__name__} takes rows: give the path of a .csv or .npy file")
             else:
                 inputs.append(image)
-        predictions = list(predict(model, inputs, device=find_device(accelerator)))
+        device = find_device(accelerator)
+        predictions = list(predict(model, inputs, calibration=self.calibration, coverage=coverage, device=device))
         is_folder_or_glob = isinstance(images, str | Path) and (Path(images).is_dir() or inputs != [str(images)])
         if is_list or is_folder_or_glob:
             return predictions

@@ -3,12 +3,14 @@
 import json
 import math
 import os
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torchmetrics.functional import mean_absolute_error, r2_score
 
@@ -16,13 +18,19 @@ from datamodules.files import OUTPUT_MARKER, atomic_write, write_spreadsheet
 from datamodules.text import plural, printable
 from lit_training import figures
 from lit_training.errors import UsageError
-from lit_training.runs.layout import EXPLAINED, PER_CLASS, PREDICTIONS
+from lit_training.runs.layout import EXPLAINED, PER_CLASS, PREDICTIONS, RELIABILITY
+from lit_training.statistics import bootstrap_interval, calibration_error, chance_error, samples_for_coverage
 from lit_training.text import print_table
+from lit_training.trained.calibrate import Calibration
 from lit_training.trained.evaluate import MAX_PRINTED_CLASSES, Evaluation
 from lit_training.trained.predict import Prediction
 
 PREDICTION_COLUMNS = ("path", "label", "predicted", "probability", "right")
 """Columns of predictions.csv. ``path`` is an index if the samples are not files. ``label`` is the true class."""
+
+
+COVERAGE = 0.9  # of the sets
+MAX_CHANCE_ERROR = 0.05  # if a calibrated network often shows a larger calibration error, the samples are too few
 
 
 def write_evaluation(evaluation: Evaluation) -> None:
@@ -41,7 +49,9 @@ def write_evaluation(evaluation: Evaluation) -> None:
     accuracy = f"{evaluation.accuracy:.4f}  (95 % interval {low:.3f} to {high:.3f}, {right} of {n} right)"
     print(f"{prefix + 'acc':<10}  {accuracy}")
     print(f"balanced    {float(scores[:, 1].nanmean()):.4f}  (mean recall of the classes)")
-    print(f"{prefix + 'loss':<10}  {evaluation.loss:.4g}\n")
+    print(f"{prefix + 'loss':<10}  {evaluation.loss:.4g}{'  (not calibrated)' * bool(evaluation.calibration)}\n")
+    if evaluation.calibration is not None:
+        _print_calibration(evaluation, evaluation.calibration)
     by_f1 = scores[:, 2].nan_to_num(2.0).argsort(stable=True).tolist()  # classes with undefined F1 are last
     matrix = [[name, *map(str, row)] for name, row in zip(evaluation.class_names, confusion.tolist(), strict=True)]
     rows, columns = _class_rows(evaluation, "-", digits=4), ["class", "precision", "recall", "F1", "support"]
@@ -56,15 +66,26 @@ def write_evaluation(evaluation: Evaluation) -> None:
     if worst:
         print("\nmost confident mistakes")
         print_table(list(PREDICTION_COLUMNS[:4]), [row[:4] for row in _prediction_rows(evaluation, worst)])
-    folder, files = evaluation.folder, [PREDICTIONS, "confusion_matrix.csv", "confusion_matrix.png", PER_CLASS]
+    folder, files = (
+        evaluation.folder,
+        [PREDICTIONS, "confusion_matrix.csv", "confusion_matrix.png", PER_CLASS],
+    )
     try:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / OUTPUT_MARKER).touch()
-        for old_file in ("worst.png", EXPLAINED):  # of an earlier evaluation, perhaps of another checkpoint
+        for old_file in (
+            "worst.png",
+            EXPLAINED,
+            RELIABILITY,
+        ):  # of an earlier evaluation, perhaps of another checkpoint
             (folder / old_file).unlink(missing_ok=True)
         predictions = _prediction_rows(evaluation, range(n))  # not a list: it could need more memory than the data
         write_spreadsheet(folder / files[0], chain([PREDICTION_COLUMNS], predictions))
         write_spreadsheet(folder / files[1], [["label", *evaluation.class_names], *matrix], mark="")
+        if evaluation.calibration is not None:
+            confidences = {"before": evaluation.outputs.softmax(1).amax(1), "calibrated": evaluation.probability}
+            figures.draw_reliability(confidences, evaluation.correct).savefig(folder / RELIABILITY)
+            files.append(RELIABILITY)
         class_rows = _class_rows(evaluation, "", digits=6)
         write_spreadsheet(folder / files[3], [["class", "precision", "recall", "f1", "support"], *class_rows])
         figures.draw_confusion(confusion, evaluation.class_names).savefig(folder / files[2])
@@ -75,6 +96,37 @@ def write_evaluation(evaluation: Evaluation) -> None:
     except OSError as error:
         raise UsageError(f"{folder} cannot be written ({error.strerror}): copy the run to a writable folder") from error
     print(f"\nwritten     {os.path.relpath(folder)}/: {', '.join(files)}")
+
+
+def _print_calibration(evaluation: Evaluation, calibration: Calibration) -> None:
+    """Print log loss and calibration error before and after, with 95 % bootstrap intervals, and the sets' coverage."""
+    print(calibration.report())
+    before, after = evaluation.outputs, evaluation.outputs / calibration.temperature
+    targets, right, n = evaluation.targets, evaluation.correct.numpy(), len(evaluation.targets)
+    losses = [F.cross_entropy(logits, targets, reduction="none").double().numpy() for logits in (before, after)]
+    low, high = bootstrap_interval(lambda rows: (losses[1] - losses[0])[rows].mean(), n)
+    change = f"change: 95 % interval {low:+.4f} to {high:+.4f}"
+    print(f"log loss    {losses[0].mean():.4f} before, {losses[1].mean():.4f} after  ({change})")
+    sure = [logits.softmax(1).amax(1).numpy() for logits in (before, after)]
+    errors, chance = [calibration_error(one, right) for one in sure], chance_error(sure[1])
+    low, high = bootstrap_interval(lambda rows: calibration_error(sure[1][rows], right[rows]), n)
+    verdict = "" if errors[1] <= chance else ": it is not calibrated"
+    verdict = ": too few to tell" if chance > MAX_CHANCE_ERROR else verdict
+    details = f"95 % interval {low:.4f} to {high:.4f}; calibrated networks have up to {chance:.4f}{verdict}"
+    print(f"ECE         {errors[0]:.4f} before, {errors[1]:.4f} after  ({details})")
+    if len(calibration.scores) >= samples_for_coverage(COVERAGE):
+        is_in_set = 1 - after.softmax(1) <= calibration.threshold(COVERAGE)
+        holds, size = is_in_set.gather(1, targets[:, None]).flatten().double(), is_in_set.sum(1).double().mean()
+        names = evaluation.class_names
+        by_class = [(float(holds[targets == k].mean()), names[k]) for k in targets.unique().tolist()]
+        lowest = ", ".join(f"{name} {share:.3f}" for share, name in sorted(by_class)[:MAX_PRINTED_CLASSES])
+        print(printable(f"coverage    {holds.mean():.4f} of the {COVERAGE:.0%} sets, mean size {size:.2f}: {lowest}"))
+    for what, source in (("temperature", calibration.source), ("coverage", calibration.score_source)):
+        if source.endswith(evaluation.split):
+            print(
+                f"note: the {what} was fitted on {source}, so on the same samples: it looks better here than elsewhere"
+            )
+    print()
 
 
 def _class_rows(evaluation: Evaluation, undefined: str, digits: int) -> list[list[str]]:
@@ -125,6 +177,10 @@ def _table_row(prediction: Prediction) -> dict[str, str]:
         suffix = "" if rank == 1 else f"_{rank}"
         cells |= {f"label{suffix}": label, f"probability{suffix}": f"{probability:.6f}"}
     cells |= {f"output_{number}": f"{value:.6g}" for number, value in enumerate(prediction.outputs, start=1)}
+    if prediction.set is not None:  # a backslash marks a ; that belongs to a name
+        cells["set"] = ";".join(re.sub(r"([;\\])", r"\\\1", name) for name in prediction.set)
+    if prediction.set is not None or prediction.note:
+        cells["note"] = prediction.note
     return cells | {"error": prediction.error}
 
 
@@ -160,4 +216,6 @@ def _json_object(prediction: Prediction) -> dict[str, Any]:
     if prediction.outputs:
         return entry | {"outputs": list(prediction.outputs)}
     top = [{"label": label, "probability": probability} for label, probability in prediction.probabilities.items()]
-    return entry | top[0] | {"top": top}
+    if prediction.set is not None:
+        entry["set"] = list(prediction.set)
+    return entry | top[0] | {"top": top} | ({"note": prediction.note} if prediction.note else {})

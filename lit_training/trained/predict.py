@@ -1,16 +1,18 @@
 """Predict images or rows of numbers with a trained network. Letters in shapes: B batch, K classes or outputs."""
 
+import itertools
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
 from typing import Any
 
 import torch
 
 from datamodules import Preprocessing
 from datamodules.loading.memory import normalize
-from lit_models import LitBase
+from lit_models import LitBase, LitTransfer
+from lit_training.errors import UsageError
+from lit_training.trained.calibrate import Calibration
 from lit_training.trained.describe import sample_input
 from lit_training.trained.inputs import read_pictures, read_rows
 
@@ -24,6 +26,14 @@ class Prediction:
     probabilities: dict[str, float] = field(default_factory=dict)  # by class name, most likely class first
     outputs: tuple[float, ...] = ()
     error: str = ""  # why the input could not be read
+    set: tuple[str, ...] | None = None  # with ``coverage``: the classes that may be the true one, most likely first
+    unlike: bool = False  # True if the picture is unlike the training photos
+
+    @property
+    def note(self) -> str:
+        """``not sure``, ``unlike the training photos``, both, or ""."""
+        is_unsure = self.set is not None and len(self.set) != 1
+        return ", ".join(["not sure"] * is_unsure + ["unlike the training photos"] * self.unlike)
 
     @property
     def label(self) -> str:
@@ -37,13 +47,24 @@ class Prediction:
 
 
 def predict(
-    model: LitBase, inputs: Sequence[Any], *, top_k: int = 0, batch_size: int = 32, device: torch.device | str = "cpu"
+    model: LitBase,
+    inputs: Sequence[Any],
+    *,
+    calibration: Calibration | None = None,
+    coverage: float | None = None,
+    top_k: int = 0,
+    batch_size: int = 32,
+    device: torch.device | str = "cpu",
 ) -> Iterator[Prediction]:
     """Yield one prediction per image or row, in the order of the inputs. An unreadable input has an ``error``.
 
     ``inputs`` are as in :func:`read_pictures` or :func:`read_rows`. ``top_k`` is the number of classes per prediction;
-    0: all. The network is moved to ``device``.
+    0: all. The network is moved to ``device``. With the ``calibration`` of its checkpoint, pictures unlike the training
+    photos are marked; with a ``coverage`` too, each prediction has a set. Raise a UsageError if that is not possible.
     """
+    if coverage is not None and calibration is None:
+        raise UsageError("--coverage needs a classifier that this version of fit.py trained with validation data")
+    limit = None if coverage is None or calibration is None else calibration.threshold(coverage)
     sample = sample_input(model)  # raises a UsageError if the form of a sample is unknown
     if takes_pictures := model.sample_ndim == 3:
         preprocessing = Preprocessing.from_dict(model.preprocessing)
@@ -52,14 +73,19 @@ def predict(
     else:
         samples = read_rows(inputs, sample.shape[1])
     model = model.to(device).eval()
-    while batch := list(islice(samples, batch_size)):
+    while batch := list(itertools.islice(samples, batch_size)):
         readable = [sample.x for sample in batch if sample.x is not None]
-        outputs = torch.empty(0)
+        outputs, unlike = torch.empty(0), [False] * len(readable)
         if readable:
             x = torch.stack(readable)
             x = normalize(x, preprocessing.mean, preprocessing.std) if takes_pictures else x
             with torch.inference_mode():
-                outputs = model.predict_step(x.to(device)).cpu()  # (B, K)
+                x = x.to(device)
+                if calibration is not None and calibration.references is not None:
+                    features: Any = model.features(x)
+                    unlike = (calibration.distances(features) > calibration.limit).tolist()
+                    x = features if type(model) is LitTransfer else x  # its last layer also takes features
+                outputs = model.predict_step(x).cpu()  # (B, K)
         names = distinct_class_names(model.class_names, outputs.shape[-1])
         remaining_outputs = iter(outputs)
         for path, row, pixels, error in batch:
@@ -68,9 +94,12 @@ def predict(
             elif model.task == "regression":
                 yield Prediction(path, row, outputs=tuple(next(remaining_outputs).tolist()))
             else:
-                values, classes = next(remaining_outputs).topk(min(top_k or len(names), len(names)))
+                values, classes = next(remaining_outputs).sort(descending=True, stable=True)
                 labels = [names[index] for index in classes.tolist()]
-                yield Prediction(path, row, dict(zip(labels, values.tolist(), strict=True)))
+                chosen = dict(list(zip(labels, values.tolist(), strict=True))[: top_k or None])
+                is_in_set = (1 - values <= limit).tolist() if limit is not None else []
+                classes_in_set = None if limit is None else tuple(itertools.compress(labels, is_in_set))
+                yield Prediction(path, row, chosen, set=classes_in_set, unlike=unlike.pop(0))
 
 
 def distinct_class_names(names: Sequence[str] | None, count: int) -> list[str]:

@@ -1,0 +1,173 @@
+"""Fit what shows how far a prediction can be believed. Letters: N samples, K classes, F features, R references."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from math import inf
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from lightning.pytorch import Callback
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from datamodules.files import atomic_write
+from datamodules.loading.module import SplitDataModule
+from datamodules.loading.order import gather_in_input_order
+from lit_models import LitBase
+from lit_training.errors import UsageError
+from lit_training.runs import checkpoints
+from lit_training.runs.folder import run_folder
+from lit_training.runs.layout import OUT_OF_FOLD
+from lit_training.runs.out_of_fold import read_out_of_fold
+from lit_training.runs.own_classes import is_own
+from lit_training.statistics import conformal_threshold, fit_temperature, samples_for_coverage
+
+MAX_SCORES = 5000  # and samples for the temperature; of more samples, a subset is drawn
+MAX_PICTURES = 1000  # of the training, validation and test split that the network computes again
+MAX_VALUES = 1 << 21  # of all references together, 4 MB
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What is fitted on labelled samples that the weights were not trained on. It is kept in the checkpoint."""
+
+    temperature: float  # > 0; the logits are divided by it
+    source: str  # samples of the temperature: out-of-fold, val, or half of val
+    count: int  # number of these samples
+    scores: Tensor  # (n,) float32, sorted: 1 - calibrated probability of the true class
+    score_source: str  # samples of the scores: out-of-fold, test, or half of val
+    references: Tensor | None = None  # (R, F) float16: features of training pictures, of length 1
+    limit: float = inf  # distance that 5 % of the validation pictures exceed: unlike the training photos
+
+    @staticmethod
+    def of(checkpoint: dict[str, Any]) -> "Calibration | None":
+        """Return the calibration in a checkpoint, or None: of a regression, without validation, of older versions."""
+        values = (checkpoint.get("lit") or {}).get("calibration")
+        return Calibration(**values) if values else None
+
+    def report(self) -> str:
+        """Return a line with the temperature and the samples that it and the scores come from."""
+        note = "; these pictures also chose the epoch" if "val" in self.source else ""
+        scores = f"scores for sets: {len(self.scores)} of {self.score_source}"
+        return f"temperature {self.temperature:.3g}  (from {self.count} of {self.source}; {scores}{note})"
+
+    def threshold(self, coverage: float) -> float:
+        """Return the largest score of a class in the set. Raise a UsageError if there are too few scores."""
+        if not 0 < coverage < 1:
+            raise UsageError(f"coverage must be larger than 0 and smaller than 1, not {coverage}: --coverage 0.9")
+        if (needed := samples_for_coverage(coverage)) > (n := len(self.scores)):
+            fix = f"ask for less, such as --coverage {max(1, 100 * n // (n + 1)) / 100}, or train with more pictures"
+            raise UsageError(f"--coverage {coverage} needs {needed} labelled pictures, but {n} gave scores: {fix}")
+        return conformal_threshold(self.scores.double().numpy(), coverage)
+
+    def distances(self, features: Tensor) -> Tensor:
+        """Return the cosine distance of each row (N, F) from the nearest reference (Sun et al. 2022), (N,)."""
+        assert self.references is not None
+        return 1 - (F.normalize(features.float().cpu()) @ self.references.float().T).amax(1)
+
+
+def fit_calibration(
+    logits: Any, labels: Any, source: str, seed: int, test: tuple[Tensor, Tensor] | None = None
+) -> Calibration:
+    """Fit a temperature and compute the scores of split conformal prediction (Sadinle, Lei and Wasserman 2019).
+
+    ``logits`` (N, K) may be log-probabilities; ``labels`` (N,) are class indices. ``source`` is ``out-of-fold`` or
+    ``val``. Out-of-fold predictions give both. Otherwise the scores are of the ``test`` logits and labels, if they are
+    given; else half of the validation samples, drawn by ``seed``, gives the scores and the other half the temperature.
+    """
+    pairs = torch.as_tensor(logits, dtype=torch.float32), torch.as_tensor(labels, dtype=torch.int64)
+    generator = torch.Generator().manual_seed(seed)
+    of_scores, score_source = (pairs, source) if test is None else (test, "test")
+    if test is None and source == "val":
+        order, source = torch.randperm(len(pairs[1]), generator=generator), "half of val"
+        first, second = order.tensor_split(2)
+        of_scores, score_source, pairs = (
+            (pairs[0][second], pairs[1][second]),
+            source,
+            (pairs[0][first], pairs[1][first]),
+        )
+    rows = [torch.randperm(len(y), generator=generator)[:MAX_SCORES] for _, y in (pairs, of_scores)]
+    temperature = fit_temperature(*(values[rows[0]].numpy() for values in pairs))
+    score_logits, score_labels = (values[rows[1]] for values in of_scores)
+    scores = 1 - (score_logits / temperature).softmax(1).gather(1, score_labels[:, None]).flatten()
+    return Calibration(temperature, source, len(rows[0]), scores[scores.isfinite()].sort().values, score_source)
+
+
+def write_calibration(path: Path, calibration: Calibration | None) -> None:
+    """Write a calibration into a checkpoint, atomically. Nothing else in the checkpoint changes."""
+    checkpoint = checkpoints.read_any(path)
+    checkpoint["lit"]["calibration"] = calibration and dict(vars(calibration))
+    with atomic_write(path) as file:
+        torch.save(checkpoint, file)
+
+
+class ValidationOutputs(Callback):
+    """Keep the outputs of a classifier in a validation."""
+
+    def __init__(self) -> None:
+        self.batches: list[tuple[Tensor, Tensor]] = []
+
+    def on_validation_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, *_: Any, **__: Any) -> None:
+        if isinstance(outputs, dict) and {"output", "target"} <= outputs.keys():
+            self.batches.append((outputs["output"].float().cpu(), outputs["target"].cpu()))
+
+    def gather(self, trainer: Any) -> tuple[Tensor, Tensor] | None:
+        """Return logits (N, K) and labels (N,) without padding; None if they are not such. All ranks must call it."""
+        if not self.batches or self.batches[0][0].ndim != 2 or self.batches[0][1].is_floating_point():
+            return None
+        results, loader = [torch.cat(column) for column in zip(*self.batches, strict=True)], trainer.val_dataloaders
+        if isinstance(trainer.datamodule, SplitDataModule) and isinstance(loader, DataLoader):
+            results = [gather_in_input_order(trainer, values, loader).cpu() for values in results]
+        return results[0][results[1] >= 0], results[1][results[1] >= 0]
+
+
+def calibrate(
+    path: Path, data: Any, outputs: tuple[Tensor, Tensor] | None, device: torch.device, progress: Callable[[], None]
+) -> Calibration | None:
+    """Calibrate a checkpoint from out_of_fold.csv, or from the ``outputs`` of its validation. Write it, and return it.
+
+    If neither the model nor the data is a class of the user, test scores and features are computed.
+    """
+    checkpoint, table = checkpoints.read(path), run_folder(path) / OUT_OF_FOLD
+    calibration, seed = Calibration.of(checkpoint), checkpoint["lit"].get("seed") or 0
+    compute, model_class = None, str(checkpoint["lit"].get("model_class"))
+    if isinstance(data, SplitDataModule) and not is_own(type(data)) and model_class.startswith("lit_models."):
+        compute = partial(_compute, checkpoints.load_model(checkpoint).to(device), data, seed, progress)
+    if calibration is None and table.is_file():
+        folds = read_out_of_fold(table)
+        first = folds.repeats == 1  # each picture once
+        logits = torch.from_numpy(folds.probabilities[first]).log()
+        calibration = fit_calibration(logits, folds.labels[first], "out-of-fold", seed)
+    elif calibration is None and outputs is not None:
+        calibration = fit_calibration(*outputs, "val", seed, compute("test") if compute else None)
+    if calibration is not None and compute and (train := compute("train", features=True)):
+        val, references = compute("val", features=True), F.normalize(train[0])
+        calibration = replace(calibration, references=references[: MAX_VALUES // references.shape[1]].half())
+        if val is not None:
+            calibration = replace(calibration, limit=conformal_threshold(calibration.distances(val[0]).numpy(), 0.95))
+    write_calibration(path, calibration)
+    return calibration
+
+
+def _compute(
+    model: LitBase, data: SplitDataModule, seed: int, progress: Callable[[], None], split: str, features: bool = False
+) -> tuple[Tensor, Tensor] | None:
+    """Return logits or features of some pictures of a split, drawn by ``seed``, and their labels; None without any."""
+    data.setup("test" if split == "test" else "fit")
+    dataset: Any = data.dataset(split)
+    found = []
+    with torch.inference_mode():
+        rows = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(seed))[:MAX_PICTURES]
+        for keys in rows.split(32) if len(rows) else ():
+            x, labels = dataset.__getitems__(keys.tolist())
+            x = x.to(model.device)
+            is_feature = x.ndim == 2 < model.sample_ndim  # a dataset of FeatureCache
+            values = model(x) if not features else x if is_feature else model.features(x)
+            if values is None:
+                return None
+            found.append((values.float().cpu(), labels.cpu()))
+            progress()
+    return (torch.cat([one for one, _ in found]), torch.cat([one for _, one in found])) if found else None
