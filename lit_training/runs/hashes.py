@@ -8,6 +8,7 @@ import contextlib
 import hashlib
 import json
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from datamodules.files import atomic_write
@@ -42,7 +43,10 @@ def read_hashes(run: Path) -> dict[str, str]:
 
 def write_hashes(run: Path, known: dict[str, str] | None = None) -> None:
     """Write the list. The files in ``known`` keep their hashes, so that changes by others are still found."""
-    hashes = {path: hash_file(run / path) for path in _list_files(run) if path not in (known or {})} | (known or {})
+    known = known or {}
+    new = [path for path in _list_files(run) if path not in known]
+    with ThreadPoolExecutor() as threads:  # hashing releases Python's lock
+        hashes = known | dict(zip(new, threads.map(lambda path: hash_file(run / path), new), strict=True))
     with atomic_write(run / HASHES, "w") as file:
         json.dump(hashes, file, indent=1, sort_keys=True)
 

@@ -18,7 +18,7 @@ from datamodules.files import READ_TEXT_FILE, read_csv
 from datamodules.photos.split import read_split_file
 from datamodules.text import first_names, plural, printable
 from lit_training.errors import UsageError
-from lit_training.runs.folder import find_checkpoint, run_folder
+from lit_training.runs.folder import find_checkpoint, relative_path, run_folder
 from lit_training.runs.hashes import find_changed_files, hash_file
 from lit_training.runs.layout import EVALUATION, HASHES, METRICS, OUT_OF_FOLD, PREDICTIONS, SPLIT
 from lit_training.runs.loaders import seed_random_numbers
@@ -39,7 +39,7 @@ def verify(run: str, accelerator: str = "auto", photos: str | None = None) -> in
     where the run's photos are now. Raise a UsageError or CheckpointError without sha256.json or a checkpoint.
     """
     path = Path(run).expanduser()
-    folder = path if (path / HASHES).is_file() else run_folder(find_checkpoint(run))
+    folder = relative_path(path if (path / HASHES).is_file() else run_folder(find_checkpoint(run)))
     different, failed = find_changed_files(folder), []
     for check in (_check_photos, _check_metrics, _check_tables):
         try:
