@@ -21,6 +21,7 @@ def main() -> None:
     from lit_training.cli import fit
     from lit_training.cli.parser import FitCLI
     from lit_training.cli.trouble import one_line_failures
+    from lit_training.runs.hashes import write_hashes
 
     run = FitCLI().run
     run.watch.start()
@@ -29,6 +30,8 @@ def main() -> None:
         fit.print_start(run)
         run.trainer.fit(run.model, run.data, weights_only=True)
     fit.print_result(run)
+    if run.start is not None and run.trainer.is_global_zero:
+        write_hashes(run.start.folder)
 
 
 if __name__ == "__main__":

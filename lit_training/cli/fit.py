@@ -26,7 +26,8 @@ from lit_training.errors import CheckpointError, UsageError, is_rank_zero
 from lit_training.runs import checkpoints
 from lit_training.runs.folder import newest_first, relative_path
 from lit_training.runs.foreign import with_default_attributes
-from lit_training.runs.layout import BEST, METRICS, SPLIT
+from lit_training.runs.hashes import write_hashes
+from lit_training.runs.layout import BEST, HASHES, METRICS, SPLIT
 from lit_training.runs.lightning_internals import NullProfiler
 from lit_training.runs.own_classes import find_class
 from lit_training.runs.plain import LEFT_OUT, plain_checkpoint
@@ -125,6 +126,10 @@ def prepare(run: Run) -> None:
 def undo_failed_start(run: Run) -> Iterator[None]:
     """If training fails before its first step, remove a new run, or restore the files of a resumed run."""
     undo = run.start.remember() if run.start is not None and is_rank_zero() else None
+    if undo and run.start and not run.start.finished:
+        (run.start.folder / HASHES).unlink(missing_ok=True)
+    elif undo and run.start and run.start.folder.is_dir() and not (run.start.folder / HASHES).is_file():
+        write_hashes(run.start.folder)  # the run was killed before it could
     try:
         yield
     except Exception:
