@@ -32,6 +32,7 @@ class ResumableLoader(DataLoader):
     """
 
     _batches_to_skip = _batches_done = 0
+    ready = 0  # number of batches that are in memory already
     device = torch.device("cpu")
     resident: TwoStageDataset | None = None
 
@@ -84,7 +85,9 @@ class ResumableLoader(DataLoader):
         for fetched in batches if self.resident else copy_ahead(batches, self.device):
             finished = data.finish(*fetched)
             size = self.batch_size or len(finished[0])
-            yield from zip(*(tensor.split(size) for tensor in finished), strict=True)
+            parts = list(zip(*(tensor.split(size) for tensor in finished), strict=True))
+            for self.ready, batch in zip(range(len(parts) - 1, -1, -1), parts, strict=True):
+                yield batch
 
 
 def _raise_error(batch: Any) -> Any:

@@ -2,6 +2,7 @@
 
 import csv
 import os
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,6 +15,13 @@ from lit_training.runs.folder import RunStart
 from lit_training.runs.layout import METRICS
 
 STEPS_BETWEEN_WRITES = 100
+
+
+def save_rarely(logger: Any, last: list[float]) -> None:
+    """Save what was logged if one second has passed since ``last``. It takes longer than a step of a small network."""
+    if time.monotonic() - last[0] > 1:
+        type(logger).save(logger)
+        last[0] = time.monotonic()
 
 
 class MetricsCSV(Logger):
@@ -75,14 +83,14 @@ class MetricsCSV(Logger):
     @rank_zero_only
     def sync(self) -> None:
         """Write all rows to the disk. ResumePoint calls this before it saves the number of rows."""
-        self.save()
+        MetricsCSV.save(self)
         if self.path.exists():
             with self.path.open() as file:
                 os.fsync(file.fileno())
 
     @rank_zero_only
     def finalize(self, status: str) -> None:
-        self.save()
+        MetricsCSV.save(self)
 
     def _columns(self) -> list[str]:
         """Return the column names of the file. The first call removes the rows after the resumed checkpoint."""
