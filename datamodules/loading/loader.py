@@ -32,7 +32,7 @@ class ResumableLoader(DataLoader):
     """
 
     _batches_to_skip = _batches_done = 0
-    ready = 0  # number of batches that are in memory already
+    is_on_device = next_is_ready = False  # without transfer hooks; if getting the next batch runs no code of the user
     device = torch.device("cpu")
     resident: TwoStageDataset | None = None
 
@@ -86,7 +86,8 @@ class ResumableLoader(DataLoader):
             finished = data.finish(*fetched)
             size = self.batch_size or len(finished[0])
             parts = list(zip(*(tensor.split(size) for tensor in finished), strict=True))
-            for self.ready, batch in zip(range(len(parts) - 1, -1, -1), parts, strict=True):
+            for left, batch in zip(range(len(parts) - 1, -1, -1), parts, strict=True):
+                self.next_is_ready = left > 0 and self.is_on_device
                 yield batch
 
 
@@ -160,7 +161,7 @@ def make_loader(
         # without this generator a DataLoader would advance torch's global generator in each epoch
         generator=torch.Generator().manual_seed(combine_seeds(seed)),
     )
-    loader.device, loader.resident = device or torch.device("cpu"), resident
+    loader.device, loader.resident, loader.is_on_device = device or torch.device("cpu"), resident, device is not None
     return loader
 
 

@@ -109,13 +109,7 @@ class Dashboard(Callback):
             writer.flush()
 
     def on_validation_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
+        self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         if not self._collects_predictions(trainer, pl_module) or dataloader_idx:
             return
@@ -183,9 +177,8 @@ def _worst(mistakes: Tensor) -> Tensor:
     return in_order[in_order[:, 2].argsort(descending=True, stable=True)[:MISTAKE_COUNT]]
 
 
-def _loader(trainer: Trainer) -> Any:
-    loaders: Any = trainer.val_dataloaders
-    return loaders[0] if isinstance(loaders, list) else loaders
+def _loader(trainer: Any) -> Any:
+    return trainer.val_dataloaders[0] if isinstance(trainer.val_dataloaders, list) else trainer.val_dataloaders
 
 
 def _tensorboard_loggers(trainer: Trainer) -> list[TensorBoardLogger]:

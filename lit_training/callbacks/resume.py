@@ -132,7 +132,7 @@ class ResumePoint(Callback):
         else:  # no step since the start or the resume
             own = self.loaded["own"][trainer.global_rank] if self.loaded.get("own") else {}
         for logger in trainer.loggers:
-            type(logger).save(logger)  # at once; the instance has save_rarely
+            logger.save()
             if isinstance(logger, MetricsCSV) and trainer.is_global_zero:
                 logger.sync()
                 metrics_rows = logger.rows

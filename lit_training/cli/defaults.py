@@ -3,7 +3,6 @@
 import inspect
 import itertools
 from datetime import timedelta
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +27,7 @@ from lit_training.runs.foreign import known_metrics
 from lit_training.runs.layout import CHECKPOINTS, LOGS, METRICS
 from lit_training.runs.lightning_internals import NullProfiler, PlainSteps, drop_empty_hooks
 from lit_training.runs.loaders import StepSeed
-from lit_training.runs.metrics_csv import MetricsCSV, save_rarely
+from lit_training.runs.metrics_csv import MetricsCSV
 from lit_training.runs.run import Run
 
 LIGHTNING_STRATEGIES = {name: dict(StrategyRegistry[name]) for name in StrategyRegistry.available_strategies()}
@@ -64,9 +63,6 @@ def add_defaults(arguments: dict[str, Any], run: Run, config_yaml: str, save_con
             if isinstance(logger, CSVLogger) and is_rank_zero() and not start.finished:
                 _keep_files(Path(logger.log_dir))
         config["logger"] = [*loggers, MetricsCSV(start)]  # the first one is self.logger of the model
-        for logger in config["logger"]:
-            if type(logger) in (TensorBoardLogger, MetricsCSV):
-                logger.save = partial(save_rarely, logger, [0.0])
     monitor, mode = run.monitor
     seed = StepSeed(run.config["seed_everything"])
     callbacks: list[Callback] = [seed, FiniteGuard(run.config), Throughput()]

@@ -28,7 +28,6 @@ from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signatu
 from torch import Tensor, enable_grad
 from torch.nn import Module
 from torch.optim import Optimizer
-from torchmetrics import Metric
 
 STEP_HOOKS = (
     "on_train_batch_start",
@@ -48,16 +47,11 @@ ALL_STEP_HOOKS = (
 """Hooks of callbacks, models and data modules in a training step."""
 OPTIMIZERS = vars(sys.modules[Optimizer.__module__])
 GLOBAL_HOOKS = [value for name, value in OPTIMIZERS.items() if name.endswith("_hooks")]  # of all optimizers
-_ResultMetric.to = lambda metric, device: vars(metric).update(  # type: ignore[method-assign]  # without copies: 0.2 ms
-    {name: value.to(device) for name, value in vars(metric).items() if isinstance(value, Tensor | Metric)}
-)
 XLAProfiler.__del__ = lambda profiler: None  # type: ignore[method-assign]  # of a half-made one it prints a traceback
 
 
 class ConnectedTrainer(Trainer):
     """A Trainer that connects its processes, and then chooses the checkpoint to resume from."""
-
-    is_plain = False  # True while PlainSteps fetches a batch
 
     def choose_checkpoint(self) -> Path | None:
         """Return the checkpoint to resume from, or None. Subclasses override this method. All ranks call it."""
@@ -141,7 +135,7 @@ class PlainSteps(Callback):
                 return
         advance(fetcher)
 
-    def _run(self, trainer: Any, fetcher: Any) -> None:
+    def _run(self, trainer: Trainer, fetcher: Any) -> None:
         loop, model = trainer.fit_loop.epoch_loop, trainer.lightning_module
         progress, updates = loop.batch_progress, loop.automatic_optimization.optim_progress.optimizer
         done, total, step = progress.current.ready, progress.total.ready, trainer.global_step
@@ -155,12 +149,11 @@ class PlainSteps(Callback):
         device = trainer.strategy.root_device
         arguments: tuple[Any, ...] = ()
         outputs: dict[str, Any] = {}
-        optimizer: Any = None
 
         @enable_grad()
         def compute_gradients() -> Any:
             model.__dict__["_current_fx_name"] = "training_step"  # as call._call_lightning_module_hook does it
-            result = model.training_step(*arguments)
+            result: Any = model.training_step(*arguments)
             model.__dict__["_current_fx_name"] = None
             loss, parts = result, trainer.accumulate_grad_batches  # the step may have changed it
             if parts != 1 or not isinstance(result, Tensor):
@@ -183,16 +176,9 @@ class PlainSteps(Callback):
         while (count := count - 1) > 0 and time.monotonic() < end and not (self.is_stopped() or loop.done):
             if trainer.accumulate_grad_batches != 1:  # a step may change it, and the optimizers
                 break
-            if optimizer is not trainer.optimizers[0]:
-                update = bare_step(optimizer := trainer.optimizers[0])
-            trainer.is_plain = True
-            batch = next(fetcher)[0]
-            trainer.is_plain = False
-            is_flat = type(batch) in (tuple, list) and all(type(one) is Tensor for one in batch)
-            if is_flat and all(one.device == device for one in batch):
-                batch = type(batch)(batch)  # the step may change a list
-            else:
-                batch = trainer.strategy.batch_to_device(batch)
+            optimizer, batch = trainer.optimizers[0], next(fetcher)[0]
+            is_flat = type(batch) in (tuple, list) and all(type(x) is Tensor and x.device == device for x in batch)
+            batch = type(batch)(batch) if is_flat else trainer.strategy.batch_to_device(batch)  # steps may change lists
             progress.increment_ready()
             loop._results.batch, loop._results.batch_size = batch, None
             arguments = (batch, loop.batch_idx)[: 1 + has_index]
@@ -200,7 +186,7 @@ class PlainSteps(Callback):
             if batch is not None:  # Lightning skips such a batch
                 self.start(trainer, model, batch, loop.batch_idx)
                 progress.increment_started()
-                update(compute_gradients)
+                bare_step(optimizer)(closure=compute_gradients)
                 updates.step.increment_by(1)
             progress.increment_processed()
             for on_end in self.ends:
@@ -211,15 +197,13 @@ class PlainSteps(Callback):
             loop._batches_that_stepped += 1
 
 
-def bare_step(optimizer: Any) -> Callable[[Any], Any]:
-    """Return a function like ``optimizer.step`` that leaves out torch's profiling around it, which takes 30 us."""
+def bare_step(optimizer: Any) -> Callable[..., Any]:
+    """Return ``optimizer.step``, or a function without torch's profiling around it (30 us) that does the same."""
     own, step = vars(optimizer).get("step"), type(optimizer).step
-    # a schedule has replaced the method of the object by one that notes the call
     is_usual = own is None or (getattr(own, "__wrapped__", None) is step and "_opt_called" in own.__code__.co_names)
-    hooks = GLOBAL_HOOKS + [value for name, value in vars(optimizer).items() if name.endswith("_hooks")]
-    if not is_usual or step.__globals__ is not OPTIMIZERS:
-        return lambda closure: optimizer.step(closure=closure)
-    return lambda closure: (partial(step.__wrapped__, optimizer) if not any(hooks) else optimizer.step)(closure=closure)
+    has_hook = any(GLOBAL_HOOKS) or any(value for name, value in vars(optimizer).items() if name.endswith("_hooks"))
+    is_usual &= step.__globals__ is OPTIMIZERS and not has_hook  # a schedule wraps ``step`` to note the call
+    return partial(step.__wrapped__, optimizer) if is_usual else optimizer.step
 
 
 def compile_in_place(module: Module, call: Callable[..., Any], **options: Any) -> None:

@@ -74,13 +74,11 @@ class StepSeed(Callback):
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         seed_random_numbers(combine_seeds(self.seed, trainer.current_epoch), trainer.strategy.root_device)
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         first: int = getattr(getattr(trainer, "start", None), "processes", trainer.world_size)
         is_same = with_default_attributes(pl_module).same_random_numbers_on_all_ranks
-        self.rank = 0 if is_same else trainer.global_rank * first // trainer.world_size
-
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        seed = (self.seed * 1_000_003 + trainer.fit_loop.total_batch_idx) * 4096 + self.rank
+        rank = 0 if is_same else trainer.global_rank * first // trainer.world_size
+        seed = (self.seed * 1_000_003 + trainer.fit_loop.total_batch_idx) * 4096 + rank
         seed_random_numbers(seed, trainer.strategy.root_device)
 
 
@@ -125,15 +123,16 @@ class RepeatableLoader:
         seed = combine_seeds(own.seed, epoch, own.passes)
         first = own.skip if own.has_state else 0  # the number of the loader's first batch
         own.skip -= first
-        to_skip, number, has_ready = own.skip, first, type(own.loader) is ResumableLoader
+        to_skip, number = own.skip, first
         seed_random_numbers(seed + first, device)
         for number, batch in enumerate(own.loader, first + 1):
             if own.skip:
                 own.skip -= 1
             else:
                 yield batch
-            # Plain steps seed again before anything draws. A batch that is fetched already draws nothing.
-            if not (has_ready and own.loader.ready and own.trainer.is_plain):
+            if not (
+                type(own.loader) is ResumableLoader and own.loader.next_is_ready
+            ):  # else nothing draws before a step
                 seed_random_numbers(seed + number, device)
         if number == 0:
             if not own.trainer.global_step:

@@ -2,7 +2,6 @@
 
 import csv
 import os
-import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,15 +12,6 @@ from torch import Tensor
 from datamodules.files import TEXT_FILE_ARGUMENTS, read_csv, write_csv
 from lit_training.runs.folder import RunStart
 from lit_training.runs.layout import METRICS
-
-STEPS_BETWEEN_WRITES = 100
-
-
-def save_rarely(logger: Any, last: list[float]) -> None:
-    """Save what was logged if one second has passed since ``last``. It takes longer than a step of a small network."""
-    if time.monotonic() - last[0] > 1:
-        type(logger).save(logger)
-        last[0] = time.monotonic()
 
 
 class MetricsCSV(Logger):
@@ -57,12 +47,10 @@ class MetricsCSV(Logger):
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Add a row. :meth:`save` writes it to the file."""
+        """Add a row. :meth:`save`, which Lightning calls next, writes it to the file."""
         step = len(self._waiting_rows) if step is None else step
         values = {name: value.item() if isinstance(value, Tensor) else value for name, value in metrics.items()}
         self._waiting_rows.append(values | {"step": step})
-        if (step + 1) % STEPS_BETWEEN_WRITES == 0:
-            self.save()
 
     @rank_zero_only
     def save(self) -> None:
@@ -83,14 +71,14 @@ class MetricsCSV(Logger):
     @rank_zero_only
     def sync(self) -> None:
         """Write all rows to the disk. ResumePoint calls this before it saves the number of rows."""
-        MetricsCSV.save(self)
+        self.save()
         if self.path.exists():
             with self.path.open() as file:
                 os.fsync(file.fileno())
 
     @rank_zero_only
     def finalize(self, status: str) -> None:
-        MetricsCSV.save(self)
+        self.save()
 
     def _columns(self) -> list[str]:
         """Return the column names of the file. The first call removes the rows after the resumed checkpoint."""

@@ -313,7 +313,7 @@ def test_padding_is_not_counted_in_the_matrix(sampler: Any, monkeypatch: pytest.
     for rank, batches in enumerate([[(sure, [0, 1]), (unsure, [0, 1])], [(sure, [1, 1]), (sure, [1, -1])]]):
         for number, (output, target) in enumerate(batches):
             outputs = {"output": torch.tensor(output), "target": torch.tensor(target)}
-            ranks[rank].on_validation_batch_end(Two(rank), None, outputs, None, number)  # type: ignore[arg-type]
+            ranks[rank].on_validation_batch_end(Two(rank), None, outputs, None, number)
     other: Any = (ranks[1].matrix, ranks[1].mistakes)
     monkeypatch.setattr(dashboard, "gather_objects", lambda _, own: [own, other])
     ranks[0].start_time, ranks[0].drawing_seconds = 0.0, 0.0
