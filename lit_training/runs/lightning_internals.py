@@ -4,7 +4,6 @@ Checked with lightning 2.6.6. tests/lit_training/runs/test_lightning_internals.p
 """
 
 import contextlib
-import sys
 import time
 from argparse import Action, ArgumentParser
 from collections.abc import Callable
@@ -45,7 +44,7 @@ ALL_STEP_HOOKS = (
     *("on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer"),
 )
 """Hooks of callbacks, models and data modules in a training step."""
-OPTIMIZERS = vars(sys.modules[Optimizer.__module__])
+OPTIMIZERS = Optimizer.register_step_pre_hook.__globals__
 GLOBAL_HOOKS = [value for name, value in OPTIMIZERS.items() if name.endswith("_hooks")]  # of all optimizers
 XLAProfiler.__del__ = lambda profiler: None  # type: ignore[method-assign]  # of a half-made one it prints a traceback
 
@@ -200,9 +199,10 @@ class PlainSteps(Callback):
 def bare_step(optimizer: Any) -> Callable[..., Any]:
     """Return ``optimizer.step``, or a function without torch's profiling around it (30 us) that does the same."""
     own, step = vars(optimizer).get("step"), type(optimizer).step
-    is_usual = own is None or (getattr(own, "__wrapped__", None) is step and "_opt_called" in own.__code__.co_names)
     has_hook = any(GLOBAL_HOOKS) or any(value for name, value in vars(optimizer).items() if name.endswith("_hooks"))
-    is_usual &= step.__globals__ is OPTIMIZERS and not has_hook  # a schedule wraps ``step`` to note the call
+    names = getattr(getattr(own, "__code__", None), "co_names", ())  # a schedule's wrapper notes the calls
+    is_usual = own is None or ("_opt_called" in names and own.__wrapped__ is step)
+    is_usual &= getattr(step, "__globals__", None) is OPTIMIZERS and not has_hook
     return partial(step.__wrapped__, optimizer) if is_usual else optimizer.step
 
 
