@@ -32,7 +32,6 @@ class ResumableLoader(DataLoader):
     """
 
     _batches_to_skip = _batches_done = 0
-    is_on_device = next_is_ready = False  # without transfer hooks; if getting the next batch runs no code of the user
     device = torch.device("cpu")
     resident: TwoStageDataset | None = None
 
@@ -85,10 +84,7 @@ class ResumableLoader(DataLoader):
         for fetched in batches if self.resident else copy_ahead(batches, self.device):
             finished = data.finish(*fetched)
             size = self.batch_size or len(finished[0])
-            parts = list(zip(*(tensor.split(size) for tensor in finished), strict=True))
-            for left, batch in zip(range(len(parts) - 1, -1, -1), parts, strict=True):
-                self.next_is_ready = left > 0 and self.is_on_device
-                yield batch
+            yield from zip(*(tensor.split(size) for tensor in finished), strict=True)
 
 
 def _raise_error(batch: Any) -> Any:
@@ -161,7 +157,7 @@ def make_loader(
         # without this generator a DataLoader would advance torch's global generator in each epoch
         generator=torch.Generator().manual_seed(combine_seeds(seed)),
     )
-    loader.device, loader.resident, loader.is_on_device = device or torch.device("cpu"), resident, device is not None
+    loader.device, loader.resident = device or torch.device("cpu"), resident
     return loader
 
 

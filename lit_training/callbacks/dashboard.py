@@ -117,16 +117,17 @@ class Dashboard(Callback):
             name = type(pl_module).__name__
             print_once(f"no confusion matrix: validation_step of {name} returns no dict with output and target")
         else:
-            size, target = outputs["output"].shape[-1], outputs["target"].long().cpu()
-            confidence, predicted = (one.cpu() for one in outputs["output"].float().softmax(-1).max(-1))  # (B,), (B,)
+            size, (confidence, predicted) = outputs["output"].shape[-1], outputs["output"].float().softmax(-1).max(-1)
+            rows = torch.stack([outputs["target"], predicted, confidence]).cpu().double()  # (3, B), one copy from a GPU
+            target, predicted = rows[:2].long()
             if self.matrix is None:
                 self.matrix, self.mistakes = torch.zeros(size, size).long(), torch.empty(0, 4).double()
             cells = (target * size + predicted)[target >= 0]  # other rows only fill the last batch
             self.matrix.view(-1).put_(cells, torch.ones_like(cells), accumulate=True)
             batches = batch_idx * trainer.world_size + trainer.global_rank  # before this one; see EvalSampler
             places = batches * (getattr(_loader(trainer), "batch_size", None) or 1) + torch.arange(len(target))
-            rows = torch.stack([target, predicted, confidence.double(), places], 1)
-            self.mistakes = _worst(torch.cat([self.mistakes, rows[(target != predicted) & (target >= 0)]]))
+            rows = torch.cat([rows, places[None]])[:, (target != predicted) & (target >= 0)]  # (4, mistakes)
+            self.mistakes = _worst(torch.cat([self.mistakes, rows.T]))
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         matrix, self.matrix = self.matrix, None

@@ -13,7 +13,6 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import CombinedLoader
 from torch.utils.data import DistributedSampler
 
-from datamodules.loading.loader import ResumableLoader
 from datamodules.loading.seeds import combine_seeds
 from lit_training.errors import TrainingError, print_once
 from lit_training.runs.foreign import with_default_attributes
@@ -130,10 +129,7 @@ class RepeatableLoader:
                 own.skip -= 1
             else:
                 yield batch
-            if not (
-                type(own.loader) is ResumableLoader and own.loader.next_is_ready
-            ):  # else nothing draws before a step
-                seed_random_numbers(seed + number, device)
+            seed_random_numbers(seed + number, device)
         if number == 0:
             if not own.trainer.global_step:
                 raise TrainingError(NO_BATCH.format(epoch + 1))
