@@ -160,7 +160,7 @@ class LitBase(LightningModule):
             self.epoch_losses = self.epoch_losses[0] + loss.detach(), self.epoch_losses[1] + 1
         # self.log takes longer than a step of a small network, so it is called only in the steps whose loss is logged.
         log_interval = self.trainer.log_every_n_steps  # type: ignore[attr-defined]  # 0 with Trainer(barebones=True)
-        if log_interval and (self.global_step + 1) % log_interval == 0:
+        if log_interval and (self.trainer.global_step + 1) % log_interval == 0:
             self.log("train_loss_step", loss.detach(), on_step=True, on_epoch=False)
         # DDP and gradient accumulation average the gradients. For a summed loss, the scale turns this mean into a sum.
         scale = self.trainer.world_size * self.trainer.accumulate_grad_batches if self.reduction == "sum" else 1

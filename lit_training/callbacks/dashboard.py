@@ -23,9 +23,8 @@ from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
-from torchmetrics.functional.classification import multiclass_confusion_matrix
 
-from datamodules.loading.order import EvalSampler, gather_in_input_order
+from datamodules.loading.order import EvalSampler
 from lit_models import LitBase
 from lit_training import figures
 from lit_training.errors import print_once
@@ -33,6 +32,7 @@ from lit_training.runs.best_epoch import BestSoFar
 from lit_training.runs.devices import evaluation_mode
 from lit_training.runs.foreign import data_of
 from lit_training.runs.layout import CONFIG
+from lit_training.runs.processes import gather_objects
 
 SAMPLE_COUNT = 12
 MISTAKE_COUNT = 12
@@ -55,8 +55,8 @@ class Dashboard(Callback):
 
     def __init__(self, monitor: str | None, mode: str) -> None:
         self.best = BestSoFar(monitor, mode)
-        self.validation_rows: list[Tensor] = []
-        """One tensor (B, 3) per validation batch: class, predicted class, and probability of the predicted class."""
+        self.matrix: Tensor | None = None  # (K, K) int64 of this validation: class, predicted class
+        self.mistakes = torch.empty(0, 4)  # class, predicted class, its probability, place in the dataset: float64
 
     def state_dict(self) -> dict[str, Any]:
         return self.best.state_dict()
@@ -109,13 +109,7 @@ class Dashboard(Callback):
             writer.flush()
 
     def on_validation_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
+        self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         if not self._collects_predictions(trainer, pl_module) or dataloader_idx:
             return
@@ -123,34 +117,31 @@ class Dashboard(Callback):
             name = type(pl_module).__name__
             print_once(f"no confusion matrix: validation_step of {name} returns no dict with output and target")
         else:
-            self.num_classes = outputs["output"].shape[-1]
-            confidence, predicted = outputs["output"].float().softmax(-1).max(-1)  # (B,), (B,)
-            self.validation_rows.append(torch.stack([outputs["target"], predicted, confidence], 1))  # (B, 3) float32
+            size, (confidence, predicted) = outputs["output"].shape[-1], outputs["output"].float().softmax(-1).max(-1)
+            rows = torch.stack([outputs["target"], predicted, confidence]).cpu().double()  # (3, B), one copy from a GPU
+            target, predicted = rows[:2].long()
+            if self.matrix is None:
+                self.matrix, self.mistakes = torch.zeros(size, size).long(), torch.empty(0, 4).double()
+            cells = (target * size + predicted)[target >= 0]  # other rows only fill the last batch
+            self.matrix.view(-1).put_(cells, torch.ones_like(cells), accumulate=True)
+            batches = batch_idx * trainer.world_size + trainer.global_rank  # before this one; see EvalSampler
+            places = batches * (getattr(_loader(trainer), "batch_size", None) or 1) + torch.arange(len(target))
+            rows = torch.cat([rows, places[None]])[:, (target != predicted) & (target >= 0)]  # (4, mistakes)
+            self.mistakes = _worst(torch.cat([self.mistakes, rows.T]))
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        batches, self.validation_rows = self.validation_rows, []
-        if not batches or not self.best.improved(trainer.callback_metrics):
+        matrix, self.matrix = self.matrix, None
+        if matrix is None or not self.best.improved(trainer.callback_metrics):
             return
-        rows = torch.cat(batches)
-        # All ranks have the same metrics, so either all ranks or no rank call the collective operations below.
-        loaders: Any = trainer.val_dataloaders
-        loader = loaders[0] if isinstance(loaders, list) else loaders
-        in_order = isinstance(getattr(loader, "sampler", None), EvalSampler)
-        if in_order:
-            rows = gather_in_input_order(trainer, rows, loader)  # (N, 3)
-        else:
-            rows = trainer.strategy.all_gather(rows).flatten(0, -2)  # (N, 3) of all ranks
+        # All ranks have the same metrics, so either all ranks or no rank call this collective operation.
+        matrices, mistakes = zip(*gather_objects(trainer, (matrix, self.mistakes)), strict=True)
         if not trainer.is_global_zero:
             return
-        target, predicted, confidence = rows.cpu().T  # (N,) each
-        target, predicted = target.long().clamp(min=-1), predicted.long()
-        # samples that only fill the last batch have a negative class
-        matrix = multiclass_confusion_matrix(predicted, target, self.num_classes, ignore_index=-1)
-        mistakes = ((target != predicted) & (target >= 0)).nonzero().flatten()
-        worst = mistakes[confidence[mistakes].argsort(descending=True)[:MISTAKE_COUNT]].tolist()
-        answers = [(int(target[k]), int(predicted[k]), float(confidence[k])) for k in worst]
-        dataset = _pictures_of(loader) if in_order else None
-        self.draw_waiting = partial(self._draw, trainer, matrix, dataset, worst, answers, trainer.global_step)
+        worst = _worst(torch.cat(mistakes)).tolist()
+        answers = [(int(target), int(predicted), confidence) for target, predicted, confidence, _ in worst]
+        loader, places = _loader(trainer), [int(row[3]) for row in worst]
+        dataset = _pictures_of(loader) if isinstance(getattr(loader, "sampler", None), EvalSampler) else None
+        self.draw_waiting = partial(self._draw, trainer, sum(matrices), dataset, places, answers, trainer.global_step)
         if self.drawing_seconds <= DRAWING_TIME_SHARE * (time.monotonic() - self.start_time):
             self.draw_waiting()
 
@@ -179,6 +170,16 @@ class Dashboard(Callback):
         """Return True if a classifier is trained with TensorBoard, except during the sanity check."""
         fitting = trainer.state.fn == "fit" and not trainer.sanity_checking
         return fitting and _is_classifier(pl_module) and bool(_tensorboard_loggers(trainer))
+
+
+def _worst(mistakes: Tensor) -> Tensor:
+    """Return the most confident mistakes. Of two with the same probability, the one that is earlier in the dataset."""
+    in_order = mistakes[mistakes[:, 3].argsort()]
+    return in_order[in_order[:, 2].argsort(descending=True, stable=True)[:MISTAKE_COUNT]]
+
+
+def _loader(trainer: Any) -> Any:
+    return trainer.val_dataloaders[0] if isinstance(trainer.val_dataloaders, list) else trainer.val_dataloaders
 
 
 def _tensorboard_loggers(trainer: Trainer) -> list[TensorBoardLogger]:

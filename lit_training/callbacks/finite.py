@@ -48,7 +48,7 @@ class FiniteGuard(Callback):
     def check(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Raise a TrainingError if a weight or a loss since the last check is not finite. Call it on all ranks."""
         steps, self._unchecked_steps = self._unchecked_steps, []
-        losses = [loss.squeeze() for loss, *_ in steps]
+        losses = [loss.squeeze() if loss.ndim else loss for loss, *_ in steps]
         trained = (p for p in pl_module.parameters() if p.requires_grad)
         weights = [p.detach() for p in trained if not is_lazy(p) and p.is_floating_point() and p.numel()]
         # Use the largest weight: a sum of squares may overflow although each weight is finite.

@@ -13,8 +13,6 @@ from datamodules.files import TEXT_FILE_ARGUMENTS, read_csv, write_csv
 from lit_training.runs.folder import RunStart
 from lit_training.runs.layout import METRICS
 
-STEPS_BETWEEN_WRITES = 100
-
 
 class MetricsCSV(Logger):
     """Write each logged dictionary as one row of metrics.csv. The columns are sorted by name.
@@ -49,12 +47,10 @@ class MetricsCSV(Logger):
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Add a row. :meth:`save` writes it to the file."""
+        """Add a row. :meth:`save`, which Lightning calls next, writes it to the file."""
         step = len(self._waiting_rows) if step is None else step
         values = {name: value.item() if isinstance(value, Tensor) else value for name, value in metrics.items()}
         self._waiting_rows.append(values | {"step": step})
-        if (step + 1) % STEPS_BETWEEN_WRITES == 0:
-            self.save()
 
     @rank_zero_only
     def save(self) -> None:

@@ -244,8 +244,10 @@ def test_class_indices_are_exact_in_half_precision(monkeypatch: pytest.MonkeyPat
     board, nothing = Dashboard("val_acc", "max"), cast(Any, None)
     output = torch.zeros(1, 2050, dtype=torch.float16)
     output[0, 2049] = 9  # float16 cannot represent it
-    board.on_validation_batch_end(nothing, nothing, {"output": output, "target": torch.tensor([2049])}, None, 0)
-    assert board.validation_rows[0][:, :2].tolist() == [[2049, 2049]]
+    one: Any = SimpleNamespace(val_dataloaders=None, world_size=1, global_rank=0)
+    board.on_validation_batch_end(one, nothing, {"output": output, "target": torch.tensor([2049])}, None, 0)
+    assert board.matrix is not None
+    assert board.matrix.nonzero().tolist() == [[2049, 2049]]
 
 
 def test_a_network_that_cannot_be_traced_is_still_trained(bare: Callable[..., Trainer], tmp_path: Path) -> None:
@@ -298,26 +300,27 @@ def test_padding_is_not_counted_in_the_matrix(sampler: Any, monkeypatch: pytest.
     mistakes: list[int] = []
     monkeypatch.setattr(dashboard, "_tensorboard_loggers", lambda _: [type("L", (), {"experiment": Board()})()])
 
-    class Strategy:
-        root_device = torch.device("cpu")
-
-        def all_gather(self, rows: torch.Tensor) -> torch.Tensor:  # (2, 3) -> (2, 2, 3)
-            return torch.stack([rows, torch.tensor([[1.0, 0.0, 0.8], [-1.0, 1.0, 0.99]])])
-
-    class Two:  # two ranks with 2 rows each for 3 samples: the last row of rank 1 is padding
-        val_dataloaders = SimpleNamespace(
-            sampler=sampler, batch_sampler=SimpleNamespace(batch_size=2), dataset=range(3)
-        )
-        world_size, is_global_zero, global_step, datamodule, strategy = 2, True, 5, None, Strategy()
+    class Two:  # two ranks with batches of 2 rows for 7 samples: the last row of rank 1 is padding
+        val_dataloaders = SimpleNamespace(sampler=sampler, batch_size=2, dataset=range(7))
+        world_size, is_global_zero, global_step, datamodule = 2, True, 5, None
         callback_metrics = {"val_acc": torch.tensor(0.5)}  # noqa: RUF012
 
-    watching = Dashboard("val_acc", "max")
-    watching.start_time, watching.drawing_seconds = 0.0, 0.0
-    outputs = {"output": torch.tensor([[4.0, 0.0], [0.0, 4.0]]), "target": torch.tensor([0, 1])}
-    watching.on_validation_batch_end(Two(), None, outputs, None, 0)  # type: ignore[arg-type]
-    watching.on_validation_end(Two(), None)  # type: ignore[arg-type]
-    assert drawn[0].tolist() == [[1, 0], [1, 1]]
-    assert mistakes == [2]  # rank 1's first row is the third sample
+        def __init__(self, rank: int) -> None:
+            self.global_rank = rank
+
+    ranks = [Dashboard("val_acc", "max"), Dashboard("val_acc", "max")]
+    sure, unsure = [[4.0, 0.0], [0.0, 4.0]], [[0.0, 1.0], [0.0, 4.0]]
+    for rank, batches in enumerate([[(sure, [0, 1]), (unsure, [0, 1])], [(sure, [1, 1]), (sure, [1, -1])]]):
+        for number, (output, target) in enumerate(batches):
+            outputs = {"output": torch.tensor(output), "target": torch.tensor(target)}
+            ranks[rank].on_validation_batch_end(Two(rank), None, outputs, None, number)
+    other: Any = (ranks[1].matrix, ranks[1].mistakes)
+    monkeypatch.setattr(dashboard, "gather_objects", lambda _, own: [own, other])
+    ranks[0].start_time, ranks[0].drawing_seconds = 0.0, 0.0
+    ranks[0].on_validation_end(Two(0), None)  # type: ignore[arg-type]
+    assert drawn[0].tolist() == [[1, 1], [2, 3]]
+    assert mistakes == [2, 6, 4]  # the batches of rank 1 are the second and the fourth; equally sure: the earlier first
+    assert ranks[0].matrix is None
 
 
 @pytest.mark.parametrize(("flag", "shown"), [("true", True), ("false", False)])

@@ -3,6 +3,7 @@
 A test that fails after an update of a library shows what changed, or which workaround is no longer needed.
 """
 
+import functools
 import inspect
 import threading
 from collections.abc import Callable
@@ -19,6 +20,7 @@ from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.strategies.launchers import subprocess_script
 from lightning.pytorch.trainer import call
 from torch import Tensor, nn
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 from torch.utils.data import DataLoader
 
 from lit_training.runs import lightning_internals
@@ -28,6 +30,7 @@ from lit_training.runs.lightning_internals import (
     ConnectedTrainer,
     NullProfiler,
     actions_of,
+    bare_step,
     compile_error,
     compile_in_place,
     count_epoch_as_complete,
@@ -414,6 +417,29 @@ def test_calls_of_a_compiled_module_can_be_changed() -> None:
 
     with pytest.raises(compile_error()):
         torch.compile(nn.Linear(2, 2), backend=give_up)(x)
+
+
+def test_an_optimizer_without_profiling_does_the_same_unless_it_has_a_hook_or_an_own_step() -> None:
+    def optimizer(scheduled: bool = True) -> torch.optim.Optimizer:
+        made = torch.optim.SGD(nn.Linear(2, 2).parameters(), lr=0.1)
+        torch.optim.lr_scheduler.StepLR(made, 1) if scheduled else None
+        return made
+
+    for one in (optimizer(), optimizer(False)):
+        step, calls = bare_step(one), list[int]()
+        assert step.func is torch.optim.SGD.step.__wrapped__  # type: ignore[attr-defined]
+        step(closure=lambda calls=calls: calls.append(1))
+        assert calls == [1]
+    hooked, patched = optimizer(), optimizer()
+    hooked.register_step_post_hook(lambda *_: None)
+    patched.step = functools.wraps(torch.optim.SGD.step)(lambda closure: closure())  # type: ignore
+    for one in (hooked, patched):
+        assert bare_step(one) == one.step
+    handle = register_optimizer_step_pre_hook(lambda *_: None)
+    one = optimizer()
+    assert bare_step(one) == one.step
+    handle.remove()
+    assert bare_step(one) != one.step
 
 
 def test_all_private_names_of_libraries_are_in_one_file() -> None:

@@ -14,7 +14,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from datamodules.files import read_csv
 from lit_training.runs.folder import RunStart
-from lit_training.runs.metrics_csv import STEPS_BETWEEN_WRITES, MetricsCSV
+from lit_training.runs.metrics_csv import MetricsCSV
 from tests.support.fits import SHAPES, fit, rows
 
 
@@ -82,7 +82,8 @@ def test_several_rows_are_written_together(tmp_path: Path) -> None:
     logger = MetricsCSV(start)
     logger.log_metrics({"a": 0.0}, 0)
     assert not (tmp_path / "metrics.csv").exists()
-    logger.log_metrics({"a": 1.0}, STEPS_BETWEEN_WRITES - 1)
+    logger.log_metrics({"a": 1.0}, 1)
+    logger.save()
     assert len(table(start)) == 3
 
 
