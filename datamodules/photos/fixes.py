@@ -1,0 +1,113 @@
+"""Correct wrong labels with a fixes.csv: in training without changing a file, or by moving files, which can be undone."""
+
+from __future__ import annotations
+
+import csv
+import os
+import unicodedata
+from dataclasses import replace
+from itertools import chain
+from pathlib import Path
+
+from datamodules.errors import DataError
+from datamodules.files import READ_TEXT_FILE, write_csv
+from datamodules.photos.find import LeftOut, Listing, find_class_folders, find_photos
+from datamodules.text import first_names, plural, printable
+
+FIX_COLUMNS = ("path", "label", "suggested", "confidence", "action")
+MOVE, KEEP, LEAVE_OUT = ACTIONS = ("move", "keep", "leave_out")
+LEFT_OUT_FOLDER = ".left_out"  # in the photo folder; hidden folders are not read
+JOURNAL = ".moved_{}.csv"  # in the photo folder, one for each --apply: old and new path of each file
+
+
+def read_fixes(listing: Listing, fixes_file: str) -> dict[int, str]:
+    """Return index of a picture -> its new class, or "" to leave it out. Raise DataError for a wrong line.
+
+    The delimiter may be a comma, a semicolon or a tab, because spreadsheets write all three.
+    """
+    fixes, names, rows = dict[int, str](), listing.class_names, {path: row for row, path in enumerate(listing.paths)}
+    columns, text = ",".join(FIX_COLUMNS), printable(fixes_file)
+    try:
+        with Path(fixes_file).expanduser().open(**READ_TEXT_FILE) as file:
+            head = file.readline()
+            table = csv.reader(chain([head], file), delimiter=max(",;\t", key=head.count))
+            if tuple(next(table, ())[:5]) != FIX_COLUMNS:
+                raise DataError(f"{text} does not begin with {columns}: give the fixes.csv of check.py --labels")
+            for cells in filter(any, table):
+                path, label, suggested, _, action = (cell.removeprefix("'") for cell in (*cells, *FIX_COLUMNS)[:5])
+                row, action = rows.get(path, -1), action.strip().lower()
+                own = names[listing.labels[row]] if row >= 0 else ""
+                for problem, is_found in (
+                    (f"must be {columns}; action is move, keep or leave_out", len(cells) < 5 or action not in ACTIONS),
+                    (f"{path} is not a picture in {listing.root}: correct or delete the line", row < 0),
+                    (f"an earlier line has {path} too: delete one of them", row in fixes),
+                    (f"the class of {path} is {own}, not {label}: correct or delete the line", label != own),
+                    (f"{suggested} is not one of {first_names(names, 12)}", action == MOVE and suggested not in names),
+                ):
+                    if is_found:
+                        raise DataError(printable(f"{fixes_file}, line {table.line_num}: {problem}"))
+                fixes[row] = {MOVE: suggested, KEEP: own, LEAVE_OUT: ""}[action]
+    except (OSError, csv.Error) as error:
+        raise DataError(f"{text} cannot be read ({error}): give the fixes.csv of check.py --labels") from error
+    return {row: name for row, name in fixes.items() if name != names[listing.labels[row]]}
+
+
+def apply_fixes(listing: Listing, fixes_file: str) -> Listing:
+    """Return a listing with the new labels, without the pictures to leave out, and with a note."""
+    fixes, labels = read_fixes(listing, fixes_file), listing.labels.copy()
+    labels[list(fixes)] = [listing.class_names.index(name) if name else -1 for name in fixes.values()]
+    is_out = labels < 0
+    counts = f"{plural(len(fixes) - is_out.sum(), 'label')} changed and {plural(is_out.sum(), 'picture')} left out"
+    left_out = [*listing.left_out, *(LeftOut(path, "left out by fixes", fixes_file) for path in listing.paths[is_out])]
+    notes = [*listing.notes, f"{counts} by {printable(fixes_file)}"]
+    return replace(listing, labels=labels, left_out=left_out, notes=notes).take(~is_out)
+
+
+def move_files(root: str, fixes_file: str, layout: str | None = None) -> int:
+    """Move files to the folders of their new classes, or to LEFT_OUT_FOLDER. Return their number.
+
+    Split and subfolder of a file stay. Raise DataError before the first move if a file would be overwritten or is
+    behind a link. If a move fails, all files are moved back.
+    """
+    listing, folder, moves = find_photos(root, layout), Path(root).expanduser(), dict[str, tuple[str, str]]()
+    folders = {(place.name, place.split): place.path for place in find_class_folders(folder, layout, True)[0]}
+    for row, name in read_fixes(listing, fixes_file).items():
+        path, split = listing.paths[row], listing.splits[row]
+        old = folders[listing.class_names[listing.labels[row]], split]
+        new = folders.get((name, split), old[: old.rfind("/") + 1] + name)  # the split may have no folder of the class
+        target = new + path[len(old) :] if name else f"{LEFT_OUT_FOLDER}/{path}"
+        alike = unicodedata.normalize("NFC", target).casefold()  # the same file on some file systems
+        if alike in moves or os.path.lexists(folder / target):
+            raise DataError(f"{printable(path)}: {printable(target)} exists already: rename one of the two files")
+        if any((folder / place).resolve() != folder.resolve() / place for place in (path, target)):
+            raise DataError(f"{printable(path)}: it or its new folder is a link: use --data.fixes, or move it by hand")
+        moves[alike] = path, target
+    if moves:
+        write_csv(folder / JOURNAL.format(f"{len([*folder.glob(JOURNAL.format('*'))]):04}"), moves.values())
+    try:
+        for path, target in moves.values():
+            _move(folder, path, target)
+    except BaseException:
+        undo_move(root)
+        raise
+    return len(moves)
+
+
+def undo_move(root: str) -> int:
+    """Move the files of the last :func:`move_files` back, also if it was interrupted. Return their number."""
+    folder = Path(root).expanduser()
+    if not (journals := sorted(folder.glob(JOURNAL.format("*")))):
+        raise DataError(f"{printable(root)} has nothing to undo: --apply has moved no file in it")
+    with journals[-1].open(**READ_TEXT_FILE) as file:
+        moved = [(path, target) for path, target in csv.reader(file) if os.path.lexists(folder / target)]
+    if existing := [path for path, _ in moved if os.path.lexists(folder / path)]:
+        raise DataError(f"{first_names(existing, 3)} would be overwritten: rename these files, then repeat --undo")
+    for path, target in moved:
+        _move(folder, target, path)
+    journals[-1].unlink()
+    return len(moved)
+
+
+def _move(folder: Path, path: str, target: str) -> None:
+    (folder / target).parent.mkdir(parents=True, exist_ok=True)
+    (folder / path).rename(folder / target)
