@@ -90,11 +90,8 @@ class ImageFolderDataModule(SplitDataModule):
             raise DataError(f"balance must be none or loss, but is {balance}: --data.balance loss")
         if layout not in (None, "classes", "split"):
             raise DataError(f"layout must be classes or split, but is {layout}: --data.layout classes")
-        root, split_file, fixes = (
-            str(root),
-            split_file and str(split_file),
-            fixes and str(fixes),
-        )  # torch.load(weights_only=True) rejects a Path
+        # torch.load(weights_only=True) rejects a Path
+        root, split_file, fixes = str(root), split_file and str(split_file), fixes and str(fixes)
         self.save_hyperparameters()
         self.root = Path(root).expanduser()
         self.adapt_to(None)

@@ -7,7 +7,7 @@ from lit_training.cli.arguments import Parser, at_least
 from lit_training.errors import UsageError, one_line_errors
 
 DESCRIPTION = (
-    "Check a folder of photos before training: broken files, copies, wrong labels. Exit code 0: nothing found, 1: "
+    "Check a folder of photos: broken files, copies, wrong labels. Exit code 0: nothing found, 1: "
     "problems found, 2: the folder cannot be read."
 )
 MAX_EXAMPLES = 3

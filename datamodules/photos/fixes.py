@@ -1,4 +1,4 @@
-"""Correct wrong labels with a fixes.csv: in training without changing a file, or by moving files, which can be undone."""
+"""Correct wrong labels with a fixes.csv: in training without changing a file, or by moving files."""
 
 from __future__ import annotations
 
@@ -6,49 +6,37 @@ import csv
 import os
 import unicodedata
 from dataclasses import replace
-from itertools import chain
 from pathlib import Path
 
 from datamodules.errors import DataError
 from datamodules.files import READ_TEXT_FILE, write_csv
 from datamodules.photos.find import LeftOut, Listing, find_class_folders, find_photos
+from datamodules.photos.split import read_rows
 from datamodules.text import first_names, plural, printable
 
 FIX_COLUMNS = ("path", "label", "suggested", "confidence", "action")
-MOVE, KEEP, LEAVE_OUT = ACTIONS = ("move", "keep", "leave_out")
+MOVE, KEEP, LEAVE_OUT = "move", "keep", "leave_out"  # actions
 LEFT_OUT_FOLDER = ".left_out"  # in the photo folder; hidden folders are not read
 JOURNAL = ".moved_{}.csv"  # in the photo folder, one for each --apply: old and new path of each file
 
 
 def read_fixes(listing: Listing, fixes_file: str) -> dict[int, str]:
-    """Return index of a picture -> its new class, or "" to leave it out. Raise DataError for a wrong line.
-
-    The delimiter may be a comma, a semicolon or a tab, because spreadsheets write all three.
-    """
+    """Return index of a picture -> its new class, or "" to leave it out. Raise DataError for a wrong line."""
     fixes, names, rows = dict[int, str](), listing.class_names, {path: row for row, path in enumerate(listing.paths)}
-    columns, text = ",".join(FIX_COLUMNS), printable(fixes_file)
-    try:
-        with Path(fixes_file).expanduser().open(**READ_TEXT_FILE) as file:
-            head = file.readline()
-            table = csv.reader(chain([head], file), delimiter=max(",;\t", key=head.count))
-            if tuple(next(table, ())[:5]) != FIX_COLUMNS:
-                raise DataError(f"{text} does not begin with {columns}: give the fixes.csv of check.py --labels")
-            for cells in filter(any, table):
-                path, label, suggested, _, action = (cell.removeprefix("'") for cell in (*cells, *FIX_COLUMNS)[:5])
-                row, action = rows.get(path, -1), action.strip().lower()
-                own = names[listing.labels[row]] if row >= 0 else ""
-                for problem, is_found in (
-                    (f"must be {columns}; action is move, keep or leave_out", len(cells) < 5 or action not in ACTIONS),
-                    (f"{path} is not a picture in {listing.root}: correct or delete the line", row < 0),
-                    (f"an earlier line has {path} too: delete one of them", row in fixes),
-                    (f"the class of {path} is {own}, not {label}: correct or delete the line", label != own),
-                    (f"{suggested} is not one of {first_names(names, 12)}", action == MOVE and suggested not in names),
-                ):
-                    if is_found:
-                        raise DataError(printable(f"{fixes_file}, line {table.line_num}: {problem}"))
-                fixes[row] = {MOVE: suggested, KEEP: own, LEAVE_OUT: ""}[action]
-    except (OSError, csv.Error) as error:
-        raise DataError(f"{text} cannot be read ({error}): give the fixes.csv of check.py --labels") from error
+    for number, cells in read_rows(fixes_file, [FIX_COLUMNS], "give a fixes.csv that check.py --labels wrote"):
+        path, label, suggested, _, action = (cell.removeprefix("'") for cell in cells)
+        row, new = rows.get(path, -1), {MOVE: suggested, KEEP: label, LEAVE_OUT: ""}.get(action.strip().lower())
+        own = names[listing.labels[row]] if row >= 0 else ""
+        for problem, is_found in (
+            (f"the action is {action}, but must be {MOVE}, {KEEP} or {LEAVE_OUT}", new is None),
+            (f"{path} is not a picture in {listing.root}: correct or delete the line", row < 0),
+            (f"an earlier line has {path} too: delete one of them", row in fixes),
+            (f"the class of {path} is {own}, not {label}: correct or delete the line", label != own),
+            (f"{new} is not one of the classes {first_names(names, 12)}", new not in ("", *names)),
+        ):
+            if is_found:
+                raise DataError(printable(f"{fixes_file}, line {number}: {problem}"))
+        fixes[row] = str(new)
     return {row: name for row, name in fixes.items() if name != names[listing.labels[row]]}
 
 
@@ -82,8 +70,10 @@ def move_files(root: str, fixes_file: str, layout: str | None = None) -> int:
         if any((folder / place).resolve() != folder.resolve() / place for place in (path, target)):
             raise DataError(f"{printable(path)}: it or its new folder is a link: use --data.fixes, or move it by hand")
         moves[alike] = path, target
-    if moves:
-        write_csv(folder / JOURNAL.format(f"{len([*folder.glob(JOURNAL.format('*'))]):04}"), moves.values())
+    if not moves:
+        raise DataError(f"{printable(fixes_file)} has no new class and nothing to leave out: edit its column action")
+    last = max(folder.glob(JOURNAL.format("*")), default=Path(JOURNAL.format("0000"))).stem.rpartition("_")[2]
+    write_csv(folder / JOURNAL.format(f"{int(last) + 1:04}"), moves.values())
     try:
         for path, target in moves.values():
             _move(folder, path, target)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -59,7 +60,7 @@ def choose_validation_pictures(
 def apply_split_file(listing: Listing, split_file: str, before: Listing) -> Listing:
     """Keep only the pictures in the split file, with their splits. Raise DataError if one is missing or has moved.
 
-    The file may have the labels of `listing` or those `before` the fixes.
+    The file has the labels of `listing` or those `before` the fixes.
     """
     root_text, csv_text = printable(str(listing.root)), printable(split_file)
     lines = read_split_file(split_file)
@@ -156,24 +157,33 @@ def find_scored_pictures(listing: Listing, split_file: str) -> tuple[Listing, in
 
 def read_split_file(split_file: str) -> dict[str, SplitLine]:
     """Return a dict: path -> (label, split, sha256). Raise DataError if the file is not valid."""
-    csv_text = printable(split_file)
-    lines: dict[str, SplitLine] = {}
+    csv_text, lines = printable(split_file), dict[str, SplitLine]()
+    for number, row in read_rows(split_file, (SPLIT_FILE_COLUMNS[:3], SPLIT_FILE_COLUMNS), "give a run's split.csv"):
+        path, label, split, sha256 = (*row, "")[:4]
+        if split not in SPLITS:
+            raise DataError(f"{csv_text}, line {number}: must be path,label,split; split is train, val or test")
+        if path in lines:
+            raise DataError(f"{csv_text} has more than one line for {printable(path)}: keep one of them")
+        lines[path] = label, split, sha256
+    return lines
+
+
+def read_rows(csv_file: str, heads: Sequence[tuple[str, ...]], fix: str) -> Iterator[tuple[int, list[str]]]:
+    """Yield the number of its line and the cells of each row of a CSV file that begins with one of the `heads`.
+
+    Spreadsheets change the delimiter to a semicolon or a tab. Raise a DataError that ends with `fix`.
+    """
+    csv_text = printable(csv_file)
     try:
-        with Path(split_file).expanduser().open(**READ_TEXT_FILE) as file:
-            table = csv.reader(file)
-            columns = next(table, [])
-            if columns not in (list(SPLIT_FILE_COLUMNS), list(SPLIT_FILE_COLUMNS[:3])):
-                raise DataError(f"{csv_text} does not begin with path,label,split: give a run's split.csv")
-            for row in table:
-                if len(row) != len(columns) or row[2] not in SPLITS:
-                    raise DataError(
-                        f"{csv_text}, line {table.line_num}: must be {','.join(columns)}; split is train, val or test"
-                    )
-                path, label, split, sha256 = (*row, "")[:4]
-                if path in lines:
-                    raise DataError(f"{csv_text} has more than one line for {printable(path)}: keep one of them")
-                lines[path] = label, split, sha256
+        with Path(csv_file).expanduser().open(**READ_TEXT_FILE) as file:
+            head = file.readline()
+            table = csv.reader(chain([head], file), delimiter=max(",;\t", key=head.count))
+            if tuple(columns := next(table, [])) not in heads:
+                raise DataError(f"{csv_text} does not begin with {','.join(heads[0])}: {fix}")
+            for row in filter(any, table):
+                if len(row) != len(columns):
+                    raise DataError(f"{csv_text}, line {table.line_num}: must be {','.join(columns)}")
+                yield table.line_num, row
     except (OSError, csv.Error) as error:
         reason = error.strerror if isinstance(error, OSError) else error
-        raise DataError(f"{csv_text} cannot be read ({reason}): give a run's split.csv") from error
-    return lines
+        raise DataError(f"{csv_text} cannot be read ({reason}): {fix}") from error

@@ -128,7 +128,7 @@ def describe_difference(first: ComparedRun, second: ComparedRun) -> str:
     only_second = sum(other and not one for one, other in pairs)
     p, points = mcnemar_p_value(only_first, only_second), 100 * (only_second - only_first) / len(pairs)
     counts = f"the same {len(pairs)} samples, {only_first + only_second} of them right in one run only"
-    details = f"McNemar's exact test, p = {p:.2g}, {counts}"
+    details = f"McNemar's exact test, p = {p:.2g}, {counts}{'; the runs have other folds' * (len(folds) == 2)}"
     if len(folds) == 2 and (accuracies := _fold_accuracies(*folds)) is not None:
         differences = (accuracies[1] - accuracies[0]).tolist()
         p, points = corrected_t_p_value(differences, 1 / folds[0].folds.max()), 100 * mean(differences)

@@ -31,24 +31,18 @@ def report_wrong_labels(listing: Listing, run: str) -> int:
     folder = Path(run).expanduser()
     if run == "latest":
         folder = newest_usable_run(".", lambda path: (path / OUT_OF_FOLD).is_file(), f"{OUT_OF_FOLD} (--folds 5)")
-    folder, fix = (
-        run_folder(folder) if folder.is_file() else folder,
-        command("fit.py", "--data", listing.root, "--folds 5"),
-    )
+    folder = run_folder(folder) if folder.is_file() else folder
     if not (folder / OUT_OF_FOLD).is_file():
-        raise UsageError(f"{run} has no {OUT_OF_FOLD}: {fix}")
-    judged, label_of = (
-        read_out_of_fold(folder / OUT_OF_FOLD).average_repeats(),
-        dict(zip(listing.paths, listing.labels, strict=True)),
-    )
+        fit = command("fit.py", "--data", listing.root, "--folds", 5)
+        raise UsageError(f"{run} has no {OUT_OF_FOLD}, which folds write: {fit}")
+    judged = read_out_of_fold(folder / OUT_OF_FOLD).average_repeats()
+    names, label_of = judged.class_names, dict(zip(listing.paths, listing.labels, strict=True))
     own = [listing.class_names[label_of[path]] if path in label_of else "" for path in judged.paths]
-    rows = np.flatnonzero([name in judged.class_names for name in own])
-    if not len(rows):
-        raise UsageError(f"{run} has no predictions of pictures in {listing.root}: give its photo folder, or {fix}")
+    rows = np.flatnonzero([name in names for name in own])
     if missing := len({*judged.paths, *listing.paths}) - len(rows):
         print_note(f"{plural(missing, 'picture')} not judged: only in {run} or only in {listing.root}")
-    names, paths, probabilities = judged.class_names, judged.paths[rows], judged.probabilities[rows]
-    labels = np.array([names.index(own[row]) for row in rows])
+    paths, probabilities = judged.paths[rows], judged.probabilities[rows]
+    labels = np.array([names.index(own[row]) for row in rows], int)
     wrong = find_label_issues(labels, probabilities)
     print(f"{len(wrong):,} of {plural(len(rows), 'label')} may be wrong")
     if not len(wrong):
