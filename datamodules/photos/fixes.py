@@ -54,18 +54,21 @@ def apply_fixes(listing: Listing, fixes_file: str) -> Listing:
 def move_files(root: str, fixes_file: str, layout: str | None = None) -> int:
     """Move files to the folders of their new classes, or to LEFT_OUT_FOLDER. Return their number.
 
-    Split and subfolder of a file stay. Raise DataError before the first move if a file would be overwritten or is
-    behind a link. If a move fails, all files are moved back.
+    Split and subfolder of a file stay. If its name is taken, the name of its old class is added. Raise DataError before
+    the first move if a file would be overwritten or is behind a link. If a move fails, all files are moved back.
     """
     listing, folder, moves = find_photos(root, layout), Path(root).expanduser(), dict[str, tuple[str, str]]()
     folders = {(place.name, place.split): place.path for place in find_class_folders(folder, layout, True)[0]}
     for row, name in read_fixes(listing, fixes_file).items():
-        path, split = listing.paths[row], listing.splits[row]
-        old = folders[listing.class_names[listing.labels[row]], split]
+        path, split, own = listing.paths[row], listing.splits[row], listing.class_names[listing.labels[row]]
+        old = folders[own, split]
         new = folders.get((name, split), old[: old.rfind("/") + 1] + name)  # the split may have no folder of the class
-        target = new + path[len(old) :] if name else f"{LEFT_OUT_FOLDER}/{path}"
-        alike = unicodedata.normalize("NFC", target).casefold()  # the same file on some file systems
-        if alike in moves or os.path.lexists(folder / target):
+        first = Path(new + path[len(old) :] if name else f"{LEFT_OUT_FOLDER}/{path}")
+        for target in (first.as_posix(), first.with_stem(f"{first.stem}_{own}").as_posix()):
+            alike = unicodedata.normalize("NFC", target).casefold()  # the same file on some file systems
+            if alike not in moves and not os.path.lexists(folder / target):
+                break
+        else:
             raise DataError(f"{printable(path)}: {printable(target)} exists already: rename one of the two files")
         if any((folder / place).resolve() != folder.resolve() / place for place in (path, target)):
             raise DataError(f"{printable(path)}: it or its new folder is a link: use --data.fixes, or move it by hand")

@@ -175,11 +175,15 @@ def test_files_are_moved_and_moved_back(tmp_path: Path, form: str) -> None:
         undo_move("r")
 
 
-def test_the_last_move_is_undone_first(root: Path) -> None:
+def test_the_last_move_is_undone_first(root: Path, tmp_path: Path) -> None:
     before = files(root)
     move_files("root", write(f"{HEAD}\ncat/sub/0.jpg,cat,dog,1,move\n"))
     between = files(root)
     move_files("root", write(f"{HEAD}\ndog/sub/0.jpg,dog,cat,1,leave_out\n"))
+    (root / ".moved_0001.csv").rename(tmp_path / "kept.csv")  # the next journal must not replace the second one
+    move_files("root", write(f"{HEAD}\ncat/1.jpg,cat,dog,1,leave_out\n"))
+    assert undo_move("root") == 1
+    (tmp_path / "kept.csv").rename(root / ".moved_0001.csv")
     assert undo_move("root") == 1
     assert files(root) == between
     assert undo_move("root") == 1
@@ -197,11 +201,20 @@ def refused(root: Path, lines: str, message: str) -> None:
 
 def test_nothing_is_overwritten(root: Path) -> None:
     first = "cat/sub/0.jpg,cat,dog,1,move\n"
-    refused(root, f"{first}cat/0.jpg,cat,dog,1,move\n", "cat/0.jpg: dog/0.jpg exists already: rename one of the two")
+    numbered, before = write(f"{HEAD}\n{first}cat/0.jpg,cat,dog,1,move\n"), files(root)
+    move_files("root", numbered)  # files of both classes are numbered
+    assert files(root)["dog/0_cat.jpg"] == before["cat/0.jpg"]
+    assert files(root)["dog/0.jpg"] == before["dog/0.jpg"]
+    undo_move("root")
+    assert files(root) == before
+    (root / "dog/0_CAT.jpg").write_bytes(before["dog/0.jpg"])
+    (root / "dog/0_cat.jpg").write_bytes(before["dog/0.jpg"])
+    refused(root, f"{first}cat/0.jpg,cat,dog,1,move\n", "cat/0.jpg: dog/0_cat.jpg exists already: rename one of")
     write_pictures(root, {"cow": 4}, seed=70)
+    (root / "dog/3_cow.jpg").write_bytes(b"")
     (root / "cat/0.jpg").rename(root / "cat/3.JPG")
     clash = "cat/3.JPG,cat,dog,1,move\ncow/3.jpg,cow,dog,1,move\n"
-    refused(root, f"{first}{clash}", "cow/3.jpg: dog/3.jpg exists already")
+    refused(root, f"{first}{clash}", "cow/3.jpg: dog/3_cow.jpg exists already")
     refused(root, "cat/3.JPG,cat,dog,1,keep\n", "f.csv has no new class and nothing to leave out: edit its column")
 
 
