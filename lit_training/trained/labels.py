@@ -57,5 +57,6 @@ def report_wrong_labels(listing: Listing, run: str) -> int:
         print_note(f"{folder / FIXES} exists and stays as it is: rename it to get a new one")
     else:
         write_spreadsheet(folder / FIXES, [FIX_COLUMNS, *table], numbers="confidence")
-    print(f"\nwritten     {printable(str(folder))}/: {FIXES}, {WRONG_LABELS}")
+        print(printable(f"written     {folder / FIXES}"))
+    print(printable(f"written     {folder / WRONG_LABELS}"))
     return len(wrong)

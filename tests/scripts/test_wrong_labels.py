@@ -63,7 +63,10 @@ def test_pictures_whose_label_is_contradicted(photo_folder: Path, where: str) ->
     with Image.open(RUN / "wrong_labels.png") as sheet:
         assert sheet.width > 400  # two pictures side by side
     (RUN / "fixes.csv").write_text("edited")
-    assert "fixes.csv exists and stays as it is: rename it" in run(f"check.py photos --labels {where}").err
+    ended = run(f"check.py photos --labels {where}")
+    assert "fixes.csv exists and stays as it is: rename it" in ended.err
+    assert f"written     {RUN}/fixes.csv\n" in out
+    assert f"written     {RUN}/fixes.csv\n" not in ended.out
     assert (RUN / "fixes.csv").read_text() == "edited"
 
 
