@@ -108,7 +108,7 @@ def differences(runs: Sequence[ComparedRun]) -> dict[str, list[str]]:
 
 
 def describe_difference(first: ComparedRun, second: ComparedRun) -> str:
-    """Test whether the accuracies of two runs on the same samples differ: by folds if both have them. Return a sentence."""
+    """Test whether the accuracies of two runs differ: in folds if both runs have them. Return a sentence."""
     folds = [run.folds for run in (first, second) if run.folds is not None]
     if len(folds) == 2:
         first, second = (replace(run, answers=_answers(fold)) for run, fold in zip((first, second), folds, strict=True))

@@ -13,7 +13,7 @@ from datamodules.photos.fixes import FIX_COLUMNS, KEEP
 from datamodules.text import command, plural, printable
 from lit_training import figures
 from lit_training.errors import UsageError, print_note
-from lit_training.runs.folder import newest_usable_run, run_folder
+from lit_training.runs.folder import newest_usable_run, relative_path, run_folder
 from lit_training.runs.layout import FIXES, OUT_OF_FOLD, WRONG_LABELS
 from lit_training.runs.out_of_fold import read_out_of_fold
 from lit_training.statistics import find_label_issues
@@ -31,7 +31,7 @@ def report_wrong_labels(listing: Listing, run: str) -> int:
     folder = Path(run).expanduser()
     if run == "latest":
         folder = newest_usable_run(".", lambda path: (path / OUT_OF_FOLD).is_file(), f"{OUT_OF_FOLD} (--folds 5)")
-    folder = run_folder(folder) if folder.is_file() else folder
+    folder = relative_path(run_folder(folder)) if folder.is_file() else folder
     if not (folder / OUT_OF_FOLD).is_file():
         fit = command("fit.py", "--data", listing.root, "--folds", 5)
         raise UsageError(f"{run} has no {OUT_OF_FOLD}, which folds write: {fit}")
