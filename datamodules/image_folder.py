@@ -44,6 +44,7 @@ class ImageFolderDataModule(SplitDataModule):
             ``wants_augmentation``, True if it has none.
         val_size: if there is no ``val/``, this fraction of the training pictures of each class is used for validation.
         split_file: the ``split.csv`` of an earlier run, to use the same split.
+        fixes: a ``fixes.csv`` of ``check.py --labels``, edited: which labels to change and which pictures to leave out.
         balance: ``loss`` weights each class in the training loss by the inverse of its frequency; ``none`` does not.
         max_bad_fraction: files that cannot be read are left out, but a larger fraction of them is an error. For one
             class, the limit is at least 0.5.
@@ -80,6 +81,7 @@ class ImageFolderDataModule(SplitDataModule):
         resize: Literal["crop", "pad", "squash"] | None = None,
         layout: Literal["classes", "split"] | None = None,
         on_device: bool | Literal["auto"] = "auto",
+        fixes: str | None = None,
     ) -> None:
         super().__init__()
         if min(size for size in (batch_size, image_size, 1) if size is not None) < 1:
@@ -88,7 +90,8 @@ class ImageFolderDataModule(SplitDataModule):
             raise DataError(f"balance must be none or loss, but is {balance}: --data.balance loss")
         if layout not in (None, "classes", "split"):
             raise DataError(f"layout must be classes or split, but is {layout}: --data.layout classes")
-        root, split_file = str(root), split_file and str(split_file)  # torch.load(weights_only=True) rejects a Path
+        # torch.load(weights_only=True) rejects a Path
+        root, split_file, fixes = str(root), split_file and str(split_file), fixes and str(fixes)
         self.save_hyperparameters()
         self.root = Path(root).expanduser()
         self.adapt_to(None)
@@ -145,7 +148,7 @@ class ImageFolderDataModule(SplitDataModule):
     def examine(self, progress: Callable[[int, int], None] | None = None) -> Photos:
         """Decode every picture, leave out the broken ones and split the others. Later calls return the same result."""
         if self.photos is None:
-            names = ("val_size", "seed", "split_file", "max_bad_fraction", "layout")
+            names = ("val_size", "seed", "split_file", "fixes", "max_bad_fraction", "layout")
             settings = {name: self.hparams[name] for name in names}
             self.photos = examine(self.root, **settings, resize=self.preprocessing.resize, progress=progress)
             self.class_names = self.photos.class_names

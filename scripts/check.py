@@ -4,10 +4,10 @@ import json
 import sys
 
 from lit_training.cli.arguments import Parser, at_least
-from lit_training.errors import one_line_errors
+from lit_training.errors import UsageError, one_line_errors
 
 DESCRIPTION = (
-    "Check a folder of photos before training: broken files, copies, wrong labels. Exit code 0: nothing found, 1: "
+    "Check a folder of photos: broken files, copies, wrong labels. Exit code 0: nothing found, 1: "
     "problems found, 2: the folder cannot be read."
 )
 MAX_EXAMPLES = 3
@@ -16,7 +16,11 @@ MAX_EXAMPLES = 3
 def main(arguments: list[str] | None = None) -> int:
     parser = Parser("check.py", DESCRIPTION)
     parser.add_argument("dir", metavar="DIR", help="folder of photos to check")
-    parser.add_argument("--json", action="store_true", help="print JSON with all file names instead of text")
+    action = parser.add_mutually_exclusive_group()
+    action.add_argument("--json", action="store_true", help="print JSON with all file names instead of text")
+    action.add_argument("--labels", metavar="RUN", help="find wrong labels with the folds of RUN; write fixes.csv")
+    action.add_argument("--apply", metavar="FILE", help="move files as this edited fixes.csv says")
+    action.add_argument("--undo", action="store_true", help="move the files of the last --apply back")
     parser.add_argument("--workers", type=at_least(0), metavar="N", help="reader processes (default: one per core)")
     layout = "what the subfolders are (default: their names decide)"
     parser.add_argument("--data.layout", choices=("classes", "split"), dest="layout", help=layout)
@@ -24,9 +28,21 @@ def main(arguments: list[str] | None = None) -> int:
 
     from datamodules.photos.check import ADVICE, find_problems, to_document  # here, because --help needs no numpy
     from datamodules.photos.find import find_photos
+    from datamodules.photos.fixes import move_files, undo_move
     from datamodules.text import plural, printable
     from lit_training.text import progress_bar
 
+    try:
+        if chosen.labels:
+            from lit_training.trained.labels import report_wrong_labels  # here, because it imports torch
+
+            return report_wrong_labels(find_photos(chosen.dir, chosen.layout), chosen.labels) > 0
+        if chosen.apply or chosen.undo:
+            count = undo_move(chosen.dir) if chosen.undo else move_files(chosen.dir, chosen.apply, chosen.layout)
+            print(f"{plural(count, 'file')} moved{' back' * chosen.undo}")
+            return 0
+    except OSError as error:
+        raise UsageError(f"{error}: allow writing with chmod u+w, or copy the folder to another place") from error
     with progress_bar("examining") as progress:
         listing = find_photos(chosen.dir, chosen.layout)
         used, found = find_problems(listing, num_workers=chosen.workers, progress=progress)

@@ -38,7 +38,7 @@ PACKAGES = {
     "lit_training.runs",
     "lit_training.trained",
 }
-FILES_WITHOUT_TORCH = ("find", "decode", "scan", "split", "near", "folder", "check")
+FILES_WITHOUT_TORCH = ("find", "decode", "scan", "split", "near", "fixes", "folder", "check")
 """Files of datamodules/photos that must not import torch, because they check the photos before torch is imported."""
 SLOW_PACKAGES = {"torch", "torchvision", "lightning", "torchmetrics"}
 FILES = sorted(

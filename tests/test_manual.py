@@ -12,12 +12,14 @@ import shlex
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from lit_training.cli.parser import FitCLI
+from lit_training.runs.out_of_fold import OutOfFold
 from tests.support import by_hand, printed
 from tests.support.ants_and_bees import write_photos
-from tests.support.commands import ROOT, run_well
+from tests.support.commands import ROOT, run, run_well
 from tests.support.own_classes import OWN, remember_imports
 from tests.support.training import own_caches
 
@@ -172,7 +174,7 @@ def write_python_files(pages: list[Path]) -> None:
 
 @pytest.fixture(scope="module")
 def folder_of_the_pages(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the files of the examples, and two runs on its photos."""
+    """A folder with the files of the examples, and two runs on its photos. The first one has folds and fixes."""
     place = tmp_path_factory.mktemp("folder_of_the_pages")
     write_photos(place / "path" / "to" / "photos")
     shutil.copytree(place / "path" / "to" / "photos" / "val" / "ants", place / "another_folder")
@@ -183,6 +185,14 @@ def folder_of_the_pages(tmp_path_factory: pytest.TempPathFactory) -> Path:
         own_caches(place, patch)
         for seed in range(2):
             run_well(f"fit.py --data path/to/photos {FAST_FLAGS} --max_epochs 1 --seed {seed} --accelerator cpu")
+    paths = np.array([f"train/{name}/{number}.jpg" for name in ("ants", "bees") for number in range(8)], object)
+    shares = np.where(np.arange(16)[:, None] < 8, [0.9, 0.1], [0.1, 0.9])
+    shares[3] = 0.05, 0.95
+    numbers = np.arange(16)
+    folds = OutOfFold(("ants", "bees"), paths, numbers * 0 + 1, numbers % 4 + 1, numbers // 8, shares)
+    folds.write(place / "lightning_logs" / "version_0" / "out_of_fold.csv")
+    fixes = "path,label,suggested,confidence,action\ntrain/ants/3.jpg,ants,bees,0.95,move\n"
+    (place / "lightning_logs" / "version_0" / "fixes.csv").write_text(fixes)
     return place
 
 
@@ -203,7 +213,8 @@ def test_a_page_runs(page: Path, folder_of_the_pages: Path, tmp_path: Path, monk
                 lines = [line.partition("#")[0].strip() for line in body.splitlines()]
                 for line in lines:
                     if line.startswith("python scripts/"):
-                        run_well(as_runnable_command(line))
+                        ended = run(as_runnable_command(line))
+                        assert ended.code == int("--labels" in line), ended.err  # 1: a wrong label was found
                         ran += 1
     assert ran
 

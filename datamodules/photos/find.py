@@ -123,7 +123,7 @@ def find_photos(root: str | Path, layout: str | None = None, *, strict: bool = T
             the subfolders are classes if they may be, and classes without training pictures are kept.
     """
     root = Path(root).expanduser()
-    folders, split_folders, notes = _find_class_folders(root, layout, strict)
+    folders, split_folders, notes = find_class_folders(root, layout, strict)
     own_paths = [root, *(root / top for top in split_folders), *(root / folder.path for folder in folders)]
     excluded = {_device_and_inode(path) for path in (*root.absolute().parents, *own_paths)}
     left_out, outputs, paths, numbers = [], list[str](), list[str](), array("q")
@@ -179,7 +179,7 @@ def find_files_below(folder: str | Path, suffixes: Container[str]) -> list[str]:
     return sorted(str(Path(folder, path)) for path, suffix in files if suffix == _UNREADABLE or suffix in suffixes)
 
 
-def _find_class_folders(root: Path, layout: str | None, strict: bool) -> tuple[list[ClassFolder], list[str], list[str]]:
+def find_class_folders(root: Path, layout: str | None, strict: bool) -> tuple[list[ClassFolder], list[str], list[str]]:
     """Return the class folders, the names of the split folders, and notes. See :func:`find_photos`."""
     root_text = printable(str(root))
     try:

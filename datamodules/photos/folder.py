@@ -12,6 +12,7 @@ from datamodules.errors import DataError
 from datamodules.files import write_csv
 from datamodules.photos.decode import BLANK, CENTER_BLANK, HAS_PAGES, MISNAMED, ROTATED
 from datamodules.photos.find import SPLITS, TEST, TRAIN, VAL, LeftOut, Listing, find_photos
+from datamodules.photos.fixes import apply_fixes
 from datamodules.photos.near import group_near_duplicates
 from datamodules.photos.scan import Scan, first_with_same_content, hash_paths, scan_photos
 from datamodules.photos.split import (
@@ -67,6 +68,7 @@ def examine(
     val_size: float = 0.2,
     seed: int = 0,
     split_file: str | None = None,
+    fixes: str | None = None,
     max_bad_fraction: float = 0.05,
     resize: str = "crop",
     layout: str | None = None,
@@ -81,8 +83,9 @@ def examine(
         if not 0 <= value <= 1 or (name == "val_size" and value in (0, 1)):
             raise DataError(f"{name} must be between 0 and 1, but is {value}: --data.{name} {usual}")
     listing = find_photos(root, layout, strict=split_file is None)  # the classes in the file show the layout
+    before, listing = listing, apply_fixes(listing, fixes) if fixes else listing
     if split_file is not None:
-        listing = apply_split_file(listing, split_file)
+        listing = apply_split_file(listing, split_file, before)
     if len(listing.class_names) == 1:
         class_name, root_text = printable(listing.class_names[0]), printable(str(listing.root))
         is_in_root = (listing.root / listing.class_names[0]).is_dir()  # otherwise it is in train/

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -56,12 +57,16 @@ def choose_validation_pictures(
     return chosen
 
 
-def apply_split_file(listing: Listing, split_file: str) -> Listing:
-    """Keep only the pictures in the split file, with their splits. Raise DataError if one is missing or has moved."""
+def apply_split_file(listing: Listing, split_file: str, before: Listing) -> Listing:
+    """Keep only the pictures in the split file, with their splits. Raise DataError if one is missing or has moved.
+
+    The file has the labels of `listing` or those `before` the fixes.
+    """
     root_text, csv_text = printable(str(listing.root)), printable(split_file)
     lines = read_split_file(split_file)
     trainable = {label for label, split, _ in lines.values() if split == "train"}
     splits = np.full(len(listing.paths), -1, np.int8)
+    folder_labels = {path: before.class_names[label] for path, label in zip(before.paths, before.labels, strict=True)}
     left_out, notes = [*listing.left_out], [*listing.notes]
     for row, path in enumerate(listing.paths):
         if path not in lines:
@@ -69,12 +74,13 @@ def apply_split_file(listing: Listing, split_file: str) -> Listing:
             continue
         label, split, _ = lines.pop(path)
         splits[row] = SPLITS.index(split)
-        folder_label = listing.class_names[listing.labels[row]]
-        if label != folder_label:
+        folder_label = folder_labels.pop(path)
+        if label not in (folder_label, listing.class_names[listing.labels[row]]):
             raise DataError(
                 f"{csv_text}: {printable(path)} has the class {printable(label)}, but is in the folder of class "
-                f"{printable(folder_label)}: move the file or correct the line"
+                f"{printable(folder_label)}: move the file, correct the line, or give the --data.fixes of the run"
             )
+    lines = {path: line for path, line in lines.items() if path not in folder_labels}  # fixes left out the others
     if lines:
         count_text, names = plural(len(lines), "picture"), first_names(list(lines), MAX_NAMES_IN_MESSAGE)
         raise DataError(
@@ -111,7 +117,8 @@ def find_scored_pictures(listing: Listing, split_file: str) -> tuple[Listing, in
     """Return a run's test pictures (val if it has none), their split, and notes on changes since the run began.
 
     A picture is found by its sha256, also in another folder: then it has the class of that folder. If its sha256 is
-    not found, or not in the file, it is found by its path. A picture of a class that was not trained is left out.
+    not found, or not in the file, it is found by its path. At the same path it has the class in the file, which fixes
+    may have changed. A picture of a class that was not trained is left out.
     """
     lines, csv_text = read_split_file(split_file), printable(split_file)
     scored = "test" if any(split == "test" for _, split, _ in lines.values()) else "val"
@@ -120,17 +127,18 @@ def find_scored_pictures(listing: Listing, split_file: str) -> tuple[Listing, in
     now = {path: (row, label, sha256) for row, (path, (label, _, sha256)) in enumerate(split_lines(listing))}
     unchanged = {path for path in lines.keys() & now if lines[path][2] in ("", now[path][2])}
     moved = {sha256: path for path, (_, _, sha256) in now.items() if path not in unchanged}
-    rows, missing, edited, relabeled = [], [], [], []
+    labels, missing, edited, relabeled = dict[int, str](), [], [], []
     for path, (old_label, split, sha256) in lines.items():
         if split != scored:
             continue
         place = path if path in unchanged else moved.get(sha256, path)
         row, label, new_sha256 = now.get(place, (-1, "", ""))
         is_edited = place == path and path not in unchanged
+        label = old_label if place == path and row >= 0 else label
         if label not in trainable or (is_edited and new_sha256 in known):
             missing.append(path)
             continue
-        rows.append(row)
+        labels[row] = label
         edited += [path] * is_edited
         relabeled += [f"{place}, was {old_label}"] * (label != old_label)
     kinds = (
@@ -141,29 +149,41 @@ def find_scored_pictures(listing: Listing, split_file: str) -> tuple[Listing, in
     notes = [f"{plural(len(names), 'picture')} {text} ({first_names(names, 10)})" for text, names in kinds if names]
     if new_count := sum(path not in lines and sha256 not in known for path, (_, _, sha256) in now.items()):
         notes.append(f"{plural(new_count, 'picture')} not in {csv_text}: left out")
-    return listing.take(np.unique(rows).astype(int)), SPLITS.index(scored), notes
+    rows = sorted(labels)
+    class_names, numbers = np.unique([labels[row] for row in rows], return_inverse=True)
+    scored_listing = replace(listing.take(np.array(rows, int)), class_names=tuple(class_names), labels=numbers)
+    return scored_listing, SPLITS.index(scored), notes
 
 
 def read_split_file(split_file: str) -> dict[str, SplitLine]:
     """Return a dict: path -> (label, split, sha256). Raise DataError if the file is not valid."""
-    csv_text = printable(split_file)
-    lines: dict[str, SplitLine] = {}
+    csv_text, lines = printable(split_file), dict[str, SplitLine]()
+    for number, row in read_rows(split_file, (SPLIT_FILE_COLUMNS[:3], SPLIT_FILE_COLUMNS), "give a run's split.csv"):
+        path, label, split, sha256 = (*row, "")[:4]
+        if split not in SPLITS:
+            raise DataError(f"{csv_text}, line {number}: must be path,label,split; split is train, val or test")
+        if path in lines:
+            raise DataError(f"{csv_text} has more than one line for {printable(path)}: keep one of them")
+        lines[path] = label, split, sha256
+    return lines
+
+
+def read_rows(csv_file: str, heads: Sequence[tuple[str, ...]], fix: str) -> Iterator[tuple[int, list[str]]]:
+    """Yield the number of its line and the cells of each row of a CSV file that begins with one of the `heads`.
+
+    Spreadsheets change the delimiter to a semicolon or a tab. Raise a DataError that ends with `fix`.
+    """
+    csv_text = printable(csv_file)
     try:
-        with Path(split_file).expanduser().open(**READ_TEXT_FILE) as file:
-            table = csv.reader(file)
-            columns = next(table, [])
-            if columns not in (list(SPLIT_FILE_COLUMNS), list(SPLIT_FILE_COLUMNS[:3])):
-                raise DataError(f"{csv_text} does not begin with path,label,split: give a run's split.csv")
-            for row in table:
-                if len(row) != len(columns) or row[2] not in SPLITS:
-                    raise DataError(
-                        f"{csv_text}, line {table.line_num}: must be {','.join(columns)}; split is train, val or test"
-                    )
-                path, label, split, sha256 = (*row, "")[:4]
-                if path in lines:
-                    raise DataError(f"{csv_text} has more than one line for {printable(path)}: keep one of them")
-                lines[path] = label, split, sha256
+        with Path(csv_file).expanduser().open(**READ_TEXT_FILE) as file:
+            head = file.readline()
+            table = csv.reader(chain([head], file), delimiter=max(",;\t", key=head.count))
+            if tuple(columns := next(table, [])) not in heads:
+                raise DataError(f"{csv_text} does not begin with {','.join(heads[0])}: {fix}")
+            for row in filter(any, table):
+                if len(row) != len(columns):
+                    raise DataError(f"{csv_text}, line {table.line_num}: must be {','.join(columns)}")
+                yield table.line_num, row
     except (OSError, csv.Error) as error:
         reason = error.strerror if isinstance(error, OSError) else error
-        raise DataError(f"{csv_text} cannot be read ({reason}): give a run's split.csv") from error
-    return lines
+        raise DataError(f"{csv_text} cannot be read ({reason}): {fix}") from error

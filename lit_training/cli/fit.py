@@ -118,7 +118,7 @@ def prepare(run: Run) -> None:
         if resumed is None or not (resumed / SPLIT).is_file():
             return
         if difference := describe_other_photos(photos, str(resumed / SPLIT)):
-            problem = f"{relative_path(resumed)} was started with other photos: {difference}"
+            problem = f"{relative_path(resumed)} was started with other photos or fixes: {difference}"
             raise UsageError(f"{problem}: restore them, or train a new run with --resume never")
 
 

@@ -19,4 +19,5 @@ EXPLAINED = "explained.png"
 OUT_OF_FOLD = "out_of_fold.csv"  # of a run with --folds
 FOLDS = "folds"  # the folder of what the folds of an unfinished run need to resume
 FIXES = "fixes.csv"  # written by check.py --labels
+WRONG_LABELS = "wrong_labels.png"  # written by check.py --labels
 HASHES = "sha256.json"  # the SHA-256 of every other file of the run

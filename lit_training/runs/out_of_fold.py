@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -35,6 +35,14 @@ class OutOfFold:
     def correct(self) -> np.ndarray:
         """True where the predicted class is the label, (n,) bool."""
         return self.predicted == self.labels
+
+    def average_repeats(self) -> OutOfFold:
+        """Return one row for each path, with the mean of its probabilities in all repeats."""
+        _, first, number = np.unique(self.paths, return_index=True, return_inverse=True)
+        sums = np.zeros((len(first), len(self.class_names)))
+        np.add.at(sums, number, self.probabilities)
+        rows = {name: getattr(self, name)[first] for name in ("paths", "repeats", "folds", "labels")}
+        return replace(self, **rows, probabilities=sums / np.bincount(number)[:, None])
 
     def write(self, path: Path) -> None:
         """Write the file atomically. Probabilities have 9 significant digits."""

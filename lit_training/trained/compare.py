@@ -9,6 +9,7 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
+import numpy as np
 import yaml
 
 from datamodules.files import read_csv
@@ -18,8 +19,9 @@ from lit_training import figures
 from lit_training.errors import UsageError
 from lit_training.runs.best_epoch import MODES, best_epoch
 from lit_training.runs.folder import find_checkpoint, newest_usable_run, run_folder
-from lit_training.runs.layout import CONFIG, EVALUATION, METRICS, PREDICTIONS, SPLIT
-from lit_training.statistics import mcnemar_p_value, wilson_interval
+from lit_training.runs.layout import CONFIG, EVALUATION, METRICS, OUT_OF_FOLD, PREDICTIONS, SPLIT
+from lit_training.runs.out_of_fold import OutOfFold, read_out_of_fold
+from lit_training.statistics import corrected_t_p_value, mcnemar_p_value, wilson_interval
 from lit_training.text import print_table
 
 SAMPLE_SETTINGS = [f"data.{name}" for name in ("class_path", "seed", "val_size", "channels", "length", "target")]
@@ -38,6 +40,7 @@ class ComparedRun:
     answers: dict[str, tuple[str, bool]] | None
     """Path of an evaluated sample -> (true class, True if predicted correctly); None without an evaluation."""
     hashes: dict[str, str] = field(default_factory=dict)  # path of a photo -> SHA-256; empty in older runs
+    folds: OutOfFold | None = None
 
     @property
     def modes(self) -> dict[str, str]:
@@ -80,11 +83,12 @@ def read_run(run: str) -> ComparedRun:
             answers = {path.removeprefix("'"): (label.removeprefix("'"), right == "1") for path, label, right in cells}
         if (split := folder / SPLIT).is_file():
             hashes = {path: sha256 for path, (_, _, sha256) in read_split_file(str(split)).items() if sha256}
+        folds = read_out_of_fold(folder / OUT_OF_FOLD) if (folder / OUT_OF_FOLD).is_file() else None
     except FileNotFoundError as error:
         raise UsageError(f"{run} is not the folder of a run: {Path(error.filename).name} is missing") from error
     except (OSError, ValueError, KeyError, yaml.YAMLError, csv.Error) as error:
         raise UsageError(f"the run {run} cannot be read ({type(error).__name__}: {error})") from error
-    return ComparedRun(folder.name, folder, dict(_flatten(settings or {})), rows, answers, hashes)
+    return ComparedRun(folder.name, folder, dict(_flatten(settings or {})), rows, answers, hashes, folds)
 
 
 def _flatten(settings: dict[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
@@ -104,7 +108,10 @@ def differences(runs: Sequence[ComparedRun]) -> dict[str, list[str]]:
 
 
 def describe_difference(first: ComparedRun, second: ComparedRun) -> str:
-    """Test whether the accuracies of two runs on the same samples differ significantly. Return a sentence."""
+    """Test whether the accuracies of two runs differ: in folds if both runs have them. Return a sentence."""
+    folds = [run.folds for run in (first, second) if run.folds is not None]
+    if len(folds) == 2:
+        first, second = (replace(run, answers=_answers(fold)) for run, fold in zip((first, second), folds, strict=True))
     for run in (first, second):
         if "val_acc" not in run.curves and "val_loss" in run.curves:
             return f"{run.name} is not a classifier, so no test of the accuracies: compare the losses"
@@ -118,11 +125,31 @@ def describe_difference(first: ComparedRun, second: ComparedRun) -> str:
     only_second = sum(other and not one for one, other in pairs)
     p, points = mcnemar_p_value(only_first, only_second), 100 * (only_second - only_first) / len(pairs)
     counts = f"the same {len(pairs)} samples, {only_first + only_second} of them right in one run only"
-    details = f"McNemar's exact test, p = {p:.2g}, {counts}"
+    details = f"McNemar's exact test, p = {p:.2g}, {counts}{'; the runs have other folds' * (len(folds) == 2)}"
+    if len(folds) == 2 and (accuracies := _fold_accuracies(*folds)) is not None:
+        differences = (accuracies[1] - accuracies[0]).tolist()
+        p, points = corrected_t_p_value(differences, 1 / folds[0].folds.max()), 100 * mean(differences)
+        details = f"corrected resampled t-test, p = {p:.2g}, {len(differences)} folds of the same {len(pairs)} samples"
     if p >= SIGNIFICANCE_LEVEL:
         return f"no significant difference: {second.name} is {points:+.1f} points from {first.name} ({details})"
     better = second if points > 0 else first
     return f"{better.name} is better by {abs(points):.1f} points ({details})"
+
+
+def _answers(folds: OutOfFold) -> dict[str, tuple[str, bool]]:
+    """Return the answers of a ComparedRun, from the mean probabilities of all repeats."""
+    one = folds.average_repeats()
+    cells = zip(one.paths, one.labels, one.correct.tolist(), strict=True)
+    return {path: (one.class_names[label], is_right) for path, label, is_right in cells}
+
+
+def _fold_accuracies(*runs: OutOfFold) -> np.ndarray | None:
+    """Return the accuracies (runs, folds), or None if the folds of the runs are not the same two or more."""
+    keys = [sorted(zip(run.repeats, run.folds, run.paths, strict=True)) for run in runs]
+    if keys[0] != keys[1] or runs[0].folds.max() < 2:
+        return None
+    numbers = [np.unique(run.repeats * len(run.folds) + run.folds, return_inverse=True)[1] for run in runs]
+    return np.stack([np.bincount(n, run.correct) / np.bincount(n) for n, run in zip(numbers, runs, strict=True)])
 
 
 def _other_samples(first: ComparedRun, second: ComparedRun) -> str:

@@ -63,6 +63,8 @@ def test_every_argument_changes_something(to_split: Path, argument: str) -> None
     rows = [f"bees/{number}.jpg,bees,{'val' if number < 4 else 'train'}" for number in range(8)]
     rows += [f"ants/{number}.jpg,ants,train" for number in range(4)]
     split_file.write_text("\n".join(["path,label,split", *rows, ""]))
+    fixes = to_split.parent / "fixes.csv"
+    fixes.write_text("path,label,suggested,confidence,action\nbees/0.jpg,bees,ants,0.9,move\n")
     others = {
         "root": str(to_split.parent / "val"),
         "batch_size": 3,
@@ -77,6 +79,7 @@ def test_every_argument_changes_something(to_split: Path, argument: str) -> None
         "seed": 1,
         "resize": "squash",
         "layout": "classes",
+        "fixes": str(fixes),
     }
     if argument == "layout":
         usual["root"] = str(to_split.parent)

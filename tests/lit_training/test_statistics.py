@@ -7,9 +7,15 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy.stats import binomtest
+from scipy.stats import binomtest, t
 
-from lit_training.statistics import mcnemar_p_value, wilson_interval
+from lit_training.statistics import (
+    corrected_t_p_value,
+    find_label_issues,
+    mcnemar_p_value,
+    student_t_p_value,
+    wilson_interval,
+)
 from lit_training.trained.compare import SIGNIFICANCE_LEVEL
 
 
@@ -76,3 +82,89 @@ def test_false_positives_by_simulation() -> None:
         one, other = random.random(300) < easy, random.random(300) < easy
         found += mcnemar_p_value(int((one & ~other).sum()), int((other & ~one).sum())) < SIGNIFICANCE_LEVEL
     assert 0.01 < found / 2000 <= 0.05
+
+
+# --- folds ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("degrees", [1, 2, 3, 4, 9, 14, 29, 299])
+def test_student_t_equals_scipy(degrees: int) -> None:
+    for value in (0.0, 0.1, -1.0, 2.2, 5.0, 40.0):
+        assert student_t_p_value(value, degrees) == pytest.approx(2 * t.sf(abs(value), degrees), rel=1e-5, abs=1e-12)
+
+
+def test_corrected_t_test_by_hand() -> None:
+    """Five folds: the variance is 0.025 and its factor 1/5 + 1/4, so t = 0.2 / sqrt(0.45 * 0.025)."""
+    differences = [0.0, 0.1, 0.2, 0.3, 0.4]
+    expected = 2 * t.sf(0.2 / (0.45 * 0.025) ** 0.5, 4)
+    assert corrected_t_p_value(differences, 1 / 5) == pytest.approx(expected, rel=1e-5)
+    assert corrected_t_p_value([-value for value in differences], 1 / 5) == pytest.approx(expected, rel=1e-5)
+    assert [corrected_t_p_value([value] * 5, 1 / 5) for value in (0.0, 0.5)] == [1.0, 0.0]
+
+
+def nearest_mean_accuracies(x: np.ndarray, y: np.ndarray, folds: np.ndarray) -> list[float]:
+    """Return the accuracy in each fold of a classifier that chooses the class with the nearest mean."""
+    found = []
+    for fold in np.unique(folds):
+        train, test = folds != fold, folds == fold
+        means = np.stack([x[train & (y == label)].mean(0) for label in (0, 1)])
+        found.append(float((((x[test, None] - means) ** 2).sum(2).argmin(1) == y[test]).mean()))
+    return found
+
+
+def test_false_positives_of_folds_by_simulation() -> None:
+    """Two learners that are equally good: each sees half of the features. 5 folds, 3 repeats, 100 samples."""
+    random, y = np.random.default_rng(0), np.arange(100) % 2
+    corrected, plain, runs = 0, 0, 400
+    for _ in range(runs):
+        x = random.normal(size=(100, 8)) + 0.5 * y[:, None]
+        differences: list[float] = []
+        for _ in range(3):
+            folds = random.permutation(np.arange(100) % 5)
+            one, other = (nearest_mean_accuracies(half, y, folds) for half in (x[:, :4], x[:, 4:]))
+            differences += np.subtract(one, other).tolist()
+        corrected += corrected_t_p_value(differences, 1 / 5) < SIGNIFICANCE_LEVEL
+        plain += corrected_t_p_value(differences, 0.0) < SIGNIFICANCE_LEVEL
+    assert 0.02 <= corrected / runs <= 0.08
+    assert plain / runs > 0.15  # the t-test without the correction
+
+
+# --- wrong labels -----------------------------------------------------------------------------------------------------
+
+
+def noisy_labels(seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return labels (n,) with about 10 % wrong ones, and probabilities (n, K), as of a network of any strength."""
+    random = np.random.default_rng(seed)
+    classes, n = int(random.integers(2, 12)), int(random.integers(60, 600))
+    true = np.concatenate([np.arange(classes), random.integers(0, classes, n)])
+    logits = random.normal(size=(len(true), classes))
+    logits[np.arange(len(true)), true] += random.uniform(1, 5)
+    logits *= random.uniform(0.3, 3)
+    logits[:, -1] -= 4 * (seed % 2)  # a class that is rarely predicted
+    labels = np.where(random.random(len(true)) < 0.1, random.integers(0, classes, len(true)), true)
+    labels[:classes] = np.arange(classes)
+    return labels, np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning")
+def test_wrong_labels_are_those_of_cleanlab() -> None:
+    """The order too. Equal remainders are rounded up in any order, so that one sample may differ."""
+    cleanlab = pytest.importorskip("cleanlab.filter")
+    equal = 0
+    for seed in range(100):
+        labels, probabilities = noisy_labels(seed)
+        options = {"return_indices_ranked_by": "self_confidence", "n_jobs": 1}
+        expected = cleanlab.find_label_issues(labels, probabilities, **options).tolist()
+        found = find_label_issues(labels, probabilities).tolist()
+        equal += found == expected
+        assert len(set(found) ^ set(expected)) <= 1
+    assert equal >= 90
+
+
+def test_a_class_without_samples_and_no_samples() -> None:
+    labels, probabilities = noisy_labels(0)
+    wider = np.concatenate([probabilities, np.zeros((len(labels), 1))], axis=1)
+    with np.errstate(all="raise"):
+        found = find_label_issues(labels, wider).tolist()
+    assert found == find_label_issues(labels, probabilities).tolist() != []
+    assert find_label_issues(np.zeros(0, int), np.zeros((0, 3))).tolist() == []

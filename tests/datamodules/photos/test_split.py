@@ -92,7 +92,8 @@ def test_wrong_split_files_are_refused(tmp_path: Path) -> None:
         "--data.split_file"
     )
     assert message(head + "cat/0.jpg,dog,train\n") == (
-        "CSV: cat/0.jpg has the class dog, but is in the folder of class cat: move the file or correct the line"
+        "CSV: cat/0.jpg has the class dog, but is in the folder of class cat: move the file, correct the line, "
+        "or give the --data.fixes of the run"
     )
     assert message(head) == "CSV has no line with split train: give a run's split.csv"
     assert message(head + "cat/0.jpg,cat,train\ncat/1.jpg,cat,val\ncat/0.jpg,cat,val\n") == (

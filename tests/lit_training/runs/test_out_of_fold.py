@@ -33,3 +33,12 @@ def test_another_file_gets_one_line(tmp_path, text):
     (tmp_path / "o.csv").write_text(text)
     with pytest.raises(UsageError, match="--folds 5"):
         read_out_of_fold(tmp_path / "o.csv")
+
+
+def test_repeats_are_averaged_by_path():
+    paths = np.array(["b", "a", "a", "b"], object)
+    shares = np.array([[0.9, 0.1], [0.2, 0.8], [0.6, 0.4], [0.3, 0.7]])
+    runs = OutOfFold(("x", "y"), paths, np.array([1, 1, 2, 2]), np.array([1, 2, 1, 2]), np.array([1, 0, 0, 1]), shares)
+    mean = runs.average_repeats()
+    assert (mean.paths.tolist(), mean.labels.tolist()) == (["a", "b"], [0, 1])
+    np.testing.assert_allclose(mean.probabilities, [[0.4, 0.6], [0.6, 0.4]])

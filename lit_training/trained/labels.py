@@ -1,0 +1,62 @@
+"""Rank the photos whose label the out-of-fold predictions of a run contradict, and propose how to correct them."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from datamodules import Preprocessing
+from datamodules.files import write_spreadsheet
+from datamodules.photos.dataset import eval_transform, read_pixels
+from datamodules.photos.find import Listing
+from datamodules.photos.fixes import FIX_COLUMNS, KEEP
+from datamodules.text import command, plural, printable
+from lit_training import figures
+from lit_training.errors import UsageError, print_note
+from lit_training.runs.folder import newest_usable_run, relative_path, run_folder
+from lit_training.runs.layout import FIXES, OUT_OF_FOLD, WRONG_LABELS
+from lit_training.runs.out_of_fold import read_out_of_fold
+from lit_training.statistics import find_label_issues
+from lit_training.text import print_table
+
+MAX_SHOWN = 30  # pictures in the table and in the contact sheet
+SHEET = Preprocessing(image_size=160, resize="pad")
+
+
+def report_wrong_labels(listing: Listing, run: str) -> int:
+    """Print the photos whose label is probably wrong, and return their number. Write fixes.csv and a contact sheet.
+
+    The label of a photo is that of its folder now. An existing fixes.csv of the run stays as it is.
+    """
+    folder = Path(run).expanduser()
+    if run == "latest":
+        folder = newest_usable_run(".", lambda path: (path / OUT_OF_FOLD).is_file(), f"{OUT_OF_FOLD} (--folds 5)")
+    folder = relative_path(run_folder(folder)) if folder.is_file() else folder
+    if not (folder / OUT_OF_FOLD).is_file():
+        fit = command("fit.py", "--data", listing.root, "--folds", 5)
+        raise UsageError(f"{run} has no {OUT_OF_FOLD}, which folds write: {fit}")
+    judged = read_out_of_fold(folder / OUT_OF_FOLD).average_repeats()
+    names, label_of = judged.class_names, dict(zip(listing.paths, listing.labels, strict=True))
+    own = [listing.class_names[label_of[path]] if path in label_of else "" for path in judged.paths]
+    rows = np.flatnonzero([name in names for name in own])
+    if missing := len({*judged.paths, *listing.paths}) - len(rows):
+        print_note(f"{plural(missing, 'picture')} not judged: only in {run} or only in {listing.root}")
+    paths, probabilities = judged.paths[rows], judged.probabilities[rows]
+    labels = np.array([names.index(own[row]) for row in rows], int)
+    wrong = find_label_issues(labels, probabilities)
+    print(f"{len(wrong):,} of {plural(len(rows), 'label')} may be wrong")
+    if not len(wrong):
+        return 0
+    answers = [(labels[n], probabilities[n].argmax(), probabilities[n].max()) for n in wrong]
+    table = [[paths[n], names[a], names[b], f"{p:.4f}", KEEP] for n, (a, b, p) in zip(wrong, answers, strict=True)]
+    print_table(FIX_COLUMNS[:4], [row[:4] for row in table[:MAX_SHOWN]])
+    transform, shown = eval_transform(SHEET), paths[wrong[:MAX_SHOWN]]
+    pictures = torch.stack([transform(read_pixels(listing.root / path)) for path in shown]) / 255
+    figures.draw_mistakes(pictures, names, answers[:MAX_SHOWN], shown).savefig(folder / WRONG_LABELS)
+    if (folder / FIXES).exists():
+        print_note(f"{folder / FIXES} exists and stays as it is: rename it to get a new one")
+    else:
+        write_spreadsheet(folder / FIXES, [FIX_COLUMNS, *table], numbers="confidence")
+        print(printable(f"written     {folder / FIXES}"))
+    print(printable(f"written     {folder / WRONG_LABELS}"))
+    return len(wrong)

@@ -1,0 +1,76 @@
+"""Compare two runs with folds: the corrected t-test in the same folds, McNemar's test in other folds."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import yaml
+
+from lit_training.runs.out_of_fold import OutOfFold
+from lit_training.statistics import corrected_t_p_value, mcnemar_p_value
+from lit_training.trained.compare import ComparedRun, describe_difference, read_run
+
+
+def folds_of(right: np.ndarray, seed: int = 0, order: np.ndarray | None = None) -> OutOfFold:
+    """Predictions in 4 folds and 3 repeats. ``right`` (3, 80) bool; ``order`` is that of the rows in the file."""
+    folds = np.concatenate([np.random.default_rng(seed + repeat).permutation(80) % 4 + 1 for repeat in range(3)])
+    paths, repeats = np.tile([f"{n}.jpg" for n in range(80)], 3).astype(object), np.repeat([1, 2, 3], 80)
+    labels, order = np.tile(np.arange(80) % 2, 3), np.arange(240) if order is None else order
+    shares = np.where((right.ravel() == (labels == 0))[:, None], [0.8, 0.2], [0.3, 0.7])
+    columns = [column[order] for column in (paths, repeats, folds, labels, shares)]
+    return OutOfFold(("a", "b"), *columns)
+
+
+def run(name: str, folds: OutOfFold, hashes: str = "same") -> ComparedRun:
+    return ComparedRun(name, Path(name), {}, [], None, {f"{n}.jpg": hashes for n in range(80)}, folds)
+
+
+def test_the_same_folds_are_compared_by_the_corrected_t_test() -> None:
+    random = np.random.default_rng(1)
+    one, other = random.random((3, 80)) < 0.6, random.random((3, 80)) < 0.95
+    first, second = folds_of(one), folds_of(other, order=random.permutation(240))
+    differences = [
+        float(other.ravel()[rows].mean() - one.ravel()[rows].mean())
+        for repeat in (1, 2, 3)
+        for fold in (1, 2, 3, 4)
+        if (rows := (first.repeats == repeat) & (first.folds == fold)).any()
+    ]
+    p = corrected_t_p_value(differences, 1 / 4)
+    assert p < 0.01
+    expected = f"B is better by {100 * np.mean(differences):.1f} points (corrected resampled t-test, p = {p:.2g}, "
+    assert describe_difference(run("A", first), run("B", second)) == f"{expected}12 folds of the same 80 samples)"
+    same = describe_difference(run("A", first), run("B", first))
+    assert same.startswith("no significant difference: B is +0.0 points from A (corrected resampled t-test, p = 1, ")
+
+
+def test_other_folds_are_compared_by_mcnemar() -> None:
+    random = np.random.default_rng(1)
+    rights = [random.random(80) < share for share in (0.6, 0.95)]
+    one, other = (np.stack([right, right, ~right]) for right in rights)  # the mean is that of the first two repeats
+    said = describe_difference(run("A", folds_of(one)), run("B", folds_of(other, seed=9)))
+    a, b = int((one[0] & ~other[0]).sum()), int((other[0] & ~one[0]).sum())
+    assert said.startswith(f"B is better by {100 * (b - a) / 80:.1f} points (McNemar's exact test, ")
+    assert f"p = {mcnemar_p_value(a, b):.2g}, the same 80 samples, {a + b} of them" in said
+    assert said.endswith("; the runs have other folds)")
+
+
+def test_other_pictures_are_not_compared() -> None:
+    folds = folds_of(np.ones((3, 80), bool))
+    assert "so no test: the contents of 0.jpg, " in describe_difference(run("A", folds), run("B", folds, "new"))
+    fewer = folds_of(np.ones((3, 80), bool), order=np.flatnonzero(folds.paths != "3.jpg"))
+    assert "so no test: their paths or classes differ" in describe_difference(run("A", folds), run("B", fewer))
+    single = ComparedRun("B", Path("B"), {}, [], None)
+    assert describe_difference(run("A", folds), single).startswith("A has no predictions yet, so no test: ")
+
+
+def test_folds_are_read_from_the_run(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump({"model": {"class_path": "lit_models.LitCNN"}}))
+    (tmp_path / "metrics.csv").write_text("epoch,val_acc\n0,0.5\n")
+    assert read_run(str(tmp_path)).folds is None
+    folds_of(np.ones((3, 80), bool)).write(tmp_path / "out_of_fold.csv")
+    read = read_run(str(tmp_path)).folds
+    assert read is not None
+    assert read.correct.all()
+    rows = {name: getattr(read, name)[:80] for name in ("paths", "repeats", "labels", "probabilities")}
+    single = replace(read, **rows, folds=np.ones(80, int))
+    assert "McNemar" in describe_difference(run("A", single), run("B", single)), "one fold has no variance"
