@@ -5,7 +5,6 @@ from fractions import Fraction
 from math import atan2, ceil, exp, inf, log, pi, sqrt
 from statistics import NormalDist, mean, variance
 
-
 import numpy as np
 
 REPEATS = 200  # resamples
