@@ -82,10 +82,6 @@ def write_evaluation(evaluation: Evaluation) -> None:
         predictions = _prediction_rows(evaluation, range(n))  # not a list: it could need more memory than the data
         write_spreadsheet(folder / files[0], chain([PREDICTION_COLUMNS], predictions))
         write_spreadsheet(folder / files[1], [["label", *evaluation.class_names], *matrix], mark="")
-        if evaluation.calibration is not None:
-            confidences = {"before": evaluation.outputs.softmax(1).amax(1), "calibrated": evaluation.probability}
-            figures.draw_reliability(confidences, evaluation.correct).savefig(folder / RELIABILITY)
-            files.append(RELIABILITY)
         class_rows = _class_rows(evaluation, "", digits=6)
         write_spreadsheet(folder / files[3], [["class", "precision", "recall", "f1", "support"], *class_rows])
         figures.draw_confusion(confusion, evaluation.class_names).savefig(folder / files[2])
@@ -93,6 +89,10 @@ def write_evaluation(evaluation: Evaluation) -> None:
             pictures = figures.undo_normalization(worst_inputs(evaluation), evaluation.preprocessing)
             draw_worst(evaluation, pictures).savefig(folder / "worst.png")
             files.append("worst.png")
+        if evaluation.calibration is not None:
+            confidences = {"before": evaluation.outputs.softmax(1).amax(1), "calibrated": evaluation.probability}
+            figures.draw_reliability(confidences, evaluation.correct).savefig(folder / RELIABILITY)
+            files.append(RELIABILITY)
     except OSError as error:
         raise UsageError(f"{folder} cannot be written ({error.strerror}): copy the run to a writable folder") from error
     print(f"\nwritten     {os.path.relpath(folder)}/: {', '.join(files)}")

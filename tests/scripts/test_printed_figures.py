@@ -76,7 +76,8 @@ class Answers:
             output = model(pictures)
         self.loss = float(F.cross_entropy(output, labels))
         self.labels, self.taken_for = labels.tolist(), output.argmax(1).tolist()
-        self.probabilities = output.softmax(1).tolist()
+        record = torch.load(run / "checkpoints/best.ckpt", weights_only=True)["lit"]
+        self.probabilities = (output / record.get("calibration", {"temperature": 1})["temperature"]).softmax(1).tolist()
         self.sure = [max(row) for row in self.probabilities]
         self.right = [label == taken for label, taken in zip(self.labels, self.taken_for, strict=True)]
         self.matrix = [[0] * 10 for _ in NAMES]
