@@ -162,8 +162,8 @@ def find_photos(root: str | Path, layout: str | None = None, *, strict: bool = T
         notes.append(f"not read, because this project made them: {first_names(sorted(outputs), 3)}")
     labels, splits, sizes, mtimes = np.frombuffer(numbers, np.int64).reshape(-1, 4).T
     columns = labels.astype(np.int32), splits.astype(np.int8), sizes, mtimes
-    columns = *columns, np.zeros(len(paths), "S64"), np.arange(len(paths))
-    listing = Listing(root, tuple(class_names), np.array(paths, object), *columns, left_out, notes)
+    new = np.zeros(len(paths), "S64"), np.arange(len(paths))
+    listing = Listing(root, tuple(class_names), np.array(paths, object), *columns, *new, left_out, notes)
     kept = {folder.name for folder in folders_with_pictures if folder.split == TRAIN or not strict}
     if strict and not kept:
         example = next((folder.path for folder in folders if folder.split == TRAIN), "train/<class>")

@@ -116,8 +116,8 @@ def _find_neighbors(thumbnails: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     if n > MAX_IN_ONE_CELL:  # turns and mirror images exchange rows and columns or change signs: their cell is the same
         whole = np.hypot(low, low.transpose(0, 2, 1)).reshape(n, -1)
         centers = whole[:: n // (n // _CELL_SIZE)].T
-        nearest = [(-whole[i : i + _BLOCK] @ centers).argsort(axis=1)[:, :_PROBES] for i in range(0, n, _BLOCK)]
-        cells = np.concatenate(nearest)
+        near_cells = [(-whole[i : i + _BLOCK] @ centers).argsort(axis=1)[:, :_PROBES] for i in range(0, n, _BLOCK)]
+        cells = np.concatenate(near_cells)
     for cell in range(cells.max(initial=0) + 1):
         members, queries = np.flatnonzero(cells[:, 0] == cell), np.flatnonzero((cells == cell).any(axis=1))
         of_members = low[members].reshape(len(members), -1).T
