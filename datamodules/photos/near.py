@@ -86,7 +86,7 @@ def connect(*pairs: np.ndarray) -> np.ndarray:
 def find_near_pairs(thumbnails: np.ndarray) -> np.ndarray:
     """Return the indices, (2, pairs), of near duplicates among `thumbnails`, (n, SIZE, SIZE) uint8."""
     blocks = [thumbnails[start : start + _BLOCK] for start in range(0, len(thumbnails) + 1, _BLOCK)]
-    details = np.concatenate([_fine(block).std(axis=(1, 2)) for block in blocks])
+    details = np.concatenate([_fine(block)[:, 3:-3, 3:-3].std(axis=(1, 2)) for block in blocks])
     rows = np.flatnonzero(details > 0.5)  # gray levels; others are blank, or even gradients
     thumbnails = thumbnails[rows]
     distances, codes = _find_neighbors(thumbnails)
@@ -120,12 +120,12 @@ def _find_neighbors(thumbnails: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         cells = np.concatenate(near_cells)
     for cell in range(cells.max(initial=0) + 1):
         members, queries = np.flatnonzero(cells[:, 0] == cell), np.flatnonzero((cells == cell).any(axis=1))
-        of_members = low[members].reshape(len(members), -1).T
+        of_members = low[members].reshape(-1, _FREQUENCIES.size**2).T
         for block in np.split(queries, range(_BLOCK, len(queries), _BLOCK)):
             best, turns = np.full((len(block), len(members)), FAR, "f4"), np.zeros((len(block), len(members)), int)
             a = low[block]
             turned = _eight_turns([a, a * sign[:, None], a * sign, a * np.outer(sign, sign)])
-            for turn, in_turn in enumerate(turned.reshape(8, len(block), -1)):
+            for turn, in_turn in enumerate(turned.reshape(8, -1, _FREQUENCIES.size**2)):
                 found = 1 - in_turn @ of_members
                 turns[found < best] = turn
                 np.minimum(best, found, out=best)
