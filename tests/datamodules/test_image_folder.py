@@ -77,7 +77,7 @@ def test_every_argument_changes_something(to_split: Path, argument: str) -> None
         "seed": 1,
         "resize": "squash",
         "layout": "classes",
-        "group_by": "bees/[0-4]",
+        "group_by": "(bees)/[0-4]",
     }
     if argument == "layout":
         usual["root"] = str(to_split.parent)
