@@ -1,5 +1,6 @@
 """Load photos from a folder with one subfolder per class."""
 
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cached_property
@@ -19,6 +20,7 @@ from datamodules.loading.module import SplitDataModule
 from datamodules.photos.dataset import PhotoFiles, eval_transform, read_pixels
 from datamodules.photos.find import SPLITS, TRAIN, VAL, find_photos
 from datamodules.photos.folder import Photos, examine
+from datamodules.photos.near import GROUPS
 from datamodules.photos.split import read_split_file
 from datamodules.photos.store import PictureStore, store_path
 from datamodules.preprocessing import Preprocessing
@@ -45,6 +47,10 @@ class ImageFolderDataModule(SplitDataModule):
         val_size: if there is no ``val/``, this fraction of the training pictures of each class is used for validation.
         split_file: the ``split.csv`` of an earlier run, to use the same split.
         fixes: a ``fixes.csv`` of ``check.py --labels``, edited: which labels to change and which pictures to leave out.
+        group: the pictures that a split keeps together: ``near``: copies and near duplicates (other sizes, crops,
+            turns, frames of a burst), ``exact``: only copies of a file, ``none``.
+        group_by: a regular expression. Pictures in whose path it finds the same text (its group 1, or the whole match)
+            also stay together, for example ``patient[0-9]+``.
         balance: ``loss`` weights each class in the training loss by the inverse of its frequency; ``none`` does not.
         max_bad_fraction: files that cannot be read are left out, but a larger fraction of them is an error. For one
             class, the limit is at least 0.5.
@@ -82,6 +88,8 @@ class ImageFolderDataModule(SplitDataModule):
         layout: Literal["classes", "split"] | None = None,
         on_device: bool | Literal["auto"] = "auto",
         fixes: str | None = None,
+        group: Literal["near", "exact", "none"] = "near",
+        group_by: str | None = None,
     ) -> None:
         super().__init__()
         if min(size for size in (batch_size, image_size, 1) if size is not None) < 1:
@@ -90,6 +98,13 @@ class ImageFolderDataModule(SplitDataModule):
             raise DataError(f"balance must be none or loss, but is {balance}: --data.balance loss")
         if layout not in (None, "classes", "split"):
             raise DataError(f"layout must be classes or split, but is {layout}: --data.layout classes")
+        if group not in GROUPS:
+            raise DataError(f"group must be near, exact or none, but is {group}: --data.group near")
+        try:
+            re.compile(group_by or "")
+        except re.error as error:
+            example = "--data.group_by 'patient[0-9]+'"
+            raise DataError(f"group_by {group_by} is not a regular expression ({error}): {example}") from error
         # torch.load(weights_only=True) rejects a Path
         root, split_file, fixes = str(root), split_file and str(split_file), fixes and str(fixes)
         self.save_hyperparameters()
@@ -148,7 +163,7 @@ class ImageFolderDataModule(SplitDataModule):
     def examine(self, progress: Callable[[int, int], None] | None = None) -> Photos:
         """Decode every picture, leave out the broken ones and split the others. Later calls return the same result."""
         if self.photos is None:
-            names = ("val_size", "seed", "split_file", "fixes", "max_bad_fraction", "layout")
+            names = ("val_size", "seed", "split_file", "fixes", "max_bad_fraction", "layout", "group", "group_by")
             settings = {name: self.hparams[name] for name in names}
             self.photos = examine(self.root, **settings, resize=self.preprocessing.resize, progress=progress)
             self.class_names = self.photos.class_names

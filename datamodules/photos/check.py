@@ -10,7 +10,7 @@ import numpy as np
 from datamodules.photos.decode import BLANK, CENTER_BLANK, HAS_PAGES, MISNAMED, ROTATED
 from datamodules.photos.find import SPLITS, TRAIN, Listing
 from datamodules.photos.folder import UNEVEN_CLASS_RATIO
-from datamodules.photos.near import group_near_duplicates
+from datamodules.photos.near import group_look_alikes
 from datamodules.photos.scan import scan_photos
 from datamodules.photos.split import is_in_mixed_group
 
@@ -27,9 +27,11 @@ ADVICE = {
     "folder passed over": "add pictures, or rename or delete the folder",
     "wrong suffix": "give them the right suffix; they are still used",
     "exact duplicates": "keep one of each",
-    "near duplicates": "compare them and keep one of each",
+    "near duplicates": "compare them and keep one of each; a split that fit.py makes keeps them together",
     "exact duplicates across splits": "keep them in one split only: the score would be too good",
     "near duplicates across splits": "compare them and keep them in one split only: the score would be too good",
+    "near duplicates under two classes": "compare them: one of the two labels may be wrong",
+    "chains of look-alikes": "if they are frames of a video or of one object, use --data.group_by",
     "same picture under two classes": "keep them in the right class only; training leaves all of them out",
     "classes differ between splits": "move pictures so that each split has every class",
     "one class only": "add a folder for a second class",
@@ -76,11 +78,16 @@ def find_problems(
     items["same picture under two classes"] = _group_names(listing, first_copies, in_two_classes)
     items["exact duplicates across splits"] = _group_names(listing, first_copies, in_two_splits & ~in_two_classes)
     items["exact duplicates"] = _group_names(listing, first_copies, ~in_two_splits & ~in_two_classes)
-    near_groups = group_near_duplicates(inspections["dhash"], first_copies)
+    near_groups, chains = group_look_alikes(listing, inspections["thumbnail"], first_copies, "near")
+    items["chains of look-alikes"] = [(chain,) for chain in chains]
     has_near_duplicate = is_in_mixed_group(first_copies, near_groups)  # the group contains more than exact copies
     near_in_two_splits = is_in_mixed_group(listing.splits, near_groups)
+    near_in_two_classes = is_in_mixed_group(listing.labels[~in_two_classes], near_groups[~in_two_classes])
+    in_two = np.zeros(len(listing.paths), bool)
+    in_two[~in_two_classes] = near_in_two_classes
+    items["near duplicates under two classes"] = _group_names(listing, near_groups, in_two)
     items["near duplicates across splits"] = _group_names(listing, near_groups, has_near_duplicate & near_in_two_splits)
-    items["near duplicates"] = _group_names(listing, near_groups, has_near_duplicate & ~near_in_two_splits)
+    items["near duplicates"] = _group_names(listing, near_groups, has_near_duplicate & ~near_in_two_splits & ~in_two)
 
     counts = listing.counts()
     for split, label in np.argwhere((counts == 0) & counts.any(axis=1, keepdims=True)).tolist():

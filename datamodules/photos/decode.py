@@ -9,7 +9,7 @@ import logging
 import os
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -26,6 +26,7 @@ FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF", "PPM")
 MAX_PIXELS = 178_956_970  # Pillow's default limit, checked here because some programs switch Pillow's check off
 MAX_SIDE = 65_535  # pixels; the limit of JPEG. Other decoders take minutes for a side of millions of pixels
 MISNAMED, ROTATED, BLANK, HAS_PAGES, CENTER_BLANK = 1, 2, 4, 8, 16  # bits of Inspection.flags
+THUMBNAIL_SIZE = 24  # pixels; height and width of Inspection.thumbnail
 MAX_BLANK_CONTRAST = 16  # of 255: in a nearly blank picture no channel has a larger difference. 12 bits in 16 have 15
 UNREAD = "not a format we read"
 _CONVERT = "save it as an 8-bit PNG"
@@ -62,7 +63,7 @@ class Inspection(NamedTuple):
     flags: int = 0
     width: int = 0  # pixels, before the rotation
     height: int = 0
-    dhash: int = 0  # perceptual hash, 64 bits
+    thumbnail: Sequence[list[int]] = ()  # THUMBNAIL_SIZE rows of gray levels; the workers send JSON
     sha256: str = ""  # of the file, in lower-case hex
 
 
@@ -96,7 +97,9 @@ def inspect_picture(path: Path) -> Inspection:
             small = rgb.reduce(max(1, min(rgb.size) // 224))  # about as large as the network sees it
             flags |= BLANK * _is_blank(small)
             flags |= CENTER_BLANK * _is_blank(ImageOps.fit(small, (min(small.size), min(small.size))))
-            return Inspection("", "", flags, width, height, _dhash(rgb), hashlib.sha256(path.read_bytes()).hexdigest())
+            gray = rgb.convert("L").resize((THUMBNAIL_SIZE, THUMBNAIL_SIZE), Image.Resampling.BOX)
+            sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+            return Inspection("", "", flags, width, height, np.asarray(gray).tolist(), sha256)
     except BadPicture as bad:
         return Inspection(bad.kind, bad.reason)
 
@@ -243,9 +246,3 @@ def _to_eight_bits(image: Image.Image) -> Image.Image:
     gray = Image.fromarray((values + 0.5).astype(np.uint8))
     # In a TIFF of photometric interpretation 0, 0 means white. Pillow inverts it only if it has at most 8 bits.
     return ImageOps.invert(gray) if tags.get(tiff.PHOTOMETRIC_INTERPRETATION) == 0 else gray
-
-
-def _dhash(image: Image.Image) -> int:
-    """Return the difference hash (Krawetz 2013) of 8 x 9 cells. A bit is 1 if a cell is brighter than its left one."""
-    cells = np.asarray(image.convert("L").resize((9, 8), Image.Resampling.LANCZOS))
-    return int.from_bytes(np.packbits(cells[:, 1:] > cells[:, :-1]).tobytes(), "big")

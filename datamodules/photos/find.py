@@ -81,6 +81,7 @@ class Listing:
     sizes: np.ndarray  # int64, bytes
     mtimes: np.ndarray  # int64, nanoseconds
     sha256: np.ndarray  # S64, lower-case hex; empty before the files are scanned
+    groups: np.ndarray  # int64; pictures with the same number must stay on one side of a split or fold
     left_out: list[LeftOut]
     notes: list[str]  # warnings of one line each
 
@@ -91,7 +92,7 @@ class Listing:
 
     def take(self, indices: np.ndarray) -> Listing:
         """Return a listing of only the pictures at `indices` (ints, or bools for all pictures)."""
-        columns = ("paths", "labels", "splits", "sizes", "mtimes", "sha256")
+        columns = ("paths", "labels", "splits", "sizes", "mtimes", "sha256", "groups")
         return replace(self, **{name: getattr(self, name)[indices] for name in columns})
 
     def keep_classes(self, names: set[str]) -> Listing:
@@ -160,8 +161,9 @@ def find_photos(root: str | Path, layout: str | None = None, *, strict: bool = T
     if outputs:
         notes.append(f"not read, because this project made them: {first_names(sorted(outputs), 3)}")
     labels, splits, sizes, mtimes = np.frombuffer(numbers, np.int64).reshape(-1, 4).T
-    columns = labels.astype(np.int32), splits.astype(np.int8), sizes, mtimes, np.zeros(len(paths), "S64")
-    listing = Listing(root, tuple(class_names), np.array(paths, object), *columns, left_out, notes)
+    columns = labels.astype(np.int32), splits.astype(np.int8), sizes, mtimes
+    new = np.zeros(len(paths), "S64"), np.arange(len(paths))
+    listing = Listing(root, tuple(class_names), np.array(paths, object), *columns, *new, left_out, notes)
     kept = {folder.name for folder in folders_with_pictures if folder.split == TRAIN or not strict}
     if strict and not kept:
         example = next((folder.path for folder in folders if folder.split == TRAIN), "train/<class>")

@@ -13,7 +13,7 @@ from datamodules.files import write_csv
 from datamodules.photos.decode import BLANK, CENTER_BLANK, HAS_PAGES, MISNAMED, ROTATED
 from datamodules.photos.find import SPLITS, TEST, TRAIN, VAL, LeftOut, Listing, find_photos
 from datamodules.photos.fixes import apply_fixes
-from datamodules.photos.near import group_near_duplicates
+from datamodules.photos.near import group_by_path, group_look_alikes
 from datamodules.photos.scan import Scan, first_with_same_content, hash_paths, scan_photos
 from datamodules.photos.split import (
     MAX_NAMES_IN_MESSAGE,
@@ -72,6 +72,8 @@ def examine(
     max_bad_fraction: float = 0.05,
     resize: str = "crop",
     layout: str | None = None,
+    group: str = "near",
+    group_by: str | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Photos:
     """Decode every picture in a folder, leave out the files that cannot be used, and split the other pictures.
@@ -122,17 +124,30 @@ def examine(
             "add pictures to its folder or delete the folder"
         )
     first_copies = first_with_same_content(listing.sha256)
+    look_alikes, chains = group_look_alikes(listing, inspections["thumbnail"], first_copies, group)
+    groups = look_alikes if group_by is None else group_by_path(look_alikes, listing.paths, group_by)
     notes, splits = [*listing.notes], listing.splits.copy()
     if lost_texts:
         notes.append(f"left out, because they cannot be read: {first_names(lost_texts, MAX_NAMES_IN_MESSAGE)}")
     if split_file is None and not (splits == VAL).any():
         train = np.flatnonzero(splits == TRAIN)
         order = hash_paths(listing.paths, str(seed))
-        is_val = choose_validation_pictures(listing.labels[train], first_copies[train], order[train], val_size)
+        is_val = choose_validation_pictures(listing.labels[train], groups[train], order[train], val_size)
         splits[train[is_val]] = VAL
+        if group_by is not None and not is_val.any():
+            raise DataError(
+                f"--data.group_by {group_by} leaves no picture for validation: it joins {len(train)} pictures into "
+                f"{plural(len(np.unique(groups[train])), 'group')}; use a pattern with more different matches"
+            )
         notes.append(f"no usable folder val/: {val_size:.0%} of each class became val (seed {seed})")
-    photos = Photos(**{**vars(listing), "splits": splits, "left_out": left_out, "notes": notes})
-    notes += _make_notes(photos, inspections, first_copies, resize)
+        if grouped := int((np.bincount(groups[train])[groups[train]] > 1).sum()):
+            count = plural(int((np.bincount(groups[train]) > 1).sum()), "group")
+            flags = f"--data.group {group}" + f" and --data.group_by {group_by}" * (group_by is not None)
+            notes.append(
+                f"{plural(grouped, 'picture')} in {count} ({flags}): each group is only in train or only in val"
+            )
+    photos = Photos(**{**vars(listing), "splits": splits, "groups": groups, "left_out": left_out, "notes": notes})
+    notes += [*chains, *_make_notes(photos, inspections, first_copies, look_alikes, resize)]
     return photos
 
 
@@ -152,11 +167,12 @@ def describe_lost(before: Listing, after: Listing) -> list[str]:
     return [f"{lost[cell]} of {counts[cell]} pictures of {name}" for cell, name in zip(cells, names, strict=True)]
 
 
-def _make_notes(photos: Photos, inspections: np.ndarray, first_copies: np.ndarray, resize: str) -> list[str]:
+def _make_notes(
+    photos: Photos, inspections: np.ndarray, first_copies: np.ndarray, look_alikes: np.ndarray, resize: str
+) -> list[str]:
     outside_train = photos.splits != TRAIN
-    near_copies = group_near_duplicates(inspections["dhash"], first_copies)
     has_copy = is_in_mixed_group(photos.splits, first_copies) & outside_train
-    looks_alike = is_in_mixed_group(photos.splits, near_copies) & outside_train & ~has_copy
+    looks_alike = is_in_mixed_group(photos.splits, look_alikes) & outside_train & ~has_copy
     notes, flags = [], inspections["flags"]
     blank = flags & (BLANK | CENTER_BLANK * (resize == "crop"))
     for found, text in (

@@ -21,13 +21,14 @@ import numpy as np
 from datamodules.errors import DataError
 from datamodules.files import atomic_write
 from datamodules.machine import available_cores, cache_folder
-from datamodules.photos.decode import Inspection, inspect_picture
+from datamodules.photos.decode import THUMBNAIL_SIZE, Inspection, inspect_picture
 from datamodules.photos.find import LeftOut, Listing
 
 _FILES_PER_REQUEST = 64  # about 0.1 s of work for a worker
 _MIN_BYTES_PER_PROCESS = 32 << 20  # decoding fewer bytes takes about as long as starting a process
-# One row per picture, with the fields of Inspection.
-INSPECTION_DTYPE = np.dtype([("flags", "u1"), ("width", "u4"), ("height", "u4"), ("dhash", "u8"), ("sha256", "S64")])
+# One row per picture, with the fields of Inspection: 649 bytes, and 673 in the cache.
+_THUMBNAIL = ("thumbnail", "u1", (THUMBNAIL_SIZE, THUMBNAIL_SIZE))
+INSPECTION_DTYPE = np.dtype([("flags", "u1"), ("width", "u4"), ("height", "u4"), _THUMBNAIL, ("sha256", "S64")])
 _CACHE_DTYPE = np.dtype([("key", "u8"), ("size", "i8"), ("mtime", "i8"), ("verdict", INSPECTION_DTYPE)])
 
 
@@ -150,7 +151,7 @@ def _cache_file(root: Path) -> Path | None:
     """Return the path of the cache file for `root`, or None if there is no cache folder."""
     with contextlib.suppress(DataError, OSError):
         name = hashlib.blake2b(os.fsencode(root.resolve()), digest_size=8).hexdigest()
-        return cache_folder() / f"pictures-3-{name}.npy"  # increase the 3 if inspect_picture() changes its results
+        return cache_folder() / f"pictures-4-{name}.npy"  # increase the 4 if inspect_picture() changes its results
     return None
 
 
@@ -158,7 +159,7 @@ def _read_cache(file: Path, rows: np.ndarray) -> np.ndarray:
     """Read the column "verdict" (inspections) of `rows` from the cache. Return a bool array: True for valid ones."""
     cached = np.empty(0, _CACHE_DTYPE)
     with contextlib.suppress(OSError, ValueError, EOFError):  # missing or damaged
-        cached = np.load(file, allow_pickle=False)
+        cached = np.load(file, mmap_mode="r", allow_pickle=False)
     if cached.dtype != _CACHE_DTYPE or not len(cached):
         return np.zeros(len(rows), bool)
     found = cached[np.searchsorted(cached["key"], rows["key"]).clip(max=len(cached) - 1)]

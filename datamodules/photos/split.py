@@ -21,10 +21,9 @@ SplitLine = tuple[str, str, str]  # label, split and sha256 ("" in older version
 
 
 def is_in_mixed_group(values: np.ndarray, groups: np.ndarray) -> np.ndarray:
-    """Return a bool array (n,): True for pictures whose group (the index of its first one) has different `values`."""
-    mixed = np.zeros(len(values), bool)
-    mixed[groups[values != values[groups]]] = True
-    return mixed[groups]
+    """Return a bool array (n,): True for pictures whose group has different `values`."""
+    _, first, group = np.unique(groups, return_index=True, return_inverse=True)
+    return np.bincount(group[values != values[first][group]], minlength=len(first))[group] > 0
 
 
 def choose_validation_pictures(
@@ -32,29 +31,35 @@ def choose_validation_pictures(
 ) -> np.ndarray:
     """Choose the fraction `val_size` of the pictures of each class, rounded, for validation. Return a bool array (n,).
 
-    Pictures of a group (copies) stay together, so the number may differ. From a class with two or more groups,
-    at least one group is chosen and at least one is not. From a class with only one group, no picture is chosen.
-    `groups` are those of :func:`is_in_mixed_group`, each in one class. The group whose first `order` is lowest is tried
-    first.
+    Pictures with the same number in `groups` stay together, also of several classes, so the number may differ. From a
+    class with two or more groups, at least one group is chosen and at least one is not, if the other classes of these
+    groups allow it. From a class with only one group, no picture is chosen. The group whose first picture (in the order
+    of the rows) has the lowest `order` is tried first.
     """
-    chosen = np.zeros(len(labels), bool)
-    by_class = np.argsort(labels, kind="stable")
-    for members in np.split(by_class, np.flatnonzero(np.diff(labels[by_class])) + 1):
-        _, first, group, sizes = np.unique(groups[members], return_index=True, return_inverse=True, return_counts=True)
-        if len(sizes) < 2:
-            continue
-        val_count = min(max(int(val_size * len(members) + 0.5), 1), len(members) - 1)
-        is_chosen_group = np.zeros(len(sizes), bool)
-        sorted_groups = np.argsort(order[members][first], kind="stable")
-        remaining = val_count
-        for candidate in sorted_groups.tolist():
-            if sizes[candidate] <= remaining:
-                is_chosen_group[candidate] = True
-                remaining -= int(sizes[candidate])
-        if remaining == val_count:  # every group has more than val_count pictures: choose the smallest group
-            is_chosen_group[sorted_groups[np.argmin(sizes[sorted_groups])]] = True
-        chosen[members] = is_chosen_group[group]
-    return chosen
+    _, first, group = np.unique(groups, return_index=True, return_inverse=True)
+    classes = labels.max(initial=0) + 1
+    cells, sizes = np.unique(group * classes + labels, return_counts=True)
+    of_group, of_class = np.divmod(cells, classes)  # each group has one row for each of its classes
+    totals, chosen = np.bincount(labels, minlength=classes), np.zeros(len(first), bool)
+    wanted = np.clip((val_size * totals + 0.5).astype(int), 1, totals - 1)
+    remaining = np.where(np.bincount(of_class, minlength=classes) < 2, 0, wanted)
+    starts = np.searchsorted(of_group, np.arange(len(first) + 1))
+    for candidate in np.argsort(order[first], kind="stable").tolist():
+        rows = slice(starts[candidate], starts[candidate + 1])
+        if (sizes[rows] <= remaining[of_class[rows]]).all():
+            chosen[candidate] = True
+            remaining[of_class[rows]] -= sizes[rows]
+    for label in np.flatnonzero((remaining == wanted) & (np.bincount(of_class, minlength=classes) > 1)):
+        # every group has more pictures than wanted: choose the smallest that leaves some of each class
+        own = np.flatnonzero(of_class == label)
+        for candidate in of_group[own[np.lexsort((order[first][of_group[own]], sizes[own]))]].tolist():
+            rows = slice(starts[candidate], starts[candidate + 1])
+            left = remaining[of_class[rows]] - sizes[rows] + totals[of_class[rows]] - wanted[of_class[rows]]
+            if (left > 0).all():
+                chosen[candidate] = True
+                remaining[of_class[rows]] -= sizes[rows]
+                break
+    return chosen[group]
 
 
 def apply_split_file(listing: Listing, split_file: str, before: Listing) -> Listing:

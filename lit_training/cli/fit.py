@@ -113,6 +113,8 @@ def prepare(run: Run) -> None:
     if isinstance(run.model, LitBase) and resumed is None:
         run.model.load_pretrained()
     if isinstance(data, ImageFolderDataModule):
+        if start is not None and start.group:
+            data.hparams["group"] = start.group
         with progress_bar("examined photos", show=not run.quiet) as progress:
             photos = data.examine(progress)
         if resumed is None or not (resumed / SPLIT).is_file():

@@ -214,6 +214,8 @@ class FitCLI(LightningCLI):
             if (start := self.run.start) is not None and not start.finished:
                 typed = "--data.batch_size" in self.typed
                 self.run.start = start = keep_global_batch(start, self.config, trainer.world_size, typed)
+                if start.group and "--data.group" in self.typed:
+                    raise UsageError(f"{start.folder} began without --data.group: leave it out, or use --resume never")
                 for name, done in (("max_epochs", start.epoch), ("max_steps", start.step)):
                     if (limit := config[name]) in range(done):
                         raise UsageError(f"--{name} {limit}: the run has done {done} already: --{name} {done + 1}")

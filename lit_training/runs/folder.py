@@ -48,6 +48,7 @@ class RunStart:
     threads: tuple[int, int] | None = None  # of the run: for training, and for computing features
     processes: int = 0  # with which the run began
     batch_size: int | None = None  # of each process, if their number has changed
+    group: str | None = None  # of photos, if the run is of an older version, which kept only exact copies together
     is_new: bool = False  # True if this command created the folder
 
     @property
@@ -286,9 +287,12 @@ def keep_global_batch(start: RunStart, new_config: Any, processes: int, is_typed
 
     Set the devices and the batch size in ``new_config`` to those of the run. ``is_typed``: a flag has the batch size.
     """
+    config = _read_config(start.folder) or {}
+    arguments, own = ((part.get("data") or {}).get("init_args") or {} for part in (new_config, config))
+    if "group" in arguments and "group" not in own:
+        arguments["group"], start = "exact", replace(start, group="exact")
     if not start.processes:
         return replace(start, processes=processes)
-    config = _read_config(start.folder) or {}
     own, size = _without_size(config)[1], _without_size(new_config.as_dict())[1]
     if own is None:  # the batches per epoch are compared later
         return start
@@ -346,6 +350,8 @@ def _same_settings(old: Any, new: Any) -> bool:
         names = (old.keys() | new.keys()) - {"default_root_dir", "on_device"}
         if new.get("threads") == "auto":  # a resumed run keeps its number
             names -= {"threads"}
+        if "group" not in old:  # a run of an older version keeps its split
+            names -= {"group"}
         return all(_same_settings(old.get(name), new.get(name)) for name in names)
     if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
         return all(map(_same_settings, old, new))

@@ -31,6 +31,7 @@ class FitTrainer(ConnectedTrainer):
         if self.start.finished:
             raise SystemExit(0)
         data: Any = getattr(self, "datamodule", None)
-        for attributes in (vars(data), data.hparams) if self.start.batch_size else ():
-            attributes.update({"batch_size": self.start.batch_size} if "batch_size" in attributes else {})
+        own = {"batch_size": self.start.batch_size, "group": self.start.group}
+        for attributes in (vars(data), data.hparams) if any(own.values()) else ():
+            attributes.update({name: value for name, value in own.items() if value and name in attributes})
         return self.start.checkpoint

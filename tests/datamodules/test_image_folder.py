@@ -55,7 +55,7 @@ def to_split(photo_folder: Path) -> Path:
 
 
 @pytest.mark.parametrize(
-    "argument", sorted({*inspect.signature(ImageFolderDataModule).parameters} - {"on_device"})
+    "argument", sorted({*inspect.signature(ImageFolderDataModule).parameters} - {"on_device", "group"})
 )  # test_device.py
 def test_every_argument_changes_something(to_split: Path, argument: str) -> None:
     usual = {"root": str(to_split), "max_bad_fraction": 0.5}
@@ -80,6 +80,7 @@ def test_every_argument_changes_something(to_split: Path, argument: str) -> None
         "resize": "squash",
         "layout": "classes",
         "fixes": str(fixes),
+        "group_by": "(bees)/[0-4]",
     }
     if argument == "layout":
         usual["root"] = str(to_split.parent)

@@ -150,7 +150,9 @@ def test_near_duplicates_in_two_splits_are_named() -> None:
         for number in range(4):
             picture = scene(number + 10 * (name == "dog"))
             for quality in (60, 90):  # two frames of each scene
-                path = write_file(Path("photos", name, f"{number}-{quality}.jpg"), b"")
+                path = write_file(
+                    Path("photos", "train" if quality == 60 else "val", name, f"{number}-{quality}.jpg"), b""
+                )
                 picture.save(path, quality=quality)
     out = run_well(f"{FIT} --max_epochs 1")
     val = set(paths("val"))

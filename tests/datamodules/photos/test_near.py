@@ -1,49 +1,164 @@
-"""The search for near duplicates."""
+"""The search for near duplicates, and the groups of pictures that stay together."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from PIL import Image, ImageEnhance, ImageFilter, ImageOps
+from sklearn.datasets import load_digits  # type: ignore[import-untyped]
 
 from datamodules.photos import near
-from datamodules.photos.near import MAX_HASH_DISTANCE
+from datamodules.photos.find import VAL
+from datamodules.photos.near import SIZE, connect, find_near_pairs
+from tests.support.photos import examine_leniently, names, refusal_of, write_file, write_pictures
+
+COUNT = 60
 
 
-@given(st.lists(st.integers(0, 2**64 - 1), max_size=12), st.data())
-@settings(deadline=None)
-def test_near_pairs_finds_all_near_pairs(hashes: list[int], data: st.DataObject) -> None:
-    for value in list(hashes):  # because two random hashes are never near
-        bits = data.draw(st.sets(st.integers(0, 63), max_size=5))
-        hashes.append(value ^ sum(1 << bit for bit in bits))
-    one, other = near._find_near_pairs(np.array(hashes, np.uint64))
-    found = {frozenset(pair) for pair in zip(one.tolist(), other.tolist(), strict=True)}
-    assert found == {
-        frozenset((i, j))
-        for i in range(len(hashes))
-        for j in range(i)
-        if (hashes[i] ^ hashes[j]).bit_count() <= MAX_HASH_DISTANCE
-    }
+def photo(seed: int, side: int = 200) -> Image.Image:
+    """Return a picture whose frequencies have the strengths of a photo's: 1 / frequency ** 1.2."""
+    frequency = np.hypot(*np.meshgrid(np.fft.fftfreq(side), np.fft.fftfreq(side))).clip(1 / side)
+    noise = np.fft.fft2(np.random.default_rng(seed).normal(size=(side, side)))
+    values = np.fft.ifft2(noise / frequency**1.2).real
+    gray = (128 + 45 * values / values.std()).clip(0, 255).astype(np.uint8)
+    return Image.fromarray(gray).convert("RGB")
 
 
-def test_near_pairs_compares_few_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
-    compared = 0
-    count_bits = near._count_bits
-
-    def counted(values: np.ndarray) -> np.ndarray:
-        nonlocal compared
-        compared += len(values)
-        return count_bits(values)
-
-    monkeypatch.setattr(near, "_count_bits", counted)
-    hashes = np.random.default_rng(0).integers(0, 2**64, 100_000, np.uint64)
-    hashes[-1] = hashes[0] ^ np.uint64(0b101)
-    one, other = near._find_near_pairs(hashes)
-    assert compared < 1_000_000  # all pairs are 5,000,000,000
-    assert (one.tolist(), other.tolist()) in (([0] * 3, [99_999] * 3), ([99_999] * 3, [0] * 3))
+def thumbnail(picture: Image.Image) -> np.ndarray:
+    return np.asarray(picture.convert("L").resize((SIZE, SIZE), Image.Resampling.BOX))
 
 
-def test_many_similar_hashes_are_compared_with_few_neighbors_and_stay_one_group() -> None:
-    """All pairs of 3,000 frames of a static camera would need 4.5 million comparisons in each of four bands."""
-    frames = np.uint64(0x0F0F_F0F0_3C3C_C3C3) ^ (np.uint64(1) << np.arange(3000, dtype=np.uint64) % np.uint64(64))
-    assert near._find_near_pairs(frames).shape[1] <= 4 * near.MAX_NEIGHBORS * len(frames)
-    assert set(near.group_near_duplicates(frames, np.arange(3000))) == {0}
+def compressed(picture: Image.Image, quality: int) -> Image.Image:
+    file = io.BytesIO()
+    picture.save(file, "JPEG", quality=quality)
+    return Image.open(file).convert("RGB")
+
+
+def noisy(picture: Image.Image) -> Image.Image:
+    noise = np.random.default_rng(0).normal(0, 15, (picture.height, picture.width, 3))
+    return Image.fromarray((np.asarray(picture) + noise).clip(0, 255).astype(np.uint8))
+
+
+def part(picture: Image.Image, left: float, top: float, share: float) -> Image.Image:
+    width, height = picture.size
+    x, y = round(left * share * width), round(top * share * height)
+    return picture.crop((x, y, x + round(width * (1 - share)), y + round(height * (1 - share))))
+
+
+KINDS = {
+    "smaller": lambda p: p.resize((70, 90)),
+    "compressed": lambda p: compressed(p, 20),
+    "darker": lambda p: ImageEnhance.Brightness(p).enhance(0.6),
+    "blurred": lambda p: p.filter(ImageFilter.GaussianBlur(2.5)),
+    "noisy": noisy,
+    "mirrored": ImageOps.mirror,
+    "transverse": lambda p: p.transpose(Image.Transpose.TRANSVERSE),
+    "crop": lambda p: part(p, 0.3, 0.8, 0.08),
+    "crop of a mirror image": lambda p: part(ImageOps.flip(p), 0.6, 0.1, 0.07),
+    "turn": lambda p: p.rotate(4.5, Image.Resampling.BILINEAR),
+}
+
+
+@pytest.fixture(scope="module")
+def photos() -> list[Image.Image]:
+    return [photo(seed) for seed in range(COUNT)]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_changed_copies_are_found_and_nothing_else(photos: list[Image.Image], kind: str) -> None:
+    copies = [thumbnail(KINDS[kind](picture)) for picture in photos[: COUNT // 2]]
+    pairs = find_near_pairs(np.stack([*map(thumbnail, photos), *copies]))
+    found = {tuple(sorted(pair)) for pair in pairs.T.tolist()}
+    wanted = {(number, COUNT + number) for number in range(COUNT // 2)}
+    assert not found - wanted
+    assert len(found) >= 0.96 * len(wanted)
+
+
+def test_frames_of_a_long_burst_are_one_group(photos: list[Image.Image]) -> None:
+    frames = [thumbnail(noisy(photos[0].crop((i % 5, i // 5, 190 + i % 5, 190 + i // 5)))) for i in range(30)]
+    pairs = find_near_pairs(np.stack([*map(thumbnail, photos[1:]), *frames]))
+    others = np.stack([np.arange(COUNT + 29)] * 2)
+    assert set(connect(others, pairs)[COUNT - 1 :]) == {COUNT - 1}
+    assert pairs.min() >= COUNT - 1
+
+
+def test_pictures_that_all_look_alike_are_not_grouped() -> None:
+    digits = [thumbnail(Image.fromarray((image * 15.9).astype(np.uint8))) for image in load_digits().images[-1000:]]
+    assert len(np.unique(find_near_pairs(np.stack(digits)))) <= 50
+
+
+def test_blank_pictures_and_even_gradients_are_not_near() -> None:
+    ramp = np.linspace(0, 250, SIZE, dtype=np.uint8)
+    plain = [np.full((SIZE, SIZE), value, np.uint8) for value in (0, 128, 255)]
+    assert find_near_pairs(np.stack([*plain, *(np.tile(ramp // k, (SIZE, 1)) for k in (1, 2, 3))])).shape == (2, 0)
+    assert find_near_pairs(np.zeros((0, SIZE, SIZE), np.uint8)).shape == (2, 0)
+
+
+def test_cells_find_the_same_pairs(photos: list[Image.Image], monkeypatch: pytest.MonkeyPatch) -> None:
+    copies = [thumbnail(ImageOps.mirror(picture)) for picture in photos]
+    thumbnails = np.stack([*map(thumbnail, photos), *copies])
+    before = find_near_pairs(thumbnails)
+    monkeypatch.setattr(near, "MAX_IN_ONE_CELL", 100)
+    monkeypatch.setattr(near, "_CELL_SIZE", 10)
+    assert np.array_equal(find_near_pairs(thumbnails), before)
+    assert before.shape == (2, COUNT)
+
+
+# --- groups and the split ------------------------------------------------------------
+
+
+def write_copies(root: Path) -> Path:
+    """Write 20 photos per class, each with a mirrored, smaller copy."""
+    for number in range(40):
+        folder = root / ("cat" if number % 2 else "dog")
+        picture = photo(1000 + number, 96)
+        for name, version in (("a", picture), ("b", ImageOps.mirror(picture).resize((64, 64)))):
+            version.save(write_file(folder / f"{number}{name}.jpg", b""), quality=80)
+    return root
+
+
+def test_near_duplicates_are_on_one_side_of_the_split(tmp_path: Path) -> None:
+    write_copies(tmp_path)
+
+    def divided(**options: object) -> int:
+        val = {path.split("/")[1][:-5] for path in names(examine_leniently(tmp_path, **options), VAL)}
+        train = {path.split("/")[1][:-5] for path in names(examine_leniently(tmp_path, **options), 0)}
+        return len(val & train)
+
+    photos = examine_leniently(tmp_path)
+    assert photos.counts().tolist() == [[32, 32], [8, 8], [0, 0]]
+    assert len(np.unique(photos.groups)) == 40
+    assert photos.notes[1] == "80 pictures in 40 groups (--data.group near): each group is only in train or only in val"
+    assert [divided(seed=seed) for seed in range(3)] == [0, 0, 0]
+    assert min(divided(seed=seed, group="exact") for seed in range(3)) > 0
+
+
+def test_group_by_joins_pictures_with_the_same_match(tmp_path: Path) -> None:
+    write_pictures(tmp_path, {f"{name}/{name} p{patient}": 3 for name in ("cat", "dog") for patient in range(5)})
+    photos = examine_leniently(tmp_path, group_by="p([0-9]+)/[01]")
+    groups = dict(zip(photos.paths, photos.groups, strict=True))
+    assert groups["cat/cat p2/0.jpg"] == groups["dog/dog p2/1.jpg"] != groups["cat/cat p2/2.jpg"]
+    assert photos.counts()[VAL].tolist() == [3, 3]
+    assert refusal_of(tmp_path, group_by="jpg") == (
+        "--data.group_by jpg leaves no picture for validation: it joins 30 pictures into 1 group; use a pattern with "
+        "more different matches"
+    )
+    assert refusal_of(tmp_path, group_by="patient") == (
+        "--data.group_by patient matches no path such as cat/cat p0/0.jpg: change the pattern"
+    )
+
+
+def test_a_long_chain_is_reported_and_not_joined(tmp_path: Path) -> None:
+    write_pictures(tmp_path, {"cat": 10, "dog": 22})
+    wide = photo(5, 320)
+    for number in range(12):
+        wide.crop((10 * number, 0, 200 + 10 * number, 200)).save(tmp_path / "cat" / f"frame{number:02}.png")
+    photos = examine_leniently(tmp_path)
+    assert len(np.unique(photos.groups)) == 44
+    [note] = [note for note in photos.notes if "chain" in note]
+    assert note.startswith(
+        "12 pictures, 55% of class cat, are a chain: each looks like the next (cat/frame00.png, ...)"
+    )
