@@ -17,7 +17,7 @@ from torch import Tensor
 from lit_training import load
 from tests.support.batches import at, fit
 from tests.support.commands import run_well
-from tests.support.networks import best, build, evaluated, predicted, weights_of, write_weights
+from tests.support.networks import best, build, evaluated, predicted, temperature_of, weights_of, write_weights
 from tests.support.pipeline import IMAGENET, Recipe, as_input, detailed, fill
 
 BACKBONE = "timm/test_efficientnet"
@@ -88,6 +88,7 @@ def test_what_was_validated_is_saved_evaluated_and_predicted(inputs: Tensor) -> 
     assert printed(seen.said, "val_acc") == pytest.approx(accuracy, abs=1e-4)
     said = run_well(f"evaluate.py {seen.run}")
     assert all(printed(said, name) == printed(seen.said, name) for name in ("val_acc", "val_loss"))
+    wanted = wanted / temperature_of(best())
     sure = [float(row["probability"]) for row in evaluated(seen.run / "evaluation").values()]
     assert np.abs(sure - wanted.softmax(1).amax(1).numpy()).max() < 0.003
     run_well(f"predict.py {seen.run} photos/val --output answers.json")

@@ -18,7 +18,7 @@ from PIL import Image
 from lit_models import LitCNN
 from tests.support.batches import Batch, Seen, at, fit, together
 from tests.support.commands import run_well
-from tests.support.networks import evaluated, run_of, weights_of
+from tests.support.networks import evaluated, run_of, temperature_of, weights_of
 from tests.support.pipeline import HALF, Recipe, coordinates, fill, levels
 
 LENET = Recipe(32, 32, *HALF)
@@ -153,11 +153,12 @@ def test_evaluation_uses_the_folder_of_data(default: tuple[Seen, Path], tmp_path
         *((f"zebra/{n:03d}.png", "zebra") for n in (0, 1, 2)),
     ]
     network = LitCNN(num_classes=3).net
-    network.load_state_dict(weights_of(default[1] / "checkpoints" / "best.ckpt"))
+    checkpoint = default[1] / "checkpoints" / "best.ckpt"
+    network.load_state_dict(weights_of(checkpoint))
     pictures = [np.asarray(numbered(n + 60)) for n in (3, 4, 0, 1, 2)]
     inputs = torch.from_numpy(np.stack(pictures).transpose(0, 3, 1, 2).astype(np.float32) / 127.5 - 1)
     with torch.no_grad():
-        wanted = network(inputs).softmax(1)
+        wanted = (network(inputs) / temperature_of(checkpoint)).softmax(1)
     for row, probability in zip(rows.values(), wanted, strict=True):
         assert row["predicted"] == CLASSES[probability.argmax()]
         assert abs(float(row["probability"]) - float(probability.max())) < 2e-4

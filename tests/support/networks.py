@@ -45,6 +45,11 @@ def weights_of(checkpoint: Path) -> dict[str, Tensor]:
     return {name.removeprefix("net."): tensor for name, tensor in state.items() if name.startswith("net.")}
 
 
+def temperature_of(checkpoint: Path) -> float:
+    """Return the number by which the logits are divided before they become probabilities."""
+    return float(torch.load(checkpoint, weights_only=True)["lit"]["calibration"]["temperature"])
+
+
 def sharpen(checkpoint: Path, network: nn.Module, head: str, inputs: np.ndarray) -> None:
     """Rescale the last layer of a checkpoint and of ``network``, so that the outputs for ``inputs`` are different.
 
