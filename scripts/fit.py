@@ -18,16 +18,19 @@ def main() -> None:
         from lit_training.cli.seeds import run_seeds
 
         sys.exit(run_seeds(rest, chosen.seeds))
-    from lit_training.cli import fit
+    from lit_training.cli import fit, folds
     from lit_training.cli.parser import FitCLI
     from lit_training.cli.trouble import one_line_failures
 
-    run = FitCLI().run
+    cli = FitCLI()
+    run = cli.run
     run.watch.start()
     with one_line_failures(run), fit.undo_failed_start(run):
         fit.prepare(run)
         fit.print_start(run)
+        folds.train_folds(cli)
         run.trainer.fit(run.model, run.data, weights_only=True)
+        folds.remove_folds(run)
     fit.print_result(run)
 
 

@@ -6,8 +6,9 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch.callbacks import Callback, LearningRateMonitor, ProgressBar, WeightAveraging
+from lightning.pytorch.callbacks import Callback, Checkpoint, LearningRateMonitor, ProgressBar, WeightAveraging
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.loggers.logger import DummyLogger
 from lightning.pytorch.plugins import CheckpointIO
 from lightning.pytorch.strategies import DDPStrategy, StrategyRegistry
 
@@ -39,13 +40,9 @@ def add_defaults(arguments: dict[str, Any], run: Run, config_yaml: str, save_con
 
     Keep those of the user. Raise a UsageError if two flags contradict each other, or like :func:`prepare_start`.
     """
-    config = dict(arguments)
+    config, own = _add_checkpoint_io(arguments, run)
     _refuse_contradictions(config, run)
-    plugins, own = _as_list(config["plugins"]), _as_list(config["callbacks"])
-    users_io = next((plugin for plugin in plugins if isinstance(plugin, CheckpointIO)), None)
-    config["plugins"] = [*(plugin for plugin in plugins if plugin is not users_io), FitCheckpointIO(users_io)]
     config["num_sanity_val_steps"] = config["num_sanity_val_steps"] or 0
-    own += [CompileForward(run.config["compile"])] if run.config["compile"] else []
     if config["barebones"]:
         return config | {"callbacks": own}
     config["profiler"] = config["profiler"] or NullProfiler()
@@ -94,6 +91,33 @@ def add_defaults(arguments: dict[str, Any], run: Run, config_yaml: str, save_con
     first = callbacks.index(seed) + 1  # the user's callbacks may draw random numbers
     config["callbacks"] = [*callbacks[:first], *own, *callbacks[first:]]
     return config
+
+
+def add_fold_defaults(
+    arguments: dict[str, Any], run: Run, seed: int, outputs: Callback, folder: Path
+) -> dict[str, Any]:
+    """Return the Trainer's arguments for one fold of ``--folds``: it writes resume points, and prints nothing."""
+    config, own = _add_checkpoint_io(arguments, run)
+    own = [one for one in own if not isinstance(one, ProgressBar)]
+    config |= {"logger": DummyLogger(), "profiler": NullProfiler(), "num_sanity_val_steps": 0}
+    config |= {"enable_progress_bar": False, "enable_model_summary": False, "default_root_dir": str(folder)}
+    config["enable_checkpointing"] = any(isinstance(one, Checkpoint) for one in own)
+    point = ResumePoint(run.watch)
+    point.on_fit_end = None  # type: ignore[assignment]  # the end of a fold needs no resume point
+    start = StepSeed(seed, point)
+    callbacks = [point, start, *own, FiniteGuard(run.config), outputs]
+    drop_empty_hooks(defaults := [point, start, *callbacks[-2:]])
+    plain = PlainSteps(defaults, start.on_train_batch_start, lambda: run.watch.signum)
+    return config | {"callbacks": [*callbacks, plain]}
+
+
+def _add_checkpoint_io(arguments: dict[str, Any], run: Run) -> tuple[dict[str, Any], list[Callback]]:
+    """Return the Trainer's arguments with a FitCheckpointIO, and the user's callbacks."""
+    plugins, own = _as_list(arguments["plugins"]), _as_list(arguments["callbacks"])
+    users_io = next((plugin for plugin in plugins if isinstance(plugin, CheckpointIO)), None)
+    plugins = [*(plugin for plugin in plugins if plugin is not users_io), FitCheckpointIO(users_io)]
+    own += [CompileForward(run.config["compile"])] if run.config["compile"] else []
+    return {**arguments, "plugins": plugins}, own
 
 
 def register_strategies(skips_layers: bool) -> None:

@@ -24,7 +24,7 @@ from lit_models.base import class_record, read_attribute
 from lit_training.callbacks.best import AVERAGES, BestCheckpoint
 from lit_training.errors import CheckpointError, UsageError, is_rank_zero
 from lit_training.runs import checkpoints
-from lit_training.runs.folder import newest_first, relative_path
+from lit_training.runs.folder import can_resume, newest_first, relative_path
 from lit_training.runs.foreign import with_default_attributes
 from lit_training.runs.layout import BEST, METRICS, SPLIT
 from lit_training.runs.lightning_internals import NullProfiler
@@ -107,7 +107,7 @@ def prepare(run: Run) -> None:
     start, data = run.start, run.data
     if not is_rank_zero() or (start is not None and start.finished):
         return
-    resumed = start.folder if start is not None and start.checkpoint is not None else None
+    resumed = start.folder if start is not None and (start.checkpoint or can_resume(start.folder)) else None
     if isinstance(run.model, LitBase) and resumed is None:
         run.model.load_pretrained()
     if isinstance(data, ImageFolderDataModule):
