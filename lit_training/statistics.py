@@ -1,10 +1,11 @@
 """Compute the confidence interval of an accuracy, and test whether two accuracies differ."""
 
+from collections.abc import Sequence
 from math import sqrt
-from statistics import NormalDist
+from statistics import NormalDist, fmean, variance
 
 
-def wilson_interval(successes: int, trials: int, confidence: float = 0.95) -> tuple[float, float]:
+def wilson_interval(successes: float, trials: float, confidence: float = 0.95) -> tuple[float, float]:
     """Return both ends of the confidence interval of a proportion (Wilson 1927). Without trials it is (0, 1)."""
     if trials == 0:
         return 0.0, 1.0
@@ -16,6 +17,21 @@ def wilson_interval(successes: int, trials: int, confidence: float = 0.95) -> tu
     low = center - half_width if successes > 0 else 0.0
     high = center + half_width if successes < trials else 1.0
     return low, high
+
+
+def folds_interval(
+    accuracies: Sequence[float], folds: int, samples: int, confidence: float = 0.95
+) -> tuple[float, float]:
+    """Return both ends of the confidence interval of the accuracy from repeated cross-validation.
+
+    ``accuracies`` are those of all J folds of all repeats. Their training sets overlap, so the variance of their mean
+    is (1/J + 1/(folds - 1)) times theirs (Nadeau and Bengio 2003). The interval is that of Wilson for the number of
+    independent samples with this variance, at most ``samples``: so it is never empty, also if each fold is perfect.
+    """
+    mean = fmean(accuracies)
+    spread = variance(accuracies) * (1 / len(accuracies) + 1 / (folds - 1))
+    size = min(samples, mean * (1 - mean) / spread) if spread > 0 else samples
+    return wilson_interval(mean * size, size, confidence)
 
 
 def mcnemar_p_value(only_first: int, only_second: int) -> float:

@@ -40,54 +40,47 @@ def assign_folds(labels: np.ndarray, groups: np.ndarray, count: int, seed: int) 
 
 def refuse_small_classes(labels: np.ndarray, groups: np.ndarray, count: int, names: Sequence[str]) -> None:
     """Raise a DataError if a class has fewer groups than there are folds."""
-    sizes = {name: len(np.unique(groups[labels == label])) for label, name in enumerate(names)}
-    name = min(sizes, key=lambda name: sizes[name])
-    if sizes[name] < count:
-        problem = f"--folds {count} needs {count} pictures of each class that are not copies, but {name}"
-        fix = f"--folds {sizes[name]}" if sizes[name] > 1 else "add pictures to it, or leave --folds out"
-        raise DataError(f"{problem} has {sizes[name]}: {fix}")
+    size, name = min((len(np.unique(groups[labels == label])), name) for label, name in enumerate(names))
+    if size < count:
+        fix = f"--folds {size}" if size > 1 else "add pictures to it, or leave --folds out"
+        raise DataError(f"--folds {count} is more than the {size} pictures (without copies) of class {name}: {fix}")
 
 
 def join_sets(data: SplitDataModule) -> tuple[Any, Any]:
-    """Return all samples of train and val as two datasets: as they are in training, and as in an evaluation.
+    """Return two datasets of all samples of train and val: with the augmentation of the training, and without.
 
-    With photos, ``trains_on_all`` is True and ``train`` has all. Otherwise ``train`` and ``val`` must be of one class:
-    the attributes that have one value for each sample are joined. Raise a DataError if this gives other samples.
+    The tensors and arrays with one value per sample are joined. With photos, ``train`` has all samples already. Raise a
+    DataError if the datasets cannot be joined.
     """
     if data.photos is not None:
         plain: Any = copy.copy(data)
         plain.augment, plain.sets = (), {}
         return data.dataset("train"), plain.dataset("train")
     parts: Any = [data.dataset("train"), data.dataset("val")]
-    sizes, joined = [len(part) for part in parts], [copy.copy(part) for part in parts]
-    for name, value in vars(parts[0]).items():
-        values = [value, vars(parts[1]).get(name)]
-        if all(_is_column(one, size) for one, size in zip(values, sizes, strict=True)):
-            both = torch.cat(values) if isinstance(value, Tensor) else np.concatenate(values)
-            for dataset in joined:
-                setattr(dataset, name, both)
-    is_same = [len(one) for one in joined] == [sum(sizes)] * 2 == [len(one.labels) for one in joined]
-    if is_same and sizes[1]:
-        samples = [dataset.__getitems__([row]) for dataset, row in ((parts[1], 0), (joined[1], sizes[0]))]
-        is_same = all(torch.equal(*pair) for pair in zip(*samples, strict=True))
-    if not is_same:
-        raise DataError(
-            f"{type(data).__name__} cannot be used with --folds: train and val must be datasets of one class with "
-            "labels, whose attributes are tensors or arrays with one value per sample"
+    train, val = parts
+    columns = [name for name in vars(train) if all(_is_column(vars(part).get(name), part) for part in parts)]
+    joined: Any = [copy.copy(train), copy.copy(val)]
+    for name in columns:
+        values = [getattr(part, name) for part in parts]
+        vars(joined[0])[name] = vars(joined[1])[name] = (
+            np.concatenate(values) if isinstance(values[0], np.ndarray) else torch.cat(values)
         )
+    is_same = "labels" in columns and len(joined[1]) == len(joined[0]) == len(train) + len(val)
+    if is_same and len(val):  # other attributes could decide what a sample is
+        is_same = all(map(torch.equal, val.__getitems__([0]), joined[1].__getitems__([len(train)])))
+    if not is_same:
+        needs = "tensors or arrays with one value per sample, one of them labels"
+        raise DataError(f"--folds needs datasets that consist of {needs}; {type(data).__name__} has others")
     return joined[0], joined[1]
 
 
 def take(dataset: Any, rows: np.ndarray) -> Any:
     """Return a copy of the dataset with the samples at ``rows`` (ints)."""
-    part, size = copy.copy(dataset), len(dataset)
-    for name, value in vars(dataset).items():
-        if _is_column(value, size):
-            setattr(part, name, value[torch.from_numpy(rows)] if isinstance(value, Tensor) else value[rows])
-    if getattr(dataset, "store", None) is not None:
-        part.store = dataset.store.take(rows)
+    part = copy.copy(dataset)
+    for name in [name for name, value in vars(dataset).items() if _is_column(value, dataset)]:
+        vars(part)[name] = vars(dataset)[name][rows]
     return part
 
 
-def _is_column(value: Any, size: int) -> bool:
-    return isinstance(value, Tensor | np.ndarray) and value.ndim > 0 and len(value) == size
+def _is_column(value: Any, dataset: Any) -> bool:
+    return isinstance(value, Tensor | np.ndarray) and value.ndim > 0 and len(value) == len(dataset)

@@ -79,7 +79,7 @@ def examine(
     val are training pictures.
     """
     for name, value, usual in (("val_size", val_size, 0.2), ("max_bad_fraction", max_bad_fraction, 0.05)):
-        if value is not None and not 0 <= value <= 1 or (name == "val_size" and value in (0, 1)):
+        if (value is not None and not 0 <= value <= 1) or (name == "val_size" and value in (0, 1)):
             raise DataError(f"{name} must be between 0 and 1, but is {value}: --data.{name} {usual}")
     listing = find_photos(root, layout, strict=split_file is None)  # the classes in the file show the layout
     if split_file is not None:

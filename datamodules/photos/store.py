@@ -22,27 +22,21 @@ MAX_WAITING_PICTURES = 256  # maximum number of decoded pictures that wait to be
 class PictureStore:
     """Decoded pictures in a file from :meth:`write`. Each is (3, H, W) uint8. H and W may differ between pictures."""
 
-    def __init__(self, path: Path, rows: np.ndarray | None = None) -> None:
-        self.path, self.rows = path, rows
+    def __init__(self, path: Path) -> None:
+        self.path = path
         size = path.stat().st_size
         count = int(np.fromfile(path, np.int64, offset=size - 8)[0])
         self.sizes = np.fromfile(path, np.int64, 2 * count, offset=size - 8 - 16 * count).reshape(count, 2)
-        ends = (3 * self.sizes.prod(1)).cumsum()
+        self.starts = np.concatenate([[0], (3 * self.sizes.prod(1)).cumsum()])
         # shared=False makes a private mapping. Nothing is written to it, so all processes share its memory pages.
-        self.pixels = torch.from_file(str(path), shared=False, size=int(ends[-1]), dtype=torch.uint8)
-        rows = np.arange(count) if rows is None else rows
-        self.sizes, self.ends = self.sizes[rows], ends[rows]
+        self.pixels = torch.from_file(str(path), shared=False, size=int(self.starts[-1]), dtype=torch.uint8)
 
-    def __reduce__(self) -> tuple[type["PictureStore"], tuple[Path, np.ndarray | None]]:
-        return PictureStore, (self.path, self.rows)  # pickle only these: a spawned worker maps the file again
-
-    def take(self, rows: np.ndarray) -> "PictureStore":
-        """Return a store of the pictures at ``rows`` (ints)."""
-        return PictureStore(self.path, rows if self.rows is None else self.rows[rows])
+    def __reduce__(self) -> tuple[type["PictureStore"], tuple[Path]]:
+        return PictureStore, (self.path,)  # pickle only the path: a spawned worker maps the file again
 
     def on(self, device: torch.device) -> "PictureStore":
         """Return a store with a copy of the pixels on ``device``."""
-        moved = PictureStore(self.path, self.rows)
+        moved = PictureStore(self.path)
         moved.pixels = self.pixels.to(device)
         return moved
 
@@ -50,9 +44,8 @@ class PictureStore:
         return len(self.sizes)
 
     def __getitem__(self, index: int) -> Tensor:
-        height, width = map(int, self.sizes[index])
-        end = int(self.ends[index])
-        return self.pixels[end - 3 * height * width : end].view(3, height, width)
+        height, width = self.sizes[index]
+        return self.pixels[self.starts[index] : self.starts[index + 1]].view(3, int(height), int(width))
 
     def stacked(self) -> Tensor:
         """Return all pictures as one tensor (N, 3, H, W) without a copy. All pictures must have the same size."""

@@ -66,15 +66,13 @@ class FeatureCache(Callback):
     """
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.replace_pictures(trainer, pl_module, data_of(trainer))
-
-    def replace_pictures(self, trainer: Trainer, pl_module: LightningModule, data: Any) -> None:
+        data: Any = data_of(trainer)
         if not isinstance(pl_module, LitBase) or not isinstance(data, SplitDataModule) or data.photos is None:
             return
         if not pl_module.fixed_features or data.augment or isinstance(data.dataset("train"), Features):
             return
         if reason := why_not_cached(pl_module, data, trainer.callbacks):  # type: ignore[attr-defined]
-            print_once(f"the features of the frozen backbone are computed in each epoch, because {reason}")
+            print_note(f"the features of the frozen backbone are computed in each epoch, because {reason}")
             return
         pl_module.on_fit_start()  # it loads the weights; Lightning would call it too late, after the callbacks
         threads: Any = getattr(trainer, "threads", None) or [torch.get_num_threads()]

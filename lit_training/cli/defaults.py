@@ -35,19 +35,26 @@ LIGHTNING_STRATEGIES = {name: dict(StrategyRegistry[name]) for name in StrategyR
 """Strategy name -> Lightning's original entry. :func:`register_strategies` replaces the entries in the registry."""
 
 
-def add_defaults(arguments: dict[str, Any], run: Run, config_yaml: str, save_config: Callback) -> dict[str, Any]:
+def add_defaults(
+    arguments: dict[str, Any], run: Run, config_yaml: str, save_config: Callback, fold: Callback | None = None
+) -> dict[str, Any]:
     """Return the Trainer's arguments with this project's loggers, callbacks and plugins added; set ``run.start``.
 
-    Keep those of the user. Raise a UsageError if two flags contradict each other, or like :func:`prepare_start`.
+    Keep those of the user. With the callback of a ``fold``, only resume points are written. Raise a UsageError if two
+    flags contradict each other, or like :func:`prepare_start`.
     """
-    config, own = _add_checkpoint_io(arguments, run)
+    config = dict(arguments)
     _refuse_contradictions(config, run)
+    plugins, own = _as_list(config["plugins"]), _as_list(config["callbacks"])
+    users_io = next((plugin for plugin in plugins if isinstance(plugin, CheckpointIO)), None)
+    config["plugins"] = [*(plugin for plugin in plugins if plugin is not users_io), FitCheckpointIO(users_io)]
     config["num_sanity_val_steps"] = config["num_sanity_val_steps"] or 0
+    own += [CompileForward(run.config["compile"])] if run.config["compile"] else []
     if config["barebones"]:
         return config | {"callbacks": own}
     config["profiler"] = config["profiler"] or NullProfiler()
     config["enable_model_summary"] = bool(config["enable_model_summary"])  # off by default: print_start() prints one
-    writes_logs = config["logger"] not in (False, []) and not config["fast_dev_run"]
+    writes_logs = config["logger"] not in (False, []) and not config["fast_dev_run"] and fold is None
     if writes_logs:
         root = config["default_root_dir"] or "."
         placeholder = RunStart(Path(root) / LOGS / "version_0")  # the other ranks get the real one from rank 0 later
@@ -73,7 +80,12 @@ def add_defaults(arguments: dict[str, Any], run: Run, config_yaml: str, save_con
     if writes_logs:
         callbacks += [PhotoRecords(), LearningRateMonitor(), save_config]
         callbacks += [Dashboard(monitor, mode)] if run.config["dashboard"] else []
-    if config["enable_checkpointing"] is not False and not config["fast_dev_run"]:
+    if fold is not None:
+        config |= {"logger": DummyLogger(), "enable_checkpointing": any(isinstance(one, Checkpoint) for one in own)}
+        seed.resume_point = point = ResumePoint(run.watch)
+        point.on_fit_end = None  # type: ignore[assignment]  # the end of a fold needs no resume point
+        callbacks = [point, *callbacks, fold]
+    elif config["enable_checkpointing"] is not False and not config["fast_dev_run"]:
         folder = None if run.start is None else run.start.folder / CHECKPOINTS
         averages = any(isinstance(one, WeightAveraging) for one in own)
         at_end = False if averages and run.validates else None  # averages may change after their validation
@@ -91,33 +103,6 @@ def add_defaults(arguments: dict[str, Any], run: Run, config_yaml: str, save_con
     first = callbacks.index(seed) + 1  # the user's callbacks may draw random numbers
     config["callbacks"] = [*callbacks[:first], *own, *callbacks[first:]]
     return config
-
-
-def add_fold_defaults(
-    arguments: dict[str, Any], run: Run, seed: int, outputs: Callback, folder: Path
-) -> dict[str, Any]:
-    """Return the Trainer's arguments for one fold of ``--folds``: it writes resume points, and prints nothing."""
-    config, own = _add_checkpoint_io(arguments, run)
-    own = [one for one in own if not isinstance(one, ProgressBar)]
-    config |= {"logger": DummyLogger(), "profiler": NullProfiler(), "num_sanity_val_steps": 0}
-    config |= {"enable_progress_bar": False, "enable_model_summary": False, "default_root_dir": str(folder)}
-    config["enable_checkpointing"] = any(isinstance(one, Checkpoint) for one in own)
-    point = ResumePoint(run.watch)
-    point.on_fit_end = None  # type: ignore[assignment]  # the end of a fold needs no resume point
-    start = StepSeed(seed, point)
-    callbacks = [point, start, *own, FiniteGuard(run.config), outputs]
-    drop_empty_hooks(defaults := [point, start, *callbacks[-2:]])
-    plain = PlainSteps(defaults, start.on_train_batch_start, lambda: run.watch.signum)
-    return config | {"callbacks": [*callbacks, plain]}
-
-
-def _add_checkpoint_io(arguments: dict[str, Any], run: Run) -> tuple[dict[str, Any], list[Callback]]:
-    """Return the Trainer's arguments with a FitCheckpointIO, and the user's callbacks."""
-    plugins, own = _as_list(arguments["plugins"]), _as_list(arguments["callbacks"])
-    users_io = next((plugin for plugin in plugins if isinstance(plugin, CheckpointIO)), None)
-    plugins = [*(plugin for plugin in plugins if plugin is not users_io), FitCheckpointIO(users_io)]
-    own += [CompileForward(run.config["compile"])] if run.config["compile"] else []
-    return {**arguments, "plugins": plugins}, own
 
 
 def register_strategies(skips_layers: bool) -> None:

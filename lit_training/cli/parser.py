@@ -24,8 +24,8 @@ from datamodules.text import command
 from lit_models import LitBase
 from lit_models.base import read_attribute
 from lit_training.cli.defaults import add_defaults, register_strategies
-from lit_training.cli.folds import check_flags, refuse_unsuited
 from lit_training.cli.flags import add_run_config, resolve_weights, to_lightning_arguments
+from lit_training.cli.folds import check_flags, refuse_unsuited
 from lit_training.cli.limits import check_trainer, explain_trainer_error
 from lit_training.cli.optimizers import ARGUMENTS_FROM_RUN, SCHEDULES, choose_optimizer
 from lit_training.cli.usage_errors import explain_build_error, explain_parse_error, explain_wrong_value, given_values
@@ -156,7 +156,7 @@ class FitCLI(LightningCLI):
         self.model: Any = self.build("model")
         if self.config["folds"]:
             refuse_unsuited(self.model, self.datamodule)
-            self.datamodule.trains_on_all = True  # type: ignore[attr-defined]
+            self.datamodule.trains_on_all = True
         with_default_attributes(self.datamodule).adapt_to(self.model)
         arguments = (self.config["data"] or {}).get("init_args") or {}
         if arguments.get("batch_size", 0) is None:  # the model has chosen it
