@@ -4,7 +4,7 @@ import sys
 
 from lit_training.cli.arguments import Parser, at_least
 from lit_training.cli.help import FIT_HELP
-from lit_training.errors import one_line_errors
+from lit_training.errors import UsageError, one_line_errors
 
 
 def main() -> None:
@@ -14,6 +14,8 @@ def main() -> None:
     repeats = Parser("fit.py", "")
     repeats.add_argument("--seeds", type=at_least(1), default=1)
     chosen, rest = repeats.parse_known_args()
+    if chosen.seeds > 1 and any(word.partition("=")[0] == "--folds" for word in rest):
+        raise UsageError("--folds and --seeds cannot be used together: --repeats 3 repeats the folds with other seeds")
     if chosen.seeds > 1:
         from lit_training.cli.seeds import run_seeds
 

@@ -1,5 +1,6 @@
 """Divide samples into folds, and make datasets of some samples of another one."""
 
+import contextlib
 import copy
 from collections.abc import Sequence
 from typing import Any
@@ -15,8 +16,9 @@ from datamodules.loading.module import SplitDataModule
 def assign_folds(labels: np.ndarray, groups: np.ndarray, count: int, seed: int) -> np.ndarray:
     """Return the fold of each of n samples, (n,) int64 from 0 to ``count`` - 1. Samples of one group share a fold.
 
-    The groups come in random order, the largest first. Each one goes to the fold that has least of its classes (as
-    Graham 1969 distributes jobs). If no group is in two classes, two folds differ in a class by one group at most.
+    The groups come in random order, the largest first, class by class. Each one goes to the fold that has least of its
+    classes, as Graham 1969 distributes jobs. If no group is in two classes, the numbers of samples of a class in two
+    folds differ by at most its largest group.
 
     Args:
         labels: (n,) class indices, from 0.
@@ -28,7 +30,7 @@ def assign_folds(labels: np.ndarray, groups: np.ndarray, count: int, seed: int) 
     class_sizes = np.bincount(labels).clip(1)
     counts, totals = np.zeros((count, len(class_sizes))), np.zeros(count)
     fold_of = np.empty(len(labels), np.int64)
-    for rows in sorted((members[group] for group in shuffled), key=len, reverse=True):
+    for rows in sorted((members[group] for group in shuffled), key=lambda rows: (-len(rows), labels[rows[0]])):
         own = labels[rows]
         fullness = (counts[:, own] / class_sizes[own] ** 2).sum(1)
         fold = np.lexsort((totals, fullness))[0]
@@ -65,9 +67,11 @@ def join_sets(data: SplitDataModule) -> tuple[Any, Any]:
         vars(joined[0])[name] = vars(joined[1])[name] = (
             np.concatenate(values) if isinstance(values[0], np.ndarray) else torch.cat(values)
         )
-    is_same = "labels" in columns and len(joined[1]) == len(joined[0]) == len(train) + len(val)
-    if is_same and len(val):  # other attributes could decide what a sample is
-        is_same = all(map(torch.equal, val.__getitems__([0]), joined[1].__getitems__([len(train)])))
+    is_same = False
+    with contextlib.suppress(Exception):  # other attributes could decide what a sample is
+        is_same = len(joined[1]) == len(joined[0].labels) == len(train) + len(val)
+        if len(val):
+            is_same &= all(map(torch.equal, val.__getitems__([0]), joined[1].__getitems__([len(train)])))
     if not is_same:
         needs = "tensors or arrays with one value per sample, one of them labels"
         raise DataError(f"--folds needs datasets that consist of {needs}; {type(data).__name__} has others")

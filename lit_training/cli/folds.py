@@ -56,8 +56,8 @@ def check_flags(config: Any) -> None:
         raise UsageError(f"--repeats {repeats} repeats the folds: --folds 5 --repeats {repeats}")
     if folds is None:
         return
-    for name, value, usual in (("folds", folds, 2), ("max_epochs", flags["max_epochs"] or 1, 1)):
-        if value < usual:
+    for name, value, usual in (("folds", folds, 2), ("max_epochs", flags["max_epochs"], 1)):
+        if value is not None and value < usual:
             raise UsageError(f"--{name} {value} must be at least {usual} with --folds: --{name} 5")
     refused = [name for name in CONFLICTS if flags[name] not in (None, False, -1)]
     refused += [name for name in ("logger", "enable_checkpointing") if flags[name] in (False, [])]

@@ -2,6 +2,7 @@
 
 from itertools import product
 from math import comb
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,7 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binomtest
 
-from lit_training.statistics import mcnemar_p_value, wilson_interval
+from datamodules.loading.folds import assign_folds
+from datamodules.loading.seeds import combine_seeds
+from lit_training.statistics import folds_interval, mcnemar_p_value, wilson_interval
 from lit_training.trained.compare import SIGNIFICANCE_LEVEL
 
 
@@ -76,3 +79,36 @@ def test_false_positives_by_simulation() -> None:
         one, other = random.random(300) < easy, random.random(300) < easy
         found += mcnemar_p_value(int((one & ~other).sum()), int((other & ~one).sum())) < SIGNIFICANCE_LEVEL
     assert 0.01 < found / 2000 <= 0.05
+
+
+def test_the_interval_from_folds_is_nadeau_and_bengios_variance_in_wilsons_interval() -> None:
+    accuracies = [0.8, 0.9, 0.7, 0.85, 0.75, 0.8]
+    variance = (1 / 6 + 1 / 2) * 0.005  # of the mean; the sample variance is 0.005
+    size = 0.8 * 0.2 / variance
+    assert folds_interval(accuracies, 3, 60) == pytest.approx(wilson_interval(0.8 * size, size))
+    assert folds_interval(accuracies, 3, 40) == pytest.approx(wilson_interval(32, 40)), "never of more samples"
+    assert folds_interval([1.0] * 6, 3, 40) == wilson_interval(40, 40), "not empty if each fold is perfect"
+
+
+def test_the_interval_from_folds_covers_the_accuracy_of_the_model_trained_on_all() -> None:
+    """Of 300 data sets with 200 samples; the network is a nearest mean classifier."""
+    random, covered = np.random.default_rng(0), 0
+    true = np.zeros(10) + 0.4
+    x_test = random.normal(size=(20_000, 10)) + np.where(np.arange(20_000) % 2, 1, -1)[:, None] * true / 2
+
+    def accuracy(x: Any, y: Any, x_new: Any, y_new: Any) -> float:
+        first, second = x[y == 0].mean(0), x[y == 1].mean(0)
+        guess = (x_new - (first + second) / 2) @ (second - first) > 0
+        return float((guess == y_new).mean())
+
+    for seed in range(300):
+        y = np.arange(200) % 2
+        x = random.normal(size=(200, 10)) + np.where(y, 1, -1)[:, None] * true / 2
+        found = []
+        for repeat in range(3):
+            fold_of = assign_folds(y, np.arange(200), 5, combine_seeds(seed, repeat))
+            parts = [fold_of == fold for fold in range(5)]
+            found += [accuracy(x[~part], y[~part], x[part], y[part]) for part in parts]
+        low, high = folds_interval(found, 5, 200)
+        covered += low <= accuracy(x, y, x_test, np.arange(20_000) % 2) <= high
+    assert covered / 300 >= 0.93
