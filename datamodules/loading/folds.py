@@ -69,9 +69,8 @@ def join_sets(data: SplitDataModule) -> tuple[Any, Any]:
         )
     is_same = False
     with contextlib.suppress(Exception):  # other attributes could decide what a sample is
-        is_same = len(joined[1]) == len(joined[0].labels) == len(train) + len(val)
-        if len(val):
-            is_same &= all(map(torch.equal, val.__getitems__([0]), joined[1].__getitems__([len(train)])))
+        first = zip(val.__getitems__([0]), joined[1].__getitems__([len(train)]), strict=True) if len(val) else []
+        is_same = all(torch.equal(*pair) for pair in first) and len(joined[1]) == len(joined[0].labels)
     if not is_same:
         needs = "tensors or arrays with one value per sample, one of them labels"
         raise DataError(f"--folds needs datasets that consist of {needs}; {type(data).__name__} has others")
