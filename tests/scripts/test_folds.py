@@ -109,7 +109,7 @@ def train(line: str, steps: dict[str, Any], kill_at: int | None = None) -> int:
     ("model", "epoch"),
     [
         (f"{SHAPES} --model.lr 0.05", 6),
-        (f"--data photos {SMALL_NET} {CPU}", 3),
+        pytest.param(f"--data photos {SMALL_NET} {CPU}", 3, marks=pytest.mark.slow),
         pytest.param(f"--data photos {SMALL_NET} {CPU} {FINE_TUNED}", 3, marks=pytest.mark.slow),
     ],
     ids=["LitCNN", "frozen", "fine-tuned"],
