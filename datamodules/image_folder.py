@@ -165,6 +165,7 @@ class ImageFolderDataModule(SplitDataModule):
         if self.photos is None:
             names = ("val_size", "seed", "split_file", "fixes", "max_bad_fraction", "layout", "group", "group_by")
             settings = {name: self.hparams[name] for name in names}
+            settings["val_size"] = None if self.trains_on_all else settings["val_size"]
             self.photos = examine(self.root, **settings, resize=self.preprocessing.resize, progress=progress)
             self.class_names = self.photos.class_names
             if self.hparams["balance"] == "loss":

@@ -288,6 +288,7 @@ def class_record(model: Any, data: Any) -> dict[str, Any]:
     return {
         "model_class": dotted_path(type(model)),
         "data_class": dotted_path(type(data)) if data is not None else None,
+        "trains_on_all": read_attribute(data, "trains_on_all", False),
         "seed": int(os.environ["PL_GLOBAL_SEED"]) if "PL_GLOBAL_SEED" in os.environ else None,
         "task": getattr(model, "task", None),
         "class_names": list(names) if names else None,

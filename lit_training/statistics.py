@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from fractions import Fraction
 from math import atan2, ceil, exp, inf, log, pi, sqrt
-from statistics import NormalDist, mean, variance
+from statistics import NormalDist, fmean, mean, variance
 
 import numpy as np
 
@@ -12,7 +12,7 @@ PRIOR_SAMPLES = 10
 """Samples that :func:`fit_temperature` adds. They keep the temperature finite if all labels are right or wrong."""
 
 
-def wilson_interval(successes: int, trials: int, confidence: float = 0.95) -> tuple[float, float]:
+def wilson_interval(successes: float, trials: float, confidence: float = 0.95) -> tuple[float, float]:
     """Return both ends of the confidence interval of a proportion (Wilson 1927). Without trials it is (0, 1)."""
     if trials == 0:
         return 0.0, 1.0
@@ -24,6 +24,21 @@ def wilson_interval(successes: int, trials: int, confidence: float = 0.95) -> tu
     low = center - half_width if successes > 0 else 0.0
     high = center + half_width if successes < trials else 1.0
     return low, high
+
+
+def folds_interval(
+    accuracies: Sequence[float], folds: int, samples: int, confidence: float = 0.95
+) -> tuple[float, float]:
+    """Return both ends of the confidence interval of the accuracy from repeated cross-validation.
+
+    ``accuracies`` are those of all J folds of all repeats. Their training sets overlap, so the variance of their mean
+    is (1/J + 1/(folds - 1)) times theirs (Nadeau and Bengio 2003). The interval is that of Wilson for the number of
+    independent samples with this variance, at most ``samples``: so it is never empty, also if each fold is perfect.
+    """
+    mean = fmean(accuracies)
+    spread = variance(accuracies) * (1 / len(accuracies) + 1 / (folds - 1))
+    size = min(samples, mean * (1 - mean) / spread) if spread > 0 else samples
+    return wilson_interval(mean * size, size, confidence)
 
 
 def mcnemar_p_value(only_first: int, only_second: int) -> float:

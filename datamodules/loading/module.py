@@ -28,6 +28,7 @@ class SplitDataModule(LightningDataModule):
     eval_batch_size = 100  # if batch_size is larger, evaluations use batch_size
     predict_split = "test"
     shuffle = True
+    trains_on_all = False  # True with fit.py --folds: the pictures of val are trained on too
     sets: dict[str, Dataset]  # by split: train, val and test
 
     def adapt_to(self, model: Any) -> None:

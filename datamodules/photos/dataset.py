@@ -50,6 +50,7 @@ class PhotoFiles(TwoStageDataset):
         store: PictureStore | None = None,
     ) -> None:
         self.root, self.paths, self.labels, self.store = root, paths, labels, store
+        self.rows = np.arange(len(paths))  # of each picture in the store
         self.mean, self.std = preprocessing.mean, preprocessing.std
         self.augment, self.seed = augment, combine_with_run_seed(seed)
         self.augmentation = Augmentation(augment, preprocessing)
@@ -82,7 +83,7 @@ class PhotoFiles(TwoStageDataset):
         return self.store.pixels.nbytes if self.store else 0
 
     def _load_pixels(self, index: int) -> Tensor:
-        return self.store[index] if self.store else read_pixels(self.root / self.paths[index])
+        return self.store[self.rows[index]] if self.store else read_pixels(self.root / self.paths[index])
 
     def transform_pixels(self, pixels: Tensor, key: int = 0) -> Tensor:
         """Crop and resize (3, H, W) uint8 to (C, S, S) uint8; C = 1 is gray. ``key`` seeds the augmentation."""

@@ -65,7 +65,7 @@ class Photos(Listing):
 def examine(
     root: str | Path,
     *,
-    val_size: float = 0.2,
+    val_size: float | None = 0.2,
     seed: int = 0,
     split_file: str | None = None,
     fixes: str | None = None,
@@ -79,10 +79,11 @@ def examine(
     """Decode every picture in a folder, leave out the files that cannot be used, and split the other pictures.
 
     The arguments are those of :class:`~datamodules.image_folder.ImageFolderDataModule`, and `progress` of
-    :func:`scan_photos`. The same seed and the same pictures give the same split.
+    :func:`scan_photos`. The same seed and the same pictures give the same split. If `val_size` is None, the pictures of
+    val are training pictures.
     """
     for name, value, usual in (("val_size", val_size, 0.2), ("max_bad_fraction", max_bad_fraction, 0.05)):
-        if not 0 <= value <= 1 or (name == "val_size" and value in (0, 1)):
+        if (value is not None and not 0 <= value <= 1) or (name == "val_size" and value in (0, 1)):
             raise DataError(f"{name} must be between 0 and 1, but is {value}: --data.{name} {usual}")
     listing = find_photos(root, layout, strict=split_file is None)  # the classes in the file show the layout
     before, listing = listing, apply_fixes(listing, fixes) if fixes else listing
@@ -129,7 +130,9 @@ def examine(
     notes, splits = [*listing.notes], listing.splits.copy()
     if lost_texts:
         notes.append(f"left out, because they cannot be read: {first_names(lost_texts, MAX_NAMES_IN_MESSAGE)}")
-    if split_file is None and not (splits == VAL).any():
+    if val_size is None:
+        splits[splits == VAL] = TRAIN
+    elif split_file is None and not (splits == VAL).any():
         train = np.flatnonzero(splits == TRAIN)
         order = hash_paths(listing.paths, str(seed))
         is_val = choose_validation_pictures(listing.labels[train], groups[train], order[train], val_size)
@@ -193,7 +196,7 @@ def _make_notes(
             f"{cut_off:.0%} of it: --data.resize pad or --data.resize squash keeps all of it"
         )
     counts = photos.counts()
-    if len(not_in_val := np.flatnonzero(counts[VAL] == 0)):
+    if counts[VAL].any() and len(not_in_val := np.flatnonzero(counts[VAL] == 0)):
         names = first_names([photos.class_names[label] for label in not_in_val], MAX_NAMES_IN_MESSAGE)
         count_text = plural(len(not_in_val), "class", "classes")
         notes.append(f"accuracy is not measured for {count_text} without pictures in val: {names}")

@@ -6,8 +6,9 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch.callbacks import Callback, LearningRateMonitor, ProgressBar, WeightAveraging
+from lightning.pytorch.callbacks import Callback, Checkpoint, LearningRateMonitor, ProgressBar, WeightAveraging
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.loggers.logger import DummyLogger
 from lightning.pytorch.plugins import CheckpointIO
 from lightning.pytorch.strategies import DDPStrategy, StrategyRegistry
 
@@ -34,10 +35,13 @@ LIGHTNING_STRATEGIES = {name: dict(StrategyRegistry[name]) for name in StrategyR
 """Strategy name -> Lightning's original entry. :func:`register_strategies` replaces the entries in the registry."""
 
 
-def add_defaults(arguments: dict[str, Any], run: Run, config_yaml: str, save_config: Callback) -> dict[str, Any]:
+def add_defaults(
+    arguments: dict[str, Any], run: Run, config_yaml: str, save_config: Callback, fold: Callback | None = None
+) -> dict[str, Any]:
     """Return the Trainer's arguments with this project's loggers, callbacks and plugins added; set ``run.start``.
 
-    Keep those of the user. Raise a UsageError if two flags contradict each other, or like :func:`prepare_start`.
+    Keep those of the user. With the callback of a ``fold``, only resume points are written. Raise a UsageError if two
+    flags contradict each other, or like :func:`prepare_start`.
     """
     config = dict(arguments)
     _refuse_contradictions(config, run)
@@ -50,7 +54,7 @@ def add_defaults(arguments: dict[str, Any], run: Run, config_yaml: str, save_con
         return config | {"callbacks": own}
     config["profiler"] = config["profiler"] or NullProfiler()
     config["enable_model_summary"] = bool(config["enable_model_summary"])  # off by default: print_start() prints one
-    writes_logs = config["logger"] not in (False, []) and not config["fast_dev_run"]
+    writes_logs = config["logger"] not in (False, []) and not config["fast_dev_run"] and fold is None
     if writes_logs:
         root = config["default_root_dir"] or "."
         placeholder = RunStart(Path(root) / LOGS / "version_0")  # the other ranks get the real one from rank 0 later
@@ -76,7 +80,12 @@ def add_defaults(arguments: dict[str, Any], run: Run, config_yaml: str, save_con
     if writes_logs:
         callbacks += [PhotoRecords(), LearningRateMonitor(), save_config]
         callbacks += [Dashboard(monitor, mode)] if run.config["dashboard"] else []
-    if config["enable_checkpointing"] is not False and not config["fast_dev_run"]:
+    if fold is not None:
+        config |= {"logger": DummyLogger(), "enable_checkpointing": any(isinstance(one, Checkpoint) for one in own)}
+        seed.resume_point = point = ResumePoint(run.watch)
+        point.on_fit_end = None  # type: ignore[assignment]  # the end of a fold needs no resume point
+        callbacks = [point, *callbacks, fold]
+    elif config["enable_checkpointing"] is not False and not config["fast_dev_run"]:
         folder = None if run.start is None else run.start.folder / CHECKPOINTS
         averages = any(isinstance(one, WeightAveraging) for one in own)
         at_end = False if averages and run.validates else None  # averages may change after their validation

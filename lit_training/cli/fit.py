@@ -24,11 +24,12 @@ from lit_models.base import class_record, read_attribute
 from lit_training.callbacks.best import AVERAGES, BestCheckpoint
 from lit_training.errors import CheckpointError, UsageError, is_rank_zero
 from lit_training.runs import checkpoints
-from lit_training.runs.folder import newest_first, relative_path
+from lit_training.runs.folder import can_resume, newest_first, relative_path
 from lit_training.runs.foreign import with_default_attributes
 from lit_training.runs.hashes import write_hashes
-from lit_training.runs.layout import BEST, HASHES, METRICS, SPLIT
+from lit_training.runs.layout import BEST, HASHES, METRICS, OUT_OF_FOLD, SPLIT
 from lit_training.runs.lightning_internals import NullProfiler
+from lit_training.runs.out_of_fold import read_out_of_fold
 from lit_training.runs.own_classes import find_class
 from lit_training.runs.plain import LEFT_OUT, plain_checkpoint
 from lit_training.runs.run import Run
@@ -109,7 +110,7 @@ def prepare(run: Run) -> None:
     start, data = run.start, run.data
     if not is_rank_zero() or (start is not None and start.finished):
         return
-    resumed = start.folder if start is not None and start.checkpoint is not None else None
+    resumed = start.folder if start is not None and (start.checkpoint or can_resume(start.folder)) else None
     if isinstance(run.model, LitBase) and resumed is None:
         run.model.load_pretrained()
     if isinstance(data, ImageFolderDataModule):
@@ -185,6 +186,8 @@ def print_result(run: Run) -> None:
             low, high = wilson_interval(round(accuracy * count), count)
             interval = f"  (95 % interval {low:.3f} to {high:.3f}, n = {count})"
         print(f"val_acc     {accuracy:.4f}{interval}")
+    if run.config["folds"]:
+        print(read_out_of_fold(Path(str(folder)) / OUT_OF_FOLD).summary())
     for name in dict.fromkeys((run.monitor[0], "val_loss", "train_loss")):
         if name in metrics.keys() - {"val_acc"}:
             print(f"{name:<10}  {metrics[name]:.4g}")

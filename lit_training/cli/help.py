@@ -20,6 +20,7 @@ Train a network; without flags LeNet on generated images (less than a minute).
   --monitor NAME:max|min  metric of the best epoch, such as val_f1:max
   --early_stopping N      stop after N epochs without improvement
   --seed N                random seed (default 0); --seeds N: train with N seeds
+  --folds 5 --repeats 3   measure by cross-validation, then train on everything
   --resume HOW            never (default), auto (newest run of the same
                           command), latest, or the folder of a run (with
                           --photos DIR if its photos are in another place now)
@@ -29,6 +30,5 @@ Train a network; without flags LeNet on generated images (less than a minute).
   --default_root_dir DIR  write to DIR/lightning_logs/version_N (default: .)
   --quiet                 print only the result; --dashboard false: no pictures
 
-  --help_all              show every flag, also those of Lightning's Trainer
-  --model.help LitCNN     show the arguments of a class
+  --help_all              every flag; --model.help LitCNN: arguments of a class
 """

@@ -25,6 +25,7 @@ from lit_models import LitBase
 from lit_models.base import read_attribute
 from lit_training.cli.defaults import add_defaults, register_strategies
 from lit_training.cli.flags import add_run_config, resolve_weights, to_lightning_arguments
+from lit_training.cli.folds import check_flags, refuse_unsuited
 from lit_training.cli.limits import check_trainer, explain_trainer_error
 from lit_training.cli.optimizers import ARGUMENTS_FROM_RUN, SCHEDULES, choose_optimizer
 from lit_training.cli.usage_errors import explain_build_error, explain_parse_error, explain_wrong_value, given_values
@@ -53,6 +54,8 @@ OWN_FLAGS: list[tuple[str, Any, Any, str]] = [
     ("dashboard", bool, True, "Write images, graph and settings to TensorBoard."),
     ("compile", bool | Literal["default", "reduce-overhead"], False, "Compile forward; true: CUDA graphs too."),
     ("threads", Literal["auto"] | PositiveInt, "auto", "Threads of each process; auto: by network, batch and cores."),
+    ("folds", int | None, None, "Measure the accuracy with this number of folds; then train on all pictures."),
+    ("repeats", PositiveInt | None, None, "Number of times that the pictures are divided into folds (default: 1)."),
     ("seeds", PositiveInt, 1, "Train with this number of seeds; print mean and standard deviation."),
 ]
 """Flags that this project adds to Lightning's flags: name, type, default value, help text."""
@@ -135,6 +138,7 @@ class FitCLI(LightningCLI):
             self.config["data"]["init_args"]["root"] = photos
         if (seeds := self.config.pop("seeds")) > 1:  # from a YAML file: scripts/fit.py handles the flag --seeds
             raise UsageError(f"seeds {seeds} works only on the command line: {command('fit.py', '--seeds', seeds)}")
+        check_flags(self.config)
         if not re.fullmatch(".+:(max|min)", monitor := self.config["monitor"] or "val_loss:min"):
             choices = f"--monitor {monitor.partition(':')[0]}:max if larger is better, otherwise :min"
             raise UsageError(f"--monitor {monitor} must be a metric's name and max or min: {choices}")
@@ -147,9 +151,12 @@ class FitCLI(LightningCLI):
 
     def instantiate_classes(self) -> None:
         # Users may choose their own classes: any LightningDataModule and any LightningModule.
-        self.datamodule: LightningDataModule = self._build("data")  # None if the model has its own loaders
+        self.datamodule: LightningDataModule = self.build("data")  # None if the model has its own loaders
         self._fill_from_data()
-        self.model: Any = self._build("model")
+        self.model: Any = self.build("model")
+        if self.config["folds"]:
+            refuse_unsuited(self.model, self.datamodule)
+            self.datamodule.trains_on_all = True
         with_default_attributes(self.datamodule).adapt_to(self.model)
         arguments = (self.config["data"] or {}).get("init_args") or {}
         if arguments.get("batch_size", 0) is None:  # the model has chosen it
@@ -160,7 +167,8 @@ class FitCLI(LightningCLI):
         choose_optimizer(self.run, self.parser, self.typed)
         self.trainer = self.run.trainer = self.instantiate_trainer()
 
-    def _build(self, key: str) -> Any:
+    def build(self, key: str) -> Any:
+        """Build ``data``, ``model`` or (a dict) the arguments of the ``trainer`` from the configuration."""
         try:
             built = self.parser.instantiate(Namespace({key: self.config[key]}))[key]
         except ValueError as error:  # jsonargparse wraps the exception of the constructor
@@ -202,15 +210,19 @@ class FitCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         trainer_config, model_attributes = self.config["trainer"], with_default_attributes(self.model)
         check_trainer(trainer_config)
-        config = self._build("trainer")
+        config = self.build("trainer")
         if config["max_epochs"] is None and config["max_steps"] == -1 and config["max_time"] is None:
             config["max_epochs"] = trainer_config["max_epochs"] = model_attributes.default_epochs
+        if self.config["folds"]:  # the last training, on all pictures
+            config["limit_val_batches"] = 0
         config_yaml = self.parser.dump(self.config, skip_unset=False)
         save_config = SaveConfig(self.parser, self.config, save_to_log_dir=False)
         register_strategies(model_attributes.skips_layers)
         try:
             trainer = FitTrainer(**add_defaults(config, self.run, config_yaml, save_config))
             refuse_other_ranks(trainer)
+            if self.config["folds"] and trainer.world_size > 1:
+                raise UsageError("--folds trains on one device: --devices 1")
             if (start := self.run.start) is not None and not start.finished:
                 typed = "--data.batch_size" in self.typed
                 self.run.start = start = keep_global_batch(start, self.config, trainer.world_size, typed)

@@ -17,7 +17,7 @@ from datamodules.files import OUTPUT_MARKER, atomic_write
 from datamodules.text import command, first_names, plural
 from lit_training.errors import CheckpointError, UsageError, print_note
 from lit_training.runs import checkpoints
-from lit_training.runs.layout import BEST, CHECKPOINTS, CONFIG, LAST, LOGS, PREVIOUS, RESUME
+from lit_training.runs.layout import BEST, CHECKPOINTS, CONFIG, FOLDS, LAST, LOGS, PREVIOUS, RESUME
 from lit_training.text import expand_paths
 
 fcntl: Any
@@ -78,7 +78,7 @@ class RunStart:
 
     def remove_if_new(self) -> None:
         """Remove the folder if this command created it. Call this only if training failed before its first step."""
-        if self.is_new:
+        if self.is_new and not (self.folder / FOLDS).is_dir():
             if (lock := _locks.pop(self.folder.resolve(), None)) is not None:
                 lock.close()
             shutil.rmtree(self.folder, ignore_errors=True)
@@ -118,7 +118,7 @@ def prepare_start(resume: str, root: str, config_yaml: str, photos: str | None =
         _refuse_other_settings(new_config, run_config, run)
     if path.is_file():
         return _read_resume_point(replace(lock_run(run), limits=limits), path)
-    if (start := lock_and_read_resume_point(run, limits)).checkpoint is None:
+    if (start := lock_and_read_resume_point(run, limits)).checkpoint is None and not can_resume(run):
         raise CheckpointError(f"{run} has no resume point: leave --resume out to train a new run")
     return start
 
@@ -149,7 +149,7 @@ def newest_usable_run(root: str, is_usable: Callable[[Path], Any], needed_file: 
 def find_resume_target(resume: str, root: str) -> Path:
     """Return the path of the run or the checkpoint in ``--resume``. Raise a CheckpointError if it does not exist."""
     if resume == "latest":
-        return newest_usable_run(root, resume_points, "resume point")
+        return newest_usable_run(root, can_resume, "resume point")
     path = Path(resume).expanduser()
     if not path.exists():
         raise CheckpointError(f"--resume {resume}: there is no such run; give never, auto, latest or a run's folder")
@@ -162,6 +162,11 @@ def resume_points(run: Path) -> list[Path]:
     if points := [point for point in points if point.is_file()]:
         return points
     return [point for point in old if point.is_file() and checkpoints.is_resume_point(point, if_unreadable=True)]
+
+
+def can_resume(run: Path) -> bool:
+    """Return True if a run has a resume point, or results of its folds."""
+    return bool(resume_points(run)) or (run / FOLDS).is_dir()
 
 
 def find_checkpoint(run: str, root: str = ".") -> Path:
@@ -336,11 +341,23 @@ def limits_of(config: dict[str, Any] | None) -> dict[str, Any]:
 
 def _refuse_other_settings(new_config: dict[str, Any], run_config: dict[str, Any], run: Path) -> None:
     new_config, run_config = _without_size(new_config)[0], _without_size(run_config)[0]
-    for key in ("seed_everything", "model", "data", "optimizer", "lr_scheduler", "threads", "compile"):
+    for key in (
+        "seed_everything",
+        "model",
+        "data",
+        "optimizer",
+        "lr_scheduler",
+        "threads",
+        "compile",
+        "folds",
+        "repeats",
+    ):
         if not _same_settings({key: run_config.get(key)}, {key: new_config.get(key)}):
             flag = "seed" if key == "seed_everything" else key
             moved = " (--photos DIR if its photos are in another place now)" * (key == "data")
             raise UsageError(f"{run} was started with another --{flag}: leave it out{moved}, or use --resume never")
+    if run_config.get("folds") and not _same_settings(limits_of(run_config), limits_of(new_config)):
+        raise UsageError(f"{run} has --folds, so --max_epochs cannot change: leave it out, or use --resume never")
 
 
 def _same_settings(old: Any, new: Any) -> bool:
@@ -370,8 +387,9 @@ def run_folder(checkpoint_file: Path) -> Path:
 
 def resume_hint(run: Path) -> str:
     """Return the hint ``go on with COMMAND --resume RUN``, or "" if the run has no resume point."""
+    run = run.parent.parent if run.parent.name == FOLDS else run  # the folder of one fold
     resume = command("fit.py", "--resume", relative_path(run))
-    return f"go on with {resume}" if resume_points(run) else ""
+    return f"go on with {resume}" if can_resume(run) else ""
 
 
 def relative_path(path: Path) -> Path:

@@ -9,7 +9,9 @@ from pathlib import Path
 import numpy as np
 
 from datamodules.files import READ_TEXT_FILE, write_spreadsheet
+from datamodules.text import plural
 from lit_training.errors import UsageError
+from lit_training.statistics import folds_interval
 
 COLUMNS = ("path", "repeat", "fold", "label", "prediction")
 """The first columns. Then follows one column for each class with its probability; its name is that of the class."""
@@ -43,6 +45,15 @@ class OutOfFold:
         np.add.at(sums, number, self.probabilities)
         rows = {name: getattr(self, name)[first] for name in ("paths", "repeats", "folds", "labels")}
         return replace(self, **rows, probabilities=sums / np.bincount(number)[:, None])
+
+    def summary(self) -> str:
+        """Return a line with the accuracy and its interval."""
+        folds, repeats, samples = self.folds.max(), self.repeats.max(), int((self.repeats == 1).sum())
+        each = [self.correct[(self.repeats == r + 1) & (self.folds == f + 1)] for r, f in np.ndindex(repeats, folds)]
+        accuracies = [float(correct.mean()) for correct in each]
+        low, high = folds_interval(accuracies, int(folds), samples)
+        how = f"{folds} folds x {plural(int(repeats), 'repeat')}"
+        return f"fold_acc    {np.mean(accuracies):.4f}  (95 % interval {low:.3f} to {high:.3f}, n = {samples}, {how})"
 
     def write(self, path: Path) -> None:
         """Write the file atomically. Probabilities have 9 significant digits."""

@@ -234,7 +234,7 @@ def _plain(value: Any, left: list[float], is_attribute: bool = False) -> Any:
     for mark, (known, to_plain, _) in FORMS.items():
         if isinstance(value, known):
             return {mark: _plain(to_plain(value), left)}
-    is_record = hasattr(value, "_make")  # a named tuple
+    is_record = isinstance(value, tuple) and hasattr(value, "_make")  # a named tuple
     in_collection = not is_attribute and not isinstance(value, dict | list | tuple | nn.Module | Dataset | DataLoader)
     if is_record or (in_collection and _is_searched(value, ()) and (hasattr(value, "__dict__") or _attributes(value))):
         values = list(value) if is_record else _attributes(value)

@@ -26,7 +26,9 @@ class Run:
 
     @property
     def validates(self) -> bool:
-        """True if the run has validation data and uses it."""
+        """True if the run has validation data and uses it. With ``--folds`` all data is trained on at the end."""
+        if self.config.get("folds"):
+            return False
         has_val = with_default_attributes(self.data).hparams.get("val_size", 1) != 0
         has_val &= is_overridden("val_dataloader", self.model if self.data is None else self.data)
         has_val &= is_overridden("validation_step", self.model)
@@ -34,7 +36,9 @@ class Run:
 
     @property
     def monitor(self) -> tuple[str | None, str]:
-        """The metric that decides which epoch is the best, and ``max`` or ``min``."""
+        """The metric that decides which epoch is the best, and ``max`` or ``min``. None: the last one."""
+        if self.config.get("folds"):
+            return None, "min"
         if typed := self.config.get("monitor"):
             name, _, mode = typed.rpartition(":")
             return name, mode

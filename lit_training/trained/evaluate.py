@@ -33,8 +33,9 @@ from lit_training.errors import CheckpointError, UsageError, is_rank_zero, print
 from lit_training.runs import checkpoints
 from lit_training.runs.devices import find_device
 from lit_training.runs.folder import relative_path, run_folder
-from lit_training.runs.layout import EVALUATION, SPLIT
+from lit_training.runs.layout import EVALUATION, OUT_OF_FOLD, SPLIT
 from lit_training.runs.loaders import seed_random_numbers
+from lit_training.runs.out_of_fold import read_out_of_fold
 from lit_training.runs.own_classes import is_own
 from lit_training.runs.processes import bind_to_loopback, refuse_other_ranks
 from lit_training.runs.threads import choose_threads, use_threads
@@ -56,7 +57,7 @@ class Evaluation:
 
     checkpoint: Path
     data: str  # path of the photo folder; if the samples are not files, the class name of the data module
-    split: str  # test or val for the data of the run, photos for another folder
+    split: str  # test or val for the data of the run, fold for that of --folds, photos for another folder
     loss: float
     outputs: Tensor  # (N, K) float32; logits for a classifier
     targets: Tensor  # (N,) int64 for a classifier, (N, K) float32 for a regression
@@ -140,6 +141,8 @@ def evaluate(
         raise UsageError("--all needs a folder of photos: --data DIR --all")
     model = saved.model()
     module, split = _choose_data(saved, model, data, photos, all_photos)
+    if split == "val" and saved.checkpoint["lit"].get("trains_on_all"):
+        return _read_folds(saved, model, photos)
     batches: list[tuple[Tensor, Tensor]] = []
     with progress_bar("evaluating", show=is_rank_zero()) as report_progress:
 
@@ -188,6 +191,20 @@ def evaluate(
     )
 
 
+def _read_folds(saved: Any, model: LitBase, photos: str | None) -> Evaluation:
+    """Return the predictions of the first repeat of ``--folds``. Each sample is in it once."""
+    found, lit, arguments = read_out_of_fold(saved.folder / OUT_OF_FOLD), saved.checkpoint["lit"], saved.checkpoint
+    rows, root = np.flatnonzero(found.repeats == 1), photos or arguments["datamodule_hyper_parameters"].get("root", "")
+    outputs = torch.from_numpy(found.probabilities[rows]).clamp(1e-30).log().float()
+    paths, targets = found.paths[rows], torch.from_numpy(found.labels[rows])
+    folder, spec = Path(root).expanduser(), Preprocessing.from_dict(model.preprocessing)
+    name, is_photo = lit["data_class"].rpartition(".")[2], (folder / paths[0]).is_file()
+    loss = float(torch.nn.functional.cross_entropy(outputs, targets))
+    pictures = PhotoFiles(folder, paths, targets, spec, (), 0)
+    parts = (outputs, targets, pictures, found.class_names, spec if is_photo else None, paths)
+    return Evaluation(saved.path, str(folder) if is_photo else name, "fold", loss, *parts)
+
+
 class EvaluationPhotos(LightningDataModule):
     """A data module of photos to evaluate. Their labels are the network's class indices."""
 
@@ -224,6 +241,9 @@ def _choose_data(
         return _choose_split(data)
     if not Path(root).expanduser().is_dir():
         raise DataError(f"the photos of the run are not in {printable(root)}: give the folder with --photos DIR")
+    has_test = split_file.is_file() and any(line[1] == "test" for line in read_split_file(str(split_file)).values())
+    if checkpoint["lit"].get("trains_on_all") and not has_test:
+        return LightningDataModule(), "val"
     if split_file.is_file():  # a new split could move training images to the validation
         scan = _scan(find_photos(root, arguments.get("layout"), strict=False))
         listing, split, notes = find_scored_pictures(scan.listing, str(relative_path(split_file)))

@@ -18,7 +18,9 @@ from datamodules.files import OUTPUT_MARKER, atomic_write, write_spreadsheet
 from datamodules.text import plural, printable
 from lit_training import figures
 from lit_training.errors import UsageError
-from lit_training.runs.layout import EXPLAINED, PER_CLASS, PREDICTIONS, RELIABILITY
+from lit_training.runs.folder import run_folder
+from lit_training.runs.layout import EXPLAINED, OUT_OF_FOLD, PER_CLASS, PREDICTIONS, RELIABILITY
+from lit_training.runs.out_of_fold import read_out_of_fold
 from lit_training.statistics import bootstrap_interval, calibration_error, chance_error, samples_for_coverage
 from lit_training.text import print_table
 from lit_training.trained.calibrate import Calibration
@@ -47,7 +49,11 @@ def write_evaluation(evaluation: Evaluation) -> None:
     confusion, scores, right = evaluation.confusion(), evaluation.class_scores(), int(evaluation.correct.sum())
     low, high = evaluation.interval
     accuracy = f"{evaluation.accuracy:.4f}  (95 % interval {low:.3f} to {high:.3f}, {right} of {n} right)"
-    print(f"{prefix + 'acc':<10}  {accuracy}")
+    file = run_folder(evaluation.checkpoint) / OUT_OF_FOLD
+    if evaluation.split != "fold":
+        print(f"{prefix + 'acc':<10}  {accuracy}")
+    if prefix and file.is_file():
+        print(read_out_of_fold(file).summary())
     print(f"balanced    {float(scores[:, 1].nanmean()):.4f}  (mean recall of the classes)")
     print(f"{prefix + 'loss':<10}  {evaluation.loss:.4g}{'  (not calibrated)' * bool(evaluation.calibration)}\n")
     if evaluation.calibration is not None:

@@ -2,6 +2,8 @@
 
 from itertools import product
 from math import comb
+from statistics import NormalDist
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,9 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binomtest, t
 
+from datamodules.loading.folds import assign_folds
 from lit_training.statistics import (
     corrected_t_p_value,
     find_label_issues,
+    folds_interval,
     mcnemar_p_value,
     student_t_p_value,
     wilson_interval,
@@ -168,3 +172,37 @@ def test_a_class_without_samples_and_no_samples() -> None:
         found = find_label_issues(labels, wider).tolist()
     assert found == find_label_issues(labels, probabilities).tolist() != []
     assert find_label_issues(np.zeros(0, int), np.zeros((0, 3))).tolist() == []
+
+
+def test_the_interval_from_folds_is_nadeau_and_bengios_variance_in_wilsons_interval() -> None:
+    accuracies = [0.8, 0.9, 0.7, 0.85, 0.75, 0.8]
+    variance = (1 / 6 + 1 / 2) * 0.005  # of the mean; the sample variance is 0.005
+    size = 0.8 * 0.2 / variance
+    assert folds_interval(accuracies, 3, 60) == pytest.approx(wilson_interval(0.8 * size, size))
+    assert folds_interval(accuracies, 3, 40) == pytest.approx(wilson_interval(32, 40)), "never of more samples"
+    assert folds_interval([1.0] * 6, 3, 40) == wilson_interval(40, 40), "not empty if each fold is perfect"
+
+
+def test_the_interval_from_folds_covers_the_accuracy_of_the_model_trained_on_all() -> None:
+    """Of 200 data sets with 200 samples. The model is a nearest mean classifier; its true accuracy is known exactly."""
+    random, covered, center, cdf = np.random.default_rng(0), 0, np.full(10, 0.2), NormalDist().cdf
+    y = np.arange(200) % 2
+    divisions = [assign_folds(y, np.arange(200), 5, seed) for seed in range(30)]
+    for number in range(200):
+        x = random.normal(size=(200, 10)) + np.where(y, 1, -1)[:, None] * center
+        found = []
+        for fold_of in divisions[number % 10 * 3 :][:3]:
+            for part in (fold_of == fold for fold in range(5)):
+                slope, middle = nearest_mean(x[~part], y[~part])
+                found.append(float((((x[part] - middle) @ slope > 0) == y[part]).mean()))
+        slope, middle = nearest_mean(x, y)
+        distances = [side * float((side * center - middle) @ slope) / float(np.sqrt(slope @ slope)) for side in (1, -1)]
+        low, high = folds_interval(found, 5, 200)
+        covered += low <= sum(map(cdf, distances)) / 2 <= high
+    assert covered / 200 >= 0.93
+
+
+def nearest_mean(x: Any, y: Any) -> Any:
+    """Return slope and middle: the class is 1 if (x - middle) @ slope > 0."""
+    means = [x[y == label].mean(0) for label in (0, 1)]
+    return means[1] - means[0], (means[0] + means[1]) / 2
