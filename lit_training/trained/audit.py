@@ -23,6 +23,7 @@ from lit_training.runs.hashes import find_changed_files, hash_file
 from lit_training.runs.layout import EVALUATION, HASHES, METRICS, OUT_OF_FOLD, PREDICTIONS, SPLIT
 from lit_training.runs.loaders import seed_random_numbers
 from lit_training.runs.out_of_fold import read_out_of_fold
+from lit_training.trained.calibrate import Calibration, ValidationOutputs, fit_calibration, fit_from_folds
 from lit_training.trained.compare import read_run
 from lit_training.trained.load import SavedRun, load
 from lit_training.trained.outputs import write_evaluation
@@ -78,11 +79,24 @@ def _check_metrics(saved: SavedRun, accelerator: str, photos: str | None) -> Ite
     parts: Any = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
     trainer = Trainer(accelerator=accelerator, devices=1, **parts)
     seed_random_numbers(best.checkpoint["lit"].get("seed") or 0, trainer.strategy.root_device)  # setup() may draw
+    trainer.callbacks.append(outputs := ValidationOutputs())  # type: ignore[attr-defined]
     [computed] = trainer.validate(best.model(), data, verbose=False)
     for name, value in stated.items():
         allowed = ACCURACY_TOLERANCE if name == "val_acc" else TOLERANCE * abs(computed[name]) + 1e-6
         if not abs(value - computed[name]) <= allowed:
             yield f"{METRICS}: {name} of the best epoch is {value:.6g}, computed {computed[name]:.6g}"
+    if calibration := Calibration.of(best.checkpoint):
+        pairs: Any = outputs.gather(trainer)
+        test = None if calibration.score_source == calibration.source else pairs  # it gave the scores, not checked here
+        yield from _check_temperature(
+            best, fit_calibration(pairs[0], pairs[1], "val", best.checkpoint["lit"]["seed"] or 0, test)
+        )
+
+
+def _check_temperature(saved: SavedRun, computed: Calibration) -> Iterator[str]:
+    stated = saved.checkpoint["lit"]["calibration"]["temperature"]
+    if not abs(stated - computed.temperature) <= TOLERANCE * computed.temperature:
+        yield f"{relative_path(saved.path).name}: the temperature is {stated:.4g}, computed {computed.temperature:.4g}"
 
 
 def _check_tables(saved: SavedRun, accelerator: str, photos: str | None) -> Iterator[str]:
@@ -92,6 +106,9 @@ def _check_tables(saved: SavedRun, accelerator: str, photos: str | None) -> Iter
         if (file := saved.folder / OUT_OF_FOLD).is_file():
             table = read_out_of_fold(file)
             table.write(copy / OUT_OF_FOLD)
+            yield from _check_temperature(
+                load(saved.folder), fit_from_folds(table, saved.checkpoint["lit"]["seed"] or 0)
+            )
             rows = list(zip(table.paths, table.repeats, strict=True))
             if abs(table.probabilities.sum(1) - 1).max() > 1e-4 or len(set(rows)) < len(rows):
                 yield f"{OUT_OF_FOLD}: probabilities do not add up to 1, or a sample is twice in a repeat"

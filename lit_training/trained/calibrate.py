@@ -21,7 +21,7 @@ from lit_training.errors import UsageError
 from lit_training.runs import checkpoints
 from lit_training.runs.folder import run_folder
 from lit_training.runs.layout import OUT_OF_FOLD
-from lit_training.runs.out_of_fold import read_out_of_fold
+from lit_training.runs.out_of_fold import OutOfFold, read_out_of_fold
 from lit_training.runs.own_classes import is_own
 from lit_training.statistics import conformal_threshold, fit_temperature, samples_for_coverage
 
@@ -96,6 +96,12 @@ def fit_calibration(
     return Calibration(temperature, source, len(rows[0]), scores[scores.isfinite()].sort().values, score_source)
 
 
+def fit_from_folds(folds: OutOfFold, seed: int) -> Calibration:
+    """Fit a calibration to the first repeat of out-of-fold predictions, which has each sample once."""
+    first = folds.repeats == 1
+    return fit_calibration(torch.from_numpy(folds.probabilities[first]).log(), folds.labels[first], "out-of-fold", seed)
+
+
 def write_calibration(path: Path, calibration: Calibration | None) -> None:
     """Write a calibration into a checkpoint, atomically. Nothing else in the checkpoint changes."""
     checkpoint = checkpoints.read_any(path)
@@ -137,10 +143,7 @@ def calibrate(
     if isinstance(data, SplitDataModule) and not is_own(type(data)) and model_class.startswith("lit_models."):
         compute = partial(_compute, checkpoints.load_model(checkpoint).to(device), data, seed, progress)
     if calibration is None and table.is_file():
-        folds = read_out_of_fold(table)
-        first = folds.repeats == 1  # each picture once
-        logits = torch.from_numpy(folds.probabilities[first]).log()
-        calibration = fit_calibration(logits, folds.labels[first], "out-of-fold", seed)
+        calibration = fit_from_folds(read_out_of_fold(table), seed)
     elif calibration is None and outputs is not None:
         calibration = fit_calibration(*outputs, "val", seed, compute("test") if compute else None)
     if calibration is not None and compute and (train := compute("train", features=True)):

@@ -14,6 +14,7 @@ from datamodules.text import command, plural, printable
 from lit_training import figures
 from lit_training.errors import UsageError, print_note
 from lit_training.runs.folder import newest_usable_run, relative_path, run_folder
+from lit_training.runs.hashes import recorded
 from lit_training.runs.layout import FIXES, OUT_OF_FOLD, WRONG_LABELS
 from lit_training.runs.out_of_fold import read_out_of_fold
 from lit_training.statistics import find_label_issues
@@ -52,11 +53,12 @@ def report_wrong_labels(listing: Listing, run: str) -> int:
     print_table(FIX_COLUMNS[:4], [row[:4] for row in table[:MAX_SHOWN]])
     transform, shown = eval_transform(SHEET), paths[wrong[:MAX_SHOWN]]
     pictures = torch.stack([transform(read_pixels(listing.root / path)) for path in shown]) / 255
-    figures.draw_mistakes(pictures, names, answers[:MAX_SHOWN], shown).savefig(folder / WRONG_LABELS)
-    if (folder / FIXES).exists():
-        print_note(f"{folder / FIXES} exists and stays as it is: rename it to get a new one")
-    else:
-        write_spreadsheet(folder / FIXES, [FIX_COLUMNS, *table], numbers="confidence")
-        print(printable(f"written     {folder / FIXES}"))
+    with recorded(folder, folder):
+        figures.draw_mistakes(pictures, names, answers[:MAX_SHOWN], shown).savefig(folder / WRONG_LABELS)
+        if (folder / FIXES).exists():
+            print_note(f"{folder / FIXES} exists and stays as it is: rename it to get a new one")
+        else:
+            write_spreadsheet(folder / FIXES, [FIX_COLUMNS, *table], numbers="confidence")
+            print(printable(f"written     {folder / FIXES}"))
     print(printable(f"written     {folder / WRONG_LABELS}"))
     return len(wrong)

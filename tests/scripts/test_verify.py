@@ -144,6 +144,36 @@ def test_forged_weights_and_a_better_earlier_epoch_are_found() -> None:
     assert "metrics.csv: val_acc of the best epoch is 0.99, computed " in verify("shapes").out
 
 
+@pytest.mark.parametrize("name", RUNS)
+def test_another_temperature_is_found(name: str) -> None:
+    path = RUNS[name] / "checkpoints/best.ckpt"
+    checkpoint = torch.load(path, weights_only=True)
+    checkpoint["lit"]["calibration"]["temperature"] *= 1.03
+    torch.save(checkpoint, path)
+    write_hashes(RUNS[name])
+    code, out, _ = verify(name)
+    assert code == 1
+    assert "best.ckpt: the temperature is " in out
+
+
+@pytest.mark.slow
+def test_a_run_with_folds() -> None:
+    run_well(f"{PHOTOS} --folds 3 --default_root_dir folds")
+    folder = Path("folds/lightning_logs/version_0")
+    run_well(f"evaluate.py {folder}")
+    assert run_well(f"evaluate.py {folder} --verify").endswith("all files and figures agree\n")
+    with (folder / "out_of_fold.csv").open(newline="", encoding="utf-8-sig") as file:
+        rows = list(csv.reader(file))
+    rows[1][5:] = ["0.001", "0.999"] if float(rows[1][5]) > 0.5 else ["0.999", "0.001"]
+    with (folder / "out_of_fold.csv").open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows(rows)
+    write_hashes(folder)
+    code, out, _ = run(f"evaluate.py {folder} --verify")
+    assert code == 1
+    assert "the temperature is " in out
+    assert "out_of_fold.csv: 1 row such as " in out  # the stated prediction is another one
+
+
 def is_validation(path: Path, row: int) -> bool:
     with path.open(newline="") as file:
         return bool(list(csv.DictReader(file))[row - 1]["val_acc"])
