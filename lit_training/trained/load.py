@@ -1,23 +1,32 @@
 """Open a trained network, for example ``load("latest").predict("bee.jpg")``."""
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
 from lightning.pytorch import LightningDataModule
+from torch import Tensor
 
+from datamodules import Preprocessing
+from datamodules.loading.memory import normalize
 from datamodules.photos.find import PICTURE_SUFFIXES
 from lit_models import LitBase
 from lit_training.errors import UsageError
 from lit_training.runs import checkpoints
 from lit_training.runs.devices import find_device
 from lit_training.runs.folder import find_checkpoint, run_folder
+from lit_training.text import suggest
 from lit_training.trained.calibrate import Calibration
 from lit_training.trained.evaluate import evaluate
+from lit_training.trained.explain import check_explainable, grad_cam
 from lit_training.trained.export import export
-from lit_training.trained.inputs import ROW_SUFFIXES, find_files
-from lit_training.trained.predict import Prediction, predict
+from lit_training.trained.inputs import ROW_SUFFIXES, find_files, read_pictures
+from lit_training.trained.predict import Prediction, distinct_class_names, predict
 
 
 @dataclass(frozen=True)
@@ -58,19 +67,11 @@ class SavedRun:
         has the ``set`` of classes that holds the true one in 90 % of cases. Raises a UsageError or DataError if a
         single file cannot be read, or an input does not fit the network.
         """
-        model = self.model()
-        takes_rows = model.sample_ndim == 1
-        is_list = isinstance(images, list | tuple)
-        inputs: list[Any] = []
-        for image in images if is_list else [images]:
-            if isinstance(image, str | Path):
-                inputs += find_files([str(image)], ROW_SUFFIXES if takes_rows else PICTURE_SUFFIXES)
-            elif takes_rows:
-                raise UsageError(f"{type(model).__name__} takes rows: give the path of a .csv or .npy file")
-            else:
-                inputs.append(image)
-        device = find_device(accelerator)
+        model, is_list = self.model(), isinstance(images, list | tuple)
+        takes_rows, inputs, device = model.sample_ndim == 1, _list_inputs(model, images), find_device(accelerator)
         predictions = list(predict(model, inputs, calibration=self.calibration, coverage=coverage, device=device))
+        if not takes_rows:  # a notebook shows the picture
+            predictions = [replace(one, source=image) for one, image in zip(predictions, inputs, strict=True)]
         is_folder_or_glob = isinstance(images, str | Path) and (Path(images).is_dir() or inputs != [str(images)])
         if is_list or is_folder_or_glob:
             return predictions
@@ -80,6 +81,66 @@ class SavedRun:
 
     evaluate = evaluate  # its first argument is a SavedRun
     export = export
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """The class names in the order of the network's outputs; empty for a regression."""
+        model = self.model()
+        count = model.hparams.get("num_classes", len(model.class_names or ()))
+        return tuple(distinct_class_names(model.class_names, count if model.task == "classification" else 0))
+
+    def features(self, images: Any, accelerator: str = "auto", batch_size: int = 32) -> Tensor:
+        """Return the inputs of the network's last layer (embeddings) for N images: (N, F) float32 on the CPU.
+
+        ``images`` is as in :meth:`predict`. Raises a UsageError if an image cannot be read, or the model has no
+        ``features()``.
+        """
+        model, rows, device = self.model(), list[Tensor](), find_device(accelerator)
+        for x in _read_batches(model, images, batch_size):
+            with torch.inference_mode():
+                batch = model.to(device).features(x.to(device)) if model.sample_ndim == 3 else None
+            if batch is None:
+                raise UsageError(f"{type(model).__name__} has no features: they need a LitCNN or LitTransfer")
+            rows.append(batch.float().cpu())
+        return torch.cat(rows)
+
+    def explain(self, image: Any, label: str | None = None) -> np.ndarray:
+        """Return a heat map of an image by Grad-CAM (Selvaraju et al. 2017), (S, S) float32 from 0 to 1.
+
+        It shows what speaks for the class ``label`` (default: the most likely one) in the picture as the network sees
+        it, of S x S pixels. Raises a UsageError for another label, or a network that is no image classifier.
+        """
+        model, names = self.model(), self.class_names
+        if label is not None and label not in names:
+            raise UsageError(f"there is no class {label}: {suggest(label, names)}")
+        check_explainable(model)
+        x = next(_read_batches(model, image, 1))
+        chosen = model.predict_step(x).argmax(1) if label is None else torch.tensor([names.index(label)])
+        return grad_cam(model, x, chosen)[0].numpy()
+
+
+def _list_inputs(model: LitBase, images: Any) -> list[Any]:
+    """Return paths of files, PIL images and arrays. Raise a UsageError for an array instead of a file of rows."""
+    takes_rows, inputs = model.sample_ndim == 1, list[Any]()
+    for image in images if isinstance(images, list | tuple) else [images]:
+        if isinstance(image, str | Path):
+            inputs += find_files([str(image)], ROW_SUFFIXES if takes_rows else PICTURE_SUFFIXES)
+        elif takes_rows:
+            raise UsageError(f"{type(model).__name__} takes rows: give the path of a .csv or .npy file")
+        else:
+            inputs.append(image)
+    return inputs
+
+
+def _read_batches(model: LitBase, images: Any, batch_size: int) -> Iterator[Tensor]:
+    """Yield normalized pictures, (B, C, S, S) float32. Raise a UsageError if one cannot be read."""
+    spec = Preprocessing.from_dict(model.preprocessing)
+    samples = read_pictures(_list_inputs(model, images), spec, batch_size)
+    while batch := list(islice(samples, batch_size)):
+        for sample in batch:
+            if sample.x is None:
+                raise UsageError(f"{sample.path}: {sample.error}")
+        yield normalize(torch.stack([sample.x for sample in batch if sample.x is not None]), spec.mean, spec.std)
 
 
 def load(run: str | Path = "latest", root: str | Path = ".") -> SavedRun:

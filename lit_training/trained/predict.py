@@ -1,20 +1,30 @@
 """Predict images or rows of numbers with a trained network. Letters in shapes: B batch, K classes or outputs."""
 
+import base64
+import contextlib
+import io
 import itertools
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from html import escape
 from typing import Any
 
 import torch
+from torchvision.transforms import v2
 
 from datamodules import Preprocessing
+from datamodules.errors import DataError
 from datamodules.loading.memory import normalize
+from datamodules.photos.dataset import read_pixels
+from datamodules.photos.decode import BadPicture
 from lit_models import LitBase, LitTransfer
 from lit_training.errors import UsageError
 from lit_training.trained.calibrate import Calibration
 from lit_training.trained.describe import sample_input
 from lit_training.trained.inputs import read_pictures, read_rows
+
+BARS, THUMBNAIL = 5, 160  # classes, and pixels of the longer side, that a notebook shows of a prediction
 
 
 @dataclass(frozen=True)
@@ -28,6 +38,7 @@ class Prediction:
     error: str = ""  # why the input could not be read
     set: tuple[str, ...] | None = None  # with ``coverage``: the classes that may be the true one, most likely first
     unlike: bool = False  # True if the picture is unlike the training photos
+    source: Any = field(default=None, repr=False, compare=False)  # the image, or its path
 
     @property
     def note(self) -> str:
@@ -44,6 +55,21 @@ class Prediction:
     def probability(self) -> float:
         """Probability of the most likely class; NaN if there are no probabilities."""
         return next(iter(self.probabilities.values()), float("nan"))
+
+    def _repr_html_(self) -> str:
+        """Show the picture and a bar for each of the most likely classes in a notebook."""
+        lines = [escape(line) for line in (self.path, self.note, self.error) if line]
+        lines += [f"{value:.6g}" for value in self.outputs]
+        for label, share in list(self.probabilities.items())[:BARS]:
+            bar = f"display:inline-block;height:0.8em;width:{share * 12:.2f}em;background:#4a7ebb"
+            lines.append(f'<span style="{bar}"></span> {share:.1%} {escape(label)}')
+        text, picture = "<br>".join(lines), ""
+        with contextlib.suppress(BadPicture, DataError, OSError):  # the file was deleted, or holds rows
+            small = v2.functional.to_pil_image(read_pixels(self.path if self.source is None else self.source))
+            small.thumbnail((THUMBNAIL, THUMBNAIL))
+            small.save(file := io.BytesIO(), "JPEG")
+            picture = f'<img alt="" src="data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}">'
+        return f'<div style="display:flex;gap:1em;align-items:center">{picture}<div>{text}</div></div>'
 
 
 def predict(
