@@ -341,17 +341,8 @@ def limits_of(config: dict[str, Any] | None) -> dict[str, Any]:
 
 def _refuse_other_settings(new_config: dict[str, Any], run_config: dict[str, Any], run: Path) -> None:
     new_config, run_config = _without_size(new_config)[0], _without_size(run_config)[0]
-    for key in (
-        "seed_everything",
-        "model",
-        "data",
-        "optimizer",
-        "lr_scheduler",
-        "threads",
-        "compile",
-        "folds",
-        "repeats",
-    ):
+    keys = ["seed_everything", "model", "data", "optimizer", "lr_scheduler", "threads", "compile", "folds", "repeats"]
+    for key in keys:
         if not _same_settings({key: run_config.get(key)}, {key: new_config.get(key)}):
             flag = "seed" if key == "seed_everything" else key
             moved = " (--photos DIR if its photos are in another place now)" * (key == "data")
