@@ -290,7 +290,8 @@ def _read_resume_point(start: RunStart, path: Path) -> RunStart:
 def keep_global_batch(start: RunStart, new_config: Any, processes: int, is_typed: bool) -> RunStart:
     """Return ``start`` with the batch size that gives the run's global batch on ``processes``, or raise a UsageError.
 
-    Set the devices and the batch size in ``new_config`` to those of the run. ``is_typed``: a flag has the batch size.
+    Set the devices and the batch size in ``new_config`` to those of the run, and ``group`` to ``exact`` if the run is
+    of a version without this argument. ``is_typed``: a flag has the batch size.
     """
     config = _read_config(start.folder) or {}
     arguments, own = ((part.get("data") or {}).get("init_args") or {} for part in (new_config, config))
