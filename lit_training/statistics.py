@@ -26,10 +26,8 @@ def wilson_interval(successes: float, trials: float, confidence: float = 0.95) -
     return low, high
 
 
-def folds_interval(
-    accuracies: Sequence[float], folds: int, samples: int, confidence: float = 0.95
-) -> tuple[float, float]:
-    """Return both ends of the confidence interval of the accuracy from repeated cross-validation.
+def folds_interval(accuracies: Sequence[float], folds: int, samples: int) -> tuple[float, float]:
+    """Return both ends of the 95 % interval of the accuracy from repeated cross-validation.
 
     ``accuracies`` are those of all J folds of all repeats. Their training sets overlap, so the variance of their mean
     is (1/J + 1/(folds - 1)) times theirs (Nadeau and Bengio 2003). The interval is that of Wilson for the number of
@@ -38,7 +36,7 @@ def folds_interval(
     mean = fmean(accuracies)
     spread = variance(accuracies) * (1 / len(accuracies) + 1 / (folds - 1))
     size = min(samples, mean * (1 - mean) / spread) if spread > 0 else samples
-    return wilson_interval(mean * size, size, confidence)
+    return wilson_interval(mean * size, size)
 
 
 def mcnemar_p_value(only_first: int, only_second: int) -> float:

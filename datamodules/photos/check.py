@@ -82,9 +82,8 @@ def find_problems(
     items["chains of look-alikes"] = [(chain,) for chain in chains]
     has_near_duplicate = is_in_mixed_group(first_copies, near_groups)  # the group contains more than exact copies
     near_in_two_splits = is_in_mixed_group(listing.splits, near_groups)
-    near_in_two_classes = is_in_mixed_group(listing.labels[~in_two_classes], near_groups[~in_two_classes])
     in_two = np.zeros(len(listing.paths), bool)
-    in_two[~in_two_classes] = near_in_two_classes
+    in_two[~in_two_classes] = is_in_mixed_group(listing.labels[~in_two_classes], near_groups[~in_two_classes])
     items["near duplicates under two classes"] = _group_names(listing, near_groups, in_two)
     items["near duplicates across splits"] = _group_names(listing, near_groups, has_near_duplicate & near_in_two_splits)
     items["near duplicates"] = _group_names(listing, near_groups, has_near_duplicate & ~near_in_two_splits & ~in_two)

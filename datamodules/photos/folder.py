@@ -143,12 +143,11 @@ def examine(
                 f"{plural(len(np.unique(groups[train])), 'group')}; use a pattern with more different matches"
             )
         notes.append(f"no usable folder val/: {val_size:.0%} of each class became val (seed {seed})")
-        if grouped := int((np.bincount(groups[train])[groups[train]] > 1).sum()):
-            count = plural(int((np.bincount(groups[train]) > 1).sum()), "group")
+        sizes = np.bincount(groups[train])
+        if (is_group := sizes > 1).any():
+            count = f"{plural(int(sizes[is_group].sum()), 'picture')} in {plural(int(is_group.sum()), 'group')}"
             flags = f"--data.group {group}" + f" and --data.group_by {group_by}" * (group_by is not None)
-            notes.append(
-                f"{plural(grouped, 'picture')} in {count} ({flags}): each group is only in train or only in val"
-            )
+            notes.append(f"{count} ({flags}): each group is only in train or only in val")
     photos = Photos(**{**vars(listing), "splits": splits, "groups": groups, "left_out": left_out, "notes": notes})
     notes += [*chains, *_make_notes(photos, inspections, first_copies, look_alikes, resize)]
     return photos

@@ -19,7 +19,6 @@ from datamodules.loading.folds import assign_folds, join_sets, refuse_small_clas
 from datamodules.loading.module import SplitDataModule
 from datamodules.loading.seeds import combine_seeds
 from datamodules.photos.find import TRAIN
-from datamodules.photos.scan import first_with_same_content
 from datamodules.text import plural
 from lit_models import LitBase
 from lit_training.callbacks.best import NeedsMetric
@@ -37,16 +36,8 @@ from lit_training.runs.run import Run
 from lit_training.runs.trainer import FitTrainer
 from lit_training.trained.predict import distinct_class_names
 
-CONFLICTS: tuple[str, ...] = (
-    "early_stopping",
-    "max_steps",
-    "max_time",
-    "min_epochs",
-    "min_steps",
-    "fast_dev_run",
-    "barebones",
-)
-CONFLICTS += ("overfit_batches", "limit_val_batches", "val_check_interval")  # flags that --folds refuses
+CONFLICTS = ["early_stopping", "max_steps", "max_time", "min_epochs", "min_steps", "fast_dev_run", "barebones"]
+CONFLICTS += ["overfit_batches", "limit_val_batches", "val_check_interval"]  # flags that --folds refuses
 
 
 def check_flags(config: Any) -> None:
@@ -134,10 +125,8 @@ def train_folds(cli: Any) -> None:
     plain, paths, groups = _use_all_samples(run)
     labels = np.asarray(plain.labels)
     refuse_small_classes(labels, groups, count, run.data.class_names)
-    work = (
-        f"{count} folds x {plural(repeats, 'repeat')} x {plural(epochs, 'epoch')} = {plural(total * epochs, 'epoch')}"
-    )
-    _say(run, f"folds   {work} on {1 - 1 / count:.0%} of {plural(len(labels), 'sample')}; then up to {epochs} on all")
+    how = f"{count} folds x {plural(repeats, 'repeat')} x {plural(epochs, 'epoch')} = {plural(total * epochs, 'epoch')}"
+    _say(run, f"folds   {how} on {1 - 1 / count:.0%} of {plural(len(labels), 'sample')}; then up to {epochs} on all")
     rows, found, seconds = list[np.ndarray](), list[dict[str, Any]](), list[float]()
     for number in range(total):
         repeat, fold = divmod(number, count)
@@ -157,15 +146,9 @@ def train_folds(cli: Any) -> None:
     epoch = math.ceil(np.median([one["best_epoch"] for one in found]))
     outputs = torch.cat([one["epochs"][min(epoch, len(one["epochs"]) - 1)] for one in found])
     numbers, order = np.repeat(np.arange(total), list(map(len, rows))), np.concatenate(rows)
-    names = tuple(distinct_class_names(run.data.class_names, outputs.shape[1]))
-    columns = (
-        paths[order],
-        numbers // count + 1,
-        numbers % count + 1,
-        labels[order],
-        outputs.double().softmax(1).numpy(),
-    )
-    OutOfFold(names, *columns).write(run.start.folder / OUT_OF_FOLD)
+    names, shares = distinct_class_names(run.data.class_names, outputs.shape[1]), outputs.double().softmax(1).numpy()
+    table = OutOfFold(tuple(names), paths[order], numbers // count + 1, numbers % count + 1, labels[order], shares)
+    table.write(run.start.folder / OUT_OF_FOLD)
     seed_everything(seed, workers=True, verbose=False)
     run.trainer.callbacks.append(StopAfter(epoch + 1))
     _say(run, f"all     {plural(epoch + 1, 'epoch')} on all samples: the median of the folds' best epochs")
@@ -192,12 +175,10 @@ def _use_all_samples(run: Any) -> tuple[Any, np.ndarray, np.ndarray]:
     data.sets["train"], plain = join_sets(data)
     data.sets["val"] = take(plain, np.arange(0))
     data.prepare_data = data.setup = lambda *_, **__: None  # it must not restore the sets
-    paths: Any = np.arange(len(plain))
-    groups: Any = paths
+    paths = groups = np.arange(len(plain))
     if photos := data.photos:
-        rows, groups, split_file = photos.select(TRAIN), getattr(photos, "groups", None), Path(run.start.folder, SPLIT)
-        groups = (first_with_same_content(photos.sha256) if groups is None else groups)[rows]
-        paths = photos.paths[rows]
+        rows, split_file = photos.select(TRAIN), Path(run.start.folder, SPLIT)
+        paths, groups = photos.paths[rows], photos.groups[rows]
         if not split_file.is_file():  # a resumed run compares its photos with this file
             photos.write_split(split_file)
     trainer.precision_plugin.convert_module(model)

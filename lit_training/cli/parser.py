@@ -29,7 +29,7 @@ from lit_training.cli.folds import check_flags, refuse_unsuited
 from lit_training.cli.limits import check_trainer, explain_trainer_error
 from lit_training.cli.optimizers import ARGUMENTS_FROM_RUN, SCHEDULES, choose_optimizer
 from lit_training.cli.usage_errors import explain_build_error, explain_parse_error, explain_wrong_value, given_values
-from lit_training.errors import CheckpointError, UsageError, exit_with_error, frames_of, print_note
+from lit_training.errors import CheckpointError, UsageError, exit_with_error, frames_of, is_rank_zero, print_note
 from lit_training.runs.folder import keep_global_batch
 from lit_training.runs.foreign import with_default_attributes
 from lit_training.runs.layout import CONFIG
@@ -226,7 +226,7 @@ class FitCLI(LightningCLI):
             if (start := self.run.start) is not None and not start.finished:
                 typed = "--data.batch_size" in self.typed
                 self.run.start = start = keep_global_batch(start, self.config, trainer.world_size, typed)
-                if start.group and "--data.group" in self.typed:
+                if start.group and is_rank_zero() and "--data.group" in self.typed:  # others do not know the run yet
                     raise UsageError(f"{start.folder} began without --data.group: leave it out, or use --resume never")
                 for name, done in (("max_epochs", start.epoch), ("max_steps", start.step)):
                     if (limit := config[name]) in range(done):

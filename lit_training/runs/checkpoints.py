@@ -174,9 +174,7 @@ def load_model(checkpoint: dict[str, Any]) -> LitBase:
 def _create(kind: Any, checkpoint: dict[str, Any], role: str) -> Any:
     """Create a model or data module with the arguments of the training. Print a note if it is a class of the user."""
     if not is_own(kind):
-        older = (
-            {"group": "exact"} if "group" in inspect.signature(kind).parameters else {}
-        )  # runs without this argument
+        older = {"group": "exact"} if "group" in inspect.signature(kind).parameters else {}  # runs of older versions
         return kind(**older | checkpoint[kind.CHECKPOINT_HYPER_PARAMS_KEY])
     file = getattr(sys.modules[kind.__module__], "__file__", "this program")
     print_once(f"the {role} class is {dotted_path(kind)}, from {file}")

@@ -290,7 +290,8 @@ def _read_resume_point(start: RunStart, path: Path) -> RunStart:
 def keep_global_batch(start: RunStart, new_config: Any, processes: int, is_typed: bool) -> RunStart:
     """Return ``start`` with the batch size that gives the run's global batch on ``processes``, or raise a UsageError.
 
-    Set the devices and the batch size in ``new_config`` to those of the run. ``is_typed``: a flag has the batch size.
+    Set the devices and the batch size in ``new_config`` to those of the run, and ``group`` to ``exact`` if the run is
+    of a version without this argument. ``is_typed``: a flag has the batch size.
     """
     config = _read_config(start.folder) or {}
     arguments, own = ((part.get("data") or {}).get("init_args") or {} for part in (new_config, config))
@@ -341,17 +342,8 @@ def limits_of(config: dict[str, Any] | None) -> dict[str, Any]:
 
 def _refuse_other_settings(new_config: dict[str, Any], run_config: dict[str, Any], run: Path) -> None:
     new_config, run_config = _without_size(new_config)[0], _without_size(run_config)[0]
-    for key in (
-        "seed_everything",
-        "model",
-        "data",
-        "optimizer",
-        "lr_scheduler",
-        "threads",
-        "compile",
-        "folds",
-        "repeats",
-    ):
+    keys = ["seed_everything", "model", "data", "optimizer", "lr_scheduler", "threads", "compile", "folds", "repeats"]
+    for key in keys:
         if not _same_settings({key: run_config.get(key)}, {key: new_config.get(key)}):
             flag = "seed" if key == "seed_everything" else key
             moved = " (--photos DIR if its photos are in another place now)" * (key == "data")

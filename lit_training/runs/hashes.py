@@ -55,9 +55,8 @@ def write_hashes(run: Path, known: dict[str, str] | None = None) -> None:
 def recorded(run: Path, folder: Path) -> Iterator[None]:
     """If the run has a list, update it after the ``with`` block, which writes files directly in ``folder``."""
     had_list = (run / HASHES).is_file()
-    known = (
-        {path: digest for path, digest in read_hashes(run).items() if (run / path).parent != folder} if had_list else {}
-    )
+    listed = read_hashes(run) if had_list else {}
+    known = {path: digest for path, digest in listed.items() if (run / path).parent != folder}
     with contextlib.suppress(OSError):  # if nothing can be written, the block says so
         (run / HASHES).unlink()
     yield
@@ -82,6 +81,4 @@ def find_changed_files(run: Path) -> list[str]:
 
 def _list_files(run: Path) -> list[str]:
     paths = sorted(path.relative_to(run) for path in run.rglob("*") if path.is_file())
-    return [
-        path.as_posix() for path in paths if path != Path(HASHES) and not any(part[0] == "." for part in path.parts)
-    ]
+    return [path.as_posix() for path in paths if path != Path(HASHES) and "/." not in f"/{path.as_posix()}"]

@@ -38,6 +38,12 @@ class OutOfFold:
         """True where the predicted class is the label, (n,) bool."""
         return self.predicted == self.labels
 
+    @property
+    def accuracies(self) -> np.ndarray:
+        """The accuracy of each fold of each repeat, (repeats * folds,) float64."""
+        _, number = np.unique(self.repeats * len(self.folds) + self.folds, return_inverse=True)
+        return np.bincount(number, self.correct) / np.bincount(number)
+
     def average_repeats(self) -> OutOfFold:
         """Return one row for each path, with the mean of its probabilities in all repeats."""
         _, first, number = np.unique(self.paths, return_index=True, return_inverse=True)
@@ -49,11 +55,11 @@ class OutOfFold:
     def summary(self) -> str:
         """Return a line with the accuracy and its interval."""
         folds, repeats, samples = self.folds.max(), self.repeats.max(), int((self.repeats == 1).sum())
-        each = [self.correct[(self.repeats == r + 1) & (self.folds == f + 1)] for r, f in np.ndindex(repeats, folds)]
-        accuracies = [float(correct.mean()) for correct in each]
-        low, high = folds_interval(accuracies, int(folds), samples)
+        low, high = folds_interval(self.accuracies.tolist(), int(folds), samples)
         how = f"{folds} folds x {plural(int(repeats), 'repeat')}"
-        return f"fold_acc    {np.mean(accuracies):.4f}  (95 % interval {low:.3f} to {high:.3f}, n = {samples}, {how})"
+        return (
+            f"fold_acc    {self.accuracies.mean():.4f}  (95 % interval {low:.3f} to {high:.3f}, n = {samples}, {how})"
+        )
 
     def write(self, path: Path) -> None:
         """Write the file atomically. Probabilities have 9 significant digits."""

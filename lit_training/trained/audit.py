@@ -88,9 +88,9 @@ def _check_metrics(saved: SavedRun, accelerator: str, photos: str | None) -> Ite
     if calibration := Calibration.of(best.checkpoint):
         pairs: Any = outputs.gather(trainer)
         test = None if calibration.score_source == calibration.source else pairs  # it gave the scores, not checked here
-        yield from _check_temperature(
-            best, fit_calibration(pairs[0], pairs[1], "val", best.checkpoint["lit"]["seed"] or 0, test)
-        )
+        seed = best.checkpoint["lit"]["seed"] or 0
+        fitted = fit_calibration(pairs[0], pairs[1], "val", seed, test)
+        yield from _check_temperature(best, fitted)
 
 
 def _check_temperature(saved: SavedRun, computed: Calibration) -> Iterator[str]:
@@ -106,9 +106,8 @@ def _check_tables(saved: SavedRun, accelerator: str, photos: str | None) -> Iter
         if (file := saved.folder / OUT_OF_FOLD).is_file():
             table = read_out_of_fold(file)
             table.write(copy / OUT_OF_FOLD)
-            yield from _check_temperature(
-                load(saved.folder), fit_from_folds(table, saved.checkpoint["lit"]["seed"] or 0)
-            )
+            computed = fit_from_folds(table, saved.checkpoint["lit"]["seed"] or 0)
+            yield from _check_temperature(load(saved.folder), computed)
             rows = list(zip(table.paths, table.repeats, strict=True))
             if abs(table.probabilities.sum(1) - 1).max() > 1e-4 or len(set(rows)) < len(rows):
                 yield f"{OUT_OF_FOLD}: probabilities do not add up to 1, or a sample is twice in a repeat"

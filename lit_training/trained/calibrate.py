@@ -78,17 +78,13 @@ def fit_calibration(
     ``val``. Out-of-fold predictions give both. Otherwise the scores are of the ``test`` logits and labels, if they are
     given; else half of the validation samples, drawn by ``seed``, gives the scores and the other half the temperature.
     """
-    pairs = torch.as_tensor(logits, dtype=torch.float32), torch.as_tensor(labels, dtype=torch.int64)
+    pairs: Any = torch.as_tensor(logits, dtype=torch.float32), torch.as_tensor(labels, dtype=torch.int64)
     generator = torch.Generator().manual_seed(seed)
     of_scores, score_source = (pairs, source) if test is None else (test, "test")
     if test is None and source == "val":
-        order, source = torch.randperm(len(pairs[1]), generator=generator), "half of val"
-        first, second = order.tensor_split(2)
-        of_scores, score_source, pairs = (
-            (pairs[0][second], pairs[1][second]),
-            source,
-            (pairs[0][first], pairs[1][first]),
-        )
+        halves = torch.randperm(len(pairs[1]), generator=generator).tensor_split(2)
+        pairs, of_scores = [[values[half] for values in pairs] for half in halves]
+        source = score_source = "half of val"
     rows = [torch.randperm(len(y), generator=generator)[:MAX_SCORES] for _, y in (pairs, of_scores)]
     temperature = fit_temperature(*(values[rows[0]].numpy() for values in pairs))
     score_logits, score_labels = (values[rows[1]] for values in of_scores)

@@ -9,7 +9,6 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-import numpy as np
 import yaml
 
 from datamodules.files import read_csv
@@ -126,8 +125,8 @@ def describe_difference(first: ComparedRun, second: ComparedRun) -> str:
     p, points = mcnemar_p_value(only_first, only_second), 100 * (only_second - only_first) / len(pairs)
     counts = f"the same {len(pairs)} samples, {only_first + only_second} of them right in one run only"
     details = f"McNemar's exact test, p = {p:.2g}, {counts}{'; the runs have other folds' * (len(folds) == 2)}"
-    if len(folds) == 2 and (accuracies := _fold_accuracies(*folds)) is not None:
-        differences = (accuracies[1] - accuracies[0]).tolist()
+    if len(folds) == 2 and _have_same_folds(*folds):
+        differences = (folds[1].accuracies - folds[0].accuracies).tolist()
         p, points = corrected_t_p_value(differences, 1 / folds[0].folds.max()), 100 * mean(differences)
         details = f"corrected resampled t-test, p = {p:.2g}, {len(differences)} folds of the same {len(pairs)} samples"
     if p >= SIGNIFICANCE_LEVEL:
@@ -143,13 +142,10 @@ def _answers(folds: OutOfFold) -> dict[str, tuple[str, bool]]:
     return {path: (one.class_names[label], is_right) for path, label, is_right in cells}
 
 
-def _fold_accuracies(*runs: OutOfFold) -> np.ndarray | None:
-    """Return the accuracies (runs, folds), or None if the folds of the runs are not the same two or more."""
-    keys = [sorted(zip(run.repeats, run.folds, run.paths, strict=True)) for run in runs]
-    if keys[0] != keys[1] or runs[0].folds.max() < 2:
-        return None
-    numbers = [np.unique(run.repeats * len(run.folds) + run.folds, return_inverse=True)[1] for run in runs]
-    return np.stack([np.bincount(n, run.correct) / np.bincount(n) for n, run in zip(numbers, runs, strict=True)])
+def _have_same_folds(*runs: OutOfFold) -> bool:
+    """Return True if the samples are in the same folds in both runs, and there are two folds or more."""
+    first, second = (sorted(zip(run.repeats, run.folds, run.paths, strict=True)) for run in runs)
+    return first == second and runs[0].folds.max() > 1
 
 
 def _other_samples(first: ComparedRun, second: ComparedRun) -> str:

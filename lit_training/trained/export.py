@@ -63,7 +63,9 @@ def export(saved: Any, to: str, photos: str | None = None) -> str:
             if target.suffix:
                 (folder / (MODEL if target.suffix == ".onnx" else target.name)).replace(target)
             else:
-                _fill_folder(model, folder)
+                if model.task == "classification":
+                    names = json.loads(describe_network(model)["class_names"])
+                    (folder / LABELS).write_text("\n".join(map(printable, names)) + "\n", "utf-8")
                 target.mkdir(exist_ok=True)
                 for file in folder.iterdir():
                     file.replace(target / file.name)
@@ -82,7 +84,7 @@ def describe_network(model: LitBase) -> dict[str, str]:
     }
     if model.preprocessing is not None:
         shown["preprocessing"] = json.dumps(Preprocessing.from_dict(model.preprocessing).to_dict())
-    return shown | {"temperature": repr(getattr(model, "temperature", 1.0))}
+    return shown | {"temperature": repr(model.temperature)}
 
 
 def _write_weights(model: LitBase, path: Path) -> str:
@@ -112,8 +114,7 @@ class Answers(nn.Module):
 
 
 def _write_onnx(saved: Any, model: LitBase, folder: Path, photos: str | None) -> str:
-    missing = [name for name in ("onnx", "onnxruntime", "onnxscript") if find_spec(name) is None]
-    if missing:
+    if missing := [name for name in ("onnx", "onnxruntime", "onnxscript") if find_spec(name) is None]:
         raise UsageError(f"an ONNX file needs {' and '.join(missing)}: pip install 'lit-classics[export]'")
     interpolation = Preprocessing.from_dict(model.preprocessing).interpolation
     if model.sample_ndim == 3 and interpolation not in INTERPOLATIONS:
@@ -225,15 +226,6 @@ def compare_answers(model: LitBase, folder: Path, files: Sequence[str]) -> str:
     worst, count = max(differences)[0], plural(len(expected), "picture" if model.sample_ndim == 3 else "row")
     if wrong or not worst <= MAX_DIFFERENCE:  # a NaN is wrong, too
         names = first_names([name for _, name in sorted(differences, reverse=True)], 3)
-        problem = (
-            f"{len(wrong)} of {count} get another class, the largest difference is {worst:.2g}: {printable(names)}"
-        )
+        problem = f"{len(wrong)} of {count} get another class, the largest difference is {worst:.2g}: {names}"
         raise UsageError(f"the ONNX file does not answer as the network, so nothing is written: {problem}")
     return f"{count} compared: the same class for each, the largest difference is {worst:.1g}"
-
-
-def _fill_folder(model: LitBase, folder: Path) -> None:
-    """Add the class names, one in each line."""
-    if model.task == "classification":
-        names = json.loads(describe_network(model)["class_names"])
-        (folder / LABELS).write_text("\n".join(map(printable, names)) + "\n", "utf-8")

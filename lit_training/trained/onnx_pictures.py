@@ -71,9 +71,8 @@ def picture_graph(spec: Preprocessing) -> onnx.ModelProto:
         unit = op.Pow(op.CastLike(2.0, share), bits)
         integers = op.Cast(share * unit + op.Sign(share) * 0.5, to=INT) + 32768
         # Both bytes of the weights are multiplied alone, because MatMulInteger is exact for bytes.
-        high = op.MatMulInteger(
-            pixels, op.Cast(integers / 256, to=BYTE), op.CastLike(0, pixels), op.CastLike(128, pixels)
-        )
+        upper = op.Cast(integers / 256, to=BYTE)
+        high = op.MatMulInteger(pixels, upper, op.CastLike(0, pixels), op.CastLike(128, pixels))
         low = op.MatMulInteger(pixels, op.Cast(op.Mod(integers, 256), to=BYTE))
         whole = op.Cast(unit, to=INT)
         rounded = (high * 256 + low + whole / 2) / whole
@@ -116,10 +115,8 @@ def picture_graph(spec: Preprocessing) -> onnx.ModelProto:
         weights = op.Reshape(op.Constant(value_floats=[0.2989, 0.587, 0.114]), [1, 3, 1, 1])
         return op.Floor(op.ReduceSum(square * weights, [1], keepdims=1))
 
-    to_square, to_channels = (
-        {"crop": crop, "pad": pad, "squash": squash}[spec.resize],
-        gray if len(spec.mean) == 1 else color,
-    )
+    to_square = {"crop": crop, "pad": pad, "squash": squash}[spec.resize]
+    to_channels = gray if len(spec.mean) == 1 else color
 
     @script(default_opset=op)
     def pictures(image: UINT8["N", "H", "W", 3]) -> Float["N", "C", "S", "S"]:  # noqa: F821

@@ -29,8 +29,6 @@ from lit_training.trained.predict import Prediction
 
 PREDICTION_COLUMNS = ("path", "label", "predicted", "probability", "right")
 """Columns of predictions.csv. ``path`` is an index if the samples are not files. ``label`` is the true class."""
-
-
 COVERAGE = 0.9  # of the sets
 MAX_CHANCE_ERROR = 0.05  # if a calibrated network often shows a larger calibration error, the samples are too few
 
@@ -72,18 +70,11 @@ def write_evaluation(evaluation: Evaluation) -> None:
     if worst:
         print("\nmost confident mistakes")
         print_table(list(PREDICTION_COLUMNS[:4]), [row[:4] for row in _prediction_rows(evaluation, worst)])
-    folder, files = (
-        evaluation.folder,
-        [PREDICTIONS, "confusion_matrix.csv", "confusion_matrix.png", PER_CLASS],
-    )
+    folder, files = evaluation.folder, [PREDICTIONS, "confusion_matrix.csv", "confusion_matrix.png", PER_CLASS]
     try:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / OUTPUT_MARKER).touch()
-        for old_file in (
-            "worst.png",
-            EXPLAINED,
-            RELIABILITY,
-        ):  # of an earlier evaluation, perhaps of another checkpoint
+        for old_file in ("worst.png", EXPLAINED, RELIABILITY):  # of an earlier evaluation, perhaps of other weights
             (folder / old_file).unlink(missing_ok=True)
         predictions = _prediction_rows(evaluation, range(n))  # not a list: it could need more memory than the data
         write_spreadsheet(folder / files[0], chain([PREDICTION_COLUMNS], predictions))
@@ -127,11 +118,10 @@ def _print_calibration(evaluation: Evaluation, calibration: Calibration) -> None
         by_class = [(float(holds[targets == k].mean()), names[k]) for k in targets.unique().tolist()]
         lowest = ", ".join(f"{name} {share:.3f}" for share, name in sorted(by_class)[:MAX_PRINTED_CLASSES])
         print(printable(f"coverage    {holds.mean():.4f} of the {COVERAGE:.0%} sets, mean size {size:.2f}: {lowest}"))
+    warning = "so on the same samples: it looks better here than elsewhere"
     for what, source in (("temperature", calibration.source), ("coverage", calibration.score_source)):
         if source.endswith(evaluation.split):
-            print(
-                f"note: the {what} was fitted on {source}, so on the same samples: it looks better here than elsewhere"
-            )
+            print(f"note: the {what} was fitted on {source}, {warning}")
     print()
 
 

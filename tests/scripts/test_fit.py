@@ -7,6 +7,7 @@ import yaml
 
 from lit_training.cli.parser import FitCLI
 from tests.support import printed, scripted
+from tests.support.ants_and_bees import write_photos
 from tests.support.commands import run, run_well, start
 from tests.support.fits import SMALL_NET
 
@@ -178,3 +179,16 @@ def test_each_rank_prints_its_device_report_and_rank_0_writes() -> None:
     pictures = ["training/samples", "validation/confusion_matrix", "validation/most_confident_mistakes"]
     board = printed.board(Path("lightning_logs/version_0"))
     assert sorted(board.Tags()["images"]) == pictures  # written by rank 0, with the data of both ranks
+
+
+@pytest.mark.slow
+def test_second_rank_does_not_take_an_old_run_for_its_own() -> None:
+    """Rank 0 chooses the folder. The others begin with version_0, which here is of a version without --data.group."""
+    write_photos(Path("photos"))
+    Path("lightning_logs/version_0").mkdir(parents=True)
+    Path("lightning_logs/version_0/config.yaml").write_text("data: {init_args: {seed: 0}}")
+    line = f"fit.py --data photos --data.image_size 32 --model LitCNN --max_epochs 1 --data.group exact {TWO}"
+    program = start(line)
+    out, err = program.communicate(timeout=180)
+    assert program.returncode == 0, err
+    assert "lightning_logs/version_1" in out
