@@ -14,7 +14,7 @@ from pathlib import Path
 from datamodules.files import atomic_write
 from datamodules.text import command
 from lit_training.errors import UsageError
-from lit_training.runs.layout import HASHES
+from lit_training.runs.layout import EVALUATION, HASHES, MODEL_CARD, REPORT
 
 
 def hash_file(path: Path) -> str:
@@ -53,11 +53,11 @@ def write_hashes(run: Path, known: dict[str, str] | None = None) -> None:
 
 @contextlib.contextmanager
 def recorded(run: Path, folder: Path) -> Iterator[None]:
-    """If the run has a list, update it after the ``with`` block, which writes files directly in ``folder``."""
+    """If the run has a list, update it after the ``with`` block, which writes into ``folder``, and the report."""
+    rewritten = {REPORT, MODEL_CARD} if folder == run / EVALUATION else set()
     had_list = (run / HASHES).is_file()
-    known = (
-        {path: digest for path, digest in read_hashes(run).items() if (run / path).parent != folder} if had_list else {}
-    )
+    known = read_hashes(run) if had_list else {}
+    known = {path: known[path] for path in known if (run / path).parent != folder and path not in rewritten}
     with contextlib.suppress(OSError):  # if nothing can be written, the block says so
         (run / HASHES).unlink()
     yield

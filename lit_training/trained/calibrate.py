@@ -83,17 +83,13 @@ def fit_calibration(
     of_scores, score_source = (pairs, source) if test is None else (test, "test")
     if test is None and source == "val":
         order, source = torch.randperm(len(pairs[1]), generator=generator), "half of val"
-        first, second = order.tensor_split(2)
-        of_scores, score_source, pairs = (
-            (pairs[0][second], pairs[1][second]),
-            source,
-            (pairs[0][first], pairs[1][first]),
-        )
-    rows = [torch.randperm(len(y), generator=generator)[:MAX_SCORES] for _, y in (pairs, of_scores)]
-    temperature = fit_temperature(*(values[rows[0]].numpy() for values in pairs))
-    score_logits, score_labels = (values[rows[1]] for values in of_scores)
+        pairs, of_scores = ((pairs[0][rows], pairs[1][rows]) for rows in order.tensor_split(2))
+        score_source = source
+    drawn = [torch.randperm(len(y), generator=generator)[:MAX_SCORES] for _, y in (pairs, of_scores)]
+    temperature = fit_temperature(*(values[drawn[0]].numpy() for values in pairs))
+    score_logits, score_labels = (values[drawn[1]] for values in of_scores)
     scores = 1 - (score_logits / temperature).softmax(1).gather(1, score_labels[:, None]).flatten()
-    return Calibration(temperature, source, len(rows[0]), scores[scores.isfinite()].sort().values, score_source)
+    return Calibration(temperature, source, len(drawn[0]), scores[scores.isfinite()].sort().values, score_source)
 
 
 def write_calibration(path: Path, calibration: Calibration | None) -> None:
@@ -105,7 +101,7 @@ def write_calibration(path: Path, calibration: Calibration | None) -> None:
 
 
 class ValidationOutputs(Callback):
-    """Keep the outputs of a classifier in a validation."""
+    """Keep the outputs and the targets of a validation."""
 
     def __init__(self) -> None:
         self.batches: list[tuple[Tensor, Tensor]] = []
@@ -115,13 +111,14 @@ class ValidationOutputs(Callback):
             self.batches.append((outputs["output"].float().cpu(), outputs["target"].cpu()))
 
     def gather(self, trainer: Any) -> tuple[Tensor, Tensor] | None:
-        """Return logits (N, K) and labels (N,) without padding; None if they are not such. All ranks must call it."""
-        if not self.batches or self.batches[0][0].ndim != 2 or self.batches[0][1].is_floating_point():
+        """Return outputs (N, K) and targets without padding; None if they are not such. All ranks must call it."""
+        if not self.batches or self.batches[0][0].ndim != 2:
             return None
         results, loader = [torch.cat(column) for column in zip(*self.batches, strict=True)], trainer.val_dataloaders
         if isinstance(trainer.datamodule, SplitDataModule) and isinstance(loader, DataLoader):
             results = [gather_in_input_order(trainer, values, loader).cpu() for values in results]
-        return results[0][results[1] >= 0], results[1][results[1] >= 0]
+        is_sample: Any = slice(None) if results[1].is_floating_point() else results[1] >= 0
+        return results[0][is_sample], results[1][is_sample]
 
 
 def calibrate(
@@ -141,7 +138,7 @@ def calibrate(
         first = folds.repeats == 1  # each picture once
         logits = torch.from_numpy(folds.probabilities[first]).log()
         calibration = fit_calibration(logits, folds.labels[first], "out-of-fold", seed)
-    elif calibration is None and outputs is not None:
+    elif calibration is None and outputs is not None and not outputs[1].is_floating_point():
         calibration = fit_calibration(*outputs, "val", seed, compute("test") if compute else None)
     if calibration is not None and compute and (train := compute("train", features=True)):
         val, references = compute("val", features=True), F.normalize(train[0])

@@ -1,0 +1,163 @@
+"""Write report.html and MODEL_CARD.md: what a network was trained on, its results, how to repeat and how to use it."""
+
+import base64
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jinja2 import Environment, FileSystemLoader, select_autoescape
+from torch import Tensor
+from torchvision.transforms.v2.functional import to_pil_image
+
+from datamodules.files import atomic_write, read_csv
+from datamodules.image_folder import ImageFolderDataModule
+from datamodules.loading.memory import Pictures
+from datamodules.loading.module import SplitDataModule
+from datamodules.photos.dataset import PhotoFiles
+from datamodules.photos.decode import read_picture
+from datamodules.photos.find import SPLITS
+from datamodules.photos.split import read_split_file
+from datamodules.text import command, printable
+from lit_models.backbones import license_of_weights
+from lit_training import figures
+from lit_training.errors import print_note
+from lit_training.runs.folder import relative_path
+from lit_training.runs.layout import CONFIG, LEFT_OUT, METRICS, MODEL_CARD, RECORD, REPORT, SPLIT
+from lit_training.runs.own_classes import is_own
+from lit_training.trained.compare import format_metric, read_run
+from lit_training.trained.evaluate import Evaluation
+from lit_training.trained.outputs import class_rows, draw_reliability, scores_of
+from lit_training.trained.predict import distinct_class_names
+
+SIDE, MAX_EXAMPLES = 160, 48  # pixels of a picture's longer side; pictures of all classes together
+MAX_ROWS, MAX_POINTS = 40, 500  # of a table; of a curve
+CAUGHT: tuple[type[Exception], ...] = (Exception,)  # errors that must not end a command; tests catch fewer
+MARKDOWN = str.maketrans({character: f"\\{character}" for character in r"\`*_[]<>#|&$~"})
+
+
+def write_report(folder: Path, model: Any, data: Any, evaluation: Evaluation | None) -> None:
+    """Write both files into the folder of a run. If this fails, print one line.
+
+    ``evaluation`` is on the validation or test data of ``data``. If its ``dataset`` is None, it is that of ``data``.
+    """
+    try:
+        facts = _facts(folder, model, data, evaluation)
+        for name, escape in ((REPORT, printable), (MODEL_CARD, lambda text: printable(text).translate(MARKDOWN))):
+            options: Any = {"loader": FileSystemLoader(Path(__file__).parent), "trim_blocks": True}
+            options["finalize"] = lambda value, escape=escape: escape(value) if type(value) is str else value
+            environment = Environment(autoescape=select_autoescape(["html.j2"]), **options)
+            with atomic_write(folder / name, "w") as file:
+                file.write(environment.get_template(f"{name}.j2").render(facts))
+    except CAUGHT as error:
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        print_note(f"{REPORT} and {MODEL_CARD} in {relative_path(folder)} are not up to date ({reason})")
+
+
+def _facts(folder: Path, model: Any, data: Any, evaluation: Any) -> dict[str, Any]:
+    """Return what the templates show."""
+    run = read_run(str(folder)) if (folder / METRICS).is_file() else None
+    best = run.best if run else {}
+    backbone, weights = (str(model.hparams.get(name) or "") for name in ("backbone", "weights"))
+    results = {} if evaluation is None else scores_of(evaluation)
+    sets, spec = _datasets(folder, model, data, evaluation), getattr(data, "preprocessing", None)
+    names = distinct_class_names(getattr(data, "class_names", ()) if sets else (), 0)
+    labels = [one.labels for one in sets.values() if names and isinstance(getattr(one, "labels", None), Tensor)]
+    counts = [torch.bincount(one[one >= 0], minlength=len(names)).tolist() for one in labels]
+    shown = sorted(range(len(names)), key=lambda k: counts[0][k] if counts else 0)[:MAX_ROWS]
+    each, classes = max(1, min(4, MAX_EXAMPLES // max(1, len(shown)))), []
+    for k in sorted(shown):
+        rows = (labels[0] == k).nonzero().flatten().tolist() if labels and "train" in sets else []
+        pictures = [_picture(sets["train"], row, spec) for row in rows[:: len(rows) // each or 1][:each]]
+        classes.append((names[k], [column[k] for column in counts], [*filter(None, pictures)]))
+    facts: dict[str, Any] = {
+        "run": folder.name,
+        "network": backbone or type(model).__name__,
+        "place": data.root.resolve().name if isinstance(data, ImageFolderDataModule) else type(data or model).__name__,
+        "parameters": sum(weight.numel() for weight in model.parameters()),
+        "license": "unknown" if is_own(type(model)) else license_of_weights(backbone, weights and Path(weights).name),
+        "takes": {3: "picture", 1: "row of numbers"}.get(getattr(model, "sample_ndim", 0), "sample"),
+        "task": getattr(model, "task", None),
+        "starts": json.loads((folder / RECORD).read_text("utf-8")) if (folder / RECORD).is_file() else [{}],
+        "settings": (folder / CONFIG).read_text("utf-8").splitlines() if (folder / CONFIG).is_file() else [],
+        "repeat": command("fit.py", "--config", relative_path(folder / CONFIG)),
+        "left_out": [[*row.values()] for row in read_csv(folder / LEFT_OUT)] if (folder / LEFT_OUT).is_file() else [],
+        "results": {name: format_metric(name, value) for name, value in best.items()} | results,
+        "curves": _curves(run) if run else [],
+        "evaluation": evaluation,
+        "names": names,
+        "classes": classes,
+        "totals": {split: len(dataset) for split, dataset in sets.items()},
+    }
+    if evaluation is None or evaluation.targets.is_floating_point():
+        return facts
+    source: Any = sets.get(evaluation.split) if evaluation.dataset is None else evaluation.dataset
+    is_known, mistakes = isinstance(data, SplitDataModule) and len(source) == len(evaluation.targets), []
+    for row in evaluation.worst_indices():
+        path = source.paths[row] if is_known and isinstance(source, PhotoFiles) else f"sample {row}"
+        pair = (evaluation.class_names[int(k[row])] for k in (evaluation.predicted, evaluation.targets))
+        uri = _picture(source, row, spec) if is_known else ""
+        mistakes.append((uri, *pair, f"{float(evaluation.probability[row]):.0%}", path))
+    by_f1 = evaluation.class_scores()[:, 2].nan_to_num(2.0).argsort(stable=True)[:MAX_ROWS].sort().values
+    all_rows, figure = (
+        class_rows(evaluation, "-", 4),
+        figures.draw_confusion(evaluation.confusion(), evaluation.class_names),
+    )
+    drawn = [figure, *([draw_reliability(evaluation)] if evaluation.calibration else [])]
+    scores = [all_rows[k] for k in by_f1.tolist()]
+    return facts | {"mistakes": mistakes, "scores": scores, "figures": [_image(one) for one in drawn]}
+
+
+def _datasets(folder: Path, model: Any, data: Any, evaluation: Any) -> dict[str, Any]:
+    """Return split -> dataset of a data module of this project. Photos are those in split.csv, in their order."""
+    if isinstance(data, ImageFolderDataModule) and (folder / SPLIT).is_file():
+        root, sets = getattr(evaluation and evaluation.dataset, "root", data.root), {}  # the photos may have moved
+        lines, number = read_split_file(str(folder / SPLIT)), {name: k for k, name in enumerate(model.class_names)}
+        for split in sorted({split for _, split, _ in lines.values()}, key=SPLITS.index):
+            rows = {path: number.get(label, -1) for path, (label, own, _) in lines.items() if own == split}
+            paths, labels = np.array([*rows]), torch.tensor([*rows.values()])
+            sets[split] = PhotoFiles(root, paths, labels, data.preprocessing, (), 0)
+        return sets
+    if not isinstance(data, SplitDataModule):
+        return {}
+    if not getattr(data, "sets", None):
+        data.setup("fit")
+    of_evaluation = {evaluation.split: evaluation.dataset} if evaluation and evaluation.dataset else {}
+    return {split: getattr(one, "pictures", one) for split, one in (data.sets | of_evaluation).items()}
+
+
+def _curves(run: Any) -> list[str]:
+    charts: dict[str, dict[str, Any]] = {}
+    for name, curve in run.curves.items():
+        charts.setdefault(name.rpartition("_")[2].replace("acc", "accuracy"), {})[name] = [*curve], [*curve.values()]
+    ends = [(int(row["step"]) + 1) / (int(row["epoch"]) + 1) for row in run.rows if row.get("epoch")]  # steps per epoch
+    for name in (name for name in (run.rows or [{}])[0] if name.startswith("lr-") and ends):
+        rates = [((int(row["step"]) + 1) / ends[-1], float(row[name])) for row in run.rows if row.get(name)]
+        charts.setdefault("learning rate", {})[name] = tuple(zip(*rates[:: len(rates) // MAX_POINTS + 1], strict=True))
+    drawn = [figures.draw_curves({title: lines}) for title, lines in charts.items()]
+    for figure in drawn:
+        figure.set_size_inches(4.6, 3.3)
+    return [_image(figure) for figure in drawn]
+
+
+def _image(figure: Any) -> str:
+    figure.savefig(file := io.BytesIO(), format="png", dpi=160)
+    return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
+
+
+def _picture(dataset: Any, row: int, spec: Any) -> str:
+    """Return a picture of a dataset as a data URI; "" if it cannot be read, for example because it was deleted."""
+    try:
+        if isinstance(dataset, PhotoFiles):
+            picture = read_picture(dataset.root / dataset.paths[row], SIDE)
+        elif isinstance(dataset, Pictures):
+            picture = to_pil_image(dataset.images[row].cpu())  # not augmented
+        else:
+            picture = to_pil_image(figures.undo_normalization(dataset[row][0][None], spec)[0])
+    except Exception:  # also any error of a dataset of the user
+        return ""
+    picture.thumbnail((SIDE, SIDE))
+    picture.save(file := io.BytesIO(), "JPEG", quality=85)
+    return f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}"
