@@ -198,8 +198,8 @@ def print_result(run: Run) -> None:
         if result_file := os.environ.get(RESULT_FILE_VARIABLE):
             Path(result_file).write_text(folder, encoding="utf-8", errors="surrogateescape")
     if run.report and run.start is not None:
-        evaluation, is_complete = None, trainer.world_size == 1 or isinstance(run.data, SplitDataModule)
-        if of_validation is not None and is_complete:  # else outputs of other processes are missing
+        evaluation = None
+        if of_validation is not None and (trainer.world_size == 1 or isinstance(run.data, SplitDataModule)):
             shown = tuple(distinct_class_names(model.class_names, of_validation[0].shape[1]))
             loss = float(trainer.callback_metrics.get("val_loss", float("nan")))
             evaluation = Evaluation(Path(best), "", "val", loss, *of_validation, None, shown, calibration=calibration)

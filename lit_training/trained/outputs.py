@@ -130,7 +130,8 @@ def _print_calibration(evaluation: Evaluation, calibration: Calibration) -> None
         print(printable(f"coverage    {holds.mean():.4f} of the {COVERAGE:.0%} sets, mean size {size:.2f}: {lowest}"))
     for what, source in (("temperature", calibration.source), ("coverage", calibration.score_source)):
         if source.endswith(evaluation.split):
-            print(f"note: the {what} was fitted on {source}, so on the same samples: it looks too good here")
+            problem = "so on the same samples: it looks better here than elsewhere"
+            print(f"note: the {what} was fitted on {source}, {problem}")
     print()
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import yaml
 from jinja2 import Environment, FileSystemLoader, select_autoescape
 from torch import Tensor
 from torchvision.transforms.v2.functional import to_pil_image
@@ -21,6 +22,7 @@ from datamodules.photos.decode import read_picture
 from datamodules.photos.find import SPLITS
 from datamodules.photos.split import read_split_file
 from datamodules.text import command, printable
+from lit_models import LitBase
 from lit_models.backbones import license_of_weights
 from lit_training import figures
 from lit_training.errors import print_note
@@ -58,10 +60,49 @@ def write_report(folder: Path, model: Any, data: Any, evaluation: Evaluation | N
 
 def _facts(folder: Path, model: Any, data: Any, evaluation: Any) -> dict[str, Any]:
     """Return what the templates show."""
-    run = read_run(str(folder)) if (folder / METRICS).is_file() else None
-    best = run.best if run else {}
     backbone, weights = (str(model.hparams.get(name) or "") for name in ("backbone", "weights"))
-    results = {} if evaluation is None else scores_of(evaluation)
+    owner = "unknown" if is_own(type(model)) else license_of_weights(backbone, weights and Path(weights).name)
+    split, starts = evaluation and evaluation.split, json.loads(_read(folder / RECORD) or "[{}]")
+    facts = _describe_data(folder, model, data, evaluation)
+    network, place = backbone or type(model).__name__, type(data or model).__name__
+    place = data.root.resolve().name if isinstance(data, ImageFolderDataModule) else place
+    takes = {3: "picture", 1: "row of numbers"}.get(getattr(model, "sample_ndim", 0), "sample")
+    facts |= {"run": folder.name, "network": network, "place": place, "license": owner, "takes": takes, "split": split}
+    facts |= {"starts": starts, "settings": _read(folder / CONFIG).splitlines()}
+    facts["repeat"] = command("fit.py", "--config", relative_path(folder / CONFIG))
+    facts["parameters"] = f"{sum(weight.numel() for weight in model.parameters()):,}"
+    facts["left_out"] = (
+        [[*row.values()] for row in read_csv(folder / LEFT_OUT)] if (folder / LEFT_OUT).is_file() else []
+    )
+    facts["note"] = "The validation data also chose the best epoch: its results are a little too good." * (
+        split == "val"
+    )
+    results = scores_of(evaluation) if evaluation else {}
+    if (folder / METRICS).is_file():
+        run = read_run(str(folder))
+        results = {name: format_metric(name, value) for name, value in run.best.items()} | results
+        facts["curves"] = _curves(run)
+    shown = [(name, float(text.split()[0])) for name, text in results.items() if name.startswith(f"{split}_")]
+    values = [{"type": name.replace(f"{split}_acc", "accuracy"), "value": value} for name, value in shown]
+    task = {"type": f"{'image' if takes == 'picture' else 'tabular'}-{getattr(model, 'task', None)}"}
+    measured = {"task": task, "dataset": {"type": place, "name": place, "split": split}, "metrics": values}
+    first_word = owner.partition(" ")[0].lower()
+    head: Any = {"license": "unknown" if first_word in ("that", "none:") else first_word, "library_name": "lightning"}
+    head |= {"model-index": [{"name": f"{network} on {place}", "results": [measured]}]} if values else {}
+    file = "photo.jpg" if takes == "picture" else "rows.csv"
+    code = f"from lit_training import load\nanswer = load({folder.name!r}).predict({file!r})\nprint(answer)"
+    if not isinstance(model, LitBase):
+        code = f"from {type(model).__module__} import {network}\n{network}.load_from_checkpoint('best.ckpt')"
+    facts |= {"results": results, "head": yaml.safe_dump(head, allow_unicode=True, sort_keys=False), "code": code}
+    return facts
+
+
+def _read(file: Path) -> str:
+    return file.read_text("utf-8") if file.is_file() else ""
+
+
+def _describe_data(folder: Path, model: Any, data: Any, evaluation: Any) -> dict[str, Any]:
+    """Return what the templates show about the samples, and about the answers of a classifier."""
     sets, spec = _datasets(folder, model, data, evaluation), getattr(data, "preprocessing", None)
     names = distinct_class_names(getattr(data, "class_names", ()) if sets else (), 0)
     labels = [one.labels for one in sets.values() if names and isinstance(getattr(one, "labels", None), Tensor)]
@@ -72,25 +113,7 @@ def _facts(folder: Path, model: Any, data: Any, evaluation: Any) -> dict[str, An
         rows = (labels[0] == k).nonzero().flatten().tolist() if labels and "train" in sets else []
         pictures = [_picture(sets["train"], row, spec) for row in rows[:: len(rows) // each or 1][:each]]
         classes.append((names[k], [column[k] for column in counts], [*filter(None, pictures)]))
-    facts: dict[str, Any] = {
-        "run": folder.name,
-        "network": backbone or type(model).__name__,
-        "place": data.root.resolve().name if isinstance(data, ImageFolderDataModule) else type(data or model).__name__,
-        "parameters": sum(weight.numel() for weight in model.parameters()),
-        "license": "unknown" if is_own(type(model)) else license_of_weights(backbone, weights and Path(weights).name),
-        "takes": {3: "picture", 1: "row of numbers"}.get(getattr(model, "sample_ndim", 0), "sample"),
-        "task": getattr(model, "task", None),
-        "starts": json.loads((folder / RECORD).read_text("utf-8")) if (folder / RECORD).is_file() else [{}],
-        "settings": (folder / CONFIG).read_text("utf-8").splitlines() if (folder / CONFIG).is_file() else [],
-        "repeat": command("fit.py", "--config", relative_path(folder / CONFIG)),
-        "left_out": [[*row.values()] for row in read_csv(folder / LEFT_OUT)] if (folder / LEFT_OUT).is_file() else [],
-        "results": {name: format_metric(name, value) for name, value in best.items()} | results,
-        "curves": _curves(run) if run else [],
-        "evaluation": evaluation,
-        "names": names,
-        "classes": classes,
-        "totals": {split: len(dataset) for split, dataset in sets.items()},
-    }
+    facts = {"names": names, "classes": classes, "totals": {split: len(one) for split, one in sets.items()}}
     if evaluation is None or evaluation.targets.is_floating_point():
         return facts
     source: Any = sets.get(evaluation.split) if evaluation.dataset is None else evaluation.dataset
@@ -100,32 +123,32 @@ def _facts(folder: Path, model: Any, data: Any, evaluation: Any) -> dict[str, An
         pair = (evaluation.class_names[int(k[row])] for k in (evaluation.predicted, evaluation.targets))
         uri = _picture(source, row, spec) if is_known else ""
         mistakes.append((uri, *pair, f"{float(evaluation.probability[row]):.0%}", path))
-    by_f1 = evaluation.class_scores()[:, 2].nan_to_num(2.0).argsort(stable=True)[:MAX_ROWS].sort().values
-    all_rows, figure = (
+    by_f1 = evaluation.class_scores()[:, 2].nan_to_num(2.0).argsort(stable=True)[:MAX_ROWS].sort().values.tolist()
+    drawn, table = (
+        [figures.draw_confusion(evaluation.confusion(), evaluation.class_names)],
         class_rows(evaluation, "-", 4),
-        figures.draw_confusion(evaluation.confusion(), evaluation.class_names),
     )
-    drawn = [figure, *([draw_reliability(evaluation)] if evaluation.calibration else [])]
-    scores = [all_rows[k] for k in by_f1.tolist()]
-    return facts | {"mistakes": mistakes, "scores": scores, "figures": [_image(one) for one in drawn]}
+    if evaluation.calibration is not None:
+        drawn.append(draw_reliability(evaluation))
+        facts["calibration"] = evaluation.calibration.report()
+    return facts | {"mistakes": mistakes, "scores": [table[k] for k in by_f1], "figures": [*map(_image, drawn)]}
 
 
 def _datasets(folder: Path, model: Any, data: Any, evaluation: Any) -> dict[str, Any]:
     """Return split -> dataset of a data module of this project. Photos are those in split.csv, in their order."""
+    sets: dict[str, Any] = {} if evaluation is None else {evaluation.split: evaluation.dataset}
     if isinstance(data, ImageFolderDataModule) and (folder / SPLIT).is_file():
-        root, sets = getattr(evaluation and evaluation.dataset, "root", data.root), {}  # the photos may have moved
+        root = getattr(evaluation and evaluation.dataset, "root", data.root)  # the photos may have moved
         lines, number = read_split_file(str(folder / SPLIT)), {name: k for k, name in enumerate(model.class_names)}
-        for split in sorted({split for _, split, _ in lines.values()}, key=SPLITS.index):
+        for split in SPLITS:
             rows = {path: number.get(label, -1) for path, (label, own, _) in lines.items() if own == split}
             paths, labels = np.array([*rows]), torch.tensor([*rows.values()])
-            sets[split] = PhotoFiles(root, paths, labels, data.preprocessing, (), 0)
-        return sets
-    if not isinstance(data, SplitDataModule):
-        return {}
-    if not getattr(data, "sets", None):
-        data.setup("fit")
-    of_evaluation = {evaluation.split: evaluation.dataset} if evaluation and evaluation.dataset else {}
-    return {split: getattr(one, "pictures", one) for split, one in (data.sets | of_evaluation).items()}
+            sets |= {split: PhotoFiles(root, paths, labels, data.preprocessing, (), 0)} if rows else {}
+    elif isinstance(data, SplitDataModule):
+        if not getattr(data, "sets", None):
+            data.setup("fit")
+        sets |= {split: getattr(one, "pictures", one) for split, one in data.sets.items()}
+    return {split: sets[split] for split in SPLITS if hasattr(sets.get(split), "__len__")}
 
 
 def _curves(run: Any) -> list[str]:
