@@ -24,6 +24,7 @@ from datamodules.photos.split import read_split_file
 from datamodules.text import command, printable
 from lit_models import LitBase
 from lit_models.backbones import license_of_weights
+from lit_models.base import read_attribute
 from lit_training import figures
 from lit_training.errors import print_note
 from lit_training.runs.folder import relative_path
@@ -49,13 +50,18 @@ def write_report(folder: Path, model: Any, data: Any, evaluation: Evaluation | N
         facts = _facts(folder, model, data, evaluation)
         for name, escape in ((REPORT, printable), (MODEL_CARD, lambda text: printable(text).translate(MARKDOWN))):
             options: Any = {"loader": FileSystemLoader(Path(__file__).parent), "trim_blocks": True}
-            options["finalize"] = lambda value, escape=escape: escape(value) if type(value) is str else value
+            options["finalize"] = lambda value, escape=escape: escape(value) if is_text(value) else value
             environment = Environment(autoescape=select_autoescape(["html.j2"]), **options)
             with atomic_write(folder / name, "w") as file:
                 file.write(environment.get_template(f"{name}.j2").render(facts))
     except CAUGHT as error:
         reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
         print_note(f"{REPORT} and {MODEL_CARD} in {relative_path(folder)} are not up to date ({reason})")
+
+
+def is_text(value: Any) -> bool:
+    """Return True for a string that a template must escape, False for HTML that it has made itself."""
+    return isinstance(value, str) and not hasattr(value, "__html__")
 
 
 def _facts(folder: Path, model: Any, data: Any, evaluation: Any) -> dict[str, Any]:
@@ -104,7 +110,7 @@ def _read(file: Path) -> str:
 def _describe_data(folder: Path, model: Any, data: Any, evaluation: Any) -> dict[str, Any]:
     """Return what the templates show about the samples, and about the answers of a classifier."""
     sets, spec = _datasets(folder, model, data, evaluation), getattr(data, "preprocessing", None)
-    names = distinct_class_names(getattr(data, "class_names", ()) if sets else (), 0)
+    names = distinct_class_names(read_attribute(model, "class_names") if sets else None, 0)
     labels = [one.labels for one in sets.values() if names and isinstance(getattr(one, "labels", None), Tensor)]
     counts = [torch.bincount(one[one >= 0], minlength=len(names)).tolist() for one in labels]
     shown = sorted(range(len(names)), key=lambda k: counts[0][k] if counts else 0)[:MAX_ROWS]
