@@ -39,105 +39,27 @@ SIDE, MAX_EXAMPLES = 160, 48  # pixels of a picture's longer side; pictures of a
 MAX_ROWS, MAX_POINTS = 40, 500  # of a table; of a curve
 CAUGHT: tuple[type[Exception], ...] = (Exception,)  # errors that must not end a command; tests catch fewer
 MARKDOWN = str.maketrans({character: f"\\{character}" for character in r"\`*_[]<>#|&$~"})
+NOTE = "The validation data also chose the best epoch: its results are a little too good."
 
 
 def write_report(folder: Path, model: Any, data: Any, evaluation: Evaluation | None) -> None:
-    """Write both files into the folder of a run. If this fails, print one line.
+    """Write both files into the folder of a run, or print why they cannot be written.
 
-    ``evaluation`` is on the validation or test data of ``data``. If its ``dataset`` is None, it is that of ``data``.
+    ``evaluation`` is of the validation or test data of ``data``; its ``dataset`` is None if it is that of ``data``.
     """
+    loader, is_html = FileSystemLoader(Path(__file__).parent), select_autoescape(["html.j2"])
     try:
-        facts = _facts(folder, model, data, evaluation)
-        for name, escape in ((REPORT, printable), (MODEL_CARD, lambda text: printable(text).translate(MARKDOWN))):
-            options: Any = {"loader": FileSystemLoader(Path(__file__).parent), "trim_blocks": True}
-            options["finalize"] = lambda value, escape=escape: escape(value) if is_text(value) else value
-            environment = Environment(autoescape=select_autoescape(["html.j2"]), **options)
+        sets = _datasets(folder, model, data, evaluation)
+        facts = _run_facts(folder, model, data, evaluation) | _sample_facts(sets, model, data, evaluation)
+        for name, change in ((REPORT, printable), (MODEL_CARD, lambda text: printable(text).translate(MARKDOWN))):
+            # what a template has made, with __html__, is not changed again
+            options: Any = {"finalize": lambda x, to=change: to(x) if type(x) in (str, np.str_) else x}
+            environment = Environment(loader=loader, autoescape=is_html, trim_blocks=True, **options)
             with atomic_write(folder / name, "w") as file:
                 file.write(environment.get_template(f"{name}.j2").render(facts))
     except CAUGHT as error:
         reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
         print_note(f"{REPORT} and {MODEL_CARD} in {relative_path(folder)} are not up to date ({reason})")
-
-
-def is_text(value: Any) -> bool:
-    """Return True for a string that a template must escape, False for HTML that it has made itself."""
-    return isinstance(value, str) and not hasattr(value, "__html__")
-
-
-def _facts(folder: Path, model: Any, data: Any, evaluation: Any) -> dict[str, Any]:
-    """Return what the templates show."""
-    backbone, weights = (str(model.hparams.get(name) or "") for name in ("backbone", "weights"))
-    owner = "unknown" if is_own(type(model)) else license_of_weights(backbone, weights and Path(weights).name)
-    split, starts = evaluation and evaluation.split, json.loads(_read(folder / RECORD) or "[{}]")
-    facts = _describe_data(folder, model, data, evaluation)
-    network, place = backbone or type(model).__name__, type(data or model).__name__
-    place = data.root.resolve().name if isinstance(data, ImageFolderDataModule) else place
-    takes = {3: "picture", 1: "row of numbers"}.get(getattr(model, "sample_ndim", 0), "sample")
-    facts |= {"run": folder.name, "network": network, "place": place, "license": owner, "takes": takes, "split": split}
-    facts |= {"starts": starts, "settings": _read(folder / CONFIG).splitlines()}
-    facts["repeat"] = command("fit.py", "--config", relative_path(folder / CONFIG))
-    facts["parameters"] = f"{sum(weight.numel() for weight in model.parameters()):,}"
-    facts["left_out"] = (
-        [[*row.values()] for row in read_csv(folder / LEFT_OUT)] if (folder / LEFT_OUT).is_file() else []
-    )
-    facts["note"] = "The validation data also chose the best epoch: its results are a little too good." * (
-        split == "val"
-    )
-    results = scores_of(evaluation) if evaluation else {}
-    if (folder / METRICS).is_file():
-        run = read_run(str(folder))
-        results = {name: format_metric(name, value) for name, value in run.best.items()} | results
-        facts["curves"] = _curves(run)
-    shown = [(name, float(text.split()[0])) for name, text in results.items() if name.startswith(f"{split}_")]
-    values = [{"type": name.replace(f"{split}_acc", "accuracy"), "value": value} for name, value in shown]
-    task = {"type": f"{'image' if takes == 'picture' else 'tabular'}-{getattr(model, 'task', None)}"}
-    measured = {"task": task, "dataset": {"type": place, "name": place, "split": split}, "metrics": values}
-    first_word = owner.partition(" ")[0].lower()
-    head: Any = {"license": "unknown" if first_word in ("that", "none:") else first_word, "library_name": "lightning"}
-    head |= {"model-index": [{"name": f"{network} on {place}", "results": [measured]}]} if values else {}
-    file = "photo.jpg" if takes == "picture" else "rows.csv"
-    code = f"from lit_training import load\nanswer = load({folder.name!r}).predict({file!r})\nprint(answer)"
-    if not isinstance(model, LitBase):
-        code = f"from {type(model).__module__} import {network}\n{network}.load_from_checkpoint('best.ckpt')"
-    facts |= {"results": results, "head": yaml.safe_dump(head, allow_unicode=True, sort_keys=False), "code": code}
-    return facts
-
-
-def _read(file: Path) -> str:
-    return file.read_text("utf-8") if file.is_file() else ""
-
-
-def _describe_data(folder: Path, model: Any, data: Any, evaluation: Any) -> dict[str, Any]:
-    """Return what the templates show about the samples, and about the answers of a classifier."""
-    sets, spec = _datasets(folder, model, data, evaluation), getattr(data, "preprocessing", None)
-    names = distinct_class_names(read_attribute(model, "class_names") if sets else None, 0)
-    labels = [one.labels for one in sets.values() if names and isinstance(getattr(one, "labels", None), Tensor)]
-    counts = [torch.bincount(one[one >= 0], minlength=len(names)).tolist() for one in labels]
-    shown = sorted(range(len(names)), key=lambda k: counts[0][k] if counts else 0)[:MAX_ROWS]
-    each, classes = max(1, min(4, MAX_EXAMPLES // max(1, len(shown)))), []
-    for k in sorted(shown):
-        rows = (labels[0] == k).nonzero().flatten().tolist() if labels and "train" in sets else []
-        pictures = [_picture(sets["train"], row, spec) for row in rows[:: len(rows) // each or 1][:each]]
-        classes.append((names[k], [column[k] for column in counts], [*filter(None, pictures)]))
-    facts = {"names": names, "classes": classes, "totals": {split: len(one) for split, one in sets.items()}}
-    if evaluation is None or evaluation.targets.is_floating_point():
-        return facts
-    source: Any = sets.get(evaluation.split) if evaluation.dataset is None else evaluation.dataset
-    is_known, mistakes = isinstance(data, SplitDataModule) and len(source) == len(evaluation.targets), []
-    for row in evaluation.worst_indices():
-        path = source.paths[row] if is_known and isinstance(source, PhotoFiles) else f"sample {row}"
-        pair = (evaluation.class_names[int(k[row])] for k in (evaluation.predicted, evaluation.targets))
-        uri = _picture(source, row, spec) if is_known else ""
-        mistakes.append((uri, *pair, f"{float(evaluation.probability[row]):.0%}", path))
-    by_f1 = evaluation.class_scores()[:, 2].nan_to_num(2.0).argsort(stable=True)[:MAX_ROWS].sort().values.tolist()
-    drawn, table = (
-        [figures.draw_confusion(evaluation.confusion(), evaluation.class_names)],
-        class_rows(evaluation, "-", 4),
-    )
-    if evaluation.calibration is not None:
-        drawn.append(draw_reliability(evaluation))
-        facts["calibration"] = evaluation.calibration.report()
-    return facts | {"mistakes": mistakes, "scores": [table[k] for k in by_f1], "figures": [*map(_image, drawn)]}
 
 
 def _datasets(folder: Path, model: Any, data: Any, evaluation: Any) -> dict[str, Any]:
@@ -155,6 +77,74 @@ def _datasets(folder: Path, model: Any, data: Any, evaluation: Any) -> dict[str,
             data.setup("fit")
         sets |= {split: getattr(one, "pictures", one) for split, one in data.sets.items()}
     return {split: sets[split] for split in SPLITS if hasattr(sets.get(split), "__len__")}
+
+
+def _run_facts(folder: Path, model: Any, data: Any, evaluation: Any) -> dict[str, Any]:
+    """Return what the templates show about the run, the network and its results."""
+    texts = {name: (folder / name).read_text("utf-8") for name in (CONFIG, RECORD) if (folder / name).is_file()}
+    run = read_run(str(folder)) if (folder / METRICS).is_file() else None
+    best = {name: format_metric(name, value) for name, value in run.best.items()} if run else {}
+    split, results = evaluation and evaluation.split, best | (scores_of(evaluation) if evaluation else {})
+    backbone, weights = (str(model.hparams.get(name) or "") for name in ("backbone", "weights"))
+    owner = "unknown" if is_own(type(model)) else license_of_weights(backbone, weights and Path(weights).name)
+    network, place = backbone or type(model).__name__, type(data or model).__name__
+    place = data.root.resolve().name if isinstance(data, ImageFolderDataModule) else place
+    takes = {3: "picture", 1: "row of numbers"}.get(getattr(model, "sample_ndim", 0), "sample")
+    shown = [(name, float(text.split()[0])) for name, text in results.items() if name.startswith(f"{split}_")]
+    values = [{"type": name.replace(f"{split}_acc", "accuracy"), "value": value} for name, value in shown]
+    task = {"type": f"{'image' if takes == 'picture' else 'tabular'}-{getattr(model, 'task', None)}"}
+    measured = {"task": task, "dataset": {"type": place, "name": place, "split": split}, "metrics": values}
+    known = owner.partition(" ")[0].lower()
+    head: Any = {"license": "unknown" if known in ("that", "none:") else known, "library_name": "lightning"}
+    head |= {"model-index": [{"name": f"{network} on {place}", "results": [measured]}]} if values else {}
+    file, kind = "photo.jpg" if takes == "picture" else "rows.csv", type(model).__name__
+    code = f"from lit_training import load\nanswer = load({folder.name!r}).predict({file!r})\nprint(answer)"
+    own = f"from {type(model).__module__} import {kind}\nnetwork = {kind}.load_from_checkpoint('best.ckpt')"
+    facts = {"title": f"{network} on {place}", "place": place, "takes": takes, "license": owner, "split": split}
+    facts |= {
+        "run": folder.name,
+        "results": results,
+        "note": NOTE * (split == "val"),
+        "code": code if isinstance(model, LitBase) else own,
+    }
+    facts |= {"settings": texts.get(CONFIG, "").splitlines(), "starts": json.loads(texts.get(RECORD, "[{}]"))}
+    facts |= {"checkpoint": evaluation.checkpoint.name if evaluation else "", "curves": _curves(run) if run else []}
+    facts["parameters"] = f"{sum(weight.numel() for weight in model.parameters()):,}"
+    left_out = read_csv(folder / LEFT_OUT) if (folder / LEFT_OUT).is_file() else []
+    facts["repeat"] = command("fit.py", "--config", relative_path(folder / CONFIG))
+    facts["left_out"] = [[*row.values()] for row in left_out]
+    return facts | {"head": yaml.safe_dump(head, allow_unicode=True, sort_keys=False)}
+
+
+def _sample_facts(sets: dict[str, Any], model: Any, data: Any, evaluation: Any) -> dict[str, Any]:
+    """Return what the templates show about the samples, and about the answers of a classifier."""
+    names = distinct_class_names(read_attribute(model, "class_names") if sets else None, 0)
+    labels: dict[str, Any] = {split: getattr(one, "labels", None) for split, one in sets.items()}
+    is_known = names and all(isinstance(one, Tensor) and one.dtype == torch.int64 for one in labels.values())
+    counts = [torch.bincount(one[one >= 0], minlength=len(names)) for one in labels.values()] if is_known else []
+    shown = counts[0].argsort(stable=True)[:MAX_ROWS].sort().values.tolist() if counts else []
+    classes, each = [], max(1, min(4, MAX_EXAMPLES // max(1, len(shown))))
+    for k in shown:
+        rows = (labels["train"] == k).nonzero().flatten().tolist() if "train" in sets else []
+        uris = [_picture(sets["train"], row, data) for row in rows[:: len(rows) // each or 1][:each]]
+        classes.append((names[k], [int(column[k]) for column in counts], [*filter(None, uris)]))
+    facts = {"names": names, "classes": classes, "totals": {split: len(one) for split, one in sets.items()}}
+    if evaluation is None or evaluation.targets.is_floating_point():
+        return facts
+    source: Any = sets.get(evaluation.split) if evaluation.dataset is None else evaluation.dataset
+    is_ordered, mistakes = isinstance(data, SplitDataModule) and hasattr(source, "__len__"), []
+    is_ordered = is_ordered and len(source) == len(evaluation.targets)
+    for row in evaluation.worst_indices():
+        path = source.paths[row] if is_ordered and isinstance(source, PhotoFiles) else f"sample {row}"
+        pair = (evaluation.class_names[int(k[row])] for k in (evaluation.predicted, evaluation.targets))
+        uri = _picture(source, row, data) if is_ordered else ""
+        mistakes.append((uri, *pair, f"{float(evaluation.probability[row]):.0%}", path))
+    by_f1 = evaluation.class_scores()[:, 2].nan_to_num(2.0).argsort(stable=True)[:MAX_ROWS].sort().values.tolist()
+    scores, known = class_rows(evaluation, "-", 4), evaluation.calibration
+    drawn = [figures.draw_confusion(evaluation.confusion(), evaluation.class_names)]
+    drawn += [draw_reliability(evaluation)] if known else []
+    facts |= {"scores": [scores[k] for k in by_f1], "figures": [*map(_image, drawn)], "mistakes": mistakes}
+    return facts | {"calibration": known.report() if known else ""}
 
 
 def _curves(run: Any) -> list[str]:
@@ -176,7 +166,7 @@ def _image(figure: Any) -> str:
     return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
 
 
-def _picture(dataset: Any, row: int, spec: Any) -> str:
+def _picture(dataset: Any, row: int, data: Any) -> str:
     """Return a picture of a dataset as a data URI; "" if it cannot be read, for example because it was deleted."""
     try:
         if isinstance(dataset, PhotoFiles):
@@ -184,7 +174,7 @@ def _picture(dataset: Any, row: int, spec: Any) -> str:
         elif isinstance(dataset, Pictures):
             picture = to_pil_image(dataset.images[row].cpu())  # not augmented
         else:
-            picture = to_pil_image(figures.undo_normalization(dataset[row][0][None], spec)[0])
+            picture = to_pil_image(figures.undo_normalization(dataset[row][0][None], data.preprocessing)[0])
     except Exception:  # also any error of a dataset of the user
         return ""
     picture.thumbnail((SIDE, SIDE))

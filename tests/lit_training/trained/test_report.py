@@ -208,5 +208,6 @@ def test_a_failure_is_one_line_and_no_error(monkeypatch: pytest.MonkeyPatch) -> 
     assert re.match(r"note: report.html and MODEL_CARD.md in .*version_0 are not up to date \(PermissionError: ", line)
     assert (RUN / "sha256.json").is_file()
     monkeypatch.setattr(report, "CAUGHT", (Exception,))
-    monkeypatch.setattr(report, "_facts", lambda *_: 1 / 0)
-    assert run(f"evaluate.py {RUN}").code == 0
+    monkeypatch.setattr(report, "_run_facts", lambda *_: 1 / 0)
+    ended = run(f"evaluate.py {RUN}")
+    assert (ended.code, "(ZeroDivisionError: " in ended.err) == (0, True)
