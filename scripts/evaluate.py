@@ -5,7 +5,7 @@ import sys
 
 from lit_training.cli.arguments import Parser
 from lit_training.errors import one_line_errors
-from lit_training.runs.layout import EXPLAINED
+from lit_training.runs.layout import CONFIG, EXPLAINED
 
 DESCRIPTION = (
     "Test a trained network on its test data, or on its validation data if there is no test data. Print the results. "
@@ -35,6 +35,7 @@ def main(arguments: list[str] | None = None) -> int:
     from lit_training.trained.audit import verify
     from lit_training.trained.explain import check_explainable, explain_mistakes
     from lit_training.trained.outputs import write_evaluation
+    from lit_training.trained.report import write_report
 
     silence_libraries()
     check_devices(chosen.accelerator, chosen.devices)
@@ -48,6 +49,8 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     with recorded(saved.folder, evaluation.folder):
         write_evaluation(evaluation)
+        if evaluation.split != "photos" and (saved.folder / CONFIG).is_file():
+            write_report(saved.folder, saved.model(), saved.data(), evaluation)
         file = evaluation.folder / EXPLAINED
         if chosen.explain and explain_mistakes(saved.model(), evaluation, file):
             print(f"drawn       {os.path.relpath(file)}: the worst mistakes, with heat maps")

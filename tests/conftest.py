@@ -3,6 +3,7 @@
 import os
 import socket
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -57,6 +58,13 @@ def own_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     own_caches(tmp_path, monkeypatch)
     torch.manual_seed(0)
     torch.set_num_threads(1)  # an earlier fit can have chosen another number
+
+
+@pytest.fixture(autouse=True)
+def show_bugs_in_reports(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a report that fails with another error than one of the disk fail the test, although no command fails."""
+    if "lit_training.trained.report" in sys.modules:
+        monkeypatch.setattr("lit_training.trained.report.CAUGHT", (OSError,))
 
 
 @pytest.fixture(autouse=True)

@@ -40,4 +40,6 @@ def test_fit_runs_from_the_wheel_in_another_folder(tmp_path: Path) -> None:
     assert found.startswith(str(packages))
     flags = "--data.train_size 12 --data.val_size 10 --max_epochs 1 --accelerator cpu"
     assert "val_acc" in python(script, *flags.split())
-    assert (tmp_path / "lightning_logs" / "version_0" / "checkpoints" / "best.ckpt").is_file()
+    run = tmp_path / "lightning_logs" / "version_0"
+    assert (run / "checkpoints" / "best.ckpt").is_file()
+    assert "val_acc" in (run / "report.html").read_text()  # the wheel has the templates

@@ -36,6 +36,9 @@ from lit_training.runs.run import Run
 from lit_training.statistics import wilson_interval
 from lit_training.text import progress_bar
 from lit_training.trained.calibrate import ValidationOutputs, calibrate
+from lit_training.trained.evaluate import Evaluation
+from lit_training.trained.predict import distinct_class_names
+from lit_training.trained.report import write_report
 
 RESULT_FILE_VARIABLE = "FIT_RESULT_FILE"
 """Environment variable with a file name. A successful run writes the path of its folder to this file."""
@@ -199,6 +202,13 @@ def print_result(run: Run) -> None:
         print(f"run         {relative_path(Path(folder))}")
         if result_file := os.environ.get(RESULT_FILE_VARIABLE):
             Path(result_file).write_text(folder, encoding="utf-8", errors="surrogateescape")
+    if run.report and run.start is not None:
+        evaluation = None
+        if of_validation is not None and (trainer.world_size == 1 or isinstance(run.data, SplitDataModule)):
+            shown = tuple(distinct_class_names(model.class_names, of_validation[0].shape[1]))
+            loss = float(trainer.callback_metrics.get("val_loss", float("nan")))
+            evaluation = Evaluation(Path(best), "", "val", loss, *of_validation, None, shown, calibration=calibration)
+        write_report(run.start.folder, model, run.data, evaluation)
     if best and not run.quiet:
         _print_next_commands(model, run.data, Path(best), run.config["trainer"]["logger"] in (None, True))
 

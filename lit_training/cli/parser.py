@@ -51,6 +51,7 @@ OWN_FLAGS: list[tuple[str, Any, Any, str]] = [
     ("early_stopping", PositiveInt | None, None, "Stop after this number of epochs without improvement."),
     ("timeout", PositiveFloat, 5.0, "End the run with an error after this number of minutes without a step."),
     ("quiet", bool, False, "Print only the result."),
+    ("report", bool, True, "Write report.html and MODEL_CARD.md after training."),
     ("dashboard", bool, True, "Write images, graph and settings to TensorBoard."),
     ("compile", bool | Literal["default", "reduce-overhead"], False, "Compile forward; true: CUDA graphs too."),
     ("threads", Literal["auto"] | PositiveInt, "auto", "Threads of each process; auto: by network, batch and cores."),
@@ -129,7 +130,7 @@ class FitCLI(LightningCLI):
         given = dict(given_values(self.config.as_dict()))
         self.typed |= {flag for flag in given if flag.startswith(("--model.", "--lr_scheduler."))}
         # These may change when a run is resumed, so they are not part of its configuration.
-        self.start_flags = {name: self.config.pop(name) for name in ("resume", "quiet", "photos")}
+        self.start_flags = {name: self.config.pop(name) for name in ("resume", "quiet", "photos", "report")}
         self.resume, photos = self.start_flags["resume"], self.start_flags["photos"]
         resolve_weights(self.config, self.resume)
         if photos is not None:

@@ -14,7 +14,7 @@ from pathlib import Path
 from datamodules.files import atomic_write
 from datamodules.text import command
 from lit_training.errors import UsageError
-from lit_training.runs.layout import HASHES
+from lit_training.runs.layout import EVALUATION, HASHES, MODEL_CARD, REPORT
 
 
 def hash_file(path: Path) -> str:
@@ -53,10 +53,11 @@ def write_hashes(run: Path, known: dict[str, str] | None = None) -> None:
 
 @contextlib.contextmanager
 def recorded(run: Path, folder: Path) -> Iterator[None]:
-    """If the run has a list, update it after the ``with`` block, which writes files directly in ``folder``."""
+    """If the run has a list, update it after the ``with`` block, which writes into ``folder``, and the report."""
+    rewritten = {REPORT, MODEL_CARD} if folder == run / EVALUATION else set()
     had_list = (run / HASHES).is_file()
     listed = read_hashes(run) if had_list else {}
-    known = {path: digest for path, digest in listed.items() if (run / path).parent != folder}
+    known = {path: listed[path] for path in listed if (run / path).parent != folder and path not in rewritten}
     with contextlib.suppress(OSError):  # if nothing can be written, the block says so
         (run / HASHES).unlink()
     yield

@@ -20,4 +20,6 @@ OUT_OF_FOLD = "out_of_fold.csv"  # of a run with --folds
 FOLDS = "folds"  # the folder of what the folds of an unfinished run need to resume
 FIXES = "fixes.csv"  # written by check.py --labels
 WRONG_LABELS = "wrong_labels.png"  # written by check.py --labels
+REPORT = "report.html"
+MODEL_CARD = "MODEL_CARD.md"
 HASHES = "sha256.json"  # the SHA-256 of every other file of the run

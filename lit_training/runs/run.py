@@ -20,6 +20,7 @@ class Run:
     watch: Watch
     resume: str = "never"
     quiet: bool = False
+    report: bool = True
     photos: str | None = None  # the new place of a resumed run's photos
     start: RunStart | None = None  # None if the run writes no files
     trainer: Any = None  # None until FitCLI creates it

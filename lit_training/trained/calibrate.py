@@ -107,7 +107,7 @@ def write_calibration(path: Path, calibration: Calibration | None) -> None:
 
 
 class ValidationOutputs(Callback):
-    """Keep the outputs of a classifier in a validation."""
+    """Keep the outputs and the targets of a validation."""
 
     def __init__(self) -> None:
         self.batches: list[tuple[Tensor, Tensor]] = []
@@ -117,13 +117,14 @@ class ValidationOutputs(Callback):
             self.batches.append((outputs["output"].float().cpu(), outputs["target"].cpu()))
 
     def gather(self, trainer: Any) -> tuple[Tensor, Tensor] | None:
-        """Return logits (N, K) and labels (N,) without padding; None if they are not such. All ranks must call it."""
-        if not self.batches or self.batches[0][0].ndim != 2 or self.batches[0][1].is_floating_point():
+        """Return outputs (N, K) and targets without padding; None if they are not such. All ranks must call it."""
+        if not self.batches or self.batches[0][0].ndim != 2:
             return None
         results, loader = [torch.cat(column) for column in zip(*self.batches, strict=True)], trainer.val_dataloaders
         if isinstance(trainer.datamodule, SplitDataModule) and isinstance(loader, DataLoader):
             results = [gather_in_input_order(trainer, values, loader).cpu() for values in results]
-        return results[0][results[1] >= 0], results[1][results[1] >= 0]
+        is_sample: Any = slice(None) if results[1].is_floating_point() else results[1] >= 0
+        return results[0][is_sample], results[1][is_sample]
 
 
 def calibrate(
@@ -140,7 +141,7 @@ def calibrate(
         compute = partial(_compute, checkpoints.load_model(checkpoint).to(device), data, seed, progress)
     if calibration is None and table.is_file():
         calibration = fit_from_folds(read_out_of_fold(table), seed)
-    elif calibration is None and outputs is not None:
+    elif calibration is None and outputs is not None and not outputs[1].is_floating_point():
         calibration = fit_calibration(*outputs, "val", seed, compute("test") if compute else None)
     if calibration is not None and compute and (train := compute("train", features=True)):
         val, references = compute("val", features=True), F.normalize(train[0])

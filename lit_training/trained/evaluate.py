@@ -12,7 +12,7 @@ from lightning.pytorch.callbacks import LambdaCallback
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 from torchmetrics.functional.classification import multiclass_confusion_matrix
 
 from datamodules import Preprocessing
@@ -61,10 +61,10 @@ class Evaluation:
     loss: float
     outputs: Tensor  # (N, K) float32; logits for a classifier
     targets: Tensor  # (N,) int64 for a classifier, (N, K) float32 for a regression
-    dataset: Dataset  # N samples, each (input of the network, target)
+    dataset: Any  # N samples, each (input of the network, target)
     class_names: tuple[str, ...]
-    preprocessing: Preprocessing | None  # None if the inputs are rows of numbers, or the loader is the user's
-    paths: np.ndarray | None  # the N paths, relative to the photo folder; None if the samples are not files
+    preprocessing: Preprocessing | None = None  # None if the inputs are rows of numbers, or the loader is the user's
+    paths: np.ndarray | None = None  # the N paths, relative to the photo folder; None if the samples are not files
     calibration: Calibration | None = None
 
     @cached_property

@@ -26,7 +26,7 @@ from lit_models import LitBase
 from lit_models.backbones import license_of_weights
 from lit_training import figures
 from lit_training.errors import UsageError
-from lit_training.runs.layout import SPLIT
+from lit_training.runs.layout import MODEL_CARD, SPLIT
 from lit_training.trained.describe import sample_input
 from lit_training.trained.predict import distinct_class_names, predict
 
@@ -63,6 +63,8 @@ def export(saved: Any, to: str, photos: str | None = None) -> str:
             if target.suffix:
                 (folder / (MODEL if target.suffix == ".onnx" else target.name)).replace(target)
             else:
+                if (card := saved.folder / MODEL_CARD).is_file():
+                    shutil.copy(card, folder)
                 if model.task == "classification":
                     names = json.loads(describe_network(model)["class_names"])
                     (folder / LABELS).write_text("\n".join(map(printable, names)) + "\n", "utf-8")

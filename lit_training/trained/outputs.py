@@ -39,17 +39,13 @@ def write_evaluation(evaluation: Evaluation) -> None:
     print(f"checkpoint  {os.path.relpath(evaluation.checkpoint)}")
     print(f"data        {printable(evaluation.data)}, {evaluation.split}: {plural(n, 'sample')}\n")
     if evaluation.targets.is_floating_point():
-        outputs, targets = evaluation.outputs.double(), evaluation.targets.double()
-        print(f"{prefix + 'loss':<10}  {evaluation.loss:.4g}")
-        print(f"R2          {float(r2_score(outputs, targets)) if n > 1 else math.nan:.4f}")
-        print(f"MAE         {float(mean_absolute_error(outputs, targets)):.4g}")
+        for name, text in scores_of(evaluation).items():
+            print(f"{name:<10}  {text}")
         return
-    confusion, scores, right = evaluation.confusion(), evaluation.class_scores(), int(evaluation.correct.sum())
-    low, high = evaluation.interval
-    accuracy = f"{evaluation.accuracy:.4f}  (95 % interval {low:.3f} to {high:.3f}, {right} of {n} right)"
+    confusion, scores = evaluation.confusion(), evaluation.class_scores()
     file = run_folder(evaluation.checkpoint) / OUT_OF_FOLD
     if evaluation.split != "fold":
-        print(f"{prefix + 'acc':<10}  {accuracy}")
+        print(f"{prefix + 'acc':<10}  {scores_of(evaluation)[f'{prefix}acc']}")
     if prefix and file.is_file():
         print(read_out_of_fold(file).summary())
     print(f"balanced    {float(scores[:, 1].nanmean()):.4f}  (mean recall of the classes)")
@@ -58,7 +54,7 @@ def write_evaluation(evaluation: Evaluation) -> None:
         _print_calibration(evaluation, evaluation.calibration)
     by_f1 = scores[:, 2].nan_to_num(2.0).argsort(stable=True).tolist()  # classes with undefined F1 are last
     matrix = [[name, *map(str, row)] for name, row in zip(evaluation.class_names, confusion.tolist(), strict=True)]
-    rows, columns = _class_rows(evaluation, "-", digits=4), ["class", "precision", "recall", "F1", "support"]
+    rows, columns = class_rows(evaluation, "-", digits=4), ["class", "precision", "recall", "F1", "support"]
     if len(rows) > MAX_PRINTED_CLASSES:
         print(f"the {MAX_PRINTED_CLASSES} of {len(rows)} classes with the lowest F1")
         print_table(columns, [rows[k] for k in by_f1[:MAX_PRINTED_CLASSES]])
@@ -79,20 +75,38 @@ def write_evaluation(evaluation: Evaluation) -> None:
         predictions = _prediction_rows(evaluation, range(n))  # not a list: it could need more memory than the data
         write_spreadsheet(folder / files[0], chain([PREDICTION_COLUMNS], predictions))
         write_spreadsheet(folder / files[1], [["label", *evaluation.class_names], *matrix], mark="")
-        class_rows = _class_rows(evaluation, "", digits=6)
-        write_spreadsheet(folder / files[3], [["class", "precision", "recall", "f1", "support"], *class_rows])
+        if evaluation.calibration is not None:
+            draw_reliability(evaluation).savefig(folder / RELIABILITY)
+            files.append(RELIABILITY)
+        rows = class_rows(evaluation, "", digits=6)
+        write_spreadsheet(folder / files[3], [["class", "precision", "recall", "f1", "support"], *rows])
         figures.draw_confusion(confusion, evaluation.class_names).savefig(folder / files[2])
         if worst and evaluation.preprocessing is not None:
             pictures = figures.undo_normalization(worst_inputs(evaluation), evaluation.preprocessing)
             draw_worst(evaluation, pictures).savefig(folder / "worst.png")
             files.append("worst.png")
-        if evaluation.calibration is not None:
-            confidences = {"before": evaluation.outputs.softmax(1).amax(1), "calibrated": evaluation.probability}
-            figures.draw_reliability(confidences, evaluation.correct).savefig(folder / RELIABILITY)
-            files.append(RELIABILITY)
     except OSError as error:
         raise UsageError(f"{folder} cannot be written ({error.strerror}): copy the run to a writable folder") from error
     print(f"\nwritten     {os.path.relpath(folder)}/: {', '.join(files)}")
+
+
+def scores_of(evaluation: Evaluation) -> dict[str, str]:
+    """Return name -> text of accuracy and loss, or of loss, R2 and mean absolute error of a regression."""
+    n, prefix = len(evaluation.targets), "" if evaluation.split == "photos" else f"{evaluation.split}_"
+    loss = {f"{prefix}loss": f"{evaluation.loss:.4g}"}
+    if not evaluation.targets.is_floating_point():
+        (low, high), right = evaluation.interval, int(evaluation.correct.sum())
+        text = f"{evaluation.accuracy:.4f}  (95 % interval {low:.3f} to {high:.3f}, {right} of {n} right)"
+        return {f"{prefix}acc": text} | loss
+    outputs, targets = evaluation.outputs.double(), evaluation.targets.double()
+    r2 = float(r2_score(outputs, targets)) if n > 1 else math.nan
+    return loss | {"R2": f"{r2:.4f}", "MAE": f"{float(mean_absolute_error(outputs, targets)):.4g}"}
+
+
+def draw_reliability(evaluation: Evaluation) -> Any:
+    """Draw the reliability diagram of a calibrated network."""
+    confidences = {"before": evaluation.outputs.softmax(1).amax(1), "calibrated": evaluation.probability}
+    return figures.draw_reliability(confidences, evaluation.correct)
 
 
 def _print_calibration(evaluation: Evaluation, calibration: Calibration) -> None:
@@ -125,7 +139,7 @@ def _print_calibration(evaluation: Evaluation, calibration: Calibration) -> None
     print()
 
 
-def _class_rows(evaluation: Evaluation, undefined: str, digits: int) -> list[list[str]]:
+def class_rows(evaluation: Evaluation, undefined: str, digits: int) -> list[list[str]]:
     """Return a row with name, precision, recall, F1 and support for each class."""
     rows = zip(evaluation.class_names, evaluation.class_scores().tolist(), strict=True)
     return [
