@@ -20,6 +20,7 @@ coverage: .venv/ready
 # Train with each part of Lightning; kill runs at random times, then try random inputs, for MINUTES each
 stress: .venv/ready
 	$(BIN)/python tests/stress/matrix.py
+	$(BIN)/python tests/stress/exports.py
 	$(BIN)/python tests/stress/kill_runs.py --minutes $(MINUTES)
 	$(BIN)/python tests/stress/odd_inputs.py --minutes $(MINUTES)
 

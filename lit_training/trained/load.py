@@ -15,6 +15,7 @@ from lit_training.runs.devices import find_device
 from lit_training.runs.folder import find_checkpoint, run_folder
 from lit_training.trained.calibrate import Calibration
 from lit_training.trained.evaluate import evaluate
+from lit_training.trained.export import export
 from lit_training.trained.inputs import ROW_SUFFIXES, find_files
 from lit_training.trained.predict import Prediction, predict
 
@@ -78,6 +79,7 @@ class SavedRun:
         return predictions if takes_rows else predictions[0]
 
     evaluate = evaluate  # its first argument is a SavedRun
+    export = export
 
 
 def load(run: str | Path = "latest", root: str | Path = ".") -> SavedRun:

@@ -1,0 +1,239 @@
+"""Export a trained network to an ONNX file that also has the preprocessing, or to a file of plain weights."""
+
+import json
+import logging
+import shutil
+import subprocess
+import sys
+import tempfile
+import warnings
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from datamodules import Preprocessing
+from datamodules.loading.module import SplitDataModule
+from datamodules.photos.split import read_split_file
+from datamodules.text import first_names, plural, printable
+from lit_models import LitBase
+from lit_models.backbones import license_of_weights
+from lit_training import figures
+from lit_training.errors import UsageError
+from lit_training.runs.layout import SPLIT
+from lit_training.trained.describe import sample_input
+from lit_training.trained.predict import distinct_class_names, predict
+
+MAX_COMPARED = 1000  # pictures or rows
+MAX_DIFFERENCE = 5e-4  # of a probability, or of an output relative to the largest one
+MAX_ARGUMENTS = 100  # files for one call of the example
+MAX_TIE = 1e-3  # if the two highest probabilities differ by less, either may be the highest
+INTERPOLATIONS = ("bilinear", "bicubic")  # that onnx_pictures.py has
+MODEL, EXAMPLE, LABELS = "model.onnx", "predict.py", "labels.txt"  # the files of an exported folder
+
+
+def export(saved: Any, to: str, photos: str | None = None) -> str:
+    """Export the network of a SavedRun. Return one line of text about the comparison with the network.
+
+    ``to`` ends in ``.onnx`` or ``.safetensors``, or is a new folder for the ONNX file with labels and an example in
+    Python. ``photos`` is the folder where the run's photos are now. The file is written only if it gives the same
+    answers as the network (docs/export.md). Raises a UsageError otherwise, or if the network cannot be exported.
+    """
+    target = Path(to).expanduser()
+    if target.suffix not in (".onnx", ".safetensors", ""):
+        raise UsageError(f"--to {to} must end in .onnx or .safetensors, or be a folder: try --to model.onnx")
+    if target.exists() and (target.is_file() or any(target.iterdir())):
+        raise UsageError(f"--to {to} exists: delete it, or give another name")
+    if not target.absolute().parent.is_dir():
+        raise UsageError(f"--to {to}: there is no folder {target.parent}: make it first")
+    model = saved.model()
+    with tempfile.TemporaryDirectory(prefix=".export.", dir=target.absolute().parent) as name:
+        folder = Path(name)
+        try:
+            if target.suffix == ".safetensors":
+                compared = _write_weights(model, folder / target.name)
+            else:
+                compared = _write_onnx(saved, model, folder, photos)
+            if target.suffix:
+                (folder / (MODEL if target.suffix == ".onnx" else target.name)).replace(target)
+            else:
+                _fill_folder(model, folder)
+                target.mkdir(exist_ok=True)
+                for file in folder.iterdir():
+                    file.replace(target / file.name)
+        except OSError as error:
+            raise UsageError(f"--to {to} cannot be written ({error.strerror}): give another place") from error
+    return compared
+
+
+def describe_network(model: LitBase) -> dict[str, str]:
+    """Return what an exported file says about its network: names -> texts."""
+    names = distinct_class_names(model.class_names, model.hparams.get("num_classes", len(model.class_names or ())))
+    shown = {"architecture": str(model.hparams.get("backbone", type(model).__name__)), "task": model.task}
+    shown |= {
+        "class_names": json.dumps(names),
+        "license_of_weights": license_of_weights(model.hparams.get("backbone", ""), model.hparams.get("weights")),
+    }
+    if model.preprocessing is not None:
+        shown["preprocessing"] = json.dumps(Preprocessing.from_dict(model.preprocessing).to_dict())
+    return shown | {"temperature": repr(getattr(model, "temperature", 1.0))}
+
+
+def _write_weights(model: LitBase, path: Path) -> str:
+    network: nn.Module = getattr(model, "net", model)  # the keys of the architecture, without the prefix net.
+    state = {name: tensor.contiguous() for name, tensor in network.state_dict().items()}
+    save_file(state, path, describe_network(model))
+    found = load_file(path)
+    if found.keys() != state.keys() or not all(torch.equal(found[name], one) for name, one in state.items()):
+        raise UsageError(f"{path.name}: the weights were not read back as they were written: check the disk")
+    return f"{plural(len(state), 'tensor')}: read back and equal"
+
+
+class Answers(nn.Module):
+    """The network with scaled pixels as input (0 to 255), or rows, and with probabilities or outputs as result."""
+
+    def __init__(self, model: LitBase) -> None:
+        super().__init__()
+        self.model = model
+        spec = Preprocessing.from_dict(model.preprocessing) if model.sample_ndim == 3 else None
+        self.factor, self.offset = torch.ones(()), torch.zeros(())
+        if spec:
+            mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (spec.mean, spec.std))
+            self.factor, self.offset = 1 / (255 * std), mean / std
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.model.predict_step(x * self.factor - self.offset)
+
+
+def _write_onnx(saved: Any, model: LitBase, folder: Path, photos: str | None) -> str:
+    missing = [name for name in ("onnx", "onnxruntime", "onnxscript") if find_spec(name) is None]
+    if missing:
+        raise UsageError(f"an ONNX file needs {' and '.join(missing)}: pip install 'lit-classics[export]'")
+    interpolation = Preprocessing.from_dict(model.preprocessing).interpolation
+    if model.sample_ndim == 3 and interpolation not in INTERPOLATIONS:
+        raise UsageError(f"an ONNX file cannot resize with interpolation {interpolation}: use --to model.safetensors")
+    build_onnx(model, folder / MODEL)
+    example = "onnx_example" if model.sample_ndim == 3 else "onnx_rows_example"
+    shutil.copy(Path(__file__).with_name(f"{example}.py"), folder / EXAMPLE)
+    with tempfile.TemporaryDirectory() as name:
+        inputs = _inputs_to_compare(saved, model, Path(name), photos)
+        return compare_answers(model, folder, inputs)
+
+
+def build_onnx(model: LitBase, path: Path) -> None:
+    """Write an ONNX file. Its input is ``image`` (N, H, W, 3) uint8, or ``rows`` (N, F) float32.
+
+    Its output is ``probabilities`` (N, K) float32 of a classifier, else ``outputs`` (N, K) float32.
+    """
+    import onnx  # here, because these packages are optional
+    from onnx.compose import add_prefix, merge_models
+
+    from lit_training.trained.onnx_pictures import OPSET, picture_graph
+
+    takes_pictures, is_classifier = model.sample_ndim == 3, model.task == "classification"
+    first, last = "square" if takes_pictures else "rows", "probabilities" if is_classifier else "outputs"
+    example = sample_input(model).expand(2, *[-1] * model.sample_ndim)
+    for library in ("torch.onnx", "onnxscript"):
+        logging.getLogger(library).setLevel(logging.ERROR)
+    names: Any = {"input_names": [first], "output_names": [last], "opset_version": OPSET}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        shapes = ({0: torch.export.Dim("N")},)
+        program: Any = torch.onnx.export(Answers(model), (example,), dynamic_shapes=shapes, verbose=False, **names)
+    network = program.model_proto
+    if takes_pictures:
+        pictures = picture_graph(Preprocessing.from_dict(model.preprocessing))
+        pictures.ir_version = network.ir_version
+        pictures = add_prefix(pictures, "picture.", rename_inputs=False, rename_outputs=False)
+        network = merge_models(pictures, network, io_map=[("pixels", first)])
+    form = {"image": "uint8 RGB (N, H, W, 3), upright, any size"} if takes_pictures else {"rows": "float32 (N, F)"}
+    facts = describe_network(model) | {"input": json.dumps(form), "output": json.dumps({last: "float32 (N, K)"})}
+    onnx.helper.set_model_props(network, facts)
+    onnx.checker.check_model(network)
+    onnx.save(network, path)
+
+
+def _inputs_to_compare(saved: Any, model: LitBase, folder: Path, photos: str | None) -> list[str]:
+    """Return files with at most MAX_COMPARED validation pictures or rows. Those that are no files are written first."""
+    data: Any = saved.data() if saved.checkpoint["lit"].get("data_class") else None
+    split_file = saved.folder / SPLIT
+    if model.sample_ndim == 3 and split_file.is_file():
+        root = Path(photos or data.hparams["root"]).expanduser()
+        lines = [(split, root / path) for path, (_, split, _) in read_split_file(str(split_file)).items()]
+        for wanted in ("val", "test", "train"):  # with --folds, all pictures were trained on
+            if files := [str(path) for split, path in lines if split == wanted and path.is_file()]:
+                return files[:: -(-len(files) // MAX_COMPARED)]  # of all classes
+        problem = f"the run's photos are not in {root}, so the export cannot be compared with the network"
+        raise UsageError(f"{problem}: give their folder with --photos DIR")
+    samples: Any = []
+    if isinstance(data, SplitDataModule):
+        data.setup("validate")
+        samples = data.dataset("val")
+    inputs = [samples[index][0] for index in range(min(len(samples), MAX_COMPARED))]
+    if model.sample_ndim == 1:
+        rows = torch.stack(inputs) if inputs else torch.randn(MAX_COMPARED, sample_input(model).shape[1])
+        np.save(folder / "rows.npy", rows.numpy())
+        return [str(folder / "rows.npy")]
+    if not inputs:
+        problem = f"{type(data).__name__} gives no validation pictures to compare the export with"
+        raise UsageError(f"{problem}: use --to model.safetensors, or train with --data DIR")
+    pixels = figures.undo_normalization(torch.stack(inputs), Preprocessing.from_dict(model.preprocessing))
+    pictures = [str(folder / f"{index}.png") for index in range(len(inputs))]
+    for file, picture in zip(pictures, (255 * pixels).round().byte().permute(0, 2, 3, 1).numpy(), strict=True):
+        Image.fromarray(picture).save(file)
+    return pictures
+
+
+def compare_answers(model: LitBase, folder: Path, files: Sequence[str]) -> str:
+    """Run the example in ``folder`` on files, in a process without torch. Return one line of text.
+
+    Raise a UsageError that names the worst files if an answer differs from the network's.
+    """
+    expected = [one for one in predict(model, files) if not one.error]
+    files = list(dict.fromkeys(one.path for one in expected))  # without files that cannot be read
+    if not files:
+        raise UsageError("none of the run's pictures can be read, so the export cannot be compared: restore them")
+    lines: list[str] = []
+    for start in range(0, len(files), MAX_ARGUMENTS):
+        command = [sys.executable, str(folder / EXAMPLE), *files[start : start + MAX_ARGUMENTS]]
+        result = subprocess.run(command, capture_output=True, text=True)
+        if result.returncode:
+            reason = [line for line in result.stderr.splitlines() if line.strip()][-1]
+            raise UsageError(f"the exported file cannot be run, so nothing is written: {reason}")
+        lines += result.stdout.splitlines()
+    differences, wrong = [], []
+    for one, line in zip(expected, lines, strict=True):
+        answer = json.loads(line)
+        name = one.path if one.row is None else f"row {one.row}"
+        if one.outputs:
+            own, other = np.array(one.outputs), np.array(answer["outputs"])
+            differences.append((float(np.abs(own - other).max() / max(1.0, np.abs(own).max())), name))
+            continue
+        shares, answers = one.probabilities, answer["probabilities"]
+        are_other = shares.keys() != answers.keys()
+        largest = 1.0 if are_other else max(abs(shares[label] - answers[label]) for label in shares)
+        differences.append((largest, name))
+        top = max(answers, key=answers.get)
+        if are_other or (top != one.label and shares[one.label] - shares[top] > MAX_TIE):
+            wrong.append(name)
+    worst, count = max(differences)[0], plural(len(expected), "picture" if model.sample_ndim == 3 else "row")
+    if wrong or not worst <= MAX_DIFFERENCE:  # a NaN is wrong, too
+        names = first_names([name for _, name in sorted(differences, reverse=True)], 3)
+        problem = (
+            f"{len(wrong)} of {count} get another class, the largest difference is {worst:.2g}: {printable(names)}"
+        )
+        raise UsageError(f"the ONNX file does not answer as the network, so nothing is written: {problem}")
+    return f"{count} compared: the same class for each, the largest difference is {worst:.1g}"
+
+
+def _fill_folder(model: LitBase, folder: Path) -> None:
+    """Add the class names, one in each line."""
+    if model.task == "classification":
+        names = json.loads(describe_network(model)["class_names"])
+        (folder / LABELS).write_text("\n".join(map(printable, names)) + "\n", "utf-8")

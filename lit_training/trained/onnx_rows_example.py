@@ -1,0 +1,14 @@
+"""Predict rows of numbers without torch: python predict.py ROWS.npy... (pip install numpy onnxruntime)"""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+
+network = onnxruntime.InferenceSession(Path(__file__).with_name("model.onnx"))
+for path in sys.argv[1:]:
+    rows = np.load(path).astype(np.float32)  # (N, F)
+    for number, outputs in enumerate(network.run(None, {"rows": rows})[0].tolist(), start=1):
+        print(json.dumps({"path": path, "row": number, "outputs": outputs}))
