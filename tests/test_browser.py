@@ -4,10 +4,8 @@ Without a chromedriver, the tests are skipped and tests/conftest.py prints a mes
 REQUIRE_BROWSER=1, the tests fail if a program is missing.
 """
 
-import os
 import re
 import shlex
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -18,11 +16,9 @@ import pytest
 
 from lit_training import figures
 from lit_training.trained.compare import read_run
+from tests.support.browser import REQUIRED, check_programs, start_browser
 from tests.support.fits import parse
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-DRIVER = shutil.which("chromedriver")
-REQUIRED = bool(DRIVER) or os.environ.get("REQUIRE_BROWSER") == "1"
 RUNS = {
     "LitCNN": ["--data.train_size=400", "--data.val_size=100", "--max_epochs=2", "--model.lr=0.01"],
     "LitMLP": ["--model=LitMLP", "--data.steps=60", "--max_epochs=2"],
@@ -66,8 +62,7 @@ pytestmark = [
 @pytest.fixture(scope="module", autouse=True)
 def browser_exists() -> None:
     """Fail if a program is missing, before the runs are trained."""
-    missing = [name for name, path in (("chromium", CHROMIUM), ("chromedriver", DRIVER)) if path is None]
-    assert not missing, f"there is no {' and no '.join(missing)} on PATH: apt-get install chromium chromium-driver"
+    check_programs()
 
 
 @pytest.fixture(scope="module")
@@ -98,18 +93,10 @@ def show(address: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cal
 
     It returns the result. ``run`` is selected in the tab first.
     """
-    from selenium import webdriver
     from selenium.common.exceptions import TimeoutException
-    from selenium.webdriver.chrome.service import Service
     from selenium.webdriver.support.ui import WebDriverWait
 
-    options = webdriver.ChromeOptions()
-    options.binary_location = str(CHROMIUM)
-    switches = "headless no-sandbox disable-gpu disable-quic no-first-run disable-background-networking disable-sync"
-    for switch in [*switches.split(), "disable-component-update", "disable-dev-shm-usage", "window-size=1280,2400"]:
-        options.add_argument(f"--{switch}")
-    options.add_argument(f"--user-data-dir={tmp_path_factory.mktemp('profile')}")
-    browser = webdriver.Chrome(options=options, service=Service(DRIVER))
+    browser = start_browser(tmp_path_factory.mktemp("profile"))
 
     def open_tab(tab: str, script: str, condition: Callable[[Any], bool], run: str = "") -> Any:
         browser.get("about:blank")  # needed because a new fragment alone loads nothing
