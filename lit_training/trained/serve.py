@@ -73,9 +73,9 @@ def serve(saved: Any, device: torch.device, host: str, port: int) -> None:
         raise UsageError(f"no server at {host}, port {port} ({error}): try --port 0, and an own address") from error
     if host not in LOCAL:
         print(f"note: anyone in the network can use it, at an address of {socket.gethostname()}")
-    print(
-        f"open http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]} (Ctrl-C ends it)", flush=True
-    )
+    shown = f"[{host}]" if ":" in host else host
+    print(f"open http://{shown}:{listener.getsockname()[1]} (Ctrl-C ends it)", flush=True)
+    logging.getLogger("python_multipart").setLevel(logging.ERROR)  # it warns of damaged forms
     server = uvicorn.Server(uvicorn.Config(app, http="h11", ws="none", log_level="error", timeout_graceful_shutdown=3))
     logging.getLogger("uvicorn.error").addFilter(lambda record: not server.should_exit)  # it cancels slow requests
     server.run([listener])

@@ -4,7 +4,6 @@ import contextlib
 import importlib.util
 import io
 import json
-import os
 import re
 import shutil
 import socket
@@ -84,8 +83,8 @@ def predictions(files: list[str]) -> list[dict[str, Any]]:
 
 def test_the_answer_is_that_of_predict_py(here: None, running: Server) -> None:
     files = sorted(map(str, Path("photos/val").rglob("*.png")))
-    for seed, file in enumerate(pictures(4)):
-        Path(f"{seed}.jpg").write_bytes(file)
+    for seed, picture in enumerate(pictures(4)):
+        Path(f"{seed}.jpg").write_bytes(picture)
         files.append(f"{seed}.jpg")
     expected = predictions(files)
     assert {one["class"] for one in expected} == set(NAMES)
@@ -266,11 +265,11 @@ def test_other_web_pages_are_refused(running: Server, headers: dict[str, str], c
     ],
 )
 def test_what_is_not_http(running: Server, data: bytes) -> None:
-    with socket.create_connection(("127.0.0.1", running.port), timeout=10) as client:
-        with contextlib.suppress(OSError):  # it can close the connection before all is sent
-            client.sendall(data)
-            client.shutdown(socket.SHUT_WR)
-            assert client.recv(12) in (b"HTTP/1.1 400", b"")
+    client = socket.create_connection(("127.0.0.1", running.port), timeout=10)
+    with client, contextlib.suppress(OSError):  # the server can close the connection before all is sent
+        client.sendall(data)
+        client.shutdown(socket.SHUT_WR)
+        assert client.recv(12) in (b"HTTP/1.1 400", b"")
     assert running.ask(JPEG)[0] == 200  # the fixture checks that the server has printed no traceback
 
 
@@ -335,4 +334,3 @@ def test_many_clients_get_their_own_answers(here: None, running: Server) -> None
     expected = dict(zip(files, predictions([f"{number}.jpg" for number in range(64)]), strict=True))
     assert len({str(one) for one in expected.values()}) > 60
     assert stress(running, expected, 5) >= 96
-    assert os.getpid() != running.process.pid
