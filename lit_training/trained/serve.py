@@ -30,7 +30,7 @@ def serve(saved: Any, device: torch.device, host: str, port: int) -> None:
     if model.task != "classification" or model.sample_ndim != 3:
         raise UsageError(f"serve.py is for classifiers of pictures, not for {type(model).__name__}: use predict.py")
     coverage = 0.9 if calibration is not None and len(calibration.scores) >= 9 else None  # 0.9 needs 9 scores
-    torch.set_num_threads(choose_threads(model, describe.sample_input(model), 1))
+    torch.set_num_threads(choose_threads(model, describe.sample_input(model), 32))  # as predict.py: the same digits
     names = {*LOCAL, host.lower(), socket.gethostname().lower()}
     slots, turn = asyncio.Semaphore(MAX_REQUESTS), asyncio.Lock()
 

@@ -20,6 +20,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
+
 sys.path.insert(0, str(Path(__file__).parents[2]))
 from lit_training import load
 from tests.support.commands import run_well, start
@@ -117,6 +119,7 @@ def stress(running: Server, expected: dict[bytes, Any], seconds: float) -> int:
 
 
 def main(seconds: float) -> None:
+    torch.set_num_threads(1)  # as in the server
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
         run_well("fit.py --max_epochs 2 --model.lr 0.02 --dashboard false --quiet --accelerator cpu")
