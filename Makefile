@@ -21,6 +21,7 @@ coverage: .venv/ready
 stress: .venv/ready
 	$(BIN)/python tests/stress/matrix.py
 	$(BIN)/python tests/stress/exports.py
+	$(BIN)/python tests/stress/clients.py
 	$(BIN)/python tests/stress/kill_runs.py --minutes $(MINUTES)
 	$(BIN)/python tests/stress/odd_inputs.py --minutes $(MINUTES)
 

@@ -92,8 +92,8 @@ class PhotoFiles(TwoStageDataset):
         return pixels if len(self.mean) == 3 else v2.functional.rgb_to_grayscale(pixels)
 
 
-def read_pixels(source: str | Path | Image.Image | np.ndarray) -> Tensor:
-    """Return an upright RGB picture, (3, H, W) uint8, from a file, a PIL image or a uint8 array (H, W[, 3])."""
+def read_pixels(source: str | Path | bytes | Image.Image | np.ndarray) -> Tensor:
+    """Return an upright RGB picture, (3, H, W) uint8, from a file or its bytes, a PIL image or an array (H, W[, 3])."""
     if isinstance(source, np.ndarray):
         if source.dtype != np.uint8 or not (source.ndim == 2 or (source.ndim == 3 and source.shape[2] == 3)):
             raise DataError(f"an array {source.shape} of {source.dtype} is not a picture: give (H, W, 3) of uint8")
@@ -103,7 +103,7 @@ def read_pixels(source: str | Path | Image.Image | np.ndarray) -> Tensor:
     # torchvision decodes a JPEG to the same pixels as Pillow in two thirds of the time. After an error here,
     # read_picture below decodes the file, or raises a BadPicture with the reason.
     with contextlib.suppress(Exception):
-        data = Path(source).read_bytes()
+        data = source if isinstance(source, bytes) else Path(source).read_bytes()
         with Image.open(io.BytesIO(data), formats=("JPEG",)) as header:
             is_plain = header.mode in ("RGB", "L") and header.width * header.height < MAX_PIXELS_FOR_TORCHVISION
             # rotate here, because torchvision handles damaged orientation tags differently

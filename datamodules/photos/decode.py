@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
+import io
 import logging
 import os
 import re
@@ -67,8 +68,8 @@ class Inspection(NamedTuple):
     sha256: str = ""  # of the file, in lower-case hex
 
 
-def read_picture(path: str | Path, side: int | None = None) -> Image.Image:
-    """Decode the first picture in a file to upright RGB. The suffix has no effect. Raise BadPicture on failure.
+def read_picture(path: str | Path | bytes, side: int | None = None) -> Image.Image:
+    """Decode the first picture of a file, or of its bytes, to upright RGB. The suffix has no effect. Raise BadPicture on failure.
 
     With a ``side`` in pixels, the sides of a large JPEG are divided by up to 8, but not below ``side``: this is fast.
     """
@@ -114,13 +115,13 @@ def _is_blank(image: Image.Image) -> bool:
 
 
 @contextlib.contextmanager
-def _open_picture(path: str | Path) -> Iterator[Image.Image]:
+def _open_picture(path: str | Path | bytes) -> Iterator[Image.Image]:
     """Open a picture and read its header. Convert all errors, also errors in the `with` block, to BadPicture."""
-    name = str(path)
-    if (suffix := Path(path).suffix[1:].lower()) in UNSUPPORTED_SUFFIXES:  # Pillow would open some raw files as TIFF
+    name = "" if isinstance(path, bytes) else str(path)
+    if (suffix := Path(name).suffix[1:].lower()) in UNSUPPORTED_SUFFIXES:  # Pillow would open some raw files as TIFF
         raise BadPicture(name, UNREAD, f".{suffix}: convert to .jpg")
     try:
-        with Path(path).open("rb") as file:
+        with io.BytesIO(path) if isinstance(path, bytes) else Path(path).open("rb") as file:
             try:
                 image = Image.open(file, formats=_prepare_pillow())
             except OSError as error:  # includes UnidentifiedImageError

@@ -83,16 +83,24 @@ def put_side_by_side(pictures: Tensor, maps: Tensor) -> Tensor:
     return torch.cat([pictures, (pictures + colours) / 2], dim=3)
 
 
+def explain_picture(model: LitBase, source: str | bytes, label: str) -> Tensor | None:
+    """Return a picture next to the heat map of a class, (1, 3, S, 2 S) in [0, 1]; None if it cannot be read."""
+    preprocessing = Preprocessing.from_dict(model.preprocessing)
+    [sample] = read_pictures([source], preprocessing, batch_size=1)
+    if sample.x is None:
+        return None
+    x = normalize(sample.x[None], preprocessing.mean, preprocessing.std)  # (1, C, S, S)
+    names = distinct_class_names(model.class_names, model.hparams.get("num_classes", 0))
+    heat = grad_cam(model, x, torch.tensor([names.index(label)]))
+    return put_side_by_side(figures.undo_normalization(x, preprocessing), heat)
+
+
 def explain_predictions(model: LitBase, predictions: Sequence[Prediction], folder: Path) -> int:
     """Draw each image next to the heat map of its most likely class; return the number of drawn images.
 
     The files ``folder/NUMBER_NAME.png`` replace those of an earlier call. Images that cannot be read are not drawn.
     """
     check_explainable(model)
-    preprocessing = Preprocessing.from_dict(model.preprocessing)
-    names = distinct_class_names(model.class_names, model.hparams.get("num_classes", 0))
-    readable = {number: prediction for number, prediction in enumerate(predictions, 1) if prediction.probabilities}
-    samples = read_pictures([prediction.path for prediction in readable.values()], preprocessing, batch_size=8)
     drawn = 0
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -100,13 +108,10 @@ def explain_predictions(model: LitBase, predictions: Sequence[Prediction], folde
             if file.is_file() and MADE_BY.encode() in file.read_bytes()[:1000]:  # the text is before the pixels
                 file.unlink()
         (folder / OUTPUT_MARKER).touch()
-        for (number, prediction), sample in zip(readable.items(), samples, strict=True):
-            if sample.x is None:  # the file was deleted after the prediction
+        for number, prediction in enumerate(predictions, 1):
+            picture = explain_picture(model, prediction.path, prediction.label) if prediction.probabilities else None
+            if picture is None:
                 continue
-            x = normalize(sample.x[None], preprocessing.mean, preprocessing.std)  # (1, C, S, S)
-            index = names.index(prediction.label)
-            heat = grad_cam(model, x, torch.tensor([index]))
-            picture = put_side_by_side(figures.undo_normalization(x, preprocessing), heat)
             title = f"{Path(prediction.path).name}\n{prediction.probability:.0%} {prediction.label}"
             figure = figures.draw_sheet(picture, [title], heat_maps=True)
             file = folder / f"{number}_{Path(prediction.path).stem[:MAX_NAME_LENGTH]}.png"

@@ -56,8 +56,8 @@ def read_pictures(
 ) -> Iterator[Sample]:
     """Yield the images in order, resized and cropped but not normalized. All cores decode the images of a batch.
 
-    ``sources`` are paths from :func:`find_files`, PIL images, or uint8 arrays (H, W, 3). Other arrays raise a
-    DataError. ``ahead`` is the number of batches to decode in advance.
+    ``sources`` are paths from :func:`find_files`, bytes of files, PIL images, or uint8 arrays (H, W, 3). Other arrays
+    raise a DataError. ``ahead`` is the number of batches to decode in advance.
     """
     photos = PhotoFiles(Path(), np.array([]), torch.zeros(0), preprocessing, (), 0)
 

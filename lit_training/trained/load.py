@@ -62,10 +62,10 @@ class SavedRun:
     ) -> Prediction | list[Prediction]:
         """Return one prediction for a single image, otherwise a list. In a list, unreadable files have an ``error``.
 
-        ``images`` is the path of an image, of a folder of images or of a file of rows (.csv or .npy); a PIL image; a
-        uint8 array (H, W, 3); or a list of these. With a ``coverage`` such as 0.9, each prediction
-        has the ``set`` of classes that holds the true one in 90 % of cases. Raises a UsageError or DataError if a
-        single file cannot be read, or an input does not fit the network.
+        ``images`` is the path of an image, of a folder of images or of a file of rows (.csv or .npy); a PIL image; the
+        bytes of a picture file; a uint8 array (H, W, 3); or a list of these. With a ``coverage`` such as 0.9, each
+        prediction has the ``set`` of classes that holds the true one in 90 % of cases. Raises a UsageError or
+        DataError if a single file cannot be read, or an input does not fit the network.
         """
         model, is_list = self.model(), isinstance(images, list | tuple)
         takes_rows, inputs, device = model.sample_ndim == 1, _list_inputs(model, images), find_device(accelerator)

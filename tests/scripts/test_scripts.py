@@ -19,6 +19,7 @@ LINES = {
     "evaluate.py": "evaluate.py",
     "fit.py": "fit.py --seeds many",
     "predict.py": "predict.py latest",
+    "serve.py": "serve.py",
 }
 """A command line for each script that argparse refuses."""
 
