@@ -69,7 +69,7 @@ class Inspection(NamedTuple):
 
 
 def read_picture(path: str | Path | bytes, side: int | None = None) -> Image.Image:
-    """Decode the first picture of a file, or of its bytes, to upright RGB. The suffix has no effect. Raise BadPicture on failure.
+    """Decode the first picture of a file, or of its bytes, to upright RGB. Raise BadPicture on failure.
 
     With a ``side`` in pixels, the sides of a large JPEG are divided by up to 8, but not below ``side``: this is fast.
     """
