@@ -18,7 +18,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("dir", metavar="DIR", help="folder of photos to check")
     action = parser.add_mutually_exclusive_group()
     action.add_argument("--json", action="store_true", help="print JSON with all file names instead of text")
-    action.add_argument("--labels", metavar="RUN", help="find wrong labels with the folds of RUN; write fixes.csv")
+    action.add_argument("--labels", metavar="RUN", help="find wrong labels with the folds of RUN")
     action.add_argument("--apply", metavar="FILE", help="move files as this edited fixes.csv says")
     action.add_argument("--undo", action="store_true", help="move the files of the last --apply back")
     parser.add_argument("--workers", type=at_least(0), metavar="N", help="reader processes (default: one per core)")

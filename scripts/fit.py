@@ -33,8 +33,8 @@ def main() -> None:
         fit.print_start(run)
         folds.train_folds(cli)
         run.trainer.fit(run.model, run.data, weights_only=True)
-        folds.remove_folds(run)
     fit.print_result(run)
+    folds.remove_folds(run)  # a run that was killed in the calibration needs them
     if run.start is not None and run.trainer.is_global_zero:
         write_hashes(run.start.folder)
 

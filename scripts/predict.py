@@ -22,7 +22,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--top_k", type=at_least(1), default=3, metavar="N", help=top_k)
     parser.add_argument("--output", metavar="FILE", help="also write a .csv, .json or .jsonl file")
     parser.add_argument("--batch_size", type=at_least(1), default=32, metavar="N", help="batch size (default: 32)")
-    coverage = "show the set of classes that has the true class in this share of cases, such as 0.9"
+    coverage = "share of cases whose set has the true class: 0.9"
     parser.add_argument("--coverage", type=float, metavar="SHARE", help=coverage)
     parser.add_accelerator_flag()
     parser.add_argument("--explain", action="store_true", help="draw heat maps into explanations/")

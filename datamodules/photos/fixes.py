@@ -17,19 +17,21 @@ from datamodules.text import first_names, plural, printable
 FIX_COLUMNS = ("path", "label", "suggested", "confidence", "action")
 MOVE, KEEP, LEAVE_OUT = "move", "keep", "leave_out"  # actions
 LEFT_OUT_FOLDER = ".left_out"  # in the photo folder; hidden folders are not read
-JOURNAL = ".moved_{}.csv"  # in the photo folder, one for each --apply: old and new path of each file
+JOURNAL, JOURNALS = ".moved_{:04}.csv", ".moved_[0-9][0-9][0-9][0-9].csv"
+"""Files in the photo folder, one for each --apply, with the old and the new path of each file."""
 
 
 def read_fixes(listing: Listing, fixes_file: str) -> dict[int, str]:
     """Return index of a picture -> its new class, or "" to leave it out. Raise DataError for a wrong line."""
     fixes, names, rows = dict[int, str](), listing.class_names, {path: row for row, path in enumerate(listing.paths)}
+    moved = " (if --apply has moved it, check.py DIR --undo moves it back)" * any(listing.root.glob(JOURNALS))
     for number, cells in read_rows(fixes_file, [FIX_COLUMNS], "give a fixes.csv that check.py --labels wrote"):
         path, label, suggested, _, action = (cell.removeprefix("'") for cell in cells)
         row, new = rows.get(path, -1), {MOVE: suggested, KEEP: label, LEAVE_OUT: ""}.get(action.strip().lower())
         own = names[listing.labels[row]] if row >= 0 else ""
         for problem, is_found in (
             (f"the action is {action}, but must be {MOVE}, {KEEP} or {LEAVE_OUT}", new is None),
-            (f"{path} is not a picture in {listing.root}: correct or delete the line", row < 0),
+            (f"{path} is not a picture in {listing.root}{moved}: correct or delete the line", row < 0),
             (f"an earlier line has {path} too: delete one of them", row in fixes),
             (f"the class of {path} is {own}, not {label}: correct or delete the line", label != own),
             (f"{new} is not one of the classes {first_names(names, 12)}", new not in ("", *names)),
@@ -75,8 +77,8 @@ def move_files(root: str, fixes_file: str, layout: str | None = None) -> int:
         moves[alike] = path, target
     if not moves:
         raise DataError(f"{printable(fixes_file)} has no new class and nothing to leave out: edit its column action")
-    last = max(folder.glob(JOURNAL.format("*")), default=Path(JOURNAL.format("0000"))).stem.rpartition("_")[2]
-    write_csv(folder / JOURNAL.format(f"{int(last) + 1:04}"), moves.values())
+    last = max(folder.glob(JOURNALS), default=Path(JOURNAL.format(0))).stem.rpartition("_")[2]
+    write_csv(folder / JOURNAL.format(int(last) + 1), moves.values())
     try:
         for path, target in moves.values():
             _move(folder, path, target)
@@ -89,10 +91,15 @@ def move_files(root: str, fixes_file: str, layout: str | None = None) -> int:
 def undo_move(root: str) -> int:
     """Move the files of the last :func:`move_files` back, also if it was interrupted. Return their number."""
     folder = Path(root).expanduser()
-    if not (journals := sorted(folder.glob(JOURNAL.format("*")))):
+    if not (journals := sorted(folder.glob(JOURNALS))):
         raise DataError(f"{printable(root)} has nothing to undo: --apply has moved no file in it")
     with journals[-1].open(**READ_TEXT_FILE) as file:
-        moved = [(path, target) for path, target in csv.reader(file) if os.path.lexists(folder / target)]
+        rows = list(csv.reader(file))
+    if any(
+        len(row) != 2 or any(Path(place).is_absolute() or ".." in Path(place).parts for place in row) for row in rows
+    ):
+        raise DataError(f"{printable(str(journals[-1]))} is damaged: move the files back by hand, then delete it")
+    moved = [(path, target) for path, target in rows if os.path.lexists(folder / target)]
     if existing := [path for path, _ in moved if os.path.lexists(folder / path)]:
         raise DataError(f"{first_names(existing, 3)} would be overwritten: rename these files, then repeat --undo")
     for path, target in moved:

@@ -21,7 +21,7 @@ GROUPS = ("near", "exact", "none")
 NEIGHBORS, FAR = 20, 0.5  # distances above FAR count as FAR, so that a folder of few pictures has a 20th neighbor
 MAX_DISTANCE, MAX_SHARE, SURE = 0.2, 0.25, 0.03  # near: < MAX_DISTANCE, and < MAX_SHARE of the 20th's or < SURE
 MAX_BLURRED, MAX_SHARE_BLURRED = 0.4, 0.1  # or, for blurred copies: < MAX_BLURRED, and this share before the alignment
-MAX_CHAIN = 0.2  # of a class
+MAX_CHAIN, SAME = 0.2, 0.01  # of a class; nearly equal: < SAME before the alignment
 MAX_IN_ONE_CELL = 20_000  # more pictures are sorted into cells; each is compared with those of the nearest cells
 _CELL_SIZE, _PROBES, _BLOCK = 5_000, 4, 256
 _FREQUENCIES = np.arange(7)
@@ -42,19 +42,21 @@ def group_look_alikes(
     if group != "near":
         return (first_copies if group == "exact" else rows), notes
     unique, copies = np.flatnonzero(first_copies == rows), np.stack([rows, first_copies])
-    pairs = unique[find_near_pairs(thumbnails[unique])]
+    pairs, is_sure = find_near_pairs(thumbnails[unique])
+    pairs = unique[pairs]
     groups, near_counts = connect(copies, pairs), np.bincount(pairs.ravel(), minlength=len(rows))
     cells, sizes = np.unique(groups * len(names) + listing.labels, return_counts=True)
     shares = sizes / listing.counts().sum(axis=0)[cells % len(names)]
     for cell in np.flatnonzero((shares > MAX_CHAIN) & (sizes > 1)).tolist():
         chain, label = divmod(int(cells[cell]), len(names))
         members = unique[groups[unique] == chain]
-        if near_counts[members].max() < len(members) - 1:
-            pairs = pairs[:, groups[pairs[0]] != chain]
+        if near_counts[members].max() < min(len(members) - 1, NEIGHBORS):
+            kept = is_sure | (groups[pairs[0]] != chain)
+            pairs, is_sure = pairs[:, kept], is_sure[kept]
             notes.append(
                 f"{plural(int(sizes[cell]), 'picture')}, {shares[cell]:.0%} of class {printable(names[label])}, are a "
-                f"chain: each looks like the next ({printable(listing.paths[chain])}, ...): only exact copies "
-                "stay together; if they belong together, use --data.group_by"
+                f"chain: each looks like the next ({printable(listing.paths[chain])}, ...): only nearly equal "
+                "ones stay together; if they belong together, use --data.group_by"
             )
     return connect(copies, pairs), notes
 
@@ -83,8 +85,11 @@ def connect(*pairs: np.ndarray) -> np.ndarray:
         lowest = lower
 
 
-def find_near_pairs(thumbnails: np.ndarray) -> np.ndarray:
-    """Return the indices, (2, pairs), of near duplicates among `thumbnails`, (n, SIZE, SIZE) uint8."""
+def find_near_pairs(thumbnails: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the indices, (2, pairs), of near duplicates among `thumbnails`, (n, SIZE, SIZE) uint8.
+
+    Also return True for pairs that are nearly equal without an alignment, (pairs,) bool.
+    """
     blocks = [thumbnails[start : start + _BLOCK] for start in range(0, len(thumbnails) + 1, _BLOCK)]
     details = np.concatenate([_fine(block)[:, 3:-3, 3:-3].std(axis=(1, 2)) for block in blocks])
     rows = np.flatnonzero(details > 0.5)  # gray levels; others are blank, or even gradients
@@ -105,7 +110,7 @@ def find_near_pairs(thumbnails: np.ndarray) -> np.ndarray:
         after[block[again]] = np.minimum(after[block[again]], _align(b[again], a[again]))  # better if b is a part of a
     is_near = (after < MAX_DISTANCE) & (after < np.maximum(MAX_SHARE * limit, SURE))
     is_near |= (after < MAX_BLURRED) & (before < MAX_SHARE_BLURRED * limit)
-    return rows[np.stack([one, other])[:, is_near]]
+    return rows[np.stack([one, other])[:, is_near]], before[is_near] < SAME
 
 
 def _find_neighbors(thumbnails: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
+from lightning.pytorch.callbacks import StochasticWeightAveraging
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor
 
@@ -82,6 +83,8 @@ class FoldOutputs(NeedsMetric):
         self.best.load_state_dict(state_dict["best"])
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if any(isinstance(one, StochasticWeightAveraging) for one in trainer.callbacks):  # type: ignore[attr-defined]
+            raise UsageError("--folds and StochasticWeightAveraging cannot be used together: use EMAWeightAveraging")
         monitors = [one.monitor for one in trainer.lr_scheduler_configs if one.reduce_on_plateau]
         monitors += [getattr(one, "monitor", None) for one in trainer.callbacks if one is not self]  # type: ignore[attr-defined]
         if lost := [name for name in monitors if name and not name.startswith("train_")]:

@@ -295,7 +295,7 @@ def keep_global_batch(start: RunStart, new_config: Any, processes: int, is_typed
     """
     config = _read_config(start.folder) or {}
     arguments, own = ((part.get("data") or {}).get("init_args") or {} for part in (new_config, config))
-    if "group" in arguments and "group" not in own:
+    if arguments.get("group") == "near" and "group" not in own:
         arguments["group"], start = "exact", replace(start, group="exact")
     if not start.processes:
         return replace(start, processes=processes)
@@ -348,8 +348,10 @@ def _refuse_other_settings(new_config: dict[str, Any], run_config: dict[str, Any
             flag = "seed" if key == "seed_everything" else key
             moved = " (--photos DIR if its photos are in another place now)" * (key == "data")
             raise UsageError(f"{run} was started with another --{flag}: leave it out{moved}, or use --resume never")
-    if run_config.get("folds") and not _same_settings(limits_of(run_config), limits_of(new_config)):
-        raise UsageError(f"{run} has --folds, so --max_epochs cannot change: leave it out, or use --resume never")
+    old, new = ({**limits_of(config), "callbacks": None} for config in (run_config, new_config))
+    if run_config.get("folds") and not _same_settings(old, new):
+        names = ", ".join(f"--{name}" for name in old if old[name] != new[name])
+        raise UsageError(f"{run} has --folds, so {names} cannot change: leave it out, or use --resume never")
 
 
 def _same_settings(old: Any, new: Any) -> bool:

@@ -11,6 +11,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import torch
 from lightning.pytorch import Trainer
 
 from datamodules import ImageFolderDataModule
@@ -94,9 +95,16 @@ def _check_metrics(saved: SavedRun, accelerator: str, photos: str | None) -> Ite
 
 
 def _check_temperature(saved: SavedRun, computed: Calibration) -> Iterator[str]:
-    stated = saved.checkpoint["lit"]["calibration"]["temperature"]
-    if not abs(stated - computed.temperature) <= TOLERANCE * computed.temperature:
-        yield f"{relative_path(saved.path).name}: the temperature is {stated:.4g}, computed {computed.temperature:.4g}"
+    stated, name = Calibration.of(saved.checkpoint), saved.path.name
+    if stated is None:
+        yield f"{name}: it has no temperature, computed {computed.temperature:.4g}"
+        return
+    if not abs(stated.temperature - computed.temperature) <= TOLERANCE * computed.temperature:
+        yield f"{name}: the temperature is {stated.temperature:.4g}, computed {computed.temperature:.4g}"
+    facts = [(one.source, one.count, one.score_source) for one in (stated, computed)]
+    is_same = stated.scores.shape == computed.scores.shape and torch.allclose(stated.scores, computed.scores, atol=0.01)
+    if facts[0] != facts[1] or not (is_same or stated.score_source == "test"):
+        yield f"{name}: the samples or the scores of the calibration differ"
 
 
 def _check_tables(saved: SavedRun, accelerator: str, photos: str | None) -> Iterator[str]:
@@ -111,6 +119,13 @@ def _check_tables(saved: SavedRun, accelerator: str, photos: str | None) -> Iter
             rows = list(zip(table.paths, table.repeats, strict=True))
             if abs(table.probabilities.sum(1) - 1).max() > 1e-4 or len(set(rows)) < len(rows):
                 yield f"{OUT_OF_FOLD}: probabilities do not add up to 1, or a sample is twice in a repeat"
+            lines = read_split_file(str(saved.folder / SPLIT)) if (saved.folder / SPLIT).is_file() else {}
+            names = [table.class_names[label] for label in table.labels]
+            labels = {
+                path: (lines[path][0] if path in lines else name) for path, name in zip(table.paths, names, strict=True)
+            }
+            if wrong := [path for path, name in zip(table.paths, names, strict=True) if labels[path] != name]:
+                yield f"{OUT_OF_FOLD}: {plural(len(wrong), 'row')} with another label ({first_names(wrong, 3)})"
         if (file := saved.folder / EVALUATION / PREDICTIONS).is_file():
             own = replace(saved.evaluate(None, accelerator, photos=photos), checkpoint=copy / saved.path.name)
             shares, number = own.outputs.softmax(1), {name: index for index, name in enumerate(own.class_names)}

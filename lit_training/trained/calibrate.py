@@ -123,6 +123,8 @@ class ValidationOutputs(Callback):
         results, loader = [torch.cat(column) for column in zip(*self.batches, strict=True)], trainer.val_dataloaders
         if isinstance(trainer.datamodule, SplitDataModule) and isinstance(loader, DataLoader):
             results = [gather_in_input_order(trainer, values, loader).cpu() for values in results]
+        elif trainer.world_size > 1:  # the padding of other loaders is not known
+            return None
         is_sample: Any = slice(None) if results[1].is_floating_point() else results[1] >= 0
         return results[0][is_sample], results[1][is_sample]
 
@@ -145,9 +147,9 @@ def calibrate(
         calibration = fit_calibration(*outputs, "val", seed, compute("test") if compute else None)
     if calibration is not None and compute and (train := compute("train", features=True)):
         val, references = compute("val", features=True), F.normalize(train[0])
+        others, references = (val[0], references) if val else references.tensor_split([len(references) // 5])  # folds
         calibration = replace(calibration, references=references[: MAX_VALUES // references.shape[1]].half())
-        if val is not None:
-            calibration = replace(calibration, limit=conformal_threshold(calibration.distances(val[0]).numpy(), 0.95))
+        calibration = replace(calibration, limit=conformal_threshold(calibration.distances(others).numpy(), 0.95))
     write_calibration(path, calibration)
     return calibration
 

@@ -124,8 +124,11 @@ def describe_difference(first: ComparedRun, second: ComparedRun) -> str:
     only_second = sum(other and not one for one, other in pairs)
     p, points = mcnemar_p_value(only_first, only_second), 100 * (only_second - only_first) / len(pairs)
     counts = f"the same {len(pairs)} samples, {only_first + only_second} of them right in one run only"
-    details = f"McNemar's exact test, p = {p:.2g}, {counts}{'; the runs have other folds' * (len(folds) == 2)}"
-    if len(folds) == 2 and _have_same_folds(*folds):
+    details = f"McNemar's exact test, p = {p:.2g}, {counts}"
+    if len(folds) == 2:
+        if not _have_same_folds(*folds):
+            fix = "train both with the same --folds (2 or more), --repeats and --seed"
+            return f"{first.name} and {second.name} have other folds, so no test: {fix}"
         differences = (folds[1].accuracies - folds[0].accuracies).tolist()
         p, points = corrected_t_p_value(differences, 1 / folds[0].folds.max()), 100 * mean(differences)
         details = f"corrected resampled t-test, p = {p:.2g}, {len(differences)} folds of the same {len(pairs)} samples"

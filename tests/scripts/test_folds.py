@@ -123,6 +123,8 @@ def test_a_killed_run_goes_on_inside_its_fold_and_ends_the_same(model: str, epoc
     assert (Path("killed") / RUN / "folds" / "1_1").is_dir(), "resume points"
     done += train(line, steps, kill_at=total - 3 * epoch - 1)  # in the last training
     assert (Path("killed") / RUN / "out_of_fold.csv").is_file()
+    first = torch.load(Path("killed") / RUN / "folds" / "1_1.pt", weights_only=True)
+    assert len(first["epochs"]) == 3, "also the epochs before the kill"
     done += train(line, steps)
     assert done <= total + 2 * epoch, "each resume repeats less than an epoch"
     whole, killed = (Path(root) / RUN for root in ("whole", "killed"))

@@ -13,6 +13,7 @@ SCRIPTS = sorted(path.name for path in (ROOT / "scripts").glob("*.py"))
 LIGHT = [name for name in SCRIPTS if name != "benchmark.py"]
 """benchmark.py measures libraries, so it imports them first."""
 LINES = {
+    "export.py": "export.py latest",
     "check.py": "check.py x --wrong",
     "compare.py": "compare.py one",
     "describe.py": "describe.py",

@@ -167,7 +167,7 @@ def test_files_are_moved_and_moved_back(tmp_path: Path, form: str) -> None:
     del expected[None]
     assert files(root) == expected | out
     assert set(find_photos(root).paths) == set(expected)  # training does not read .left_out
-    with pytest.raises(DataError, match="is not a picture in r: correct or delete the line"):
+    with pytest.raises(DataError, match=r"is not a picture in r \(if --apply has moved it, .*--undo"):
         move_files("r", file)
     assert undo_move("r") == len(moves)
     assert files(root) == before
