@@ -27,7 +27,7 @@ from lit_training.runs import checkpoints
 from lit_training.runs.folder import can_resume, newest_first, relative_path
 from lit_training.runs.foreign import with_default_attributes
 from lit_training.runs.hashes import write_hashes
-from lit_training.runs.layout import BEST, HASHES, METRICS, OUT_OF_FOLD, SPLIT
+from lit_training.runs.layout import BEST, HASHES, METRICS, OUT_OF_FOLD, REPORT, SPLIT
 from lit_training.runs.lightning_internals import NullProfiler
 from lit_training.runs.out_of_fold import read_out_of_fold
 from lit_training.runs.own_classes import find_class
@@ -209,6 +209,8 @@ def print_result(run: Run) -> None:
             loss = float(trainer.callback_metrics.get("val_loss", float("nan")))
             evaluation = Evaluation(Path(best), "", "val", loss, *of_validation, None, shown, calibration=calibration)
         write_report(run.start.folder, model, run.data, evaluation)
+        if (file := run.start.folder / REPORT).is_file() and not run.quiet:
+            print(f"report      {relative_path(file)}")
     if best and not run.quiet:
         _print_next_commands(model, run.data, Path(best), run.config["trainer"]["logger"] in (None, True))
 
