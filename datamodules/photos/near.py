@@ -42,8 +42,11 @@ def group_look_alikes(
     if group != "near":
         return (first_copies if group == "exact" else rows), notes
     unique, copies = np.flatnonzero(first_copies == rows), np.stack([rows, first_copies])
-    pairs, is_sure = find_near_pairs(thumbnails[unique])
-    pairs = unique[pairs]
+    pairs = unique[find_near_pairs(thumbnails[unique])[0]]
+    sizes = np.bincount(connect(copies, pairs)[unique], minlength=len(rows))
+    first = np.flatnonzero(sizes > NEIGHBORS // 2)  # of more copies than neighbors: they can be in several groups
+    more, is_same = find_near_pairs(thumbnails[first])
+    pairs = np.concatenate([pairs, first[more[:, is_same]]], axis=1)
     groups, near_counts = connect(copies, pairs), np.bincount(pairs.ravel(), minlength=len(rows))
     cells, sizes = np.unique(groups * len(names) + listing.labels, return_counts=True)
     shares = sizes / listing.counts().sum(axis=0)[cells % len(names)]
@@ -51,12 +54,11 @@ def group_look_alikes(
         chain, label = divmod(int(cells[cell]), len(names))
         members = unique[groups[unique] == chain]
         if near_counts[members].max() < min(len(members) - 1, NEIGHBORS):
-            kept = is_sure | (groups[pairs[0]] != chain)
-            pairs, is_sure = pairs[:, kept], is_sure[kept]
+            pairs = pairs[:, groups[pairs[0]] != chain]
             notes.append(
                 f"{plural(int(sizes[cell]), 'picture')}, {shares[cell]:.0%} of class {printable(names[label])}, are a "
-                f"chain: each looks like the next ({printable(listing.paths[chain])}, ...): only nearly equal "
-                "ones stay together; if they belong together, use --data.group_by"
+                f"chain: each looks like the next ({printable(listing.paths[chain])}, ...): only exact copies "
+                "stay together; if they belong together, use --data.group_by"
             )
     return connect(copies, pairs), notes
 
@@ -96,7 +98,8 @@ def find_near_pairs(thumbnails: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     thumbnails = thumbnails[rows]
     distances, codes = _find_neighbors(thumbnails)
     farthest, (others, turns) = distances[:, -1], np.divmod(codes, 8)
-    one, place = np.nonzero((distances < FAR) & (distances <= farthest[others]))
+    is_mutual = (distances <= farthest[others]) | (distances < SAME)  # of many copies, each may be near 20 others
+    one, place = np.nonzero((distances < FAR) & is_mutual)
     other = others[one, place]
     _, first = np.unique(np.minimum(one, other) * len(rows) + np.maximum(one, other), return_index=True)
     one, other, before, turn = one[first], other[first], distances[one, place][first], turns[one, place][first]

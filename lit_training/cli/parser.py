@@ -230,7 +230,7 @@ class FitCLI(LightningCLI):
                 if start.group and is_rank_zero() and "--data.group" in self.typed:  # others do not know the run yet
                     raise UsageError(f"{start.folder} began without --data.group: leave it out, or use --resume never")
                 for name, done in (("max_epochs", start.epoch), ("max_steps", start.step)):
-                    if (limit := config[name]) in range(done):
+                    if (limit := config[name]) in range(done) and not start.trained:
                         raise UsageError(f"--{name} {limit}: the run has done {done} already: --{name} {done + 1}")
         except (MisconfigurationException, ValueError, TypeError, RuntimeError, ImportError) as error:
             if self.run.start is not None:

@@ -326,6 +326,7 @@ def test_checkpoint_describes_model_and_data(bare: Bare, tmp_path: Path) -> None
             "interpolation": "bilinear",
             "resize": "crop",
         },
+        "trains_on_all": False,
     }
     assert checkpoint["hyper_parameters"]["in_channels"] == 1
     assert checkpoint["datamodule_hyper_parameters"]["channels"] == 1

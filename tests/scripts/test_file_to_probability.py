@@ -21,6 +21,7 @@ from tests.support.networks import (
     best,
     build,
     evaluated,
+    forget_calibration,
     predicted,
     probabilities,
     run_of,
@@ -113,6 +114,7 @@ def test_a_backbone_gets_the_preprocessing_of_its_weights(tmp_path: Path, case: 
     fit(f"--data photos --model.backbone {case.backbone} {flags} {case.flags}")
     network = build(case.backbone, len(CLASSES))
     network.load_state_dict(weights_of(best()))
+    forget_calibration(best())
     head = {name for name, tensor in network.state_dict().items() if tensor.shape != weights[name].shape}
     assert len(head) == 2
     for name, tensor in network.state_dict().items():

@@ -3,6 +3,7 @@
 import csv
 import itertools
 import math
+import re
 import shutil
 from collections import Counter
 from pathlib import Path
@@ -168,6 +169,19 @@ def test_the_figures_are_those_of_the_file_and_the_kept_model_saw_all_samples(st
     out = run_well("evaluate.py latest")
     assert line in out
     assert "test_acc" not in out, "these data have no test split"
+
+
+def test_the_last_training_has_the_median_of_the_best_epochs_rounded_up() -> None:
+    Path("own_folds.py").write_text(OWN)
+    sums = []
+    for seed in range(4):
+        line = f"fit.py {CPU} --quiet false --model own_folds.Linear --data own_folds.Clouds --folds 2 --max_epochs 4"
+        out = run_well(f"{line} --seed {seed}")
+        best = [int(number) for number in re.findall(r"^fold .* in epoch (\d+) ", out, re.MULTILINE)]
+        assert len(best) == 2
+        assert re.findall(r"^all +(\d+) epoch", out, re.MULTILINE) == [str(math.ceil(sum(best) / 2))]
+        sums.append(sum(best))
+    assert any(total % 2 for total in sums), "otherwise no median is rounded"
 
 
 def test_photos_of_a_group_share_a_fold_and_evaluate_shows_their_figures() -> None:

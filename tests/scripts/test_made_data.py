@@ -20,7 +20,7 @@ from datamodules import CIFAR10DataModule, RandomDataModule, ShapesDataModule
 from lit_models import LitCNN
 from tests.support.batches import at, fit, together
 from tests.support.commands import run_well
-from tests.support.networks import evaluated, probabilities, weights_of
+from tests.support.networks import evaluated, forget_calibration, probabilities, weights_of
 from tests.support.pipeline import HALF, Recipe, levels
 
 LENET = Recipe(32, 32, *HALF)
@@ -74,6 +74,7 @@ def test_shapes_depend_only_on_the_seed_of_the_data(
             assert [len(labels) for _, labels in epoch] == [100, 30]
             assert keys(together(epoch)[0]) == keys(shapes["val"][0])
     assert not {*keys(together(other.final)[0])} & {*keys(shapes["val"][0])}
+    forget_calibration(plain.run / "checkpoints/best.ckpt")
     run_well(f"evaluate.py {plain.run}")
     network = LitCNN().net
     network.load_state_dict(weights_of(plain.run / "checkpoints/best.ckpt"))
@@ -247,6 +248,7 @@ def test_cifar10_is_split_by_class_and_keeps_its_own_test_images(
     assert len({*numbers_of(other.final).tolist()} & {*val.tolist()}) < 100
     assert np.mean(levels(together(other.train[0])[0], LENET)[:, 0, 5, 1] > 50) < 0.3  # shifted
 
+    forget_calibration(seen.run / "checkpoints/best.ckpt")
     run_well(f"evaluate.py {seen.run}")
     rows = evaluated(seen.run / "evaluation")
     names = CIFAR10DataModule.class_names

@@ -156,6 +156,15 @@ def test_another_temperature_is_found(name: str) -> None:
     assert "best.ckpt: the temperature is " in out
 
 
+def test_other_scores_of_coverage_and_no_temperature_are_found() -> None:
+    path = RUNS["photos"] / "checkpoints/best.ckpt"
+    checkpoint = torch.load(path, weights_only=True)
+    checkpoint["lit"]["calibration"]["scores"] *= 0.5
+    torch.save(checkpoint, path)
+    write_hashes(RUNS["photos"])
+    assert verify("photos").out == f"{RUNS['photos']}: best.ckpt: the samples or the scores of the calibration differ\n"
+
+
 @pytest.mark.slow
 def test_a_run_with_folds() -> None:
     run_well(f"{PHOTOS} --folds 3 --default_root_dir folds")
@@ -164,6 +173,14 @@ def test_a_run_with_folds() -> None:
     assert run_well(f"evaluate.py {folder} --verify").endswith("all files and figures agree\n")
     with (folder / "out_of_fold.csv").open(newline="", encoding="utf-8-sig") as file:
         rows = list(csv.reader(file))
+    honest = [list(row) for row in rows]
+    for row in rows[1:]:
+        row[3] = row[4]  # each label is what was predicted
+    with (folder / "out_of_fold.csv").open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows(rows)
+    write_hashes(folder)
+    assert "with another label (" in run(f"evaluate.py {folder} --verify").out
+    rows = honest
     rows[1][5:] = ["0.001", "0.999"] if float(rows[1][5]) > 0.5 else ["0.999", "0.001"]
     with (folder / "out_of_fold.csv").open("w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows(rows)

@@ -50,6 +50,13 @@ def temperature_of(checkpoint: Path) -> float:
     return float(torch.load(checkpoint, weights_only=True)["lit"]["calibration"]["temperature"])
 
 
+def forget_calibration(checkpoint: Path) -> None:
+    """Remove the temperature from a checkpoint: the probabilities are then the softmax of the logits."""
+    content = torch.load(checkpoint, weights_only=True)
+    content["lit"]["calibration"] = None
+    torch.save(content, checkpoint)
+
+
 def sharpen(checkpoint: Path, network: nn.Module, head: str, inputs: np.ndarray) -> None:
     """Rescale the last layer of a checkpoint and of ``network``, so that the outputs for ``inputs`` are different.
 
@@ -64,6 +71,7 @@ def sharpen(checkpoint: Path, network: nn.Module, head: str, inputs: np.ndarray)
         layer.weight.div_(answers.std(0)[:, None])
     content = torch.load(checkpoint, weights_only=True)
     content["state_dict"] |= {f"net.{name}": tensor for name, tensor in network.state_dict().items()}
+    content["lit"]["calibration"] = None  # that of the weights before
     torch.save(content, checkpoint)
 
 

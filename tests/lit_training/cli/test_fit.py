@@ -21,7 +21,7 @@ def test_the_evaluation_after_training_reports_progress(monkeypatch: pytest.Monk
     signs: list[int] = []
     monkeypatch.setattr(cli.run.watch, "note_progress", lambda: signs.append(1))
     print_result(cli.run)
-    assert len(signs) == 1  # 8 images in batches of 100
+    assert len(signs) == 4  # 8 images in a batch of 100; test images, and features of train and val for the calibration
 
 
 def test_a_successful_run_writes_its_folder_to_the_result_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

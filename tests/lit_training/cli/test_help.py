@@ -13,6 +13,9 @@ from lit_training.cli.parser import FitCLI
 from tests.support.fits import parse
 
 OURS = {
+    "folds",
+    "repeats",
+    "report",
     "compile",
     "config",
     "data",
@@ -56,7 +59,7 @@ def test_the_help_lists_all_classes() -> None:
         assert re.search(rf"\b{name}\b", FIT_HELP), name
 
 
-@pytest.mark.parametrize(("flag", "value"), re.findall(r"(?<![\w-])--([a-z_.]+)(?: ([A-Z]+|false)\b)?", FIT_HELP))
+@pytest.mark.parametrize(("flag", "value"), re.findall(r"(?<![\w-])--([a-z_.]+)(?: ([A-Z]+|false|\d+)\b)?", FIT_HELP))
 def test_every_flag_in_the_help_parses(flag: str, value: str, cli: FitCLI, tmp_path: Path) -> None:
     (tmp_path / "some.yaml").write_text("max_epochs: 1")
     names = {"optimizer": "Adam", "lr_scheduler": "CosineAnnealingLR", "accelerator": "cpu", "monitor": "val_f1:max"}
