@@ -8,11 +8,15 @@ They are near if the distance, 1 - correlation of the fine structure, is small, 
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import re
 
 import numpy as np
 
 from datamodules.errors import DataError
+from datamodules.files import atomic_write
+from datamodules.machine import cache_folder
 from datamodules.photos.decode import THUMBNAIL_SIZE as SIZE
 from datamodules.photos.find import Listing
 from datamodules.text import plural, printable
@@ -23,6 +27,7 @@ MAX_DISTANCE, MAX_SHARE, SURE = 0.2, 0.25, 0.03  # near: < MAX_DISTANCE, and < M
 MAX_BLURRED, MAX_SHARE_BLURRED = 0.4, 0.1  # or, for blurred copies: < MAX_BLURRED, and this share before the alignment
 MAX_CHAIN, SAME = 0.2, 0.01  # of a class; nearly equal: < SAME before the alignment
 MAX_IN_ONE_CELL = 20_000  # more pictures are sorted into cells; each is compared with those of the nearest cells
+MIN_CACHED = 2_000  # pictures; comparing fewer takes about a second
 _CELL_SIZE, _PROBES, _BLOCK = 5_000, 4, 256
 _FREQUENCIES = np.arange(7)
 _CENTER = np.float32((SIZE - 1) / 2)
@@ -42,11 +47,12 @@ def group_look_alikes(
     if group != "near":
         return (first_copies if group == "exact" else rows), notes
     unique, copies = np.flatnonzero(first_copies == rows), np.stack([rows, first_copies])
-    pairs = unique[find_near_pairs(thumbnails[unique])[0]]
+    pairs = unique[_cached_near_pairs(thumbnails[unique])]
     sizes = np.bincount(connect(copies, pairs)[unique], minlength=len(rows))
     first = np.flatnonzero(sizes > NEIGHBORS // 2)  # of more copies than neighbors: they can be in several groups
-    more, is_same = find_near_pairs(thumbnails[first])
-    pairs = np.concatenate([pairs, first[more[:, is_same]]], axis=1)
+    if len(first) > 1:
+        more, is_same = find_near_pairs(thumbnails[first])
+        pairs = np.concatenate([pairs, first[more[:, is_same]]], axis=1)
     groups, near_counts = connect(copies, pairs), np.bincount(pairs.ravel(), minlength=len(rows))
     cells, sizes = np.unique(groups * len(names) + listing.labels, return_counts=True)
     shares = sizes / listing.counts().sum(axis=0)[cells % len(names)]
@@ -61,6 +67,23 @@ def group_look_alikes(
                 "stay together; if they belong together, use --data.group_by"
             )
     return connect(copies, pairs), notes
+
+
+def _cached_near_pairs(thumbnails: np.ndarray) -> np.ndarray:
+    """Return the pairs of :func:`find_near_pairs`. Those of many pictures are kept in the user's cache folder."""
+    file = None
+    if len(thumbnails) >= MIN_CACHED:
+        digest = hashlib.blake2b(np.ascontiguousarray(thumbnails).data, digest_size=16).hexdigest()
+        with contextlib.suppress(DataError):  # there is no cache folder
+            file = cache_folder() / f"near-1-{digest}.npy"  # increase the 1 if find_near_pairs() changes its results
+    if file:
+        with contextlib.suppress(OSError, ValueError, EOFError):  # missing or damaged
+            return np.load(file, allow_pickle=False)
+    pairs, _ = find_near_pairs(thumbnails)
+    if file:
+        with contextlib.suppress(OSError), atomic_write(file) as out:
+            np.save(out, pairs)
+    return pairs
 
 
 def group_by_path(groups: np.ndarray, paths: np.ndarray, pattern: str) -> np.ndarray:

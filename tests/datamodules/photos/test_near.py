@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 from pathlib import Path
 
 import numpy as np
@@ -150,6 +151,18 @@ def test_many_copies_of_one_photo_stay_together(tmp_path: Path) -> None:
     assert len(np.unique(photos.groups[is_copy])) == 1
     assert len(np.unique(photos.splits[is_copy])) == 1
     assert not [note for note in photos.notes if "chain" in note]
+
+
+def test_pairs_of_many_pictures_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(near, "MIN_CACHED", 10)
+    write_copies(tmp_path / "photos")
+    first = examine_leniently(tmp_path / "photos").groups
+    [file] = (Path(os.environ["XDG_CACHE_HOME"])).rglob("near-1-*.npy")
+    with monkeypatch.context() as patch:
+        patch.setattr(near, "_find_neighbors", lambda _: 1 / 0)  # the search is not repeated
+        assert examine_leniently(tmp_path / "photos").groups.tolist() == first.tolist()
+    file.write_bytes(file.read_bytes()[:-9])
+    assert examine_leniently(tmp_path / "photos").groups.tolist() == first.tolist()
 
 
 def test_group_by_joins_pictures_with_the_same_match(tmp_path: Path) -> None:
