@@ -38,6 +38,8 @@ PACKAGES = {
     "lit_training.runs",
     "lit_training.trained",
 }
+EXAMPLES = "lit_training.trained.examples"
+"""Programs that export.py copies: they run alone and are never imported, so this is not a package."""
 FILES_WITHOUT_TORCH = ("find", "decode", "scan", "split", "near", "fixes", "folder", "check")
 """Files of datamodules/photos that must not import torch, because they check the photos before torch is imported."""
 SLOW_PACKAGES = {"torch", "torchvision", "lightning", "torchmetrics"}
@@ -193,7 +195,7 @@ def test_torch_is_not_imported_if_nothing_is_computed(line: str, said: str, phot
 def test_packages_are_the_expected_ones() -> None:
     found = {path.parent.name for path in ROOT.glob("*/*.py")} - {".venv"}
     assert found <= {*OWN, "notebooks"}, f"unexpected folders of code: {found - {*OWN, 'notebooks'}}"
-    rooms = {".".join(path.parent.relative_to(ROOT).parts) for path in FILES} - {"scripts"}
+    rooms = {".".join(path.parent.relative_to(ROOT).parts) for path in FILES} - {"scripts", EXAMPLES}
     assert rooms == PACKAGES, f"missing or unexpected packages: {', '.join(sorted(rooms ^ PACKAGES))}"
     for package in PACKAGES:
         init = file_of(package)

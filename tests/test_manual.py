@@ -201,6 +201,8 @@ def folder_of_the_pages(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_page_runs(page: Path, folder_of_the_pages: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shutil.copytree(folder_of_the_pages, tmp_path / "here", symlinks=True)
     monkeypatch.chdir(tmp_path / "here")
+    for name in ("out_of_fold.csv", "fixes.csv") if page.stem != "photos" else ():  # the run was trained without folds
+        Path("lightning_logs/version_0", name).unlink()
     ran, names = 0, {"__name__": "page"}
     with remember_imports():
         write_python_files([page])

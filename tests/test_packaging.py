@@ -36,7 +36,8 @@ def test_fit_runs_from_the_wheel_in_another_folder(tmp_path: Path) -> None:
         assert ended.returncode == 0, ended.stderr
         return ended.stdout
 
-    assert (packages / "lit_training" / "trained" / "page.html").is_file()
+    for name in ("page.html", "examples/pictures.py", "examples/rows.py"):
+        assert (packages / "lit_training" / "trained" / name).is_file()
     found = python("-c", "import lit_models, datamodules.photos, lit_training.cli as last; print(last.__file__)")
     assert found.startswith(str(packages))
     flags = "--data.train_size 12 --data.val_size 10 --max_epochs 1 --accelerator cpu"

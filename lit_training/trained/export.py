@@ -122,8 +122,8 @@ def _write_onnx(saved: Any, model: LitBase, folder: Path, photos: str | None) ->
     if model.sample_ndim == 3 and interpolation not in INTERPOLATIONS:
         raise UsageError(f"an ONNX file cannot resize with interpolation {interpolation}: use --to model.safetensors")
     build_onnx(model, folder / MODEL)
-    example = "onnx_example" if model.sample_ndim == 3 else "onnx_rows_example"
-    shutil.copy(Path(__file__).with_name(f"{example}.py"), folder / EXAMPLE)
+    example = "pictures" if model.sample_ndim == 3 else "rows"
+    shutil.copy(Path(__file__).parent / "examples" / f"{example}.py", folder / EXAMPLE)
     with tempfile.TemporaryDirectory() as name:
         inputs = _inputs_to_compare(saved, model, Path(name), photos)
         return compare_answers(model, folder, inputs)

@@ -162,7 +162,7 @@ def plant(patch: pytest.MonkeyPatch, fault: str, folder: Path) -> None:
         names = json.dumps(["bees", "ants", "wasps"])
         patch.setattr(export, "describe_network", lambda model: describe(model) | {"class_names": names})
     elif fault == "EXIF ignored":
-        text = Path(export.__file__).with_name("onnx_example.py").read_text()
+        text = (Path(export.__file__).parent / "examples" / "pictures.py").read_text()
         (folder / "example.py").write_text(
             text.replace("ImageOps.exif_transpose(Image.open(path))", "Image.open(path)")
         )

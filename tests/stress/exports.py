@@ -69,7 +69,7 @@ def compare(backbone: str) -> str:
         folder = Path(name)
         model = random_network(backbone, files := write_photos(folder))
         export.build_onnx(model, folder / export.MODEL)
-        shutil.copy(Path(export.__file__).with_name("onnx_example.py"), folder / export.EXAMPLE)
+        shutil.copy(Path(export.__file__).parent / "examples" / "pictures.py", folder / export.EXAMPLE)
         return export.compare_answers(model, folder, files)
 
 

@@ -44,7 +44,7 @@ def is_private(name: str) -> bool:
 def private_names(path: Path) -> list[Private]:
     """Return the private names of libraries in a file. The file is imported to find the base classes of its classes."""
     folder = path.relative_to(ROOT).with_suffix("").parts
-    is_program = folder[0] == "scripts" or folder[-1].endswith("_example")
+    is_program = folder[0] == "scripts" or "examples" in folder
     module = None if is_program else importlib.import_module(".".join(folder))
     return [Private(name, name_of(path), line, how) for name, line, how in private_names_in(path.read_text(), module)]
 
