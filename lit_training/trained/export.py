@@ -220,12 +220,13 @@ def compare_answers(model: LitBase, folder: Path, files: Sequence[str]) -> str:
             continue
         shares, answers = one.probabilities, answer["probabilities"]
         are_other = shares.keys() != answers.keys()
-        largest = 1.0 if are_other else max(abs(shares[label] - answers[label]) for label in shares)
-        differences.append((largest, name))
+        largest = 1.0 if are_other else np.max([abs(shares[label] - answers[label]) for label in shares])
+        differences.append((float(largest), name))
         top = max(answers, key=answers.get)
         if are_other or (top != one.label and shares[one.label] - shares[top] > MAX_TIE):
             wrong.append(name)
-    worst, count = max(differences)[0], plural(len(expected), "picture" if model.sample_ndim == 3 else "row")
+    worst = float(np.max([difference for difference, _ in differences]))  # NaN if one is NaN
+    count = plural(len(expected), "picture" if model.sample_ndim == 3 else "row")
     if wrong or not worst <= MAX_DIFFERENCE:  # a NaN is wrong, too
         names = first_names([name for _, name in sorted(differences, reverse=True)], 3)
         problem = f"{len(wrong)} of {count} get another class, the largest difference is {worst:.2g}: {names}"
