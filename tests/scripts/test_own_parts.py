@@ -220,7 +220,8 @@ def test_the_result_is_of_our_best_checkpoint() -> None:
     worst = "--callbacks+ ModelCheckpoint --callbacks.monitor val_loss --callbacks.mode max --callbacks.filename worst"
     out = run_well(f"{line} --callbacks+ ModelCheckpoint --callbacks.save_last true {worst}")
     assert len(list((RUN / "checkpoints").glob("*.ckpt"))) == 4
-    assert printed.result(out) == plain | {"run": str(RUN), "checkpoint": str(RUN / "checkpoints/best.ckpt")}
+    files = {"run": RUN, "checkpoint": RUN / "checkpoints/best.ckpt", "report": RUN / "report.html"}
+    assert printed.result(out) == plain | {name: str(path) for name, path in files.items()}
 
 
 def test_an_accuracy_without_a_number_of_samples_has_no_interval() -> None:
