@@ -21,7 +21,7 @@ from datamodules.photos.dataset import PhotoFiles, eval_transform, read_pixels
 from datamodules.photos.find import SPLITS, TRAIN, VAL, find_photos
 from datamodules.photos.folder import Photos, examine
 from datamodules.photos.near import GROUPS
-from datamodules.photos.split import read_split_file
+from datamodules.photos.split import read_split_file, trained_classes
 from datamodules.photos.store import PictureStore, store_path
 from datamodules.preprocessing import Preprocessing
 
@@ -117,7 +117,7 @@ class ImageFolderDataModule(SplitDataModule):
         split_file = self.hparams["split_file"]
         if split_file is None:
             return find_photos(self.root, self.hparams["layout"]).class_names
-        return tuple(sorted({label for label, split, _ in read_split_file(split_file).values() if split == "train"}))
+        return tuple(sorted(trained_classes(read_split_file(split_file))))
 
     @property
     def num_classes(self) -> int:

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -15,9 +16,18 @@ from datamodules.files import READ_TEXT_FILE
 from datamodules.photos.find import SPLITS, LeftOut, Listing
 from datamodules.text import first_names, plural, printable
 
-SPLIT_FILE_COLUMNS = ("path", "label", "split", "sha256")  # of split.csv; runs of older versions have no sha256
 MAX_NAMES_IN_MESSAGE = 10
-SplitLine = tuple[str, str, str]  # label, split and sha256 ("" in older versions) of one path
+
+
+class SplitLine(NamedTuple):
+    """A line of split.csv, without the path."""
+
+    label: str
+    split: str
+    sha256: str = ""  # missing in runs of older versions
+
+
+SPLIT_FILE_COLUMNS = ("path", *SplitLine._fields)
 
 
 def is_in_mixed_group(values: np.ndarray, groups: np.ndarray) -> np.ndarray:
@@ -69,7 +79,7 @@ def apply_split_file(listing: Listing, split_file: str, before: Listing) -> List
     """
     root_text, csv_text = printable(str(listing.root)), printable(split_file)
     lines = read_split_file(split_file)
-    trainable = {label for label, split, _ in lines.values() if split == "train"}
+    trainable = trained_classes(lines)
     splits = np.full(len(listing.paths), -1, np.int8)
     folder_labels = {path: before.class_names[label] for path, label in zip(before.paths, before.labels, strict=True)}
     left_out, notes = [*listing.left_out], [*listing.notes]
@@ -77,12 +87,12 @@ def apply_split_file(listing: Listing, split_file: str, before: Listing) -> List
         if path not in lines:
             left_out.append(LeftOut(path, "not in the split file", split_file))
             continue
-        label, split, _ = lines.pop(path)
-        splits[row] = SPLITS.index(split)
+        line = lines.pop(path)
+        splits[row] = SPLITS.index(line.split)
         folder_label = folder_labels.pop(path)
-        if label not in (folder_label, listing.class_names[listing.labels[row]]):
+        if line.label not in (folder_label, listing.class_names[listing.labels[row]]):
             raise DataError(
-                f"{csv_text}: {printable(path)} has the class {printable(label)}, but is in the folder of class "
+                f"{csv_text}: {printable(path)} has the class {printable(line.label)}, but is in the folder of class "
                 f"{printable(folder_label)}: move the file, correct the line, or give the --data.fixes of the run"
             )
     lines = {path: line for path, line in lines.items() if path not in folder_labels}  # fixes left out the others
@@ -102,7 +112,7 @@ def apply_split_file(listing: Listing, split_file: str, before: Listing) -> List
 def split_lines(listing: Listing) -> Iterator[tuple[str, SplitLine]]:
     """Yield the path and the other columns of split.csv for each picture."""
     for path, label, split, sha256 in zip(listing.paths, listing.labels, listing.splits, listing.sha256, strict=True):
-        yield path, (listing.class_names[label], SPLITS[split], sha256.decode())
+        yield path, SplitLine(listing.class_names[label], SPLITS[split], sha256.decode())
 
 
 def describe_other_photos(listing: Listing, split_file: str) -> str:
@@ -113,7 +123,7 @@ def describe_other_photos(listing: Listing, split_file: str) -> str:
         ("more", [path for path in now if path not in then]),
         ("fewer", [path for path in then if path not in now]),
         # without a sha256 in the file, only label and split are compared
-        ("changed", [path for path in both if then[path] not in (now[path], (*now[path][:2], ""))]),
+        ("changed", [path for path in both if then[path] not in (now[path], now[path]._replace(sha256=""))]),
     )
     return ", ".join(f"{len(paths):,} {kind} ({first_names(paths, 3)})" for kind, paths in differences if paths)
 
@@ -126,33 +136,32 @@ def find_scored_pictures(listing: Listing, split_file: str) -> tuple[Listing, in
     may have changed. A picture of a class that was not trained is left out.
     """
     lines, csv_text = read_split_file(split_file), printable(split_file)
-    scored = "test" if any(split == "test" for _, split, _ in lines.values()) else "val"
-    trainable = {label for label, split, _ in lines.values() if split == "train"}
-    known = {sha256 for _, _, sha256 in lines.values()}
-    now = {path: (row, label, sha256) for row, (path, (label, _, sha256)) in enumerate(split_lines(listing))}
-    unchanged = {path for path in lines.keys() & now if lines[path][2] in ("", now[path][2])}
-    moved = {sha256: path for path, (_, _, sha256) in now.items() if path not in unchanged}
+    scored = "test" if any(line.split == "test" for line in lines.values()) else "val"
+    trainable, known = trained_classes(lines), {line.sha256 for line in lines.values()}
+    now, row_of = dict(split_lines(listing)), {path: row for row, path in enumerate(listing.paths)}
+    unchanged = {path for path in lines.keys() & now if lines[path].sha256 in ("", now[path].sha256)}
+    moved = {line.sha256: path for path, line in now.items() if path not in unchanged}
     labels, missing, edited, relabeled = dict[int, str](), [], [], []
-    for path, (old_label, split, sha256) in lines.items():
-        if split != scored:
+    for path, line in lines.items():
+        if line.split != scored:
             continue
-        place = path if path in unchanged else moved.get(sha256, path)
-        row, label, new_sha256 = now.get(place, (-1, "", ""))
+        place = path if path in unchanged else moved.get(line.sha256, path)
         is_edited = place == path and path not in unchanged
-        label = old_label if place == path and row >= 0 else label
-        if label not in trainable or (is_edited and new_sha256 in known):
+        found = now.get(place)
+        label = line.label if found and place == path else found and found.label
+        if found is None or label not in trainable or (is_edited and found.sha256 in known):
             missing.append(path)
             continue
-        labels[row] = label
+        labels[row_of[place]] = label
         edited += [path] * is_edited
-        relabeled += [f"{place}, was {old_label}"] * (label != old_label)
+        relabeled += [f"{place}, was {line.label}"] * (label != line.label)
     kinds = (
         ("left out: missing, unreadable, or not in the folder of a trained class", missing),
         ("whose content has changed since the run began: scored as they are now", edited),
         ("in another class than when the run began: scored with the class of the folder", relabeled),
     )
     notes = [f"{plural(len(names), 'picture')} {text} ({first_names(names, 10)})" for text, names in kinds if names]
-    if new_count := sum(path not in lines and sha256 not in known for path, (_, _, sha256) in now.items()):
+    if new_count := sum(path not in lines and line.sha256 not in known for path, line in now.items()):
         notes.append(f"{plural(new_count, 'picture')} not in {csv_text}: left out")
     rows = sorted(labels)
     class_names, numbers = np.unique([labels[row] for row in rows], return_inverse=True)
@@ -161,16 +170,21 @@ def find_scored_pictures(listing: Listing, split_file: str) -> tuple[Listing, in
 
 
 def read_split_file(split_file: str) -> dict[str, SplitLine]:
-    """Return a dict: path -> (label, split, sha256). Raise DataError if the file is not valid."""
+    """Return a dict: path -> line. Raise DataError if the file is not valid."""
     csv_text, lines = printable(split_file), dict[str, SplitLine]()
     for number, row in read_rows(split_file, (SPLIT_FILE_COLUMNS[:3], SPLIT_FILE_COLUMNS), "give a run's split.csv"):
-        path, label, split, sha256 = (*row, "")[:4]
-        if split not in SPLITS:
+        path, line = row[0], SplitLine(*row[1:])
+        if line.split not in SPLITS:
             raise DataError(f"{csv_text}, line {number}: must be path,label,split; split is train, val or test")
         if path in lines:
             raise DataError(f"{csv_text} has more than one line for {printable(path)}: keep one of them")
-        lines[path] = label, split, sha256
+        lines[path] = line
     return lines
+
+
+def trained_classes(lines: dict[str, SplitLine]) -> set[str]:
+    """Return the classes with pictures in train."""
+    return {line.label for line in lines.values() if line.split == "train"}
 
 
 def read_rows(csv_file: str, heads: Sequence[tuple[str, ...]], fix: str) -> Iterator[tuple[int, list[str]]]:

@@ -57,7 +57,7 @@ def _check_photos(saved: SavedRun, accelerator: str, photos: str | None) -> Iter
     """Compare the photos with their hashes in split.csv."""
     if (file := saved.folder / SPLIT).is_file():
         root = Path(photos or saved.checkpoint["datamodule_hyper_parameters"]["root"]).expanduser()
-        hashes = {root / path: sha256 for path, (_, _, sha256) in read_split_file(str(file)).items()}
+        hashes = {root / path: line.sha256 for path, line in read_split_file(str(file)).items()}
         changed = [str(path) for path in hashes if not path.is_file() or hashes[path] not in ("", hash_file(path))]
         if changed:
             yield f"{SPLIT}: {plural(len(changed), 'photo')} missing or changed ({first_names(changed, 3)})"
@@ -120,11 +120,9 @@ def _check_tables(saved: SavedRun, accelerator: str, photos: str | None) -> Iter
             if abs(table.probabilities.sum(1) - 1).max() > 1e-4 or len(set(rows)) < len(rows):
                 yield f"{OUT_OF_FOLD}: probabilities do not add up to 1, or a sample is twice in a repeat"
             lines = read_split_file(str(saved.folder / SPLIT)) if (saved.folder / SPLIT).is_file() else {}
-            names = [table.class_names[label] for label in table.labels]
-            labels = {
-                path: (lines[path][0] if path in lines else name) for path, name in zip(table.paths, names, strict=True)
-            }
-            if wrong := [path for path, name in zip(table.paths, names, strict=True) if labels[path] != name]:
+            cells = list(zip(table.paths, (table.class_names[label] for label in table.labels), strict=True))
+            labels = dict(cells) | {path: line.label for path, line in lines.items()}
+            if wrong := [path for path, name in cells if labels[path] != name]:
                 yield f"{OUT_OF_FOLD}: {plural(len(wrong), 'row')} with another label ({first_names(wrong, 3)})"
         if (file := saved.folder / EVALUATION / PREDICTIONS).is_file():
             own = replace(saved.evaluate(None, accelerator, photos=photos), checkpoint=copy / saved.path.name)

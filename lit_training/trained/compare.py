@@ -81,7 +81,7 @@ def read_run(run: str) -> ComparedRun:
             cells = [(row["path"], row["label"], row["right"]) for row in read_csv(predictions)]
             answers = {path.removeprefix("'"): (label.removeprefix("'"), right == "1") for path, label, right in cells}
         if (split := folder / SPLIT).is_file():
-            hashes = {path: sha256 for path, (_, _, sha256) in read_split_file(str(split)).items() if sha256}
+            hashes = {path: line.sha256 for path, line in read_split_file(str(split)).items() if line.sha256}
         folds = read_out_of_fold(folder / OUT_OF_FOLD) if (folder / OUT_OF_FOLD).is_file() else None
     except FileNotFoundError as error:
         raise UsageError(f"{run} is not the folder of a run: {Path(error.filename).name} is missing") from error

@@ -241,7 +241,7 @@ def _choose_data(
         return _choose_split(data)
     if not Path(root).expanduser().is_dir():
         raise DataError(f"the photos of the run are not in {printable(root)}: give the folder with --photos DIR")
-    has_test = split_file.is_file() and any(line[1] == "test" for line in read_split_file(str(split_file)).values())
+    has_test = split_file.is_file() and any(line.split == "test" for line in read_split_file(str(split_file)).values())
     if checkpoint["lit"].get("trains_on_all") and not has_test:
         return LightningDataModule(), "val"
     if split_file.is_file():  # a new split could move training images to the validation
@@ -306,13 +306,13 @@ def _leave_out_trained(listing: Listing, split_file: Path, run_root: Path, all_p
         return listing
     here, there = listing.root.resolve(), run_root.expanduser().resolve()
     lines = read_split_file(str(split_file))
-    train_lines = [(path, sha256) for path, (_, split, sha256) in lines.items() if split == SPLITS[TRAIN]]
+    train_lines = [(path, line.sha256) for path, line in lines.items() if line.split == SPLITS[TRAIN]]
     # a photo without sha256 is found by its path; an edited photo has another sha256, but is the same file
     trained = {key for path, sha256 in train_lines for key in (sha256 or path, f"{there}/{path}")}
     photos = zip(listing.paths, listing.sha256, strict=True)
     is_new = np.array([trained.isdisjoint((sha256.decode(), path, f"{here}/{path}")) for path, sha256 in photos], bool)
     count_text = f"{(~is_new).sum():,} of {plural(len(is_new), 'picture')} were trained on"
-    if is_older := not all(sha256 for *_, sha256 in lines.values()):
+    if is_older := not all(line.sha256 for line in lines.values()):
         count_text += " (found by path: the run's split.csv is older and has no sha256)"
     if all_photos:
         print_note(f"{count_text}: scored too, because of --all")

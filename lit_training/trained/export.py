@@ -168,7 +168,7 @@ def _inputs_to_compare(saved: Any, model: LitBase, folder: Path, photos: str | N
     split_file = saved.folder / SPLIT
     if model.sample_ndim == 3 and split_file.is_file():
         root = Path(photos or data.hparams["root"]).expanduser()
-        lines = [(split, root / path) for path, (_, split, _) in read_split_file(str(split_file)).items()]
+        lines = [(line.split, root / path) for path, line in read_split_file(str(split_file)).items()]
         for wanted in ("val", "test", "train"):  # with --folds, all pictures were trained on
             if files := [str(path) for split, path in lines if split == wanted and path.is_file()]:
                 return files[:: -(-len(files) // MAX_COMPARED)]  # of all classes

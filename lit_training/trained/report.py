@@ -69,7 +69,7 @@ def _datasets(folder: Path, model: Any, data: Any, evaluation: Any) -> dict[str,
         root = getattr(evaluation and evaluation.dataset, "root", data.root)  # the photos may have moved
         lines, number = read_split_file(str(folder / SPLIT)), {name: k for k, name in enumerate(model.class_names)}
         for split in SPLITS:
-            rows = {path: number.get(label, -1) for path, (label, own, _) in lines.items() if own == split}
+            rows = {path: number.get(line.label, -1) for path, line in lines.items() if line.split == split}
             paths, labels = np.array([*rows]), torch.tensor([*rows.values()])
             sets |= {split: PhotoFiles(root, paths, labels, data.preprocessing, (), 0)} if rows else {}
     elif isinstance(data, SplitDataModule):
