@@ -70,15 +70,14 @@ def print_start(run: Run) -> None:
         print(f"augment {_describe_augmentation(data.augment)}")
     device, devices = type(trainer.accelerator).__name__.removesuffix("Accelerator"), trainer.world_size
     batch, accumulated = data_attributes.hparams.get("batch_size"), trainer.accumulate_grad_batches
-    if start is not None and start.batch_size is not None:
-        batch = start.batch_size
+    if start is not None and "batch_size" in start.kept:
         print(f"resize  {batch} samples on each device keep the global batch; the run began on {start.processes}")
     batch_text = ""
     if isinstance(batch, int):
         factors = f"{batch} x {plural(devices, 'device')} x {accumulated} accumulated"
         batch_text = f"; global batch = {batch * devices * accumulated} ({factors})"
     threads = plural(trainer.threads[0], "thread") + " each"
-    if trainer.threads != trainer.chosen_threads and (start is None or start.batch_size is None):
+    if trainer.threads != trainer.chosen_threads and (start is None or "batch_size" not in start.kept):
         threads += f" (as the run began; a new run would use {trainer.chosen_threads[0]})"
     print(f"device  {devices} x {device}, {threads}, precision {trainer.precision}{batch_text}")
     if isinstance(data, SplitDataModule) and data.photos is not None:
@@ -113,12 +112,12 @@ def prepare(run: Run) -> None:
     start, data = run.start, run.data
     if not is_rank_zero() or (start is not None and start.finished):
         return
+    if start is not None:
+        start.apply_to(data)
     resumed = start.folder if start is not None and (start.checkpoint or can_resume(start.folder)) else None
     if isinstance(run.model, LitBase) and resumed is None:
         run.model.load_pretrained()
     if isinstance(data, ImageFolderDataModule):
-        if start is not None and start.group:
-            data.hparams["group"] = start.group
         with progress_bar("examined photos", show=not run.quiet) as progress:
             photos = data.examine(progress)
         if resumed is None or not (resumed / SPLIT).is_file():

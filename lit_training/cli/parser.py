@@ -29,8 +29,8 @@ from lit_training.cli.folds import check_flags, refuse_unsuited
 from lit_training.cli.limits import check_trainer, explain_trainer_error
 from lit_training.cli.optimizers import ARGUMENTS_FROM_RUN, SCHEDULES, choose_optimizer
 from lit_training.cli.usage_errors import explain_build_error, explain_parse_error, explain_wrong_value, given_values
-from lit_training.errors import CheckpointError, UsageError, exit_with_error, frames_of, is_rank_zero, print_note
-from lit_training.runs.folder import keep_global_batch
+from lit_training.errors import CheckpointError, UsageError, exit_with_error, frames_of, print_note
+from lit_training.runs.folder import keep_settings
 from lit_training.runs.foreign import with_default_attributes
 from lit_training.runs.layout import CONFIG
 from lit_training.runs.lightning_internals import actions_of
@@ -225,10 +225,7 @@ class FitCLI(LightningCLI):
             if self.config["folds"] and trainer.world_size > 1:
                 raise UsageError("--folds trains on one device: --devices 1")
             if (start := self.run.start) is not None and not start.finished:
-                typed = "--data.batch_size" in self.typed
-                self.run.start = start = keep_global_batch(start, self.config, trainer.world_size, typed)
-                if start.group and is_rank_zero() and "--data.group" in self.typed:  # others do not know the run yet
-                    raise UsageError(f"{start.folder} began without --data.group: leave it out, or use --resume never")
+                self.run.start = start = keep_settings(start, self.config, trainer.world_size, self.typed)
                 for name, done in (("max_epochs", start.epoch), ("max_steps", start.step)):
                     if (limit := config[name]) in range(done) and not start.trained:
                         raise UsageError(f"--{name} {limit}: the run has done {done} already: --{name} {done + 1}")

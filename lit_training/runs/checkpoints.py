@@ -32,6 +32,10 @@ SECONDS_BETWEEN_WRITES = 5.0
 RESUME_STATE = "ResumePoint"  # key of the state that makes a checkpoint a resume point; only ResumePoint.save adds it
 
 
+OLDER_ARGUMENTS = {"group": "exact"}
+"""Arguments that ImageFolderDataModule did not have in older versions -> the values with which it does the same."""
+
+
 class FitCheckpointIO(TorchCheckpointIO):
     """Write checkpoints atomically, and limit how often best.ckpt is written.
 
@@ -174,7 +178,7 @@ def load_model(checkpoint: dict[str, Any]) -> LitBase:
 def _create(kind: Any, checkpoint: dict[str, Any], role: str) -> Any:
     """Create a model or data module with the arguments of the training. Print a note if it is a class of the user."""
     if not is_own(kind):
-        older = {"group": "exact"} if "group" in inspect.signature(kind).parameters else {}  # runs of older versions
+        older = OLDER_ARGUMENTS if "group" in inspect.signature(kind).parameters else {}
         return kind(**older | checkpoint[kind.CHECKPOINT_HYPER_PARAMS_KEY])
     file = getattr(sys.modules[kind.__module__], "__file__", "this program")
     print_once(f"the {role} class is {dotted_path(kind)}, from {file}")

@@ -15,7 +15,7 @@ import yaml
 
 from datamodules.files import OUTPUT_MARKER, atomic_write
 from datamodules.text import command, first_names, plural
-from lit_training.errors import CheckpointError, UsageError, print_note
+from lit_training.errors import CheckpointError, UsageError, is_rank_zero, print_note
 from lit_training.runs import checkpoints
 from lit_training.runs.layout import BEST, CHECKPOINTS, CONFIG, FOLDS, LAST, LOGS, PREVIOUS, RESUME
 from lit_training.text import expand_paths
@@ -47,8 +47,9 @@ class RunStart:
     limits: dict[str, Any] = field(default_factory=dict)  # the settings of this command that decide when training ends
     threads: tuple[int, int] | None = None  # of the run: for training, and for computing features
     processes: int = 0  # with which the run began
-    batch_size: int | None = None  # of each process, if their number has changed
-    group: str | None = None  # of photos, if the run is of an older version, which kept only exact copies together
+    kept: dict[str, Any] = field(default_factory=dict)
+    """Arguments of the data module that differ from this command's: ``batch_size`` if the number of processes has
+    changed, and those in ``checkpoints.OLDER_ARGUMENTS``."""
     is_new: bool = False  # True if this command created the folder
 
     @property
@@ -56,6 +57,11 @@ class RunStart:
         """The version for Lightning's loggers: N for the folder ``version_N``, otherwise the folder's name."""
         number = _version_number(self.folder)
         return self.folder.name if number < 0 else number
+
+    def apply_to(self, data: Any) -> None:
+        """Give the data module the arguments that the run keeps."""
+        for attributes in (vars(data), data.hparams) if self.kept else ():
+            attributes.update({name: value for name, value in self.kept.items() if name in attributes})
 
     def remember(self) -> Callable[[], None]:
         """Return a function that undoes a failed start: it removes a new folder, or restores the files of the run."""
@@ -287,16 +293,19 @@ def _read_resume_point(start: RunStart, path: Path) -> RunStart:
     return replace(start, finished=finished, threads=threads, processes=state.get("shape", [0])[0])
 
 
-def keep_global_batch(start: RunStart, new_config: Any, processes: int, is_typed: bool) -> RunStart:
-    """Return ``start`` with the batch size that gives the run's global batch on ``processes``, or raise a UsageError.
+def keep_settings(start: RunStart, new_config: Any, processes: int, typed: set[str]) -> RunStart:
+    """Return ``start`` with the arguments of the data module that the run keeps, or raise a UsageError.
 
-    Set the devices and the batch size in ``new_config`` to those of the run, and ``group`` to ``exact`` if the run is
-    of a version without this argument. ``is_typed``: a flag has the batch size.
+    The batch size gives the run's global batch on ``processes``. Set the devices and the arguments in ``new_config`` to
+    those of the run. ``typed``: the flags of the command.
     """
     config = _read_config(start.folder) or {}
     arguments, own = ((part.get("data") or {}).get("init_args") or {} for part in (new_config, config))
     if arguments.get("group") == "near" and "group" not in own:
-        arguments["group"], start = "exact", replace(start, group="exact")
+        if "--data.group" in typed and is_rank_zero():  # other ranks do not know the run yet
+            raise UsageError(f"{start.folder} began without --data.group: leave it out, or use --resume never")
+        start = replace(start, kept=checkpoints.OLDER_ARGUMENTS)
+        arguments["group"] = start.kept["group"]
     if not start.processes:
         return replace(start, processes=processes)
     own, size = _without_size(config)[1], _without_size(new_config.as_dict())[1]
@@ -307,12 +316,12 @@ def keep_global_batch(start: RunStart, new_config: Any, processes: int, is_typed
     if rest:
         fitting = max(number for number in range(1, processes) if total % number == 0)
         raise UsageError(f"{problem}, which {processes} devices cannot share equally: --devices {fitting}")
-    if size != share and (is_typed or size != own):
+    if size != share and ("--data.batch_size" in typed or size != own):
         raise UsageError(f"{problem}: --data.batch_size {share}, or --resume {run} without --data.batch_size")
     new_config["data"]["init_args"]["batch_size"] = own
     for name in ("devices", "num_nodes"):
         new_config["trainer"][name] = config["trainer"].get(name)
-    return replace(start, batch_size=None if processes == start.processes else share)
+    return start if processes == start.processes else replace(start, kept={**start.kept, "batch_size": share})
 
 
 def _without_size(config: dict[str, Any] | None) -> tuple[dict[str, Any], int | None, int | None]:
@@ -361,8 +370,7 @@ def _same_settings(old: Any, new: Any) -> bool:
         names = (old.keys() | new.keys()) - {"default_root_dir", "on_device"}
         if new.get("threads") == "auto":  # a resumed run keeps its number
             names -= {"threads"}
-        if "group" not in old:  # a run of an older version keeps its split
-            names -= {"group"}
+        names -= checkpoints.OLDER_ARGUMENTS.keys() - old.keys()  # a run of an older version keeps them
         return all(_same_settings(old.get(name), new.get(name)) for name in names)
     if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
         return all(map(_same_settings, old, new))

@@ -1,7 +1,6 @@
 """The Trainer of scripts/fit.py."""
 
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -30,8 +29,5 @@ class FitTrainer(ConnectedTrainer):
             return None
         if self.start.finished:
             raise SystemExit(0)
-        data: Any = getattr(self, "datamodule", None)
-        own = {"batch_size": self.start.batch_size, "group": self.start.group}
-        for attributes in (vars(data), data.hparams) if any(own.values()) else ():
-            attributes.update({name: value for name, value in own.items() if value and name in attributes})
+        self.start.apply_to(getattr(self, "datamodule", None))
         return self.start.checkpoint

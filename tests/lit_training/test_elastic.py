@@ -106,7 +106,7 @@ def test_auto_finds_the_run_of_the_same_command_on_other_devices(flags: str, beg
     copy_run(f"{line} --data.batch_size 8 --devices 1", 4)
     start = parse(f"{line} {flags} --resume auto").run.start
     assert start is not None
-    assert begins == ("a new run" if start.folder.name == "version_1" else f"with {start.batch_size}")
+    assert begins == ("a new run" if start.folder.name == "version_1" else f"with {start.kept['batch_size']}")
 
 
 @pytest.mark.usefixtures("at_every_step")

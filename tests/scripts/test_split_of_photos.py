@@ -16,9 +16,11 @@ import torch.nn.functional as F
 from PIL import Image
 
 from lit_models import LitCNN
+from lit_training import load
 from tests.support.batches import Batch, Seen, at, fit, together
-from tests.support.commands import run_well
+from tests.support.commands import run, run_well
 from tests.support.networks import evaluated, run_of, temperature_of, weights_of
+from tests.support.photos import scene
 from tests.support.pipeline import HALF, Recipe, coordinates, fill, levels
 
 LENET = Recipe(32, 32, *HALF)
@@ -194,3 +196,33 @@ def test_rare_classes_have_more_weight_in_the_training_loss_only(tmp_path: Path,
     assert [float(row["val_loss"]) for row in rows if row["val_loss"]] == [pytest.approx(float(val), abs=1e-5)]
     even = F.cross_entropy(network(seen.train[0][0][0]), seen.train[0][0][1])
     assert balance == "none" or abs(float(even - train)) > 0.01
+
+
+def test_run_of_a_version_without_group_keeps_only_copies_together(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for row in range(12):  # in each class, small copies of three of six pictures, which --data.group near would find
+        picture, copy = (Path("photos", "ab"[row % 2], f"{kind}{row}.png") for kind in "pq")
+        picture.parent.mkdir(parents=True, exist_ok=True)
+        scene(row).save(picture)
+        if row < 6:
+            scene(row).resize((80, 60)).save(copy)
+    line = "fit.py --data photos --data.image_size 32 --model LitCNN --seed 3"
+    near, exact = (run_well(f"{line} --max_epochs 1 --data.group {how}") for how in ("near", "exact"))
+    assert "(--data.group near)" in near
+    assert "(--data.group" not in exact
+    folder = Path("lightning_logs/version_1")
+    (folder / "config.yaml").write_text((folder / "config.yaml").read_text().replace("    group: exact\n", ""))
+    checkpoint = torch.load(folder / "checkpoints/best.ckpt", weights_only=True)
+    del checkpoint["datamodule_hyper_parameters"]["group"]
+    torch.save(checkpoint, folder / "checkpoints/best.ckpt")
+    split = (folder / "split.csv").read_text()
+    assert split != Path("lightning_logs/version_0/split.csv").read_text()
+    assert load(folder).data().hparams["group"] == "exact"
+    assert "version_1 has finished" in run_well(f"{line} --max_epochs 1 --resume auto")
+    refused = run(f"fit.py --resume {folder} --max_epochs 2 --data.group near").err
+    assert "version_1 began without --data.group: leave it out, or use --resume never" in refused
+    assert "(--data.group" not in run_well(f"fit.py --resume {folder} --max_epochs 2")
+    assert "group: exact" in (folder / "config.yaml").read_text()
+    assert (folder / "split.csv").read_text() == split
