@@ -33,8 +33,7 @@ from lit_training.runs.folder import RunStart, lock_and_read_resume_point, resum
 from lit_training.runs.layout import FOLDS, OUT_OF_FOLD, SPLIT
 from lit_training.runs.out_of_fold import OutOfFold
 from lit_training.runs.processes import Stopped
-from lit_training.runs.run import Run
-from lit_training.runs.trainer import FitTrainer
+from lit_training.runs.run import FitTrainer, Run
 from lit_training.trained.predict import distinct_class_names
 
 CONFLICTS = ["early_stopping", "max_steps", "max_time", "min_epochs", "min_steps", "fast_dev_run", "barebones"]

@@ -37,9 +37,8 @@ from lit_training.runs.lightning_internals import actions_of
 from lit_training.runs.own_classes import add_current_folder
 from lit_training.runs.plain import hidden_arguments, is_writable, to_plain, to_yaml
 from lit_training.runs.processes import Watch, bind_to_loopback, refuse_other_ranks
-from lit_training.runs.run import Run
+from lit_training.runs.run import FitTrainer, Run
 from lit_training.runs.threads import threads_of_new_run
-from lit_training.runs.trainer import FitTrainer
 from lit_training.text import expand_paths
 
 ARGUMENTS_FROM_DATA = ("num_classes", "in_channels", "in_features", "out_features")

@@ -11,7 +11,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from datamodules import DataError
 from lit_models import ModelError
 from lit_training.errors import CheckpointError, TrainingError, UsageError, is_rank_zero, one_line_errors
-from lit_training.runs.trainer import FitTrainer
+from lit_training.runs.run import FitTrainer
 from tests.support.commands import run
 
 
