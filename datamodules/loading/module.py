@@ -14,7 +14,7 @@ class SplitDataModule(LightningDataModule):
 
     A subclass has the arguments ``batch_size`` and ``seed`` and calls ``save_hyperparameters``. Its ``setup`` fills
     ``sets`` with datasets whose ``__getitems__(keys)`` returns a batch. A data module without this base class gets
-    the default attributes in lit_training/runs/foreign.py.
+    the default attributes in lit_training/runs/own_classes.py.
     """
 
     task: Literal["classification", "regression"] | None = None

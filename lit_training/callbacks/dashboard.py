@@ -30,8 +30,8 @@ from lit_training import figures
 from lit_training.errors import print_once
 from lit_training.runs.best_epoch import BestSoFar
 from lit_training.runs.devices import evaluation_mode
-from lit_training.runs.foreign import data_of
 from lit_training.runs.layout import CONFIG
+from lit_training.runs.own_classes import data_of
 from lit_training.runs.processes import gather_objects
 
 SAMPLE_COUNT = 12

@@ -29,8 +29,8 @@ from datamodules.photos.find import SPLITS
 from lit_models import LitBase, LitTransfer
 from lit_training.errors import print_note, print_once
 from lit_training.runs.devices import evaluation_mode
-from lit_training.runs.foreign import data_of, why_not_cached
 from lit_training.runs.lightning_internals import forget_loaders
+from lit_training.runs.own_classes import data_of, why_not_cached
 from lit_training.runs.threads import FEATURE_BATCH_SIZE, use_threads
 from lit_training.text import progress_bar
 

@@ -22,8 +22,8 @@ from datamodules.files import atomic_write
 from datamodules.loading.order import TrainSampler
 from datamodules.photos.folder import Photos
 from lit_models.base import class_record
-from lit_training.runs.foreign import data_of
 from lit_training.runs.layout import LEFT_OUT, RECORD, SPLIT
+from lit_training.runs.own_classes import data_of
 
 RECORDED_PACKAGES = ("torch", "torchvision", "lightning", "torchmetrics", "numpy", "pillow", "jsonargparse")
 

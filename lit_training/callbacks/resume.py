@@ -28,7 +28,6 @@ from lit_training.callbacks.records import fingerprint, fingerprint_batch
 from lit_training.errors import CheckpointError, print_note, print_once
 from lit_training.runs.checkpoints import RESUME_STATE, copy_resume_point, read_any
 from lit_training.runs.folder import resume_hint
-from lit_training.runs.foreign import data_of
 from lit_training.runs.layout import CHECKPOINTS, LAST, RESUME
 from lit_training.runs.lightning_internals import (
     count_epoch_as_complete,
@@ -42,6 +41,7 @@ from lit_training.runs.lightning_internals import (
 )
 from lit_training.runs.loaders import repeatable_loaders, shuffled
 from lit_training.runs.metrics_csv import MetricsCSV
+from lit_training.runs.own_classes import data_of
 from lit_training.runs.own_state import own_states, to_value, weights_restorer
 from lit_training.runs.processes import Stopped, Watch, gather_objects, is_child, requeue_slurm_job
 

@@ -24,11 +24,11 @@ from lit_training.callbacks.throughput import Throughput
 from lit_training.errors import UsageError, is_rank_zero, print_note
 from lit_training.runs.checkpoints import FitCheckpointIO
 from lit_training.runs.folder import RunStart, prepare_start
-from lit_training.runs.foreign import known_metrics
 from lit_training.runs.layout import CHECKPOINTS, LOGS, METRICS
 from lit_training.runs.lightning_internals import NullProfiler, PlainSteps, drop_empty_hooks
 from lit_training.runs.loaders import StepSeed
 from lit_training.runs.metrics_csv import MetricsCSV
+from lit_training.runs.own_classes import known_metrics
 from lit_training.runs.run import Run
 
 LIGHTNING_STRATEGIES = {name: dict(StrategyRegistry[name]) for name in StrategyRegistry.available_strategies()}

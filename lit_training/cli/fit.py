@@ -25,12 +25,11 @@ from lit_training.callbacks.best import AVERAGES, BestCheckpoint
 from lit_training.errors import CheckpointError, UsageError, is_rank_zero
 from lit_training.runs import checkpoints
 from lit_training.runs.folder import can_resume, newest_first, relative_path
-from lit_training.runs.foreign import with_default_attributes
 from lit_training.runs.hashes import write_hashes
 from lit_training.runs.layout import BEST, HASHES, METRICS, OUT_OF_FOLD, REPORT, SPLIT
 from lit_training.runs.lightning_internals import NullProfiler
 from lit_training.runs.out_of_fold import read_out_of_fold
-from lit_training.runs.own_classes import find_class
+from lit_training.runs.own_classes import find_class, with_default_attributes
 from lit_training.runs.plain import LEFT_OUT, plain_checkpoint
 from lit_training.runs.run import Run
 from lit_training.statistics import wilson_interval

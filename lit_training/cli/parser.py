@@ -31,10 +31,9 @@ from lit_training.cli.optimizers import ARGUMENTS_FROM_RUN, SCHEDULES, choose_op
 from lit_training.cli.usage_errors import explain_build_error, explain_parse_error, explain_wrong_value, given_values
 from lit_training.errors import CheckpointError, UsageError, exit_with_error, frames_of, print_note
 from lit_training.runs.folder import keep_settings
-from lit_training.runs.foreign import with_default_attributes
 from lit_training.runs.layout import CONFIG
 from lit_training.runs.lightning_internals import actions_of
-from lit_training.runs.own_classes import add_current_folder
+from lit_training.runs.own_classes import add_current_folder, with_default_attributes
 from lit_training.runs.plain import hidden_arguments, is_writable, to_plain, to_yaml
 from lit_training.runs.processes import Watch, bind_to_loopback, refuse_other_ranks
 from lit_training.runs.run import FitTrainer, Run

@@ -15,7 +15,7 @@ from lit_training.cli.usage_errors import explain_wrong_value
 from lit_training.errors import OUT_OF_MEMORY, CheckpointError, TrainingError, UsageError, is_library_error
 from lit_training.runs import checkpoints
 from lit_training.runs.folder import resume_hint
-from lit_training.runs.foreign import with_default_attributes
+from lit_training.runs.own_classes import with_default_attributes
 from lit_training.runs.plain import LEFT_OUT
 from lit_training.runs.processes import ALREADY_REPORTED
 from lit_training.runs.run import Run

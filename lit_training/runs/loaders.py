@@ -15,8 +15,8 @@ from torch.utils.data import DistributedSampler
 
 from datamodules.loading.seeds import combine_seeds
 from lit_training.errors import TrainingError, print_once
-from lit_training.runs.foreign import with_default_attributes
 from lit_training.runs.lightning_internals import set_last_reload_epoch
+from lit_training.runs.own_classes import with_default_attributes
 from lit_training.runs.own_state import MAX_NUMBERS, OwnState
 
 NO_BATCH = "train_dataloader gives no batch in epoch {}: it has no samples, or fewer than one batch with drop_last=True"

@@ -27,7 +27,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from datamodules.loading.module import SplitDataModule
 from lit_models.base import dotted_path
-from lit_training.runs.foreign import PACKAGES
+from lit_training.runs.own_classes import PACKAGES
 from lit_training.runs.plain import SIMPLE
 
 GENERATORS: tuple[tuple[type, Any, Any], ...] = (  # class, functions that read and write its state

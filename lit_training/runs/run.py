@@ -8,8 +8,8 @@ import torch
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from lit_training.runs.folder import RunStart
-from lit_training.runs.foreign import with_default_attributes
 from lit_training.runs.lightning_internals import ConnectedTrainer
+from lit_training.runs.own_classes import with_default_attributes
 from lit_training.runs.processes import Watch
 
 

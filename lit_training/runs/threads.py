@@ -16,7 +16,7 @@ from datamodules.image_folder import ImageFolderDataModule
 from datamodules.machine import available_cores
 from lit_models.base import read_attribute
 from lit_training.runs.devices import evaluation_mode
-from lit_training.runs.foreign import why_not_cached, with_default_attributes
+from lit_training.runs.own_classes import why_not_cached, with_default_attributes
 
 FLOPS_PER_THREAD = 16_000_000
 """With fewer FLOPs per layer and thread, the threads wait for each other longer than they compute (measured)."""

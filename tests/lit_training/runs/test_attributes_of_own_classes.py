@@ -9,7 +9,7 @@ from lightning.pytorch import LightningDataModule, LightningModule
 
 from datamodules import CIFAR10DataModule, ImageFolderDataModule, Preprocessing, RandomDataModule, ShapesDataModule
 from lit_models import LitCNN, LitDynamic, LitMLP, LitTransfer
-from lit_training.runs.foreign import DEFAULTS, data_of, with_default_attributes
+from lit_training.runs.own_classes import DEFAULTS, data_of, with_default_attributes
 
 OF_MODELS = (
     "default_epochs",
