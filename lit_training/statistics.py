@@ -29,14 +29,20 @@ def wilson_interval(successes: float, trials: float, confidence: float = 0.95) -
 def folds_interval(accuracies: Sequence[float], folds: int, samples: int) -> tuple[float, float]:
     """Return both ends of the 95 % interval of the accuracy from repeated cross-validation.
 
-    ``accuracies`` are those of all J folds of all repeats. Their training sets overlap, so the variance of their mean
-    is (1/J + 1/(folds - 1)) times theirs (Nadeau and Bengio 2003). The interval is that of Wilson for the number of
-    independent samples with this variance, at most ``samples``: so it is never empty, also if each fold is perfect.
+    ``accuracies`` are those of all folds of all repeats. The interval is that of Wilson for the number of independent
+    samples with the variance of their mean, at most ``samples``: so it is never empty, also if each fold is perfect.
     """
-    mean = fmean(accuracies)
-    spread = variance(accuracies) * (1 / len(accuracies) + 1 / (folds - 1))
+    mean, spread = fmean(accuracies), _variance_of_mean(accuracies, 1 / folds)
     size = min(samples, mean * (1 - mean) / spread) if spread > 0 else samples
     return wilson_interval(mean * size, size)
+
+
+def _variance_of_mean(values: Sequence[float], test_share: float) -> float:
+    """Return the variance of the mean of J folds that test ``test_share`` of all samples (Nadeau and Bengio 2003).
+
+    It is larger than 1/J times the variance of the values, because the training sets overlap.
+    """
+    return variance(values) * (1 / len(values) + test_share / (1 - test_share))
 
 
 def mcnemar_p_value(only_first: int, only_second: int) -> float:
@@ -128,11 +134,10 @@ def student_t_p_value(t: float, degrees: int) -> float:
 def corrected_t_p_value(differences: Sequence[float], test_share: float) -> float:
     """Return the two-sided p-value of the corrected resampled t-test (Nadeau and Bengio 2003).
 
-    ``differences`` are those of two accuracies, for two or more folds. A fold tests ``test_share`` of all samples. The
-    variance is corrected for the training samples that folds have in common. If it is 0, the p-value is 1 or 0.
+    ``differences`` are those of two accuracies, for two or more folds. A fold tests ``test_share`` of all samples. If
+    the variance is 0, the p-value is 1 or 0.
     """
-    error = sqrt((1 / len(differences) + test_share / (1 - test_share)) * variance(differences))
-    average = mean(differences)
+    average, error = mean(differences), sqrt(_variance_of_mean(differences, test_share))
     return student_t_p_value(average / error, len(differences) - 1) if error else float(average == 0)
 
 

@@ -19,7 +19,7 @@ def print_table(head: Sequence[str], body: Sequence[Sequence[str]]) -> None:
     if not used:
         return
     titles, *rows = [[printable(row[column]) for column in used] for row in (head, *body)]
-    right = [all(map(_is_number_or_empty, cells)) for cells in zip(*rows, strict=True)]
+    right = [all(cell in ("", "-") or is_number(cell) for cell in cells) for cells in zip(*rows, strict=True)]
     if sys.stdout.isatty():
         from rich.console import Console  # imported here because it is slow
         from rich.table import Table
@@ -35,11 +35,12 @@ def print_table(head: Sequence[str], body: Sequence[Sequence[str]]) -> None:
         print("\n".join(align_columns([titles, *rows], right)))
 
 
-def _is_number_or_empty(cell: str) -> bool:
+def is_number(text: str) -> bool:
+    """Return True if Python can convert the text to a float."""
     try:
-        float(cell or 0)
+        float(text)
     except ValueError:
-        return cell == "-"
+        return False
     return True
 
 

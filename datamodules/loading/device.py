@@ -25,13 +25,17 @@ Tensors = tuple[Tensor, ...]
 class TwoStageDataset(Dataset):
     """A dataset that reads the stored samples of a batch first, and computes the network's inputs from them later.
 
-    A subclass has ``read`` and ``finish``. Between the two, the loader can copy the batch to the device, and pictures
-    are still uint8. ``dataset[key]`` and ``__getitems__(keys)`` do both. A key is ``epoch * N + index``, or
-    :data:`~datamodules.loading.order.PADDING`.
+    A subclass has ``labels``, ``read`` and ``finish``. Between the two, the loader can copy the batch to the device,
+    and pictures are still uint8. ``dataset[key]`` and ``__getitems__(keys)`` do both. A key is
+    ``epoch * N + index``, or :data:`~datamodules.loading.order.PADDING`.
     """
 
+    labels: Tensor  # (N,); a dataset without it has its own __len__
     finishes_batches = True  # False in worker processes: the loader finishes their batches
     samples_per_fetch = 0  # if the batches are smaller, read some of them together
+
+    def __len__(self) -> int:
+        return len(self.labels)
 
     def read(self, keys: Tensor) -> Tensors:
         """Return the stored samples of ``keys`` (B,) int64, and what :meth:`finish` needs for them."""

@@ -40,9 +40,6 @@ class Pictures(TwoStageDataset):
         self.augment, self.seed = augment, combine_with_run_seed(seed)
         self.augmentation = Augmentation(augment, preprocessing)
 
-    def __len__(self) -> int:
-        return len(self.labels)
-
     def read(self, keys: Tensor) -> Tensors:
         indices = keys % len(self)
         # index_select is ten times as fast as images[indices]

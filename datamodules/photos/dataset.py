@@ -57,9 +57,6 @@ class PhotoFiles(TwoStageDataset):
         crops_at_random = "crop" in augment and preprocessing.resize == "crop"
         self.resize = None if crops_at_random else eval_transform(preprocessing)
 
-    def __len__(self) -> int:
-        return len(self.labels)
-
     def read(self, keys: Tensor) -> Tensors:
         """Return pictures (B, C, S, S) uint8, cropped and resized, and labels (B,) int64."""
         labels = self.labels[keys % len(self)].masked_fill(keys == PADDING, PADDING)

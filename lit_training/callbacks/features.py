@@ -50,9 +50,6 @@ class Features(TwoStageDataset):
     def __init__(self, features: Tensor, pictures: Any) -> None:
         self.features, self.pictures, self.labels = features, pictures, pictures.labels
 
-    def __len__(self) -> int:
-        return len(self.labels)
-
     def read(self, keys: Tensor) -> Tensors:
         rows = keys % len(self)
         return self.features.index_select(0, rows), self.labels[rows].masked_fill(keys == PADDING, PADDING)

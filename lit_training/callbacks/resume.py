@@ -96,7 +96,7 @@ class ResumePoint(Callback):
             state = checkpoint["callbacks"].get(callback.state_key)
             if isinstance(callback, ModelCheckpoint) and state is not None:
                 callback.file_exists = _is_earlier  # type: ignore[method-assign, assignment]
-                folder = str(callback.dirpath or _run_folder_of(trainer) / CHECKPOINTS)
+                folder = str(callback.dirpath or trainer.start.folder / CHECKPOINTS)  # type: ignore[attr-defined]
                 checkpoint["callbacks"][callback.state_key] = _replace_prefix(state, state["dirpath"], folder)
         # A copy of a resume point outside of its run has no config.yaml that could be compared before.
         own = checkpoint.get("datamodule_hyper_parameters", {}) | checkpoint.get("hyper_parameters", {})
@@ -156,7 +156,8 @@ class ResumePoint(Callback):
             "loaders": gather_objects(trainer, [one.changed_state(finished) for one in repeatable_loaders(trainer)]),
         }
         ends_epoch = finished or (trainer.global_step > 0 and batches == 0)
-        point, last = (_run_folder_of(trainer) / folder / LAST for folder in (RESUME, CHECKPOINTS))
+        run: Path = trainer.start.folder  # type: ignore[attr-defined]
+        point, last = run / RESUME / LAST, run / CHECKPOINTS / LAST
         try:
             trainer.save_checkpoint(point)
             if ends_epoch and trainer.is_global_zero and not other_writers(trainer, last):
@@ -372,10 +373,10 @@ class ResumePoint(Callback):
             self._signal_time = now
         return signum, bool(is_time_on_rank_zero)
 
-    def _stop(self, trainer: Trainer, signum: int) -> None:
+    def _stop(self, trainer: Any, signum: int) -> None:
         """Print how to resume, requeue the SLURM job if the signal is SIGUSR1, and raise Stopped."""
         if trainer.is_global_zero:
-            hint = resume_hint(_run_folder_of(trainer)) or "no resume point yet"
+            hint = resume_hint(trainer.start.folder) or "no resume point yet"
             print(f"stopped by {signal.Signals(signum).name} after step {trainer.global_step}; {hint}", flush=True)
             requeue_slurm_job(signum)
         # A process that rank 0 launched must end with code 0: Watch on rank 0 treats other codes as a failure.
@@ -394,10 +395,6 @@ def _is_earlier(path: Any, trainer: Trainer) -> bool:
     with contextlib.suppress(CheckpointError):
         exists = exists and read_any(Path(path), mmap=True).get("global_step", 0) < trainer.global_step
     return trainer.strategy.reduce_boolean_decision(exists, all=False)
-
-
-def _run_folder_of(trainer: Any) -> Path:
-    return trainer.start.folder  # this Trainer is a FitTrainer
 
 
 def _replace_prefix(value: Any, old: str, new: str) -> Any:

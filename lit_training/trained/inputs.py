@@ -22,6 +22,7 @@ from datamodules.photos.dataset import PhotoFiles, read_pixels
 from datamodules.photos.decode import BadPicture
 from datamodules.photos.find import find_files_below
 from datamodules.text import plural
+from lit_training.text import is_number
 
 ROW_SUFFIXES = ("csv", "npy")
 
@@ -119,7 +120,7 @@ def _csv_rows(file: str) -> Iterator[list[str]]:
     with Path(file).open(newline="", encoding="utf-8-sig") as lines:
         rows = (row for row in csv.reader(lines) if row)
         first = next(rows, [])
-        if any(map(_is_number, first)):  # otherwise it is a header
+        if any(map(is_number, first)):  # otherwise it is a header
             yield first
         yield from rows
 
@@ -131,19 +132,11 @@ def _npy_rows(file: str) -> Iterator[np.ndarray]:
     yield from np.atleast_2d(array)
 
 
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
-
-
 def _to_sample(file: str, row: int, values: Any, width: int) -> Sample:
     """Return a sample with the values as float32, or with an error if they are not ``width`` finite numbers."""
     if len(values) != width:
         return Sample(file, row, error=f"{plural(len(values), 'value')}, but the network takes {width}")
     for value in values:
-        if not _is_number(value) or not math.isfinite(float(value)):
+        if not is_number(value) or not math.isfinite(float(value)):
             return Sample(file, row, error=f"{value} is not a finite number")
     return Sample(file, row, torch.tensor([float(value) for value in values]))
