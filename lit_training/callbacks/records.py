@@ -1,4 +1,4 @@
-"""Record how a run was started (command, versions, machine), and which split each photo belongs to."""
+"""Record how a run was started: settings, command, versions, machine, and the split of each photo."""
 
 import hashlib
 import importlib.metadata
@@ -9,7 +9,7 @@ import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Sized
+from collections.abc import Callable, Sized
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from datamodules.files import atomic_write
 from datamodules.loading.order import TrainSampler
 from datamodules.photos.folder import Photos
 from lit_models.base import class_record
-from lit_training.runs.layout import LEFT_OUT, RECORD, SPLIT
+from lit_training.runs.layout import CONFIG, LEFT_OUT, RECORD, SPLIT
 from lit_training.runs.own_classes import data_of
 
 RECORDED_PACKAGES = ("torch", "torchvision", "lightning", "torchmetrics", "numpy", "pillow", "jsonargparse")
@@ -56,20 +56,36 @@ def _bytes(tensor: Tensor) -> bytes:
     return tensor.detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy().tobytes()  # numpy has no bfloat16
 
 
-class Provenance(Callback):
-    """At each start of a run, add the command, versions, machine, git state and data fingerprint to ``run.json``."""
+class RunRecords(Callback):
+    """Write ``config.yaml``, ``split.csv`` with the split of each photo, and ``left_out.csv`` with unused photos.
 
-    def __init__(self, run: Path) -> None:
-        self.path = run / RECORD
+    At each start, add the command, versions, machine, git state and data fingerprint to ``run.json``. ``dump_config``
+    returns the text of config.yaml.
+    """
+
+    def __init__(self, dump_config: Callable[[], str]) -> None:
+        self.dump_config = dump_config
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         checkpoint["lit"] = class_record(pl_module, getattr(trainer, "datamodule", None))  # a LitBase does it too
 
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not trainer.is_global_zero:
+            return
+        folder, photos = Path(str(trainer.log_dir)), data_of(trainer).photos
+        with atomic_write(folder / CONFIG, "w") as file:  # --resume auto finds a run by it, also if it is killed here
+            file.write(self.dump_config())
+        if isinstance(photos, Photos):
+            photos.write_split(folder / SPLIT)
+            if photos.left_out:
+                photos.write_left_out(folder / LEFT_OUT)
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not trainer.is_global_zero:
             return
+        path = Path(str(trainer.log_dir)) / RECORD
         try:
-            starts = json.loads(self.path.read_text(encoding="utf-8"))
+            starts = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError):
             starts = []
         device = trainer.strategy.root_device
@@ -92,7 +108,7 @@ class Provenance(Callback):
                 "git": _git_state(),
             }
         )
-        with atomic_write(self.path, "w") as file:
+        with atomic_write(path, "w") as file:
             file.write(json.dumps(starts, indent=1) + "\n")
 
 
@@ -107,14 +123,3 @@ def _git_state() -> dict[str, Any] | None:
     except (OSError, subprocess.SubprocessError):
         return None
     return {"commit": commit.strip(), "changed": [line[3:] for line in changes.splitlines()]}
-
-
-class PhotoRecords(Callback):
-    """Write the split of each photo to ``split.csv``, and the photos that are not used to ``left_out.csv``."""
-
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        photos, folder = data_of(trainer).photos, str(trainer.log_dir)
-        if trainer.is_global_zero and isinstance(photos, Photos):
-            photos.write_split(Path(folder) / SPLIT)
-            if photos.left_out:
-                photos.write_left_out(Path(folder) / LEFT_OUT)

@@ -2,6 +2,7 @@
 
 import inspect
 import itertools
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from lit_training.callbacks.console import EpochLines
 from lit_training.callbacks.dashboard import Dashboard
 from lit_training.callbacks.features import FeatureCache
 from lit_training.callbacks.finite import FiniteGuard
-from lit_training.callbacks.records import PhotoRecords, Provenance
+from lit_training.callbacks.records import RunRecords
 from lit_training.callbacks.resume import ResumePoint
 from lit_training.callbacks.throughput import Throughput
 from lit_training.errors import UsageError, is_rank_zero, print_note
@@ -36,12 +37,12 @@ LIGHTNING_STRATEGIES = {name: dict(StrategyRegistry[name]) for name in StrategyR
 
 
 def add_defaults(
-    arguments: dict[str, Any], run: Run, config_yaml: str, save_config: Callback, fold: Callback | None = None
+    arguments: dict[str, Any], run: Run, dump_config: Callable[[], str], fold: Callback | None = None
 ) -> dict[str, Any]:
     """Return the Trainer's arguments with this project's loggers, callbacks and plugins added; set ``run.start``.
 
-    Keep those of the user. With the callback of a ``fold``, only resume points are written. Raise a UsageError if two
-    flags contradict each other, or like :func:`prepare_start`.
+    Keep those of the user. ``dump_config`` returns the text of config.yaml. With the callback of a ``fold``, only
+    resume points are written. Raise a UsageError if two flags contradict each other, or like :func:`prepare_start`.
     """
     config = dict(arguments)
     _refuse_contradictions(config, run)
@@ -58,13 +59,14 @@ def add_defaults(
     if writes_logs:
         root = config["default_root_dir"] or "."
         placeholder = RunStart(Path(root) / LOGS / "version_0")  # the other ranks get the real one from rank 0 later
-        run.start = start = prepare_start(run.resume, root, config_yaml, run.photos) if is_rank_zero() else placeholder
+        is_first = is_rank_zero()
+        run.start = start = prepare_start(run.resume, root, dump_config(), run.photos) if is_first else placeholder
         logs = start.folder.parent
         options: dict[str, Any] = {"name": logs.name, "version": start.version, "purge_step": start.step}
         tensorboard = TensorBoardLogger(str(logs.parent), default_hp_metric=False, **options)
         loggers = [tensorboard] if config["logger"] in (None, True) else _as_list(config["logger"])
         for logger in loggers:
-            if isinstance(logger, CSVLogger) and is_rank_zero() and not start.finished:
+            if isinstance(logger, CSVLogger) and is_first and not start.finished:
                 _keep_files(Path(logger.log_dir))
         config["logger"] = [*loggers, MetricsCSV(start)]  # the first one is self.logger of the model
     monitor, mode = run.monitor
@@ -78,7 +80,7 @@ def add_defaults(
         callbacks += [EpochLines(monitor, mode)]
     callbacks += [FeatureCache()]
     if writes_logs:
-        callbacks += [PhotoRecords(), LearningRateMonitor(), save_config]
+        callbacks += [RunRecords(dump_config), LearningRateMonitor()]
         callbacks += [Dashboard(monitor, mode)] if run.config["dashboard"] else []
     if fold is not None:
         config |= {"logger": DummyLogger(), "enable_checkpointing": any(isinstance(one, Checkpoint) for one in own)}
@@ -94,7 +96,6 @@ def add_defaults(
         if run.start is not None:
             seed.resume_point = ResumePoint(run.watch)
             callbacks[:0] = [seed.resume_point]  # first: it saves the state before other callbacks change it
-            callbacks += [Provenance(run.start.folder)]
     if (patience := run.config.get("early_stopping")) is not None:
         callbacks += [StopEarly(monitor or "train_loss", mode, int(patience))]
     drop_empty_hooks(callbacks)

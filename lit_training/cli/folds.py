@@ -202,7 +202,7 @@ def _train_fold(cli: Any, plain: Any, others: np.ndarray, rows: np.ndarray, file
     name, _, mode = (config["monitor"] or "val_acc:max").rpartition(":")
     outputs = FoldOutputs(name, mode)
     arguments = {**cli.build("trainer"), "default_root_dir": str(folder)}
-    trainer = FitTrainer(**add_defaults(arguments, fold, "", Callback(), outputs))
+    trainer = FitTrainer(**add_defaults(arguments, fold, str, outputs))
     trainer.start, trainer.threads = fold.start, cli.run.trainer.threads
     trainer.fit(fold.model, view, weights_only=True)
     metric, labels = f"{name} {outputs.best.value:.4f}", torch.from_numpy(np.asarray(plain.labels)[rows])

@@ -7,19 +7,18 @@ import re
 import sys
 import warnings
 from argparse import SUPPRESS
-from pathlib import Path
+from functools import partial
 from pkgutil import resolve_name
 from typing import Any, Literal, NoReturn, get_args
 
 from jsonargparse import Namespace, set_dumper, set_parsing_settings
 from jsonargparse.typing import PositiveFloat, PositiveInt
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.strategies import Strategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch.optim import Optimizer
 
-from datamodules.files import atomic_write
 from datamodules.text import command
 from lit_models import LitBase
 from lit_models.base import read_attribute
@@ -31,7 +30,6 @@ from lit_training.cli.optimizers import ARGUMENTS_FROM_RUN, SCHEDULES, choose_op
 from lit_training.cli.usage_errors import explain_build_error, explain_parse_error, explain_wrong_value, given_values
 from lit_training.errors import CheckpointError, UsageError, exit_with_error, frames_of, print_note
 from lit_training.runs.folder import keep_settings
-from lit_training.runs.layout import CONFIG
 from lit_training.runs.lightning_internals import actions_of
 from lit_training.runs.own_classes import add_current_folder, with_default_attributes
 from lit_training.runs.plain import hidden_arguments, is_writable, to_plain, to_yaml
@@ -58,14 +56,6 @@ OWN_FLAGS: list[tuple[str, Any, Any, str]] = [
     ("seeds", PositiveInt, 1, "Train with this number of seeds; print mean and standard deviation."),
 ]
 """Flags that this project adds to Lightning's flags: name, type, default value, help text."""
-
-
-class SaveConfig(SaveConfigCallback):
-    """Write config.yaml in one step: ``--resume auto`` finds a run by it, also if the run was killed while it wrote."""
-
-    def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        with atomic_write(Path(str(trainer.log_dir)) / CONFIG, "w") as file:
-            file.write(self.parser.dump(self.config, skip_unset=False))
 
 
 class OneLineParser(LightningArgumentParser):
@@ -214,11 +204,10 @@ class FitCLI(LightningCLI):
             config["max_epochs"] = trainer_config["max_epochs"] = model_attributes.default_epochs
         if self.config["folds"]:  # the last training, on all pictures
             config["limit_val_batches"] = 0
-        config_yaml = self.parser.dump(self.config, skip_unset=False)
-        save_config = SaveConfig(self.parser, self.config, save_to_log_dir=False)
+        dump_config = partial(self.parser.dump, self.config, skip_unset=False)
         register_strategies(model_attributes.skips_layers)
         try:
-            trainer = FitTrainer(**add_defaults(config, self.run, config_yaml, save_config))
+            trainer = FitTrainer(**add_defaults(config, self.run, dump_config))
             refuse_other_ranks(trainer)
             if self.config["folds"] and trainer.world_size > 1:
                 raise UsageError("--folds trains on one device: --devices 1")
@@ -237,7 +226,7 @@ class FitCLI(LightningCLI):
         given, chosen = self.config["threads"], threads_of_new_run(trainer, self.model, self.datamodule)
         trainer.chosen_threads = chosen if given == "auto" else (int(given), int(given))
         here, own = trainer.world_size, (start and start.threads) or trainer.chosen_threads
-        self.config["threads"] = own[0]  # SaveConfig writes it to config.yaml
+        self.config["threads"] = own[0]  # RunRecords writes it to config.yaml
         share = [count * (start.processes if start else here) // here for count in own]  # all together have the same
         trainer.threads = max(1, share[0]), max(1, share[1])
         self.run.watch.trainer = trainer

@@ -22,12 +22,10 @@ ALL = [
     "Throughput",
     "EpochLines",
     "FeatureCache",
-    "PhotoRecords",
+    "RunRecords",
     "LearningRateMonitor",
-    "SaveConfig",
     "Dashboard",
     "BestCheckpoint",
-    "Provenance",
     "PlainSteps",
 ]
 
@@ -51,12 +49,8 @@ def test_the_resume_point_comes_first() -> None:
         ("--dashboard false", {"Dashboard"}, set()),
         ("--early_stopping 3", set(), {"StopEarly"}),
         ("--callbacks DeviceStatsMonitor", set(), {"DeviceStatsMonitor"}),
-        ("--enable_checkpointing false", {"ResumePoint", "BestCheckpoint", "Provenance"}, set()),
-        (
-            "--logger false",
-            {"ResumePoint", "PhotoRecords", "LearningRateMonitor", "SaveConfig", "Dashboard", "Provenance"},
-            set(),
-        ),
+        ("--enable_checkpointing false", {"ResumePoint", "BestCheckpoint"}, set()),
+        ("--logger false", {"ResumePoint", "RunRecords", "LearningRateMonitor", "Dashboard"}, set()),
         ("--barebones --model LitMLP", set(ALL), set()),
     ],
 )
