@@ -12,13 +12,12 @@ from lightning.pytorch.callbacks import LambdaCallback
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
-from torch.utils.data import DataLoader
 from torchmetrics.functional.classification import multiclass_confusion_matrix
 
 from datamodules import Preprocessing
 from datamodules.errors import DataError
 from datamodules.image_folder import ImageFolderDataModule
-from datamodules.loading.loader import count_decoding_workers, make_loader
+from datamodules.loading.loader import count_decoding_workers
 from datamodules.loading.module import SplitDataModule
 from datamodules.loading.order import gather_in_input_order
 from datamodules.photos.dataset import PhotoFiles
@@ -159,7 +158,7 @@ def evaluate(
         trainer = Trainer(accelerator=accelerator, devices=devices, callbacks=[collector], **unused)
         refuse_other_ranks(trainer)
         bind_to_loopback(trainer)
-        is_ordered = isinstance(module, SplitDataModule | EvaluationPhotos)
+        is_ordered = isinstance(module, SplitDataModule)
         if trainer.world_size > 1 and not is_ordered:
             raise UsageError(f"{type(module).__name__} can be evaluated on one device only: leave --devices out")
         example = None if is_own(type(model)) else sample_input(model)
@@ -205,18 +204,18 @@ def _read_folds(saved: Any, model: LitBase, photos: str | None) -> Evaluation:
     return Evaluation(saved.path, str(folder) if is_photo else name, "fold", loss, *parts)
 
 
-class EvaluationPhotos(LightningDataModule):
+class EvaluationPhotos(SplitDataModule):
     """A data module of photos to evaluate. Their labels are the network's class indices."""
 
     eval_batch_size = 32
 
     def __init__(self, photos: PhotoFiles) -> None:
         super().__init__()
-        self.photos = photos
+        self.hparams.update(batch_size=1, seed=0)
+        self.sets = {"test": photos}
 
-    def test_dataloader(self) -> DataLoader:
-        size, workers = self.eval_batch_size, count_decoding_workers(self.trainer)
-        return make_loader(self.photos, self.trainer, batch_size=size, seed=0, train=False, num_workers=workers)
+    def num_workers(self, dataset: Any) -> int:
+        return count_decoding_workers(self.trainer)
 
 
 def _choose_data(

@@ -18,7 +18,7 @@ from lit_training.errors import UsageError
 from lit_training.trained.evaluate import Evaluation
 from lit_training.trained.inputs import read_pictures
 from lit_training.trained.outputs import draw_worst, worst_inputs
-from lit_training.trained.predict import Prediction, distinct_class_names
+from lit_training.trained.predict import Prediction, class_names_of
 
 MAX_NAME_LENGTH = 60  # characters of the input's name in the name of its heat map
 MADE_BY = "lit-classics predict.py --explain"  # a text in each PNG file: a later call removes only files that have it
@@ -90,8 +90,7 @@ def explain_picture(model: LitBase, source: str | bytes, label: str) -> Tensor |
     if sample.x is None:
         return None
     x = normalize(sample.x[None], preprocessing.mean, preprocessing.std)  # (1, C, S, S)
-    names = distinct_class_names(model.class_names, model.hparams.get("num_classes", 0))
-    heat = grad_cam(model, x, torch.tensor([names.index(label)]))
+    heat = grad_cam(model, x, torch.tensor([class_names_of(model).index(label)]))
     return put_side_by_side(figures.undo_normalization(x, preprocessing), heat)
 
 

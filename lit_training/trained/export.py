@@ -28,7 +28,7 @@ from lit_training import figures
 from lit_training.errors import UsageError
 from lit_training.runs.layout import MODEL_CARD, SPLIT
 from lit_training.trained.describe import sample_input
-from lit_training.trained.predict import distinct_class_names, predict
+from lit_training.trained.predict import class_names_of, predict
 
 MAX_COMPARED = 1000  # pictures or rows
 MAX_DIFFERENCE = 5e-4  # of a probability, or of an output relative to the largest one
@@ -66,8 +66,7 @@ def export(saved: Any, to: str, photos: str | None = None) -> str:
                 if (card := saved.folder / MODEL_CARD).is_file():
                     shutil.copy(card, folder)
                 if model.task == "classification":
-                    names = json.loads(describe_network(model)["class_names"])
-                    (folder / LABELS).write_text("\n".join(map(printable, names)) + "\n", "utf-8")
+                    (folder / LABELS).write_text("\n".join(map(printable, class_names_of(model))) + "\n", "utf-8")
                 target.mkdir(exist_ok=True)
                 for file in folder.iterdir():
                     file.replace(target / file.name)
@@ -78,10 +77,10 @@ def export(saved: Any, to: str, photos: str | None = None) -> str:
 
 def describe_network(model: LitBase) -> dict[str, str]:
     """Return what an exported file says about its network: names -> texts."""
-    names = distinct_class_names(model.class_names, model.hparams.get("num_classes", len(model.class_names or ())))
-    shown = {"architecture": str(model.hparams.get("backbone", type(model).__name__)), "task": model.task}
-    shown |= {
-        "class_names": json.dumps(names),
+    shown = {
+        "architecture": str(model.hparams.get("backbone", type(model).__name__)),
+        "task": model.task,
+        "class_names": json.dumps(class_names_of(model)),
         "license_of_weights": license_of_weights(model.hparams.get("backbone", ""), model.hparams.get("weights")),
     }
     if model.preprocessing is not None:

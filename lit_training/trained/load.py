@@ -26,7 +26,7 @@ from lit_training.trained.evaluate import evaluate
 from lit_training.trained.explain import check_explainable, grad_cam
 from lit_training.trained.export import export
 from lit_training.trained.inputs import ROW_SUFFIXES, find_files, read_pictures
-from lit_training.trained.predict import Prediction, distinct_class_names, predict
+from lit_training.trained.predict import Prediction, class_names_of, predict
 
 
 @dataclass(frozen=True)
@@ -86,8 +86,7 @@ class SavedRun:
     def class_names(self) -> tuple[str, ...]:
         """The class names in the order of the network's outputs; empty for a regression."""
         model = self.model()
-        count = model.hparams.get("num_classes", len(model.class_names or ()))
-        return tuple(distinct_class_names(model.class_names, count if model.task == "classification" else 0))
+        return tuple(class_names_of(model)) if model.task == "classification" else ()
 
     def features(self, images: Any, accelerator: str = "auto", batch_size: int = 32) -> Tensor:
         """Return the inputs of the network's last layer (embeddings) for N images: (N, F) float32 on the CPU.
@@ -110,7 +109,8 @@ class SavedRun:
         It shows what speaks for the class ``label`` (default: the most likely one) in the picture as the network sees
         it, of S x S pixels. Raises a UsageError for another label, or a network that is no image classifier.
         """
-        model, names = self.model(), self.class_names
+        model = self.model()
+        names = class_names_of(model)
         if label is not None and label not in names:
             raise UsageError(f"there is no class {label}: {suggest(label, names)}")
         check_explainable(model)

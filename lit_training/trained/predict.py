@@ -128,6 +128,11 @@ def predict(
                 yield Prediction(path, row, chosen, set=classes_in_set, unlike=unlike.pop(0))
 
 
+def class_names_of(model: LitBase) -> list[str]:
+    """Return a different name for each class of a network."""
+    return distinct_class_names(model.class_names, model.hparams.get("num_classes", 0))
+
+
 def distinct_class_names(names: Sequence[str] | None, count: int) -> list[str]:
     """Return a different name for each of ``count`` classes. Classes without a name are "0", "1", ...
 
