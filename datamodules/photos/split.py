@@ -140,12 +140,15 @@ def find_scored_pictures(listing: Listing, split_file: str) -> tuple[Listing, in
     trainable, known = trained_classes(lines), {line.sha256 for line in lines.values()}
     now, row_of = dict(split_lines(listing)), {path: row for row, path in enumerate(listing.paths)}
     unchanged = {path for path in lines.keys() & now if lines[path].sha256 in ("", now[path].sha256)}
-    moved = {line.sha256: path for path, line in now.items() if path not in unchanged}
+    moved: dict[str, list[str]] = {}
+    for path in [path for path in now if path not in unchanged]:
+        moved.setdefault(now[path].sha256, []).append(path)
     labels, missing, edited, relabeled = dict[int, str](), [], [], []
     for path, line in lines.items():
         if line.split != scored:
             continue
-        place = path if path in unchanged else moved.get(line.sha256, path)
+        copies = moved.get(line.sha256) if path not in unchanged else None
+        place = copies.pop(0) if copies else path
         is_edited = place == path and path not in unchanged
         found = now.get(place)
         label = line.label if found and place == path else found and found.label

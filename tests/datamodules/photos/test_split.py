@@ -11,9 +11,24 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from datamodules.photos.find import LeftOut
-from datamodules.photos.split import choose_validation_pictures
-from tests.support.photos import JPEG, content, examine_leniently, refusal_of, write_cats_and_dogs, write_file
+from datamodules.files import write_csv
+from datamodules.photos.find import SPLITS, LeftOut, Listing, find_photos
+from datamodules.photos.scan import scan_photos
+from datamodules.photos.split import (
+    SPLIT_FILE_COLUMNS,
+    choose_validation_pictures,
+    find_scored_pictures,
+    split_lines,
+)
+from tests.support.photos import (
+    JPEG,
+    content,
+    examine_leniently,
+    refusal_of,
+    write_cats_and_dogs,
+    write_file,
+    write_pictures,
+)
 
 
 @st.composite
@@ -105,4 +120,26 @@ def test_wrong_split_files_are_refused(tmp_path: Path) -> None:
     split_file.unlink()
     assert refusal_of(root, split_file="x.csv") == (
         "x.csv cannot be read (No such file or directory): give a run's split.csv"
+    )
+
+
+def test_copies_that_were_moved_are_scored_one_by_one(tmp_path: Path) -> None:
+    write_pictures(tmp_path, {"photos/a": 4, "photos/b": 4})
+    (tmp_path / "photos/a/3.jpg").write_bytes((tmp_path / "photos/a/2.jpg").read_bytes())
+
+    def scan() -> Listing:
+        return scan_photos(find_photos(tmp_path / "photos")).listing
+
+    listing, split_file = scan(), tmp_path / "split.csv"
+    rows = [
+        (path, line.label, "val" if path[2] in "23" else "train", line.sha256) for path, line in split_lines(listing)
+    ]
+    write_csv(split_file, [SPLIT_FILE_COLUMNS, *rows])
+    for number in range(4):
+        (tmp_path / f"photos/a/{number}.jpg").rename(tmp_path / f"photos/a/new{number}.jpg")
+    scored, split, notes = find_scored_pictures(scan(), str(split_file))
+    assert (scored.paths.tolist(), SPLITS[split], notes) == (
+        ["a/new2.jpg", "a/new3.jpg", "b/2.jpg", "b/3.jpg"],
+        "val",
+        [],
     )
