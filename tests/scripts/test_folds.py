@@ -191,6 +191,8 @@ def test_photos_of_a_group_share_a_fold_and_evaluate_shows_their_figures() -> No
     out = run_well(f"fit.py --data photos {SMALL_NET} {CPU} --folds 2 --max_epochs 2 --data.cache true")
     rows = rows_of()
     assert len({row["fold"] for row in rows if row["path"] == "train/cat/0.jpg" or "copy" in row["path"]}) == 1
+    fitted = torch.load(RUN / "checkpoints/best.ckpt", weights_only=True)["lit"]["calibration"]
+    assert (fitted["source"], fitted["count"], len(fitted["references"])) == ("out-of-fold", 19, 19 - 19 // 5)
     assert len(rows) == len({row["path"] for row in rows}) == 19
     accuracy = "".join(line for line in out.splitlines() if line.startswith("fold_acc"))
     assert accuracy in run_well("evaluate.py latest")
