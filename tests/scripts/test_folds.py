@@ -171,7 +171,11 @@ def test_the_figures_are_those_of_the_file_and_the_kept_model_saw_all_samples(st
     assert "test_acc" not in out, "these data have no test split"
 
 
-def test_the_last_training_has_the_median_of_the_best_epochs_rounded_up() -> None:
+def test_the_median_of_the_best_epochs_rounded_up_is_that_of_the_last_training_and_of_the_figures(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The best epoch of a fold must not choose the outputs of that fold: the accuracy would be too good."""
+    monkeypatch.setattr(folds, "remove_folds", lambda run: None)
     Path("own_folds.py").write_text(OWN)
     sums = []
     for seed in range(4):
@@ -181,6 +185,10 @@ def test_the_last_training_has_the_median_of_the_best_epochs_rounded_up() -> Non
         assert len(best) == 2
         assert re.findall(r"^all +(\d+) epoch", out, re.MULTILINE) == [str(math.ceil(sum(best) / 2))]
         sums.append(sum(best))
+        place, epoch = RUN.with_name(f"version_{seed}"), math.ceil(sum(best) / 2) - 1
+        kept = [torch.load(place / f"folds/1_{fold}.pt", weights_only=True)["epochs"][epoch] for fold in (1, 2)]
+        found = torch.tensor([[float(cell) for cell in [*row.values()][5:]] for row in rows_of(place)])
+        torch.testing.assert_close(found, torch.cat(kept).softmax(1))
     assert any(total % 2 for total in sums), "otherwise no median is rounded"
 
 
@@ -213,13 +221,15 @@ def test_outputs_of_a_fold_are_those_of_a_network_that_did_not_see_it(monkeypatc
 
     def spy(arguments: Any, fold: Any, *others: Any) -> Any:
         seen.append(tuple(set(fold.data.sets[split].paths) for split in ("train", "val")))  # type: ignore[arg-type]
+        seeds.add(fold.config["seed_everything"])
         augments.append(tuple(fold.data.sets[split].augment for split in ("train", "val")))
         return original(arguments, fold, *others)
 
-    augments: list[Any] = []
+    augments, seeds = list[Any](), set[int]()
     monkeypatch.setattr(folds, "add_defaults", spy)
     run_well(f"fit.py --data photos {SMALL_NET} {CPU} {FINE_TUNED} --folds 3 --max_epochs 1")
     assert [len(val) for _, val in seen] == [4, 4, 4]
+    assert len(seeds) == 3
     for number, (train_paths, val_paths) in enumerate(seen, start=1):
         assert not train_paths & val_paths
         assert len(train_paths | val_paths) == 12

@@ -6,6 +6,7 @@ import csv
 import re
 import shutil
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -47,17 +48,11 @@ def write_fixes(actions: dict[str, str]) -> None:
 
 
 @pytest.mark.parametrize("where", [str(RUN), "latest", f"{RUN}/checkpoints/best.ckpt"])
-def test_pictures_whose_label_is_contradicted(
-    photo_folder: Path, where: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_pictures_whose_label_is_contradicted(photo_folder: Path, where: str, monkeypatch: pytest.MonkeyPatch) -> None:
     (RUN / "checkpoints").mkdir(parents=True)
     (RUN / "checkpoints/best.ckpt").touch()
-    draw, shown = figures.draw_mistakes, list[list[int]]()
-    monkeypatch.setattr(
-        figures,
-        "draw_mistakes",
-        lambda pictures, *rest: (shown.append(pictures.mean((2, 3)).argmax(1).tolist()), draw(pictures, *rest))[1],
-    )
+    drawn = mock.Mock(wraps=figures.draw_mistakes)
+    monkeypatch.setattr(figures, "draw_mistakes", drawn)
     (photo_folder / "train/ants/0.jpg").rename(photo_folder / "train/ants/[=1]$x$.jpg")
     write_folds(photo_folder, {"train/ants/[=1]$x$.jpg": 0.1, "val/bees/2.jpg": 0.06, "train/bees/3.jpg": 0.45})
     (photo_folder / "train/ants/7.jpg").rename(photo_folder / "train/ants/new.jpg")
@@ -77,13 +72,17 @@ def test_pictures_whose_label_is_contradicted(
     assert [list(row.values()) for row in table] == [[*row, "keep"] for row in expected]
     with Image.open(RUN / "wrong_labels.png") as sheet:
         assert sheet.width > 400  # two pictures side by side
-    assert shown == [[2, 0]]  # a blue and a red one
+    assert drawn.call_args.args[0].mean((2, 3)).argmax(1).tolist() == [2, 0]  # a blue and a red one
     assert find_changed_files(RUN) == []
     (RUN / "fixes.csv").unlink()
     monkeypatch.setattr(labels, "MAX_SHOWN", 1)
     ended = run(f"check.py photos --labels {where}")
-    assert ("val/bees/2.jpg" in ended.out, "train/ants/" in ended.out, len(rows_of(RUN / "fixes.csv"))) == (True, False, 2)
-    assert shown[1:] == [[2]]
+    assert ("val/bees/2.jpg" in ended.out, "train/ants/" in ended.out, len(rows_of(RUN / "fixes.csv"))) == (
+        True,
+        False,
+        2,
+    )
+    assert drawn.call_args.args[0].mean((2, 3)).argmax(1).tolist() == [2]
     (RUN / "fixes.csv").write_text("edited")
     ended = run(f"check.py photos --labels {where}")
     assert "fixes.csv exists and stays as it is: rename it" in ended.err

@@ -100,7 +100,10 @@ def test_duplicates_are_findings(clean: Path) -> None:
         "same picture under two classes": [["train/cat/2.jpg", "train/dog/copy.jpg"]],
         "near duplicates": [["train/dog/4.jpg", "train/dog/near.png"]],
         "near duplicates under two classes": [["train/dog/other.png", "val/cat/8.jpg"]],
-        "near duplicates across splits": [["train/dog/5.jpg", "val/dog/near.jpg"], ["train/dog/other.png", "val/cat/8.jpg"]],
+        "near duplicates across splits": [
+            ["train/dog/5.jpg", "val/dog/near.jpg"],
+            ["train/dog/other.png", "val/cat/8.jpg"],
+        ],
     }
 
 

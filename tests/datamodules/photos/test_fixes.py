@@ -220,7 +220,9 @@ def test_nothing_is_overwritten(root: Path) -> None:
     move_files("root", write(f"{HEAD}\ncat/caf\u00e9.jpg,cat,dog,1,move\ncow/cafe\u0301.jpg,cow,dog,1,move\n"))
     assert {"dog/caf\u00e9.jpg", "dog/cafe\u0301_cow.jpg"} <= files(root).keys()
     undo_move("root")
-    refused(root, "cat/caf\u00e9.jpg,cat,dog,1,keep\n", "f.csv has no new class and nothing to leave out: edit its column")
+    refused(
+        root, "cat/caf\u00e9.jpg,cat,dog,1,keep\n", "f.csv has no new class and nothing to leave out: edit its column"
+    )
 
 
 def test_links_are_not_moved(root: Path, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """A calibration is fitted on the right samples, is kept in the checkpoint, and decides sets and marks."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,7 +11,14 @@ from PIL import Image
 from lit_models import LitCNN
 from lit_training.errors import UsageError
 from lit_training.runs.out_of_fold import OutOfFold
-from lit_training.trained.calibrate import MAX_SCORES, Calibration, fit_calibration, fit_from_folds, write_calibration
+from lit_training.trained.calibrate import (
+    MAX_SCORES,
+    Calibration,
+    ValidationOutputs,
+    fit_calibration,
+    fit_from_folds,
+    write_calibration,
+)
 from lit_training.trained.outputs import prediction_table, write_predictions
 from lit_training.trained.predict import Prediction, predict
 
@@ -56,6 +64,15 @@ def test_scores_come_from_test_or_from_all_folds() -> None:
     assert len(fit_calibration(logits, labels, "val", 0, test).scores) == 49
     many = fit_calibration(*draw(3 * MAX_SCORES, 1.0, 2), "val", 0)
     assert (many.count, len(many.scores)) == (MAX_SCORES, MAX_SCORES)
+
+
+def test_samples_without_a_label_give_no_score() -> None:
+    kept, trainer = ValidationOutputs(), SimpleNamespace(val_dataloaders=None, datamodule=None, world_size=1)
+    assert kept.gather(trainer) is None
+    kept.on_validation_batch_end(None, None, {"output": torch.eye(3), "target": torch.tensor([0, -100, 2])})
+    found = kept.gather(trainer)
+    assert found is not None
+    assert (found[0].tolist(), found[1].tolist()) == ([[1, 0, 0], [0, 0, 1]], [0, 2])
 
 
 def test_checkpoint_keeps_plain_values_and_everything_else(tmp_path: Path) -> None:
