@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch.callbacks import LambdaCallback
 
 from lit_models import LitBase
 from lit_training.callbacks.resume import ResumePoint
@@ -223,18 +224,48 @@ def test_outputs_of_a_fold_are_those_of_a_network_that_did_not_see_it(monkeypatc
         seen.append(tuple(set(fold.data.sets[split].paths) for split in ("train", "val")))  # type: ignore[arg-type]
         seeds.add(fold.config["seed_everything"])
         augments.append(tuple(fold.data.sets[split].augment for split in ("train", "val")))
-        return original(arguments, fold, *others)
+        given = original(arguments, fold, *others)
+        note = LambdaCallback(on_train_start=lambda *_: threads.append(torch.get_num_threads()))
+        return {**given, "callbacks": [*given["callbacks"], note]}
 
+    threads: list[int] = []
     augments, seeds = list[Any](), set[int]()
     monkeypatch.setattr(folds, "add_defaults", spy)
-    run_well(f"fit.py --data photos {SMALL_NET} {CPU} {FINE_TUNED} --folds 3 --max_epochs 1")
+    run_well(f"fit.py --data photos {SMALL_NET} {CPU} {FINE_TUNED} --folds 3 --max_epochs 1 --threads 2")
     assert [len(val) for _, val in seen] == [4, 4, 4]
-    assert len(seeds) == 3
+    assert (len(seeds), threads) == (3, [2, 2, 2])
     for number, (train_paths, val_paths) in enumerate(seen, start=1):
         assert not train_paths & val_paths
         assert len(train_paths | val_paths) == 12
         assert val_paths == {row["path"] for row in rows_of() if row["fold"] == str(number)}
     assert all(train_names and not val_names for train_names, val_names in augments)
+
+
+def test_a_signal_after_the_last_step_of_a_fold_stops_before_the_next_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    runs, prepare, write = list[Any](), folds.choose_optimizer, folds.atomic_write
+
+    def note(fold: Any, *rest: Any) -> None:
+        runs.append(fold)
+        prepare(fold, *rest)
+
+    def stop(*place: Any) -> Any:
+        runs[0].watch.signum = 15
+        return write(*place)
+
+    monkeypatch.setattr(folds, "choose_optimizer", note)
+    monkeypatch.setattr(folds, "atomic_write", stop)
+    line = f"fit.py {SHAPES} --folds 2 --max_epochs 1 --resume auto"
+    ended = run(line)
+    assert (ended.code, "stopped after a fold; go on with" in ended.out) == (143, True)
+    assert (len(runs), runs[0].watch.stepping) == (1, False)
+    monkeypatch.setattr(folds, "atomic_write", write)
+    file = RUN / "folds" / "1_1.pt"
+    kept = torch.load(file, weights_only=True)
+    torch.save({**kept, "labels": kept["labels"].flip(0)}, file)
+    assert f"the data has changed since {file} was written: use --resume never" in run(line).err
+    torch.save(kept, file)
+    run_well(line)
+    assert len(runs) == 2  # each fold was trained once
 
 
 @pytest.mark.parametrize(
