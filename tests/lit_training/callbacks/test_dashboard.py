@@ -239,21 +239,6 @@ def test_the_dashboard_does_not_change_the_run(
     assert np.array_equal(numbers, other_numbers)
 
 
-def test_an_epoch_is_on_the_disk_while_the_next_one_runs() -> None:
-    """So TensorBoard shows it, and a kill does not lose it."""
-    cli = parse("--data.train_size 8 --data.val_size 4 --max_epochs 2 --accelerator cpu --enable_progress_bar false")
-    seen: list[int] = []
-
-    def read(*_: Any) -> None:
-        if cli.trainer.current_epoch:
-            board = EventAccumulator("lightning_logs/version_0/train").Reload()
-            seen.extend(scalar.step for scalar in board.Scalars("by_epoch/loss"))
-
-    cli.model.on_train_batch_start = read
-    cli.trainer.fit(cli.model, cli.datamodule)
-    assert seen == [1, 1]  # in each of two batches
-
-
 def test_of_equal_mistakes_the_earlier_sample_is_shown_first() -> None:
     rows = torch.tensor([[1, 0, 0.5, place] for place in (40, 7, 30, 21, *range(50, 60))] + [[0, 1, 0.9, 80]])
     assert dashboard._worst(rows)[:, 3].tolist() == [80, 7, 21, 30, 40, *range(50, 57)]

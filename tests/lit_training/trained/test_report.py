@@ -87,9 +87,9 @@ def test_shapes_after_training_and_after_a_test(monkeypatch: pytest.MonkeyPatch)
     row = evaluation.worst_indices()[0]
     guess, label = (evaluation.class_names[int(of[row])] for of in (evaluation.predicted, evaluation.targets))
     assert f" {guess} is {label} sample {row}" in page.text
+    lowest = evaluation.class_scores()[:, 2].argsort(stable=True)[:3].tolist()
     monkeypatch.setattr(report, "MAX_ROWS", 3)
     run_well(f"evaluate.py {RUN}")
-    lowest = evaluation.class_scores()[:, 2].argsort(stable=True)[:3].tolist()
     rows = [" ".join(cells) for cells in class_rows(evaluation, "-", 4)]
     assert [k for k in range(10) if rows[k] in Page().text] == sorted(lowest)
     assert f"val_acc {accuracy} " in page.text
