@@ -146,7 +146,9 @@ def test_the_page_shows_the_answer(here: None, running: Server) -> None:
         [shown] = re.findall(r"data:image/png;base64,([\w+/=]+)", page)
         heat = explain_picture(load().model(), str(file), name)
         assert heat is not None
-        assert np.array_equal(Image.open(io.BytesIO(base64.b64decode(shown))), (heat[0] * 255).byte().permute(1, 2, 0))
+        assert np.array_equal(
+            np.asarray(Image.open(io.BytesIO(base64.b64decode(shown)))), (heat[0] * 255).byte().permute(1, 2, 0)
+        )
         assert "script" not in found.tags
         assert "http" not in page  # it needs no network
 
