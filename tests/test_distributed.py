@@ -20,6 +20,7 @@ from datamodules.text import command
 from lit_training.errors import UsageError
 from tests.support.commands import ENVIRONMENT, ROOT
 from tests.support.fits import SHAPES, SMALL_NET, assert_same_weights, last, parse
+from tests.support.forks import Fork
 from tests.support.slurm import JOB, stand_in_scontrol
 
 TINY = f"{SHAPES} --accelerator cpu --strategy ddp"
@@ -135,8 +136,8 @@ def start(command: str, **environment: str) -> subprocess.Popen[str]:
     )
 
 
-def train(line: str, **environment: str) -> subprocess.Popen[str]:
-    return start(f"{ROOT / 'scripts' / 'fit.py'} {line}", **environment)
+def train(line: str, **environment: str) -> Fork:
+    return Fork(f"fit.py {line}", **environment)
 
 
 def read_until(process: subprocess.Popen[str], text: str) -> None:
@@ -194,7 +195,7 @@ def listening_addresses(processes: list[int]) -> list[str]:
 )
 def test_signal_ends_two_processes_with_a_resume_point_and_its_code(signum: signal.Signals, whom: str) -> None:
     process = train(f"{ENDLESS} --devices 2")
-    read_until(process, "epoch")
+    process.read_until("epoch")
     everybody = processes_of_session(process.pid)
     elsewhere = [address for address in listening_addresses(everybody) if address not in LOOPBACK]
     assert len(elsewhere) <= 1  # the rendezvous: torch binds it to all interfaces
@@ -202,7 +203,7 @@ def test_signal_ends_two_processes_with_a_resume_point_and_its_code(signum: sign
         os.killpg(process.pid, signum)
     else:
         os.kill(process.pid if whom == "first" else next(pid for pid in everybody if pid != process.pid), signum)
-    output, _ = process.communicate(timeout=300)
+    output = "".join(process.communicate())
     assert process.returncode == 128 + signum, output
     assert f"stopped by {signum.name} after step" in output
     assert "Traceback" not in output
@@ -217,9 +218,9 @@ def test_signal_ends_one_process_with_a_resume_point_and_its_code(signum: signal
     asked, path = stand_in_scontrol(tmp_path)
     slurm = {**JOB, "SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NODEID": "0", "PATH": path}
     process = train(f"{SHAPES} --accelerator cpu --max_epochs 100000 --devices 1", **slurm)
-    read_until(process, "epoch")
+    process.read_until("epoch")
     os.kill(process.pid, signum)
-    output, _ = process.communicate(timeout=300)
+    output = "".join(process.communicate())
     assert process.returncode == 128 + signum, output
     assert f"stopped by {signum.name} after step" in output
     assert "Traceback" not in output
@@ -232,10 +233,10 @@ def test_signal_ends_one_process_with_a_resume_point_and_its_code(signum: signal
 @pytest.mark.parametrize("what", ["hangs", "dies"])
 def test_rank_that_hangs_or_dies_ends_the_job(what: str) -> None:
     process = train(f"{ENDLESS} --devices 2 --timeout 0.05")
-    read_until(process, "epoch")
+    process.read_until("epoch")
     child = next(pid for pid in processes_of_session(process.pid) if pid != process.pid)
     os.kill(child, signal.SIGSTOP if what == "hangs" else signal.SIGKILL)
-    output, _ = process.communicate(timeout=300)
+    output = "".join(process.communicate())
     assert process.returncode in (1, 2), output
     errors = [line for line in output.splitlines() if "error" in line]
     assert len(errors) == 1, output
@@ -280,9 +281,9 @@ def iter_of(sampler):
 FINETUNING = f"{SMALL_NET} --model.freeze false --data.image_size 72 --accelerator cpu"
 
 
-def wait_for_end(process: subprocess.Popen[str], code: int) -> str:
+def wait_for_end(process: Fork, code: int) -> str:
     """Wait for a program that must end with exit code ``code`` and end all its processes; return its output."""
-    output, _ = process.communicate(timeout=300)
+    output = "".join(process.communicate())
     assert process.returncode == code, output
     assert "Traceback" not in output
     assert_all_ended(process.pid)
@@ -385,7 +386,7 @@ def test_two_nodes_train_resume_and_stop_at_the_end(launcher: str) -> None:
     line = f"{TINY} --devices 1 --num_nodes 2 --max_epochs 1 --resume auto"
     for expected in ("val_acc", "nothing to do"):
         port = free_port()
-        nodes = []
+        nodes: list[Any] = []
         for node in ("0", "1"):
             if launcher == "torchrun":
                 options = f"--nnodes 2 --nproc_per_node 1 --node_rank {node} --master_port {port}"

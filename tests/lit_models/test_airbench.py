@@ -16,8 +16,9 @@ from torch.utils.data import DataLoader, TensorDataset
 from lit_models import AirbenchNet, LitAirbench, ModelError
 from lit_models.airbench import MuonSGD
 from lit_training.callbacks.resume import ResumePoint
-from tests.support.commands import run, run_well, start
+from tests.support.commands import run, run_well
 from tests.support.fits import SHAPES, assert_same_end, fit, fit_run, last
+from tests.support.forks import Fork
 
 SMALL = f"--model LitAirbench --model.width 0.05 {SHAPES}"
 
@@ -181,8 +182,9 @@ def test_a_trained_network_is_described_evaluated_and_predicts_and_is_not_extend
 def test_two_processes_whiten_by_the_pictures_of_both() -> None:
     line = f"fit.py {SMALL} --max_steps 1 --accelerator cpu --dashboard false --quiet true --limit_val_batches 0"
     run_well(f"{line} --default_root_dir one")
-    process = start(f"{line} --data.batch_size 2 --devices 2 --strategy ddp --default_root_dir two")
-    assert process.wait() == 0, process.communicate()[1]
+    process = Fork(f"{line} --data.batch_size 2 --devices 2 --strategy ddp --default_root_dir two")
+    output = process.communicate()
+    assert process.returncode == 0, output
     saved = [last(Path(name) / "lightning_logs/version_0") for name in ("one", "two")]
     moments = [inverse_moments(one["state_dict"]["net.whiten.weight"]) for one in saved]
     torch.testing.assert_close(*moments, rtol=1e-3, atol=1e-3)

@@ -8,8 +8,9 @@ import torch
 import yaml
 
 from tests.lit_training.conftest import CopyRun
-from tests.support.commands import run, run_well, start
+from tests.support.commands import run, run_well
 from tests.support.fits import SHAPES, assert_same_end, parse
+from tests.support.forks import Fork
 
 SMALL = f"{SHAPES} --accelerator cpu --enable_progress_bar false"
 TWO = f"{SMALL} --max_epochs 2 --devices 2"
@@ -123,9 +124,9 @@ def test_own_loader_whose_order_depends_on_the_processes_is_refused(monkeypatch:
 
 def end(line: str, code: int = 0) -> None:
     """Run fit.py in new processes; check its exit code."""
-    process = start(f"fit.py {line}")
-    output, errors = process.communicate(timeout=300)
-    assert process.returncode == code, output + errors
+    process = Fork(f"fit.py {line}")
+    output = process.communicate()
+    assert process.returncode == code, output
 
 
 def assert_close(one: Path, two: Path) -> None:

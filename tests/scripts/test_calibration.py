@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 from lit_training import load
+from lit_training.trained import calibrate
 from lit_training.trained.predict import predict
 from tests.support.commands import run, run_well
 
@@ -104,7 +105,7 @@ def test_evaluation_and_prediction_use_the_calibration() -> None:
     assert (refused.code, "needs 99 labelled pictures, but 40 gave scores" in refused.err) == (2, True)
 
 
-def test_limit_marks_1_of_40_validation_pictures() -> None:
+def test_limit_marks_1_of_40_validation_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     run_well(f"{FIT} --max_epochs 2")
     kept, model, data = load().calibration, load().model(), load().data()
     assert kept is not None
@@ -119,6 +120,12 @@ def test_limit_marks_1_of_40_validation_pictures() -> None:
     assert kept.distances(train).abs().max() < 1e-3  # each is its own reference
     far = 1 - torch.nn.functional.cosine_similarity(val[:, None], train[None], dim=2).amax(1)
     torch.testing.assert_close(kept.distances(val), far, atol=2e-3, rtol=0)
+    monkeypatch.setattr(calibrate, "MAX_PICTURES", 20)
+    some = calibrate.calibrate(BEST, load().data(), None, torch.device("cpu"), lambda: None)
+    assert some is not None
+    assert some.references is not None
+    is_drawn = some.distances(train).abs() < 1e-3
+    assert (len(some.references), is_drawn.sum(), is_drawn[:20].all()) == (20, 20, False)
 
 
 def test_references_of_a_frozen_backbone_are_the_cached_features(photo_folder: Path) -> None:

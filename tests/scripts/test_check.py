@@ -6,17 +6,23 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from unittest import mock
 
 import pytest
 
+from datamodules.photos import check
 from tests.support.commands import ENVIRONMENT, ROOT, run
 
 
-def test_a_folder_without_findings(photo_folder: Path) -> None:
+def test_a_folder_without_findings(photo_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert run("check.py photos") == (0, "24 pictures in 2 classes: nothing found\n", "")
-    code, out, err = run("check.py photos --json --workers 0")
-    assert (code, err) == (0, "")
-    assert json.loads(out)["findings"] == []
+    inspect = mock.Mock(wraps=check.scan_photos)
+    monkeypatch.setattr(check, "scan_photos", inspect)
+    for flags in ("--workers 0", "--workers 2", ""):
+        code, out, err = run(f"check.py photos --json {flags}")
+        assert (code, err) == (0, "")
+        assert json.loads(out)["findings"] == []
+    assert [call.kwargs["num_workers"] for call in inspect.call_args_list] == [0, 2, None]
 
 
 def test_a_folder_with_one_class(photo_folder: Path) -> None:

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.commands import run, run_well, start
+from tests.support.commands import run, run_well
+from tests.support.forks import Fork
 
 
 @pytest.mark.parametrize("line", ["one", "", "one two --pgn x", "one two"])
@@ -18,8 +19,8 @@ def test_wrong_input_gets_one_line(line: str) -> None:
 @pytest.mark.slow
 def test_seeds_evaluate_and_compare_in_sequence() -> None:
     line = "fit.py --seeds 2 --max_epochs=1 --data.train_size=80 --data.val_size=50 --dashboard=false --seed 3"
-    series = start(line)
-    out, err = series.communicate(timeout=300)
+    series = Fork(line)
+    out, err = series.communicate()
     assert (series.returncode, err) == (0, "")
     lines = out.splitlines()
     assert [line.split("  ")[0] for line in lines[:2]] == ["seed 3", "seed 4"]

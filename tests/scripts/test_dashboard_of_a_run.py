@@ -17,7 +17,8 @@ from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 from tests.support import by_hand, printed, scripted, seen
-from tests.support.commands import run_well, start
+from tests.support.commands import run_well
+from tests.support.forks import Fork
 
 RUN = Path("lightning_logs/version_0")
 FIT = f"fit.py --data photos --model LitCNN --data.image_size 32 --data.batch_size 5 --callbacks+ {scripted.NAME}.Clock"
@@ -74,7 +75,7 @@ def test_two_processes_are_reported_as_one_run() -> None:
     """Each process has six images in two batches."""
     by_hand.four_classes(Path("photos"))
     options = "--max_epochs 2 --accelerator cpu --devices 2 --strategy ddp --accumulate_grad_batches 2 --timeout 100000"
-    program = start(f"{FIT} {options} --dashboard false")
+    program = Fork(f"{FIT} {options} --dashboard false")
     out, err = program.communicate()
     assert (program.returncode, err) == (0, "")
     assert "2 x CPU, 1 thread each, precision 32-true; global batch = 20 (5 x 2 devices x 2 accumulated)" in out

@@ -10,6 +10,7 @@ from tests.support import printed, scripted
 from tests.support.ants_and_bees import write_photos
 from tests.support.commands import run, run_well, start
 from tests.support.fits import SMALL_NET
+from tests.support.forks import Fork
 
 SMALL = "--data.train_size 12 --data.val_size 10 --max_epochs 1 --accelerator cpu --devices 1"
 
@@ -188,7 +189,7 @@ def test_second_rank_does_not_take_an_old_run_for_its_own() -> None:
     Path("lightning_logs/version_0").mkdir(parents=True)
     Path("lightning_logs/version_0/config.yaml").write_text("data: {init_args: {seed: 0}}")
     line = f"fit.py --data photos --data.image_size 32 --model LitCNN --max_epochs 1 --data.group exact {TWO}"
-    program = start(line)
-    out, err = program.communicate(timeout=180)
+    program = Fork(line)
+    out, err = program.communicate()
     assert program.returncode == 0, err
     assert "lightning_logs/version_1" in out

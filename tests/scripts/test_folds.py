@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch.callbacks import LambdaCallback
 
 from lit_models import LitBase
 from lit_training.callbacks.resume import ResumePoint
@@ -171,17 +172,26 @@ def test_the_figures_are_those_of_the_file_and_the_kept_model_saw_all_samples(st
     assert "test_acc" not in out, "these data have no test split"
 
 
-def test_the_last_training_has_the_median_of_the_best_epochs_rounded_up() -> None:
+def test_the_median_of_the_best_epochs_rounded_up_is_that_of_the_last_training_and_of_the_figures(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The best epoch of a fold must not choose the outputs of that fold: the accuracy would be too good."""
+    monkeypatch.setattr(folds, "remove_folds", lambda run: None)
     Path("own_folds.py").write_text(OWN)
     sums = []
-    for seed in range(4):
-        line = f"fit.py {CPU} --quiet false --model own_folds.Linear --data own_folds.Clouds --folds 2 --max_epochs 4"
+    for seed in range(3):
+        line = f"fit.py {CPU} --quiet false --model own_folds.Linear --data own_folds.Clouds --folds 2 --max_epochs 6"
         out = run_well(f"{line} --seed {seed}")
         best = [int(number) for number in re.findall(r"^fold .* in epoch (\d+) ", out, re.MULTILINE)]
         assert len(best) == 2
         assert re.findall(r"^all +(\d+) epoch", out, re.MULTILINE) == [str(math.ceil(sum(best) / 2))]
         sums.append(sum(best))
+        place, epoch = RUN.with_name(f"version_{seed}"), math.ceil(sum(best) / 2) - 1
+        kept = [torch.load(place / f"folds/1_{fold}.pt", weights_only=True)["epochs"][epoch] for fold in (1, 2)]
+        found = torch.tensor([[float(cell) for cell in [*row.values()][5:]] for row in rows_of(place)])
+        torch.testing.assert_close(found, torch.cat(kept).softmax(1))
     assert any(total % 2 for total in sums), "otherwise no median is rounded"
+    assert min(sums) < 11, "otherwise each median is the last epoch"
 
 
 def test_photos_of_a_group_share_a_fold_and_evaluate_shows_their_figures() -> None:
@@ -191,6 +201,8 @@ def test_photos_of_a_group_share_a_fold_and_evaluate_shows_their_figures() -> No
     out = run_well(f"fit.py --data photos {SMALL_NET} {CPU} --folds 2 --max_epochs 2 --data.cache true")
     rows = rows_of()
     assert len({row["fold"] for row in rows if row["path"] == "train/cat/0.jpg" or "copy" in row["path"]}) == 1
+    fitted = torch.load(RUN / "checkpoints/best.ckpt", weights_only=True)["lit"]["calibration"]
+    assert (fitted["source"], fitted["count"], len(fitted["references"])) == ("out-of-fold", 19, 19 - 19 // 5)
     assert len(rows) == len({row["path"] for row in rows}) == 19
     accuracy = "".join(line for line in out.splitlines() if line.startswith("fold_acc"))
     assert accuracy in run_well("evaluate.py latest")
@@ -211,18 +223,50 @@ def test_outputs_of_a_fold_are_those_of_a_network_that_did_not_see_it(monkeypatc
 
     def spy(arguments: Any, fold: Any, *others: Any) -> Any:
         seen.append(tuple(set(fold.data.sets[split].paths) for split in ("train", "val")))  # type: ignore[arg-type]
+        seeds.add(fold.config["seed_everything"])
         augments.append(tuple(fold.data.sets[split].augment for split in ("train", "val")))
-        return original(arguments, fold, *others)
+        given = original(arguments, fold, *others)
+        note = LambdaCallback(on_train_start=lambda *_: threads.append(torch.get_num_threads()))
+        return {**given, "callbacks": [*given["callbacks"], note]}
 
-    augments: list[Any] = []
+    threads: list[int] = []
+    augments, seeds = list[Any](), set[int]()
     monkeypatch.setattr(folds, "add_defaults", spy)
-    run_well(f"fit.py --data photos {SMALL_NET} {CPU} {FINE_TUNED} --folds 3 --max_epochs 1")
+    run_well(f"fit.py --data photos {SMALL_NET} {CPU} {FINE_TUNED} --folds 3 --max_epochs 1 --threads 2")
     assert [len(val) for _, val in seen] == [4, 4, 4]
+    assert (len(seeds), threads) == (3, [2, 2, 2])
     for number, (train_paths, val_paths) in enumerate(seen, start=1):
         assert not train_paths & val_paths
         assert len(train_paths | val_paths) == 12
         assert val_paths == {row["path"] for row in rows_of() if row["fold"] == str(number)}
     assert all(train_names and not val_names for train_names, val_names in augments)
+
+
+def test_a_signal_after_the_last_step_of_a_fold_stops_before_the_next_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    runs, prepare, write = list[Any](), folds.choose_optimizer, folds.atomic_write
+
+    def note(fold: Any, *rest: Any) -> None:
+        runs.append(fold)
+        prepare(fold, *rest)
+
+    def stop(*place: Any) -> Any:
+        runs[0].watch.signum = 15
+        return write(*place)
+
+    monkeypatch.setattr(folds, "choose_optimizer", note)
+    monkeypatch.setattr(folds, "atomic_write", stop)
+    line = f"fit.py {SHAPES} --folds 2 --max_epochs 1 --resume auto"
+    ended = run(line)
+    assert (ended.code, "stopped after a fold; go on with" in ended.out) == (143, True)
+    assert (len(runs), runs[0].watch.stepping) == (1, False)
+    monkeypatch.setattr(folds, "atomic_write", write)
+    file = RUN / "folds" / "1_1.pt"
+    kept = torch.load(file, weights_only=True)
+    torch.save({**kept, "labels": kept["labels"].flip(0)}, file)
+    assert f"the data has changed since {file} was written: use --resume never" in run(line).err
+    torch.save(kept, file)
+    run_well(line)
+    assert len(runs) == 2  # each fold was trained once
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,9 @@
 """scripts/serve.py with a real HTTP client: the answers of predict.py, and one line for each hostile request."""
 
+import asyncio
+import base64
 import contextlib
+import importlib
 import importlib.util
 import io
 import json
@@ -13,20 +16,27 @@ import sys
 import time
 import zlib
 from collections.abc import Iterator
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+from lit_training import load
+from lit_training.trained.explain import explain_picture
 from tests.stress.clients import Server, form, pictures, server, stress
 from tests.support.commands import ENVIRONMENT, ROOT, run, run_well
 from tests.support.photos import scene
 from tests.support.training import own_caches
 
 pytest.importorskip("uvicorn")
+serve = importlib.import_module("lit_training.trained.serve")
 NAMES = ("<script>alert(1)<", 'a "b" & c', "10")
 
 
@@ -133,8 +143,35 @@ def test_the_page_shows_the_answer(here: None, running: Server) -> None:
         assert found.values == list(right["probabilities"].values())
         assert f"is one of these: {', '.join(right['set']) or 'none'}" in found.text
         assert found.tags.count("img") == 1
+        [shown] = re.findall(r"data:image/png;base64,([\w+/=]+)", page)
+        heat = explain_picture(load().model(), str(file), name)
+        assert heat is not None
+        assert np.array_equal(
+            np.asarray(Image.open(io.BytesIO(base64.b64decode(shown)))), (heat[0] * 255).byte().permute(1, 2, 0)
+        )
         assert "script" not in found.tags
         assert "http" not in page  # it needs no network
+
+
+def test_sets_need_nine_scores(here: None) -> None:
+    saved: Any = load()
+    answers, request = list[Any](), {"type": "http.request", "body": JPEG}
+    scope = {"type": "http", "method": "POST", "path": "/predict", "headers": [(b"host", b"localhost")]}
+
+    async def receive() -> Any:
+        return request
+
+    async def send(message: Any) -> None:
+        answers.append(message)
+
+    for count in (8, 9):
+        kept = replace(saved.calibration, scores=saved.calibration.scores[:count])
+        with mock.patch("uvicorn.Config", side_effect=KeyboardInterrupt) as config, pytest.raises(KeyboardInterrupt):
+            serve.serve(SimpleNamespace(model=saved.model, calibration=kept), torch.device("cpu"), "127.0.0.1", 0)
+        with mock.patch.object(serve, "MAX_BYTES", len(JPEG)):  # this is not too large
+            asyncio.run(config.call_args.args[0](scope, receive, send))
+    assert [one["status"] for one in answers[::2]] == [200, 200]
+    assert [json.loads(one["body"])["set"] is None for one in answers[1::2]] == [True, False]
 
 
 def test_the_page_runs_no_script(running: Server) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 
 from lit_training.runs.hashes import find_changed_files, write_hashes
 from tests.lit_training.runs.test_hashes import flip_a_byte
@@ -18,7 +19,7 @@ from tests.support.photos import write_cats_and_dogs
 
 FIT = "fit.py --accelerator cpu --devices 1 --dashboard false --quiet --max_epochs 2"
 SHAPES = f"{FIT} --data.train_size 400 --data.val_size 97 --data.batch_size 16 --model.lr 0.03"
-PHOTOS = f"{FIT} --data photos --model LitCNN --data.image_size 32 --data.val_size 0.4"
+PHOTOS = f"{FIT} --data photos --model LitCNN --data.image_size 32 --data.val_size 0.4 --seed 3"
 RUNS = {"shapes": Path("shapes/lightning_logs/version_0"), "photos": Path("pets/lightning_logs/version_0")}
 
 
@@ -158,11 +159,16 @@ def test_another_temperature_is_found(name: str) -> None:
 
 def test_other_scores_of_coverage_and_no_temperature_are_found() -> None:
     path = RUNS["photos"] / "checkpoints/best.ckpt"
-    checkpoint = torch.load(path, weights_only=True)
-    checkpoint["lit"]["calibration"]["scores"] *= 0.5
-    torch.save(checkpoint, path)
-    write_hashes(RUNS["photos"])
-    assert verify("photos").out == f"{RUNS['photos']}: best.ckpt: the samples or the scores of the calibration differ\n"
+    for name, factor in (("scores", 0.5), ("count", 2)):
+        checkpoint = torch.load(path, weights_only=True)
+        original = checkpoint["lit"]["calibration"][name]
+        checkpoint["lit"]["calibration"][name] = original * factor
+        torch.save(checkpoint, path)
+        write_hashes(RUNS["photos"])
+        said = "best.ckpt: the samples or the scores of the calibration differ"
+        assert verify("photos").out == f"{RUNS['photos']}: {said}\n"
+        checkpoint["lit"]["calibration"][name] = original
+        torch.save(checkpoint, path)
 
 
 @pytest.mark.slow
@@ -202,6 +208,25 @@ def test_changed_and_missing_photos_are_named() -> None:
     code, out, _ = verify("photos")
     assert code == 1
     assert f"{RUNS['photos']}: split.csv: 2 photos missing or changed (photos/cat/3.jpg, photos/dog/4.jpg)\n" in out
+
+
+def test_a_run_of_an_older_version_has_no_hashes_of_photos() -> None:
+    edit(RUNS["photos"] / "split.csv", 3, "sha256", lambda _: "")
+    write_hashes(RUNS["photos"])
+    assert verify("photos").code == 0
+
+
+def test_figures_that_cannot_be_computed_are_named() -> None:
+    path, config = (RUNS["shapes"] / name for name in ("checkpoints/best.ckpt", "config.yaml"))
+    checkpoint, settings = torch.load(path, weights_only=True), yaml.safe_load(config.read_text())
+    checkpoint["callbacks"]["StochasticWeightAveraging{}"] = {}
+    torch.save(checkpoint, path)
+    for limit, name in ((None, "StochasticWeightAveraging{}"), (0.5, "limit_val_batches")):
+        settings["trainer"]["limit_val_batches"] = limit
+        config.write_text(yaml.safe_dump(settings))
+        write_hashes(RUNS["shapes"])
+        code, out, _ = verify("shapes")
+        assert (code, out.count("\n"), f": not computed (with {name}, metrics.csv does not" in out) == (2, 1, True)
 
 
 def test_moved_photos_need_a_flag() -> None:

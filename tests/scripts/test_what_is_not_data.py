@@ -67,6 +67,8 @@ def test_a_typed_layout_reaches_all_commands(photos: Path) -> None:
         ended = run(command)
         assert (ended.code, "--data.layout classes" in ended.err) == (2, True)
         assert "12 pictures in 2 classes" in run_well(f"{command} --data.layout classes")
+    for flags, said in (("--apply no.csv", "no.csv cannot be read"), ("--labels .", ". has no out_of_fold.csv")):
+        assert said in run(f"check.py . {flags} --data.layout classes").err
     assert "val: 2 samples" in run_well("evaluate.py latest")
     assert "photos: 12 samples" in run_well("evaluate.py latest --data . --all")
 

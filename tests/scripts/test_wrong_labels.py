@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import csv
+import re
 import shutil
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from lit_training import figures
+from lit_training.runs.hashes import find_changed_files, write_hashes
 from lit_training.runs.out_of_fold import OutOfFold
+from lit_training.trained import labels
 from tests.support.commands import run, run_well
 
 RUN = Path("lightning_logs/version_0")
@@ -20,10 +25,10 @@ FIT = "fit.py --data photos --model LitCNN --data.image_size 32 --dashboard fals
 def write_folds(photos: Path, sure: dict[str, float]) -> None:
     """Write the run's out_of_fold.csv: 2 repeats. ``sure``: path -> mean probability of its class; 0.9 for others."""
     paths = sorted(path.relative_to(photos).as_posix() for path in photos.rglob("*.jpg"))
-    labels = np.array(["bees" in path for path in paths], int)
+    is_bee = np.array(["bees" in path for path in paths], int)
     own = np.array([sure.get(path, 0.9) for path in paths])
     shares = np.concatenate([own - 0.05, own + 0.05])  # of the first and the second repeat
-    twice = np.tile(labels, 2)
+    twice = np.tile(is_bee, 2)
     probabilities = np.where(np.arange(2) == twice[:, None], shares[:, None], 1 - shares[:, None])
     repeats, folds = np.repeat([1, 2], len(paths)), np.tile(np.arange(len(paths)) % 3 + 1, 2)
     names = np.array(paths * 2, object)
@@ -43,12 +48,17 @@ def write_fixes(actions: dict[str, str]) -> None:
 
 
 @pytest.mark.parametrize("where", [str(RUN), "latest", f"{RUN}/checkpoints/best.ckpt"])
-def test_pictures_whose_label_is_contradicted(photo_folder: Path, where: str) -> None:
+def test_pictures_whose_label_is_contradicted(photo_folder: Path, where: str, monkeypatch: pytest.MonkeyPatch) -> None:
     (RUN / "checkpoints").mkdir(parents=True)
     (RUN / "checkpoints/best.ckpt").touch()
+    drawn = mock.Mock(wraps=figures.draw_mistakes)
+    monkeypatch.setattr(figures, "draw_mistakes", drawn)
     (photo_folder / "train/ants/0.jpg").rename(photo_folder / "train/ants/[=1]$x$.jpg")
     write_folds(photo_folder, {"train/ants/[=1]$x$.jpg": 0.1, "val/bees/2.jpg": 0.06, "train/bees/3.jpg": 0.45})
     (photo_folder / "train/ants/7.jpg").rename(photo_folder / "train/ants/new.jpg")
+    file = RUN / "out_of_fold.csv"  # as a run with --data.fixes writes it: the label of 5.jpg was bees
+    file.write_text(re.sub(r"(train/ants/5.jpg,\d,\d,)ants", r"\1bees", file.read_text("utf-8-sig")))
+    write_hashes(RUN)
     code, out, err = run(f"check.py photos --labels {where}")
     assert code == 1
     assert err == f"note: 2 pictures not judged: only in {where} or only in photos\n"
@@ -62,6 +72,17 @@ def test_pictures_whose_label_is_contradicted(photo_folder: Path, where: str) ->
     assert [list(row.values()) for row in table] == [[*row, "keep"] for row in expected]
     with Image.open(RUN / "wrong_labels.png") as sheet:
         assert sheet.width > 400  # two pictures side by side
+    assert drawn.call_args.args[0].mean((2, 3)).argmax(1).tolist() == [2, 0]  # a blue and a red one
+    assert find_changed_files(RUN) == []
+    (RUN / "fixes.csv").unlink()
+    monkeypatch.setattr(labels, "MAX_SHOWN", 1)
+    ended = run(f"check.py photos --labels {where}")
+    assert ("val/bees/2.jpg" in ended.out, "train/ants/" in ended.out, len(rows_of(RUN / "fixes.csv"))) == (
+        True,
+        False,
+        2,
+    )
+    assert drawn.call_args.args[0].mean((2, 3)).argmax(1).tolist() == [2]
     (RUN / "fixes.csv").write_text("edited")
     ended = run(f"check.py photos --labels {where}")
     assert "fixes.csv exists and stays as it is: rename it" in ended.err

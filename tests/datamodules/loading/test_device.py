@@ -22,6 +22,10 @@ EVERY_AUGMENTATION = "crop,flip,rotate,color,trivial"
 
 
 @pytest.fixture(autouse=True)
+def every_note() -> None:
+    print_each_note_again()
+
+
 def print_each_note_again() -> None:
     loading._print_note.__wrapped__.cache_clear()  # type: ignore[attr-defined]
 
@@ -131,14 +135,26 @@ def test_data_stay_on_the_device_if_a_quarter_of_its_memory_is_enough(
 ) -> None:
     monkeypatch.setattr(loading.TwoStageDataset, "on", lambda data, device: (data, device))
     pictures = dataset_of("shapes", Path())
-    size, cuda = pictures.images.nbytes + pictures.labels.nbytes, torch.device("cuda")
+    size, cuda, mps = pictures.images.nbytes + pictures.labels.nbytes, torch.device("cuda"), torch.device("mps")
+    monkeypatch.setattr(torch.mps, "driver_allocated_memory", lambda: size)
     for free, is_resident in ((4 * size, True), (4 * size - 1, False)):
         monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device, free=free: (free, 10 * size))
+        monkeypatch.setattr(torch.mps, "recommended_max_memory", lambda free=free: free + size)
+        assert (loading.resident_copy(pictures, mps, "auto") is not None) == is_resident
+        assert ("--data.on_device true" in capsys.readouterr().err) != is_resident
+        print_each_note_again()
         assert (loading.resident_copy(pictures, cuda, "auto") is not None) == is_resident
         assert ("--data.on_device true" in capsys.readouterr().err) != is_resident
         assert loading.resident_copy(pictures, cuda, True) == (pictures, cuda)
         assert loading.resident_copy(pictures, cuda, False) is None
     assert loading.resident_copy(pictures, torch.device("cpu"), True) is None
+
+
+def test_all_tensors_are_on_the_device() -> None:
+    pictures, meta = dataset_of("shapes", Path()), torch.device("meta")
+    assert pictures.on(torch.device("cpu")) is pictures
+    pictures.labels = pictures.labels.to(meta)
+    assert {tensor.device for tensor in vars(pictures.on(meta)).values() if isinstance(tensor, Tensor)} == {meta}
 
 
 def test_what_cannot_stay_on_the_device_is_refused(photo_folder: Path) -> None:

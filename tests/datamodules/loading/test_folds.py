@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from torch.utils.data import Dataset
 
@@ -16,6 +16,7 @@ from tests.support.photos import write_cats_and_dogs
 
 
 @given(st.lists(st.tuples(st.integers(0, 4), st.integers(1, 9)), min_size=1, max_size=60), st.integers(2, 6))
+@example([(0, 1), (1, 1)], 2)
 def test_classes_are_shared_within_one_group(groups_of: list[tuple[int, int]], count: int) -> None:
     labels = np.concatenate([np.full(size, label) for label, size in groups_of])
     groups = np.concatenate([np.full(size, 7 * number % 61) for number, (_, size) in enumerate(groups_of)])
@@ -43,6 +44,11 @@ def test_a_patient_with_pictures_of_two_classes_stays_whole_and_seeds_differ() -
     assert (fold_of != assign_folds(labels, groups, 5, seed=1)).any()
 
 
+def test_the_largest_group_comes_first() -> None:
+    groups = np.array([0, 1, 2, 3, 4, 4, 4, 4])
+    assert np.bincount(assign_folds(groups * 0, groups, 2, seed=0)).tolist() == [4, 4]
+
+
 def test_a_class_with_fewer_groups_than_folds_is_named() -> None:
     labels, groups = np.array([0] * 9 + [1] * 6), np.array([*range(9), 9, 9, 10, 10, 11, 11])
     refuse_small_classes(labels, groups, 3, ["cat", "dog"])
@@ -68,7 +74,7 @@ def test_joined_sets_have_the_samples_of_both_and_their_own_augmentation() -> No
 
 @pytest.mark.parametrize("options", [{"cache": True}, {"image_size": 32}, {}], ids=str)
 def test_photos_are_taken_from_their_store(options: Any, tmp_path: Path) -> None:
-    data = ImageFolderDataModule(str(write_cats_and_dogs(tmp_path / "photos")), augment=False, **options)
+    data = ImageFolderDataModule(str(write_cats_and_dogs(tmp_path / "photos")), augment=True, **options)
     data.trains_on_all = True
     data.setup("fit")
     _, plain = join_sets(data)

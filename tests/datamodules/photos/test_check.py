@@ -72,25 +72,38 @@ def test_unusual_pictures_are_findings(clean: Path) -> None:
     save(scene(50), clean / "val/cat/phone.jpg", exif=exif_with_orientation(8))
     save(scene(51), clean / "val/cat/named.jpg", format="PNG")
     save(scene(52, (1600, 1200)), clean / "val/cat/huge.jpg")
+    save(scene(54, (720, 540)), clean / "val/cat/large.jpg")  # 4.5 times the median, less than 4 times the mean
+    save(scene(55, (560, 420)), clean / "val/cat/wide.jpg")  # 3.5 times
     save(scene(53, (16, 12)), clean / "val/dog/tiny.png")
+    empty = Image.new("RGB", (160, 120), "gray")
+    empty.paste(scene(56).crop((0, 0, 15, 120)))
+    save(empty, clean / "val/dog/edge.png")  # its center has one color
+    save(scene(57), clean / "val/dog/two.webp", save_all=True, append_images=[scene(58)], lossless=True)
     assert found(clean) == {
+        "blank or nearly blank": [["val/dog/edge.png"]],
+        "several pages": [["val/dog/two.webp"]],
         "wrong suffix": [["val/cat/named.jpg"]],
         "turned by EXIF": [["val/cat/phone.jpg"]],
-        "unusual size": [["val/cat/huge.jpg"], ["val/dog/tiny.png"]],
+        "unusual size": [["val/cat/huge.jpg"], ["val/cat/large.jpg"], ["val/dog/tiny.png"]],
     }
 
 
 def test_duplicates_are_findings(clean: Path) -> None:
-    for number, copy in enumerate(("train/cat/copy.jpg", "val/cat/copy.jpg", "train/dog/copy.jpg")):
+    for number, copy in enumerate(("train/cat/copy.jpg", "val/cat/copy.jpg", "train/dog/copy.jpg", "train/cat/d.jpg")):
         (clean / copy).write_bytes((clean / f"train/cat/{number}.jpg").read_bytes())
+    save(scene(8), clean / "train/dog/other.png")
     save(scene(4), clean / "train/dog/near.png")
     save(scene(5).resize((320, 240)), clean / "val/dog/near.jpg", quality=70)
     assert found(clean) == {
-        "exact duplicates": [["train/cat/0.jpg", "train/cat/copy.jpg"]],
+        "exact duplicates": [["train/cat/0.jpg", "train/cat/copy.jpg"], ["train/cat/3.jpg", "train/cat/d.jpg"]],
         "exact duplicates across splits": [["train/cat/1.jpg", "val/cat/copy.jpg"]],
         "same picture under two classes": [["train/cat/2.jpg", "train/dog/copy.jpg"]],
         "near duplicates": [["train/dog/4.jpg", "train/dog/near.png"]],
-        "near duplicates across splits": [["train/dog/5.jpg", "val/dog/near.jpg"]],
+        "near duplicates under two classes": [["train/dog/other.png", "val/cat/8.jpg"]],
+        "near duplicates across splits": [
+            ["train/dog/5.jpg", "val/dog/near.jpg"],
+            ["train/dog/other.png", "val/cat/8.jpg"],
+        ],
     }
 
 

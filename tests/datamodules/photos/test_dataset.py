@@ -13,6 +13,7 @@ from torchvision.transforms import v2
 from datamodules import DataError, ImageFolderDataModule, Preprocessing
 from datamodules.photos.dataset import eval_transform, read_pixels
 from datamodules.photos.decode import BadPicture, read_picture
+from tests.support.forks import WARM, start_server
 from tests.support.photos import exif_with_orientation
 
 
@@ -49,8 +50,9 @@ def test_the_loader_names_a_missing_photo(photo_folder: Path, workers: int) -> N
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", ["spawn", "forkserver"])
-def test_workers_give_the_same_batches_for_each_start_method(photo_folder: Path, method: str) -> None:
+def test_workers_that_get_a_copy_of_the_dataset_give_the_same_batches(photo_folder: Path) -> None:
+    """As with the start method spawn of macOS and Windows, the dataset is pickled for each worker."""
+    start_server()
     for cache in (False, True):
 
         def batches(workers: int, cache: bool = cache) -> list[tuple[torch.Tensor, torch.Tensor]]:
@@ -61,7 +63,7 @@ def test_workers_give_the_same_batches_for_each_start_method(photo_folder: Path,
             data.setup("fit")
             loader = data.train_dataloader()
             if workers:
-                loader.multiprocessing_context = method
+                loader.multiprocessing_context = WARM
             loader.sampler.set_epoch(1)  # type: ignore[attr-defined]
             return list(loader)
 

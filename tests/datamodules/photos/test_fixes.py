@@ -215,7 +215,14 @@ def test_nothing_is_overwritten(root: Path) -> None:
     (root / "cat/0.jpg").rename(root / "cat/3.JPG")
     clash = "cat/3.JPG,cat,dog,1,move\ncow/3.jpg,cow,dog,1,move\n"
     refused(root, f"{first}{clash}", "cow/3.jpg: dog/3_cow.jpg exists already")
-    refused(root, "cat/3.JPG,cat,dog,1,keep\n", "f.csv has no new class and nothing to leave out: edit its column")
+    (root / "cat/3.JPG").rename(root / "cat/caf\u00e9.jpg")
+    (root / "cow/3.jpg").rename(root / "cow/cafe\u0301.jpg")  # one name on macOS
+    move_files("root", write(f"{HEAD}\ncat/caf\u00e9.jpg,cat,dog,1,move\ncow/cafe\u0301.jpg,cow,dog,1,move\n"))
+    assert {"dog/caf\u00e9.jpg", "dog/cafe\u0301_cow.jpg"} <= files(root).keys()
+    undo_move("root")
+    refused(
+        root, "cat/caf\u00e9.jpg,cat,dog,1,keep\n", "f.csv has no new class and nothing to leave out: edit its column"
+    )
 
 
 def test_links_are_not_moved(root: Path, tmp_path: Path) -> None:
@@ -258,6 +265,15 @@ def test_a_killed_move_can_be_undone(root: Path, monkeypatch: pytest.MonkeyPatch
     for path, target in [("cat/1.jpg", ".left_out/cat/1.jpg"), ("cat/sub/0.jpg", "dog/sub/0.jpg")][at:]:
         (root / target).rename(root / path)  # the state after a kill behind `at` moves
     assert undo_move("root") == at
+    assert files(root) == before
+
+
+@pytest.mark.parametrize("line", ["cat/0.jpg,/tmp/0.jpg", "../0.jpg,dog/0.jpg", "cat/0.jpg", "cat/0.jpg,dog/0.jpg,x"])
+def test_a_damaged_journal_moves_nothing(root: Path, line: str) -> None:
+    (root / ".moved_0001.csv").write_text(f"cat/9.jpg,dog/0.jpg\n{line}\n")
+    before = files(root)
+    with pytest.raises(DataError, match=r"moved_0001.csv is damaged: move the files back by hand, then delete it"):
+        undo_move("root")
     assert files(root) == before
 
 

@@ -129,6 +129,15 @@ def epochs_of(
     return ends.current_epoch
 
 
+@pytest.mark.parametrize(("losses", "epoch"), [([float("nan")], 0), ([float("nan"), float("nan"), 2.0, 3.0], 2)])
+def test_the_first_epoch_is_saved_although_its_loss_is_nan(
+    losses: list[float], epoch: int, bare: Callable[..., Trainer]
+) -> None:
+    best, data = BestCheckpoint("val_loss", "min", folder=Path("kept")), DataLoader(TensorDataset(torch.ones(2, 1)))
+    bare(max_epochs=len(losses), callbacks=[best], enable_checkpointing=True).fit(Losses(losses), data, data)
+    assert torch.load("kept/best.ckpt", weights_only=True)["epoch"] == epoch
+
+
 @pytest.mark.parametrize(
     ("losses", "patience", "mode", "epochs"),
     [

@@ -239,6 +239,11 @@ def test_the_dashboard_does_not_change_the_run(
     assert np.array_equal(numbers, other_numbers)
 
 
+def test_of_equal_mistakes_the_earlier_sample_is_shown_first() -> None:
+    rows = torch.tensor([[1, 0, 0.5, place] for place in (40, 7, 30, 21, *range(50, 60))] + [[0, 1, 0.9, 80]])
+    assert dashboard._worst(rows)[:, 3].tolist() == [80, 7, 21, 30, 40, *range(50, 57)]
+
+
 def test_class_indices_are_exact_in_half_precision(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Dashboard, "_collects_predictions", lambda *_: True)
     board, nothing = Dashboard("val_acc", "max"), cast(Any, None)

@@ -110,11 +110,15 @@ def test_different_data_has_different_fingerprints() -> None:
     assert len(set(prints)) == 3
 
 
-def test_a_changed_label_changes_the_fingerprint() -> None:
+def test_a_changed_label_or_sample_changes_the_fingerprint() -> None:
     loader: Any = train_loader()
     before = fingerprint(loader)
     loader.dataset.labels[5] = (loader.dataset.labels[5] + 1) % 10
-    assert fingerprint(loader) != before
+    found = {before, fingerprint(loader)}
+    for row in (0, 1, len(loader.dataset) // 2, len(loader.dataset) - 1):  # of the second one only the label counts
+        loader.dataset.images[row] += 1
+        found.add(fingerprint(loader))
+    assert len(found) == 5
 
 
 def test_for_a_loader_from_outside_this_project_only_the_length_counts() -> None:

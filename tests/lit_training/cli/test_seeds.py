@@ -9,7 +9,8 @@ import pytest
 
 from lit_training.cli.parser import FitCLI
 from lit_training.errors import UsageError
-from tests.support.commands import run, start
+from tests.support.commands import run
+from tests.support.forks import Fork
 
 
 def children(pid: int) -> list[int]:
@@ -20,7 +21,7 @@ def children(pid: int) -> list[int]:
 @pytest.mark.parametrize("whom", ["the series", "its group"])
 def test_a_signal_ends_a_series_with_a_resume_point(whom: str) -> None:
     line = "fit.py --seeds 2 --max_epochs=100000 --data.train_size=80 --data.val_size=50 --dashboard=false"
-    series = start(f"{line} --accelerator cpu", start_new_session=True)
+    series = Fork(f"{line} --accelerator cpu")
     folder, end = Path("lightning_logs/version_0"), time.monotonic() + 120
     while not (folder / "run.json").exists() and time.monotonic() < end:  # training has started when it exists
         time.sleep(0.1)

@@ -28,7 +28,10 @@ def test_the_same_is_read_as_was_written(tmp_path):
     assert found.correct.tolist() == [True, False, True]
 
 
-@pytest.mark.parametrize("text", ["", "path,repeat\n", "path,repeat,fold,label,prediction,a\nx,1,1,b,a,1\n"])
+HEAD = "path,repeat,fold,label,prediction,a"
+
+
+@pytest.mark.parametrize("text", ["", "path,repeat\n", f"{HEAD}\nx,1,1,b,a,1\n", f"{HEAD},a\nx,1,1,a,a,1,0\n"])
 def test_another_file_gets_one_line(tmp_path, text):
     (tmp_path / "o.csv").write_text(text)
     with pytest.raises(UsageError, match="--folds 5"):
@@ -42,3 +45,11 @@ def test_repeats_are_averaged_by_path():
     mean = runs.average_repeats()
     assert (mean.paths.tolist(), mean.labels.tolist()) == (["a", "b"], [0, 1])
     np.testing.assert_allclose(mean.probabilities, [[0.4, 0.6], [0.6, 0.4]])
+
+
+def test_the_accuracy_is_the_mean_of_the_folds():
+    """The first of two folds has three samples, all of them right; the other one has one, which is wrong."""
+    rows = np.arange(4), np.ones(4, int), np.array([1, 1, 1, 2]), np.zeros(4, int)
+    found = OutOfFold(("x", "y"), *rows, np.array([[0.9, 0.1]] * 3 + [[0.1, 0.9]]))
+    assert found.summary().startswith("fold_acc    0.5000  (")
+    assert found.summary().endswith(", n = 4, 2 folds x 1 repeat)")

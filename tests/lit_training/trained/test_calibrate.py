@@ -1,6 +1,7 @@
 """A calibration is fitted on the right samples, is kept in the checkpoint, and decides sets and marks."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,7 +10,15 @@ from PIL import Image
 
 from lit_models import LitCNN
 from lit_training.errors import UsageError
-from lit_training.trained.calibrate import MAX_SCORES, Calibration, fit_calibration, write_calibration
+from lit_training.runs.out_of_fold import OutOfFold
+from lit_training.trained.calibrate import (
+    MAX_SCORES,
+    Calibration,
+    ValidationOutputs,
+    fit_calibration,
+    fit_from_folds,
+    write_calibration,
+)
 from lit_training.trained.outputs import prediction_table, write_predictions
 from lit_training.trained.predict import Prediction, predict
 
@@ -29,6 +38,7 @@ def test_validation_is_halved_by_the_seed() -> None:
     assert one.scores.equal(same.scores)
     assert not one.scores.equal(other.scores)
     assert one.scores.equal(one.scores.sort().values)
+    assert one.report().endswith("; these pictures also chose the epoch)")
     everything = 1 - (logits / one.temperature).softmax(1)[torch.arange(400), labels]
     assert set(one.scores.tolist()) < set(everything.tolist())
     assert one.temperature == pytest.approx(2, rel=0.3)
@@ -44,8 +54,25 @@ def test_scores_come_from_test_or_from_all_folds() -> None:
     folds = fit_calibration(logits.softmax(1).log().numpy(), labels.numpy(), "out-of-fold", 0)
     assert (folds.source, folds.score_source, folds.count, len(folds.scores)) == ("out-of-fold",) * 2 + (400, 400)
     assert folds.temperature == pytest.approx(found.temperature, rel=1e-5)
+    shares, first = logits.softmax(1).double().numpy(), np.arange(400)
+    twice = np.concatenate([shares, shares[::-1]])  # the second repeat has other answers
+    rows = np.tile(first, 2), np.repeat([1, 2], 400), np.tile(first % 5 + 1, 2), np.tile(labels.numpy(), 2)
+    kept = fit_from_folds(OutOfFold(("a", "b", "c"), *rows, twice), 0)
+    assert (kept.count, kept.temperature) == (400, pytest.approx(folds.temperature, rel=1e-4))
+    assert "chose the epoch" not in kept.report()
+    test[0][7] = torch.nan
+    assert len(fit_calibration(logits, labels, "val", 0, test).scores) == 49
     many = fit_calibration(*draw(3 * MAX_SCORES, 1.0, 2), "val", 0)
     assert (many.count, len(many.scores)) == (MAX_SCORES, MAX_SCORES)
+
+
+def test_samples_without_a_label_give_no_score() -> None:
+    kept, trainer = ValidationOutputs(), SimpleNamespace(val_dataloaders=None, datamodule=None, world_size=1)
+    assert kept.gather(trainer) is None
+    kept.on_validation_batch_end(None, None, {"output": torch.eye(3), "target": torch.tensor([0, -100, 2])})
+    found = kept.gather(trainer)
+    assert found is not None
+    assert (found[0].tolist(), found[1].tolist()) == ([[1, 0, 0], [0, 0, 1]], [0, 2])
 
 
 def test_checkpoint_keeps_plain_values_and_everything_else(tmp_path: Path) -> None:

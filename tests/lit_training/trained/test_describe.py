@@ -6,7 +6,6 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import nn
 
 from lit_models import DynamicNet, LeNet, LitCNN, LitDynamic, LitMLP, LitTransfer
 from lit_training.trained.describe import (
@@ -27,6 +26,7 @@ def test_layers_of_lenet() -> None:
     assert found[net.fc3] == [(2, 10)]
     assert count_parameters(net.conv1)[0] == 6 * (3 * 25 + 1)
     assert count_parameters(net) == (62_006, 62_006 * 4 / 1e6)
+    assert count_parameters(net.half()) == (62_006, 62_006 * 2 / 1e6)
 
 
 def test_shared_layer_has_an_output_per_call_and_unused_layer_has_none() -> None:
@@ -70,8 +70,9 @@ def test_chain_follows_the_longest_path(depth: int) -> None:
     y = x
     for _ in range(depth):
         y = (y * 2) + x  # adds a short path to the leaf
-    chain = autograd_chain(y.sum())
-    assert chain == ["Sum", *["Add", "Mul"] * depth, "AccumulateGrad"]
+    longest = ["Add", "Mul"] * depth if depth > 1 else ["Sin"] * 3
+    chain = autograd_chain((y + x.sin().sin().sin()).sum())
+    assert chain == ["Sum", "Add", *longest, "AccumulateGrad"]
 
 
 def test_chain_longer_than_the_recursion_limit() -> None:
@@ -103,6 +104,7 @@ def test_describe_does_not_change_the_model() -> None:
     assert bias.grad.tolist() == [1] * 6
     assert model.net.fc3.weight.grad is None
     assert "62,006 trainable of 62,006 parameters" in text
+    assert "net.conv1.bias.grad after (squared error): [" in text
     assert "squared error: MseLoss <- Addmm <- Relu" in text
     assert "cross-entropy: NllLoss <- LogSoftmax <- Addmm" in text
 
@@ -122,4 +124,7 @@ def test_frozen_backbone_is_described() -> None:
     text = describe(model)
     assert "5,130 trainable of 11,181,642 parameters" in text
     assert "net.fc.bias.grad after" in text
-    assert isinstance(model.net, nn.Module)
+    trained = LitTransfer("shufflenet_v2_x0_5", weights=None, freeze=False)
+    before = [buffer.clone() for buffer in trained.buffers()]  # the statistics of BatchNorm
+    describe(trained)
+    assert all(map(torch.equal, before, trained.buffers()))

@@ -156,7 +156,7 @@ def test_unreadable_files_have_an_error(photo_folder: Path, tmp_path: Path) -> N
 
 def test_rows_of_csv_and_npy() -> None:
     Path("a.csv").write_text("\ufefffirst,second\n1,2\n\n3,4.5\n5\nx,1\nnan,1\n1e999,1\n", encoding="utf-8")
-    Path("headless.csv").write_text("-1, 2\n")
+    Path("headless.csv").write_text("\ufeff-1, 2\n", encoding="utf-8")
     np.save("b.npy", np.array([[1, 2], [3, 4]], dtype=np.int16))
     np.save("one.npy", np.array([0.5, 2.0]))
     np.save("object.npy", np.array([{}], dtype=object))

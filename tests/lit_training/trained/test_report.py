@@ -14,6 +14,7 @@ from PIL import Image
 
 from lit_training import load
 from lit_training.trained import report
+from lit_training.trained.outputs import class_rows
 from tests.support.commands import run, run_well
 from tests.support.photos import write_cats_and_dogs
 
@@ -68,6 +69,8 @@ def test_shapes_after_training_and_after_a_test(monkeypatch: pytest.MonkeyPatch)
     assert "disc 6 4 " in page.text
     assert "all 60 40 " in page.text
     assert len(page.pictures()) == 10 * 4 + min(12, 40 - right)
+    assert len({*page.pictures()[-40:]}) == 40, "no class shows the pictures of another one"
+    assert len({*page.pictures()[:-40]}) == min(12, 40 - right)
     assert len(page.figures()) == 3 + 2  # accuracy, loss, learning rate; confusion, reliability
     assert "lr: 0.02" in page.text
     assert "python fit.py" in page.text or "scripts/fit.py --config lightning_logs/version_0/config.yaml" in page.text
@@ -81,6 +84,14 @@ def test_shapes_after_training_and_after_a_test(monkeypatch: pytest.MonkeyPatch)
     page, (head, text) = Page(), card_of()
     evaluation = load(RUN).evaluate()
     assert f"test_acc {evaluation.accuracy:.4f} (95 % interval" in page.text
+    row = evaluation.worst_indices()[0]
+    guess, label = (evaluation.class_names[int(of[row])] for of in (evaluation.predicted, evaluation.targets))
+    assert f" {guess} is {label} sample {row}" in page.text
+    lowest = evaluation.class_scores()[:, 2].argsort(stable=True)[:3].tolist()
+    monkeypatch.setattr(report, "MAX_ROWS", 3)
+    run_well(f"evaluate.py {RUN}")
+    rows = [" ".join(cells) for cells in class_rows(evaluation, "-", 4)]
+    assert [k for k in range(10) if rows[k] in Page().text] == sorted(lowest)
     assert f"val_acc {accuracy} " in page.text
     assert "Answers on test data" in page.text
     assert "also chose the best epoch:" not in page.text
@@ -159,16 +170,17 @@ def test_regression_has_no_confusion_matrix() -> None:
 
 def test_many_classes_stay_small() -> None:
     for label in range(300):
-        for number in range(2):
-            folder = Path("photos", ("train", "val")[number], f"class {label:03}")
-            folder.mkdir(parents=True)
-            pixels = np.random.default_rng(2 * label + number).integers(0, 256, (8, 8, 3), np.uint8)
-            Image.fromarray(pixels).save(folder / "a.png")
+        for number in range(2 + (label < 5)):
+            folder = Path("photos", ("train", "val", "train")[number], f"class {label:03}")
+            folder.mkdir(parents=True, exist_ok=True)
+            pixels = np.random.default_rng(3 * label + number).integers(0, 256, (8, 8, 3), np.uint8)
+            Image.fromarray(pixels).save(folder / f"{number}.png")
     run_well(f"{PHOTOS} --data.batch_size 64 --max_epochs 1")
     page = Page()
     assert "the 40 of 300 with the lowest F1" in page.text
     assert page.text.count("class 0") <= 4 * 40
     assert len(page.pictures()) == 40 + 12
+    assert ("class 004 2 1 " in page.text, "class 005 1 1 " in page.text) == (False, True)  # the smallest are shown
     assert (RUN / "report.html").stat().st_size < 1_000_000
 
 
