@@ -141,9 +141,9 @@ def test_a_process_prints_errors_in_one_line() -> None:
         "--config evil.yaml": "is not plain YAML (line 1): could not determine a constructor for the tag",
         f"{SMALL} --val_check_interval 500": "`val_check_interval` (500)",
     }
-    programs = {line: start(f"fit.py {line}") for line in lines}
+    programs = {line: Fork(f"fit.py {line}") for line in lines}
     for line, program in programs.items():
-        _, err = program.communicate(timeout=120)
+        _, err = program.communicate()
         assert program.returncode == 2, err
         assert err.count("\n") == 1, err
         assert err.startswith("fit.py: error: ")
@@ -159,8 +159,8 @@ TWO = "--accelerator cpu --devices 2 --strategy ddp"
 @pytest.mark.slow
 def test_one_of_two_ranks_prints_the_error() -> None:
     """If not, Lightning kills the first rank as soon as another rank ends, and no error is printed."""
-    program = start(f"fit.py {SMALL.replace('--devices 1', '')} {TWO} --val_check_interval 500")
-    _, err = program.communicate(timeout=180)
+    program = Fork(f"fit.py {SMALL.replace('--devices 1', '')} {TWO} --val_check_interval 500")
+    _, err = program.communicate()
     assert program.returncode == 2, err
     assert err.count("\n") == 1, err
     assert "`val_check_interval` (500)" in err
