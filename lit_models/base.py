@@ -149,6 +149,8 @@ class LitBase(LightningModule):
         if self.trainer.strategy.root_device.type != "mps":
             self.val_loss.set_dtype(torch.float64)
             self.test_loss.set_dtype(torch.float64)
+        if self.task == "classification" and type(self).validation_step is LitBase.validation_step:
+            _ = self.val_acc  # an AttributeError now, not after the first epoch
         for metric in self.children():
             if isinstance(metric, Metric):  # an earlier validation can leave inference tensors, which are read-only
                 metric.reset()
