@@ -276,3 +276,26 @@ def test_a_note_counts_only_real_changes(root: Path) -> None:
     same = examine(root, fixes=write(f"{HEAD}\ncat/0.jpg,cat,cat,1,move\ncat/1.jpg,cat,dog,1,keep\n"))
     assert same.notes[1] == "0 labels changed and 0 pictures left out by f.csv"
     assert np.array_equal(same.labels, examine(root).labels)
+
+
+def folders(root: Path) -> set[str]:
+    return {path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_dir()}
+
+
+def test_undo_removes_only_empty_folders_that_apply_has_made(root: Path) -> None:
+    (root / "dog/sub").mkdir()
+    before = folders(root)
+    move_files("root", write(f"{HEAD}\ncat/sub/0.jpg,cat,dog,1,move\ncat/0.jpg,cat,dog,1,leave_out\n"))
+    assert folders(root) == before | {".left_out", ".left_out/cat"}
+    assert undo_move("root") == 2
+    assert folders(root) == before, "dog/sub was there before"
+    (root / "dog/sub").rmdir()
+    before = folders(root)
+    move_files("root", write(f"{HEAD}\ncat/sub/0.jpg,cat,dog,1,move\n"))
+    move_files("root", write(f"{HEAD}\ncat/0.jpg,cat,dog,1,leave_out\ndog/1.jpg,dog,cat,1,leave_out\n"))
+    (root / "dog/sub/.hidden").touch()
+    (root / ".left_out/cat/new").touch()
+    assert undo_move("root") == 2
+    assert folders(root) == before | {"dog/sub", ".left_out", ".left_out/cat"}, "they hold files"
+    assert undo_move("root") == 1
+    assert (root / "dog/sub/.hidden").exists()
