@@ -179,6 +179,12 @@ def test_the_last_training_has_the_median_of_the_best_epochs_rounded_up() -> Non
         out = run_well(f"{line} --seed {seed}")
         best = [int(number) for number in re.findall(r"^fold .* in epoch (\d+) ", out, re.MULTILINE)]
         assert len(best) == 2
+        assert re.search(
+            r"^folds   2 folds x 1 repeat = 2 networks x 4 epochs = 8 epochs on 50% of 60 .*\n"
+            r"epoch   the first one took [\d.]+ s: about [\d.]+ min left for all folds\nfold 1/2 .*\nfold 2/2 ",
+            out,
+            re.MULTILINE,
+        )
         assert re.findall(r"^all +(\d+) epoch", out, re.MULTILINE) == [str(math.ceil(sum(best) / 2))]
         sums.append(sum(best))
     assert any(total % 2 for total in sums), "otherwise no median is rounded"
@@ -233,7 +239,8 @@ def test_outputs_of_a_fold_are_those_of_a_network_that_did_not_see_it(monkeypatc
         ("--repeats 2", "--repeats 2 repeats the folds: --folds 5 --repeats 2"),
         ("--folds 9", "--folds 9 is more than the 6 pictures (without copies) of class "),
         ("--folds 2 --seeds 2", "--folds and --seeds cannot be used together"),
-        ("--folds 2 --devices 2", "--folds trains on one device: --devices 1"),
+        ("--folds 2 --devices 2", "--folds trains on one device: --devices 1\n"),
+        ("--folds 2 --num_nodes 2 --strategy ddp", "--folds trains on one device: --devices 1 --num_nodes 1\n"),
         ("--folds 2 --overfit_batches 1", "--folds and --overfit_batches cannot be used together"),
         ("--folds 2 --fast_dev_run", "--folds and --fast_dev_run cannot be used together"),
         ("--folds 2 --logger false", "--folds and --logger cannot be used together"),
