@@ -192,13 +192,31 @@ def evaluate(
 
 
 def _read_folds(saved: Any, model: LitBase, photos: str | None) -> Evaluation:
-    """Return the predictions of the first repeat of ``--folds``. Each sample is in it once."""
+    """Return the predictions of the first repeat of ``--folds``. Each sample is in it once.
+
+    A photo that was moved counts with the class of its folder now. A photo that is missing is left out.
+    """
     found, lit, arguments = read_out_of_fold(saved.folder / OUT_OF_FOLD), saved.checkpoint["lit"], saved.checkpoint
-    rows, root = np.flatnonzero(found.repeats == 1), photos or arguments["datamodule_hyper_parameters"].get("root", "")
-    outputs = torch.from_numpy(found.probabilities[rows]).clamp(1e-30).log().float()
-    paths, targets = found.paths[rows], torch.from_numpy(found.labels[rows])
-    folder, spec = Path(root).expanduser(), Preprocessing.from_dict(model.preprocessing)
-    name, is_photo = lit["data_class"].rpartition(".")[2], (folder / paths[0]).is_file()
+    own, spec = arguments.get("datamodule_hyper_parameters") or {}, Preprocessing.from_dict(model.preprocessing)
+    root, split_file, found = photos or own.get("root", ""), saved.folder / SPLIT, found.take(found.repeats == 1)
+    folder, lost, moved = Path(root).expanduser(), list[str](), list[str]()
+    if is_photo := root != "" and split_file.is_file() and folder.is_dir():
+        listing = find_photos(folder, own.get("layout"), strict=False)
+        for row, place in enumerate(found.rows_in(listing, split_file)):
+            old, new = found.paths[row], listing.paths[place] if place >= 0 else ""
+            label = listing.class_names[listing.labels[place]] if new else ""
+            if not new or (new != old and label not in found.class_names):
+                lost.append(old)
+            elif new != old:
+                moved.append(old)
+                found.paths[row], found.labels[row] = new, found.class_names.index(label)
+        for names, text in ((lost, "left out: missing"), (moved, "moved: scored with the class of the folder")):
+            if names:
+                print_note(f"{plural(len(names), 'picture')} {text} ({first_names(names, 10)})")
+        found = found.take(~np.isin(found.paths, lost))
+    outputs = torch.from_numpy(found.probabilities).clamp(1e-30).log().float()
+    paths, targets = found.paths, torch.from_numpy(found.labels)
+    name = lit["data_class"].rpartition(".")[2]
     loss = float(torch.nn.functional.cross_entropy(outputs, targets))
     pictures = PhotoFiles(folder, paths, targets, spec, (), 0)
     parts = (outputs, targets, pictures, found.class_names, spec if is_photo else None, paths)
