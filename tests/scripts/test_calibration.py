@@ -13,8 +13,8 @@ from PIL import Image
 
 from lit_training import load
 from lit_training.trained.predict import predict
-from tests.support.commands import run, run_well
-from tests.support.own_classes import remember_imports
+from tests.support.commands import run, run_well, start
+from tests.support.own_classes import copy_examples, remember_imports
 
 FIT = "fit.py --accelerator cpu --data.train_size 60 --data.val_size 40 --model.lr 0.05 --dashboard false"
 BEST = Path("lightning_logs/version_0/checkpoints/best.ckpt")
@@ -199,3 +199,19 @@ def test_models_of_the_user_and_airbench_mark_pictures(model: str) -> None:
     assert features is not None
     assert kept.references.shape == (60, features.shape[1])
     assert int((kept.distances(features) > kept.limit).sum()) == 1  # as above
+
+
+@pytest.mark.slow
+def test_several_devices_with_own_loaders_say_how_to_calibrate() -> None:
+    copy_examples()
+    line = "fit.py --model my_model.Wide --data my_data.Halves --accelerator cpu --max_epochs 1 --dashboard false"
+    process = start(f"{line} --devices 2 --report false")
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
+    said = "temperature none: several devices may repeat samples of your loaders; "
+    assert re.search(f"^{said}.*fit.py --resume lightning_logs/version_0 --devices 1 fits it$", out, re.M)
+    assert "calibration" not in torch.load(BEST, weights_only=True)["lit"]
+    with remember_imports():
+        assert "(from 50 of half of val; " in run_well("fit.py --resume lightning_logs/version_0 --devices 1")
+        assert "nothing to do" in run_well("fit.py --resume lightning_logs/version_0 --devices 1")
+    assert calibration()["temperature"] != 1
