@@ -1,5 +1,7 @@
 """Evaluate a trained network: compute outputs, loss and scores. Letters in shapes: N samples, K classes or outputs."""
 
+import contextlib
+import json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -33,7 +35,8 @@ from lit_training.errors import CheckpointError, UsageError, is_rank_zero, print
 from lit_training.runs import checkpoints
 from lit_training.runs.devices import find_device
 from lit_training.runs.folder import relative_path, run_folder
-from lit_training.runs.layout import EVALUATION, OUT_OF_FOLD, SPLIT
+from lit_training.runs.hashes import hash_file
+from lit_training.runs.layout import EVALUATION, OUT_OF_FOLD, RECORD, SPLIT
 from lit_training.runs.loaders import seed_random_numbers
 from lit_training.runs.out_of_fold import read_out_of_fold
 from lit_training.runs.own_classes import is_own
@@ -140,6 +143,8 @@ def evaluate(
     if all_photos and data is None:
         raise UsageError("--all needs a folder of photos: --data DIR --all")
     model = saved.model()
+    if data is None:
+        _note_changed_fixes(saved)
     module, split = _choose_data(saved, model, data, photos, all_photos)
     if split == "val" and saved.checkpoint["lit"].get("trains_on_all"):
         return _read_folds(saved, model, photos)
@@ -189,6 +194,17 @@ def evaluate(
         paths=files.paths if files else None,
         calibration=saved.calibration,
     )
+
+
+def _note_changed_fixes(saved: Any) -> None:
+    """Print a note if the fixes.csv that the run was trained with has changed since, or is missing."""
+    name = (saved.checkpoint.get("datamodule_hyper_parameters") or {}).get("fixes")
+    file, then = Path(name or "").expanduser(), None
+    with contextlib.suppress(OSError, ValueError, LookupError, TypeError):  # a run of an older version
+        then = json.loads((saved.folder / RECORD).read_text("utf-8"))[-1]["fixes"]
+    if name and not (file.is_file() and then in (None, hash_file(file))):
+        problem = "has changed since the training" if file.is_file() else "is missing"
+        print_note(f"{name} {problem}: the labels are those of the training, in {SPLIT}")
 
 
 def _read_folds(saved: Any, model: LitBase, photos: str | None) -> Evaluation:

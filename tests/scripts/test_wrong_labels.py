@@ -127,6 +127,11 @@ def test_training_evaluation_and_resume_agree(photo_folder: Path) -> None:
     assert f"val_acc     {accuracy}" in out
     scored = {row["path"]: row["label"] for row in rows_of(RUN / "evaluation/predictions.csv")}
     assert scored == {path: label for path, label in split.items() if path.startswith("val")}
+    text, trained = Path("fixes.csv").read_text(), f"the labels are those of the training, in split.csv\n{err}"
+    Path("fixes.csv").write_text(text + "train/ants/2.jpg,ants,bees,0.9,keep\n")
+    assert run("evaluate.py latest").err == f"note: fixes.csv has changed since the training: {trained}"
+    Path("fixes.csv").unlink()
+    assert run("evaluate.py latest").err == f"note: fixes.csv is missing: {trained}"
     before = {path: path.read_bytes() for path in RUN.rglob("*") if path.is_file()}
     write_fixes({"val/ants/0.jpg": "move", "train/ants/1.jpg": "keep"})
     code, out, err = run("fit.py --resume latest --max_epochs 2")
