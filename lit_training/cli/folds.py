@@ -140,7 +140,8 @@ def train_folds(cli: Any) -> None:
     labels = np.asarray(plain.labels)
     refuse_small_classes(labels, groups, count, run.data.class_names)
     how = f"{count} folds x {plural(repeats, 'repeat')} = {total} networks x {plural(epochs, 'epoch')}"
-    _say(run, f"folds   {how} = {plural(total * epochs, 'epoch')} on {1 - 1 / count:.0%} of {plural(len(labels), 'sample')}; then up to {epochs} on all")
+    how += f" = {plural(total * epochs, 'epoch')} on {1 - 1 / count:.0%} of {plural(len(labels), 'sample')}"
+    _say(run, f"folds   {how}; then up to {epochs} on all")
     rows, found, seconds = list[np.ndarray](), list[dict[str, Any]](), list[float]()
     for number in range(total):
         repeat, fold = divmod(number, count)

@@ -223,7 +223,9 @@ class FitCLI(LightningCLI):
             trainer = FitTrainer(**add_defaults(config, self.run, config_yaml, save_config))
             refuse_other_ranks(trainer)
             if self.config["folds"] and trainer.world_size > 1:
-                raise UsageError(f"--folds trains on one device: --devices 1{' --num_nodes 1' * (trainer.num_nodes > 1)}")
+                raise UsageError(
+                    f"--folds trains on one device: --devices 1{' --num_nodes 1' * (trainer.num_nodes > 1)}"
+                )
             if (start := self.run.start) is not None and not start.finished:
                 typed = "--data.batch_size" in self.typed
                 self.run.start = start = keep_global_batch(start, self.config, trainer.world_size, typed)

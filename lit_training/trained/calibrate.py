@@ -53,7 +53,9 @@ class Calibration:
         """Return a line with the temperature and its samples, and one if no picture can be marked."""
         note = "; these pictures also chose the epoch" if "val" in self.source else ""
         scores = f"scores for sets: {len(self.scores)} of {self.score_source}"
-        unlike = "\nunlike      no picture can be marked unlike the training photos (docs/trust.md)" * (self.limit == inf)
+        unlike = "\nunlike      no picture can be marked unlike the training photos (docs/trust.md)" * (
+            self.limit == inf
+        )
         return f"temperature {self.temperature:.3g}  (from {self.count} of {self.source}; {scores}{note}){unlike}"
 
     def threshold(self, coverage: float) -> float:

@@ -27,7 +27,7 @@ SHEET = Preprocessing(image_size=160, resize="pad")
 def report_wrong_labels(listing: Listing, run: str) -> int:
     """Print the photos whose label is probably wrong, and return their number. Write fixes.csv and a contact sheet.
 
-    The label of a photo is that of its folder now, also if it was moved. An existing fixes.csv of the run stays as it is.
+    The label of a photo is that of its folder now, also if moved. An existing fixes.csv of the run stays as it is.
     """
     folder = Path(run).expanduser()
     if run == "latest":

@@ -319,8 +319,9 @@ def test_features_are_the_inputs_of_the_last_linear_layer() -> None:
         assert not found.requires_grad
     wider = nn.Sequential(head, nn.ReLU(), nn.Unflatten(1, (3, 1)), nn.Conv1d(3, 2, 1), nn.Flatten())
     places = nn.Sequential(nn.Unflatten(1, (5, 1)), nn.Linear(1, 3))
-    for end in (wider, places, lambda h: {"logits": head(h)}, lambda h: h @ head.weight.T):
-        assert Net(end).features(x) is None
+    others: list[Any] = [wider, places, lambda h: {"logits": head(h)}, lambda h: h @ head.weight.T]
+    for other in others:
+        assert Net(other).features(x) is None
 
 
 # --- checkpoints --------------------------------------------------------------------------------------------------

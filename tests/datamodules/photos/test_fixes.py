@@ -97,6 +97,14 @@ def test_what_a_spreadsheet_saves_is_read(root: Path, delimiter: str, encoding: 
     }
 
 
+def test_columns_may_have_another_order_and_there_may_be_others(root: Path) -> None:
+    expected = read_fixes(find_photos(root), write(f"{HEAD}\ncat/0.jpg,cat,dog,0.9,move\n"))
+    text = "Notes;Action;LABEL;path ;suggested;confidence\r\nlook;move;cat;cat/0.jpg;dog;0,9\r\n"
+    assert read_fixes(find_photos(root), write(text)) == expected
+    with pytest.raises(DataError, match=r"does not begin with path,label,.*: give a fixes.csv"):
+        read_fixes(find_photos(root), write(text.replace("path", "file")))
+
+
 def test_odd_names_are_found(tmp_path: Path) -> None:
     """Names with a comma, a line break, bytes that are not UTF-8, and beginnings that could be a formula."""
     names = ["=a, b.jpg", "'q.jpg", "x\ny;z.jpg", os.fsdecode(b"\xff.jpg")]
