@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_hook
 from torch.optim import Optimizer
 from torchmetrics import Metric
 from torchmetrics.classification import MulticlassAccuracy
@@ -149,6 +150,8 @@ class LitBase(LightningModule):
         if self.trainer.strategy.root_device.type != "mps":
             self.val_loss.set_dtype(torch.float64)
             self.test_loss.set_dtype(torch.float64)
+        if self.task == "classification" and type(self).validation_step is LitBase.validation_step:
+            _ = self.val_acc  # an AttributeError now, not after the first epoch
         for metric in self.children():
             if isinstance(metric, Metric):  # an earlier validation can leave inference tensors, which are read-only
                 metric.reset()
@@ -239,8 +242,20 @@ class LitBase(LightningModule):
         """Load the pretrained weights into the model. The default does nothing."""
 
     def features(self, x: Tensor) -> Tensor | None:
-        """Return the inputs of the last layer, (B, F), for a batch of pictures. The default returns None."""
-        return None
+        """Return the inputs of the last layer, (B, F), for a batch of pictures, without gradient; None if unknown.
+
+        By default, this is the nn.Linear that runs last, if its outputs have the shape of the model's outputs.
+        """
+        calls: list[tuple[Tensor, Tensor]] = []
+
+        def keep(layer: nn.Module, inputs: Any, output: Any) -> None:
+            if isinstance(layer, nn.Linear) and inputs:
+                calls.append((inputs[0], output))
+
+        with torch.no_grad(), register_module_forward_hook(keep):
+            outputs = self(x)
+        is_last = calls and calls[-1][0].ndim == 2 and calls[-1][1].shape == getattr(outputs, "shape", None)
+        return calls[-1][0] if is_last else None
 
     def shape_error(self, shape: tuple[int, ...]) -> str | None:
         """Return None if the model can use samples of this shape (without batch dimension), otherwise the reason.

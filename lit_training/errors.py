@@ -66,10 +66,10 @@ def one_line_errors(program: str) -> Iterator[None]:
             if gpu_message := explain_gpu_error(error):
                 exit_with_error(program, gpu_message)
             is_bad_value = isinstance(error, ValueError | TypeError | RuntimeError) and is_library_error(error)
-            part = part_of_lightning(error)
-            if not (part or is_bad_value or isinstance(error, ModelError | MisconfigurationException)):
+            part, wrong_model = part_of_lightning(error), explain_own_model(error)
+            if not (part or wrong_model or is_bad_value or isinstance(error, ModelError | MisconfigurationException)):
                 raise
-            message = f"{part}: {message.rstrip('.')}; change or remove {part}" if part else message
+            message = f"{part}: {message.rstrip('.')}; change or remove {part}" if part else wrong_model or message
         exit_with_error(program, message)
 
 
@@ -99,6 +99,29 @@ def part_of_lightning(error: Exception) -> str:
             break
         if PART.match(module) and part is not type(None) and not part.__module__.startswith("lit_training."):
             return part.__name__
+    return ""
+
+
+def explain_own_model(error: Exception) -> str:
+    """Return what to write if a subclass of LitBase lacks its metrics, ``forward`` or a usable output; else ``""``."""
+    if isinstance(error, NotImplementedError) and (found := re.match(r"Module \[(\w+)\] .*\"forward\"", str(error))):
+        return f"{found[1]} has no forward: define forward(self, x), which returns the outputs for a batch x"
+    for frame, values in (
+        (frame, frame.f_locals) for frame, module in frames_of(error) if module == "lit_models.base."
+    ):
+        name, is_classifier = type(model := values.get("self")).__name__, getattr(model, "task", "") == "classification"
+        if isinstance(error, AttributeError) and (
+            found := re.search("no attribute '((val|test)_(loss|acc))'", str(error))
+        ):
+            return f"{name} has no {found[1]}: end its __init__ with self.make_metrics({'num_classes' * is_classifier})"
+        if frame.f_code.co_name in ("loss", "loss_per_sample"):
+            pair = [values["output"], values["target"]]
+            shapes = [
+                f"{tuple(one.shape)} {one.dtype}" if hasattr(one, "dtype") else type(one).__name__ for one in pair
+            ]
+            needs = "logits (B, K), K above the largest target" if is_classifier else "a tensor like the targets"
+            problem = f"the loss of {name} cannot use outputs {shapes[0]} and targets {shapes[1]} ({error})"
+            return f"{problem}: let forward return {needs}"
     return ""
 
 

@@ -1,5 +1,6 @@
 """Predict with a trained network: ``python scripts/predict.py latest photo.jpg folder/``."""
 
+import math
 import sys
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,7 @@ def main(arguments: list[str] | None = None) -> int:
 
     from datamodules.photos.find import PICTURE_SUFFIXES  # here, so that --help needs no torch
     from lit_training import load
-    from lit_training.errors import exit_with_error
+    from lit_training.errors import exit_with_error, print_note
     from lit_training.runs.devices import find_device
     from lit_training.runs.threads import choose_threads
     from lit_training.text import print_table, progress_bar
@@ -51,6 +52,8 @@ def main(arguments: list[str] | None = None) -> int:
         check_explainable(model)
     torch.set_num_threads(choose_threads(model, sample_input(model), chosen.batch_size))
     pictures = model.sample_ndim == 3
+    if chosen.coverage and pictures and saved.calibration is not None and saved.calibration.limit == math.inf:
+        print_note("no picture can be marked unlike the training photos (docs/trust.md)")
     files = find_files(chosen.inputs, PICTURE_SUFFIXES if pictures else ROW_SUFFIXES)
     predictions = []
     with progress_bar("predicting") as progress:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import os
 import unicodedata
@@ -18,7 +19,7 @@ FIX_COLUMNS = ("path", "label", "suggested", "confidence", "action")
 MOVE, KEEP, LEAVE_OUT = "move", "keep", "leave_out"  # actions
 LEFT_OUT_FOLDER = ".left_out"  # in the photo folder; hidden folders are not read
 JOURNAL, JOURNALS = ".moved_{:04}.csv", ".moved_[0-9][0-9][0-9][0-9].csv"
-"""Files in the photo folder, one for each --apply, with the old and the new path of each file."""
+"""Files in the photo folder, one for each --apply: the old and the new path of each file, then each new folder."""
 
 
 def read_fixes(listing: Listing, fixes_file: str) -> dict[int, str]:
@@ -78,7 +79,9 @@ def move_files(root: str, fixes_file: str, layout: str | None = None) -> int:
     if not moves:
         raise DataError(f"{printable(fixes_file)} has no new class and nothing to leave out: edit its column action")
     last = max(folder.glob(JOURNALS), default=Path(JOURNAL.format(0))).stem.rpartition("_")[2]
-    write_csv(folder / JOURNAL.format(int(last) + 1), moves.values())
+    places = {parent.as_posix() for _, target in moves.values() for parent in Path(target).parents}
+    new_folders = [[place] for place in sorted(places) if not (folder / place).is_dir()]
+    write_csv(folder / JOURNAL.format(int(last) + 1), [*moves.values(), *new_folders])
     try:
         for path, target in moves.values():
             _move(folder, path, target)
@@ -89,21 +92,28 @@ def move_files(root: str, fixes_file: str, layout: str | None = None) -> int:
 
 
 def undo_move(root: str) -> int:
-    """Move the files of the last :func:`move_files` back, also if it was interrupted. Return their number."""
+    """Move the files of the last :func:`move_files` back, also if it was interrupted. Return their number.
+
+    Folders that it made are removed if they are empty again.
+    """
     folder = Path(root).expanduser()
     if not (journals := sorted(folder.glob(JOURNALS))):
         raise DataError(f"{printable(root)} has nothing to undo: --apply has moved no file in it")
     with journals[-1].open(**READ_TEXT_FILE) as file:
         rows = list(csv.reader(file))
     if any(
-        len(row) != 2 or any(Path(place).is_absolute() or ".." in Path(place).parts for place in row) for row in rows
+        not 1 <= len(row) <= 2 or any(Path(place).is_absolute() or ".." in Path(place).parts for place in row)
+        for row in rows
     ):
         raise DataError(f"{printable(str(journals[-1]))} is damaged: move the files back by hand, then delete it")
-    moved = [(path, target) for path, target in rows if os.path.lexists(folder / target)]
+    moved = [row for row in rows if len(row) == 2 and os.path.lexists(folder / row[1])]
     if existing := [path for path, _ in moved if os.path.lexists(folder / path)]:
         raise DataError(f"{first_names(existing, 3)} would be overwritten: rename these files, then repeat --undo")
     for path, target in moved:
         _move(folder, target, path)
+    for row in reversed([row for row in rows if len(row) == 1]):  # subfolders first
+        with contextlib.suppress(OSError):  # it is not empty
+            (folder / row[0]).rmdir()
     journals[-1].unlink()
     return len(moved)
 

@@ -191,21 +191,23 @@ def trained_classes(lines: dict[str, SplitLine]) -> set[str]:
 
 
 def read_rows(csv_file: str, heads: Sequence[tuple[str, ...]], fix: str) -> Iterator[tuple[int, list[str]]]:
-    """Yield the number of its line and the cells of each row of a CSV file that begins with one of the `heads`.
+    """Yield the number of its line and the cells of each row of a CSV file that has the columns of one of the `heads`.
 
-    Spreadsheets change the delimiter to a semicolon or a tab. Raise a DataError that ends with `fix`.
+    The columns may have another order, and there may be others. Spreadsheets change the delimiter to a semicolon or a
+    tab. Of the `heads`, the last one that fits is used. Raise a DataError that ends with `fix`.
     """
     csv_text = printable(csv_file)
     try:
         with Path(csv_file).expanduser().open(**READ_TEXT_FILE) as file:
             head = file.readline()
             table = csv.reader(chain([head], file), delimiter=max(",;\t", key=head.count))
-            if tuple(columns := next(table, [])) not in heads:
+            names = [name.strip().lower() for name in next(table, [])]
+            if not (known := [wanted for wanted in heads if {*wanted} <= {*names}]):
                 raise DataError(f"{csv_text} does not begin with {','.join(heads[0])}: {fix}")
             for row in filter(any, table):
-                if len(row) != len(columns):
-                    raise DataError(f"{csv_text}, line {table.line_num}: must be {','.join(columns)}")
-                yield table.line_num, row
+                if len(row) != len(names):
+                    raise DataError(f"{csv_text}, line {table.line_num}: must be {','.join(names)}")
+                yield table.line_num, [row[names.index(name)] for name in known[-1]]
     except (OSError, csv.Error) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise DataError(f"{csv_text} cannot be read ({reason}): {fix}") from error

@@ -22,6 +22,7 @@ from datamodules.files import atomic_write
 from datamodules.loading.order import TrainSampler
 from datamodules.photos.folder import Photos
 from lit_models.base import class_record
+from lit_training.runs.hashes import hash_file
 from lit_training.runs.layout import CONFIG, LEFT_OUT, RECORD, SPLIT
 from lit_training.runs.own_classes import data_of
 
@@ -88,7 +89,7 @@ class RunRecords(Callback):
             starts = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError):
             starts = []
-        device = trainer.strategy.root_device
+        device, fixes = trainer.strategy.root_device, Path(data_of(trainer).hparams.get("fixes") or "").expanduser()
         starts.append(
             {
                 "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
@@ -96,6 +97,7 @@ class RunRecords(Callback):
                 "from_step": trainer.global_step,
                 "seed": int(os.environ.get("PL_GLOBAL_SEED", 0)),
                 "data": fingerprint(trainer.train_dataloader),
+                "fixes": hash_file(fixes) if fixes.is_file() else None,
                 "python": platform.python_version(),
                 "packages": {name: importlib.metadata.version(name) for name in RECORDED_PACKAGES},
                 "machine": {

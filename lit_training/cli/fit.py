@@ -167,8 +167,8 @@ def print_result(run: Run) -> None:
     of_validation = outputs.gather(trainer)
     if not trainer.is_global_zero:
         return
-    calibration = None
-    if best and is_complete and model.task == "classification":
+    calibration, is_unknown = None, bool(outputs.batches) and of_validation is None and trainer.world_size > 1
+    if best and is_complete and model.task == "classification" and not is_unknown:
         device, progress = trainer.strategy.root_device, run.watch.note_progress
         calibration = calibrate(Path(best), run.data, of_validation, device, progress)
     print()
@@ -196,6 +196,9 @@ def print_result(run: Run) -> None:
         print("nothing was measured")
     if calibration is not None and not run.quiet:
         print(calibration.report())
+    elif best and is_unknown and model.task == "classification":
+        fix = command("fit.py", "--resume", relative_path(Path(best).parents[1]), "--devices", 1)
+        print(f"temperature none: several devices may repeat samples of your loaders; {fix} fits it")
     if trainer.loggers and folder is not None:
         print(f"run         {relative_path(Path(folder))}")
         if result_file := os.environ.get(RESULT_FILE_VARIABLE):

@@ -67,10 +67,14 @@ def refuse_unsuited(model: Any, data: Any) -> None:
 
 
 class FoldOutputs(NeedsMetric):
-    """Keep the outputs for the held-out samples after each epoch, and the number of the best epoch, from 0."""
+    """Keep the outputs for the held-out samples after each epoch, and the number of the best epoch, from 0.
 
-    def __init__(self, monitor: str, mode: str) -> None:
+    After the first epoch, print how long ``left`` epochs of all folds will take, if ``left`` is not 0.
+    """
+
+    def __init__(self, monitor: str, mode: str, left: int) -> None:
         self.monitor, self.best, self.best_epoch = monitor, BestSoFar(monitor, mode), 0
+        self.left, self.started = left, math.nan
         self.epochs: list[Tensor] = []  # for each epoch (n, K) float32
         self._batches: list[Tensor] = []
 
@@ -90,6 +94,9 @@ class FoldOutputs(NeedsMetric):
             problem = f"--folds trains on all pictures at the end, where {lost[0]} does not exist"
             raise UsageError(f"{problem}: remove the schedule or callback that needs it, or use its train_loss")
 
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.started = time.monotonic()
+
     def on_validation_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, *_: Any, **__: Any) -> None:
         if not isinstance(outputs, dict) or "output" not in outputs:
             problem = f"validation_step of {type(pl_module).__name__} returns no dict with output"
@@ -102,6 +109,10 @@ class FoldOutputs(NeedsMetric):
         if self.best.improved(trainer.callback_metrics):
             self.best_epoch = trainer.current_epoch
         self.epochs, self._batches = [*self.epochs, torch.cat(self._batches)], []
+        if self.left and math.isfinite(seconds := time.monotonic() - self.started):  # a resumed epoch has no start
+            minutes = seconds * (self.left - len(self.epochs)) / 60
+            print(f"epoch   the first one took {seconds:.1f} s: about {minutes:.1f} min left for all folds", flush=True)
+            self.left = 0
 
 
 class StopAfter(Callback):
@@ -127,8 +138,9 @@ def train_folds(cli: Any) -> None:
     plain, paths, groups = _use_all_samples(run)
     labels = np.asarray(plain.labels)
     refuse_small_classes(labels, groups, count, run.data.class_names)
-    how = f"{count} folds x {plural(repeats, 'repeat')} x {plural(epochs, 'epoch')} = {plural(total * epochs, 'epoch')}"
-    _say(run, f"folds   {how} on {1 - 1 / count:.0%} of {plural(len(labels), 'sample')}; then up to {epochs} on all")
+    how = f"{count} folds x {plural(repeats, 'repeat')} = {total} networks x {plural(epochs, 'epoch')}"
+    how += f" = {plural(total * epochs, 'epoch')} on {1 - 1 / count:.0%} of {plural(len(labels), 'sample')}"
+    _say(run, f"folds   {how}; then up to {epochs} on all")
     rows, found, seconds = list[np.ndarray](), list[dict[str, Any]](), list[float]()
     for number in range(total):
         repeat, fold = divmod(number, count)
@@ -137,7 +149,8 @@ def train_folds(cli: Any) -> None:
         file, started, left = run.start.folder / FOLDS / f"{repeat + 1}_{fold + 1}.pt", time.monotonic(), ""
         if not file.is_file():
             others = np.flatnonzero(fold_of != fold)
-            _train_fold(cli, plain, others, rows[-1], file, combine_seeds(seed, repeat, fold) % 2**32)
+            epochs_left = 0 if seconds or run.quiet else epochs * (total - number)
+            _train_fold(cli, plain, others, rows[-1], file, combine_seeds(seed, repeat, fold) % 2**32, epochs_left)
             seconds.append(time.monotonic() - started)
             left = f"{seconds[-1]:.1f} s, about {np.mean(seconds) * (total - number - 1) / 60:.1f} min left"
         found.append(read_any(file, mmap=True))
@@ -190,8 +203,11 @@ def _use_all_samples(run: Any) -> tuple[Any, np.ndarray, np.ndarray]:
     return data.sets["train"] if is_features else plain, paths.astype(str), groups
 
 
-def _train_fold(cli: Any, plain: Any, others: np.ndarray, rows: np.ndarray, file: Path, seed: int) -> None:
-    """Train a new model on the samples ``others``, and write its outputs for the samples ``rows`` to ``file``."""
+def _train_fold(cli: Any, plain: Any, others: np.ndarray, rows: np.ndarray, file: Path, seed: int, left: int) -> None:
+    """Train a new model on the samples ``others``, and write its outputs for the samples ``rows`` to ``file``.
+
+    ``left`` is as in :class:`FoldOutputs`.
+    """
     config, view, watch, folder = cli.config.clone(), copy.copy(cli.run.data), cli.run.watch, file.with_suffix("")
     view.sets = {"train": take(view.sets["train"], others), "val": take(plain, rows)}
     view.photos = None  # with photos, a resume point is written after the first step
@@ -200,7 +216,7 @@ def _train_fold(cli: Any, plain: Any, others: np.ndarray, rows: np.ndarray, file
     fold = Run(config, cli.build("model"), view, watch, resume="folds", quiet=True, start=replace(start, processes=1))
     choose_optimizer(fold, cli.parser, cli.typed)
     name, _, mode = (config["monitor"] or "val_acc:max").rpartition(":")
-    outputs = FoldOutputs(name, mode)
+    outputs = FoldOutputs(name, mode, left)
     arguments = {**cli.build("trainer"), "default_root_dir": str(folder)}
     trainer = FitTrainer(**add_defaults(arguments, fold, str, outputs))
     trainer.start, trainer.threads = fold.start, cli.run.trainer.threads

@@ -26,9 +26,10 @@ KNOWN = {
     "Tried to step": "the learning rate schedule has ended ({}): give it "
     "total_steps=self.trainer.estimated_stepping_batches, or train fewer steps",
     "SyncBatchNorm layers only work with GPU": "--sync_batchnorm needs GPUs: leave it out",
+    "grad can be implicitly created": "training_step must return a loss of one number, such as loss.mean()",
     "num_samples should be a positive integer": "a data loader that shuffles has no samples",
 }
-"""Begin of the text of a ValueError -> the line that is printed."""
+"""Begin of the text of a ValueError or RuntimeError -> the line that is printed."""
 WRITE_ERROR_NUMBERS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EACCES, errno.EIO)
 
 
@@ -62,7 +63,7 @@ def _to_one_line_error(error: Exception, run: Run) -> BaseException | None:
         return CheckpointError(f"{resume_point} cannot be restored ({type(error).__name__}: {text}){parts}")
     if isinstance(error, KeyError) and resume_point is not None and is_library_error(error):
         return CheckpointError(other_optimizer_message(run.trainer))  # for example Adam cannot load the state of SGD
-    for start_of_text, message in KNOWN.items() if isinstance(error, ValueError) else ():
+    for start_of_text, message in KNOWN.items() if isinstance(error, ValueError | RuntimeError) else ():
         if text.startswith(start_of_text):
             return TrainingError(message.format(text))
     wrong_value = explain_wrong_value(error, run.config)

@@ -160,13 +160,16 @@ def lacks_calibration(path: Path) -> bool:
     return False
 
 
-def load_model(checkpoint: dict[str, Any]) -> LitBase:
-    """Return the model of a checkpoint, in evaluation mode on the CPU. Raise a CheckpointError if this fails."""
+def load_model(checkpoint: dict[str, Any], announce: bool = True) -> LitBase:
+    """Return the model of a checkpoint, in evaluation mode on the CPU. Raise a CheckpointError if this fails.
+
+    With ``announce``, print a note if its class is one of the user.
+    """
     model_class = find_class(checkpoint["lit"].get("model_class"), LitBase)
     with _explain_errors(model_class, checkpoint):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # warnings of constructors matter only for training
-            model = _create(model_class, checkpoint, "model")
+            model = _create(model_class, checkpoint, "model", announce)
         model.configure_model()
         LitBase.on_load_checkpoint(model, checkpoint)  # the user's class may override it
         model.on_load_checkpoint(checkpoint)
@@ -175,13 +178,14 @@ def load_model(checkpoint: dict[str, Any]) -> LitBase:
     return model.eval()
 
 
-def _create(kind: Any, checkpoint: dict[str, Any], role: str) -> Any:
-    """Create a model or data module with the arguments of the training. Print a note if it is a class of the user."""
+def _create(kind: Any, checkpoint: dict[str, Any], role: str, announce: bool = True) -> Any:
+    """Create a model or data module with the arguments of the training. Announce a class of the user."""
     if not is_own(kind):
         older = OLDER_ARGUMENTS if "group" in inspect.signature(kind).parameters else {}
         return kind(**older | checkpoint[kind.CHECKPOINT_HYPER_PARAMS_KEY])
     file = getattr(sys.modules[kind.__module__], "__file__", "this program")
-    print_once(f"the {role} class is {dotted_path(kind)}, from {file}")
+    if announce:
+        print_once(f"the {role} class is {dotted_path(kind)}, from {file}")
     if (arguments := checkpoint["lit"].get(f"{role}_arguments")) is None:  # not from fit.py: do what Lightning does
         arguments, parameters = checkpoint.get(kind.CHECKPOINT_HYPER_PARAMS_KEY, {}), inspect.signature(kind).parameters
         if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):

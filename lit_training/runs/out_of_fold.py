@@ -9,8 +9,11 @@ from pathlib import Path
 import numpy as np
 
 from datamodules.files import READ_TEXT_FILE, write_spreadsheet
+from datamodules.photos.find import Listing
+from datamodules.photos.split import read_split_file
 from datamodules.text import plural
 from lit_training.errors import UsageError
+from lit_training.runs.hashes import hash_file
 from lit_training.statistics import folds_interval
 
 COLUMNS = ("path", "repeat", "fold", "label", "prediction")
@@ -49,8 +52,22 @@ class OutOfFold:
         _, first, number = np.unique(self.paths, return_index=True, return_inverse=True)
         sums = np.zeros((len(first), len(self.class_names)))
         np.add.at(sums, number, self.probabilities)
-        rows = {name: getattr(self, name)[first] for name in ("paths", "repeats", "folds", "labels")}
-        return replace(self, **rows, probabilities=sums / np.bincount(number)[:, None])
+        return replace(self.take(first), probabilities=sums / np.bincount(number)[:, None])
+
+    def take(self, rows: np.ndarray) -> OutOfFold:
+        """Return some of the rows (ints, or bools for all rows)."""
+        names = ("paths", "repeats", "folds", "labels", "probabilities")
+        return replace(self, **{name: getattr(self, name)[rows] for name in names})
+
+    def rows_in(self, listing: Listing, split_file: Path) -> np.ndarray:
+        """Return the row of each path in a listing, (n,) int64, or -1. A moved photo is found by its SHA-256."""
+        rows = {path: row for row, path in enumerate(listing.paths)}
+        lines = read_split_file(str(split_file)) if split_file.is_file() else {}
+        moved = {lines[path][2]: path for path in {*self.paths} - {*rows} if path in lines and lines[path][2]}
+        for place in {*rows} - {*self.paths} if moved else ():
+            if old := moved.get(hash_file(listing.root / place)):
+                rows[old] = rows[place]
+        return np.array([rows.get(path, -1) for path in self.paths])
 
     def summary(self) -> str:
         """Return a line with the accuracy and its interval."""

@@ -1,5 +1,6 @@
 """Fit what shows how far a prediction can be believed. Letters: N samples, K classes, F features, R references."""
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -17,7 +18,7 @@ from datamodules.files import atomic_write
 from datamodules.loading.module import SplitDataModule
 from datamodules.loading.order import gather_in_input_order
 from lit_models import LitBase
-from lit_training.errors import UsageError
+from lit_training.errors import CheckpointError, UsageError
 from lit_training.runs import checkpoints
 from lit_training.runs.folder import run_folder
 from lit_training.runs.layout import OUT_OF_FOLD
@@ -49,10 +50,13 @@ class Calibration:
         return Calibration(**values) if values else None
 
     def report(self) -> str:
-        """Return a line with the temperature and the samples that it and the scores come from."""
+        """Return a line with the temperature and its samples, and one if no picture can be marked."""
         note = "; these pictures also chose the epoch" if "val" in self.source else ""
         scores = f"scores for sets: {len(self.scores)} of {self.score_source}"
-        return f"temperature {self.temperature:.3g}  (from {self.count} of {self.source}; {scores}{note})"
+        unlike = "\nunlike      no picture can be marked unlike the training photos (docs/trust.md)" * (
+            self.limit == inf
+        )
+        return f"temperature {self.temperature:.3g}  (from {self.count} of {self.source}; {scores}{note}){unlike}"
 
     def threshold(self, coverage: float) -> float:
         """Return the largest score of a class in the set. Raise a UsageError if there are too few scores."""
@@ -134,24 +138,35 @@ def calibrate(
 ) -> Calibration | None:
     """Calibrate a checkpoint from out_of_fold.csv, or from the ``outputs`` of its validation. Write it, and return it.
 
-    If neither the model nor the data is a class of the user, test scores and features are computed.
+    For data of this project, features are computed, and, if the model is not a class of the user, whose steps and hooks
+    may change its inputs, test scores. An error in the user's model must not end a run that has trained.
     """
     checkpoint, table = checkpoints.read(path), run_folder(path) / OUT_OF_FOLD
     calibration, seed = Calibration.of(checkpoint), checkpoint["lit"].get("seed") or 0
-    compute, model_class = None, str(checkpoint["lit"].get("model_class"))
-    if isinstance(data, SplitDataModule) and not is_own(type(data)) and model_class.startswith("lit_models."):
-        compute = partial(_compute, checkpoints.load_model(checkpoint).to(device), data, seed, progress)
+    compute, is_ours = None, str(checkpoint["lit"].get("model_class")).startswith("lit_models.")
+    if isinstance(data, SplitDataModule) and not is_own(type(data)):
+        with contextlib.suppress(*[CheckpointError] * (not is_ours)):
+            model = checkpoints.load_model(checkpoint, announce=False).to(device)
+            compute = partial(_compute, model, data, seed, progress) if model.sample_ndim == 3 else None
     if calibration is None and table.is_file():
         calibration = fit_from_folds(read_out_of_fold(table), seed)
     elif calibration is None and outputs is not None and not outputs[1].is_floating_point():
-        calibration = fit_calibration(*outputs, "val", seed, compute("test") if compute else None)
-    if calibration is not None and compute and (train := compute("train", features=True)):
-        val, references = compute("val", features=True), F.normalize(train[0])
-        others, references = (val[0], references) if val else references.tensor_split([len(references) // 5])  # folds
-        calibration = replace(calibration, references=references[: MAX_VALUES // references.shape[1]].half())
-        calibration = replace(calibration, limit=conformal_threshold(calibration.distances(others).numpy(), 0.95))
+        calibration = fit_calibration(*outputs, "val", seed, compute("test") if compute and is_ours else None)
+    if calibration is not None and compute:
+        with contextlib.suppress(*[Exception] * (not is_ours)):
+            calibration = _add_references(calibration, compute)
     write_calibration(path, calibration)
     return calibration
+
+
+def _add_references(calibration: Calibration, compute: Callable[..., Any]) -> Calibration:
+    """Return the calibration with features of training pictures, if the model has features, and their limit."""
+    if (train := compute("train", features=True)) is None:
+        return calibration
+    val, references = compute("val", features=True), F.normalize(train[0])
+    others, references = (val[0], references) if val else references.tensor_split([len(references) // 5])  # folds
+    calibration = replace(calibration, references=references[: MAX_VALUES // references.shape[1]].half())
+    return replace(calibration, limit=conformal_threshold(calibration.distances(others).numpy(), 0.95))
 
 
 def _compute(

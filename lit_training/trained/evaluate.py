@@ -1,5 +1,7 @@
 """Evaluate a trained network: compute outputs, loss and scores. Letters in shapes: N samples, K classes or outputs."""
 
+import contextlib
+import json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -32,7 +34,8 @@ from lit_training.errors import CheckpointError, UsageError, is_rank_zero, print
 from lit_training.runs import checkpoints
 from lit_training.runs.devices import find_device
 from lit_training.runs.folder import relative_path, run_folder
-from lit_training.runs.layout import EVALUATION, OUT_OF_FOLD, SPLIT
+from lit_training.runs.hashes import hash_file
+from lit_training.runs.layout import EVALUATION, OUT_OF_FOLD, RECORD, SPLIT
 from lit_training.runs.loaders import seed_random_numbers
 from lit_training.runs.out_of_fold import read_out_of_fold
 from lit_training.runs.own_classes import is_own
@@ -139,6 +142,8 @@ def evaluate(
     if all_photos and data is None:
         raise UsageError("--all needs a folder of photos: --data DIR --all")
     model = saved.model()
+    if data is None:
+        _note_changed_fixes(saved)
     module, split = _choose_data(saved, model, data, photos, all_photos)
     if split == "val" and saved.checkpoint["lit"].get("trains_on_all"):
         return _read_folds(saved, model, photos)
@@ -190,14 +195,43 @@ def evaluate(
     )
 
 
+def _note_changed_fixes(saved: Any) -> None:
+    """Print a note if the fixes.csv that the run was trained with has changed since, or is missing."""
+    name = (saved.checkpoint.get("datamodule_hyper_parameters") or {}).get("fixes")
+    file, then = Path(name or "").expanduser(), None
+    with contextlib.suppress(OSError, ValueError, LookupError, TypeError):  # a run of an older version
+        then = json.loads((saved.folder / RECORD).read_text("utf-8"))[-1]["fixes"]
+    if name and not (file.is_file() and then in (None, hash_file(file))):
+        problem = "has changed since the training" if file.is_file() else "is missing"
+        print_note(f"{name} {problem}: the labels are those of the training, in {SPLIT}")
+
+
 def _read_folds(saved: Any, model: LitBase, photos: str | None) -> Evaluation:
-    """Return the predictions of the first repeat of ``--folds``. Each sample is in it once."""
+    """Return the predictions of the first repeat of ``--folds``. Each sample is in it once.
+
+    A photo that was moved counts with the class of its folder now. A photo that is missing is left out.
+    """
     found, lit, arguments = read_out_of_fold(saved.folder / OUT_OF_FOLD), saved.checkpoint["lit"], saved.checkpoint
-    rows, root = np.flatnonzero(found.repeats == 1), photos or arguments["datamodule_hyper_parameters"].get("root", "")
-    outputs = torch.from_numpy(found.probabilities[rows]).clamp(1e-30).log().float()
-    paths, targets = found.paths[rows], torch.from_numpy(found.labels[rows])
-    folder, spec = Path(root).expanduser(), Preprocessing.from_dict(model.preprocessing)
-    name, is_photo = lit["data_class"].rpartition(".")[2], (folder / paths[0]).is_file()
+    own, spec = arguments.get("datamodule_hyper_parameters") or {}, Preprocessing.from_dict(model.preprocessing)
+    root, split_file, found = photos or own.get("root", ""), saved.folder / SPLIT, found.take(found.repeats == 1)
+    folder, lost, moved = Path(root).expanduser(), list[str](), list[str]()
+    if is_photo := root != "" and split_file.is_file() and folder.is_dir():
+        listing = find_photos(folder, own.get("layout"), strict=False)
+        for row, place in enumerate(found.rows_in(listing, split_file)):
+            old, new = found.paths[row], listing.paths[place] if place >= 0 else ""
+            label = listing.class_names[listing.labels[place]] if new else ""
+            if not new or (new != old and label not in found.class_names):
+                lost.append(old)
+            elif new != old:
+                moved.append(old)
+                found.paths[row], found.labels[row] = new, found.class_names.index(label)
+        for names, text in ((lost, "left out: missing"), (moved, "moved: scored with the class of the folder")):
+            if names:
+                print_note(f"{plural(len(names), 'picture')} {text} ({first_names(names, 10)})")
+        found = found.take(~np.isin(found.paths, lost))
+    outputs = torch.from_numpy(found.probabilities).clamp(1e-30).log().float()
+    paths, targets = found.paths, torch.from_numpy(found.labels)
+    name = lit["data_class"].rpartition(".")[2]
     loss = float(torch.nn.functional.cross_entropy(outputs, targets))
     pictures = PhotoFiles(folder, paths, targets, spec, (), 0)
     parts = (outputs, targets, pictures, found.class_names, spec if is_photo else None, paths)

@@ -15,7 +15,7 @@ from lit_training import figures
 from lit_training.errors import UsageError, print_note
 from lit_training.runs.folder import newest_usable_run, relative_path, run_folder
 from lit_training.runs.hashes import recorded
-from lit_training.runs.layout import FIXES, OUT_OF_FOLD, WRONG_LABELS
+from lit_training.runs.layout import FIXES, OUT_OF_FOLD, SPLIT, WRONG_LABELS
 from lit_training.runs.out_of_fold import read_out_of_fold
 from lit_training.statistics import find_label_issues
 from lit_training.text import print_table
@@ -27,7 +27,7 @@ SHEET = Preprocessing(image_size=160, resize="pad")
 def report_wrong_labels(listing: Listing, run: str) -> int:
     """Print the photos whose label is probably wrong, and return their number. Write fixes.csv and a contact sheet.
 
-    The label of a photo is that of its folder now. An existing fixes.csv of the run stays as it is.
+    The label of a photo is that of its folder now, also if moved. An existing fixes.csv of the run stays as it is.
     """
     folder = Path(run).expanduser()
     if run == "latest":
@@ -37,12 +37,12 @@ def report_wrong_labels(listing: Listing, run: str) -> int:
         fit = command("fit.py", "--data", listing.root, "--folds", 5)
         raise UsageError(f"{run} has no {OUT_OF_FOLD}, which folds write: {fit}")
     judged = read_out_of_fold(folder / OUT_OF_FOLD).average_repeats()
-    names, label_of = judged.class_names, dict(zip(listing.paths, listing.labels, strict=True))
-    own = [listing.class_names[label_of[path]] if path in label_of else "" for path in judged.paths]
+    names, places = judged.class_names, judged.rows_in(listing, folder / SPLIT)
+    own = [listing.class_names[listing.labels[place]] if place >= 0 else "" for place in places]
     rows = np.flatnonzero([name in names for name in own])
-    if missing := len({*judged.paths, *listing.paths}) - len(rows):
+    if missing := len(places) + len(listing.paths) - (places >= 0).sum() - len(rows):
         print_note(f"{plural(missing, 'picture')} not judged: only in {run} or only in {listing.root}")
-    paths, probabilities = judged.paths[rows], judged.probabilities[rows]
+    paths, probabilities = listing.paths[places[rows]], judged.probabilities[rows]
     labels = np.array([names.index(own[row]) for row in rows], int)
     wrong = find_label_issues(labels, probabilities)
     print(f"{len(wrong):,} of {plural(len(rows), 'label')} may be wrong")

@@ -99,7 +99,8 @@ class SavedRun:
             with torch.inference_mode():
                 batch = model.to(device).features(x.to(device)) if model.sample_ndim == 3 else None
             if batch is None:
-                raise UsageError(f"{type(model).__name__} has no features: they need a LitCNN or LitTransfer")
+                needed = "they need pictures, and an nn.Linear as the last layer or a method features(x)"
+                raise UsageError(f"{type(model).__name__} has no features: {needed}")
             rows.append(batch.float().cpu())
         return torch.cat(rows)
 

@@ -111,7 +111,11 @@ def predict(
                     features: Any = model.features(x)
                     unlike = (calibration.distances(features) > calibration.limit).tolist()
                     x = features if type(model) is LitTransfer else x  # its last layer also takes features
-                outputs = model.predict_step(x).cpu()  # (B, K)
+                found: Any = model.predict_step(x)
+                if getattr(found, "shape", ())[:-1] != (len(readable),):
+                    problem = f"predict_step of {type(model).__name__} returns no tensor (B, K)"
+                    raise UsageError(f"{problem}: return super().predict_step(batch), or leave your predict_step out")
+                outputs = found.cpu()
         names = distinct_class_names(model.class_names, outputs.shape[-1])
         remaining_outputs = iter(outputs)
         for path, row, pixels, error in batch:

@@ -298,8 +298,30 @@ def test_only_a_frozen_backbone_has_fixed_features() -> None:
         assert not model.fixed_features
     assert LitTransfer(weights=None).fixed_features
     tiny = Tiny()
-    assert tiny.features(torch.zeros(1, 4)) is None
     tiny.load_pretrained()  # does nothing
+
+
+def test_features_are_the_inputs_of_the_last_linear_layer() -> None:
+    class Net(Tiny):
+        def __init__(self, end: Any) -> None:
+            super().__init__()
+            self.first, self.unused, self.end = nn.Linear(4, 5), nn.Linear(5, 3), end
+
+        def forward(self, x: Tensor) -> Any:
+            return self.end(self.first(x).relu())
+
+    x, head = torch.randn(6, 4), nn.Linear(5, 3)
+    for end in (head, nn.Sequential(head, nn.LogSoftmax(1)), nn.Sequential(nn.Dropout(), head)):
+        net = Net(end).eval()
+        found = net.features(x)
+        assert found is not None
+        assert found.equal(net.first(x).relu())
+        assert not found.requires_grad
+    wider = nn.Sequential(head, nn.ReLU(), nn.Unflatten(1, (3, 1)), nn.Conv1d(3, 2, 1), nn.Flatten())
+    places = nn.Sequential(nn.Unflatten(1, (5, 1)), nn.Linear(1, 3))
+    others: list[Any] = [wider, places, lambda h: {"logits": head(h)}, lambda h: h @ head.weight.T]
+    for other in others:
+        assert Net(other).features(x) is None
 
 
 # --- checkpoints --------------------------------------------------------------------------------------------------

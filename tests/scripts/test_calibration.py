@@ -14,7 +14,8 @@ from PIL import Image
 from lit_training import load
 from lit_training.trained import calibrate
 from lit_training.trained.predict import predict
-from tests.support.commands import run, run_well
+from tests.support.commands import run, run_well, start
+from tests.support.own_classes import copy_examples, remember_imports
 
 FIT = "fit.py --accelerator cpu --data.train_size 60 --data.val_size 40 --model.lr 0.05 --dashboard false"
 BEST = Path("lightning_logs/version_0/checkpoints/best.ckpt")
@@ -139,3 +140,85 @@ def test_references_of_a_frozen_backbone_are_the_cached_features(photo_folder: P
     assert not any(answer.unlike for answer in answers)
     marking: Any = predict(load().model(), own, calibration=replace(kept, limit=1e-3))
     assert sum(not answer.unlike for answer in marking) == len(kept.references)  # type: ignore[arg-type]
+
+
+OWN = """
+import torch
+from torch import nn
+from lit_models import LitBase
+
+class Net(LitBase):
+    def __init__(self, num_classes: int = 10) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+        self.preprocessing = {"image_size": 32, "resize_size": 32, "mean": [0.5] * 3, "std": [0.5] * 3}
+        self.net = nn.Sequential(nn.Conv2d(3, 8, 5, 2), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 14 * 14, num_classes))
+        self.make_metrics(num_classes)
+
+    def forward(self, x):
+        return self.net(x)
+
+    def configure_optimizers(self):
+        return self.build_optimizers(lambda groups: torch.optim.SGD(groups, 0.01), self.parameters())
+
+class ConvolutionLast(Net):
+    def forward(self, x):
+        return self.net[0](x).amax((2, 3)) @ torch.ones(8, 10)
+
+class NeedsTrainer(Net):
+    def forward(self, x):
+        return super().forward(x) / self.trainer.world_size
+
+class FailsLater(Net):
+    def __init__(self, num_classes: int = 10) -> None:
+        super().__init__(num_classes)
+        if type(self).made:
+            raise OSError("only once")
+        type(self).made = True
+    made = False
+"""
+NO_MARK = "no picture can be marked unlike the training photos (docs/trust.md)"
+
+
+@pytest.mark.parametrize("model", ["Net", "ConvolutionLast", "NeedsTrainer", "FailsLater", "LitAirbench"])
+def test_models_of_the_user_and_airbench_mark_pictures(model: str) -> None:
+    Path("own_marks.py").write_text(OWN)
+    own = "LitAirbench --model.width 0.05" if model == "LitAirbench" else f"own_marks.{model}"
+    with remember_imports():
+        ended = run(f"{FIT.replace('--model.lr 0.05', '')} --max_epochs 1 --model {own} --data ShapesDataModule")
+        assert (ended.code, ended.err) == (0, "")
+        kept = load().calibration
+        assert kept is not None
+        assert kept.score_source == ("test" if model == "LitAirbench" else "half of val"), "hooks of a user's class"
+        if model not in ("Net", "LitAirbench"):
+            assert kept.references is None
+            assert f"unlike      {NO_MARK}\n" in ended.out
+            if model == "ConvolutionLast":
+                Image.new("RGB", (32, 32)).save("a.png")
+                assert f"note: {NO_MARK}\n" in run("predict.py latest a.png --coverage 0.5").err
+            return
+        assert NO_MARK not in ended.out
+        val = load().data()
+        val.setup("fit")
+        x = val.dataset("val").__getitems__(list(range(40)))[0]  # type: ignore[attr-defined]
+        features = load().model().features(x)
+    assert kept.references is not None
+    assert features is not None
+    assert kept.references.shape == (60, features.shape[1])
+    assert int((kept.distances(features) > kept.limit).sum()) == 1  # as above
+
+
+@pytest.mark.slow
+def test_several_devices_with_own_loaders_say_how_to_calibrate() -> None:
+    copy_examples()
+    line = "fit.py --model my_model.Wide --data my_data.Halves --accelerator cpu --max_epochs 1 --dashboard false"
+    process = start(f"{line} --devices 2 --report false")
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
+    said = "temperature none: several devices may repeat samples of your loaders; "
+    assert re.search(f"^{said}.*fit.py --resume lightning_logs/version_0 --devices 1 fits it$", out, re.M)
+    assert "calibration" not in torch.load(BEST, weights_only=True)["lit"]
+    with remember_imports():
+        assert "(from 50 of half of val; " in run_well("fit.py --resume lightning_logs/version_0 --devices 1")
+        assert "nothing to do" in run_well("fit.py --resume lightning_logs/version_0 --devices 1")
+    assert calibration()["temperature"] != 1

@@ -184,6 +184,12 @@ def test_the_median_of_the_best_epochs_rounded_up_is_that_of_the_last_training_a
         out = run_well(f"{line} --seed {seed}")
         best = [int(number) for number in re.findall(r"^fold .* in epoch (\d+) ", out, re.MULTILINE)]
         assert len(best) == 2
+        assert re.search(
+            r"^folds   2 folds x 1 repeat = 2 networks x 4 epochs = 8 epochs on 50% of 60 .*\n"
+            r"epoch   the first one took [\d.]+ s: about [\d.]+ min left for all folds\nfold 1/2 .*\nfold 2/2 ",
+            out,
+            re.MULTILINE,
+        )
         assert re.findall(r"^all +(\d+) epoch", out, re.MULTILINE) == [str(math.ceil(sum(best) / 2))]
         sums.append(sum(best))
         place, epoch = RUN.with_name(f"version_{seed}"), math.ceil(sum(best) / 2) - 1
@@ -277,7 +283,8 @@ def test_a_signal_after_the_last_step_of_a_fold_stops_before_the_next_one(monkey
         ("--repeats 2", "--repeats 2 repeats the folds: --folds 5 --repeats 2"),
         ("--folds 9", "--folds 9 is more than the 6 pictures (without copies) of class "),
         ("--folds 2 --seeds 2", "--folds and --seeds cannot be used together"),
-        ("--folds 2 --devices 2", "--folds trains on one device: --devices 1"),
+        ("--folds 2 --devices 2", "--folds trains on one device: --devices 1\n"),
+        ("--folds 2 --num_nodes 2 --strategy ddp", "--folds trains on one device: --devices 1 --num_nodes 1\n"),
         ("--folds 2 --overfit_batches 1", "--folds and --overfit_batches cannot be used together"),
         ("--folds 2 --fast_dev_run", "--folds and --fast_dev_run cannot be used together"),
         ("--folds 2 --logger false", "--folds and --logger cannot be used together"),

@@ -148,6 +148,11 @@ def test_training_evaluation_and_resume_agree(photo_folder: Path) -> None:
     assert f"val_acc     {accuracy}" in out
     scored = {row["path"]: row["label"] for row in rows_of(RUN / "evaluation/predictions.csv")}
     assert scored == {path: label for path, label in split.items() if path.startswith("val")}
+    text, trained = Path("fixes.csv").read_text(), f"the labels are those of the training, in split.csv\n{err}"
+    Path("fixes.csv").write_text(text + "train/ants/2.jpg,ants,bees,0.9,keep\n")
+    assert run("evaluate.py latest").err == f"note: fixes.csv has changed since the training: {trained}"
+    Path("fixes.csv").unlink()
+    assert run("evaluate.py latest").err == f"note: fixes.csv is missing: {trained}"
     before = {path: path.read_bytes() for path in RUN.rglob("*") if path.is_file()}
     write_fixes({"val/ants/0.jpg": "move", "train/ants/1.jpg": "keep"})
     code, out, err = run("fit.py --resume latest --max_epochs 2")
@@ -170,3 +175,36 @@ def test_training_evaluation_and_resume_agree(photo_folder: Path) -> None:
     moved = {"val/ants/0.jpg": "val/bees/0.jpg", "val/bees/0.jpg": "val/bees/9.jpg"}
     again = {row["path"]: row["label"] for row in rows_of(RUN / "evaluation/predictions.csv")}
     assert again == {moved.get(path, path): label for path, label in scored.items()}
+
+
+def test_photos_that_apply_has_moved_are_found_by_their_content(photo_folder: Path) -> None:
+    run_well(f"{FIT} --folds 2")
+    write_folds(photo_folder, {})
+    before = {row["path"]: row for row in rows_of(RUN / "out_of_fold.csv")}
+    write_fixes({"val/ants/0.jpg": "move", "train/bees/1.jpg": "move", "val/bees/3.jpg": "leave_out"})
+    assert run_well("check.py photos --apply fixes.csv") == "3 files moved\n"
+    moved = {"val/ants/0.jpg": "val/bees/0_ants.jpg", "train/bees/1.jpg": "train/ants/1_bees.jpg"}
+    ended = run("evaluate.py latest")
+    assert ended.code == 0
+    assert ended.err == (
+        "note: 1 picture left out: missing (val/bees/3.jpg)\n"
+        "note: 2 pictures moved: scored with the class of the folder (train/bees/1.jpg, val/ants/0.jpg)\n"
+    )
+    shown = {row["path"]: row["label"] for row in rows_of(RUN / "evaluation/predictions.csv")}
+    expected = {moved.get(path, path) for path in before} - {"val/bees/3.jpg"}
+    assert shown == {path: path.split("/")[1] for path in expected}
+    predicted = {row["path"]: row["predicted"] for row in rows_of(RUN / "evaluation/predictions.csv")}
+    assert predicted == {moved.get(p, p): row["prediction"] for p, row in before.items() if p != "val/bees/3.jpg"}
+    (photo_folder / "train/ants/new.jpg").write_bytes((photo_folder / "val/bees/2.jpg").read_bytes() + b"x")
+    ended = run("check.py photos --labels latest")
+    assert ended.err == "note: 2 pictures not judged: only in latest or only in photos\n"
+    assert "2 of 23 labels may be wrong" in ended.out
+    assert {row["path"]: row["suggested"] for row in rows_of(RUN / "fixes.csv")} == {
+        "val/bees/0_ants.jpg": "ants",
+        "train/ants/1_bees.jpg": "bees",
+    }
+    photo_folder.rename("elsewhere")
+    assert run("evaluate.py latest --photos elsewhere").err == (
+        "note: 1 picture left out: missing (val/bees/3.jpg)\n"
+        "note: 2 pictures moved: scored with the class of the folder (train/bees/1.jpg, val/ants/0.jpg)\n"
+    )

@@ -97,6 +97,14 @@ def test_what_a_spreadsheet_saves_is_read(root: Path, delimiter: str, encoding: 
     }
 
 
+def test_columns_may_have_another_order_and_there_may_be_others(root: Path) -> None:
+    expected = read_fixes(find_photos(root), write(f"{HEAD}\ncat/0.jpg,cat,dog,0.9,move\n"))
+    text = "Notes;Action;LABEL;path ;suggested;confidence\r\nlook;move;cat;cat/0.jpg;dog;0,9\r\n"
+    assert read_fixes(find_photos(root), write(text)) == expected
+    with pytest.raises(DataError, match=r"does not begin with path,label,.*: give a fixes.csv"):
+        read_fixes(find_photos(root), write(text.replace("path", "file")))
+
+
 def test_odd_names_are_found(tmp_path: Path) -> None:
     """Names with a comma, a line break, bytes that are not UTF-8, and beginnings that could be a formula."""
     names = ["=a, b.jpg", "'q.jpg", "x\ny;z.jpg", os.fsdecode(b"\xff.jpg")]
@@ -292,3 +300,26 @@ def test_a_note_counts_only_real_changes(root: Path) -> None:
     same = examine(root, fixes=write(f"{HEAD}\ncat/0.jpg,cat,cat,1,move\ncat/1.jpg,cat,dog,1,keep\n"))
     assert same.notes[1] == "0 labels changed and 0 pictures left out by f.csv"
     assert np.array_equal(same.labels, examine(root).labels)
+
+
+def folders(root: Path) -> set[str]:
+    return {path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_dir()}
+
+
+def test_undo_removes_only_empty_folders_that_apply_has_made(root: Path) -> None:
+    (root / "dog/sub").mkdir()
+    before = folders(root)
+    move_files("root", write(f"{HEAD}\ncat/sub/0.jpg,cat,dog,1,move\ncat/0.jpg,cat,dog,1,leave_out\n"))
+    assert folders(root) == before | {".left_out", ".left_out/cat"}
+    assert undo_move("root") == 2
+    assert folders(root) == before, "dog/sub was there before"
+    (root / "dog/sub").rmdir()
+    before = folders(root)
+    move_files("root", write(f"{HEAD}\ncat/sub/0.jpg,cat,dog,1,move\n"))
+    move_files("root", write(f"{HEAD}\ncat/0.jpg,cat,dog,1,leave_out\ndog/1.jpg,dog,cat,1,leave_out\n"))
+    (root / "dog/sub/.hidden").touch()
+    (root / ".left_out/cat/new").touch()
+    assert undo_move("root") == 2
+    assert folders(root) == before | {"dog/sub", ".left_out", ".left_out/cat"}, "they hold files"
+    assert undo_move("root") == 1
+    assert (root / "dog/sub/.hidden").exists()
