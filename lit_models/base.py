@@ -162,11 +162,12 @@ class LitBase(LightningModule):
         if self.epoch_losses[1] <= batch_idx:  # LBFGS computes the loss several times a step: count the first
             self.epoch_losses = self.epoch_losses[0] + loss.detach(), self.epoch_losses[1] + 1
         # self.log takes longer than a step of a small network, so it is called only in the steps whose loss is logged.
-        log_interval = self.trainer.log_every_n_steps  # type: ignore[attr-defined]  # 0 with Trainer(barebones=True)
-        if log_interval and (self.trainer.global_step + 1) % log_interval == 0:
+        trainer = self.trainer
+        log_interval = trainer.log_every_n_steps  # type: ignore[attr-defined]  # 0 with Trainer(barebones=True)
+        if log_interval and (trainer.global_step + 1) % log_interval == 0:
             self.log("train_loss_step", loss.detach(), on_step=True, on_epoch=False)
         # DDP and gradient accumulation average the gradients. For a summed loss, the scale turns this mean into a sum.
-        scale = self.trainer.world_size * self.trainer.accumulate_grad_batches if self.reduction == "sum" else 1
+        scale = trainer.world_size * trainer.accumulate_grad_batches if self.reduction == "sum" else 1
         return loss if scale == 1 else loss * scale
 
     def on_train_epoch_end(self) -> None:

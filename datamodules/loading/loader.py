@@ -34,6 +34,7 @@ class ResumableLoader(DataLoader):
     _batches_to_skip = _batches_done = 0
     device = torch.device("cpu")
     resident: TwoStageDataset | None = None
+    has_next = False  # True if the next batch is in memory, so that no code runs to load it
 
     def state_dict(self) -> dict[str, int]:
         return {"batches": self._batches_done}
@@ -84,7 +85,11 @@ class ResumableLoader(DataLoader):
         for fetched in batches if self.resident else copy_ahead(batches, self.device):
             finished = data.finish(*fetched)
             size = self.batch_size or len(finished[0])
-            yield from zip(*(tensor.split(size) for tensor in finished), strict=True)
+            parts = list(zip(*(tensor.split(size) for tensor in finished), strict=True))
+            self.has_next = True
+            yield from parts[:-1]
+            self.has_next = False
+            yield from parts[-1:]
 
 
 def _raise_error(batch: Any) -> Any:

@@ -20,6 +20,7 @@ from datamodules.loading.device import Tensors, TwoStageDataset
 from datamodules.loading.memory import normalize
 from datamodules.loading.order import PADDING
 from datamodules.loading.seeds import combine_seeds, combine_with_run_seed
+from datamodules.photos.crops import KINDS, crop_and_resize
 from datamodules.photos.decode import STEPS_TO_UPRIGHT, read_orientation, read_picture, to_upright_rgb
 from datamodules.photos.store import PictureStore
 from datamodules.preprocessing import Preprocessing
@@ -61,11 +62,30 @@ class PhotoFiles(TwoStageDataset):
         """Return pictures (B, C, S, S) uint8, cropped and resized, and labels (B,) int64."""
         labels = self.labels[keys % len(self)].masked_fill(keys == PADDING, PADDING)
         numbers = keys.tolist()
+        kind = self.augmentation.transforms[0].interpolation.value if self.resize is None else ""
+        if kind in KINDS and self.store and self.store.pixels.device.type != "cpu":
+            return self.cut_crops(numbers), labels
         with ThreadPoolExecutor(self.decoding_threads) as threads:
             pictures = threads.map(self._load_pixels, [key % len(self) for key in numbers])
             transformed = [self.transform_pixels(pixels, key) for key, pixels in zip(numbers, pictures, strict=True)]
         # The pictures are usually in the memory layout (S, S, C). Stacking is fast if it keeps this layout.
         return torch.stack([picture.permute(1, 2, 0) for picture in transformed]).permute(0, 3, 1, 2), labels
+
+    def cut_crops(self, keys: list[int]) -> Tensor:
+        """Do what :meth:`transform_pixels` does, for a batch at once: faster on a GPU. Pixels differ by 2 at most."""
+        store: Any = self.store
+        rows = self.rows[[key % len(self) for key in keys]]
+        sizes = store.sizes[rows]
+        seeds = [combine_seeds(self.seed, key) for key in keys]
+        drawn: Any = [self.augmentation.draw(seed, size) for seed, size in zip(seeds, sizes.tolist(), strict=True)]
+        boxes = [[crop[name] for name in ("top", "left", "height", "width")] for crop, *_ in drawn]
+        pictures = np.column_stack([store.starts[rows], sizes])
+        crop, device = self.augmentation.transforms[0], store.pixels.device
+        where: Any = (torch.from_numpy(pictures).to(device), torch.tensor(boxes, device=device))
+        images = crop_and_resize(store.pixels, *where, crop.size[0], crop.interpolation.value)
+        others = zip(images, drawn, strict=True)
+        images = torch.stack([self.augmentation.apply(image, [None, *rest]) for image, (_, *rest) in others])
+        return images if len(self.mean) == 3 else v2.functional.rgb_to_grayscale(images)
 
     def finish(self, images: Tensor, labels: Tensor) -> Tensors:  # type: ignore[override]
         return normalize(images, self.mean, self.std), labels

@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from itertools import islice
 from typing import Any
 
@@ -36,20 +36,21 @@ class FiniteGuard(Callback):
             return  # the model has its own optimization loop and returns no loss
         self._unchecked_steps.append((outputs["loss"], trainer.global_step, trainer.current_epoch, batch_idx))
         if (trainer.fit_loop.total_batch_idx + 1) % (trainer.log_every_n_steps or 50) == 0:  # type: ignore[attr-defined]
-            self.check(trainer, pl_module)
+            groups = [group for optimizer in trainer.optimizers for group in optimizer.param_groups]
+            self.check(trainer, [parameter for group in groups for parameter in group["params"]])
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.check(trainer, pl_module)
+        self.check(trainer, pl_module.parameters())
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         if trainer.training or trainer.validating:
-            self.check(trainer, pl_module)
+            self.check(trainer, pl_module.parameters())
 
-    def check(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def check(self, trainer: Trainer, parameters: Iterable[Tensor]) -> None:
         """Raise a TrainingError if a weight or a loss since the last check is not finite. Call it on all ranks."""
         steps, self._unchecked_steps = self._unchecked_steps, []
         losses = [loss.squeeze() if loss.ndim else loss for loss, *_ in steps]
-        trained = (p for p in pl_module.parameters() if p.requires_grad)
+        trained = (p for p in parameters if p.requires_grad)
         weights = [p.detach() for p in trained if not is_lazy(p) and p.is_floating_point() and p.numel()]
         # Use the largest weight: a sum of squares may overflow although each weight is finite.
         largest_weight = [get_total_norm(weights, float("inf"))] if weights else []
@@ -60,7 +61,7 @@ class FiniteGuard(Callback):
         if trainer.optimizers:
             reason += f", learning rate {trainer.optimizers[0].param_groups[0]['lr']:.3g}"
         advice = _smaller_rates(self.config)
-        if pl_module.automatic_optimization and (trainer.gradient_clip_val or math.inf) > 1:
+        if trainer.lightning_module.automatic_optimization and (trainer.gradient_clip_val or math.inf) > 1:
             advice += ["--gradient_clip_val 1"]
         hint = f" Try {', or '.join(advice)}" if advice else ""
         raise TrainingError(f"{reason}; the last good checkpoint is kept.{hint}")

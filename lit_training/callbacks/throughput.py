@@ -13,8 +13,10 @@ from torch import Tensor
 def count_samples(batch: Any) -> int:
     """Return the number of samples in a batch: the length of its first tensor, or 0 if there is no tensor."""
     first = batch[0] if isinstance(batch, (tuple, list)) and batch else batch
+    if isinstance(first, Tensor):
+        return first.shape[:1].numel()
     with contextlib.suppress(MisconfigurationException):
-        return extract_batch_size(first if isinstance(first, Tensor) else batch)
+        return extract_batch_size(batch)
     return 0
 
 

@@ -9,6 +9,7 @@ from argparse import Action, ArgumentParser
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from lightning.fabric.utilities.apply_func import apply_to_collection
@@ -46,6 +47,8 @@ ALL_STEP_HOOKS = (
 """Hooks of callbacks, models and data modules in a training step."""
 OPTIMIZERS = Optimizer.register_step_pre_hook.__globals__
 GLOBAL_HOOKS = [value for name, value in OPTIMIZERS.items() if name.endswith("_hooks")]  # of all optimizers
+MOVE = _ResultMetric.to  # it copies what describes a logged value (0.3 ms), also if the value need not move
+_ResultMetric.to = lambda one, to: one if one.is_tensor and one.value.device == to else MOVE(one, to)  # type: ignore
 XLAProfiler.__del__ = lambda profiler: None  # type: ignore[method-assign]  # of a half-made one it prints a traceback
 
 
@@ -95,16 +98,17 @@ class PlainSteps(Callback):
     """Run *plain* training steps between those that Lightning runs: the loss, its gradients, the update.
 
     The weights, the counters and the checkpoints are the same, but a step takes 0.4 ms less. A step is not plain if
-    Lightning has more to do: in the first two steps and the last one of an epoch or a process, before a validation, and
-    where something is logged, checked or saved. No step is plain if a hook of the user is called in each step, with
-    several processes, with gradient accumulation, or in half precision.
+    Lightning has more to do: in the first two steps and the last one of an epoch or a process, and before a validation.
+    Our callbacks act before a plain step only if it is logged. No step is plain if a hook of the user is called in each
+    step, with several processes, with gradient accumulation, or in half precision.
     """
 
-    SECONDS = 0.1  # after this time Lightning runs a step, so that resume points and the progress bar are not late
+    SECONDS = 1.0  # after this time Lightning runs a step, so that resume points are not late
 
     def __init__(self, own: list[Any], start: Callable[..., None], is_stopped: Callable[[], Any]) -> None:
         self.own = own  # callbacks of which plain steps need only ``start`` and what they do after a step
         self.start, self.is_stopped = start, is_stopped
+        self.starts = [one.on_train_batch_start for one in own if one.on_train_batch_start is not None]
         self.ends = [one.on_train_batch_end for one in own if one.on_train_batch_end is not None]
         self.epoch, self.is_second, self.can_run = -1, True, False  # the epoch in which Lightning has run a step
 
@@ -129,21 +133,18 @@ class PlainSteps(Callback):
             self.is_second = False  # before this step, the callback ResumePoint saves the first one
         elif self.can_run and not trainer.should_stop:
             self._run(trainer, fetcher)
-            if trainer.fit_loop.epoch_loop.done:  # a step has set should_stop
-                _ = trainer.callback_metrics  # it then keeps the values of this step
-                return
-        advance(fetcher)
+        if not trainer.fit_loop.epoch_loop.done:  # a plain step can set should_stop
+            advance(fetcher)
 
     def _run(self, trainer: Trainer, fetcher: Any) -> None:
         loop, model = trainer.fit_loop.epoch_loop, trainer.lightning_module
         progress, updates = loop.batch_progress, loop.automatic_optimization.optim_progress.optimizer
-        done, total, step = progress.current.ready, progress.total.ready, trainer.global_step
-        every = trainer.log_every_n_steps or 50  # type: ignore[attr-defined]  # as in FiniteGuard
-        cycles = [(every, total), (every, step), (every, loop._batches_that_stepped)]
-        cycles += [(trainer.val_check_batch or 1, done if trainer.check_val_every_n_epoch else total)]
-        counts = [cycle - count % cycle for cycle, count in cycles] + [trainer.num_training_batches - done]
-        count = min(counts + [trainer.max_steps - step] * (trainer.max_steps > 0))  # to the next that is not plain
+        done, step, logs = progress.current.ready, trainer.global_step, trainer._logger_connector
+        every, val_every = trainer.log_every_n_steps, trainer.val_check_batch or 1  # type: ignore[attr-defined]
+        to_val = val_every - (done if trainer.check_val_every_n_epoch else progress.total.ready) % val_every
+        count = min(to_val, trainer.num_training_batches - done, *[trainer.max_steps - step] * (trainer.max_steps > 0))
         has_schedule = any(config.interval == "step" for config in trainer.lr_scheduler_configs)
+        update = loop.update_lr_schedulers if has_schedule else lambda *_: None
         has_index = is_param_in_hook_signature(model.training_step, "batch_idx", min_args=2)
         device = trainer.strategy.root_device
         arguments: tuple[Any, ...] = ()
@@ -170,11 +171,14 @@ class PlainSteps(Callback):
                 model.clip_gradients(optimizer, trainer.gradient_clip_val, trainer.gradient_clip_algorithm)
             return outputs.get("loss")
 
-        trainer._logger_connector._first_loop_iter = False
+        logs._first_loop_iter, loggers = False, trainer.loggers
+        unsaved = [SimpleNamespace(log_metrics=one.log_metrics, save=lambda: None) for one in loggers]
         end = time.monotonic() + self.SECONDS
-        while (count := count - 1) > 0 and time.monotonic() < end and not (self.is_stopped() or loop.done):
+        while (count := count - 1) > 0 and time.monotonic() < end and not self.is_stopped():
             if trainer.accumulate_grad_batches != 1:  # a step may change it, and the optimizers
                 break
+            is_logged = every > 0 and (loop._batches_that_stepped + 1) % every == 0
+            trainer.is_plain = not is_logged  # type: ignore[attr-defined]  # no code of the user runs before the step
             optimizer, batch = trainer.optimizers[0], next(fetcher)[0]
             is_flat = type(batch) in (tuple, list) and all(type(x) is Tensor and x.device == device for x in batch)
             batch = type(batch)(batch) if is_flat else trainer.strategy.batch_to_device(batch)  # steps may change lists
@@ -183,17 +187,28 @@ class PlainSteps(Callback):
             arguments = (batch, loop.batch_idx)[: 1 + has_index]
             outputs.clear()
             if batch is not None:  # Lightning skips such a batch
-                self.start(trainer, model, batch, loop.batch_idx)
+                for start in self.starts if is_logged else [self.start]:
+                    start(trainer, model, batch, loop.batch_idx)
                 progress.increment_started()
                 bare_step(optimizer)(closure=compute_gradients)
                 updates.step.increment_by(1)
             progress.increment_processed()
+            update("step", False)
             for on_end in self.ends:
                 on_end(trainer, model, outputs, batch, loop.batch_idx)
             progress.increment_completed()
-            for for_plateau in (False, True) if has_schedule else ():
-                loop.update_lr_schedulers("step", for_plateau)
+            if is_logged or trainer.should_stop:
+                trainer.loggers = unsaved  # type: ignore[assignment]  # saving 20 times per second takes time
+                logs.on_batch_end()
+                logs.update_train_step_metrics()
+                trainer.loggers = loggers
+            if trainer.should_stop and loop.done:
+                break  # Lightning then does what is left
+            update("step", True)
             loop._batches_that_stepped += 1
+        trainer.is_plain = False  # type: ignore[attr-defined]
+        for logger in loggers:
+            logger.save()
 
 
 def bare_step(optimizer: Any) -> Callable[..., Any]:

@@ -129,7 +129,8 @@ class RepeatableLoader:
                 own.skip -= 1
             else:
                 yield batch
-            seed_random_numbers(seed + number, device)
+            if not (getattr(own.trainer, "is_plain", False) and getattr(own.loader, "has_next", False)):
+                seed_random_numbers(seed + number, device)
         if number == 0:
             if not own.trainer.global_step:
                 raise TrainingError(NO_BATCH.format(epoch + 1))

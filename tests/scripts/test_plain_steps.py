@@ -14,11 +14,13 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader, IterableDataset
 
+from datamodules.loading.device import TwoStageDataset
+from datamodules.loading.loader import make_loader
 from lit_models import LitMLP
 from lit_training.errors import TrainingError
 from lit_training.runs.lightning_internals import PlainSteps
 from tests.support.commands import run
-from tests.support.fits import Killed, assert_same_end, fit, fit_run, last, parse, rows, run_of
+from tests.support.fits import Killed, assert_same_end, fit_run, last, parse, rows, run_of
 
 ROWS = "--model LitMLP --data.in_features 8 --data.length 60 --data.batch_size 2 --data.steps 0 --log_every_n_steps 10"
 
@@ -73,6 +75,7 @@ class Gaps(LightningDataModule):
         "--max_epochs 2 --limit_train_batches 23",
         "--max_epochs 2 --optimizer LBFGS --optimizer.lr 1e-5 --optimizer.max_iter 3",
         "--max_epochs 2 --optimizer AdamW --lr_scheduler CosineAnnealingLR",
+        "--max_epochs 2 --optimizer Adam --lr_scheduler OneCycleLR --log_every_n_steps 1",
         "--model LitDynamic --max_epochs 2",
         "--model tests.scripts.test_plain_steps.Noisy --max_epochs 2",
         f"{GAPS} --model.in_features 2 --model.out_features 2 --max_epochs 3 --log_every_n_steps 9",
@@ -122,6 +125,7 @@ def test_a_run_that_is_killed_in_plain_steps_resumes_bit_for_bit(
         with pytest.raises(Killed):
             cli.trainer.fit(cli.model, cli.datamodule, weights_only=True)
         assert last(run_of(cli))["global_step"] == step // 10 * 10 - 1
+        assert rows(run_of(cli))[-1]["step"] == str(step // 10 * 10 - 1), "the last logged step is not in the file"
     monkeypatch.setattr(Kill, "step", -1)
     resumed = fit_run(f"{KILL} --default_root_dir killed --resume auto")
     assert_same_end(uninterrupted, resumed)
@@ -132,9 +136,10 @@ def test_an_infinite_loss_in_a_plain_step_is_reported_with_its_step(
     plain: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Kill, "step", 43)
+    cli = parse(f"--accelerator cpu --enable_progress_bar false {KILL}")
     with pytest.raises(TrainingError, match=r"inf at step 44 \(epoch 2, batch 13: samples \d+, \d+\)"):
-        fit(KILL)
-    assert plain[-1] == 9, "the check was not in the next step of Lightning"
+        cli.trainer.fit(cli.model, cli.datamodule)
+    assert (plain, cli.trainer.global_step) == ([27], 50), "the check was not in the next logged step, a plain one"
 
 
 def test_a_signal_ends_plain_steps_at_once(plain: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -145,6 +150,51 @@ def test_a_signal_ends_plain_steps_at_once(plain: list[int], monkeypatch: pytest
     with pytest.raises(SystemExit) as stop:
         cli.trainer.fit(cli.model, cli.datamodule)
     assert (stop.value.code, cli.trainer.global_step) == (128 + signal.SIGTERM, 44)
+
+
+class DrawnRows(TwoStageDataset):
+    """Draws random numbers when it reads samples: 32 batches at a time."""
+
+    samples_per_fetch = 64
+
+    def __len__(self) -> int:
+        return 180
+
+    def read(self, keys: Tensor) -> tuple[Tensor, ...]:
+        return torch.rand(len(keys), 8), torch.rand(len(keys), 10)
+
+
+class DrawnData(LightningDataModule):
+    def train_dataloader(self) -> Any:
+        return make_loader(DrawnRows(), self.trainer, batch_size=2, seed=0, train=True)
+
+
+class DrawWhenSaved(Callback):
+    def __init__(self) -> None:
+        self.drawn: dict[int, float] = {}
+
+    def on_save_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
+        self.drawn[trainer.global_step] = float(torch.rand(()))
+
+
+def test_code_of_the_user_draws_the_same_random_numbers_in_plain_steps(
+    plain: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lit_training.callbacks.resume.ResumePoint.TIME_SHARE", 1e9)
+    weights, drawn = [], []
+    for name in ("plain", "usual"):
+        data = "--model LitMLP --model.in_features 8 --data tests.scripts.test_plain_steps.DrawnData"
+        line = f"--accelerator cpu --enable_progress_bar false {data} --max_epochs 2 --log_every_n_steps 10"
+        cli = parse(f"{line} --default_root_dir {name}")
+        cli.trainer.callbacks.append(callback := DrawWhenSaved())  # type: ignore[attr-defined]
+        cli.trainer.fit(cli.model, cli.datamodule)
+        weights.append(torch.cat([weight.flatten() for weight in cli.model.parameters()]))
+        drawn.append(callback.drawn)
+        monkeypatch.setattr(PlainSteps, "_run", lambda *_: None)
+    assert sum(plain) == 174
+    assert torch.equal(*weights)
+    assert drawn[0].items() <= drawn[1].items()
+    assert {9, 19, 169} <= drawn[0].keys()
 
 
 class Hook(Callback):
@@ -170,7 +220,6 @@ class Clipped(LitMLP):
         ("--profiler simple", []),
         ("--precision bf16-mixed", []),
         ("--strategy ddp --devices 1", []),
-        ("--log_every_n_steps 1", []),
     ],
 )
 def test_no_step_is_plain_if_more_happens_in_each_step(flags: str, callbacks: list[Any], plain: list[int]) -> None:
@@ -202,7 +251,7 @@ def test_no_step_between_two_logged_ones_waits_for_the_device(
 
     monkeypatch.setattr(cli.trainer.fit_loop.epoch_loop, "run", run)
     cli.trainer.fit(cli.model, cli.datamodule)
-    assert sum(plain) == 25
+    assert sum(plain) == 27
     assert set(reads) == {9, 19, 29}
 
 
@@ -275,7 +324,8 @@ def test_what_lightning_allows_in_a_step_has_the_same_effect(
         saved = torch.load(checkpoint, weights_only=True) if ended.code == 0 else {"state_dict": {}}
         weights = {key: value.tolist() for key, value in saved["state_dict"].items()}
         message = ended.err.splitlines()[-1:] if ended.code else []
-        results.append((ended.code, message, saved.get("global_step"), weights, [*Unusual.seen]))
+        logged = rows(checkpoint.parents[2]) if ended.code == 0 else []
+        results.append((ended.code, message, saved.get("global_step"), weights, [*Unusual.seen], logged))
         if name == "plain":
             assert what == "wrong" or (sum(plain) > 0) == (what != "stream")
             monkeypatch.setattr(PlainSteps, "_run", lambda *_: None)
