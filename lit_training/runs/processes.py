@@ -23,7 +23,7 @@ from lit_training.errors import UsageError
 from lit_training.runs.lightning_internals import stop_process_observer
 
 SECONDS_BETWEEN_CHECKS = 0.5
-SECONDS_TO_REPORT = 2.0
+SECONDS_TO_REPORT = 5.0
 """After another process failed, wait this long for a process that prints a better error message."""
 ALREADY_REPORTED = 2
 """Exit code of a process that has printed an error message."""
