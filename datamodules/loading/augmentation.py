@@ -32,10 +32,11 @@ def read_names(augment: Any, default: tuple[str, ...]) -> tuple[str, ...]:
 
 
 class Augmentation:
-    """Random transforms of a picture (C, H, W) uint8, which can be on any device. Call it with the picture and a seed.
+    """Random transforms of a picture (C, H, W) uint8. Call it with the picture and a seed.
 
-    ``crop`` gives (C, S, S): a random part of the picture, or, if ``preprocessing.resize`` is not crop, the whole
-    picture, shifted by the margin of the center crop (or 4) or less.
+    ``draw`` needs only the seed and the size of the picture. ``apply`` depends only on the pixels and the drawn
+    parameters, so the pixels can be on any device. ``crop`` gives (C, S, S): a random part of the picture, or, if
+    ``preprocessing.resize`` is not crop, the whole picture, shifted by the margin of the center crop (or 4) or less.
     """
 
     def __init__(self, names: tuple[str, ...], preprocessing: Preprocessing) -> None:
@@ -52,13 +53,19 @@ class Augmentation:
         self.transforms: list[Any] = [transform for name, transform in every if name in names]
 
     def __call__(self, picture: Tensor, seed: int) -> Tensor:
-        sized = [torch.empty(3, *picture.shape[-2:], device="meta")]  # torchvision reads only its size
+        return self.apply(picture, self.draw(seed, picture.shape[-2:]))
+
+    def draw(self, seed: int, size: tuple[int, ...]) -> list[dict[str, Any] | None]:
+        """Return the parameters of each transform for a picture of ``size`` (H, W). None means: leave it out."""
+        picture = [torch.empty(3, *size, device="meta")]  # torchvision reads only its size
         with torch.random.fork_rng(devices=[]):  # without worker processes, the network uses this generator
             torch.default_generator.manual_seed(seed)
-            parameters = [
-                None if hasattr(transform, "p") and torch.rand(1) >= transform.p else transform.make_params(sized)
+            return [
+                None if hasattr(transform, "p") and torch.rand(1) >= transform.p else transform.make_params(picture)
                 for transform in self.transforms
             ]
+
+    def apply(self, picture: Tensor, parameters: list[dict[str, Any] | None]) -> Tensor:
         for transform, values in zip(self.transforms, parameters, strict=True):
             picture = picture if values is None else transform.transform(picture, values)
         return picture

@@ -34,12 +34,13 @@ def test_pixels_equal_those_of_torchvision(names: tuple[str, ...]) -> None:
     assert len({picture.sum().item() for picture in found}) > (1 if names == ("flip",) else 8) - 1
 
 
-def test_random_numbers_depend_on_the_seed_only() -> None:
+def test_drawing_is_apart_from_applying() -> None:
     augmentation = Augmentation(NAMES, SPEC)
     before = torch.get_rng_state()
-    first = [augmentation(PICTURE, seed) for seed in range(10)]
+    drawn = [augmentation.draw(seed, (60, 80)) for seed in range(10)]
+    first = [augmentation.apply(PICTURE, parameters) for parameters in drawn]
     torch.manual_seed(1)  # neither the generator nor the order of the pictures matters
-    second = [augmentation(PICTURE, seed) for seed in reversed(range(10))][::-1]
+    second = [augmentation.apply(PICTURE, parameters) for parameters in reversed(drawn)][::-1]
     assert all(map(torch.equal, first, second))
     assert len({picture.sum().item() for picture in first}) == 10
     torch.set_rng_state(before)
