@@ -81,7 +81,7 @@ class PhotoFiles(TwoStageDataset):
         boxes = [[crop[name] for name in ("top", "left", "height", "width")] for crop, *_ in drawn]
         pictures = np.column_stack([store.starts[rows], sizes])
         crop, device = self.augmentation.transforms[0], store.pixels.device
-        where: Any = (torch.from_numpy(pictures).to(device), torch.tensor(boxes, device=device))
+        where = torch.from_numpy(pictures).to(device), torch.tensor(boxes, device=device)
         images = crop_and_resize(store.pixels, *where, crop.size[0], crop.interpolation.value)
         others = zip(images, drawn, strict=True)
         images = torch.stack([self.augmentation.apply(image, [None, *rest]) for image, (_, *rest) in others])

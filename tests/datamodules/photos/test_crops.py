@@ -31,7 +31,7 @@ def photo(index: int) -> Tensor:
 def photos(folder: Path, kind: str, augment: tuple[str, ...] = ("crop", "flip"), channels: int = 3) -> Any:
     PictureStore.write(folder / "all.pictures", 20, photo)
     preprocessing = Preprocessing(
-        image_size=40, resize_size=64, mean=(0.5,) * channels, std=(0.5,) * channels, interpolation=kind
+        image_size=40, resize_size=64, mean=[0.5] * channels, std=[0.5] * channels, interpolation=kind
     )
     labels, store = torch.arange(20), PictureStore(folder / "all.pictures")
     return PhotoFiles(folder, np.array(["?"] * 20), labels, preprocessing, augment, 0, store)
@@ -67,6 +67,15 @@ def test_crops_that_are_cut_at_once_have_the_random_numbers_of_single_ones(
     assert largest_difference(at_once, single) <= 2
     assert largest_difference(at_once[:1], at_once[1:2]) > 50, "another epoch has the same crop"
     assert largest_difference(data.cut_crops(keys[3:5]), at_once[3:5]) <= 1
+
+
+def test_only_stores_on_a_device_cut_crops_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = photos(tmp_path, "bilinear")
+    monkeypatch.setattr(PhotoFiles, "cut_crops", lambda self, keys: torch.tensor(keys))
+    assert data.read(torch.tensor([3, 44]))[0].shape == (2, 3, 40, 40), "a run on a CPU has other pixels than before"
+    data.store.pixels = data.store.pixels.to("meta")
+    images, labels = data.read(torch.tensor([3, 44]))
+    assert (images.tolist(), labels.tolist()) == ([3, 44], [3, 4])
 
 
 @KINDS
