@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import chain
@@ -12,10 +13,12 @@ import numpy as np
 
 from datamodules.errors import DataError
 from datamodules.files import READ_TEXT_FILE
-from datamodules.photos.find import SPLITS, LeftOut, Listing
+from datamodules.photos.find import SPLITS, TRAIN, LeftOut, Listing
+from datamodules.photos.near import connect
 from datamodules.text import first_names, plural, printable
 
-SPLIT_FILE_COLUMNS = ("path", "label", "split", "sha256")  # of split.csv; runs of older versions have no sha256
+SPLIT_FILE_COLUMNS = ("path", "label", "split", "sha256", "group")  # of split.csv
+_HEADS = (SPLIT_FILE_COLUMNS[:3], SPLIT_FILE_COLUMNS[:4], SPLIT_FILE_COLUMNS)  # runs of older versions have fewer
 MAX_NAMES_IN_MESSAGE = 10
 SplitLine = tuple[str, str, str]  # label, split and sha256 ("" in older versions) of one path
 
@@ -24,6 +27,25 @@ def is_in_mixed_group(values: np.ndarray, groups: np.ndarray) -> np.ndarray:
     """Return a bool array (n,): True for pictures whose group has different `values`."""
     _, first, group = np.unique(groups, return_index=True, return_inverse=True)
     return np.bincount(group[values != values[first][group]], minlength=len(first))[group] > 0
+
+
+def check_pattern(pattern: str | None) -> None:
+    """Raise DataError if the value of --data.group_by is not a regular expression."""
+    try:
+        re.compile(pattern or "")
+    except re.error as error:
+        example = "--data.group_by 'patient[0-9]+'"
+        raise DataError(f"group_by {pattern} is not a regular expression ({error}): {example}") from error
+
+
+def group_by_path(groups: np.ndarray, paths: np.ndarray, pattern: str) -> np.ndarray:
+    """Join the groups of all pictures whose paths have the same match of a pattern: its group 1, or the whole match."""
+    matches, first = [re.search(pattern, path) for path in paths], dict[str, int]()
+    keys = [match and match[min(1, match.re.groups)] for match in matches]
+    if not any(keys):
+        raise DataError(f"--data.group_by {pattern} matches no path such as {printable(paths[0])}: change the pattern")
+    same_key = [first.setdefault(key, row) if key else row for row, key in enumerate(keys)]
+    return connect(np.stack([np.arange(len(groups)), groups]), np.stack([np.arange(len(groups)), same_key]))
 
 
 def choose_validation_pictures(
@@ -118,6 +140,19 @@ def describe_other_photos(listing: Listing, split_file: str) -> str:
     return ", ".join(f"{len(paths):,} {kind} ({first_names(paths, 3)})" for kind, paths in differences if paths)
 
 
+def keep_split(listing: Listing, groups: np.ndarray, split_file: str) -> tuple[np.ndarray, np.ndarray]:
+    """Return the splits and the groups that the pictures had when the run of the split file began: both (n,) int64.
+
+    A newer version of this project may find others. Pictures that are not in the file keep their `groups`.
+    """
+    lines, n = read_split_file(split_file), len(listing.paths)
+    then = {row[0]: row[4] for _, row in read_rows(split_file, _HEADS, "restore it") if len(row) > 4}
+    splits = [SPLITS.index(lines[path][1]) if path in lines else TRAIN for path in listing.paths]
+    keys = [then.get(path, group) for path, group in zip(listing.paths, groups.tolist(), strict=True)]
+    first = dict(zip(reversed(keys), range(n - 1, -1, -1), strict=True))
+    return np.array(splits), np.array([first[key] for key in keys])
+
+
 def find_scored_pictures(listing: Listing, split_file: str) -> tuple[Listing, int, list[str]]:
     """Return a run's test pictures (val if it has none), their split, and notes on changes since the run began.
 
@@ -163,7 +198,7 @@ def find_scored_pictures(listing: Listing, split_file: str) -> tuple[Listing, in
 def read_split_file(split_file: str) -> dict[str, SplitLine]:
     """Return a dict: path -> (label, split, sha256). Raise DataError if the file is not valid."""
     csv_text, lines = printable(split_file), dict[str, SplitLine]()
-    for number, row in read_rows(split_file, (SPLIT_FILE_COLUMNS[:3], SPLIT_FILE_COLUMNS), "give a run's split.csv"):
+    for number, row in read_rows(split_file, _HEADS, "give a run's split.csv"):
         path, label, split, sha256 = (*row, "")[:4]
         if split not in SPLITS:
             raise DataError(f"{csv_text}, line {number}: must be path,label,split; split is train, val or test")

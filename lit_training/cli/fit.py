@@ -119,11 +119,10 @@ def prepare(run: Run) -> None:
     if isinstance(data, ImageFolderDataModule):
         if start is not None and start.group:
             data.hparams["group"] = start.group
+        data.began = str(resumed / SPLIT) if resumed and (resumed / SPLIT).is_file() else None
         with progress_bar("examined photos", show=not run.quiet) as progress:
             photos = data.examine(progress)
-        if resumed is None or not (resumed / SPLIT).is_file():
-            return
-        if difference := describe_other_photos(photos, str(resumed / SPLIT)):
+        if data.began and (difference := describe_other_photos(photos, data.began)):
             problem = f"{relative_path(resumed)} was started with other photos or fixes: {difference}"
             raise UsageError(f"{problem}: restore them, or train a new run with --resume never")
 

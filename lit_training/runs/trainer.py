@@ -6,6 +6,7 @@ from typing import Any
 import torch
 
 from lit_training.runs.folder import RunStart
+from lit_training.runs.layout import SPLIT
 from lit_training.runs.lightning_internals import ConnectedTrainer
 
 
@@ -32,6 +33,8 @@ class FitTrainer(ConnectedTrainer):
             raise SystemExit(0)
         data: Any = getattr(self, "datamodule", None)
         own = {"batch_size": self.start.batch_size, "group": self.start.group}
+        if hasattr(data, "began") and (split_file := self.start.folder / SPLIT).is_file():
+            data.began = str(split_file)  # rank 0 has compared its photos with this file
         for attributes in (vars(data), data.hparams) if any(own.values()) else ():
             attributes.update({name: value for name, value in own.items() if value and name in attributes})
         return self.start.checkpoint

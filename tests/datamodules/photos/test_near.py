@@ -157,7 +157,7 @@ def test_pairs_of_many_pictures_are_kept(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(near, "MIN_CACHED", 10)
     write_copies(tmp_path / "photos")
     first = examine_leniently(tmp_path / "photos").groups
-    [file] = (Path(os.environ["XDG_CACHE_HOME"])).rglob("near-1-*.npy")
+    [file] = (Path(os.environ["XDG_CACHE_HOME"])).rglob("near-2-*.npy")
     with monkeypatch.context() as patch:
         patch.setattr(near, "_find_neighbors", lambda _: 1 / 0)  # the search is not repeated
         assert examine_leniently(tmp_path / "photos").groups.tolist() == first.tolist()
