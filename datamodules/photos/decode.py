@@ -114,13 +114,14 @@ def inspect_picture(path: Path) -> Inspection:
 def _without_frame(gray: Image.Image) -> Image.Image:
     """Cut off the rows and columns of one gray level at the sides, such as a frame, or bars that fill a format.
 
-    Most pixels of the next row differ from a frame. A row of an even background is not cut off.
+    Behind a frame, most pixels of a row differ from it. The rows of an even background are not cut off.
     """
     pixels = np.asarray(gray)
-    for _ in range(8):  # twice for each side: bars can be inside a frame
+    for _ in range(12):  # three times for each side: bars can be inside a frame
         ranges = np.maximum.accumulate(pixels.max(axis=1)) - np.minimum.accumulate(pixels.min(axis=1))
         start = int((ranges <= MAX_FRAME_CONTRAST).argmin())  # 0 also if all rows have one level
-        differs = abs(pixels[start].astype(int) - int(pixels[0, 0])) > MAX_FRAME_CONTRAST
+        behind = pixels[min(start + len(pixels) // 16, len(pixels) - 1)].astype(int)  # next to a frame, JPEG blurs
+        differs = abs(behind - int(pixels[0, 0])) > MAX_FRAME_CONTRAST
         pixels = np.rot90(pixels[start * (differs.mean() > 0.5) :])
     return Image.fromarray(np.ascontiguousarray(pixels))
 

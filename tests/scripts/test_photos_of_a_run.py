@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from datamodules.photos import folder
 from tests.support.commands import run, run_well
 from tests.support.photos import scene, write_cats_and_dogs, write_file
 
@@ -138,6 +139,21 @@ def test_a_refused_resume_changes_nothing(photos: Path, change: object, message:
     assert f"root: {whole}" in (RUN / "config.yaml").read_text()
     shutil.rmtree(photos)
     assert "has finished" in run_well("fit.py --resume latest")
+
+
+def test_a_run_that_split_its_photos_in_another_way_keeps_its_split(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if a newer version had found other near duplicates."""
+    write_cats_and_dogs(Path("photos"), 5)
+    with monkeypatch.context() as patch:
+        choose = folder.choose_validation_pictures
+        patch.setattr(folder, "choose_validation_pictures", lambda *rows: choose(*rows[:2], -rows[2], rows[3]))
+        run_well(f"{FIT} --max_epochs 1")
+    before = (RUN / "split.csv").read_bytes()
+    assert "epoch 2/2" in run_well("fit.py --resume latest --max_epochs 2")
+    assert (RUN / "split.csv").read_bytes() == before
+    ended = run_well(f"{FIT} --max_epochs 1 --resume never --default_root_dir other")
+    assert ended
+    assert next(Path("other").rglob("split.csv")).read_bytes() != before
 
 
 def test_photos_needs_a_run_on_photos() -> None:

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from datamodules.photos import near
 from datamodules.photos.find import LeftOut
 from datamodules.photos.split import choose_validation_pictures
 from tests.support.photos import JPEG, content, examine_leniently, refusal_of, write_cats_and_dogs, write_file
@@ -106,3 +107,27 @@ def test_wrong_split_files_are_refused(tmp_path: Path) -> None:
     assert refusal_of(root, split_file="x.csv") == (
         "x.csv cannot be read (No such file or directory): give a run's split.csv"
     )
+
+
+def test_a_resumed_run_keeps_the_splits_and_groups_of_its_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root, file = write_cats_and_dogs(tmp_path / "photos", 8), tmp_path / "split.csv"
+    pairs = np.array([[1, 4], [9, 12]])
+    with monkeypatch.context() as patch:  # another version may find other near duplicates
+        patch.setattr(near, "find_near_pairs", lambda _: (pairs, np.zeros(2, bool)))
+        begun = examine_leniently(root)
+        begun.write_split(file)
+    assert [len(np.unique(begun.groups)), begun.groups[9], begun.groups[12]] == [14, 1, 4]
+    (root / "cat" / "0.jpg").rename(root / "cat" / "zebra.jpg")  # another order of the pictures
+    now, fresh = examine_leniently(root, began=str(file)), examine_leniently(root)
+    rows = {path: row for row, path in enumerate(now.paths)}
+    for path, split, group in zip(begun.paths[1:], begun.splits[1:], begun.groups[1:], strict=True):
+        assert now.splits[rows[path]] == split
+        assert now.groups[rows[path]] == rows[begun.paths[group]]
+    assert now.groups[rows["cat/zebra.jpg"]] == rows["cat/zebra.jpg"]
+    assert len(np.unique(fresh.groups)) == 16
+    assert fresh.splits.tolist() != now.splits.tolist()
+    older = "".join(",".join(line.split(",")[:3]) + "\n" for line in file.read_text().splitlines())
+    file.write_text(older)  # without groups
+    now = examine_leniently(root, began=str(file))
+    assert [now.splits[rows[path]] for path in begun.paths[1:]] == begun.splits[1:].tolist()
+    assert now.groups.tolist() == fresh.groups.tolist()
