@@ -116,6 +116,18 @@ def test_a_changed_copy_among_few_photos_is_found(photos: list[Image.Image]) -> 
     assert find_near_pairs(np.stack(few))[0].T.tolist() == [[3, 5]]
 
 
+@pytest.mark.parametrize("kind", ["turn with white corners", "framed", "crop at a corner"])
+def test_the_middle_of_a_picture_is_compared_too(
+    photos: list[Image.Image], kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(near, "NEIGHBORS", 1)  # as if there were many more photos
+    copies = [thumbnail(KINDS[kind](picture)) for picture in photos[:30]]
+    low, middle = (near._low_frequencies(np.stack(part)) for part in (copies, [copy[2:-2, 2:-2] for copy in copies]))
+    wholes = near._low_frequencies(np.stack([*map(thumbnail, photos)]))
+    others = near._find_neighbors(np.concatenate([wholes, low]), np.concatenate([wholes, middle]))[1][COUNT:, 0]
+    assert (others == np.arange(30)).mean() >= 0.9
+
+
 def test_blank_pictures_and_even_gradients_are_not_near() -> None:
     ramp = np.linspace(0, 250, SIZE, dtype=np.uint8)
     plain = [np.full((SIZE, SIZE), value, np.uint8) for value in (0, 128, 255)]

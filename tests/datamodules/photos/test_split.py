@@ -64,7 +64,7 @@ def test_split_file_gives_the_same_split(tmp_path: Path) -> None:
     photos.write_split(tmp_path / "split.csv")
     with (tmp_path / "split.csv").open(newline="") as file:
         rows = list(csv.reader(file))
-    assert rows[0] == ["path", "label", "split", "sha256"]
+    assert rows[0] == ["path", "label", "split", "sha256", "group"]
     assert rows[1][:2] == ["cat/0.jpg", "cat"]
     assert Counter(row[2] for row in rows[1:]) == {"train": 10, "val": 2}
     split_file = str(tmp_path / "split.csv")
