@@ -121,8 +121,8 @@ def find_near_pairs(thumbnails: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     one, other, before = one[first], other[first], distances[one, place][first]
     reference = distances[:, min(NEIGHBORS, max(len(rows) // 3, 2), len(rows) - 1) - 1]
     limit, after = np.minimum(reference[one], reference[other]), np.ones(len(one))
-    blocks = [slice(start, start + _BLOCK) for start in range(0, len(one) + 1, _BLOCK)]
-    likeness = np.concatenate([_turns(low[one[b]], middle[one[b]], low[other[b]]) for b in blocks])
+    slices = [slice(start, start + _BLOCK) for start in range(0, len(one) + 1, _BLOCK)]
+    likeness = np.concatenate([_turns(low[one[b]], middle[one[b]], low[other[b]]) for b in slices])
     second, best = likeness.argsort(axis=1)[:, -2:].T
     is_unsure = np.sort(likeness, axis=1)[:, -2] > np.maximum(likeness.max(axis=1) - 0.1, 0.75)  # symmetric pictures
     tries = np.concatenate([np.arange(len(one)), np.flatnonzero(is_unsure)])
