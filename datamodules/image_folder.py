@@ -1,6 +1,5 @@
 """Load photos from a folder with one subfolder per class."""
 
-import re
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cached_property
@@ -21,7 +20,7 @@ from datamodules.photos.dataset import PhotoFiles, eval_transform, read_pixels
 from datamodules.photos.find import SPLITS, TRAIN, VAL, find_photos
 from datamodules.photos.folder import Photos, examine
 from datamodules.photos.near import GROUPS
-from datamodules.photos.split import read_split_file, trained_classes
+from datamodules.photos.split import check_pattern, read_split_file, trained_classes
 from datamodules.photos.store import PictureStore, store_path
 from datamodules.preprocessing import Preprocessing
 
@@ -70,6 +69,7 @@ class ImageFolderDataModule(SplitDataModule):
     in_channels = 3
     eval_batch_size = 32
     predict_split = "val"
+    began: str | None = None  # the split.csv of a resumed run
 
     def __init__(
         self,
@@ -100,11 +100,7 @@ class ImageFolderDataModule(SplitDataModule):
             raise DataError(f"layout must be classes or split, but is {layout}: --data.layout classes")
         if group not in GROUPS:
             raise DataError(f"group must be near, exact or none, but is {group}: --data.group near")
-        try:
-            re.compile(group_by or "")
-        except re.error as error:
-            example = "--data.group_by 'patient[0-9]+'"
-            raise DataError(f"group_by {group_by} is not a regular expression ({error}): {example}") from error
+        check_pattern(group_by)
         # torch.load(weights_only=True) rejects a Path
         root, split_file, fixes = str(root), split_file and str(split_file), fixes and str(fixes)
         self.save_hyperparameters()
@@ -166,7 +162,8 @@ class ImageFolderDataModule(SplitDataModule):
             names = ("val_size", "seed", "split_file", "fixes", "max_bad_fraction", "layout", "group", "group_by")
             settings = {name: self.hparams[name] for name in names}
             settings["val_size"] = None if self.trains_on_all else settings["val_size"]
-            self.photos = examine(self.root, **settings, resize=self.preprocessing.resize, progress=progress)
+            settings |= {"resize": self.preprocessing.resize, "began": self.began}
+            self.photos = examine(self.root, **settings, progress=progress)
             self.class_names = self.photos.class_names
             if self.hparams["balance"] == "loss":
                 counts = torch.from_numpy(self.photos.counts()[TRAIN]).float()

@@ -24,6 +24,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--workers", type=at_least(0), metavar="N", help="reader processes (default: one per core)")
     layout = "what the subfolders are (default: their names decide)"
     parser.add_argument("--data.layout", choices=("classes", "split"), dest="layout", help=layout)
+    group = "photos that stay together, as in fit.py (default: near)"
+    parser.add_argument("--data.group", choices=("near", "exact", "none"), default="near", dest="group", help=group)
+    group_by = "also those in whose path the pattern finds the same text, as in fit.py"
+    parser.add_argument("--data.group_by", metavar="REGEX", dest="group_by", help=group_by)
     chosen = parser.parse_args(arguments)
 
     from datamodules.photos.check import ADVICE, find_problems, to_document  # here, because --help needs no numpy
@@ -45,7 +49,8 @@ def main(arguments: list[str] | None = None) -> int:
         raise UsageError(f"{error}: allow writing with chmod u+w, or copy the folder to another place") from error
     with progress_bar("examining") as progress:
         listing = find_photos(chosen.dir, chosen.layout)
-        used, found = find_problems(listing, num_workers=chosen.workers, progress=progress)
+        grouping = {"group": chosen.group, "group_by": chosen.group_by}
+        used, found = find_problems(listing, **grouping, num_workers=chosen.workers, progress=progress)
     if chosen.json:
         print(json.dumps(to_document(used, found), indent=1))
         return bool(found)

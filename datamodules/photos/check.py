@@ -12,7 +12,7 @@ from datamodules.photos.find import SPLITS, TRAIN, Listing
 from datamodules.photos.folder import UNEVEN_CLASS_RATIO
 from datamodules.photos.near import group_look_alikes
 from datamodules.photos.scan import scan_photos
-from datamodules.photos.split import is_in_mixed_group
+from datamodules.photos.split import check_pattern, group_by_path, is_in_mixed_group
 
 UNUSUAL_SIZE_FACTOR = 4  # unusual: sqrt(width * height) is this many times larger or smaller than the median
 ADVICE = {
@@ -31,6 +31,8 @@ ADVICE = {
     "exact duplicates across splits": "keep them in one split only: the score would be too good",
     "near duplicates across splits": "compare them and keep them in one split only: the score would be too good",
     "near duplicates under two classes": "compare them: one of the two labels may be wrong",
+    "kept together": "nothing to do: --data.group_by joins them, and a split that fit.py makes keeps them together",
+    "kept together, but across splits": "keep them in one split only: the score would be too good",
     "chains of look-alikes": "if they are frames of a video or of one object, use --data.group_by",
     "same picture under two classes": "keep them in the right class only; training leaves all of them out",
     "classes differ between splits": "move pictures so that each split has every class",
@@ -51,9 +53,18 @@ class Finding(NamedTuple):
 
 
 def find_problems(
-    listing: Listing, *, num_workers: int | None = None, progress: Callable[[int, int], None] | None = None
+    listing: Listing,
+    *,
+    group: str = "near",
+    group_by: str | None = None,
+    num_workers: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> tuple[Listing, list[Finding]]:
-    """Return the pictures that training would use, and the findings. For the arguments see :func:`scan_photos`."""
+    """Return the pictures that training would use, and the findings.
+
+    `group` and `group_by` are as in :func:`datamodules.photos.folder.examine`, the others as in :func:`scan_photos`.
+    """
+    check_pattern(group_by)
     items: dict[str, list[tuple[str, ...]]] = {kind: [] for kind in ADVICE}
     listing, inspections, first_copies, bad = scan_photos(listing, num_workers=num_workers, progress=progress)
     for path, kind, _ in [*bad, *listing.left_out]:
@@ -78,7 +89,7 @@ def find_problems(
     items["same picture under two classes"] = _group_names(listing, first_copies, in_two_classes)
     items["exact duplicates across splits"] = _group_names(listing, first_copies, in_two_splits & ~in_two_classes)
     items["exact duplicates"] = _group_names(listing, first_copies, ~in_two_splits & ~in_two_classes)
-    near_groups, chains = group_look_alikes(listing, inspections["thumbnail"], first_copies, "near")
+    near_groups, chains = group_look_alikes(listing, inspections["thumbnail"], first_copies, group)
     items["chains of look-alikes"] = [(chain,) for chain in chains]
     has_near_duplicate = is_in_mixed_group(first_copies, near_groups)  # the group contains more than exact copies
     near_in_two_splits = is_in_mixed_group(listing.splits, near_groups)
@@ -87,6 +98,12 @@ def find_problems(
     items["near duplicates under two classes"] = _group_names(listing, near_groups, in_two)
     items["near duplicates across splits"] = _group_names(listing, near_groups, has_near_duplicate & near_in_two_splits)
     items["near duplicates"] = _group_names(listing, near_groups, has_near_duplicate & ~near_in_two_splits & ~in_two)
+
+    if group_by is not None:
+        groups = group_by_path(near_groups, listing.paths, group_by)
+        is_joined, in_two_splits = is_in_mixed_group(near_groups, groups), is_in_mixed_group(listing.splits, groups)
+        items["kept together"] = _group_names(listing, groups, is_joined & ~in_two_splits)
+        items["kept together, but across splits"] = _group_names(listing, groups, is_joined & in_two_splits)
 
     counts = listing.counts()
     for split, label in np.argwhere((counts == 0) & counts.any(axis=1, keepdims=True)).tolist():

@@ -29,6 +29,7 @@ MAX_SIDE = 65_535  # pixels; the limit of JPEG. Other decoders take minutes for 
 MISNAMED, ROTATED, BLANK, HAS_PAGES, CENTER_BLANK = 1, 2, 4, 8, 16  # bits of Inspection.flags
 THUMBNAIL_SIZE = 24  # pixels; height and width of Inspection.thumbnail
 MAX_BLANK_CONTRAST = 16  # of 255: in a nearly blank picture no channel has a larger difference. 12 bits in 16 have 15
+MAX_FRAME_CONTRAST = 4  # of 255: the rows and columns of a frame have no larger difference
 UNREAD = "not a format we read"
 _CONVERT = "save it as an 8-bit PNG"
 _ORIENTATION = 0x0112  # EXIF tag
@@ -103,11 +104,26 @@ def inspect_picture(path: Path) -> Inspection:
             small = rgb.reduce(max(1, min(rgb.size) // 224))  # about as large as the network sees it
             flags |= BLANK * _is_blank(small)
             flags |= CENTER_BLANK * _is_blank(ImageOps.fit(small, (min(small.size), min(small.size))))
-            gray = rgb.convert("L").resize((THUMBNAIL_SIZE, THUMBNAIL_SIZE), Image.Resampling.BOX)
+            gray = _without_frame(small.convert("L")).resize((THUMBNAIL_SIZE, THUMBNAIL_SIZE), Image.Resampling.BOX)
             sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
             return Inspection("", "", flags, width, height, np.asarray(gray).tolist(), sha256)
     except BadPicture as bad:
         return Inspection(bad.kind, bad.reason)
+
+
+def _without_frame(gray: Image.Image) -> Image.Image:
+    """Cut off the rows and columns of one gray level at the sides, such as a frame, or bars that fill a format.
+
+    Behind a frame, most pixels of a row differ from it. The rows of an even background are not cut off.
+    """
+    pixels = np.asarray(gray)
+    for _ in range(12):  # three times for each side: bars can be inside a frame
+        ranges = np.maximum.accumulate(pixels.max(axis=1)) - np.minimum.accumulate(pixels.min(axis=1))
+        start = int((ranges <= MAX_FRAME_CONTRAST).argmin())  # 0 also if all rows have one level
+        behind = pixels[min(start + len(pixels) // 16, len(pixels) - 1)].astype(int)  # next to a frame, JPEG blurs
+        differs = abs(behind - int(pixels[0, 0])) > MAX_FRAME_CONTRAST
+        pixels = np.rot90(pixels[start * (differs.mean() > 0.5) :])
+    return Image.fromarray(np.ascontiguousarray(pixels))
 
 
 def _is_blank(image: Image.Image) -> bool:

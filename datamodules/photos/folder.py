@@ -13,14 +13,16 @@ from datamodules.files import write_csv
 from datamodules.photos.decode import BLANK, CENTER_BLANK, HAS_PAGES, MISNAMED, ROTATED
 from datamodules.photos.find import SPLITS, TEST, TRAIN, VAL, LeftOut, Listing, find_photos
 from datamodules.photos.fixes import apply_fixes
-from datamodules.photos.near import group_by_path, group_look_alikes
+from datamodules.photos.near import group_look_alikes
 from datamodules.photos.scan import Scan, first_with_same_content, hash_paths, scan_photos
 from datamodules.photos.split import (
     MAX_NAMES_IN_MESSAGE,
     SPLIT_FILE_COLUMNS,
     apply_split_file,
     choose_validation_pictures,
+    group_by_path,
     is_in_mixed_group,
+    keep_split,
     split_lines,
 )
 from datamodules.text import align_columns, command, first_names, plural, printable
@@ -74,13 +76,14 @@ def examine(
     layout: str | None = None,
     group: str = "near",
     group_by: str | None = None,
+    began: str | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Photos:
     """Decode every picture in a folder, leave out the files that cannot be used, and split the other pictures.
 
     The arguments are those of :class:`~datamodules.image_folder.ImageFolderDataModule`, and `progress` of
     :func:`scan_photos`. The same seed and the same pictures give the same split. If `val_size` is None, the pictures of
-    val are training pictures.
+    val are training pictures. `began` is the split.csv of a resumed run, whose pictures keep their splits and groups.
     """
     for name, value, usual in (("val_size", val_size, 0.2), ("max_bad_fraction", max_bad_fraction, 0.05)):
         if (value is not None and not 0 <= value <= 1) or (name == "val_size" and value in (0, 1)):
@@ -130,7 +133,9 @@ def examine(
     notes, splits = [*listing.notes], listing.splits.copy()
     if lost_texts:
         notes.append(f"left out, because they cannot be read: {first_names(lost_texts, MAX_NAMES_IN_MESSAGE)}")
-    if val_size is None:
+    if began is not None:
+        splits, groups = keep_split(listing, groups, began)
+    elif val_size is None:
         splits[splits == VAL] = TRAIN
     elif split_file is None and not (splits == VAL).any():
         train = np.flatnonzero(splits == TRAIN)

@@ -1,16 +1,16 @@
 """Find near duplicates (changed copies of a picture, frames of a burst), and group the pictures that stay together.
 
 Candidates are two pictures of which each is one of the 20 nearest of the other, by the low frequencies of their gray
-thumbnails in any of the eight turns and mirror images. An affine change (shift, zoom, small turn) then aligns the two.
-They are near if the distance, 1 - correlation of the fine structure, is small, also compared with the distance to the
-20th neighbor of both: in a folder of scans or digits, where all pictures look alike, only copies stand out.
+thumbnails, whole or only the middle, in any of the eight turns and mirror images. An affine change (shift, zoom, small
+turn) then aligns the two. They are near if the distance, 1 - correlation of the fine structure, is small, also compared
+with the distance to the 20th neighbor of both (of fewer than 60 pictures, to the neighbor at a third of them): in a
+folder of scans, digits or objects cut out on one background, where all pictures look alike, only copies stand out.
 """
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
-import re
 
 import numpy as np
 
@@ -23,7 +23,7 @@ from datamodules.text import plural, printable
 
 GROUPS = ("near", "exact", "none")
 NEIGHBORS, FAR = 20, 0.5  # distances above FAR count as FAR, so that a folder of few pictures has a 20th neighbor
-MAX_DISTANCE, MAX_SHARE, SURE = 0.2, 0.25, 0.03  # near: < MAX_DISTANCE, and < MAX_SHARE of the 20th's or < SURE
+MAX_DISTANCE, MAX_SHARE, SURE = 0.2, 0.25, 0.02  # near: < MAX_DISTANCE, and < MAX_SHARE of the 20th's or < SURE
 MAX_BLURRED, MAX_SHARE_BLURRED = 0.4, 0.1  # or, for blurred copies: < MAX_BLURRED, and this share before the alignment
 MAX_CHAIN, SAME = 0.2, 0.01  # of a class; nearly equal: < SAME before the alignment
 MAX_IN_ONE_CELL = 20_000  # more pictures are sorted into cells; each is compared with those of the nearest cells
@@ -75,7 +75,7 @@ def _cached_near_pairs(thumbnails: np.ndarray) -> np.ndarray:
     if len(thumbnails) >= MIN_CACHED:
         digest = hashlib.blake2b(np.ascontiguousarray(thumbnails).data, digest_size=16).hexdigest()
         with contextlib.suppress(DataError):  # there is no cache folder
-            file = cache_folder() / f"near-1-{digest}.npy"  # increase the 1 if find_near_pairs() changes its results
+            file = cache_folder() / f"near-2-{digest}.npy"  # increase the 2 if find_near_pairs() changes its results
     if file:
         with contextlib.suppress(OSError, ValueError, EOFError):  # missing or damaged
             return np.load(file, allow_pickle=False)
@@ -84,16 +84,6 @@ def _cached_near_pairs(thumbnails: np.ndarray) -> np.ndarray:
         with contextlib.suppress(OSError), atomic_write(file) as out:
             np.save(out, pairs)
     return pairs
-
-
-def group_by_path(groups: np.ndarray, paths: np.ndarray, pattern: str) -> np.ndarray:
-    """Join the groups of all pictures whose paths have the same match of a pattern: its group 1, or the whole match."""
-    matches, first = [re.search(pattern, path) for path in paths], dict[str, int]()
-    keys = [match and match[min(1, match.re.groups)] for match in matches]
-    if not any(keys):
-        raise DataError(f"--data.group_by {pattern} matches no path such as {printable(paths[0])}: change the pattern")
-    same_key = [first.setdefault(key, row) if key else row for row, key in enumerate(keys)]
-    return connect(np.stack([np.arange(len(groups)), groups]), np.stack([np.arange(len(groups)), same_key]))
 
 
 def connect(*pairs: np.ndarray) -> np.ndarray:
@@ -119,64 +109,85 @@ def find_near_pairs(thumbnails: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     details = np.concatenate([_fine(block)[:, 3:-3, 3:-3].std(axis=(1, 2)) for block in blocks])
     rows = np.flatnonzero(details > 0.5)  # gray levels; others are blank, or even gradients
     thumbnails = thumbnails[rows]
-    distances, codes = _find_neighbors(thumbnails)
-    farthest, (others, turns) = distances[:, -1], np.divmod(codes, 8)
+    parts = [thumbnails[start : start + _BLOCK] for start in range(0, len(rows) + 1, _BLOCK)]
+    low = np.concatenate([_low_frequencies(part) for part in parts])
+    middle = np.concatenate([_low_frequencies(part[:, 2:-2, 2:-2]) for part in parts])  # also without a frame
+    distances, others = _find_neighbors(low, middle)
+    farthest = distances[:, -1]
     is_mutual = (distances <= farthest[others]) | (distances < SAME)  # of many copies, each may be near 20 others
     one, place = np.nonzero((distances < FAR) & is_mutual)
     other = others[one, place]
     _, first = np.unique(np.minimum(one, other) * len(rows) + np.maximum(one, other), return_index=True)
-    one, other, before, turn = one[first], other[first], distances[one, place][first], turns[one, place][first]
-    limit, after = np.minimum(farthest[one], farthest[other]), np.ones(len(one))
-    for start in range(0, len(one), _BLOCK):
-        block = np.arange(start, min(start + _BLOCK, len(one)))
-        a, b = thumbnails[one[block]], thumbnails[other[block]]
-        a = _eight_turns([a, a[:, ::-1], a[:, :, ::-1], a[:, ::-1, ::-1]])[turn[block], np.arange(len(a))]
-        after[block] = _align(a, b)
-        again = after[block] < FAR
-        after[block[again]] = np.minimum(after[block[again]], _align(b[again], a[again]))  # better if b is a part of a
+    one, other, before = one[first], other[first], distances[one, place][first]
+    reference = distances[:, min(NEIGHBORS, max(len(rows) // 3, 2), len(rows) - 1) - 1]
+    limit, after = np.minimum(reference[one], reference[other]), np.ones(len(one))
+    slices = [slice(start, start + _BLOCK) for start in range(0, len(one) + 1, _BLOCK)]
+    likeness = np.concatenate([_turns(low[one[b]], middle[one[b]], low[other[b]]) for b in slices])
+    second, best = likeness.argsort(axis=1)[:, -2:].T
+    is_unsure = np.sort(likeness, axis=1)[:, -2] > np.maximum(likeness.max(axis=1) - 0.1, 0.75)  # symmetric pictures
+    tries = np.concatenate([np.arange(len(one)), np.flatnonzero(is_unsure)])
+    turns = np.concatenate([best, second[is_unsure]])
+    for start in range(0, len(tries), _BLOCK):
+        pair, turn = tries[start : start + _BLOCK], turns[start : start + _BLOCK]
+        a, b = thumbnails[one[pair]], thumbnails[other[pair]]
+        a = _eight_turns([a, a[:, ::-1], a[:, :, ::-1], a[:, ::-1, ::-1]])[turn, np.arange(len(a))]
+        found = _align(a, b)
+        again = found < FAR
+        found[again] = np.minimum(found[again], _align(b[again], a[again]))  # better if b is a part of a
+        np.minimum.at(after, pair, found)
     is_near = (after < MAX_DISTANCE) & (after < np.maximum(MAX_SHARE * limit, SURE))
     is_near |= (after < MAX_BLURRED) & (before < MAX_SHARE_BLURRED * limit)
     return rows[np.stack([one, other])[:, is_near]], before[is_near] < SAME
 
 
-def _find_neighbors(thumbnails: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the distances to the nearest others, ascending, and 8 * their index + turn: both (n, NEIGHBORS)."""
-    n, sign = len(thumbnails), np.float32(-1) ** _FREQUENCIES
-    low = np.concatenate([_low_frequencies(thumbnails[i : i + _BLOCK]) for i in range(0, n + 1, _BLOCK)])
-    distances, codes, cells = np.full((n, NEIGHBORS), FAR, "f4"), np.zeros((n, NEIGHBORS), int), np.zeros((n, 1), int)
+def _find_neighbors(low: np.ndarray, middle: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the distances to the nearest others, ascending, and their indices: both (n, NEIGHBORS)."""
+    n, cells = len(low), np.zeros((len(low), 1), int)
+    distances, others = np.full((n, NEIGHBORS), FAR, "f4"), np.zeros((n, NEIGHBORS), int)
     if n > MAX_IN_ONE_CELL:  # turns and mirror images exchange rows and columns or change signs: their cell is the same
         whole = np.hypot(low, low.transpose(0, 2, 1)).reshape(n, -1)
         centers = whole[:: n // (n // _CELL_SIZE)].T
         near_cells = [(-whole[i : i + _BLOCK] @ centers).argsort(axis=1)[:, :_PROBES] for i in range(0, n, _BLOCK)]
         cells = np.concatenate(near_cells)
-    for cell in range(cells.max(initial=0) + 1):
+    for cell in np.unique(cells[:, 0]):
         members, queries = np.flatnonzero(cells[:, 0] == cell), np.flatnonzero((cells == cell).any(axis=1))
-        of_members = low[members].reshape(-1, _FREQUENCIES.size**2).T
+        of_members = low[members].reshape(len(members), -1).T
         for block in np.split(queries, range(_BLOCK, len(queries), _BLOCK)):
-            best, turns = np.full((len(block), len(members)), FAR, "f4"), np.zeros((len(block), len(members)), int)
-            a = low[block]
-            turned = _eight_turns([a, a * sign[:, None], a * sign, a * np.outer(sign, sign)])
-            for turn, in_turn in enumerate(turned.reshape(8, -1, _FREQUENCIES.size**2)):
-                found = 1 - in_turn @ of_members
-                turns[found < best] = turn
-                np.minimum(best, found, out=best)
-            best[block[:, None] == members] = FAR  # the picture itself
-            values = np.hstack([best, distances[block]]), np.hstack([8 * members + turns, codes[block]])
-            nearest = np.argpartition(values[0], NEIGHBORS - 1, axis=1)[:, :NEIGHBORS]
-            nearest = np.take_along_axis(nearest, np.take_along_axis(values[0], nearest, 1).argsort(axis=1), 1)
-            distances[block], codes[block] = (np.take_along_axis(value, nearest, 1) for value in values)
-    return distances, codes
+            best, likeness = np.full((2, len(block), len(members)), 1 - FAR, "f4")
+            for look in _looks(low[block], middle[block]):
+                np.maximum(best, np.matmul(look, of_members, out=likeness), out=best)
+            best[block[:, None] == members] = 1 - FAR  # the picture itself
+            np.subtract(1, best, out=best)
+            nearest = np.argpartition(best, min(NEIGHBORS, len(members)) - 1, axis=1)[:, :NEIGHBORS]
+            values = np.hstack([np.take_along_axis(best, nearest, 1), distances[block]])
+            indices, order = np.hstack([members[nearest], others[block]]), values.argsort(axis=1)[:, :NEIGHBORS]
+            distances[block], others[block] = (np.take_along_axis(value, order, 1) for value in (values, indices))
+    return distances, others
 
 
-def _low_frequencies(thumbnails: np.ndarray) -> np.ndarray:
-    """Return the low frequencies (discrete cosine transform) as vectors of length 1, (n, 7, 7) float32."""
-    place = (np.arange(SIZE) + 0.5) * np.pi / SIZE
-    weights = np.outer(np.sin(place), np.sin(place)) ** 0.25  # the border counts less: a turn leaves black corners
-    means = thumbnails.reshape(-1, SIZE * SIZE) @ weights.ravel() / weights.sum()
+def _low_frequencies(pictures: np.ndarray) -> np.ndarray:
+    """Return the low frequencies (discrete cosine transform) of square pictures as vectors of length 1, (n, 7, 7)."""
+    side = pictures.shape[1]
+    place = (np.arange(side) + 0.5) * np.pi / side
+    weights = np.outer(np.sin(place), np.sin(place)) ** 0.35  # the border counts less: a turn leaves black corners
+    means = pictures.reshape(-1, side**2) @ weights.ravel() / weights.sum()
     cosines = np.cos(_FREQUENCIES[:, None] * place) / np.where(_FREQUENCIES, 1, np.sqrt(2))[:, None]
-    low = cosines @ ((thumbnails - means[:, None, None]) * weights) @ cosines.T
+    low = cosines @ ((pictures - means[:, None, None]) * weights) @ cosines.T
     low[:, np.add.outer(_FREQUENCIES**2, _FREQUENCIES**2) > 42] = low[:, 0, 0] = 0
     return (low / np.linalg.norm(low, axis=(1, 2), keepdims=True).clip(1e-9)).astype(np.float32)
+
+
+def _looks(low: np.ndarray, middle: np.ndarray) -> np.ndarray:
+    """Return the low frequencies of the pictures and of their middle in all eight turns, (16, n, 49)."""
+    sign = np.float32(-1) ** _FREQUENCIES
+    looks = [_eight_turns([a, a * sign[:, None], a * sign, a * np.outer(sign, sign)]) for a in (low, middle)]
+    return np.concatenate(looks).reshape(16, -1, _FREQUENCIES.size**2)
+
+
+def _turns(low: np.ndarray, middle: np.ndarray, of_others: np.ndarray) -> np.ndarray:
+    """Return how much the pictures look like the others in each of the eight turns, (n, 8)."""
+    looks = _looks(low, middle) * of_others.reshape(-1, _FREQUENCIES.size**2)
+    return looks.sum(axis=2).reshape(2, 8, -1).max(axis=0).T
 
 
 def _eight_turns(flips: list[np.ndarray]) -> np.ndarray:
@@ -202,13 +213,13 @@ def _align(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     distances, rows = np.ones(len(a)), np.arange(len(a))
     identity = np.eye(2, 3, dtype=np.float32)
     change = np.repeat(identity[None], len(a), axis=0)
-    for prepare, step in ((_soft, 2), (_fine, 1)):
+    for prepare, step, times, enough in ((_soft, 3, 2, 0.6), (_soft, 2, 2, 0.85), (_fine, 1, 5, -1)):
         x, y = prepare(a[rows]), prepare(b[rows]).ravel()
         down, right = np.mgrid[3 : SIZE - 3 : step, 3 : SIZE - 3 : step].reshape(2, -1)  # without the border
         grid = np.stack([down / _CENTER - 1, right / _CENTER - 1, np.ones(len(down))]).astype(np.float32)
         target = x[:, down, right]
         moves = [slope[:, down, right] * _CENTER * weight for slope in np.gradient(x, axis=(1, 2)) for weight in grid]
-        for _ in range(5):
+        for _ in range(times):
             places = (change @ grid + 1) * _CENTER
             whole = places.astype(np.int32).clip(0, SIZE - 2)
             start = whole[:, 0] * SIZE + whole[:, 1] + np.arange(len(x))[:, None] * SIZE**2
@@ -226,7 +237,6 @@ def _align(a: np.ndarray, b: np.ndarray) -> np.ndarray:
             squares += np.eye(8) * (1e-4 * squares + 1e-3)  # can always be inverted
             moved = np.linalg.solve(squares, products)[:, 2:].reshape(-1, 2, 3).clip(-0.15, 0.15).astype(np.float32)
             change = (change + moved).clip(identity - 0.25, identity + 0.25).astype(np.float32)
-        if prepare is _soft:
-            rows, change = rows[likeness > 0.85], change[likeness > 0.85]
+        rows, change, likeness = rows[likeness > enough], change[likeness > enough], likeness[likeness > enough]
     distances[rows] = 1 - likeness
     return distances

@@ -151,7 +151,7 @@ def _cache_file(root: Path) -> Path | None:
     """Return the path of the cache file for `root`, or None if there is no cache folder."""
     with contextlib.suppress(DataError, OSError):
         name = hashlib.blake2b(os.fsencode(root.resolve()), digest_size=8).hexdigest()
-        return cache_folder() / f"pictures-4-{name}.npy"  # increase the 4 if inspect_picture() changes its results
+        return cache_folder() / f"pictures-5-{name}.npy"  # increase the 5 if inspect_picture() changes its results
     return None
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import chain
@@ -13,7 +14,8 @@ import numpy as np
 
 from datamodules.errors import DataError
 from datamodules.files import READ_TEXT_FILE
-from datamodules.photos.find import SPLITS, LeftOut, Listing
+from datamodules.photos.find import SPLITS, TRAIN, LeftOut, Listing
+from datamodules.photos.near import connect
 from datamodules.text import first_names, plural, printable
 
 MAX_NAMES_IN_MESSAGE = 10
@@ -24,16 +26,37 @@ class SplitLine(NamedTuple):
 
     label: str
     split: str
-    sha256: str = ""  # missing in runs of older versions
+    sha256: str = ""  # missing in runs of older versions, as the group
+    group: str = ""  # the same number: these pictures stay together
 
 
 SPLIT_FILE_COLUMNS = ("path", *SplitLine._fields)
+_HEADS = (SPLIT_FILE_COLUMNS[:3], SPLIT_FILE_COLUMNS[:4], SPLIT_FILE_COLUMNS)
 
 
 def is_in_mixed_group(values: np.ndarray, groups: np.ndarray) -> np.ndarray:
     """Return a bool array (n,): True for pictures whose group has different `values`."""
     _, first, group = np.unique(groups, return_index=True, return_inverse=True)
     return np.bincount(group[values != values[first][group]], minlength=len(first))[group] > 0
+
+
+def check_pattern(pattern: str | None) -> None:
+    """Raise DataError if the value of --data.group_by is not a regular expression."""
+    try:
+        re.compile(pattern or "")
+    except re.error as error:
+        example = "--data.group_by 'patient[0-9]+'"
+        raise DataError(f"group_by {pattern} is not a regular expression ({error}): {example}") from error
+
+
+def group_by_path(groups: np.ndarray, paths: np.ndarray, pattern: str) -> np.ndarray:
+    """Join the groups of all pictures whose paths have the same match of a pattern: its group 1, or the whole match."""
+    matches, first = [re.search(pattern, path) for path in paths], dict[str, int]()
+    keys = [match and match[min(1, match.re.groups)] for match in matches]
+    if not any(keys):
+        raise DataError(f"--data.group_by {pattern} matches no path such as {printable(paths[0])}: change the pattern")
+    same_key = [first.setdefault(key, row) if key else row for row, key in enumerate(keys)]
+    return connect(np.stack([np.arange(len(groups)), groups]), np.stack([np.arange(len(groups)), same_key]))
 
 
 def choose_validation_pictures(
@@ -111,21 +134,36 @@ def apply_split_file(listing: Listing, split_file: str, before: Listing) -> List
 
 def split_lines(listing: Listing) -> Iterator[tuple[str, SplitLine]]:
     """Yield the path and the other columns of split.csv for each picture."""
-    for path, label, split, sha256 in zip(listing.paths, listing.labels, listing.splits, listing.sha256, strict=True):
-        yield path, SplitLine(listing.class_names[label], SPLITS[split], sha256.decode())
+    columns = (listing.paths, listing.labels, listing.splits, listing.sha256, listing.groups)
+    for path, label, split, sha256, group in zip(*columns, strict=True):
+        yield path, SplitLine(listing.class_names[label], SPLITS[split], sha256.decode(), str(group))
 
 
 def describe_other_photos(listing: Listing, split_file: str) -> str:
     """Return how the pictures differ from those in the split file (more, fewer, changed), or "" if they do not."""
-    then, now = read_split_file(split_file), dict(split_lines(listing))
+    then, now = read_split_file(split_file), {path: line[:3] for path, line in split_lines(listing)}
     both = [path for path in now if path in then]
     differences = (
         ("more", [path for path in now if path not in then]),
         ("fewer", [path for path in then if path not in now]),
         # without a sha256 in the file, only label and split are compared
-        ("changed", [path for path in both if then[path] not in (now[path], now[path]._replace(sha256=""))]),
+        ("changed", [path for path in both if then[path][:3] not in (now[path], (*now[path][:2], ""))]),
     )
     return ", ".join(f"{len(paths):,} {kind} ({first_names(paths, 3)})" for kind, paths in differences if paths)
+
+
+def keep_split(listing: Listing, groups: np.ndarray, split_file: str) -> tuple[np.ndarray, np.ndarray]:
+    """Return the splits and the groups that the pictures had when the run of the split file began: both (n,) int64.
+
+    A newer version of this project may find others. Pictures that are not in the file keep their `groups`.
+    """
+    lines, n = read_split_file(split_file), len(listing.paths)
+    unknown = SplitLine("", SPLITS[TRAIN])
+    then = [lines.get(path, unknown) for path in listing.paths]
+    splits = [SPLITS.index(line.split) for line in then]
+    keys = [line.group or group for line, group in zip(then, groups.tolist(), strict=True)]
+    first = dict(zip(reversed(keys), range(n - 1, -1, -1), strict=True))
+    return np.array(splits), np.array([first[key] for key in keys])
 
 
 def find_scored_pictures(listing: Listing, split_file: str) -> tuple[Listing, int, list[str]]:
@@ -175,7 +213,7 @@ def find_scored_pictures(listing: Listing, split_file: str) -> tuple[Listing, in
 def read_split_file(split_file: str) -> dict[str, SplitLine]:
     """Return a dict: path -> line. Raise DataError if the file is not valid."""
     csv_text, lines = printable(split_file), dict[str, SplitLine]()
-    for number, row in read_rows(split_file, (SPLIT_FILE_COLUMNS[:3], SPLIT_FILE_COLUMNS), "give a run's split.csv"):
+    for number, row in read_rows(split_file, _HEADS, "give a run's split.csv"):
         path, line = row[0], SplitLine(*row[1:])
         if line.split not in SPLITS:
             raise DataError(f"{csv_text}, line {number}: must be path,label,split; split is train, val or test")

@@ -26,7 +26,7 @@ from lit_training.errors import CheckpointError, UsageError, is_rank_zero
 from lit_training.runs import checkpoints
 from lit_training.runs.folder import can_resume, newest_first, relative_path
 from lit_training.runs.hashes import write_hashes
-from lit_training.runs.layout import BEST, HASHES, METRICS, OUT_OF_FOLD, REPORT, SPLIT
+from lit_training.runs.layout import BEST, HASHES, METRICS, OUT_OF_FOLD, REPORT
 from lit_training.runs.lightning_internals import NullProfiler
 from lit_training.runs.out_of_fold import read_out_of_fold
 from lit_training.runs.own_classes import find_class, with_default_attributes
@@ -113,16 +113,14 @@ def prepare(run: Run) -> None:
         return
     if start is not None:
         start.apply_to(data)
-    resumed = start.folder if start is not None and (start.checkpoint or can_resume(start.folder)) else None
-    if isinstance(run.model, LitBase) and resumed is None:
+    is_resumed = start is not None and (start.checkpoint or can_resume(start.folder))
+    if isinstance(run.model, LitBase) and not is_resumed:
         run.model.load_pretrained()
     if isinstance(data, ImageFolderDataModule):
         with progress_bar("examined photos", show=not run.quiet) as progress:
             photos = data.examine(progress)
-        if resumed is None or not (resumed / SPLIT).is_file():
-            return
-        if difference := describe_other_photos(photos, str(resumed / SPLIT)):
-            problem = f"{relative_path(resumed)} was started with other photos or fixes: {difference}"
+        if data.began and (difference := describe_other_photos(photos, data.began)):
+            problem = f"{relative_path(Path(data.began).parent)} was started with other photos or fixes: {difference}"
             raise UsageError(f"{problem}: restore them, or train a new run with --resume never")
 
 

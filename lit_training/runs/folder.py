@@ -17,7 +17,7 @@ from datamodules.files import OUTPUT_MARKER, atomic_write
 from datamodules.text import command, first_names, plural
 from lit_training.errors import CheckpointError, UsageError, is_rank_zero, print_note
 from lit_training.runs import checkpoints
-from lit_training.runs.layout import BEST, CHECKPOINTS, CONFIG, FOLDS, LAST, LOGS, PREVIOUS, RESUME
+from lit_training.runs.layout import BEST, CHECKPOINTS, CONFIG, FOLDS, LAST, LOGS, PREVIOUS, RESUME, SPLIT
 from lit_training.text import expand_paths
 
 fcntl: Any
@@ -59,9 +59,12 @@ class RunStart:
         return self.folder.name if number < 0 else number
 
     def apply_to(self, data: Any) -> None:
-        """Give the data module the arguments that the run keeps."""
+        """Give the data module the arguments and the split that the run keeps."""
         for attributes in (vars(data), data.hparams) if self.kept else ():
             attributes.update({name: value for name, value in self.kept.items() if name in attributes})
+        split_file = self.folder / SPLIT
+        if hasattr(data, "began") and split_file.is_file() and (self.checkpoint or can_resume(self.folder)):
+            data.began = str(split_file)
 
     def remember(self) -> Callable[[], None]:
         """Return a function that undoes a failed start: it removes a new folder, or restores the files of the run."""

@@ -12,6 +12,7 @@ import pytest
 
 from datamodules.photos import check
 from tests.support.commands import ENVIRONMENT, ROOT, run
+from tests.support.photos import scene
 
 
 def test_a_folder_without_findings(photo_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -75,6 +76,35 @@ def test_table_and_json_show_the_same_findings(photo_folder: Path) -> None:
     assert "  train/ants/0.jpg\n    = train/bees/twin.jpg\n" in out
 
 
+def test_groups_are_those_of_fit(photo_folder: Path) -> None:
+    """Photos 1 and 6 of ants in train are joined by their names, photo 3 of bees has a smaller copy."""
+    folder = photo_folder / "train"
+    for old, new in (("ants/1.jpg", "ants/nest7 a.jpg"), ("ants/6.jpg", "ants/nest7 b.jpg")):
+        (folder / old).rename(folder / new)
+    for number in range(4):
+        scene(number).save(folder / "bees" / f"{number}.jpg", quality=90)
+    scene(3).resize((80, 60)).save(folder / "bees" / "small.png")
+
+    def found(flags: str, root: str = "photos/train") -> dict[str, list[list[str]]]:
+        code, out, _ = run(f"check.py {root} --json {flags}")
+        findings = json.loads(out)["findings"]
+        assert code == bool(findings)
+        return {one["kind"]: one["items"] for one in findings}
+
+    near = {"near duplicates": [["bees/3.jpg", "bees/small.png"]]}
+    nest = {"kept together": [["ants/nest7 a.jpg", "ants/nest7 b.jpg"]]}
+    assert found("") == found("--data.group near") == near
+    assert found("--data.group exact") == {}
+    assert found("--data.group none --data.group_by nest.") == nest
+    assert found("--data.group_by nest.") == near | nest
+    joined = found("--data.group_by 'nest.|3|small'")["kept together"]
+    assert joined == [["ants/3.jpg", "bees/3.jpg", "bees/small.png"], ["ants/nest7 a.jpg", "ants/nest7 b.jpg"]]
+    (folder / "ants" / "nest7 b.jpg").rename(photo_folder / "val" / "ants" / "nest7 b.jpg")
+    assert found("--data.group_by nest.", "photos")["kept together, but across splits"] == [
+        ["train/ants/nest7 a.jpg", "val/ants/nest7 b.jpg"]
+    ]
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [
@@ -82,10 +112,19 @@ def test_table_and_json_show_the_same_findings(photo_folder: Path) -> None:
         ("x --jsn", "there is no --jsn: did you mean --json?"),
         ("x --worker=2", "there is no --worker=2: did you mean --workers?"),
         ("x --workers -1", "argument --workers: -1 must be an integer of at least 0"),
+        (
+            "photos --data.group_by [",
+            "group_by [ is not a regular expression (unterminated character set at position 0): "
+            "--data.group_by 'patient[0-9]+'",
+        ),
+        (
+            "photos --data.group_by nest",
+            "--data.group_by nest matches no path such as train/ants/0.jpg: change the pattern",
+        ),
         ("", "the following arguments are required: DIR"),
     ],
 )
-def test_wrong_input_gets_one_line(line: str, message: str) -> None:
+def test_wrong_input_gets_one_line(line: str, message: str, photo_folder: Path) -> None:
     assert run(f"check.py {line}") == (2, "", f"check.py: error: {message}\n")
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from datamodules.photos import folder
 from tests.support.commands import run, run_well
 from tests.support.photos import scene, write_cats_and_dogs, write_file
 
@@ -138,6 +139,20 @@ def test_a_refused_resume_changes_nothing(photos: Path, change: object, message:
     assert f"root: {whole}" in (RUN / "config.yaml").read_text()
     shutil.rmtree(photos)
     assert "has finished" in run_well("fit.py --resume latest")
+
+
+def test_a_run_that_split_its_photos_in_another_way_keeps_its_split(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if a newer version had found other near duplicates."""
+    write_cats_and_dogs(Path("photos"), 5)
+    with monkeypatch.context() as patch:
+        hash_paths = folder.hash_paths
+        patch.setattr(folder, "hash_paths", lambda *arguments: ~hash_paths(*arguments))
+        run_well(f"{FIT} --max_epochs 1")
+    before = (RUN / "split.csv").read_bytes()
+    assert "epoch 2/2" in run_well("fit.py --resume latest --max_epochs 2")
+    assert (RUN / "split.csv").read_bytes() == before
+    run_well(f"{FIT} --max_epochs 1 --resume never --default_root_dir other")
+    assert next(Path("other").rglob("split.csv")).read_bytes() != before
 
 
 def test_photos_needs_a_run_on_photos() -> None:

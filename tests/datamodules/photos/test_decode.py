@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
 from datamodules.errors import DataError
 from datamodules.photos import decode
@@ -18,6 +18,7 @@ from tests.support.photos import (
     JPEG,
     examine_leniently,
     exif_with_orientation,
+    scene,
     write_cats_and_dogs,
     write_file,
 )
@@ -144,6 +145,27 @@ def test_an_exif_tag_rotates_a_picture_once(tmp_path: Path, suffix: str) -> None
     assert upright.getexif().get(0x0112) is None
     note = f"1 picture rotated by an EXIF tag, as phones do: used upright (cat/phone.{suffix})"
     assert note in examine_leniently(tmp_path).notes
+
+
+def test_a_thumbnail_has_no_frame_but_keeps_an_even_background(tmp_path: Path) -> None:
+    inner = scene(3, (160, 120))
+
+    def thumbnail(picture: Image.Image) -> np.ndarray:
+        picture.save(tmp_path / "x.png")
+        return np.array(decode.inspect_picture(tmp_path / "x.png").thumbnail, float)
+
+    framed = ImageOps.expand(ImageOps.expand(ImageOps.expand(inner, (0, 30), "white"), (25, 0), "black"), 9, "teal")
+    assert np.abs(thumbnail(framed) - thumbnail(inner)).max() < 1
+    one_side = Image.new("RGB", (200, 120), (20, 20, 20))
+    one_side.paste(inner)
+    assert np.abs(thumbnail(one_side) - thumbnail(inner)).max() < 1
+    on_white = Image.new("RGB", (240, 240), "white")
+    on_white.paste(inner.resize((80, 60)), (80, 120))  # most of its first row is background
+    assert thumbnail(on_white)[0].tolist() == [255] * 24
+    noisy = np.asarray(ImageOps.expand(inner, 20, (90, 90, 90)), int)
+    noisy += np.random.default_rng(0).integers(-2, 3, noisy.shape[:2])[..., None]
+    assert np.abs(thumbnail(Image.fromarray(noisy.clip(0, 255).astype(np.uint8))) - thumbnail(inner)).mean() < 2
+    assert np.ptp(thumbnail(Image.new("RGB", (50, 40), "red"))) == 0
 
 
 def test_broken_exif_does_not_break_a_picture(tmp_path: Path) -> None:

@@ -59,7 +59,10 @@ KINDS = {
     "transverse": lambda p: p.transpose(Image.Transpose.TRANSVERSE),
     "crop": lambda p: part(p, 0.3, 0.8, 0.08),
     "crop of a mirror image": lambda p: part(ImageOps.flip(p), 0.6, 0.1, 0.07),
+    "crop at a corner": lambda p: part(p, 1, 0, 0.1),
     "turn": lambda p: p.rotate(4.5, Image.Resampling.BILINEAR),
+    "turn with white corners": lambda p: p.rotate(-5, Image.Resampling.BILINEAR, expand=True, fillcolor="white"),
+    "framed": lambda p: ImageOps.expand(ImageOps.flip(p), 12, "black"),
 }
 
 
@@ -94,6 +97,37 @@ def test_pictures_that_all_look_alike_are_not_grouped() -> None:
     assert len(np.unique(find_near_pairs(np.stack(digits))[0])) <= 50
 
 
+@pytest.mark.parametrize("count", [2, 3, 7, 16, 21])
+def test_few_objects_cut_out_on_one_background_are_not_grouped_but_a_copy_is(count: int) -> None:
+    across = np.linspace(-1, 1, 200)
+    scans, sizes = [], np.random.default_rng(count).normal(1, 0.02, (count, 2))
+    for seed in range(count):
+        scan = 110 + (np.asarray(photo(seed + 40).convert("L"), float) - 128) / 3
+        radius = np.hypot(*np.meshgrid(across / 0.8 / sizes[seed, 0], across / 0.9 / sizes[seed, 1]))
+        scan[radius > 0.9], scan[radius > 1] = 220, 0  # the skull
+        scans.append(Image.fromarray(scan.astype(np.uint8)))
+    assert find_near_pairs(np.stack([*map(thumbnail, scans)]))[0].shape == (2, 0)
+    copy = thumbnail(ImageOps.mirror(scans[-1]))
+    assert find_near_pairs(np.stack([*map(thumbnail, scans), copy]))[0].T.tolist() == [[count - 1, count]]
+
+
+def test_a_changed_copy_among_few_photos_is_found(photos: list[Image.Image]) -> None:
+    few = [*map(thumbnail, photos[:5]), thumbnail(KINDS["turn with white corners"](photos[3]))]
+    assert find_near_pairs(np.stack(few))[0].T.tolist() == [[3, 5]]
+
+
+@pytest.mark.parametrize("kind", ["turn with white corners", "framed", "crop at a corner"])
+def test_the_middle_of_a_picture_is_compared_too(
+    photos: list[Image.Image], kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(near, "NEIGHBORS", 1)  # as if there were many more photos
+    copies = [thumbnail(KINDS[kind](picture)) for picture in photos[:30]]
+    low, middle = (near._low_frequencies(np.stack(part)) for part in (copies, [copy[2:-2, 2:-2] for copy in copies]))
+    wholes = near._low_frequencies(np.stack([*map(thumbnail, photos)]))
+    others = near._find_neighbors(np.concatenate([wholes, low]), np.concatenate([wholes, middle]))[1][COUNT:, 0]
+    assert (others == np.arange(30)).mean() >= 0.9
+
+
 def test_blank_pictures_and_even_gradients_are_not_near() -> None:
     ramp = np.linspace(0, 250, SIZE, dtype=np.uint8)
     plain = [np.full((SIZE, SIZE), value, np.uint8) for value in (0, 128, 255)]
@@ -115,11 +149,14 @@ def test_cells_find_the_same_pairs(photos: list[Image.Image], monkeypatch: pytes
 
 
 def write_copies(root: Path) -> Path:
-    """Write 20 photos per class, each with a mirrored, smaller copy."""
+    """Write 20 photos per class, each with a mirrored, smaller copy with bars that make it a square."""
     for number in range(40):
         folder = root / ("cat" if number % 2 else "dog")
         picture = photo(1000 + number, 96)
-        for name, version in (("a", picture), ("b", ImageOps.mirror(picture).resize((64, 64)))):
+        for name, version in (
+            ("a", picture),
+            ("b", ImageOps.expand(ImageOps.mirror(picture).resize((90, 54)), (0, 18), "navy")),
+        ):
             version.save(write_file(folder / f"{number}{name}.jpg", b""), quality=80)
     return root
 
@@ -157,7 +194,7 @@ def test_pairs_of_many_pictures_are_kept(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(near, "MIN_CACHED", 10)
     write_copies(tmp_path / "photos")
     first = examine_leniently(tmp_path / "photos").groups
-    [file] = (Path(os.environ["XDG_CACHE_HOME"])).rglob("near-1-*.npy")
+    [file] = (Path(os.environ["XDG_CACHE_HOME"])).rglob("near-2-*.npy")
     with monkeypatch.context() as patch:
         patch.setattr(near, "_find_neighbors", lambda _: 1 / 0)  # the search is not repeated
         assert examine_leniently(tmp_path / "photos").groups.tolist() == first.tolist()

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from datamodules.files import write_csv
+from datamodules.photos import near
 from datamodules.photos.find import SPLITS, LeftOut, Listing, find_photos
 from datamodules.photos.scan import scan_photos
 from datamodules.photos.split import (
@@ -78,7 +79,7 @@ def test_split_file_gives_the_same_split(tmp_path: Path) -> None:
     photos.write_split(tmp_path / "split.csv")
     with (tmp_path / "split.csv").open(newline="") as file:
         rows = list(csv.reader(file))
-    assert rows[0] == ["path", "label", "split", "sha256"]
+    assert rows[0] == ["path", "label", "split", "sha256", "group"]
     assert rows[1][:2] == ["cat/0.jpg", "cat"]
     assert Counter(row[2] for row in rows[1:]) == {"train": 10, "val": 2}
     split_file = str(tmp_path / "split.csv")
@@ -131,9 +132,7 @@ def test_copies_that_were_moved_are_scored_one_by_one(tmp_path: Path) -> None:
         return scan_photos(find_photos(tmp_path / "photos")).listing
 
     listing, split_file = scan(), tmp_path / "split.csv"
-    rows = [
-        (path, line.label, "val" if path[2] in "23" else "train", line.sha256) for path, line in split_lines(listing)
-    ]
+    rows = [(path, *line._replace(split="val" if path[2] in "23" else "train")) for path, line in split_lines(listing)]
     write_csv(split_file, [SPLIT_FILE_COLUMNS, *rows])
     for number in range(4):
         (tmp_path / f"photos/a/{number}.jpg").rename(tmp_path / f"photos/a/new{number}.jpg")
@@ -143,3 +142,27 @@ def test_copies_that_were_moved_are_scored_one_by_one(tmp_path: Path) -> None:
         "val",
         [],
     )
+
+
+def test_a_resumed_run_keeps_the_splits_and_groups_of_its_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root, file = write_cats_and_dogs(tmp_path / "photos", 8), tmp_path / "split.csv"
+    pairs = np.array([[1, 4], [9, 12]])
+    with monkeypatch.context() as patch:  # another version may find other near duplicates
+        patch.setattr(near, "find_near_pairs", lambda _: (pairs, np.zeros(2, bool)))
+        begun = examine_leniently(root)
+        begun.write_split(file)
+    assert [len(np.unique(begun.groups)), begun.groups[9], begun.groups[12]] == [14, 1, 4]
+    (root / "cat" / "0.jpg").rename(root / "cat" / "zebra.jpg")  # another order of the pictures
+    now, fresh = examine_leniently(root, began=str(file)), examine_leniently(root)
+    rows = {path: row for row, path in enumerate(now.paths)}
+    for path, split, group in zip(begun.paths[1:], begun.splits[1:], begun.groups[1:], strict=True):
+        assert now.splits[rows[path]] == split
+        assert now.groups[rows[path]] == rows[begun.paths[group]]
+    assert now.groups[rows["cat/zebra.jpg"]] == rows["cat/zebra.jpg"]
+    assert len(np.unique(fresh.groups)) == 16
+    assert fresh.splits.tolist() != now.splits.tolist()
+    older = "".join(",".join(line.split(",")[:3]) + "\n" for line in file.read_text().splitlines())
+    file.write_text(older)  # without groups
+    now = examine_leniently(root, began=str(file))
+    assert [now.splits[rows[path]] for path in begun.paths[1:]] == begun.splits[1:].tolist()
+    assert now.groups.tolist() == fresh.groups.tolist()
