@@ -16,6 +16,7 @@ from datamodules.errors import DataError
 from datamodules.text import printable
 
 LIBRARIES = ("lightning.", "torch.optim.", "torch.nn.parallel.")
+BASE = "lit_models.base."
 PART = re.compile(r"lightning\.\w+\.(callbacks|loggers|plugins|profilers)\.")
 SECONDS_FOR_RANK_ZERO = 15  # other ranks wait before they exit, so that rank 0 can print the error first
 
@@ -106,19 +107,16 @@ def explain_own_model(error: Exception) -> str:
     """Return what to write if a subclass of LitBase lacks its metrics, ``forward`` or a usable output; else ``""``."""
     if isinstance(error, NotImplementedError) and (found := re.match(r"Module \[(\w+)\] .*\"forward\"", str(error))):
         return f"{found[1]} has no forward: define forward(self, x), which returns the outputs for a batch x"
-    for frame, values in (
-        (frame, frame.f_locals) for frame, module in frames_of(error) if module == "lit_models.base."
-    ):
+    found = (
+        re.search("no attribute '((val|test)_(loss|acc))'", str(error)) if isinstance(error, AttributeError) else None
+    )
+    for values, function in ((one.f_locals, one.f_code.co_name) for one, name in frames_of(error) if name == BASE):
         name, is_classifier = type(model := values.get("self")).__name__, getattr(model, "task", "") == "classification"
-        if isinstance(error, AttributeError) and (
-            found := re.search("no attribute '((val|test)_(loss|acc))'", str(error))
-        ):
+        if found:
             return f"{name} has no {found[1]}: end its __init__ with self.make_metrics({'num_classes' * is_classifier})"
-        if frame.f_code.co_name in ("loss", "loss_per_sample"):
-            pair = [values["output"], values["target"]]
-            shapes = [
-                f"{tuple(one.shape)} {one.dtype}" if hasattr(one, "dtype") else type(one).__name__ for one in pair
-            ]
+        if function in ("loss", "loss_per_sample"):
+            pair = [(getattr(one, "shape", type(one).__name__), one) for one in (values["output"], values["target"])]
+            shapes = [f"{tuple(shape)} {one.dtype}" if hasattr(one, "dtype") else shape for shape, one in pair]
             needs = "logits (B, K), K above the largest target" if is_classifier else "a tensor like the targets"
             problem = f"the loss of {name} cannot use outputs {shapes[0]} and targets {shapes[1]} ({error})"
             return f"{problem}: let forward return {needs}"
