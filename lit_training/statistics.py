@@ -104,7 +104,8 @@ def calibration_error(confidences: np.ndarray, right: np.ndarray, bins: int = 15
 
     ``confidences`` are the probabilities of the predicted classes, ``right`` is True where these are the true ones.
     """
-    gaps = np.bincount(np.ceil(confidences * bins).astype(int), confidences.astype(np.float64) - right)
+    places = np.digitize(confidences, np.linspace(0, 1, bins + 1, dtype=np.float32))  # a confidence of 1 is apart
+    gaps = np.bincount(places, confidences.astype(np.float64) - right)
     return float(np.abs(gaps).sum() / len(confidences))
 
 

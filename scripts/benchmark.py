@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import itertools
 import json
 import os
 import platform
@@ -189,14 +190,26 @@ def lenet(batch_size: int, images: int, kind: str = "ours", device: torch.device
     return fit(*flags, device=device, epochs=epochs).epoch, theirs
 
 
+class SameBatch:
+    """An iterable with a length, which gives the same batch in each step."""
+
+    def __init__(self, batch: tuple[Tensor, Tensor], steps: int) -> None:
+        self.batch, self.steps = batch, steps
+
+    def __len__(self) -> int:
+        return self.steps
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        return itertools.repeat(self.batch, self.steps)
+
+
 def fixed_batch(
     model: str, network: Any, momentum: float, steps: int, device: torch.device = CPU, trainer: bool = False
 ) -> Pair:
     """Compare training steps of this project with a loop, or with a bare Trainer. All use the same random batch."""
     x, y = torch.randn(64, 1000, device=device), torch.randn(64, 10, device=device)
     squared_error, epochs = partial(F.mse_loss, reduction="sum"), 1 if device.type == "cpu" else 3
-    sgd, net = {"lr": 1e-4, "momentum": momentum}, network().to(device)
-    batches: Batches = partial(list, [(x, y)] * steps)
+    sgd, net, batches = {"lr": 1e-4, "momentum": momentum}, network().to(device), partial(SameBatch, (x, y), steps)
     if trainer:
         theirs = time_bare_trainer(BareNet(net, squared_error, **sgd), batches, device, epochs)
     else:

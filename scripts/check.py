@@ -24,9 +24,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--workers", type=at_least(0), metavar="N", help="reader processes (default: one per core)")
     layout = "what the subfolders are (default: their names decide)"
     parser.add_argument("--data.layout", choices=("classes", "split"), dest="layout", help=layout)
-    group = "photos that stay together, as in fit.py (default: near)"
+    group = "photos that stay together (default: near)"
     parser.add_argument("--data.group", choices=("near", "exact", "none"), default="near", dest="group", help=group)
-    group_by = "also those in whose path the pattern finds the same text, as in fit.py"
+    group_by = "also those with the same match in their path"
     parser.add_argument("--data.group_by", metavar="REGEX", dest="group_by", help=group_by)
     chosen = parser.parse_args(arguments)
 

@@ -19,7 +19,7 @@ FIX_COLUMNS = ("path", "label", "suggested", "confidence", "action")
 MOVE, KEEP, LEAVE_OUT = "move", "keep", "leave_out"  # actions
 LEFT_OUT_FOLDER = ".left_out"  # in the photo folder; hidden folders are not read
 JOURNAL, JOURNALS = ".moved_{:04}.csv", ".moved_[0-9][0-9][0-9][0-9].csv"
-"""Files in the photo folder, one for each --apply: the old and the new path of each file, then each new folder."""
+"""Files in the photo folder, one for each --apply: the old and the new path of each file, then each new folder/."""
 
 
 def read_fixes(listing: Listing, fixes_file: str) -> dict[int, str]:
@@ -80,7 +80,7 @@ def move_files(root: str, fixes_file: str, layout: str | None = None) -> int:
         raise DataError(f"{printable(fixes_file)} has no new class and nothing to leave out: edit its column action")
     last = max(folder.glob(JOURNALS), default=Path(JOURNAL.format(0))).stem.rpartition("_")[2]
     places = {parent.as_posix() for _, target in moves.values() for parent in Path(target).parents}
-    new_folders = [[place] for place in sorted(places) if not (folder / place).is_dir()]
+    new_folders = [[f"{place}/"] for place in sorted(places) if not (folder / place).is_dir()]
     write_csv(folder / JOURNAL.format(int(last) + 1), [*moves.values(), *new_folders])
     try:
         for path, target in moves.values():
@@ -101,19 +101,19 @@ def undo_move(root: str) -> int:
         raise DataError(f"{printable(root)} has nothing to undo: --apply has moved no file in it")
     with journals[-1].open(**READ_TEXT_FILE) as file:
         rows = list(csv.reader(file))
-    if any(
-        not 1 <= len(row) <= 2 or any(Path(place).is_absolute() or ".." in Path(place).parts for place in row)
-        for row in rows
-    ):
+    parts = [part for row in rows for place in row for part in Path(place).parts]
+    moves, folders = [row for row in rows if len(row) == 2], [row for row in rows if len(row) == 1]
+    is_whole = len(moves) + len(folders) == len(rows) and all(place.endswith("/") for [place] in folders)
+    if not is_whole or {"..", os.sep}.intersection(parts):
         raise DataError(f"{printable(str(journals[-1]))} is damaged: move the files back by hand, then delete it")
-    moved = [row for row in rows if len(row) == 2 and os.path.lexists(folder / row[1])]
+    moved = [row for row in moves if os.path.lexists(folder / row[1])]
     if existing := [path for path, _ in moved if os.path.lexists(folder / path)]:
         raise DataError(f"{first_names(existing, 3)} would be overwritten: rename these files, then repeat --undo")
     for path, target in moved:
         _move(folder, target, path)
-    for row in reversed([row for row in rows if len(row) == 1]):  # subfolders first
+    for [place] in reversed(folders):  # subfolders first
         with contextlib.suppress(OSError):  # it is not empty
-            (folder / row[0]).rmdir()
+            (folder / place).rmdir()
     journals[-1].unlink()
     return len(moved)
 

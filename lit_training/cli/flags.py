@@ -25,7 +25,7 @@ MODELS = {name: getattr(lit_models, name) for name in MODEL_NAMES}
 DATA_MODULES = {name: getattr(datamodules, name) for name in datamodules.__all__ if name.endswith("DataModule")}
 TRAINER_FLAGS = {name: flag.annotation for name, flag in inspect.signature(Trainer).parameters.items()}
 TRAINER_BOOLEAN_FLAGS = {name for name, kind in TRAINER_FLAGS.items() if bool in (kind, *get_args(kind))}
-OWN_BOOLEAN_FLAGS = ("--quiet", "--dashboard", "--compile")
+OWN_BOOLEAN_FLAGS = ("--quiet", "--dashboard", "--report", "--compile")
 CLASS_PATHS = {kind.__name__: f"torch.optim.lr_scheduler.{kind.__name__}" for kind in SCHEDULES}
 CLASS_PATHS |= {name: f"lit_models.{name}" for name in MODELS} | {name: f"datamodules.{name}" for name in DATA_MODULES}
 """Class name -> full name. Other classes may have the same name: Lightning's ReduceLROnPlateau, or a user's class."""

@@ -185,7 +185,7 @@ def test_the_median_of_the_best_epochs_rounded_up_is_that_of_the_last_training_a
         best = [int(number) for number in re.findall(r"^fold .* in epoch (\d+) ", out, re.MULTILINE)]
         assert len(best) == 2
         assert re.search(
-            r"^folds   2 folds x 1 repeat = 2 networks x 4 epochs = 8 epochs on 50% of 60 .*\n"
+            r"^folds   2 folds x 1 repeat = 2 networks x 6 epochs = 12 epochs on 50% of 60 .*\n"
             r"epoch   the first one took [\d.]+ s: about [\d.]+ min left for all folds\nfold 1/2 .*\nfold 2/2 ",
             out,
             re.MULTILINE,
