@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from lit_models import LitCNN, LitMLP
-from lit_training.cli.flags import add_run_config
+from lit_training.cli.flags import add_run_config, to_lightning_arguments
 from lit_training.errors import CheckpointError, one_line_errors
 from tests.support.fits import parse
 
@@ -33,6 +33,11 @@ def test_yaml_accepts_both_spellings_and_flags_override_it(text: str) -> None:
 def test_a_boolean_flag_without_a_value_is_true(flag: str) -> None:
     assert parse(f"--{flag} --model LitMLP").config["trainer"][flag] is True
     assert isinstance(parse(f"--model LitMLP --{flag} false").model, LitMLP)
+
+
+@pytest.mark.parametrize("flag", ["quiet", "report", "dashboard", "compile"])
+def test_an_own_boolean_flag_without_a_value_is_true(flag: str) -> None:
+    assert f"--{flag}=true" in to_lightning_arguments([f"--{flag}", "--model", "LitMLP"])
 
 
 def test_a_model_has_default_data_and_data_has_a_default_model() -> None:
