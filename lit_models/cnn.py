@@ -28,13 +28,13 @@ class LeNet(nn.Module):
         self.fc2 = nn.Linear(120, 84)
         self.fc3 = nn.Linear(84, num_classes)
 
-    def forward(self, x: Tensor, features: bool = False) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         x = F.max_pool2d(F.relu(self.conv1(x)), 2)  # (B, 6, 14, 14)
         x = F.max_pool2d(F.relu(self.conv2(x)), 2)  # (B, 16, 5, 5)
         x = x.flatten(1)  # (B, 400)
         x = F.relu(self.fc1(x))  # (B, 120)
         x = F.relu(self.fc2(x))  # (B, 84)
-        return x if features else self.fc3(x)  # (B, K)
+        return self.fc3(x)  # (B, K)
 
 
 class LitCNN(LitBase):
@@ -72,9 +72,6 @@ class LitCNN(LitBase):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.net(x)
-
-    def features(self, x: Tensor) -> Tensor:
-        return self.net(x, features=True)  # (B, 84)
 
     def shape_error(self, shape: tuple[int, ...]) -> str | None:
         expected = (self.hparams["in_channels"], 32, 32)
