@@ -245,18 +245,20 @@ class LitBase(LightningModule):
     def features(self, x: Tensor) -> Tensor | None:
         """Return the inputs of the last layer, (B, F), for a batch of pictures, without gradient; None if unknown.
 
-        By default, this is the nn.Linear that runs last, if its outputs have the shape of the model's outputs.
+        By default, the last layer is the nn.Linear whose outputs the model returns, as they are or as log_softmax.
         """
         calls: list[tuple[Tensor, Tensor]] = []
 
         def keep(layer: nn.Module, inputs: Any, output: Any) -> None:
-            if isinstance(layer, nn.Linear) and inputs:
+            if isinstance(layer, nn.Linear) and inputs and inputs[0].ndim == 2:
                 calls.append((inputs[0], output))
 
         with torch.no_grad(), register_module_forward_hook(keep):
             outputs = self(x)
-        is_last = calls and calls[-1][0].ndim == 2 and calls[-1][1].shape == getattr(outputs, "shape", None)
-        return calls[-1][0] if is_last else None
+        for inputs, logits in reversed(calls) if isinstance(outputs, Tensor) else ():
+            if logits.equal(outputs) or logits.log_softmax(1).equal(outputs):
+                return inputs
+        return None
 
     def shape_error(self, shape: tuple[int, ...]) -> str | None:
         """Return None if the model can use samples of this shape (without batch dimension), otherwise the reason.

@@ -128,7 +128,9 @@ def prepare_start(resume: str, root: str, config_yaml: str, photos: str | None =
     if path.is_file():
         return _read_resume_point(replace(lock_run(run), limits=limits), path)
     if (start := lock_and_read_resume_point(run, limits)).checkpoint is None and not can_resume(run):
-        raise CheckpointError(f"{run} has no resume point: leave --resume out to train a new run")
+        raise CheckpointError(
+            f"{run} has no resume point yet: repeat its command, with --resume auto to use its folder"
+        )
     return start
 
 

@@ -308,7 +308,10 @@ def test_features_are_the_inputs_of_the_last_linear_layer() -> None:
             self.first, self.unused, self.end = nn.Linear(4, 5), nn.Linear(5, 3), end
 
         def forward(self, x: Tensor) -> Any:
-            return self.end(self.first(x).relu())
+            h = self.first(x).relu()
+            outputs = self.end(h)
+            self.unused(h + 1)  # another output, as for a second loss
+            return outputs
 
     x, head = torch.randn(6, 4), nn.Linear(5, 3)
     for end in (head, nn.Sequential(head, nn.LogSoftmax(1)), nn.Sequential(nn.Dropout(), head)):
@@ -319,7 +322,14 @@ def test_features_are_the_inputs_of_the_last_linear_layer() -> None:
         assert not found.requires_grad
     wider = nn.Sequential(head, nn.ReLU(), nn.Unflatten(1, (3, 1)), nn.Conv1d(3, 2, 1), nn.Flatten())
     places = nn.Sequential(nn.Unflatten(1, (5, 1)), nn.Linear(1, 3))
-    others: list[Any] = [wider, places, lambda h: {"logits": head(h)}, lambda h: h @ head.weight.T]
+    gate = nn.Linear(5, 3)
+    others: list[Any] = [
+        wider,
+        places,
+        lambda h: gate(h) * h[:, :3],
+        lambda h: {"logits": head(h)},
+        lambda h: h @ head.weight.T,
+    ]
     for other in others:
         assert Net(other).features(x) is None
 
