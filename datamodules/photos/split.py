@@ -241,7 +241,7 @@ def read_rows(csv_file: str, heads: Sequence[tuple[str, ...]], fix: str) -> Iter
             table = csv.reader(chain([head], file), delimiter=max(",;\t", key=head.count))
             names = [name.strip().lower() for name in next(table, [])]
             if not (known := [wanted for wanted in heads if {*wanted} <= {*names}]):
-                raise DataError(f"{csv_text} does not begin with {','.join(heads[0])}: {fix}")
+                raise DataError(f"{csv_text} needs the columns {','.join(heads[0])}: {fix}")
             for row in filter(any, table):
                 if len(row) != len(names):
                     raise DataError(f"{csv_text}, line {table.line_num}: must be {','.join(names)}")

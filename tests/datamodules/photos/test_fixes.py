@@ -46,8 +46,8 @@ def used(photos: Photos) -> dict[str, str]:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("a,b\n", f" does not begin with {HEAD}: give a fixes.csv that check.py --labels wrote"),
-        ("", f" does not begin with {HEAD}: give a fixes.csv that check.py --labels wrote"),
+        ("a,b\n", f" needs the columns {HEAD}: give a fixes.csv that check.py --labels wrote"),
+        ("", f" needs the columns {HEAD}: give a fixes.csv that check.py --labels wrote"),
         (f"{HEAD}\ncat/0.jpg,cat,dog,0.9\n", f", line 2: must be {HEAD}"),
         (f"{HEAD}\ncat/0.jpg,cat,dog,0.9,mov\n", ", line 2: the action is mov, but must be move, keep or leave_out"),
         (f"{HEAD}\ncat/0.jpg,cat,dog,0.9,\n", ", line 2: the action is , but must be move, keep or leave_out"),
@@ -101,7 +101,7 @@ def test_columns_may_have_another_order_and_there_may_be_others(root: Path) -> N
     expected = read_fixes(find_photos(root), write(f"{HEAD}\ncat/0.jpg,cat,dog,0.9,move\n"))
     text = "Notes;Action;LABEL;path ;suggested;confidence\r\nlook;move;cat;cat/0.jpg;dog;0,9\r\n"
     assert read_fixes(find_photos(root), write(text)) == expected
-    with pytest.raises(DataError, match=r"does not begin with path,label,.*: give a fixes.csv"):
+    with pytest.raises(DataError, match=r"needs the columns path,label,.*: give a fixes.csv"):
         read_fixes(find_photos(root), write(text.replace("path", "file")))
 
 

@@ -99,7 +99,7 @@ def test_wrong_split_files_are_refused(tmp_path: Path) -> None:
         return refusal_of(root, split_file=str(split_file)).replace(str(split_file), "CSV")
 
     head = "path,label,split\n"
-    assert message("a,b\n") == "CSV does not begin with path,label,split: give a run's split.csv"
+    assert message("a,b\n") == "CSV needs the columns path,label,split: give a run's split.csv"
     assert message(head + "cat/0.jpg,cat,trian\n") == (
         "CSV, line 2: must be path,label,split; split is train, val or test"
     )
