@@ -37,6 +37,7 @@ def main(arguments: list[str] | None = None) -> int:
     from lit_training.runs.devices import find_device
     from lit_training.runs.threads import choose_threads
     from lit_training.text import print_table, progress_bar
+    from lit_training.trained.calibrate import NO_MARKS
     from lit_training.trained.describe import sample_input
     from lit_training.trained.explain import check_explainable, explain_predictions
     from lit_training.trained.inputs import ROW_SUFFIXES, find_files
@@ -53,7 +54,7 @@ def main(arguments: list[str] | None = None) -> int:
     torch.set_num_threads(choose_threads(model, sample_input(model), chosen.batch_size))
     pictures = model.sample_ndim == 3
     if chosen.coverage and pictures and saved.calibration is not None and saved.calibration.limit == math.inf:
-        print_note("no picture can be marked unlike the training photos (docs/trust.md)")
+        print_note(NO_MARKS)
     files = find_files(chosen.inputs, PICTURE_SUFFIXES if pictures else ROW_SUFFIXES)
     predictions = []
     with progress_bar("predicting") as progress:

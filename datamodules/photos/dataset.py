@@ -56,14 +56,15 @@ class PhotoFiles(TwoStageDataset):
         self.augment, self.seed = augment, combine_with_run_seed(seed)
         self.augmentation = Augmentation(augment, preprocessing)
         crops_at_random = "crop" in augment and preprocessing.resize == "crop"
+        self.crop: Any = self.augmentation.transforms[0] if crops_at_random else None
         self.resize = None if crops_at_random else eval_transform(preprocessing)
 
     def read(self, keys: Tensor) -> Tensors:
         """Return pictures (B, C, S, S) uint8, cropped and resized, and labels (B,) int64."""
         labels = self.labels[keys % len(self)].masked_fill(keys == PADDING, PADDING)
         numbers = keys.tolist()
-        kind = self.augmentation.transforms[0].interpolation.value if self.resize is None else ""
-        if kind in KINDS and self.store and self.store.pixels.device.type != "cpu":
+        on_gpu = self.store and self.store.pixels.device.type != "cpu"
+        if on_gpu and self.crop and self.crop.interpolation.value in KINDS:
             return self.cut_crops(numbers), labels
         with ThreadPoolExecutor(self.decoding_threads) as threads:
             pictures = threads.map(self._load_pixels, [key % len(self) for key in numbers])
@@ -80,9 +81,9 @@ class PhotoFiles(TwoStageDataset):
         drawn: Any = [self.augmentation.draw(seed, size) for seed, size in zip(seeds, sizes.tolist(), strict=True)]
         boxes = [[crop[name] for name in ("top", "left", "height", "width")] for crop, *_ in drawn]
         pictures = np.column_stack([store.starts[rows], sizes])
-        crop, device = self.augmentation.transforms[0], store.pixels.device
+        device = store.pixels.device
         where = torch.from_numpy(pictures).to(device), torch.tensor(boxes, device=device)
-        images = crop_and_resize(store.pixels, *where, crop.size[0], crop.interpolation.value)
+        images = crop_and_resize(store.pixels, *where, self.crop.size[0], self.crop.interpolation.value)
         others = zip(images, drawn, strict=True)
         images = torch.stack([self.augmentation.apply(image, [None, *rest]) for image, (_, *rest) in others])
         return images if len(self.mean) == 3 else v2.functional.rgb_to_grayscale(images)

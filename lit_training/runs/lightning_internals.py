@@ -199,9 +199,11 @@ class PlainSteps(Callback):
             progress.increment_completed()
             if is_logged or trainer.should_stop:
                 trainer.loggers = unsaved  # type: ignore[assignment]  # saving 20 times per second takes time
-                logs.on_batch_end()
-                logs.update_train_step_metrics()
-                trainer.loggers = loggers
+                try:
+                    logs.on_batch_end()
+                    logs.update_train_step_metrics()
+                finally:
+                    trainer.loggers = loggers  # after an error, Lightning saves and closes them
             if trainer.should_stop and loop.done:
                 break  # Lightning then does what is left
             update("step", True)

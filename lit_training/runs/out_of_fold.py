@@ -63,7 +63,8 @@ class OutOfFold:
         """Return the row of each path in a listing, (n,) int64, or -1. A moved photo is found by its SHA-256."""
         rows = {path: row for row, path in enumerate(listing.paths)}
         lines = read_split_file(str(split_file)) if split_file.is_file() else {}
-        moved = {lines[path][2]: path for path in {*self.paths} - {*rows} if path in lines and lines[path][2]}
+        hashes = {path: lines[path].sha256 for path in {*self.paths} - {*rows} if path in lines}
+        moved = {sha256: path for path, sha256 in hashes.items() if sha256}
         for place in {*rows} - {*self.paths} if moved else ():
             if old := moved.get(hash_file(listing.root / place)):
                 rows[old] = rows[place]

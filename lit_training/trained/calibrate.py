@@ -29,6 +29,7 @@ from lit_training.statistics import conformal_threshold, fit_temperature, sample
 MAX_SCORES = 5000  # and samples for the temperature; of more samples, a subset is drawn
 MAX_PICTURES = 1000  # of the training, validation and test split that the network computes again
 MAX_VALUES = 1 << 21  # of all references together, 4 MB
+NO_MARKS = "no picture can be marked unlike the training photos (docs/trust.md)"
 
 
 @dataclass(frozen=True)
@@ -53,9 +54,7 @@ class Calibration:
         """Return a line with the temperature and its samples, and one if no picture can be marked."""
         note = "; these pictures also chose the epoch" if "val" in self.source else ""
         scores = f"scores for sets: {len(self.scores)} of {self.score_source}"
-        unlike = "\nunlike      no picture can be marked unlike the training photos (docs/trust.md)" * (
-            self.limit == inf
-        )
+        unlike = f"\nunlike      {NO_MARKS}" if self.limit == inf else ""
         return f"temperature {self.temperature:.3g}  (from {self.count} of {self.source}; {scores}{note}){unlike}"
 
     def threshold(self, coverage: float) -> float:
@@ -145,7 +144,7 @@ def calibrate(
     calibration, seed = Calibration.of(checkpoint), checkpoint["lit"].get("seed") or 0
     compute, is_ours = None, str(checkpoint["lit"].get("model_class")).startswith("lit_models.")
     if isinstance(data, SplitDataModule) and not is_own(type(data)):
-        with contextlib.suppress(*[CheckpointError] * (not is_ours)):
+        with contextlib.suppress(*() if is_ours else (CheckpointError,)):
             model = checkpoints.load_model(checkpoint, announce=False).to(device)
             compute = partial(_compute, model, data, seed, progress) if model.sample_ndim == 3 else None
     if calibration is None and table.is_file():
@@ -153,7 +152,7 @@ def calibrate(
     elif calibration is None and outputs is not None and not outputs[1].is_floating_point():
         calibration = fit_calibration(*outputs, "val", seed, compute("test") if compute and is_ours else None)
     if calibration is not None and compute:
-        with contextlib.suppress(*[Exception] * (not is_ours)):
+        with contextlib.suppress(*() if is_ours else (Exception,)):
             calibration = _add_references(calibration, compute)
     write_calibration(path, calibration)
     return calibration
