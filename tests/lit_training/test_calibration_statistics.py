@@ -77,7 +77,7 @@ def test_calibration_error_equals_torchmetrics() -> None:
     found = calibration_error(p.amax(1).numpy(), p.argmax(1).numpy() == labels)
     assert found == pytest.approx(float(multiclass_calibration_error(p, torch.from_numpy(labels), 5)), abs=1e-6)
     assert found > chance_error(p.amax(1).numpy())
-    p = torch.tensor([[0.9, 0.1]] * 8 + [[1.0, 0.0]] * 2)  # too careful, and sure but wrong: two bins, as there
+    p = torch.tensor([[0.95, 0.05]] * 8 + [[1.0, 0.0]] * 2)  # too careful, and sure but wrong: two bins, as there
     labels = np.array([0] * 8 + [1] * 2)
     found = calibration_error(p.amax(1).numpy(), p.argmax(1).numpy() == labels)
     assert found == pytest.approx(float(multiclass_calibration_error(p, torch.from_numpy(labels), 2)), abs=1e-6)
