@@ -43,7 +43,7 @@ def choose_optimizer(run: Run, parser: LightningArgumentParser, typed: set[str])
     chosen = [flag for flag in ATTRIBUTES if config[flag]]
     words = " ".join(f"--{flag} {config[flag]['class_path'].rpartition('.')[2]}" for flag in chosen or ["model"])
     unused = "--{0} is for models built on LitBase that return build_optimizers(): "
-    unused += f"{type(model).__name__} has its own in configure_optimizers, leave --{{0}} out"
+    unused += f"{type(model).__name__} does not, leave --{{0}} out"
     if not chosen and not type(model).configure_optimizers.__module__.startswith("lit_models."):
         return  # a user's own may need the Trainer, which does not exist yet
     if not isinstance(model, LitBase):

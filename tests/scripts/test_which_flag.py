@@ -78,7 +78,7 @@ def own_classes() -> Iterator[None]:
             "--model mine.Own --optimizer Adam",
             "--optimizer is for models built on LitBase that return build_optimizers()",
         ),
-        ("--model mine.Own --optimizer SGD --optimizer.lr 1e-4", "Own has its own in configure_optimizers"),
+        ("--model mine.Own --optimizer SGD --optimizer.lr 1e-4", "Own does not, leave --optimizer out"),
         ("--model mine.Own --lr_scheduler OneCycleLR", "leave --lr_scheduler out"),
         ("--model mine.Half --lr_scheduler OneCycleLR", "leave --lr_scheduler out"),
         (

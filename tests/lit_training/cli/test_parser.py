@@ -109,7 +109,7 @@ def test_custom_classes_are_built(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.trainer.max_epochs == 1
     with pytest.raises(SystemExit), one_line_errors("fit.py"):
         parse("--model own_classes.Model --data own_classes.Data --optimizer Adam")
-    assert "Model has its own in configure_optimizers" in capsys.readouterr().err
+    assert "Model does not, leave" in capsys.readouterr().err
 
 
 def test_same_seed_same_network() -> None:
