@@ -334,8 +334,7 @@ class ResumePoint(Callback):
             self._stop(trainer, signum)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        progress = trainer.fit_loop.epoch_loop.batch_progress.current
-        is_fetching = self._next_is_step and trainer.training and progress.ready == progress.completed
+        is_fetching = self._next_is_step and all(one.own.is_fetching for one in repeatable_loaders(trainer))
         if isinstance(exception, Exception) and is_fetching and trainer.world_size == 1:
             self.save(trainer)
         self.watch.ending, self.watch.stepping = True, False
