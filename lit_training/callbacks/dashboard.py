@@ -140,8 +140,9 @@ class Dashboard(Callback):
         worst = _worst(torch.cat(mistakes)).tolist()
         answers = [(int(target), int(predicted), confidence) for target, predicted, confidence, _ in worst]
         loader, places = _loader(trainer), [int(row[3]) for row in worst]
+        step = trainer.global_step - 1  # as val_loss: a resumed run removes later steps
         dataset = _pictures_of(loader) if isinstance(getattr(loader, "sampler", None), EvalSampler) else None
-        self.draw_waiting = partial(self._draw, trainer, sum(matrices), dataset, places, answers, trainer.global_step)
+        self.draw_waiting = partial(self._draw, trainer, sum(matrices), dataset, places, answers, step)
         if self.drawing_seconds <= DRAWING_TIME_SHARE * (time.monotonic() - self.start_time):
             self.draw_waiting()
 

@@ -236,7 +236,7 @@ class ResumePoint(Callback):
         """Before the first step of this process, restore what the steps before it changed in the user's objects."""
         is_inside_epoch = self.loaded and not self.loaded["finished"]
         if is_inside_epoch:
-            start_resumed_epoch(trainer)
+            start_resumed_epoch(trainer, is_start=not self.loaded["batches"])
             self._restore_weights()
         self._restore_weights = lambda: None
         states = own_states(trainer)
@@ -270,13 +270,14 @@ class ResumePoint(Callback):
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         self.watch.note_progress()
+        if self.loaded:
+            set_logged_steps(trainer, self.loaded["logged"])
         if not self._first_own_states:
             self._restore_own_state(trainer, pl_module)
         if self.loaded:
             if trainer.is_global_zero and self.loaded.get("batch") not in (None, fingerprint_batch(batch)):
                 problem = "the training data gave another batch than before the interruption"
                 print(f"warning: {problem}: the result differs from that of an uninterrupted run", file=sys.stderr)
-            set_logged_steps(trainer, self.loaded["logged"])
             self.loaded = {}
             return
         if batch_idx % trainer.accumulate_grad_batches:  # checkpoints do not contain accumulated gradients
@@ -333,8 +334,7 @@ class ResumePoint(Callback):
             self._stop(trainer, signum)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        progress = trainer.fit_loop.epoch_loop.batch_progress.current
-        is_fetching = self._next_is_step and trainer.training and progress.ready == progress.completed
+        is_fetching = self._next_is_step and all(one.own.is_fetching for one in repeatable_loaders(trainer))
         if isinstance(exception, Exception) and is_fetching and trainer.world_size == 1:
             self.save(trainer)
         self.watch.ending, self.watch.stepping = True, False

@@ -1,6 +1,7 @@
 """Write checkpoints atomically, and read checkpoints without executing code in the file."""
 
 import contextlib
+import filecmp
 import inspect
 import io
 import math
@@ -114,8 +115,9 @@ def _write(target: Path, save: Callable[[IO[bytes]], Any], keep_old: bool = Fals
 
 
 def copy_resume_point(source: Path, target: Path) -> None:
-    """Copy a resume point to ``target``, unless this is a file that something else has written."""
-    if is_resume_point(target) or not target.exists():
+    """Copy a resume point to ``target``, unless this is the same, or a checkpoint that something else has written."""
+    is_same = target.exists() and filecmp.cmp(source, target, shallow=False)
+    if not is_same and (not target.exists() or is_resume_point(target, if_unreadable=True)):
         with source.open("rb") as file:
             _write(target, lambda copy: shutil.copyfileobj(file, copy))
 

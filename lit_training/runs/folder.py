@@ -273,6 +273,8 @@ def lock_and_read_resume_point(run: Path, limits: dict[str, Any]) -> RunStart:
     for unfinished in (part for folder in ("", CHECKPOINTS, RESUME) for part in (run / folder).glob(".*.part")):
         with contextlib.suppress(OSError):
             unfinished.unlink()
+    if start.trained and start.checkpoint:  # the process may have been killed before it copied the last resume point
+        checkpoints.copy_resume_point(start.checkpoint, run / CHECKPOINTS / LAST)
     return start
 
 

@@ -15,6 +15,7 @@ from typing import Any
 from lightning.fabric.utilities.apply_func import apply_to_collection
 from lightning.fabric.utilities.data import sized_len
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer, seed_everything
+from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.loggers.logger import DummyLogger
 from lightning.pytorch.loops.optimization.automatic import ClosureResult
 from lightning.pytorch.plugins import Precision
@@ -303,9 +304,13 @@ def count_epoch_as_complete(trainer: Trainer) -> None:
     trainer.fit_loop._restarting = trainer.fit_loop.epoch_loop._restarting = False
 
 
-def start_resumed_epoch(trainer: Trainer) -> None:
-    """Call the hooks ``on_train_epoch_start``, which keep a backbone frozen. After a resume Lightning skips them."""
-    loggers, trainer.loggers = trainer.loggers, [DummyLogger()]  # the hooks logged the same values before the resume
+def start_resumed_epoch(trainer: Trainer, is_start: bool) -> None:
+    """Call the hooks ``on_train_epoch_start``, which keep a backbone frozen. After a resume Lightning skips them.
+
+    What they log is in the logs of the killed run, but TensorBoard has removed it if this is the start of the epoch.
+    """
+    loggers, removed = trainer.loggers, [one for one in trainer.loggers if isinstance(one, TensorBoardLogger)]
+    trainer.loggers = removed[: len(removed) * is_start] or [DummyLogger()]  # type: ignore[assignment]
     call._call_callback_hooks(trainer, "on_train_epoch_start")
     call._call_lightning_module_hook(trainer, "on_train_epoch_start")
     trainer.loggers = loggers

@@ -91,6 +91,7 @@ class RepeatableLoader:
     def __init__(self, loader: Any, trainer: Trainer, seed: int, resume_point: Any) -> None:
         own = SimpleNamespace(loader=loader, trainer=trainer, seed=seed, resume_point=resume_point)
         own.has_state, own.start, own.epoch, own.passes, own.skip = False, {}, -1, 0, 0
+        own.is_fetching = False  # True if the next batch was requested, so that the step before is complete
         vars(self)["own"] = own
         if hasattr(loader, "state_dict") and hasattr(loader, "load_state_dict"):
             vars(self).update(state_dict=loader.state_dict, load_state_dict=loader.load_state_dict)
@@ -125,10 +126,12 @@ class RepeatableLoader:
         to_skip, number = own.skip, first
         seed_random_numbers(seed + first, device)
         for number, batch in enumerate(own.loader, first + 1):
+            own.is_fetching = False
             if own.skip:
                 own.skip -= 1
             else:
                 yield batch
+            own.is_fetching = True
             if not (getattr(own.trainer, "is_plain", False) and getattr(own.loader, "has_next", False)):
                 seed_random_numbers(seed + number, device)
         if number == 0:

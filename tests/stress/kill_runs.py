@@ -34,7 +34,6 @@ from unittest import mock
 
 import numpy as np
 import torch
-from lightning.pytorch import Callback
 from lightning.pytorch.strategies.launchers import subprocess_script
 from lightning.pytorch.utilities import rank_zero_only
 from PIL import Image
@@ -150,14 +149,23 @@ def write_cifar10(root: Path) -> Path:
     return root
 
 
-class SampleRecorder(Callback):
-    """Writes a hash of each network input to a file per process: ``used0.jsonl``, ``used1.jsonl``."""
+def record_samples(trainer: Any, batch: Any) -> None:
+    """Write a hash of each network input to a file per process: ``used0.jsonl``, ``used1.jsonl``."""
+    samples = [hashlib.blake2b(sample.numpy().tobytes(), digest_size=8).hexdigest() for sample in batch[0]]
+    line = json.dumps([trainer.fit_loop.total_batch_idx, trainer.current_epoch, samples, trainer.world_size])
+    with Path(f"used{trainer.global_rank}.jsonl").open("a") as file:
+        file.write(f"\n{line}")  # begin with a line break: the previous line may be incomplete
 
-    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
-        samples = [hashlib.blake2b(sample.numpy().tobytes(), digest_size=8).hexdigest() for sample in batch[0]]
-        line = json.dumps([trainer.fit_loop.total_batch_idx, trainer.current_epoch, samples, trainer.world_size])
-        with Path(f"used{trainer.global_rank}.jsonl").open("a") as file:
-            file.write(f"\n{line}")  # begin with a line break: the previous line may be incomplete
+
+class JumpingClock:
+    """A clock that stands still, runs or jumps ahead at random: what depends on time happens at any step."""
+
+    def __init__(self) -> None:
+        self.draw, self.now = random.Random(), 0.0
+
+    def monotonic(self) -> float:
+        self.now += self.draw.choice((0, 1e-9, 1e-3, 0.1, 0.6, 2, 6, 60)) * self.draw.random()
+        return self.now
 
 
 History = list[dict[int, tuple[Any, ...]]]
@@ -273,20 +281,23 @@ def fork_ranks(processes: int) -> None:
 
 
 def _fit(cost: float) -> int:
-    """Run fit.py with the arguments in ``sys.argv`` and the callback :class:`SampleRecorder`. Return the exit code."""
-    from lit_training.callbacks.resume import ResumePoint
-    from lit_training.cli.parser import FitCLI
+    """Run fit.py with the arguments in ``sys.argv``, and record the samples of each step. Return the exit code."""
+    from lit_training.callbacks import resume
     from lit_training.errors import one_line_errors
+    from lit_training.runs import checkpoints, lightning_internals
+    from lit_training.runs.loaders import StepSeed
 
-    ResumePoint.TIME_SHARE = cost
-    build = FitCLI.instantiate_trainer
+    resume.ResumePoint.TIME_SHARE = cost
+    if random.random() < 0.5:
+        for module in (resume, checkpoints, lightning_internals):
+            module.time = JumpingClock()  # type: ignore[attr-defined]
+    seed = StepSeed.on_train_batch_start
 
-    def with_recorder(cli: FitCLI, **more: Any) -> Any:
-        trainer: Any = build(cli, **more)
-        trainer.callbacks.append(SampleRecorder())
-        return trainer
+    def seed_and_record(self: StepSeed, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        seed(self, trainer, pl_module, batch, batch_idx)
+        record_samples(trainer, batch)  # a callback would do it too, but then no step is plain
 
-    FitCLI.instantiate_trainer = with_recorder  # type: ignore[method-assign, assignment]
+    StepSeed.on_train_batch_start = seed_and_record  # type: ignore[method-assign]
     try:
         with one_line_errors("fit.py"):
             runpy.run_path(str(FIT))["main"]()

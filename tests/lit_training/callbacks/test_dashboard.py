@@ -175,7 +175,7 @@ def test_without_time_for_drawing_the_first_and_the_last_best_epoch_are_drawn(
     monkeypatch.setattr(dashboard, "DRAWING_TIME_SHARE", 0.0)
     board = fit(bare, tmp_path, Improving(), shapes(), max_epochs=4, monitor=("made_up", "max"))
     for tag in ("validation/confusion_matrix", "validation/most_confident_mistakes"):
-        assert [event.step for event in board.Images(tag)] == [10, 30]
+        assert [event.step for event in board.Images(tag)] == [9, 29]
 
 
 def test_the_sheet_shows_the_most_confident_mistakes(watched: Watched) -> None:

@@ -1,5 +1,6 @@
 """A run's folder is created once, locked against other processes, and found again by the same command."""
 
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -7,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from datamodules.text import command
 from lit_training.errors import CheckpointError, UsageError
@@ -116,6 +118,25 @@ def test_limits_that_are_not_reached_extend_a_finished_run(flags: str, finished:
 
 
 # --- latest ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_finished_run_that_was_killed_before_it_copied_its_last_resume_point_gets_last_ckpt(
+    copy_run: CopyRun,
+) -> None:
+    run = copy_run(line := f"{SHAPES} --max_epochs 1")
+    last, point = run / "checkpoints" / "last.ckpt", run / "checkpoints" / "resume" / "last.ckpt"
+    damages: list[Callable[[], Any]] = [
+        lambda: shutil.copy(point.with_name("previous.ckpt"), last),
+        last.unlink,
+        lambda: last.write_bytes(b"half"),
+    ]
+    for damage in damages:
+        damage()
+        assert start_of(f"{line} --resume auto").trained
+        assert last.read_bytes() == point.read_bytes()
+    torch.save({"state_dict": {}}, last)  # a checkpoint of the user
+    start_of(f"{line} --resume auto")
+    assert torch.load(last, weights_only=True) == {"state_dict": {}}
 
 
 def test_latest_is_the_newest_run_that_has_the_needed_file(capsys: pytest.CaptureFixture[str]) -> None:

@@ -295,7 +295,7 @@ def test_the_hooks_of_a_resumed_epoch_are_called_without_loggers(bare: BareTrain
 
     def call_hooks(trainer: Trainer, model: Any) -> None:
         before = len(logger.logged)
-        start_resumed_epoch(trainer)
+        start_resumed_epoch(trainer, is_start=True)
         assert trainer.loggers == [logger]
         assert len(logger.logged) == before
 

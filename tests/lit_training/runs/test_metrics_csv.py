@@ -22,12 +22,16 @@ from tests.support.fits import SHAPES, fit, rows
 def test_tensorboard_and_csv_show_each_step_once(copy_run: Callable[..., Path]) -> None:
     line = f"{SHAPES} --max_epochs 3"
     run = copy_run(line, kill_at=4)
-    for step in (9, None):
+    for step in (9, 12, None):  # 12 is the first step of an epoch
         fit(f"{line} --resume auto", kill_at=step)
     board = EventAccumulator(str(run)).Reload()
     assert [event.step for event in board.Scalars("train_loss_step")] == [1, 3, 5, 7, 9, 11, 13, 15, 17]
     assert [event.step for event in board.Scalars("val_loss")] == [5, 11, 17]
+    at_starts = [0, 1, 3, 5, 6, 7, 9, 11, 12, 13, 15, 17]  # of epochs, and in logged steps
+    assert [event.step for event in board.Scalars("lr-SGD")] == at_starts
+    assert board.Images("validation/confusion_matrix")[0].step == 5, "pictures have the step of val_loss"
     table = rows(run)
+    assert [int(row["step"]) for row in table if "lr-SGD" in row] == at_starts
     assert [int(row["step"]) for row in table if "train_loss_step" in row] == [1, 3, 5, 7, 9, 11, 13, 15, 17]
     assert [int(row["step"]) for row in table if "val_loss" in row] == [5, 11, 17]
 
