@@ -55,6 +55,7 @@ CLICK_RUN = ALL_NODES + "all.find(n => n.nodeName === 'PAPER-ITEM' && n.textCont
 
 pytestmark = [
     pytest.mark.slow,
+    pytest.mark.figures,
     pytest.mark.skipif(not REQUIRED, reason="no chromedriver here: apt-get install chromium chromium-driver"),
 ]
 
