@@ -111,7 +111,7 @@ def show(address: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cal
             return condition(seen[0])
 
         try:
-            WebDriverWait(browser, 30).until(found)
+            WebDriverWait(browser, 120).until(found)
         except TimeoutException:
             pytest.fail(f"the tab {tab} shows {seen}")
         return seen[0]
