@@ -3,16 +3,20 @@ PYTHON ?= python3
 BIN := .venv/bin
 MINUTES ?= 10
 
-.PHONY: fit test test-slow coverage stress mutants lint format dashboard
+.PHONY: fit test test-slow test-all coverage stress mutants lint format dashboard
 
 fit: .venv/ready
 	$(BIN)/python scripts/fit.py
 
 test: .venv/ready
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n auto
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n auto --dist worksteal
 
 test-slow: .venv/ready
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow -n 2
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow -n 2 --dist worksteal
+
+# Both in one run, which imports and collects once
+test-all: .venv/ready
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal
 
 coverage: .venv/ready
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n auto --cov --cov-report=term

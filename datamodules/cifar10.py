@@ -63,17 +63,17 @@ class CIFAR10DataModule(SplitDataModule):
         self.root = Path(root).expanduser()
         self.sets = {}
 
+    def report(self) -> str:
+        is_here = any((self.root / name).exists() for name in (CIFAR10.base_folder, CIFAR10.filename))
+        return "" if is_here else f"downloading CIFAR10 (162 MB) from {CIFAR10.url}: it can take an hour"
+
     def prepare_data(self) -> None:
         """Download the data set if it is missing, and check its md5."""
-        root = self.root
         try:
-            root.mkdir(parents=True, exist_ok=True)
+            (root := self.root).mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise DataError(
-                f"{root} cannot be written ({error.strerror}): free disk space, or give another folder with --data.root"
-            ) from error
-        if not any((root / name).exists() for name in (CIFAR10.base_folder, CIFAR10.filename)):
-            print(f"downloading CIFAR10 (162 MB) from {CIFAR10.url}; this server is slow, it can take an hour")
+            problem = f"{root} cannot be written ({error.strerror})"
+            raise DataError(f"{problem}: free disk space, or give another folder with --data.root") from error
         try:
             CIFAR10(str(root), download=True)
         except (OSError, RuntimeError) as error:  # torchvision raises RuntimeError for a wrong md5

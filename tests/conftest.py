@@ -14,6 +14,7 @@ from hypothesis import settings
 from lightning.pytorch import Trainer
 
 from tests.support.ants_and_bees import write_photos
+from tests.support.drawing import draw_figures
 from tests.support.training import bare_trainer, own_caches
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # a number that the user set is kept
@@ -42,6 +43,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items if not GPUS else ():
         if item.get_closest_marker("gpu"):
             item.add_marker(pytest.mark.skip(reason="needs a GPU with CUDA"))
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Draw figures if the test has the marker ``figures``. The fixtures of its module are made after this."""
+    draw_figures(item.get_closest_marker("figures") is not None)
 
 
 @pytest.fixture(autouse=True)

@@ -55,6 +55,7 @@ CLICK_RUN = ALL_NODES + "all.find(n => n.nodeName === 'PAPER-ITEM' && n.textCont
 
 pytestmark = [
     pytest.mark.slow,
+    pytest.mark.figures,
     pytest.mark.skipif(not REQUIRED, reason="no chromedriver here: apt-get install chromium chromium-driver"),
 ]
 
@@ -110,7 +111,7 @@ def show(address: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cal
             return condition(seen[0])
 
         try:
-            WebDriverWait(browser, 30).until(found)
+            WebDriverWait(browser, 120).until(found)
         except TimeoutException:
             pytest.fail(f"the tab {tab} shows {seen}")
         return seen[0]

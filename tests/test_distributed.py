@@ -3,11 +3,8 @@
 import contextlib
 import json
 import os
-import shlex
 import signal
 import socket
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -18,7 +15,7 @@ import torch
 
 from datamodules.text import command
 from lit_training.errors import UsageError
-from tests.support.commands import ENVIRONMENT, ROOT
+from tests.support.commands import ROOT
 from tests.support.fits import SHAPES, SMALL_NET, assert_same_weights, last, parse
 from tests.support.forks import Fork
 from tests.support.slurm import JOB, stand_in_scontrol
@@ -31,9 +28,7 @@ ENDLESS = f"{TINY} --max_epochs 100000"
 
 def run_worlds(job: str, place: Path) -> dict[str, Any]:
     """Run a job of tests/worlds with several numbers of processes; return its results."""
-    command = [sys.executable, str(ROOT / "tests" / "worlds"), job, str(place)]
-    ended = subprocess.run(command, capture_output=True, text=True, check=False, env=ENVIRONMENT)
-    assert ended.returncode == 0, ended.stderr[-3000:]
+    wait_for_end(Fork(f"{ROOT / 'tests' / 'worlds'} {job} {place}"), 0)
     return json.loads((place / "result.json").read_text())
 
 
@@ -124,31 +119,8 @@ def test_fsdp_is_configured_with_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 # --- new processes ----------------------------------------------------------------------------------------------------
 
 
-def start(command: str, **environment: str) -> subprocess.Popen[str]:
-    """Start Python in a new session, so that a test can find processes that it does not end."""
-    return subprocess.Popen(
-        [sys.executable, *shlex.split(command)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-        env={**ENVIRONMENT, **environment},
-    )
-
-
 def train(line: str, **environment: str) -> Fork:
     return Fork(f"fit.py {line}", **environment)
-
-
-def read_until(process: subprocess.Popen[str], text: str) -> None:
-    """Read the output of a program until a line contains ``text``."""
-    assert process.stdout is not None
-    lines = []
-    for line in process.stdout:
-        lines.append(line)
-        if text in line:
-            return
-    raise AssertionError("".join(lines))
 
 
 def processes_of_session(session: int) -> list[int]:
@@ -166,7 +138,7 @@ def processes_of_session(session: int) -> list[int]:
 
 def assert_all_ended(session: int) -> None:
     """Fail if a process of the session still runs after a while; one that exits may be seen for a moment."""
-    until = time.monotonic() + 10  # a process that was left running would stay
+    until = time.monotonic() + 100  # a process that was left running would stay
     while (found := processes_of_session(session)) and time.monotonic() < until:
         time.sleep(0.05)
     assert found == []
@@ -246,7 +218,7 @@ def test_rank_that_hangs_or_dies_ends_the_job(what: str) -> None:
 
 
 TROUBLE = """
-import os
+import os, time
 from pathlib import Path
 from lightning.pytorch import Callback
 from lit_training.callbacks.resume import ResumePoint
@@ -262,6 +234,12 @@ class FullDisk(Callback):
                         pass
                 except OSError:
                     pass
+
+class Waiting(Callback):
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        if trainer.global_step == 5 and trainer.global_rank == 1 and Path("wait").exists():
+            Path("wait").unlink()
+            time.sleep(600)
 
 class LostPhoto(Callback):
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
@@ -381,20 +359,12 @@ def free_port() -> str:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("launcher", ["torchrun", "variables"])
-def test_two_nodes_train_resume_and_stop_at_the_end(launcher: str) -> None:
+def test_two_nodes_train_resume_and_stop_at_the_end() -> None:
     line = f"{TINY} --devices 1 --num_nodes 2 --max_epochs 1 --resume auto"
     for expected in ("val_acc", "nothing to do"):
-        port = free_port()
-        nodes: list[Any] = []
-        for node in ("0", "1"):
-            if launcher == "torchrun":
-                options = f"--nnodes 2 --nproc_per_node 1 --node_rank {node} --master_port {port}"
-                options += f" --master_addr 127.0.0.1 {ROOT / 'scripts' / 'fit.py'}"
-                nodes.append(start(f"-m torch.distributed.run {options} {line}"))
-            else:
-                nodes.append(train(line, NODE_RANK=node, MASTER_ADDR="127.0.0.1", MASTER_PORT=port))
-        outputs = [process.communicate(timeout=300)[0] for process in nodes]
+        place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
+        nodes = [train(line, NODE_RANK=node, **place) for node in "01"]
+        outputs = [process.communicate()[0] for process in nodes]
         assert [process.returncode for process in nodes] == [0, 0], outputs
         assert expected in outputs[0]
         assert "lightning_logs" not in outputs[1]  # only one node prints
@@ -404,19 +374,26 @@ def test_two_nodes_train_resume_and_stop_at_the_end(launcher: str) -> None:
 @pytest.mark.slow
 def test_killed_torchrun_ends_both_nodes_and_the_restarted_run_is_the_same() -> None:
     Path("own_trouble.py").write_text(TROUBLE)  # it writes a resume point after each step
-    line = f"{TINY} --max_epochs 60 --callbacks own_trouble.FullDisk"
+    Path("torchrun.py").write_text("from torch.distributed.run import main\nmain()")
+    line = f"{TINY} --max_epochs 3 --callbacks own_trouble.Waiting"
     wait_for_end(train(f"{line} --devices 2 --default_root_dir whole"), 0)
+    Path("wait").touch()
     for is_killed in (True, False):
         options = f"--nnodes 2 --nproc_per_node 1 --master_addr 127.0.0.1 --master_port {free_port()}"
         script = f"{ROOT / 'scripts' / 'fit.py'} {line} --devices 1 --num_nodes 2 --resume auto"
-        agents = [start(f"-m torch.distributed.run {options} --node_rank {node} {script}") for node in (0, 1)]
+        torchrun = f"{Path('torchrun.py').resolve()} {options}"
+        agents = [Fork(f"{torchrun} --node_rank {node} {script}") for node in (0, 1)]
         if is_killed:
-            read_until(agents[0], "epoch")
+            while Path("wait").exists():
+                assert agents[1].returncode is None, agents[1].communicate()
+                time.sleep(0.05)
             children = f"/proc/{agents[1].pid}/task/{agents[1].pid}/children"
             [worker] = Path(children).read_text().split()
-            agents[1].kill()
-        outputs = [agent.communicate(timeout=300)[0] for agent in agents]
+            os.kill(agents[1].pid, signal.SIGKILL)
+        outputs = [agent.communicate()[0] for agent in agents]
         assert [agent.returncode for agent in agents] == ([1, -signal.SIGKILL] if is_killed else [0, 0]), outputs
         assert_all_ended(int(worker))  # torchrun gives each worker its own session
     assert "resume  lightning_logs/version_0/checkpoints/resume/last.ckpt, after step" in outputs[0]
+    assert "val_acc" in outputs[0]
+    assert "lightning_logs" not in outputs[1]  # only one node prints
     assert_same_weights(Path("whole/lightning_logs/version_0"), Path("lightning_logs/version_0"))

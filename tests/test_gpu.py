@@ -17,6 +17,7 @@ from lightning.pytorch import Callback
 from lit_training.callbacks import compiled
 from tests.support.commands import ENVIRONMENT, ROOT, run, run_well
 from tests.support.fits import SHAPES, assert_same_end, assert_same_weights, fit, fit_run, kill_and_resume, last, rows
+from tests.support.forks import Fork
 
 DEVICES = pytest.param("cpu", marks=pytest.mark.slow), pytest.param("cuda", marks=pytest.mark.gpu)
 DEVICE = pytest.mark.parametrize("device", DEVICES)
@@ -124,12 +125,22 @@ def test_compiled_runs_resume_exactly_and_keep_their_outputs(
 # --- several processes ------------------------------------------------------------------------------------------------
 
 
-def program(line: str) -> "subprocess.CompletedProcess[str]":
-    """Run a script in a new process that sees the GPUs."""
-    environment = {**ENVIRONMENT, "CUDA_VISIBLE_DEVICES": os.environ.get("CUDA_VISIBLE_DEVICES", "0")}
+def start(device: str, line: str, **variables: str) -> "Fork | subprocess.Popen[str]":
+    """Start a script in a new process that sees the GPUs, or in a fork."""
+    if device == "cpu":
+        return Fork(line, **variables)
+    environment = {**ENVIRONMENT, **variables, "CUDA_VISIBLE_DEVICES": os.environ.get("CUDA_VISIBLE_DEVICES", "0")}
     name, *flags = line.split()
-    command = [sys.executable, str(ROOT / "scripts" / name), *flags]
-    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300, check=False)
+    command, pipe = [sys.executable, str(ROOT / "scripts" / name), *flags], subprocess.PIPE
+    return subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env=environment)
+
+
+def program(device: str, line: str) -> str:
+    """Run a script that must end with exit code 0; return its stdout."""
+    process = start(device, line)
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
+    return out
 
 
 @pytest.mark.slow
@@ -138,8 +149,7 @@ def test_ddp_of_one_process_gives_the_weights_of_one_device(device: str) -> None
     """On CUDA with NCCL, on the CPU with gloo."""
     line = f"fit.py {MODELS['LeNet']} --max_epochs 1 --accelerator {device} --devices 1"
     for strategy in ("auto", "ddp"):
-        ended = program(f"{line} --strategy {strategy} --default_root_dir {strategy}")
-        assert ended.returncode == 0, ended.stderr
+        program(device, f"{line} --strategy {strategy} --default_root_dir {strategy}")
     one, other = (Path(strategy, "lightning_logs/version_0") for strategy in ("auto", "ddp"))
     assert largest_difference(one, other) < 1e-6
 
@@ -174,22 +184,15 @@ def test_two_processes_with_gloo_share_one_device(device: str) -> None:
     Path("two.py").write_text(TWO)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
-    environment = {**ENVIRONMENT, **meeting, "CUDA_VISIBLE_DEVICES": os.environ.get("CUDA_VISIBLE_DEVICES", "0")}
+        port = str(free.getsockname()[1])
     name = "cuda:0" if device == "cuda" else device
     for ranks in (1, 2):
-        started = [
-            subprocess.Popen(
-                [sys.executable, "two.py", name, str(ranks)],
-                env={**environment, "LOCAL_RANK": str(rank), "NODE_RANK": "0"} if ranks > 1 else environment,
-            )
-            for rank in range(ranks)
-        ]
-        try:
-            assert [process.wait(timeout=200) for process in started] == [0] * ranks
-        finally:
-            for process in started:
-                process.kill()
+        line = f"{Path('two.py').resolve()} {name} {ranks}"
+        meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "NODE_RANK": "0"}
+        ranked = [{**meeting, "LOCAL_RANK": str(rank)} for rank in range(ranks)] if ranks > 1 else [{}]
+        started = [start(device, line, **variables) for variables in ranked]
+        printed = [process.communicate(timeout=300) for process in started]
+        assert [process.returncode for process in started] == [0] * ranks, printed
     one, two = torch.load("1.pt"), torch.load("2.pt")
     assert max(float((one[key] - two[key]).abs().max()) for key in one) < 1e-5
 
@@ -200,14 +203,12 @@ def test_the_checkpoint_of_a_sharded_run_predicts(device: str, photo_folder: Pat
     """FSDP needs CUDA; on the CPU the test runs with DDP."""
     strategy = "fsdp" if device == "cuda" else "ddp"
     flags = f"--model LitCNN --data.image_size 32 --max_epochs 2 --accelerator {device} --devices 1"
-    ended = program(f"fit.py --data photos {flags} --strategy {strategy}")
-    assert ended.returncode == 0, ended.stderr
+    program(device, f"fit.py --data photos {flags} --strategy {strategy}")
     assert (Path("lightning_logs/version_0/checkpoints/best.ckpt")).is_file()
     for accelerator in {"cpu", device}:
-        lines = program(f"predict.py latest photos/val --accelerator {accelerator}").stdout.splitlines()
+        lines = program(device, f"predict.py latest photos/val --accelerator {accelerator}").splitlines()
         assert len(lines) > len([*photo_folder.glob("val/*/*.jpg")])
-    ended = program(f"fit.py --resume latest --max_epochs 3 --accelerator {device}")
-    assert ended.returncode == 0, ended.stderr
+    program(device, f"fit.py --resume latest --max_epochs 3 --accelerator {device}")
 
 
 # --- commands ---------------------------------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ from lit_training.cli.parser import FitCLI
 from lit_training.runs.out_of_fold import OutOfFold
 from tests.support import by_hand, printed
 from tests.support.ants_and_bees import write_photos
-from tests.support.commands import ROOT, run, run_well
+from tests.support.commands import ROOT, run, run_well, series_in_this_process
 from tests.support.own_classes import OWN, remember_imports
 from tests.support.training import own_caches
 
@@ -215,7 +215,8 @@ def test_a_page_runs(page: Path, folder_of_the_pages: Path, tmp_path: Path, monk
                 lines = [line.partition("#")[0].strip() for line in body.splitlines()]
                 for line in lines:
                     if line.startswith("python scripts/"):
-                        ended = run(as_runnable_command(line))
+                        with series_in_this_process() if "--seeds" in line else contextlib.nullcontext():
+                            ended = run(as_runnable_command(line))
                         assert ended.code == int("--labels" in line), ended.err  # 1: a wrong label was found
                         ran += 1
     assert ran

@@ -13,6 +13,7 @@ from tests.support.commands import run_well
 
 pytestmark = [
     pytest.mark.slow,
+    pytest.mark.figures,
     pytest.mark.skipif(not REQUIRED, reason="no chromedriver here: apt-get install chromium chromium-driver"),
 ]
 

@@ -1,24 +1,30 @@
 """The browser tests are skipped with a message, or fail if a browser is required."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[1]
-BROWSER_TEST = "tests/test_browser.py::test_command_and_configuration"
+from tests.support.commands import ROOT
+from tests.support.forks import Fork
+
+PYTEST = f"""
+import os, sys, pytest
+os.chdir({str(ROOT)!r})
+sys.path.insert(0, os.getcwd())
+sys.exit(pytest.main("-q -p no:cacheprovider -m slow tests/test_browser.py::test_command_and_configuration".split()))
+"""
 
 
 def run_browser_test(tmp_path: Path, **environment: str) -> tuple[int, str]:
     """Run a browser test without a browser on PATH; return exit code and output."""
     path = tmp_path / "bin"
     path.mkdir(exist_ok=True)
-    environment = {**os.environ, "PATH": str(path), "PYTHONPATH": str(ROOT), **environment}
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "slow", BROWSER_TEST]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
-    return done.returncode, done.stdout
+    script = tmp_path / "run_pytest.py"
+    script.write_text(PYTEST)
+    process = Fork(str(script), PATH=str(path), **environment)
+    out, err = process.communicate()
+    assert err == ""
+    return process.returncode or 0, out
 
 
 @pytest.mark.slow

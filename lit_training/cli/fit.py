@@ -30,7 +30,7 @@ from lit_training.runs.layout import BEST, HASHES, METRICS, OUT_OF_FOLD, REPORT
 from lit_training.runs.lightning_internals import NullProfiler
 from lit_training.runs.out_of_fold import read_out_of_fold
 from lit_training.runs.own_classes import find_class, with_default_attributes
-from lit_training.runs.plain import LEFT_OUT, plain_checkpoint
+from lit_training.runs.plain import MISSING_PARTS, plain_checkpoint
 from lit_training.runs.run import Run
 from lit_training.statistics import wilson_interval
 from lit_training.text import progress_bar
@@ -150,7 +150,7 @@ def print_result(run: Run) -> None:
     best = "".join(saver.best_model_path for saver in trainer.callbacks if isinstance(saver, BestCheckpoint))
     metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
     checkpoint = checkpoints.read_any(Path(best), mmap=True) if best else {}
-    is_complete = isinstance(model, LitBase) and LEFT_OUT not in checkpoint
+    is_complete = isinstance(model, LitBase) and MISSING_PARTS not in checkpoint
     outputs = ValidationOutputs()
     if is_complete and run.validates and not (trainer.barebones or trainer.fast_dev_run):
         trainer.ckpt_path = None  # otherwise validate() loads the checkpoint that training resumed from

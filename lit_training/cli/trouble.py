@@ -16,7 +16,7 @@ from lit_training.errors import OUT_OF_MEMORY, CheckpointError, TrainingError, U
 from lit_training.runs import checkpoints
 from lit_training.runs.folder import resume_hint
 from lit_training.runs.own_classes import with_default_attributes
-from lit_training.runs.plain import LEFT_OUT
+from lit_training.runs.plain import MISSING_PARTS
 from lit_training.runs.processes import ALREADY_REPORTED
 from lit_training.runs.run import Run
 
@@ -59,7 +59,7 @@ def _to_one_line_error(error: Exception, run: Run) -> BaseException | None:
             "continue with --resume, or choose another folder with --default_root_dir"
         )
     is_restoring = run.trainer.strategy.checkpoint_io.is_restoring
-    if resume_point and is_restoring and (parts := checkpoints.read_any(resume_point).get(LEFT_OUT)):
+    if resume_point and is_restoring and (parts := checkpoints.read_any(resume_point).get(MISSING_PARTS)):
         return CheckpointError(f"{resume_point} cannot be restored ({type(error).__name__}: {text}){parts}")
     if isinstance(error, KeyError) and resume_point is not None and is_library_error(error):
         return CheckpointError(other_optimizer_message(run.trainer))  # for example Adam cannot load the state of SGD

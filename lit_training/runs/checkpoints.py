@@ -27,7 +27,7 @@ from lit_models.base import dotted_path
 from lit_training.errors import CheckpointError, print_once
 from lit_training.runs.layout import PREVIOUS
 from lit_training.runs.own_classes import find_class, is_own
-from lit_training.runs.plain import LEFT_OUT, create, plain_checkpoint
+from lit_training.runs.plain import MISSING_PARTS, create, plain_checkpoint
 
 SECONDS_BETWEEN_WRITES = 5.0
 RESUME_STATE = "ResumePoint"  # key of the state that makes a checkpoint a resume point; only ResumePoint.save adds it
@@ -157,7 +157,7 @@ def lacks_calibration(path: Path) -> bool:
     """Return True for a classifier's checkpoint that fit.py has not tried to calibrate, because it was killed."""
     with contextlib.suppress(CheckpointError):
         checkpoint = read_any(path, mmap=True)
-        record = {"calibration": None} if LEFT_OUT in checkpoint else checkpoint.get("lit") or {}
+        record = {"calibration": None} if MISSING_PARTS in checkpoint else checkpoint.get("lit") or {}
         return record.get("task") == "classification" and "calibration" not in record
     return False
 
@@ -234,5 +234,5 @@ def _explain_errors(kind: type, checkpoint: dict[str, Any]) -> Iterator[None]:
             raise
         reason = " ".join(" ".join((str(error) or type(error).__name__).splitlines()[:2]).split())
         name = dotted_path(kind) if is_own(kind) else kind.__name__
-        message = f"the checkpoint does not fit {name}: {reason}{checkpoint.get(LEFT_OUT, '')}"
+        message = f"the checkpoint does not fit {name}: {reason}{checkpoint.get(MISSING_PARTS, '')}"
         raise CheckpointError(message) from error

@@ -30,7 +30,7 @@ UNSAVED = {
 )
 """Part of a checkpoint that consists of parts -> what is printed about a part that has no plain value."""
 NOT_SAVED = "not saved in this checkpoint: "
-LEFT_OUT = "left_out"  # key in a checkpoint: the end of an error message about the parts that it does not hold
+MISSING_PARTS = "left_out"  # key in a checkpoint: the end of an error message about the parts that it does not hold
 FORMS: list[tuple[Any, Any]] = [  # class -> function that returns the plain value
     (Enum, lambda value: value.name),
     (os.PathLike, os.fspath),
@@ -90,7 +90,7 @@ def plain_checkpoint(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
         if changed:
             print_once(f"{name} ({', '.join(dict.fromkeys(changed))}): {fate}")
     if left_out:
-        plain[LEFT_OUT] = f"; it does not hold {', '.join(left_out)}: let on_save_checkpoint save plain values"
+        plain[MISSING_PARTS] = f"; it does not hold {', '.join(left_out)}: let on_save_checkpoint save plain values"
     return plain
 
 

@@ -57,14 +57,14 @@ def ready(root: Path, **arguments: Any) -> Any:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("train", [True, False])
-def test_pixels_and_labels_equal_those_of_torchvision(official: Path, train: bool) -> None:
-    want = CIFAR10(str(official), train=train)
+def test_pixels_and_labels_equal_those_of_torchvision_and_val_size_0_trains_on_all(official: Path) -> None:
     data = ready(official, val_size=0)
-    split = data.sets["train" if train else "test"]
-    assert torch.equal(split.images, torch.from_numpy(want.data).permute(0, 3, 1, 2))
-    assert split.labels.tolist() == want.targets
-    assert data.class_names == tuple(want.classes)
+    for name in ("train", "test"):
+        want, split = CIFAR10(str(official), train=name == "train"), data.sets[name]
+        assert torch.equal(split.images, torch.from_numpy(want.data).permute(0, 3, 1, 2))
+        assert split.labels.tolist() == want.targets
+        assert data.class_names == tuple(want.classes)
+    assert data.val_dataloader() == []
 
 
 @pytest.mark.slow
@@ -81,33 +81,24 @@ def test_validation_split_is_disjoint_and_stratified(official: Path) -> None:
     assert not val.augment
 
 
-@pytest.mark.slow
-def test_val_size_0_trains_on_all_pictures(official: Path) -> None:
-    data = ready(official, val_size=0)
-    assert len(data.sets["train"]) == 50_000
-    assert data.val_dataloader() == []
-
-
 OTHERS = {"batch_size": 8, "val_size": 100, "augment": True, "seed": 1}
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "argument", sorted({*inspect.signature(CIFAR10DataModule).parameters} - {"on_device"})
-)  # test_device.py
-def test_every_argument_has_an_effect(official: Path, tmp_path: Path, argument: str) -> None:
-    if argument == "root":
-        with pytest.raises(DataError, match=str(tmp_path)):
-            CIFAR10DataModule(str(tmp_path)).prepare_data()
-        return
+def test_every_argument_has_an_effect(official: Path, tmp_path: Path) -> None:
+    assert {*inspect.signature(CIFAR10DataModule).parameters} == {"root", "on_device", *OTHERS}  # see test_device.py
+    with pytest.raises(DataError, match=str(tmp_path)):
+        CIFAR10DataModule(str(tmp_path)).prepare_data()
 
     def look(**arguments: Any) -> list[Any]:
         data = ready(official, **arguments)
         x, y = next(iter(data.train_dataloader()))
         return [x.tolist(), y.tolist(), len(data.sets["train"])]
 
-    assert look() == look()
-    assert look() != look(**{argument: OTHERS[argument]})
+    usual = look()
+    assert look() == usual
+    for argument, other in OTHERS.items():
+        assert look(**{argument: other}) != usual, argument
 
 
 class Trap:

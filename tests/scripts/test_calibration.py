@@ -78,6 +78,7 @@ def test_runs_without_validation_or_classes_get_none(flags: str) -> None:
         assert "validation" in found.err
 
 
+@pytest.mark.figures
 def test_evaluation_and_prediction_use_the_calibration() -> None:
     run_well(f"{FIT} --max_epochs 2")
     temperature = calibration()["temperature"]

@@ -20,6 +20,7 @@ from tests.support.commands import run, run_well
 from tests.support.networks import evaluated
 from tests.support.pipeline import HALF, Recipe, as_input, save_all
 
+pytestmark = pytest.mark.figures
 LENET = Recipe(32, 32, *HALF)
 COLOURS = ("blue", "green", "red")  # classes 0, 1, 2: their channels are 2, 1, 0
 CORNERS = {"upper left": (2, 2), "upper right": (2, 21), "lower left": (21, 2), "lower right": (21, 21)}

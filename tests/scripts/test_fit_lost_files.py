@@ -20,7 +20,7 @@ from tests.support.training import own_caches
 # --- a photo that vanishes --------------------------------------------------------------------------------------------
 
 TUNING = f"--data photos --data.image_size 72 {SMALL_NET} --model.freeze false --max_epochs 3"
-ONE = "--accelerator cpu --devices 1"
+ONE = "--accelerator cpu --devices 1 --dashboard false"
 
 
 @pytest.fixture(scope="module")

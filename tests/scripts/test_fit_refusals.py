@@ -128,9 +128,15 @@ def test_a_folder_name_that_is_too_long_is_refused_in_one_line() -> None:
     assert ended.err.count("\n") == 1
 
 
-def test_a_failed_download_leaves_no_files() -> None:
-    code, _, err = run("fit.py --data CIFAR10DataModule --data.root fresh --accelerator cpu --devices 1")
+@pytest.mark.parametrize("quiet", ["", " --quiet"])
+def test_a_failed_download_leaves_no_files(quiet: str) -> None:
+    line = f"fit.py --data CIFAR10DataModule --data.root fresh --accelerator cpu --devices 1{quiet}"
+    code, out, err = run(line)
     assert code == 2
+    assert out.count("downloading CIFAR10 (162 MB)") == (not quiet)
+    assert not (quiet and out)
     assert "put cifar-10-python.tar.gz" in err.splitlines()[-1]
     assert not Path("fresh").exists()
     assert not Path("lightning_logs").exists()
+    Path("fresh/cifar-10-batches-py").mkdir(parents=True)  # here is something to read, so it is not downloaded
+    assert "downloading" not in run(line).out

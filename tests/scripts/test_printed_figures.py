@@ -6,11 +6,8 @@ the network confuses many classes, and the confusion matrix is not symmetric.
 
 import csv
 import json
-import os
 import re
 import shutil
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from statistics import mean, stdev
@@ -28,7 +25,7 @@ from PIL import Image
 from datamodules import RandomDataModule, ShapesDataModule
 from lit_models import LitCNN, LitMLP
 from tests.support import by_hand, printed, seen
-from tests.support.commands import run_well
+from tests.support.commands import run_well, series_in_this_process
 
 LOGS = Path("lightning_logs")
 RUN = LOGS / "version_0"
@@ -315,26 +312,8 @@ def test_compare_reports_only_significant_differences(
 
 
 def test_seeds_count_up_and_the_deviation_is_that_of_a_sample() -> None:
-    """The runs, usually separate processes, run in this process."""
-    real, seeds = subprocess.Popen, []
-
-    class Here:
-        returncode = 0
-
-        def __init__(self, command: list[str], env: dict[str, str]) -> None:
-            line = " ".join(["fit.py", *command[2:]])
-            seeds.append(line.partition("--seed ")[2])
-            with mock.patch.dict(os.environ, env):
-                self.out = run_well(line)
-
-        def communicate(self) -> tuple[str, None]:
-            return self.out, None
-
-    def popen(command: Any, **options: Any) -> Any:
-        return Here(command, options["env"]) if command[0] == sys.executable else real(command, **options)
-
     line = "--seeds 3 --seed 5 --max_epochs 2 --data.train_size 40 --data.val_size 31 --model.lr 0.02 --dashboard false"
-    with mock.patch("subprocess.Popen", popen):
+    with series_in_this_process() as seeds:
         out = run_well(f"fit.py {line}")
     assert seeds == ["5", "6", "7"]
     tables = [printed.read_csv(LOGS / f"version_{number}" / "metrics.csv") for number in range(3)]

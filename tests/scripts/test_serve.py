@@ -302,7 +302,7 @@ def test_other_web_pages_are_refused(running: Server, headers: dict[str, str], c
     ],
 )
 def test_what_is_not_http(running: Server, data: bytes) -> None:
-    client = socket.create_connection(("127.0.0.1", running.port), timeout=10)
+    client = socket.create_connection(("127.0.0.1", running.port), timeout=100)
     with client, contextlib.suppress(OSError):  # the server can close the connection before all is sent
         client.sendall(data)
         client.shutdown(socket.SHUT_WR)
@@ -342,11 +342,11 @@ def test_slow_and_idle_clients_do_not_stop_others(here: None) -> None:
     code = (
         "from lit_training.trained import serve as s; from lit_training import load; s.MAX_SECONDS, s.MAX_REQUESTS = "
     )
-    code += "2, 3; s.serve(load(), 'cpu', '127.0.0.1', 0)"
+    code += "5, 3; s.serve(load(), 'cpu', '127.0.0.1', 0)"
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env=ENVIRONMENT) as process:
         assert process.stdout is not None
         running = Server(process, [process.stdout.readline()])
-        clients = [socket.create_connection(("127.0.0.1", running.port), timeout=10) for _ in range(150)]
+        clients = [socket.create_connection(("127.0.0.1", running.port), timeout=100) for _ in range(150)]
         for client in clients[:5]:
             client.sendall(b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: 500\r\n\r\nabc")
         assert running.ask(JPEG)[0] == 200

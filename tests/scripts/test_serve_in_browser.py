@@ -59,7 +59,7 @@ def test_choose_or_drop_a_picture_and_read_the_answer(
                     browser.execute_cdp_cmd("Input.dispatchDragEvent", {"type": event, **drop})
             [button, _] = find("button")
             button.click()
-            WebDriverWait(browser, 30).until(staleness_of(button))  # then the answer has replaced the page
+            WebDriverWait(browser, 120).until(staleness_of(button))  # then the answer has replaced the page
             assert [one.text for one in find("h2")] == [name]
             shown = [f"{label} {100 * value:.1f} %" for label, value in right.probabilities.items()]
             assert [one.text for one in find("label")][:3] == shown

@@ -48,6 +48,7 @@ def write_fixes(actions: dict[str, str]) -> None:
 
 
 @pytest.mark.parametrize("where", [str(RUN), "latest", f"{RUN}/checkpoints/best.ckpt"])
+@pytest.mark.figures
 def test_pictures_whose_label_is_contradicted(photo_folder: Path, where: str, monkeypatch: pytest.MonkeyPatch) -> None:
     (RUN / "checkpoints").mkdir(parents=True)
     (RUN / "checkpoints/best.ckpt").touch()

@@ -159,7 +159,7 @@ def test_interrupted_program_ends(kind: str) -> None:
         children.append(os.fork())
         if not children[-1]:
             os.setsid()
-            time.sleep(20)
+            time.sleep(600)
             Path("finished").touch()
             os._exit(0)
         return children[-1]

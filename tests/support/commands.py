@@ -7,6 +7,7 @@ import runpy
 import shlex
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 from unittest import mock
@@ -50,6 +51,29 @@ def run_well(line: str) -> str:
     ended = run(line)
     assert ended.code == 0, ended.err
     return ended.out
+
+
+@contextlib.contextmanager
+def series_in_this_process() -> Iterator[list[str]]:
+    """Let ``fit.py --seeds`` train in this process, not in new processes. Yield the list of the seeds it has begun."""
+    real, seeds = subprocess.Popen, list[str]()
+
+    class Here:
+        def __init__(self, command: list[str], env: dict[str, str]) -> None:
+            line = shlex.join(["fit.py", *command[2:]])
+            seeds.append(line.partition("--seed ")[2])
+            with mock.patch.dict(os.environ, env):
+                ended = run(line)
+            self.returncode, self.out = ended.code, ended.out
+
+        def communicate(self) -> tuple[str, None]:
+            return self.out, None
+
+    def popen(command: Any, **options: Any) -> Any:
+        return Here(command, options["env"]) if command[0] == sys.executable else real(command, **options)
+
+    with mock.patch("subprocess.Popen", popen):
+        yield seeds
 
 
 def start(line: str, **options: Any) -> "subprocess.Popen[str]":

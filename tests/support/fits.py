@@ -13,7 +13,7 @@ from lit_training.cli.parser import FitCLI
 
 SHAPES = "--data.train_size 24 --data.val_size 8"
 """Flags for 6 training batches per epoch."""
-QUIET = "--accelerator cpu --enable_progress_bar false --log_every_n_steps 2"
+QUIET = "--accelerator cpu --enable_progress_bar false --log_every_n_steps 2 --dashboard false"
 SMALL_NET = "--model.backbone shufflenet_v2_x0_5 --model.weights none --data.batch_size 4"
 
 

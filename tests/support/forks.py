@@ -16,6 +16,7 @@ from unittest import mock
 
 from tests.stress.kill_runs import devices_of, fork_ranks
 from tests.support.commands import ENVIRONMENT, ROOT
+from tests.support.drawing import draw_figures, draws_figures
 
 WARM = multiprocessing.get_context("forkserver")
 """Its processes begin with the imports of tests/support/preload.py. Workers of a DataLoader can use it too."""
@@ -29,13 +30,16 @@ def start_server() -> None:
 
 
 class Fork:
-    """A script in a process of its own session, with its ranks; what subprocess.Popen offers and the tests use."""
+    """A script in a process of its own session, with its ranks; what subprocess.Popen offers and the tests use.
+
+    The first word of ``line`` is a file in scripts/, or an absolute path.
+    """
 
     def __init__(self, line: str, **environment: str) -> None:
         start_server()
         self.arguments = shlex.split(line)
         self.place = tempfile.TemporaryDirectory()
-        how = self.arguments, str(Path.cwd()), {**ENVIRONMENT, **environment}, self.place.name
+        how = self.arguments, str(Path.cwd()), {**ENVIRONMENT, **environment}, self.place.name, draws_figures()
         self.process = WARM.Process(target=_run, args=how)
         self.process.start()
         self.pid = int(self.process.pid or 0)
@@ -63,20 +67,21 @@ class Fork:
         return out, err
 
 
-def _run(arguments: list[str], folder: str, environment: dict[str, str], outputs: str) -> None:
-    """Run the script as a new process would, except for the imports."""
+def _run(arguments: list[str], folder: str, environment: dict[str, str], outputs: str, draws: bool) -> None:
+    """Run the script as a new process would, except for the imports and the drawing of figures."""
+    draw_figures(draws)
     os.setsid()
     os.chdir(folder)
     os.environ.clear()
     os.environ.update(environment)
     for number in (1, 2):
         os.dup2(os.open(f"{outputs}/{number}", os.O_WRONLY | os.O_APPEND | os.O_CREAT), number)
-    script = str(ROOT / "scripts" / arguments[0])
-    sys.argv, sys.path[0] = [script, *arguments[1:]], str(ROOT / "scripts")
+    script = ROOT / "scripts" / arguments[0]  # or an absolute path
+    sys.argv, sys.path[0] = [str(script), *arguments[1:]], str(script.parent)
     fork_ranks(devices_of(arguments))
     code = 1
     try:
-        runpy.run_path(script, run_name="__main__")
+        runpy.run_path(str(script), run_name="__main__")
         code = 0
     except SystemExit as stop:
         code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)

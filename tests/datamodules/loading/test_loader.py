@@ -134,6 +134,6 @@ def test_program_exits_with_workers_in_the_middle_of_an_epoch(tmp_path: Path, en
         "batches = iter(make_loader(data.sets['train'], None, batch_size=4, seed=0, train=True, num_workers=2))\n"
         f"next(batches)\n{ending}\n"
     )
-    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, env=ENVIRONMENT, timeout=60)
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, env=ENVIRONMENT, timeout=300)
     assert done.returncode == (0 if ending == "pass" else 1)
     assert ("ValueError: mine" in done.stderr) == (ending != "pass")

@@ -124,6 +124,7 @@ class Matrices(Callback):
             self.matrix[target, row.argmax()] += 1
 
 
+@pytest.mark.figures
 def test_confusion_matrix_and_mistakes(
     bare: Callable[..., Trainer], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

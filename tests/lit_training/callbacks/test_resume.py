@@ -1,8 +1,6 @@
 """A run that is killed at any moment and resumed gives the same result as an uninterrupted run."""
 
 import itertools
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,7 +19,7 @@ from lit_training.errors import CheckpointError
 from lit_training.runs.processes import Stopped
 from lit_training.trained.calibrate import write_calibration
 from tests.stress import kill_runs
-from tests.support.commands import ENVIRONMENT, ROOT, run
+from tests.support.commands import run
 from tests.support.fits import (
     QUIET,
     SHAPES,
@@ -35,6 +33,7 @@ from tests.support.fits import (
     parse,
     run_of,
 )
+from tests.support.forks import Fork
 from tests.support.own_classes import write_own_classes
 
 pytestmark = pytest.mark.usefixtures("at_every_step")
@@ -58,7 +57,7 @@ CASES = {
     "plateau": f"{SHAPES} --max_epochs 4 {PLATEAU}",
     "one cycle": f"{SHAPES} --max_epochs 3 --lr_scheduler OneCycleLR --optimizer AdamW",
     "cosine": f"{SHAPES} --max_epochs 3 --lr_scheduler CosineAnnealingLR",
-    "early stopping": f"{SHAPES} --max_epochs 9 --early_stopping 1",
+    "early stopping": f"{SHAPES} --max_epochs 9 --early_stopping 1 --dashboard true",
     "mlp": f"--model LitMLP {ROWS} --max_epochs 2",
     "dynamic": f"--model LitDynamic {ROWS} --max_epochs 2",
 }
@@ -79,7 +78,7 @@ def test_a_killed_and_resumed_run_equals_the_uninterrupted_run(case: str) -> Non
 @pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
 def test_fine_tuning_resumes_before_and_after_the_unfreezing_epoch(photo_folder: Path, workers: int) -> None:
     line = f"--data {photo_folder} {SMALL_NET} --model.freeze false --max_epochs 3 --model.unfreeze_epoch 1"
-    line += f" --data.image_size 72 --data.num_workers {workers}"
+    line += f" --data.image_size 72 --data.num_workers {workers} --dashboard true"
     assert_same_end(*kill_and_resume(line, 2, 5))
 
 
@@ -386,9 +385,8 @@ def test_the_training_loss_of_a_point_of_an_older_version_counts_the_whole_epoch
 @pytest.mark.parametrize("case", ["augmented", "unfreezing"])
 def test_real_kills_signals_and_full_disks(case: str) -> None:
     """Run tests/stress/kill_runs.py once for each case whose name contains ``case``."""
-    script = ROOT / "tests" / "stress" / "kill_runs.py"
-    command = [sys.executable, str(script), "--case", case, "--seed", "1", "--one_process"]
-    ended = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, check=False)
-    assert ended.returncode == 0, ended.stdout + ended.stderr
+    process = Fork(f"{kill_runs.__file__} --case {case} --seed 1 --one_process")
+    out, err = process.communicate()
+    assert process.returncode == 0, out + err
     count = sum(case in name for name in kill_runs.CASES)
-    assert f"{count}  runs equal to the uninterrupted one" in ended.stdout
+    assert f"{count}  runs equal to the uninterrupted one" in out

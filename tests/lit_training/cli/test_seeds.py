@@ -9,7 +9,7 @@ import pytest
 
 from lit_training.cli.parser import FitCLI
 from lit_training.errors import UsageError
-from tests.support.commands import run
+from tests.support.commands import run, series_in_this_process
 from tests.support.forks import Fork
 
 
@@ -22,13 +22,13 @@ def children(pid: int) -> list[int]:
 def test_a_signal_ends_a_series_with_a_resume_point(whom: str) -> None:
     line = "fit.py --seeds 2 --max_epochs=100000 --data.train_size=80 --data.val_size=50 --dashboard=false"
     series = Fork(f"{line} --accelerator cpu")
-    folder, end = Path("lightning_logs/version_0"), time.monotonic() + 120
+    folder, end = Path("lightning_logs/version_0"), time.monotonic() + 300
     while not (folder / "run.json").exists() and time.monotonic() < end:  # training has started when it exists
         time.sleep(0.1)
     [trained] = children(series.pid)
     number = signal.SIGTERM if whom == "the series" else signal.SIGINT
     (os.kill if whom == "the series" else os.killpg)(series.pid, number)
-    out, err = series.communicate(timeout=60)
+    out, err = series.communicate(timeout=300)
     assert (series.returncode, err) == (128 + number, "")
     assert f"stopped by {number.name} after step" in out
     assert (folder / "checkpoints" / "resume" / "last.ckpt").exists()
@@ -47,9 +47,9 @@ def test_seeds_must_be_an_integer() -> None:
     assert err == "fit.py: error: argument --seeds: many must be an integer of at least 1\n"
 
 
-@pytest.mark.slow
 def test_seeds_need_run_folders() -> None:
     small = "--data.train_size 8 --data.val_size 8 --max_epochs 1 --accelerator cpu --devices 1"
-    code, _, err = run(f"fit.py --seeds 2 {small} --logger false")
+    with series_in_this_process():
+        code, _, err = run(f"fit.py --seeds 2 {small} --logger false")
     assert code == 2
     assert err == "fit.py: error: --seeds needs the folder of each run: leave --logger and --fast_dev_run out\n"

@@ -136,7 +136,7 @@ def test_star_checkpoint_early_stopping_dashboard_and_comparison_agree(
     accuracy: str, loss: str, flags: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The third of five epochs is the best one."""
-    cli = fit(f"{TOLD} {accuracy} --model.loss {loss} {SMALL} --enable_progress_bar true {flags}")
+    cli = fit(f"{TOLD} {accuracy} --model.loss {loss} {SMALL} --enable_progress_bar true --dashboard true {flags}")
     run = tmp_path / "lightning_logs" / "version_0"
 
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("epoch")]
@@ -172,9 +172,8 @@ def test_early_stopping_waits_for_a_better_epoch(accuracy: str, loss: str, ran: 
 def test_a_resumed_run_goes_on_with_the_loss_of_its_best_epoch(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    told = (
-        f"{TOLD} [0.75,0.75,0.75,0.75] --model.loss [3,1,2,0.5] {SMALL} --enable_progress_bar true --early_stopping 2"
-    )
+    told = f"{TOLD} [0.75,0.75,0.75,0.75] --model.loss [3,1,2,0.5] {SMALL} --early_stopping 2"
+    told += " --enable_progress_bar true --dashboard true"
     fit(f"{told} --max_epochs 2")
     capsys.readouterr()
     cli = fit(f"{told} --max_epochs 4 --resume latest")

@@ -14,6 +14,7 @@ from lit_training.runs import processes
 from lit_training.runs.processes import Watch, requeue_slurm_job
 from tests.support.commands import ENVIRONMENT
 from tests.support.fits import parse
+from tests.support.forks import Fork
 from tests.support.slurm import JOB, stand_in_scontrol
 
 
@@ -111,9 +112,10 @@ while True:
 """
 
 
-def watched(code: str, stepping: bool = False, timeout: float = 5) -> subprocess.Popen[str]:
-    program = WATCHED.format(code=code, stepping=stepping, timeout=timeout)
-    return subprocess.Popen([sys.executable, "-c", program], stderr=subprocess.PIPE, text=True, env=ENVIRONMENT)
+def watched(code: str, stepping: bool = False, timeout: float = 5) -> Fork:
+    program = Path(f"{len(list(Path().iterdir()))}.py").resolve()
+    program.write_text(WATCHED.format(code=code, stepping=stepping, timeout=timeout))
+    return Fork(str(program))
 
 
 @pytest.mark.slow
@@ -130,7 +132,7 @@ def test_the_watch_ends_the_process_without_the_main_thread() -> None:
         # No progress during the timeout.
         1: watched("watch.note_progress()", stepping=True, timeout=0.001),
     }
-    ends = {code: (process.communicate(timeout=300)[1], process.returncode) for code, process in started.items()}
+    ends = {code: (process.communicate()[1], process.returncode) for code, process in started.items()}
     assert [code for _, code in ends.values()] == list(started)
     assert "no step for 0.001 minutes (--timeout)" in ends[1][0]
     assert "Traceback" not in "".join(text for text, _ in ends.values())

@@ -148,6 +148,7 @@ def test_best_epoch_is_used_and_nan_is_never_best(tmp_path: Path) -> None:
     assert run.curves["val_acc"][4] == 0.625
 
 
+@pytest.mark.figures
 def test_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     one = make_run(tmp_path / "version_0", 0.1, [0.5, 0.75], [1] * 80 + [0] * 20)
     other = make_run(tmp_path / "version_1", 0.01, [0.5, 0.875], [1] * 95 + [0] * 5)

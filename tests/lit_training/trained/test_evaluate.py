@@ -1,8 +1,6 @@
 """Evaluation: which split is used, matching of class names, and scores equal to those of torchmetrics."""
 
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -27,7 +25,7 @@ from lit_training import load
 from lit_training.errors import CheckpointError, UsageError
 from tests.support import by_hand
 from tests.support.answers import make_evaluation
-from tests.support.commands import ENVIRONMENT
+from tests.support.forks import Fork
 from tests.support.training import Trained, train_and_save
 
 # --- scores -----------------------------------------------------------------------------------------------------------
@@ -226,7 +224,9 @@ def test_two_processes_give_the_same_result_as_one(bare: Callable[..., Trainer])
     trainer.fit(LitCNN(), ShapesDataModule(train_size=10, val_size=7))
     trainer.save_checkpoint("model.ckpt")
     Path("evaluate_on_two.py").write_text(TWO_PROCESSES)
-    subprocess.run([sys.executable, "evaluate_on_two.py"], check=True, env=ENVIRONMENT, timeout=300)
+    process = Fork(f"{Path('evaluate_on_two.py').resolve()} --devices 2")
+    printed_text = process.communicate()
+    assert process.returncode == 0, printed_text
     outputs, targets, loss, confusion = torch.load("two.pt", weights_only=True)
     alone = load("model.ckpt").evaluate(accelerator="cpu")
     assert outputs.shape == (7, 10)

@@ -29,6 +29,7 @@ from tests.support.training import Trained
 # --- evaluations ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.figures
 def test_report_and_files(photo_run: Trained, capsys: pytest.CaptureFixture[str]) -> None:
     path, validated = photo_run
     evaluation = load(path).evaluate()

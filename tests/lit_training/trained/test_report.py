@@ -58,6 +58,7 @@ def card_of(folder: Path = RUN) -> tuple[Any, str]:
     return yaml.safe_load(head), text
 
 
+@pytest.mark.figures
 def test_shapes_after_training_and_after_a_test(monkeypatch: pytest.MonkeyPatch) -> None:
     out = run_well(SHAPES)
     page, (head, text) = Page(), card_of()
@@ -142,6 +143,7 @@ def write_hostile_photos(root: Path) -> None:
             Image.fromarray(pixels).save(root / name / f"<img src=x onerror=alert({number})>{{% set a %}}.png")
 
 
+@pytest.mark.figures
 def test_hostile_names_are_text() -> None:
     write_hostile_photos(Path("photos"))
     run_well(PHOTOS)
@@ -168,6 +170,7 @@ def test_regression_has_no_confusion_matrix() -> None:
     assert "rows.csv" in text
 
 
+@pytest.mark.figures
 def test_many_classes_stay_small() -> None:
     for label in range(300):
         for number in range(2 + (label < 5)):
