@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from PIL import Image
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from datamodules import Preprocessing
@@ -96,7 +96,7 @@ def describe_network(model: LitBase) -> dict[str, str]:
 def _write_weights(model: LitBase, path: Path) -> str:
     network: nn.Module = getattr(model, "net", model)  # the keys of the architecture, without the prefix net.
     state = {name: tensor.contiguous() for name, tensor in network.state_dict().items()}
-    save_file(state, path, describe_network(model))
+    path.write_bytes(save(state, describe_network(model)))  # not save_file: if the disk is full, this is an OSError
     found = load_file(path)
     if found.keys() != state.keys() or not all(torch.equal(found[name], one) for name, one in state.items()):
         raise UsageError(f"{path.name}: the weights were not read back as they were written: check the disk")
@@ -159,6 +159,7 @@ def build_onnx(model: LitBase, path: Path) -> None:
         pictures.ir_version = network.ir_version
         pictures = add_prefix(pictures, "picture.", rename_inputs=False, rename_outputs=False)
         network = merge_models(pictures, network, io_map=[("pixels", first)])
+        del network.opset_import[1:]  # the same twice
     form = {"image": "uint8 RGB (N, H, W, 3), upright, any size"} if takes_pictures else {"rows": "float32 (N, F)"}
     facts = describe_network(model) | {"input": json.dumps(form), "output": json.dumps({last: "float32 (N, K)"})}
     onnx.helper.set_model_props(network, facts)

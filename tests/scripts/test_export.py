@@ -31,7 +31,7 @@ from tests.support.own_classes import copy_examples, remember_imports
 from tests.support.photos import exif_with_orientation, scene
 from tests.support.training import own_caches
 
-onnxruntime = pytest.importorskip("onnxruntime")
+onnx, onnxruntime = (pytest.importorskip(name) for name in ("onnx", "onnxruntime"))
 
 
 def write_photos(root: Path) -> None:
@@ -100,6 +100,9 @@ def test_a_folder_without_torch_answers_as_the_network(here: None, exported: Pat
     for one, other in zip(own, found, strict=True):
         assert other["probabilities"] == pytest.approx(one.probabilities, abs=2e-6)
     assert (exported / "labels.txt").read_text() == "ants\nbees\nwasps\n"
+    network = onnx.load(exported / "model.onnx")
+    onnx.checker.check_model(network, full_check=True)
+    assert [(opset.domain, opset.version) for opset in network.opset_import] == [("", 18)]
     facts = onnxruntime.InferenceSession(exported / "model.onnx").get_modelmeta().custom_metadata_map
     assert json.loads(facts["class_names"]) == ["ants", "bees", "wasps"]
     assert Preprocessing.from_dict(json.loads(facts["preprocessing"])).resize == "pad"
@@ -347,12 +350,16 @@ def test_refusals(here: None, words: str, message: str) -> None:
 
 def test_no_file_is_written_if_the_disk_refuses_one(here: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(export, "_write_onnx", lambda saved, model, folder, photos: "")
-    for broken in ("pathlib.Path.replace", "tempfile.mkdtemp"):
+    for broken, name in (
+        ("pathlib.Path.replace", "model"),
+        ("tempfile.mkdtemp", "model"),
+        ("pathlib.Path.write_bytes", "model.safetensors"),
+    ):
         with monkeypatch.context() as patch:
             patch.setattr(broken, Mock(side_effect=PermissionError(13, "Permission denied")))
-            code, _, err = run("export.py latest --to model")
+            code, _, err = run(f"export.py latest --to {name}")
         assert code == 2
-        assert "--to model cannot be written (Permission denied): give another place" in err
+        assert f"--to {name} cannot be written (Permission denied): give another place" in err
         assert sorted(path.name for path in Path().iterdir()) == ["lightning_logs", "photos"]
 
 
@@ -365,12 +372,12 @@ def test_pictures_to_compare(here: None, trained: Path, monkeypatch: pytest.Monk
     )
     files = export._inputs_to_compare(saved, saved.model(), Path(), None)
     assert set(files) == names
-    monkeypatch.setattr(export, "MAX_COMPARED", 20)
+    monkeypatch.setattr(export, "MAX_COMPARED", 10)
     files = export._inputs_to_compare(saved, saved.model(), Path(), None)
-    assert (len(files), len(set(files))) == (20, 20)
+    assert (len(files), len(set(files))) == (10, 10)
     assert {file.split("/")[2] for file in files} == {"ants", "bees", "wasps"}
     Path("photos").rename("elsewhere")
-    assert len(export._inputs_to_compare(saved, saved.model(), Path(), "elsewhere")) == 20
+    assert len(export._inputs_to_compare(saved, saved.model(), Path(), "elsewhere")) == 10
     for file in Path("elsewhere").rglob("*.png"):
         file.write_text("no picture")
     code, _, err = run("export.py latest --to model.onnx --photos elsewhere")
