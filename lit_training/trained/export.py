@@ -31,6 +31,7 @@ from lit_models.backbones import license_of_weights
 from lit_training import figures
 from lit_training.errors import UsageError
 from lit_training.runs.layout import MODEL_CARD, SPLIT
+from lit_training.runs.own_classes import is_own
 from lit_training.trained.describe import sample_input
 from lit_training.trained.predict import class_names_of, predict
 
@@ -82,11 +83,12 @@ def export(saved: Any, to: str, photos: str | None = None) -> str:
 
 def describe_network(model: LitBase) -> dict[str, str]:
     """Return what an exported file says about its network: names -> texts."""
+    backbone, weights = model.hparams.get("backbone", ""), model.hparams.get("weights")
     shown = {
-        "architecture": str(model.hparams.get("backbone", type(model).__name__)),
+        "architecture": str(backbone or type(model).__name__),
         "task": model.task,
         "class_names": json.dumps(class_names_of(model)),
-        "license_of_weights": license_of_weights(model.hparams.get("backbone", ""), model.hparams.get("weights")),
+        "license_of_weights": "unknown" if is_own(type(model)) else license_of_weights(backbone, weights),
     }
     if model.preprocessing is not None:
         shown["preprocessing"] = json.dumps(Preprocessing.from_dict(model.preprocessing).to_dict())
@@ -94,8 +96,9 @@ def describe_network(model: LitBase) -> dict[str, str]:
 
 
 def _write_weights(model: LitBase, path: Path) -> str:
-    network: nn.Module = getattr(model, "net", model)  # the keys of the architecture, without the prefix net.
-    state = {name: tensor.contiguous() for name, tensor in network.state_dict().items()}
+    state = {name: tensor.contiguous().clone() for name, tensor in model.state_dict().items()}  # no shared memory
+    if all(name.startswith("net.") for name in state):
+        state = {name.removeprefix("net."): tensor for name, tensor in state.items()}  # the keys of the architecture
     path.write_bytes(save(state, describe_network(model)))  # not save_file: if the disk is full, this is an OSError
     found = load_file(path)
     if found.keys() != state.keys() or not all(torch.equal(found[name], one) for name, one in state.items()):
@@ -108,10 +111,9 @@ class Answers(nn.Module):
 
     def __init__(self, model: LitBase) -> None:
         super().__init__()
-        self.model = model
-        spec = Preprocessing.from_dict(model.preprocessing) if model.sample_ndim == 3 else None
-        self.factor, self.offset = torch.ones(()), torch.zeros(())
-        if spec:
+        self.model, self.factor, self.offset = model, torch.ones(()), torch.zeros(())
+        if model.sample_ndim == 3:
+            spec = Preprocessing.from_dict(model.preprocessing)
             mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (spec.mean, spec.std))
             self.factor, self.offset = 1 / (255 * std), mean / std
 

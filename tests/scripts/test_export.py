@@ -19,7 +19,7 @@ from torch import nn
 
 from datamodules import Preprocessing
 from datamodules.photos.dataset import PhotoFiles, read_pixels
-from lit_models import LitBase
+from lit_models import LitBase, LitTransfer
 from lit_models.cnn import LeNet
 from lit_training import load
 from lit_training.errors import UsageError
@@ -178,6 +178,7 @@ def test_own_networks_on_rows_and_pictures(task: Any, ndim: int, tmp_path: Path)
     model = Own(6 if ndim == 1 else 3).eval()
     model.task, model.sample_ndim, model.class_names = task, ndim, None
     model.preprocessing = Preprocessing(32, 36).to_dict() if ndim == 3 else None
+    assert export.describe_network(model)["license_of_weights"] == "unknown"
     export.build_onnx(model, tmp_path / export.MODEL)
     name = "rows.py" if ndim == 1 else "pictures.py"
     shutil.copy(Path(export.__file__).parent / "examples" / name, tmp_path / export.EXAMPLE)
@@ -201,6 +202,24 @@ def test_own_data_is_compared(flags: str, said: str) -> None:
     with remember_imports():
         run_well(f"fit.py {flags} --max_epochs 1 --dashboard false --quiet --accelerator cpu")
         assert said in run_well("export.py latest --to model")
+
+
+@pytest.mark.parametrize("is_tied", [False, True])
+def test_weights_of_own_networks_are_whole(is_tied: bool, tmp_path: Path) -> None:
+    model = Own()
+    model.net = nn.Linear(6, 3)  # a part of the network, beside model.layer
+    if is_tied:
+        model.net.weight = model.layer.weight
+    export._write_weights(model, tmp_path / "own.safetensors")
+    found = load_file(tmp_path / "own.safetensors")
+    assert sorted(found) == ["layer.bias", "layer.weight", "net.bias", "net.weight"]
+    assert all(torch.equal(found[name], tensor) for name, tensor in model.state_dict().items())
+
+
+def test_facts_have_no_path_of_this_machine() -> None:
+    model = LitTransfer("resnet18", num_classes=2, weights="none", freeze=False)
+    model.hparams["weights"] = "/home/me/my weights.pth"
+    assert export.describe_network(model)["license_of_weights"] == "that of my weights.pth"
 
 
 def replaced_graph(passes: int = 2, antialias: int = 1, channels: str = "0, 1, 2") -> Callable[[Preprocessing], object]:
