@@ -120,7 +120,7 @@ def fetch(backbone: str) -> dict[str, Tensor]:
 def license_of_weights(backbone: str, weights: str | None) -> str:
     """Return the license of the pretrained weights, as far as it is known."""
     if weights != "DEFAULT":
-        return f"that of {weights}" if weights else "none: trained from random weights"
+        return f"that of {Path(weights).name}" if weights else "none: trained from random weights"
     if backbone.startswith(TIMM_PREFIX):
         return _import_timm().get_pretrained_cfg(backbone.removeprefix(TIMM_PREFIX)).license or "unknown"
     return "BSD-3-Clause (torchvision)"

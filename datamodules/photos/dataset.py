@@ -113,9 +113,13 @@ class PhotoFiles(TwoStageDataset):
 def read_pixels(source: str | Path | bytes | Image.Image | np.ndarray) -> Tensor:
     """Return an upright RGB picture, (3, H, W) uint8, from a file or its bytes, a PIL image or an array (H, W[, 3])."""
     if isinstance(source, np.ndarray):
-        if source.dtype != np.uint8 or not (source.ndim == 2 or (source.ndim == 3 and source.shape[2] == 3)):
+        is_picture = source.size and (source.ndim == 2 or (source.ndim == 3 and source.shape[2] == 3))
+        if source.dtype != np.uint8 or not is_picture:
             raise DataError(f"an array {source.shape} of {source.dtype} is not a picture: give (H, W, 3) of uint8")
         source = Image.fromarray(source)
+    if not isinstance(source, str | Path | bytes | Image.Image) or 0 in getattr(source, "size", ()):
+        name = type(source).__name__
+        raise DataError(f"this {name} is not a picture: give a path, a PIL image, or an array (H, W, 3) of uint8")
     if isinstance(source, Image.Image):
         return v2.functional.pil_to_tensor(to_upright_rgb(source))
     # torchvision decodes a JPEG to the same pixels as Pillow in two thirds of the time. After an error here,

@@ -1,5 +1,6 @@
 """Export a trained network to an ONNX file that also has the preprocessing, or to a file of plain weights."""
 
+import itertools
 import json
 import logging
 import shutil
@@ -14,12 +15,15 @@ from typing import Any
 
 import numpy as np
 import torch
+from lightning.pytorch.utilities.model_helpers import is_overridden
 from PIL import Image
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from datamodules import Preprocessing
+from datamodules.image_folder import ImageFolderDataModule
 from datamodules.loading.module import SplitDataModule
+from datamodules.photos.dataset import read_pixels
 from datamodules.photos.split import read_split_file
 from datamodules.text import first_names, plural, printable
 from lit_models import LitBase
@@ -27,14 +31,17 @@ from lit_models.backbones import license_of_weights
 from lit_training import figures
 from lit_training.errors import UsageError
 from lit_training.runs.layout import MODEL_CARD, SPLIT
+from lit_training.runs.own_classes import is_own
 from lit_training.trained.describe import sample_input
 from lit_training.trained.predict import class_names_of, predict
 
 MAX_COMPARED = 1000  # pictures or rows
-MAX_DIFFERENCE = 5e-4  # of a probability, or of an output relative to the largest one
+# Of a probability, or of an output relative to the largest one. A class whose probability is larger than all others by
+# more than twice this value, 0.001, is then the most likely one in both.
+MAX_DIFFERENCE = 5e-4
 MAX_ARGUMENTS = 100  # files for one call of the example
-MAX_TIE = 1e-3  # if the two highest probabilities differ by less, either may be the highest
 INTERPOLATIONS = ("bilinear", "bicubic")  # that onnx_pictures.py has
+READ_BY_EXAMPLE = ("JPEG", "MPO", "PNG", "WEBP", "BMP", "PPM")
 MODEL, EXAMPLE, LABELS = "model.onnx", "predict.py", "labels.txt"  # the files of an exported folder
 
 
@@ -48,40 +55,40 @@ def export(saved: Any, to: str, photos: str | None = None) -> str:
     target = Path(to).expanduser()
     if target.suffix not in (".onnx", ".safetensors", ""):
         raise UsageError(f"--to {to} must end in .onnx or .safetensors, or be a folder: try --to model.onnx")
-    if target.exists() and (target.is_file() or any(target.iterdir())):
-        raise UsageError(f"--to {to} exists: delete it, or give another name")
-    if not target.absolute().parent.is_dir():
-        raise UsageError(f"--to {to}: there is no folder {target.parent}: make it first")
-    model = saved.model()
-    with tempfile.TemporaryDirectory(prefix=".export.", dir=target.absolute().parent) as name:
-        folder = Path(name)
-        try:
+    try:
+        if target.exists() and not (target.is_dir() and not any(target.iterdir())):
+            raise UsageError(f"--to {to} exists: give another name")
+        if not target.absolute().parent.is_dir():
+            raise UsageError(f"--to {to}: there is no folder {target.parent}: make it first")
+        model = saved.model()
+        with tempfile.TemporaryDirectory(prefix=".export.", dir=target.absolute().parent) as name:
+            folder = Path(name) / target.stem
+            folder.mkdir()
             if target.suffix == ".safetensors":
                 compared = _write_weights(model, folder / target.name)
             else:
                 compared = _write_onnx(saved, model, folder, photos)
             if target.suffix:
                 (folder / (MODEL if target.suffix == ".onnx" else target.name)).replace(target)
-            else:
-                if (card := saved.folder / MODEL_CARD).is_file():
-                    shutil.copy(card, folder)
-                if model.task == "classification":
-                    (folder / LABELS).write_text("\n".join(map(printable, class_names_of(model))) + "\n", "utf-8")
-                target.mkdir(exist_ok=True)
-                for file in folder.iterdir():
-                    file.replace(target / file.name)
-        except OSError as error:
-            raise UsageError(f"--to {to} cannot be written ({error.strerror}): give another place") from error
-    return compared
+                return compared
+            if (card := saved.folder / MODEL_CARD).is_file():
+                shutil.copy(card, folder)
+            if labels := class_names_of(model):
+                (folder / LABELS).write_text("\n".join(map(printable, labels)) + "\n", "utf-8")
+            folder.replace(target)  # all files at once
+            return compared
+    except OSError as error:
+        raise UsageError(f"--to {to} cannot be written ({error.strerror or error}): give another place") from error
 
 
 def describe_network(model: LitBase) -> dict[str, str]:
     """Return what an exported file says about its network: names -> texts."""
+    backbone, weights = model.hparams.get("backbone", ""), model.hparams.get("weights")
     shown = {
-        "architecture": str(model.hparams.get("backbone", type(model).__name__)),
+        "architecture": str(backbone or type(model).__name__),
         "task": model.task,
         "class_names": json.dumps(class_names_of(model)),
-        "license_of_weights": license_of_weights(model.hparams.get("backbone", ""), model.hparams.get("weights")),
+        "license_of_weights": "unknown" if is_own(type(model)) else license_of_weights(backbone, weights),
     }
     if model.preprocessing is not None:
         shown["preprocessing"] = json.dumps(Preprocessing.from_dict(model.preprocessing).to_dict())
@@ -89,9 +96,10 @@ def describe_network(model: LitBase) -> dict[str, str]:
 
 
 def _write_weights(model: LitBase, path: Path) -> str:
-    network: nn.Module = getattr(model, "net", model)  # the keys of the architecture, without the prefix net.
-    state = {name: tensor.contiguous() for name, tensor in network.state_dict().items()}
-    save_file(state, path, describe_network(model))
+    state = {name: tensor.contiguous().clone() for name, tensor in model.state_dict().items()}  # no shared memory
+    if all(name.startswith("net.") for name in state):
+        state = {name.removeprefix("net."): tensor for name, tensor in state.items()}  # the keys of the architecture
+    path.write_bytes(save(state, describe_network(model)))  # not save_file: if the disk is full, this is an OSError
     found = load_file(path)
     if found.keys() != state.keys() or not all(torch.equal(found[name], one) for name, one in state.items()):
         raise UsageError(f"{path.name}: the weights were not read back as they were written: check the disk")
@@ -103,10 +111,9 @@ class Answers(nn.Module):
 
     def __init__(self, model: LitBase) -> None:
         super().__init__()
-        self.model = model
-        spec = Preprocessing.from_dict(model.preprocessing) if model.sample_ndim == 3 else None
-        self.factor, self.offset = torch.ones(()), torch.zeros(())
-        if spec:
+        self.model, self.factor, self.offset = model, torch.ones(()), torch.zeros(())
+        if model.sample_ndim == 3:
+            spec = Preprocessing.from_dict(model.preprocessing)
             mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (spec.mean, spec.std))
             self.factor, self.offset = 1 / (255 * std), mean / std
 
@@ -120,11 +127,11 @@ def _write_onnx(saved: Any, model: LitBase, folder: Path, photos: str | None) ->
     interpolation = Preprocessing.from_dict(model.preprocessing).interpolation
     if model.sample_ndim == 3 and interpolation not in INTERPOLATIONS:
         raise UsageError(f"an ONNX file cannot resize with interpolation {interpolation}: use --to model.safetensors")
-    build_onnx(model, folder / MODEL)
     example = "pictures" if model.sample_ndim == 3 else "rows"
-    shutil.copy(Path(__file__).parent / "examples" / f"{example}.py", folder / EXAMPLE)
     with tempfile.TemporaryDirectory() as name:
         inputs = _inputs_to_compare(saved, model, Path(name), photos)
+        build_onnx(model, folder / MODEL)
+        shutil.copy(Path(__file__).parent / "examples" / f"{example}.py", folder / EXAMPLE)
         return compare_answers(model, folder, inputs)
 
 
@@ -154,6 +161,7 @@ def build_onnx(model: LitBase, path: Path) -> None:
         pictures.ir_version = network.ir_version
         pictures = add_prefix(pictures, "picture.", rename_inputs=False, rename_outputs=False)
         network = merge_models(pictures, network, io_map=[("pixels", first)])
+        del network.opset_import[1:]  # the same twice
     form = {"image": "uint8 RGB (N, H, W, 3), upright, any size"} if takes_pictures else {"rows": "float32 (N, F)"}
     facts = describe_network(model) | {"input": json.dumps(form), "output": json.dumps({last: "float32 (N, K)"})}
     onnx.helper.set_model_props(network, facts)
@@ -164,26 +172,33 @@ def build_onnx(model: LitBase, path: Path) -> None:
 def _inputs_to_compare(saved: Any, model: LitBase, folder: Path, photos: str | None) -> list[str]:
     """Return files with at most MAX_COMPARED validation pictures or rows. Those that are no files are written first."""
     data: Any = saved.data() if saved.checkpoint["lit"].get("data_class") else None
-    split_file = saved.folder / SPLIT
+    split_file, inputs = saved.folder / SPLIT, list[Tensor]()
+    if photos is not None:
+        if not isinstance(data, ImageFolderDataModule):
+            raise UsageError(f"--photos {photos}: the run was not trained on photos; leave --photos out")
+        data.root = Path(photos).expanduser()
     if model.sample_ndim == 3 and split_file.is_file():
-        root = Path(photos or data.hparams["root"]).expanduser()
-        lines = [(line.split, root / path) for path, line in read_split_file(str(split_file)).items()]
+        lines = [(line.split, data.root / path) for path, line in read_split_file(str(split_file)).items()]
         for wanted in ("val", "test", "train"):  # with --folds, all pictures were trained on
             if files := [str(path) for split, path in lines if split == wanted and path.is_file()]:
-                return files[:: -(-len(files) // MAX_COMPARED)]  # of all classes
-        problem = f"the run's photos are not in {root}, so the export cannot be compared with the network"
+                count = min(len(files), MAX_COMPARED)
+                return [files[len(files) * index // count] for index in range(count)]  # of all classes
+        problem = f"the run's photos are not in {data.root}, so the export cannot be compared with the network"
         raise UsageError(f"{problem}: give their folder with --photos DIR")
-    samples: Any = []
-    if isinstance(data, SplitDataModule):
-        data.setup("validate")
-        samples = data.dataset("val")
-    inputs = [samples[index][0] for index in range(min(len(samples), MAX_COMPARED))]
+    if data is not None and is_overridden("val_dataloader", data):
+        data.setup("validate" if isinstance(data, SplitDataModule) else "fit")
+        loader = data.val_dataloader()
+        for batch in itertools.chain(*(loader if isinstance(loader, list | tuple) else [loader])):
+            if len(inputs) >= MAX_COMPARED:
+                break
+            inputs += batch[0] if isinstance(batch, list | tuple) else batch
+    inputs = inputs[:MAX_COMPARED]
     if model.sample_ndim == 1:
         rows = torch.stack(inputs) if inputs else torch.randn(MAX_COMPARED, sample_input(model).shape[1])
         np.save(folder / "rows.npy", rows.numpy())
         return [str(folder / "rows.npy")]
     if not inputs:
-        problem = f"{type(data).__name__} gives no validation pictures to compare the export with"
+        problem = "the run's data gives no validation pictures to compare the export with"
         raise UsageError(f"{problem}: use --to model.safetensors, or train with --data DIR")
     pixels = figures.undo_normalization(torch.stack(inputs), Preprocessing.from_dict(model.preprocessing))
     pictures = [str(folder / f"{index}.png") for index in range(len(inputs))]
@@ -202,32 +217,38 @@ def compare_answers(model: LitBase, folder: Path, files: Sequence[str]) -> str:
     if not files:
         raise UsageError("none of the run's pictures can be read, so the export cannot be compared: restore them")
     lines: list[str] = []
-    for start in range(0, len(files), MAX_ARGUMENTS):
-        command = [sys.executable, str(folder / EXAMPLE), *files[start : start + MAX_ARGUMENTS]]
-        result = subprocess.run(command, capture_output=True, text=True)
-        if result.returncode:
-            reason = [line for line in result.stderr.splitlines() if line.strip()][-1]
-            raise UsageError(f"the exported file cannot be run, so nothing is written: {reason}")
-        lines += result.stdout.splitlines()
-    differences, wrong = [], []
+    with tempfile.TemporaryDirectory() as copies:
+        if model.sample_ndim == 3:
+            files = [_readable_file(file, Path(copies, f"{number}.png")) for number, file in enumerate(files)]
+        for start in range(0, len(files), MAX_ARGUMENTS):
+            command = [sys.executable, str(folder / EXAMPLE), *files[start : start + MAX_ARGUMENTS]]
+            result = subprocess.run(command, capture_output=True, text=True)
+            if result.returncode:
+                reason = (result.stderr.strip() or f"exit code {result.returncode}").splitlines()[-1]
+                raise UsageError(f"the exported file cannot be run, so nothing is written: {reason}")
+            lines += result.stdout.splitlines()
+    differences = []
     for one, line in zip(expected, lines, strict=True):
         answer = json.loads(line)
+        own: Any = one.probabilities or dict(enumerate(one.outputs))
+        other: Any = answer.get("probabilities") or dict(enumerate(answer["outputs"]))
+        values = np.array([[own[key], other.get(key, np.nan)] for key in own])  # (K, 2)
+        largest = np.abs(values[:, 0] - values[:, 1]).max() / max(1.0, np.abs(values[:, 0]).max())  # NaN if one is NaN
         name = one.path if one.row is None else f"row {one.row}"
-        if one.outputs:
-            own, other = np.array(one.outputs), np.array(answer["outputs"])
-            differences.append((float(np.abs(own - other).max() / max(1.0, np.abs(own).max())), name))
-            continue
-        shares, answers = one.probabilities, answer["probabilities"]
-        are_other = shares.keys() != answers.keys()
-        largest = 1.0 if are_other else np.max([abs(shares[label] - answers[label]) for label in shares])
-        differences.append((float(largest), name))
-        top = max(answers, key=answers.get)
-        if are_other or (top != one.label and shares[one.label] - shares[top] > MAX_TIE):
-            wrong.append(name)
-    worst = float(np.max([difference for difference, _ in differences]))  # NaN if one is NaN
-    count = plural(len(expected), "picture" if model.sample_ndim == 3 else "row")
-    if wrong or not worst <= MAX_DIFFERENCE:  # a NaN is wrong, too
-        names = first_names([name for _, name in sorted(differences, reverse=True)], 3)
-        problem = f"{len(wrong)} of {count} get another class, the largest difference is {worst:.2g}: {names}"
+        differences.append((float(np.nan_to_num(largest, nan=np.inf)), name))
+    (worst, _), *_ = differences = sorted(differences, reverse=True)
+    if worst > MAX_DIFFERENCE:
+        problem = f"the largest difference is {worst:.2g}: {first_names([name for _, name in differences], 3)}"
         raise UsageError(f"the ONNX file does not answer as the network, so nothing is written: {problem}")
-    return f"{count} compared: the same class for each, the largest difference is {worst:.1g}"
+    same = "the same class for each, " if model.task == "classification" else ""
+    count = plural(len(expected), "picture" if model.sample_ndim == 3 else "row")
+    return f"{count}: {same}the largest difference is {worst:.1g}"
+
+
+def _readable_file(file: str, copy: Path) -> str:
+    """Return ``file``, or a PNG copy of a picture in a format that the example reads in another way, or not at all."""
+    with Image.open(file) as picture:
+        if picture.format in READ_BY_EXAMPLE:
+            return file
+    Image.fromarray(read_pixels(file).permute(1, 2, 0).numpy()).save(copy)
+    return str(copy)

@@ -48,7 +48,7 @@ def find_files(inputs: Iterable[str], suffixes: Container[str]) -> list[str]:
         if not os.path.lexists(name) and glob.has_magic(name):
             matches = sorted(glob.glob(name, recursive=True)) or matches  # noqa: PTH207 - Path.glob: relative globs
         for path in matches:
-            files += (Path(path).is_dir() and find_files_below(path, suffixes)) or [path]
+            files += (os.path.isdir(path) and find_files_below(path, suffixes)) or [path]  # noqa: PTH112 - any text
     return files
 
 
@@ -91,8 +91,8 @@ def _path_problem(path: str) -> str:
         if os.path.lexists(path):
             return "broken symbolic link"
         return "matches no file" if glob.has_magic(path) else "no such file"
-    except OSError as error:
-        return f"unreadable ({error.strerror})"
+    except (OSError, ValueError) as error:  # a ValueError for a null byte
+        return f"unreadable ({getattr(error, 'strerror', error)})"
     if stat.S_ISDIR(mode):
         return "folder without files to predict" if os.access(path, os.R_OK | os.X_OK) else "folder cannot be read"
     return f"{kind}, not a file" if (kind := special_file_kind(mode)) else ""

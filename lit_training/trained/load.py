@@ -1,6 +1,7 @@
 """Open a trained network, for example ``load("latest").predict("bee.jpg")``."""
 
-from collections.abc import Iterator
+import os
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import islice
@@ -63,17 +64,16 @@ class SavedRun:
         """Return one prediction for a single image, otherwise a list. In a list, unreadable files have an ``error``.
 
         ``images`` is the path of an image, of a folder of images or of a file of rows (.csv or .npy); a PIL image; the
-        bytes of a picture file; a uint8 array (H, W, 3); or a list of these. With a ``coverage`` such as 0.9, each
-        prediction has the ``set`` of classes that holds the true one in 90 % of cases. Raises a UsageError or
-        DataError if a single file cannot be read, or an input does not fit the network.
+        bytes of a picture file; a uint8 array (H, W, 3); or several of these, in a list or another iterable. With a
+        ``coverage`` such as 0.9, each prediction has the ``set`` of classes that holds the true one in 90 % of cases.
+        Raises a UsageError or DataError if a single file cannot be read, or an input does not fit the network.
         """
-        model, is_list = self.model(), isinstance(images, list | tuple)
-        takes_rows, inputs, device = model.sample_ndim == 1, _list_inputs(model, images), find_device(accelerator)
+        model, device = self.model(), find_device(accelerator)
+        takes_rows, (inputs, is_list) = model.sample_ndim == 1, _list_inputs(model, images)
         predictions = list(predict(model, inputs, calibration=self.calibration, coverage=coverage, device=device))
         if not takes_rows:  # a notebook shows the picture
             predictions = [replace(one, source=image) for one, image in zip(predictions, inputs, strict=True)]
-        is_folder_or_glob = isinstance(images, str | Path) and (Path(images).is_dir() or inputs != [str(images)])
-        if is_list or is_folder_or_glob:
+        if is_list:
             return predictions
         if len(predictions) == 1 and predictions[0].error and predictions[0].row is None:
             raise UsageError(f"{predictions[0].path}: {predictions[0].error}")
@@ -85,8 +85,7 @@ class SavedRun:
     @property
     def class_names(self) -> tuple[str, ...]:
         """The class names in the order of the network's outputs; empty for a regression."""
-        model = self.model()
-        return tuple(class_names_of(model)) if model.task == "classification" else ()
+        return tuple(class_names_of(self.model()))
 
     def features(self, images: Any, accelerator: str = "auto", batch_size: int = 32) -> Tensor:
         """Return the inputs of the network's last layer (embeddings) for N images: (N, F) float32 on the CPU.
@@ -95,9 +94,9 @@ class SavedRun:
         ``features()``.
         """
         model, rows, device = self.model(), list[Tensor](), find_device(accelerator)
-        for x in _read_batches(model, images, batch_size):
+        for x in _read_batches(model, images, batch_size) if model.sample_ndim == 3 else [None]:
             with torch.inference_mode():
-                batch = model.to(device).features(x.to(device)) if model.sample_ndim == 3 else None
+                batch = None if x is None else model.to(device).features(x.to(device))
             if batch is None:
                 needed = "they need pictures, and an nn.Linear as the last layer or a method features(x)"
                 raise UsageError(f"{type(model).__name__} has no features: {needed}")
@@ -111,32 +110,42 @@ class SavedRun:
         it, of S x S pixels. Raises a UsageError for another label, or a network that is no image classifier.
         """
         model = self.model()
+        check_explainable(model)
         names = class_names_of(model)
         if label is not None and label not in names:
-            raise UsageError(f"there is no class {label}: {suggest(label, names)}")
-        check_explainable(model)
-        x = next(_read_batches(model, image, 1))
+            raise UsageError(f"there is no class {label}: {suggest(str(label), names)}")
+        x = next(_read_batches(model, image, 2))
+        if len(x) > 1:
+            raise UsageError("explain takes one image: call it for each image")
         chosen = model.predict_step(x).argmax(1) if label is None else torch.tensor([names.index(label)])
         return grad_cam(model, x, chosen)[0].numpy()
 
 
-def _list_inputs(model: LitBase, images: Any) -> list[Any]:
-    """Return paths of files, PIL images and arrays. Raise a UsageError for an array instead of a file of rows."""
+def _list_inputs(model: LitBase, images: Any) -> tuple[list[Any], bool]:
+    """Return paths of files, PIL images and arrays; and False if ``images`` is a single one, not an iterable or folder.
+
+    Raise a UsageError for an array instead of a file of rows.
+    """
     takes_rows, inputs = model.sample_ndim == 1, list[Any]()
-    for image in images if isinstance(images, list | tuple) else [images]:
+    is_single = not isinstance(images, Iterable) or isinstance(images, str | bytes | np.ndarray)
+    is_single = is_single or hasattr(images, "read")  # an open file: its lines are no pictures
+    for image in [images] if is_single else images:
         if isinstance(image, str | Path):
             inputs += find_files([str(image)], ROW_SUFFIXES if takes_rows else PICTURE_SUFFIXES)
         elif takes_rows:
             raise UsageError(f"{type(model).__name__} takes rows: give the path of a .csv or .npy file")
         else:
             inputs.append(image)
-    return inputs
+    is_folder_or_glob = isinstance(images, str | Path) and (os.path.isdir(images) or inputs != [str(images)])  # noqa: PTH112
+    return inputs, not is_single or is_folder_or_glob
 
 
 def _read_batches(model: LitBase, images: Any, batch_size: int) -> Iterator[Tensor]:
     """Yield normalized pictures, (B, C, S, S) float32. Raise a UsageError if one cannot be read."""
-    spec = Preprocessing.from_dict(model.preprocessing)
-    samples = read_pictures(_list_inputs(model, images), spec, batch_size)
+    spec, (inputs, _) = Preprocessing.from_dict(model.preprocessing), _list_inputs(model, images)
+    if not inputs or batch_size < 1:
+        raise UsageError("there is nothing to compute: give at least one image, and a batch_size of at least 1")
+    samples = read_pictures(inputs, spec, batch_size)
     while batch := list(islice(samples, batch_size)):
         for sample in batch:
             if sample.x is None:

@@ -18,6 +18,7 @@ from datamodules.errors import DataError
 from datamodules.loading.memory import normalize
 from datamodules.photos.dataset import read_pixels
 from datamodules.photos.decode import BadPicture
+from datamodules.text import printable
 from lit_models import LitBase, LitTransfer
 from lit_training.errors import UsageError
 from lit_training.trained.calibrate import Calibration
@@ -58,11 +59,11 @@ class Prediction:
 
     def _repr_html_(self) -> str:
         """Show the picture and a bar for each of the most likely classes in a notebook."""
-        lines = [escape(line) for line in (self.path, self.note, self.error) if line]
+        lines = [escape(printable(line)) for line in (self.path, self.note, self.error) if line]
         lines += [f"{value:.6g}" for value in self.outputs]
         for label, share in list(self.probabilities.items())[:BARS]:
             bar = f"display:inline-block;height:0.8em;width:{share * 12:.2f}em;background:#4a7ebb"
-            lines.append(f'<span style="{bar}"></span> {share:.1%} {escape(label)}')
+            lines.append(f'<span style="{bar}"></span> {share:.1%} {escape(printable(label))}')
         text, picture = "<br>".join(lines), ""
         with contextlib.suppress(BadPicture, DataError, OSError):  # the file was deleted, or holds rows
             small = v2.functional.to_pil_image(read_pixels(self.path if self.source is None else self.source))
@@ -133,8 +134,11 @@ def predict(
 
 
 def class_names_of(model: LitBase) -> list[str]:
-    """Return a different name for each class of a network."""
-    return distinct_class_names(model.class_names, model.hparams.get("num_classes", 0))
+    """Return a different name for each class of a network; none for a regression."""
+    if model.task != "classification":
+        return []
+    count: Any = getattr(getattr(model, "val_acc", None), "num_classes", 0)
+    return distinct_class_names(model.class_names, model.hparams.get("num_classes", count))
 
 
 def distinct_class_names(names: Sequence[str] | None, count: int) -> list[str]:

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -18,16 +19,19 @@ from torch import nn
 
 from datamodules import Preprocessing
 from datamodules.photos.dataset import PhotoFiles, read_pixels
+from lit_models import LitBase, LitTransfer
 from lit_models.cnn import LeNet
 from lit_training import load
+from lit_training.errors import UsageError
 from lit_training.trained import export, onnx_pictures
 from lit_training.trained.predict import predict
 from tests.stress.exports import BACKBONES, COUNT, compare
 from tests.support.commands import run, run_well
+from tests.support.own_classes import copy_examples, remember_imports
 from tests.support.photos import exif_with_orientation, scene
 from tests.support.training import own_caches
 
-onnxruntime = pytest.importorskip("onnxruntime")
+onnx, onnxruntime = (pytest.importorskip(name) for name in ("onnx", "onnxruntime"))
 
 
 def write_photos(root: Path) -> None:
@@ -65,6 +69,15 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return workspace
 
 
+@pytest.fixture(scope="module")
+def exported(trained: Path) -> Path:
+    """The folder that ``export.py latest --to model`` writes for this run."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(trained)
+        assert "27 pictures: the same class for each" in run_well("export.py latest --to model")
+    return trained / "model"
+
+
 @pytest.fixture
 def here(trained: Path, tmp_path: Path) -> None:
     shutil.copytree(trained / "lightning_logs", "lightning_logs")
@@ -78,18 +91,19 @@ def answers(folder: Path, files: list[str]) -> list[dict[str, dict[str, float]]]
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
-def test_a_folder_without_torch_answers_as_the_network(here: None) -> None:
-    out = run_well("export.py latest --to model")
-    assert "27 pictures compared" in out
+def test_a_folder_without_torch_answers_as_the_network(here: None, exported: Path) -> None:
     files = sorted(map(str, Path("photos/train").rglob("*.png")))
     own = list(predict(load("latest").model(), files))
-    found = answers(Path("model"), files)
+    found = answers(exported, files)
     assert {one.label for one in own} == {"ants", "bees", "wasps"}
     assert np.ptp([one.probabilities["ants"] for one in own]) > 0.8
     for one, other in zip(own, found, strict=True):
         assert other["probabilities"] == pytest.approx(one.probabilities, abs=2e-6)
-    assert Path("model/labels.txt").read_text() == "ants\nbees\nwasps\n"
-    facts = onnxruntime.InferenceSession("model/model.onnx").get_modelmeta().custom_metadata_map
+    assert (exported / "labels.txt").read_text() == "ants\nbees\nwasps\n"
+    network = onnx.load(exported / "model.onnx")
+    onnx.checker.check_model(network, full_check=True)
+    assert [(opset.domain, opset.version) for opset in network.opset_import] == [("", 18)]
+    facts = onnxruntime.InferenceSession(exported / "model.onnx").get_modelmeta().custom_metadata_map
     assert json.loads(facts["class_names"]) == ["ants", "bees", "wasps"]
     assert Preprocessing.from_dict(json.loads(facts["preprocessing"])).resize == "pad"
 
@@ -100,6 +114,112 @@ def test_weights_are_those_of_the_network(here: None) -> None:
     network.load_state_dict(load_file("model.safetensors"))
     x = torch.randn(5, 3, 32, 32)
     assert torch.equal(network(x), load("latest").model()(x))
+
+
+def test_files_of_all_kinds_give_the_answers_of_predict(here: None, exported: Path) -> None:
+    picture, files, saved = scene(7, (90, 70)), Path("kinds"), load("latest")
+    files.mkdir()
+    for orientation in range(1, 10):
+        for suffix in ("jpg", "png"):
+            picture.save(files / f"exif{orientation}.{suffix}", exif=exif_with_orientation(orientation))
+    palette, gray = picture.quantize(16), picture.convert("L")
+    palette.save(files / "palette.png", transparency=bytes(range(0, 256, 16)))
+    deep = np.asarray(gray).astype(np.uint16) * 200 + 77
+    Image.fromarray(deep).save(files / "16_bits.png", exif=exif_with_orientation(6))
+    gray.convert("LA").save(files / "gray_with_alpha.png")
+    gray.convert("1").save(files / "black_and_white.png")
+    picture.convert("CMYK").save(files / "print.jpg")
+    paths = sorted(map(str, files.iterdir()))
+    for path, other in zip(paths, answers(exported, paths), strict=True):
+        assert other["probabilities"] == pytest.approx(saved.predict(path).probabilities, abs=2e-6), path  # type: ignore[union-attr]
+    Image.fromarray(deep).save(files / "16_bits.tif")  # the example does not read these two as predict.py does
+    pytest.importorskip("pillow_heif").from_pillow(picture).save(files / "phone.jpg")
+    (files / "broken.jpg").write_bytes(b"no picture")
+    said = export.compare_answers(saved.model(), exported, sorted(map(str, files.iterdir())))
+    assert said.startswith(f"{len(paths) + 2} pictures: the same class for each")
+
+
+def test_one_wrong_probability_of_one_picture_is_refused(here: None, tmp_path: Path) -> None:
+    files, model = sorted(map(str, Path("photos/val").rglob("*.png"))), load("latest").model()
+    right = [one.probabilities for one in predict(model, files)]
+
+    def compare_with(changes: dict[str, float]) -> str:
+        wrong = [*right[:4], right[4] | changes, *right[5:]]
+        lines = "\n".join(json.dumps({"path": "", "probabilities": one}) for one in wrong)
+        (tmp_path / export.EXAMPLE).write_text(f"print({lines!r})")
+        return export.compare_answers(model, tmp_path, files)
+
+    assert compare_with({}) == "27 pictures: the same class for each, the largest difference is 0"
+    for name, share in right[4].items():
+        assert compare_with({name: share - 4e-4}).endswith("the largest difference is 0.0004")
+        for value, difference in ((share - 6e-4, "0.0006"), (share + 6e-4, "0.0006"), (float("nan"), "inf")):
+            with pytest.raises(UsageError, match=f"the largest difference is {difference}: {files[4]}, "):
+                compare_with({name: value})
+    (tmp_path / export.EXAMPLE).write_text("import os\nos._exit(3)")
+    with pytest.raises(UsageError, match="cannot be run, so nothing is written: exit code 3"):
+        export.compare_answers(model, tmp_path, files)
+
+
+class Own(LitBase):
+    """A network whose arguments do not say the number of its outputs."""
+
+    def __init__(self, in_features: int = 6) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+        self.layer = nn.Linear(in_features, 3)
+        self.make_metrics(3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.layer(x if x.ndim == 2 else x.mean((2, 3)))
+
+
+@pytest.mark.parametrize(("task", "ndim"), [("classification", 1), ("regression", 3)])
+def test_own_networks_on_rows_and_pictures(task: Any, ndim: int, tmp_path: Path) -> None:
+    model = Own(6 if ndim == 1 else 3).eval()
+    model.task, model.sample_ndim, model.class_names = task, ndim, None
+    model.preprocessing = Preprocessing(32, 36).to_dict() if ndim == 3 else None
+    assert export.describe_network(model)["license_of_weights"] == "unknown"
+    export.build_onnx(model, tmp_path / export.MODEL)
+    name = "rows.py" if ndim == 1 else "pictures.py"
+    shutil.copy(Path(export.__file__).parent / "examples" / name, tmp_path / export.EXAMPLE)
+    np.save("rows.npy", np.random.default_rng(0).standard_normal((4, 6)))
+    scene(1).save("picture.png")
+    said = export.compare_answers(model, tmp_path, ["rows.npy" if ndim == 1 else "picture.png"])
+    same = "the same class for each, " * (task == "classification")
+    assert said.startswith(f"{'4 rows' if ndim == 1 else '1 picture'}: {same}the largest difference is ")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        ("--model my_model.Wide --data my_data.Halves", "100 pictures: the same class for each"),
+        ("--model variants.Rows --data variants.RowData", "40 rows: the largest difference is"),
+    ],
+)
+def test_own_data_is_compared(flags: str, said: str) -> None:
+    copy_examples()
+    with remember_imports():
+        run_well(f"fit.py {flags} --max_epochs 1 --dashboard false --quiet --accelerator cpu")
+        assert said in run_well("export.py latest --to model")
+
+
+@pytest.mark.parametrize("is_tied", [False, True])
+def test_weights_of_own_networks_are_whole(is_tied: bool, tmp_path: Path) -> None:
+    model = Own()
+    model.net = nn.Linear(6, 3)  # a part of the network, beside model.layer
+    if is_tied:
+        model.net.weight = model.layer.weight
+    export._write_weights(model, tmp_path / "own.safetensors")
+    found = load_file(tmp_path / "own.safetensors")
+    assert sorted(found) == ["layer.bias", "layer.weight", "net.bias", "net.weight"]
+    assert all(torch.equal(found[name], tensor) for name, tensor in model.state_dict().items())
+
+
+def test_facts_have_no_path_of_this_machine() -> None:
+    model = LitTransfer("resnet18", num_classes=2, weights="none", freeze=False)
+    model.hparams["weights"] = "/home/me/my weights.pth"
+    assert export.describe_network(model)["license_of_weights"] == "that of my weights.pth"
 
 
 def replaced_graph(passes: int = 2, antialias: int = 1, channels: str = "0, 1, 2") -> Callable[[Preprocessing], object]:
@@ -222,7 +342,7 @@ def test_the_graph_gives_the_same_pixels(resize: str, interpolation: str, channe
 def test_rows(fit: str, count: int) -> None:
     recipes = Path(__file__).parents[2] / "scripts" / "recipes"
     run_well(f"fit.py {fit.format(recipes)} --max_steps 3 --dashboard false --quiet")
-    assert f"{count} rows compared" in run_well("export.py latest --to model")
+    assert f"{count} rows: the largest difference is" in run_well("export.py latest --to model")
     rows = np.random.default_rng(0).standard_normal((7, 1000)).astype(np.float32)
     np.save("rows.npy", rows)
     own: Any = load("latest").predict("rows.npy")
@@ -234,8 +354,10 @@ def test_rows(fit: str, count: int) -> None:
     ("words", "message"),
     [
         ("--to model.pt", "must end in .onnx or .safetensors"),
-        ("--to photos", "exists: delete it"),
+        ("--to photos", "photos exists: give another name"),
         ("--to missing/model.onnx", "there is no folder missing"),
+        ("--to /dev/null", "/dev/null exists: give another name"),
+        (f"--to {'long' * 99}.onnx", "cannot be written (File name too long): give another place"),
         ("--to model.onnx --photos nowhere", "give their folder with --photos DIR"),
     ],
 )
@@ -243,6 +365,42 @@ def test_refusals(here: None, words: str, message: str) -> None:
     code, _, err = run(f"export.py latest {words}")
     assert code == 2
     assert message in err
+
+
+def test_no_file_is_written_if_the_disk_refuses_one(here: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(export, "_write_onnx", lambda saved, model, folder, photos: "")
+    for broken, name in (
+        ("pathlib.Path.replace", "model"),
+        ("tempfile.mkdtemp", "model"),
+        ("pathlib.Path.write_bytes", "model.safetensors"),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(broken, Mock(side_effect=PermissionError(13, "Permission denied")))
+            code, _, err = run(f"export.py latest --to {name}")
+        assert code == 2
+        assert f"--to {name} cannot be written (Permission denied): give another place" in err
+        assert sorted(path.name for path in Path().iterdir()) == ["lightning_logs", "photos"]
+
+
+def test_pictures_to_compare(here: None, trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("photos").unlink()
+    shutil.copytree(trained / "photos", "photos")
+    saved, names = (
+        load("latest"),
+        {f"photos/val/{name}/{i}.png" for name in ("ants", "bees", "wasps") for i in range(9)},
+    )
+    files = export._inputs_to_compare(saved, saved.model(), Path(), None)
+    assert set(files) == names
+    monkeypatch.setattr(export, "MAX_COMPARED", 10)
+    files = export._inputs_to_compare(saved, saved.model(), Path(), None)
+    assert (len(files), len(set(files))) == (10, 10)
+    assert {file.split("/")[2] for file in files} == {"ants", "bees", "wasps"}
+    Path("photos").rename("elsewhere")
+    assert len(export._inputs_to_compare(saved, saved.model(), Path(), "elsewhere")) == 10
+    for file in Path("elsewhere").rglob("*.png"):
+        file.write_text("no picture")
+    code, _, err = run("export.py latest --to model.onnx --photos elsewhere")
+    assert (code, "none of the run's pictures can be read" in err) == (2, True)
 
 
 def test_missing_packages_are_named(here: None, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -255,4 +413,4 @@ def test_missing_packages_are_named(here: None, monkeypatch: pytest.MonkeyPatch)
 @pytest.mark.slow
 @pytest.mark.parametrize("backbone", BACKBONES[:4])
 def test_backbones_answer_as_exported(backbone: str) -> None:
-    assert f"{COUNT} pictures compared: the same class for each" in compare(backbone)
+    assert f"{COUNT} pictures: the same class for each" in compare(backbone)

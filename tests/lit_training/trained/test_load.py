@@ -1,5 +1,6 @@
 """``load``, which scripts, notebooks and programs use to open a trained network."""
 
+import io
 import re
 import shutil
 from pathlib import Path
@@ -166,6 +167,48 @@ def test_mixed_list_gets_a_list_in_the_same_order(saved: SavedRun, picture: Path
     assert saved.predict([]) == []
 
 
+def test_any_iterable_is_several_images(saved: SavedRun, photo_folder: Path) -> None:
+    folder = photo_folder / "val" / "bees"
+    expected: Any = saved.predict(sorted(folder.glob("*.jpg")))
+    assert len(expected) == 4
+    for images in (iter(sorted(folder.glob("*.jpg"))), dict.fromkeys(sorted(folder.glob("*.jpg")))):
+        assert saved.predict(images) == expected
+    assert saved.features(folder.glob("*.jpg")).shape == (4, 84)
+    assert saved.predict(iter([])) == []
+
+
+@pytest.mark.parametrize(
+    ("image", "said"),
+    [
+        (None, "this NoneType is not a picture: give a path, a PIL image"),
+        (io.BytesIO(b"line 1\nline 2"), "this BytesIO is not a picture"),
+        (torch.zeros(3, 8, 8), "this Tensor is not a picture"),
+        ([["new.png"]], "this list is not a picture"),
+        (Image.new("RGB", (0, 5)), "this Image is not a picture"),
+        (np.zeros((0, 5, 3), np.uint8), "an array (0, 5, 3) of uint8 is not a picture"),
+        ("new\0.png", "unreadable (embedded null byte)"),
+        ("long" * 99, "unreadable (File name too long)"),
+    ],
+)
+def test_what_is_no_picture_is_refused_in_one_line(image: Any, said: str, saved: SavedRun) -> None:
+    for method in (saved.predict, saved.features, saved.explain):
+        with pytest.raises((UsageError, DataError), match=re.escape(said)):
+            method(image)
+
+
+def test_number_of_images(saved: SavedRun, picture: Path) -> None:
+    for method in (saved.features, saved.explain):
+        with pytest.raises(UsageError, match="give at least one image"):
+            method([])
+    with pytest.raises(UsageError, match="a batch_size of at least 1"):
+        saved.features(picture, batch_size=0)
+    with pytest.raises(UsageError, match="explain takes one image"):
+        saved.explain([picture, picture])
+    assert np.array_equal(saved.explain([picture]), saved.explain(picture))
+    with pytest.raises(UsageError, match="there is no class 1: "):
+        saved.explain(picture, 1)  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize(("name", "why"), [("gone.jpg", "no such file"), ("text.jpg", "not a picture (text inside)")])
 def test_unreadable_file_raises_if_single_and_has_an_error_in_a_list(
     name: str, why: str, saved: SavedRun, picture: Path
@@ -232,10 +275,16 @@ def test_file_of_rows_can_be_a_path_object(suffix: str, rows_run: Trained) -> No
     assert [answer.path for answer in found] == [f"rows.{suffix}"] * 2
 
 
-def test_array_for_a_network_of_rows_is_refused_in_one_line(rows_run: Trained) -> None:
-    with pytest.raises((UsageError, DataError)) as refused:
-        load(rows_run.path).predict(np.zeros((2, 5), dtype=np.float32))
-    assert "\n" not in str(refused.value)
+def test_network_of_rows_takes_files_of_rows_only(rows_run: Trained) -> None:
+    saved = load(rows_run.path)
+    np.save("rows.npy", np.zeros((2, 5), np.float32))
+    with pytest.raises(UsageError, match=r"LitMLP takes rows: give the path of a \.csv or \.npy file"):
+        saved.predict(np.zeros((2, 5), dtype=np.float32))
+    with pytest.raises(UsageError, match="LitMLP has no features: they need pictures"):
+        saved.features("rows.npy")
+    with pytest.raises(UsageError, match="is for image classifiers, not for LitMLP"):
+        saved.explain("rows.npy", "ants")
+    assert saved.class_names == ()
 
 
 # --- same results as the scripts --------------------------------------------------------------------------------------

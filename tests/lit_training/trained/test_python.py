@@ -13,7 +13,7 @@ from PIL import Image
 
 from datamodules import ImageFolderDataModule
 from lit_models import LitCNN
-from lit_training import load
+from lit_training import Prediction, load
 from lit_training.errors import UsageError
 from tests.support.ants_and_bees import write_photos
 from tests.support.training import own_caches, train_and_save
@@ -81,6 +81,9 @@ def test_a_prediction_shows_picture_and_bars(saved: Any, photos: Path, tmp_path:
         shown = np.asarray(Image.open(io.BytesIO(base64.b64decode(picture))), float)
         assert abs(shown - np.asarray(Image.open(name), float)).mean() < 12
     assert "&lt;b&gt;&amp;.jpg" in saved.predict(name)._repr_html_()
+    odd = Prediction("not utf-8: \udcff", probabilities={"<script>\n\udcfe": 1.0})._repr_html_()
+    assert "not utf-8: \\udcff" in odd
+    assert "&lt;script&gt;\\n\\udcfe" in odd
     [missing] = saved.predict(["missing.jpg"])
     assert "no such file" in missing._repr_html_()
     assert "<img" not in missing._repr_html_()
