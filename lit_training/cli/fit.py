@@ -186,7 +186,7 @@ def print_result(run: Run) -> None:
             interval = f"  (95 % interval {low:.3f} to {high:.3f}, n = {count})"
         print(f"val_acc     {accuracy:.4f}{interval}")
     if run.config["folds"]:
-        print(read_out_of_fold(Path(str(folder)) / OUT_OF_FOLD).summary())
+        print(f"fold_acc    {read_out_of_fold(Path(str(folder)) / OUT_OF_FOLD).summary()}")
     for name in dict.fromkeys((run.monitor[0], "val_loss", "train_loss")):
         if name in metrics.keys() - {"val_acc"}:
             print(f"{name:<10}  {metrics[name]:.4g}")

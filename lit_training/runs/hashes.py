@@ -60,9 +60,12 @@ def recorded(run: Path, folder: Path) -> Iterator[None]:
     known = {path: listed[path] for path in listed if (run / path).parent != folder and path not in rewritten}
     with contextlib.suppress(OSError):  # if nothing can be written, the block says so
         (run / HASHES).unlink()
-    yield
-    if had_list or (run / HASHES).is_file():
-        write_hashes(run, known)
+    try:
+        yield
+    finally:  # also after an error or Ctrl-C
+        if had_list or (run / HASHES).is_file():
+            with contextlib.suppress(OSError):  # a full disk: the run has no list
+                write_hashes(run, known)
 
 
 def find_changed_files(run: Path) -> list[str]:

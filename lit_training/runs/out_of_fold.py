@@ -71,13 +71,11 @@ class OutOfFold:
         return np.array([rows.get(path, -1) for path in self.paths])
 
     def summary(self) -> str:
-        """Return a line with the accuracy and its interval."""
+        """Return the accuracy and its interval as text."""
         folds, repeats, samples = self.folds.max(), self.repeats.max(), int((self.repeats == 1).sum())
         low, high = folds_interval(self.accuracies.tolist(), int(folds), samples)
         how = f"{folds} folds x {plural(int(repeats), 'repeat')}"
-        return (
-            f"fold_acc    {self.accuracies.mean():.4f}  (95 % interval {low:.3f} to {high:.3f}, n = {samples}, {how})"
-        )
+        return f"{self.accuracies.mean():.4f}  (95 % interval {low:.3f} to {high:.3f}, n = {samples}, {how})"
 
     def write(self, path: Path) -> None:
         """Write the file atomically. Probabilities have 9 significant digits."""

@@ -146,7 +146,7 @@ def evaluate(
         _note_changed_fixes(saved)
     module, split = _choose_data(saved, model, data, photos, all_photos)
     if split == "val" and saved.checkpoint["lit"].get("trains_on_all"):
-        return _read_folds(saved, model, photos)
+        return read_folds(saved, model, photos)
     batches: list[tuple[Tensor, Tensor]] = []
     with progress_bar("evaluating", show=is_rank_zero()) as report_progress:
 
@@ -206,7 +206,7 @@ def _note_changed_fixes(saved: Any) -> None:
         print_note(f"{name} {problem}: the labels are those of the training, in {SPLIT}")
 
 
-def _read_folds(saved: Any, model: LitBase, photos: str | None) -> Evaluation:
+def read_folds(saved: Any, model: LitBase, photos: str | None = None) -> Evaluation:
     """Return the predictions of the first repeat of ``--folds``. Each sample is in it once.
 
     A photo that was moved counts with the class of its folder now. A photo that is missing is left out.
@@ -233,8 +233,8 @@ def _read_folds(saved: Any, model: LitBase, photos: str | None) -> Evaluation:
     paths, targets = found.paths, torch.from_numpy(found.labels)
     name = lit["data_class"].rpartition(".")[2]
     loss = float(torch.nn.functional.cross_entropy(outputs, targets))
-    pictures = PhotoFiles(folder, paths, targets, spec, (), 0)
-    parts = (outputs, targets, pictures, found.class_names, spec if is_photo else None, paths)
+    pictures = PhotoFiles(folder, paths, targets, spec, (), 0) if is_photo else None
+    parts = (outputs, targets, pictures, found.class_names, spec if is_photo else None, paths, saved.calibration)
     return Evaluation(saved.path, str(folder) if is_photo else name, "fold", loss, *parts)
 
 

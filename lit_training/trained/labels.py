@@ -8,7 +8,7 @@ import torch
 from datamodules import Preprocessing
 from datamodules.files import write_spreadsheet
 from datamodules.photos.dataset import eval_transform, read_pixels
-from datamodules.photos.find import Listing
+from datamodules.photos.find import TEST, Listing
 from datamodules.photos.fixes import FIX_COLUMNS, KEEP
 from datamodules.text import command, plural, printable
 from lit_training import figures
@@ -40,7 +40,8 @@ def report_wrong_labels(listing: Listing, run: str) -> int:
     names, places = judged.class_names, judged.rows_in(listing, folder / SPLIT)
     own = [listing.class_names[listing.labels[place]] if place >= 0 else "" for place in places]
     rows = np.flatnonzero([name in names for name in own])
-    if missing := len(places) + len(listing.paths) - (places >= 0).sum() - len(rows):
+    others = np.delete(listing.splits, places[places >= 0])  # of pictures that the run did not have
+    if missing := len(places) - len(rows) + (others != TEST).sum():
         print_note(f"{plural(missing, 'picture')} not judged: only in {run} or only in {listing.root}")
     paths, probabilities = listing.paths[places[rows]], judged.probabilities[rows]
     labels = np.array([names.index(own[row]) for row in rows], int)

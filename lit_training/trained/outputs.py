@@ -35,21 +35,15 @@ MAX_CHANCE_ERROR = 0.05  # if a calibrated network often shows a larger calibrat
 
 def write_evaluation(evaluation: Evaluation) -> None:
     """Print the scores. For a classifier, write predictions, confusion matrix and mistakes to ``evaluation.folder``."""
-    n, prefix = len(evaluation.targets), "" if evaluation.split == "photos" else f"{evaluation.split}_"
+    n = len(evaluation.targets)
     print(f"checkpoint  {os.path.relpath(evaluation.checkpoint)}")
     print(f"data        {printable(evaluation.data)}, {evaluation.split}: {plural(n, 'sample')}\n")
+    for name, text in scores_of(evaluation).items():
+        print(f"{name:<10}  {text}")
     if evaluation.targets.is_floating_point():
-        for name, text in scores_of(evaluation).items():
-            print(f"{name:<10}  {text}")
         return
+    print()
     confusion, scores = evaluation.confusion(), evaluation.class_scores()
-    file = run_folder(evaluation.checkpoint) / OUT_OF_FOLD
-    if evaluation.split != "fold":
-        print(f"{prefix + 'acc':<10}  {scores_of(evaluation)[f'{prefix}acc']}")
-    if prefix and file.is_file():
-        print(read_out_of_fold(file).summary())
-    print(f"balanced    {float(scores[:, 1].nanmean()):.4f}  (mean recall of the classes)")
-    print(f"{prefix + 'loss':<10}  {evaluation.loss:.4g}{'  (not calibrated)' * bool(evaluation.calibration)}\n")
     if evaluation.calibration is not None:
         _print_calibration(evaluation, evaluation.calibration)
     by_f1 = scores[:, 2].nan_to_num(2.0).argsort(stable=True).tolist()  # classes with undefined F1 are last
@@ -91,13 +85,17 @@ def write_evaluation(evaluation: Evaluation) -> None:
 
 
 def scores_of(evaluation: Evaluation) -> dict[str, str]:
-    """Return name -> text of accuracy and loss, or of loss, R2 and mean absolute error of a regression."""
+    """Return name -> text of accuracies, mean recall and loss, or of loss, R2 and mean error of a regression."""
     n, prefix = len(evaluation.targets), "" if evaluation.split == "photos" else f"{evaluation.split}_"
-    loss = {f"{prefix}loss": f"{evaluation.loss:.4g}"}
+    loss = {f"{prefix}loss": f"{evaluation.loss:.4g}{'  (not calibrated)' * bool(evaluation.calibration)}"}
     if not evaluation.targets.is_floating_point():
         (low, high), right = evaluation.interval, int(evaluation.correct.sum())
         text = f"{evaluation.accuracy:.4f}  (95 % interval {low:.3f} to {high:.3f}, {right} of {n} right)"
-        return {f"{prefix}acc": text} | loss
+        scores = {} if evaluation.split == "fold" else {f"{prefix}acc": text}
+        if prefix and (file := run_folder(evaluation.checkpoint) / OUT_OF_FOLD).is_file():
+            scores["fold_acc"] = read_out_of_fold(file).summary()
+        recall = float(evaluation.class_scores()[:, 1].nanmean())
+        return scores | {"balanced": f"{recall:.4f}  (mean recall of the classes)"} | loss
     outputs, targets = evaluation.outputs.double(), evaluation.targets.double()
     r2 = float(r2_score(outputs, targets)) if n > 1 else math.nan
     return loss | {"R2": f"{r2:.4f}", "MAE": f"{float(mean_absolute_error(outputs, targets)):.4g}"}

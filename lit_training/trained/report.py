@@ -24,16 +24,16 @@ from datamodules.photos.split import read_split_file
 from datamodules.text import command, printable
 from lit_models import LitBase
 from lit_models.backbones import license_of_weights
-from lit_models.base import read_attribute
 from lit_training import figures
 from lit_training.errors import print_note
 from lit_training.runs.folder import relative_path
-from lit_training.runs.layout import CONFIG, LEFT_OUT, METRICS, MODEL_CARD, RECORD, REPORT, SPLIT
+from lit_training.runs.layout import CONFIG, LEFT_OUT, METRICS, MODEL_CARD, OUT_OF_FOLD, RECORD, REPORT, SPLIT
 from lit_training.runs.own_classes import is_own
 from lit_training.trained.compare import format_metric, read_run
-from lit_training.trained.evaluate import Evaluation
+from lit_training.trained.evaluate import Evaluation, read_folds
+from lit_training.trained.load import load
 from lit_training.trained.outputs import class_rows, draw_reliability, scores_of
-from lit_training.trained.predict import distinct_class_names
+from lit_training.trained.predict import class_names_of
 
 SIDE, MAX_EXAMPLES = 160, 48  # pixels of a picture's longer side; pictures of all classes together
 MAX_ROWS, MAX_POINTS = 40, 500  # of a table; of a curve
@@ -49,6 +49,8 @@ def write_report(folder: Path, model: Any, data: Any, evaluation: Evaluation | N
     """
     loader, is_html = FileSystemLoader(Path(__file__).parent), select_autoescape(["html.j2"])
     try:
+        if evaluation is None and (folder / OUT_OF_FOLD).is_file():
+            evaluation = read_folds(load(str(folder)), model)
         sets = _datasets(folder, model, data, evaluation)
         facts = _run_facts(folder, model, data, evaluation) | _sample_facts(sets, model, data, evaluation)
         for name, change in ((REPORT, printable), (MODEL_CARD, lambda text: printable(text).translate(MARKDOWN))):
@@ -104,7 +106,7 @@ def _run_facts(folder: Path, model: Any, data: Any, evaluation: Any) -> dict[str
     facts |= {
         "run": folder.name,
         "results": results,
-        "note": NOTE * (split == "val"),
+        "note": NOTE * any(name.startswith("val_") for name in results),
         "code": code if isinstance(model, LitBase) else own,
     }
     facts |= {"settings": texts.get(CONFIG, "").splitlines(), "starts": json.loads(texts.get(RECORD, "[{}]"))}
@@ -118,7 +120,7 @@ def _run_facts(folder: Path, model: Any, data: Any, evaluation: Any) -> dict[str
 
 def _sample_facts(sets: dict[str, Any], model: Any, data: Any, evaluation: Any) -> dict[str, Any]:
     """Return what the templates show about the samples, and about the answers of a classifier."""
-    names = distinct_class_names(read_attribute(model, "class_names") if sets else None, 0)
+    names = class_names_of(model) if isinstance(model, LitBase) and model.task == "classification" else []
     labels: dict[str, Any] = {split: getattr(one, "labels", None) for split, one in sets.items()}
     is_known = names and all(isinstance(one, Tensor) and one.dtype == torch.int64 for one in labels.values())
     counts = [torch.bincount(one[one >= 0], minlength=len(names)) for one in labels.values()] if is_known else []
@@ -141,13 +143,15 @@ def _sample_facts(sets: dict[str, Any], model: Any, data: Any, evaluation: Any) 
         mistakes.append((uri, *pair, f"{float(evaluation.probability[row]):.0%}", path))
     by_f1 = evaluation.class_scores()[:, 2].nan_to_num(2.0).argsort(stable=True)[:MAX_ROWS].sort().values.tolist()
     scores, known = class_rows(evaluation, "-", 4), evaluation.calibration
-    drawn = [figures.draw_confusion(evaluation.confusion(), evaluation.class_names)]
-    drawn += [draw_reliability(evaluation)] if known else []
-    facts |= {"scores": [scores[k] for k in by_f1], "figures": [*map(_image, drawn)], "mistakes": mistakes}
-    return facts | {"calibration": known.report() if known else ""}
+    drawn = {"confusion matrix": figures.draw_confusion(evaluation.confusion(), evaluation.class_names)}
+    drawn |= {"reliability diagram": draw_reliability(evaluation)} if known else {}
+    facts |= {"scores": [scores[k] for k in by_f1], "mistakes": mistakes}
+    facts["figures"] = [(title, _image(figure)) for title, figure in drawn.items()]
+    return facts | {"calibration": known.report().splitlines() if known else []}
 
 
-def _curves(run: Any) -> list[str]:
+def _curves(run: Any) -> list[tuple[str, str]]:
+    """Return the title and the data URI of each chart."""
     charts: dict[str, dict[str, Any]] = {}
     for name, curve in run.curves.items():
         charts.setdefault(name.rpartition("_")[2].replace("acc", "accuracy"), {})[name] = [*curve], [*curve.values()]
@@ -158,7 +162,7 @@ def _curves(run: Any) -> list[str]:
     drawn = [figures.draw_curves({title: lines}) for title, lines in charts.items()]
     for figure in drawn:
         figure.set_size_inches(4.6, 3.3)
-    return [_image(figure) for figure in drawn]
+    return [*zip(charts, map(_image, drawn), strict=True)]
 
 
 def _image(figure: Any) -> str:

@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import json
 import logging
 import re
 import socket
@@ -14,11 +15,15 @@ from starlette import applications, requests, responses, routing, templating
 from starlette.exceptions import HTTPException
 from torchvision.io import encode_png
 
+from datamodules.text import printable
 from lit_training.errors import UsageError
 from lit_training.runs.threads import choose_threads
 from lit_training.trained import describe, explain, predict
 
 PAGES = templating.Jinja2Templates(Path(__file__).parent)  # it escapes the names of classes
+PAGES.env.finalize = lambda value: (
+    printable(value) if isinstance(value, str) else value
+)  # also bytes that are not UTF-8
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; form-action 'self'; frame-ancestors 'none'"
 MAX_BYTES, MAX_SECONDS, MAX_REQUESTS = 20_000_000, 60, 40  # size and time of a request; the requests in memory
 LOCAL = ("127.0.0.1", "localhost", "::1")
@@ -43,7 +48,7 @@ def serve(saved: Any, device: torch.device, host: str, port: int) -> None:
             raise HTTPException(400, f"the picture cannot be read: {found.error}")
         if request.url.path == "/predict":
             values = {"probabilities": found.probabilities, "set": found.set, "note": found.note}
-            return responses.JSONResponse({"class": found.label, **values})
+            return responses.Response(json.dumps({"class": found.label, **values}), media_type="application/json")
         try:
             heat: Any = explain.explain_picture(model, picture, found.label)
         except UsageError:  # no layer has a feature map

@@ -28,6 +28,7 @@ import pytest
 import torch
 from PIL import Image
 
+from datamodules.text import printable
 from lit_training import load
 from lit_training.trained.explain import explain_picture
 from tests.stress.clients import Server, form, pictures, server, stress
@@ -37,11 +38,11 @@ from tests.support.training import own_caches
 
 pytest.importorskip("uvicorn")
 serve = importlib.import_module("lit_training.trained.serve")
-NAMES = ("<script>alert(1)<", 'a "b" & c', "10")
+NAMES = ("<script>alert(1)<", 'a "b" & c\udce9', "10")
 
 
 def write_photos(root: Path) -> None:
-    """Write photos in three classes, whose names are HTML or a number."""
+    """Write photos in three classes, whose names are HTML, a number, or hold a byte that is not UTF-8."""
     for channel, name in enumerate(NAMES):
         for split, count in (("train", 12), ("val", 9)):
             (root / split / name).mkdir(parents=True)
@@ -139,9 +140,9 @@ def test_the_page_shows_the_answer(here: None, running: Server) -> None:
         assert status == 200
         assert re.findall(r"<h2>(.*)</h2>", page)[0].count("<") == 0
         assert right["class"] == name
-        assert all(f"{name} {100 * value:.1f} %" in found.text for name, value in right["probabilities"].items())
+        assert all(f"{printable(n)} {100 * p:.1f} %" in found.text for n, p in right["probabilities"].items())
         assert found.values == list(right["probabilities"].values())
-        assert f"is one of these: {', '.join(right['set']) or 'none'}" in found.text
+        assert f"is one of these: {', '.join(map(printable, right['set'])) or 'none'}" in found.text
         assert found.tags.count("img") == 1
         [shown] = re.findall(r"data:image/png;base64,([\w+/=]+)", page)
         heat = explain_picture(load().model(), str(file), name)

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from datamodules.text import printable
 from lit_training import load
 from tests.scripts.test_serve import NAMES, trained  # noqa: F401 - a fixture
 from tests.stress.clients import Server, server
@@ -60,12 +61,12 @@ def test_choose_or_drop_a_picture_and_read_the_answer(
             [button, _] = find("button")
             button.click()
             WebDriverWait(browser, 120).until(staleness_of(button))  # then the answer has replaced the page
-            assert [one.text for one in find("h2")] == [name]
-            shown = [f"{label} {100 * value:.1f} %" for label, value in right.probabilities.items()]
+            assert [one.text for one in find("h2")] == [printable(name)]
+            shown = [f"{printable(label)} {100 * value:.1f} %" for label, value in right.probabilities.items()]
             assert [one.text for one in find("label")][:3] == shown
             bars = [browser.execute_script("return arguments[0].value", one) for one in find("progress")]
             assert bars == list(right.probabilities.values())
-            assert ", ".join(right.set) in find("p")[0].text
+            assert ", ".join(map(printable, right.set)) in find("p")[0].text
             [picture] = find("img")
             assert browser.execute_script("return arguments[0].naturalWidth", picture) == 64  # 32 and its heat map
             assert browser.execute_script("return document.documentElement.scrollWidth") == width

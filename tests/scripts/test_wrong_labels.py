@@ -102,6 +102,7 @@ def test_labels_without_contradiction_and_without_folds(photo_folder: Path) -> N
     write_folds(photo_folder, {})
     assert run(f"check.py photos --labels {RUN}") == (0, "0 of 24 labels may be wrong\n", "")
     photo_folder.rename("elsewhere")
+    shutil.copytree("elsewhere/val", "elsewhere/test")  # folds do not use it
     assert run(f"check.py elsewhere --labels {RUN}") == (0, "0 of 24 labels may be wrong\n", "")
     shutil.copytree("elsewhere/train", "others/train/train")
     shutil.copytree("elsewhere/val", "others/train/val")

@@ -1,10 +1,11 @@
-"""The list of hashes of a run: what it lists, what is found, and that a stopped command leaves no wrong list."""
+"""The list of hashes of a run: what it lists, what is found, and that no command leaves a wrong list."""
 
 import hashlib
 import json
 import os
 import random
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -81,16 +82,20 @@ def test_a_command_keeps_the_hashes_of_the_files_that_it_does_not_write(folder: 
     assert find_changed_files(folder) == ["changed evaluation/other/predictions.csv", "changed metrics.csv"]
 
 
-def test_a_stopped_command_leaves_no_list(folder: Path) -> None:
+@pytest.mark.parametrize("error", [KeyboardInterrupt, UsageError])
+def test_a_killed_command_leaves_no_list_but_one_that_fails_updates_it(folder: Path, error: Any) -> None:
+    (folder / "metrics.csv").write_text("by hand")
+
     def evaluate() -> None:
         with recorded(folder, folder / "evaluation"):
             (folder / "evaluation/predictions.csv").write_text("new")
-            raise KeyboardInterrupt
+            with pytest.raises(UsageError, match=r"run has no sha256.json, .*fit.py --resume run writes it"):
+                find_changed_files(folder)
+            raise error
 
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(error):
         evaluate()
-    with pytest.raises(UsageError, match=r"run has no sha256.json, .*fit.py --resume run writes it"):
-        find_changed_files(folder)
+    assert find_changed_files(folder) == ["changed metrics.csv"]
 
 
 def test_a_folder_without_a_list_gets_none_but_one_written_meanwhile_is_updated(folder: Path) -> None:

@@ -51,5 +51,5 @@ def test_the_accuracy_is_the_mean_of_the_folds():
     """The first of two folds has three samples, all of them right; the other one has one, which is wrong."""
     rows = np.arange(4), np.ones(4, int), np.array([1, 1, 1, 2]), np.zeros(4, int)
     found = OutOfFold(("x", "y"), *rows, np.array([[0.9, 0.1]] * 3 + [[0.1, 0.9]]))
-    assert found.summary().startswith("fold_acc    0.5000  (")
+    assert found.summary().startswith("0.5000  (")
     assert found.summary().endswith(", n = 4, 2 folds x 1 repeat)")

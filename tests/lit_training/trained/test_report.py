@@ -13,6 +13,7 @@ import yaml
 from PIL import Image
 
 from lit_training import load
+from lit_training.runs.out_of_fold import read_out_of_fold
 from lit_training.trained import report
 from lit_training.trained.outputs import class_rows
 from tests.support.commands import run, run_well
@@ -79,7 +80,8 @@ def test_shapes_after_training_and_after_a_test(monkeypatch: pytest.MonkeyPatch)
     [result] = head["model-index"][0]["results"]
     assert result["metrics"][0] == {"type": "accuracy", "value": float(accuracy)}
     assert (result["dataset"]["split"], result["task"]["type"]) == ("val", "image-classification")
-    assert "- disc: 6 / 4" in text
+    assert "| class | train | val | test |\n| --- | --- | --- | --- |\n" in text
+    assert "\n| disc | 6 | 4 | 4 |\n" in text
     assert "Calibration: temperature" in text
     run_well(f"evaluate.py {RUN}")
     page, (head, text) = Page(), card_of()
@@ -95,7 +97,6 @@ def test_shapes_after_training_and_after_a_test(monkeypatch: pytest.MonkeyPatch)
     assert [k for k in range(10) if rows[k] in Page().text] == sorted(lowest)
     assert f"val_acc {accuracy} " in page.text
     assert "Answers on test data" in page.text
-    assert "also chose the best epoch:" not in page.text
     assert "disc 6 4 4 " in page.text
     assert head["model-index"][0]["results"][0]["metrics"][0]["value"] == pytest.approx(evaluation.accuracy, abs=1e-4)
     files = json.loads((RUN / "sha256.json").read_text())
@@ -158,6 +159,59 @@ def test_hostile_names_are_text() -> None:
     for name in ("\\<script\\>", "{{ 7 \\* 7 }}", "a\\|b \\`c\\` \\*d\\*", "\\&amp;"):
         assert name in text
     assert head["model-index"][0]["results"][0]["dataset"]["name"] == "photos"
+
+
+def test_a_run_with_folds_shows_the_figures_of_the_folds() -> None:
+    write_cats_and_dogs(Path("photos"), 10)
+    out = run_well(f"{PHOTOS} --folds 2 --repeats 2")
+    [line] = re.findall(r"fold_acc +(.*)", out)
+    found = read_out_of_fold(RUN / "out_of_fold.csv")
+    first = found.take(found.repeats == 1)
+    assert float(line.split()[0]) == pytest.approx(found.correct.mean(), abs=6e-5)
+    for command in ("", f"evaluate.py {RUN}"):
+        printed = run_well(command) if command else ""
+        page, (head, text) = Page(), card_of()
+        assert f"fold_acc {re.sub(' +', ' ', line)} balanced" in page.text
+        assert f"- fold\\_acc: {line}" in text
+        for label, name in enumerate(("cat", "dog")):
+            recall = first.correct[first.labels == label].mean()
+            assert re.search(rf" {name} \S+ {recall:.4f} \S+ 10 ", page.text)
+        wrong = [*first.paths[~first.correct]]
+        assert [path in page.text for path in wrong[:12]] == [True] * min(12, len(wrong))
+        assert len(page.pictures()) == 8 + len(wrong)
+        assert len(page.figures()) == 2 + 2  # loss, learning rate; confusion, reliability
+        temperature = load(RUN).checkpoint["lit"]["calibration"]["temperature"]
+        assert f"temperature {temperature:.3g} (from 20 of out-of-fold" in page.text
+        assert f"Calibration: temperature {temperature:.3g}  (from" in text
+        assert head["model-index"][0]["results"][0]["metrics"][0]["type"] == "accuracy"
+    assert f"fold_acc    {line}\n" in printed
+    assert "note: the temperature was fitted on out-of-fold, so on the same samples" in printed
+
+
+OWN = """
+import torch
+from lightning.pytorch import LightningDataModule
+from torch.utils.data import DataLoader, TensorDataset
+
+class Noise(LightningDataModule):
+    num_classes = 3
+
+    def val_dataloader(self):
+        return DataLoader(TensorDataset(torch.rand(60, 3, 32, 32), torch.arange(60) % 3), 20)
+
+    train_dataloader = val_dataloader
+"""
+
+
+def test_data_of_the_user_without_class_names() -> None:
+    Path("own_noise.py").write_text(OWN)
+    run_well(f"{FIT} --model LitCNN --data own_noise.Noise")
+    page, (_, text) = Page(), card_of()
+    assert "Gives each picture a probability for each of 3 classes." in text
+    assert re.search(r"the epoch\); unlike +no picture can be marked", text)
+    assert "the epoch) unlike no picture can be marked" in page.text
+    assert re.search(r" 2 \S+ \S+ \S+ 20 ", page.text)
+    assert "Data: Noise How to repeat it" in page.text
 
 
 def test_regression_has_no_confusion_matrix() -> None:
