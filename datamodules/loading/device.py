@@ -33,6 +33,7 @@ class TwoStageDataset(Dataset):
     labels: Tensor  # (N,); a dataset without it has its own __len__
     finishes_batches = True  # False in worker processes: the loader finishes their batches
     samples_per_fetch = 0  # if the batches are smaller, read some of them together
+    reads_keys_on_cpu = False  # True if read() needs the numbers: from a GPU it would have to wait for them
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -125,6 +126,12 @@ def resident_copy(dataset: Any, device: torch.device, on_device: bool | str) -> 
     return dataset.on(device)
 
 
+def copy_to(tensor: Tensor, device: torch.device) -> Tensor:
+    """Copy a tensor to ``device``. A copy to a CUDA device does not wait for the work that is queued there."""
+    is_cuda = device.type == "cuda"
+    return (tensor.pin_memory() if is_cuda and tensor.is_cpu else tensor).to(device, non_blocking=is_cuda)
+
+
 def copy_ahead(batches: Iterable[Tensors], device: torch.device) -> Iterator[Tensors]:
     """Copy batches to ``device``. To a CUDA device, copy the next one while the network uses the current one."""
     if device.type != "cuda":
@@ -133,8 +140,7 @@ def copy_ahead(batches: Iterable[Tensors], device: torch.device) -> Iterator[Ten
     stream, waiting = torch.cuda.Stream(device), None
     for batch in batches:
         with torch.cuda.stream(stream):
-            pinned = (tensor if tensor.is_pinned() else tensor.pin_memory() for tensor in batch)
-            copied = tuple(tensor.to(device, non_blocking=True) for tensor in pinned)
+            copied = tuple(copy_to(tensor, device) for tensor in batch)
         following = copied, stream.record_event()
         if waiting is not None:
             yield _wait_for(*waiting)

@@ -60,14 +60,13 @@ class ResumableLoader(DataLoader):
     def _read(self) -> Iterator[Tensors]:
         """Read the samples in this process: several small batches in one call, which is faster."""
         data: Any = self.resident or self.dataset
-        if self.batch_size is None or not hasattr(
-            self.sampler, "key_chunks"
-        ):  # Lightning changes the loader of a prediction
-            yield from (data.read(torch.tensor(keys)) for keys in self.batch_sampler)  # type: ignore[union-attr]
+        device = self.device if self.resident and not data.reads_keys_on_cpu else torch.device("cpu")
+        if self.batch_size is None or not hasattr(self.sampler, "key_chunks"):  # Lightning changed it for predictions
+            for keys in self.batch_sampler:  # type: ignore[union-attr]
+                yield data.read(torch.tensor(keys, device=device))
             return
-        device = self.device if self.resident else torch.device("cpu")
         samples = data.samples_per_fetch
-        if device.type != "cpu":  # few large calls are faster there
+        if self.resident:  # few large calls are faster on a GPU
             sample = data.finish(*data.read(torch.zeros(1, dtype=torch.int64, device=device)))
             samples = MAX_BYTES_PER_FETCH // sum(tensor.nbytes for tensor in sample)
         size = max(1, samples // self.batch_size) * self.batch_size

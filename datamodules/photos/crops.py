@@ -3,24 +3,26 @@
 import torch
 from torch import Tensor
 
+from datamodules.loading.device import copy_to
+
 KINDS = ("bilinear", "bicubic")
 
 
-def crop_and_resize(pixels: Tensor, pictures: Tensor, boxes: Tensor, size: int, kind: str) -> Tensor:
+def crop_and_resize(pixels: Tensor, places: Tensor, size: int, kind: str) -> Tensor:
     """Cut a box from each picture and resize it with antialiasing: (B, 3, size, size) uint8.
 
-    ``pixels`` (n,) uint8 has all pictures one after another, each (3, H, W). ``pictures`` (B, 3) int64 is the start, H
-    and W of each, ``boxes`` (B, 4) int64 the top, left, height and width of each box. ``kind`` is one of KINDS.
+    ``pixels`` (n,) uint8 has all pictures one after another, each (3, H, W). ``places`` (B, 7) int64, on the CPU, has
+    start, H and W of each picture, and top, left, height and width of each box. ``kind`` is one of KINDS.
     A pixel differs by 2 at most from that of torchvision's ``resize`` on a CPU.
     """
-    start, height, width = pictures.view(-1, 3, 1, 1, 1).unbind(1)  # each (B, 1, 1, 1)
-    top, left = boxes.view(-1, 4, 1, 1, 1).unbind(1)[:2]
-    rows, columns = (torch.arange(int(sides.max()), device=pixels.device) for sides in boxes[:, 2:].unbind(1))
+    rows, columns = (torch.arange(int(side), device=pixels.device) for side in places[:, 5:].amax(0))
+    on_device = copy_to(places, pixels.device).view(-1, 7, 1, 1, 1)
+    start, height, width, top, left, *sides = on_device.unbind(1)  # each (B, 1, 1, 1)
     channels = torch.arange(3, device=pixels.device).view(3, 1, 1)
     # pixels beyond the box have the weight 0
-    places = (channels * height + (top + rows[:, None]).minimum(height - 1)) * width
-    crops = pixels[start + places + (left + columns).minimum(width - 1)].float()  # (B, 3, h, w)
-    down, across = (_weights(boxes[:, i], places, size, kind) for i, places in ((2, rows), (3, columns)))
+    lines = (channels * height + (top + rows[:, None]).minimum(height - 1)) * width
+    crops = pixels[start + lines + (left + columns).minimum(width - 1)].float()  # (B, 3, h, w)
+    down, across = (_weights(*pair, size, kind) for pair in zip(sides, (rows, columns), strict=True))
     narrow = (crops @ across.mT).round_().clamp_(0, 255)  # rounded, as on a CPU
     return (down @ narrow).round_().clamp_(0, 255).to(torch.uint8)
 

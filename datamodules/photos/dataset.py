@@ -16,7 +16,7 @@ from torchvision.transforms import InterpolationMode, v2
 
 from datamodules.errors import DataError
 from datamodules.loading.augmentation import Augmentation
-from datamodules.loading.device import Tensors, TwoStageDataset
+from datamodules.loading.device import Tensors, TwoStageDataset, copy_to
 from datamodules.loading.memory import normalize
 from datamodules.loading.order import PADDING
 from datamodules.loading.seeds import combine_seeds, combine_with_run_seed
@@ -38,6 +38,7 @@ class PhotoFiles(TwoStageDataset):
     :data:`~datamodules.loading.order.PADDING`, which gets the label -1. C is the length of ``preprocessing.mean``.
     """
 
+    reads_keys_on_cpu = True
     decoding_threads = 1  # make_loader sets it, if there are no worker processes
 
     def __init__(
@@ -63,8 +64,9 @@ class PhotoFiles(TwoStageDataset):
         """Return pictures (B, C, S, S) uint8, cropped and resized, and labels (B,) int64."""
         labels = self.labels[keys % len(self)].masked_fill(keys == PADDING, PADDING)
         numbers = keys.tolist()
-        on_gpu = self.store and self.store.pixels.device.type != "cpu"
-        if on_gpu and self.crop and self.crop.interpolation.value in KINDS:
+        device = self.store.pixels.device if self.store else labels.device
+        labels = copy_to(labels, device)
+        if device.type != "cpu" and self.crop and self.crop.interpolation.value in KINDS:
             return self.cut_crops(numbers), labels
         with ThreadPoolExecutor(self.decoding_threads) as threads:
             pictures = threads.map(self._load_pixels, [key % len(self) for key in numbers])
@@ -80,10 +82,8 @@ class PhotoFiles(TwoStageDataset):
         seeds = [combine_seeds(self.seed, key) for key in keys]
         drawn: Any = [self.augmentation.draw(seed, size) for seed, size in zip(seeds, sizes.tolist(), strict=True)]
         boxes = [[crop[name] for name in ("top", "left", "height", "width")] for crop, *_ in drawn]
-        pictures = np.column_stack([store.starts[rows], sizes])
-        device = store.pixels.device
-        where = torch.from_numpy(pictures).to(device), torch.tensor(boxes, device=device)
-        images = crop_and_resize(store.pixels, *where, self.crop.size[0], self.crop.interpolation.value)
+        where = torch.from_numpy(np.column_stack([store.starts[rows], sizes, boxes]))
+        images = crop_and_resize(store.pixels, where, self.crop.size[0], self.crop.interpolation.value)
         others = zip(images, drawn, strict=True)
         images = torch.stack([self.augmentation.apply(image, [None, *rest]) for image, (_, *rest) in others])
         return images if len(self.mean) == 3 else v2.functional.rgb_to_grayscale(images)
@@ -94,7 +94,7 @@ class PhotoFiles(TwoStageDataset):
     def on(self, device: torch.device) -> "PhotoFiles":
         resident: Any = super().on(device)
         if self.store and resident is not self:
-            resident.store = self.store.on(device)
+            resident.store, resident.labels = self.store.on(device), self.labels  # its keys are on the CPU
         return resident
 
     def bytes_in_memory(self) -> int:

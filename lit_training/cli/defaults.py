@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.callbacks import Callback, Checkpoint, LearningRateMonitor, ProgressBar, WeightAveraging
-from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.loggers.logger import DummyLogger
 from lightning.pytorch.plugins import CheckpointIO
 from lightning.pytorch.strategies import DDPStrategy, StrategyRegistry
@@ -31,6 +31,7 @@ from lit_training.runs.loaders import StepSeed
 from lit_training.runs.metrics_csv import MetricsCSV
 from lit_training.runs.own_classes import known_metrics
 from lit_training.runs.run import Run
+from lit_training.runs.tensorboard import BufferedTensorBoard
 
 LIGHTNING_STRATEGIES = {name: dict(StrategyRegistry[name]) for name in StrategyRegistry.available_strategies()}
 """Strategy name -> Lightning's original entry. :func:`register_strategies` replaces the entries in the registry."""
@@ -63,7 +64,7 @@ def add_defaults(
         run.start = start = prepare_start(run.resume, root, dump_config(), run.photos) if is_first else placeholder
         logs = start.folder.parent
         options: dict[str, Any] = {"name": logs.name, "version": start.version, "purge_step": start.step}
-        tensorboard = TensorBoardLogger(str(logs.parent), default_hp_metric=False, **options)
+        tensorboard = BufferedTensorBoard(str(logs.parent), default_hp_metric=False, **options)
         loggers = [tensorboard] if config["logger"] in (None, True) else _as_list(config["logger"])
         for logger in loggers:
             if isinstance(logger, CSVLogger) and is_first and not start.finished:

@@ -173,14 +173,16 @@ class PlainSteps(Callback):
             return outputs.get("loss")
 
         logs._first_loop_iter, loggers = False, trainer.loggers
+        optimizer = trainer.optimizers[0]
+        quick_step, hooks = bare_step(optimizer)
         unsaved = [SimpleNamespace(log_metrics=one.log_metrics, save=lambda: None) for one in loggers]
         end = time.monotonic() + self.SECONDS
         while (count := count - 1) > 0 and time.monotonic() < end and not self.is_stopped():
-            if trainer.accumulate_grad_batches != 1:  # a step may change it, and the optimizers
+            if trainer.accumulate_grad_batches != 1 or trainer.optimizers[0] is not optimizer:  # a step changed it
                 break
             is_logged = every > 0 and (loop._batches_that_stepped + 1) % every == 0
             trainer.is_plain = not is_logged  # type: ignore[attr-defined]  # no code of the user runs before the step
-            optimizer, batch = trainer.optimizers[0], next(fetcher)[0]
+            batch = next(fetcher)[0]
             is_flat = type(batch) in (tuple, list) and all(type(x) is Tensor and x.device == device for x in batch)
             batch = type(batch)(batch) if is_flat else trainer.strategy.batch_to_device(batch)  # steps may change lists
             progress.increment_ready()
@@ -191,7 +193,7 @@ class PlainSteps(Callback):
                 for start in self.starts if is_logged else [self.start]:
                     start(trainer, model, batch, loop.batch_idx)
                 progress.increment_started()
-                bare_step(optimizer)(closure=compute_gradients)
+                (optimizer.step if any(hooks) else quick_step)(closure=compute_gradients)
                 updates.step.increment_by(1)
             progress.increment_processed()
             update("step", False)
@@ -214,14 +216,17 @@ class PlainSteps(Callback):
             logger.save()
 
 
-def bare_step(optimizer: Any) -> Callable[..., Any]:
-    """Return ``optimizer.step``, or a function without torch's profiling around it (30 us) that does the same."""
+def bare_step(optimizer: Any) -> tuple[Callable[..., Any], list[Any]]:
+    """Return ``optimizer.step`` without torch's profiling around it (30 us), and dictionaries of hooks.
+
+    If one of these is not empty, only ``optimizer.step`` calls the hooks.
+    """
     own, step = vars(optimizer).get("step"), type(optimizer).step
-    has_hook = any(GLOBAL_HOOKS) or any(value for name, value in vars(optimizer).items() if name.endswith("_hooks"))
     names = getattr(getattr(own, "__code__", None), "co_names", ())  # a schedule's wrapper notes the calls
     is_usual = own is None or ("_opt_called" in names and own.__wrapped__ is step)
-    is_usual &= getattr(step, "__globals__", None) is OPTIMIZERS and not has_hook
-    return partial(step.__wrapped__, optimizer) if is_usual else optimizer.step
+    is_usual &= getattr(step, "__globals__", None) is OPTIMIZERS
+    hooks = [*GLOBAL_HOOKS, *(value for name, value in vars(optimizer).items() if name.endswith("_hooks"))]
+    return partial(step.__wrapped__, optimizer) if is_usual else optimizer.step, hooks
 
 
 def compile_in_place(module: Module, call: Callable[..., Any], **options: Any) -> None:

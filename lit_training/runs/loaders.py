@@ -46,6 +46,9 @@ class StepSeed(Callback):
             strategy, loop = trainer.strategy, trainer.fit_loop
             strategy.process_dataloader = partial(self._wrap, trainer, strategy.process_dataloader)  # type: ignore[method-assign]
             loop.setup_data = partial(self._set_up_data, trainer, loop.setup_data)  # type: ignore[method-assign]
+            first: int = getattr(getattr(trainer, "start", None), "processes", trainer.world_size)
+            is_same = with_default_attributes(pl_module).same_random_numbers_on_all_ranks
+            self.rank = 0 if is_same else trainer.global_rank * first // trainer.world_size
 
     def _set_up_data(self, trainer: Trainer, set_up_data: Callable[[], None]) -> None:
         """Call train_dataloader(), which may draw random numbers, as if in the epoch in which the run called it."""
@@ -74,10 +77,7 @@ class StepSeed(Callback):
         seed_random_numbers(combine_seeds(self.seed, trainer.current_epoch), trainer.strategy.root_device)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        first: int = getattr(getattr(trainer, "start", None), "processes", trainer.world_size)
-        is_same = with_default_attributes(pl_module).same_random_numbers_on_all_ranks
-        rank = 0 if is_same else trainer.global_rank * first // trainer.world_size
-        seed = (self.seed * 1_000_003 + trainer.fit_loop.total_batch_idx) * 4096 + rank
+        seed = (self.seed * 1_000_003 + trainer.fit_loop.total_batch_idx) * 4096 + self.rank
         seed_random_numbers(seed, trainer.strategy.root_device)
 
 

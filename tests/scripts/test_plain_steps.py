@@ -155,6 +155,23 @@ def test_a_signal_ends_plain_steps_at_once(plain: list[int], monkeypatch: pytest
     assert (stop.value.code, cli.trainer.global_step) == (128 + signal.SIGTERM, 44)
 
 
+class Counted(LitMLP):
+    """Gives its optimizer a hook in the 18th step, but has no hook that Lightning calls."""
+
+    counts: ClassVar[list[int]] = []
+
+    def loss(self, output: Tensor, target: Tensor) -> Tensor:
+        if self.training and self.trainer.global_step == 17:
+            self.trainer.optimizers[0].register_step_post_hook(lambda *_: Counted.counts.append(self.global_step))
+        return super().loss(output, target)
+
+
+def test_a_hook_that_the_optimizer_gets_between_plain_steps_is_called_after_each_step(plain: list[int]) -> None:
+    fit_run(f"{ROWS} --model tests.scripts.test_plain_steps.Counted --max_epochs 1 --default_root_dir counted")
+    assert plain == [27]
+    assert len(Counted.counts) in (12, 13)
+
+
 class DrawnRows(TwoStageDataset):
     """Draws random numbers when it reads samples: 32 batches at a time."""
 

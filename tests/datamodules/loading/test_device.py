@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from datamodules import CIFAR10DataModule, ImageFolderDataModule, RandomDataModule, ShapesDataModule
 from datamodules.errors import DataError
 from datamodules.loading import device as loading
-from datamodules.loading.loader import make_loader
+from datamodules.loading.loader import ResumableLoader, make_loader
 from lit_training.callbacks.features import Features
 from tests.support.loaders import rank_of
 
@@ -107,6 +107,17 @@ def test_only_the_keys_are_copied_to_the_device(kind: str, meta: Any, photo_fold
     assert {tensor.device.type for batch in batches for tensor in batch} == {"meta"}
     assert [len(y) for _, y in batches] == 2 * [min(4, len(data) - first) for first in range(0, len(data), 4)]
     assert copied == 2 * [(torch.int64, (len(data),))]
+
+
+def test_a_prediction_reads_resident_data_with_keys_on_the_device(meta: Any, photo_folder: Path) -> None:
+    """Lightning gives the loader of a prediction a sampler of its own."""
+    data: Any = dataset_of("shapes", photo_folder)
+    loader = ResumableLoader(data, batch_sampler=[[0, 1], [2]])
+    loader.device, loader.resident = meta.strategy.root_device, data.on(meta.strategy.root_device)
+    with Copies() as copies:
+        batches = list(loader)
+    assert [(y.device.type, len(y)) for _, y in batches] == [("meta", 2), ("meta", 1)]
+    assert not copies.seen, "the keys were used on the CPU"
 
 
 @pytest.mark.parametrize("kind", [ShapesDataModule, RandomDataModule, CIFAR10DataModule, ImageFolderDataModule])

@@ -10,10 +10,12 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as v2
 
+from datamodules.loading.loader import make_loader
 from datamodules.photos.crops import crop_and_resize
 from datamodules.photos.dataset import PhotoFiles
 from datamodules.photos.store import PictureStore
 from datamodules.preprocessing import Preprocessing
+from tests.support.loaders import rank_of
 
 SIZES = [(64, 85), (100, 64), (64, 64), (12, 9), (64, 250)]
 KINDS = pytest.mark.parametrize("kind", ["bilinear", "bicubic"])
@@ -49,7 +51,7 @@ def test_crops_of_pictures_of_different_sizes_are_those_of_interpolate(kind: str
     where = torch.tensor([[start, *picture.shape[1:]] for start, picture in zip(starts, pictures, strict=True)])
     boxes = torch.tensor([[3, 40, 61, 45], [0, 0, 100, 64], [10, 20, 7, 9], [11, 8, 1, 1], [0, 150, 64, 100]])
     flat = torch.cat([picture.flatten() for picture in pictures])
-    found = crop_and_resize(flat, where, boxes, 40, kind)
+    found = crop_and_resize(flat, torch.cat([where, boxes], 1), 40, kind)
     for image, picture, (top, left, height, width) in zip(found, pictures, boxes.tolist(), strict=True):
         box = picture[:, top : top + height, left : left + width]
         assert largest_difference(image, v2.resize(box, [40, 40], InterpolationMode(kind), antialias=True)) <= 2
@@ -75,7 +77,23 @@ def test_only_stores_on_a_device_cut_crops_at_once(tmp_path: Path, monkeypatch: 
     assert data.read(torch.tensor([3, 44]))[0].shape == (2, 3, 40, 40), "a run on a CPU has other pixels than before"
     data.store.pixels = data.store.pixels.to("meta")
     images, labels = data.read(torch.tensor([3, 44]))
-    assert (images.tolist(), labels.tolist()) == ([3, 44], [3, 4])
+    assert (images.tolist(), labels.device.type) == ([3, 44], "meta")
+
+
+@KINDS
+def test_a_device_gets_the_crops_of_a_batch_without_a_wait(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To read a number from the meta device is an error; from a GPU it would have to wait for all queued work."""
+    monkeypatch.setattr("datamodules.loading.device.DEVICE_TYPES", ("cpu", "meta"))
+    data = photos(tmp_path, kind)
+    loader: Any = make_loader(data, rank_of(0, 1, device="meta"), batch_size=8, seed=0, train=True, on_device=True)
+    assert loader.resident.store.pixels.device.type == "meta"
+    batches = list(loader)
+    assert [(x.device.type, tuple(x.shape), len(y)) for x, y in batches] == [
+        ("meta", (size, 3, 40, 40), size) for size in (8, 8, 4)
+    ]
+    assert {y.device.type for _, y in batches} == {"meta"}
 
 
 @KINDS
@@ -85,8 +103,8 @@ def test_crops_on_a_gpu_are_those_of_the_cpu(kind: str, augment: tuple[str, ...]
     data = photos(tmp_path, kind, augment)
     keys = torch.arange(20, 60)
     resident = data.on(torch.device("cuda"))
-    images, labels = resident.read(keys.cuda())
-    assert (images.device.type, labels.tolist()) == ("cuda", (keys % 20).tolist())
+    images, labels = resident.read(keys)
+    assert (images.device.type, labels.device.type, labels.tolist()) == ("cuda", "cuda", (keys % 20).tolist())
     single, _ = data.read(keys)
     allowed = 2 + 2 * ("rotate" in augment)  # rotations round once more
     assert largest_difference(images.cpu(), single) <= allowed

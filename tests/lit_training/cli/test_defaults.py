@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.profilers import SimpleProfiler
 from lightning.pytorch.strategies import DDPStrategy
 
@@ -13,6 +13,7 @@ from lit_training.errors import UsageError
 from lit_training.runs.checkpoints import FitCheckpointIO
 from lit_training.runs.lightning_internals import NullProfiler
 from lit_training.runs.metrics_csv import MetricsCSV
+from lit_training.runs.tensorboard import BufferedTensorBoard
 from tests.support.fits import parse
 
 ALL = [
@@ -64,7 +65,7 @@ def test_choices_of_the_user_are_kept() -> None:
     assert isinstance(trainer.profiler, SimpleProfiler)
     assert trainer.num_sanity_val_steps == 2
     trainer = parse("").trainer
-    assert [type(logger) for logger in trainer.loggers] == [TensorBoardLogger, MetricsCSV]
+    assert [type(logger) for logger in trainer.loggers] == [BufferedTensorBoard, MetricsCSV]
     assert isinstance(trainer.profiler, NullProfiler)
     assert isinstance(trainer.strategy.checkpoint_io, FitCheckpointIO)
     assert trainer.num_sanity_val_steps == 0
@@ -99,7 +100,7 @@ def test_a_failure_in_the_defaults_leaves_no_run(monkeypatch: pytest.MonkeyPatch
     def fail(*_: Any, **__: Any) -> None:
         raise RuntimeError("no disk")
 
-    monkeypatch.setattr("lit_training.cli.defaults.TensorBoardLogger", fail)
+    monkeypatch.setattr("lit_training.cli.defaults.BufferedTensorBoard", fail)
     with pytest.raises(UsageError, match="no disk"):
         parse("")
     assert not Path("lightning_logs").exists()
