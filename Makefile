@@ -3,20 +3,18 @@ PYTHON ?= python3
 BIN := .venv/bin
 MINUTES ?= 10
 
-.PHONY: fit test test-slow test-all coverage stress mutants lint format dashboard
+.PHONY: fit test test-slow coverage stress mutants lint format dashboard
 
 fit: .venv/ready
 	$(BIN)/python scripts/fit.py
 
+# SELECT= runs the slow ones too, in the same process, which imports and collects once
+SELECT = -m "not slow"
 test: .venv/ready
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n auto --dist worksteal
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(SELECT) -n auto --dist worksteal
 
 test-slow: .venv/ready
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow -n 2 --dist worksteal
-
-# Both in one run, which imports and collects once
-test-all: .venv/ready
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal
 
 coverage: .venv/ready
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n auto --cov --cov-report=term
