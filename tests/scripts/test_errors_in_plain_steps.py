@@ -46,7 +46,7 @@ class Breaks(LitMLP):
                 return loss
 
         class Schedule(torch.optim.lr_scheduler.LRScheduler):
-            def get_lr(self) -> list[float]:
+            def get_lr(self) -> Any:
                 if self.last_epoch:  # 0: it is being created
                     model.fail("schedule")
                 return [0.99 * group["lr"] for group in self.optimizer.param_groups]
