@@ -78,10 +78,10 @@ def _check_metrics(saved: SavedRun, accelerator: str, photos: str | None) -> Ite
     if isinstance(data, ImageFolderDataModule):
         data.root, data.hparams["split_file"] = Path(photos or data.root).expanduser(), str(saved.folder / SPLIT)
     parts: Any = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
-    trainer = Trainer(accelerator=accelerator, devices=1, **parts)
+    trainer, model = Trainer(accelerator=accelerator, devices=1, **parts), best.model()
     seed_random_numbers(best.checkpoint["lit"].get("seed") or 0, trainer.strategy.root_device)  # setup() may draw
     trainer.callbacks.append(outputs := ValidationOutputs())  # type: ignore[attr-defined]
-    [computed] = trainer.validate(best.model(), data, verbose=False)
+    [computed] = trainer.validate(model, data, verbose=False)
     for name, value in stated.items():
         allowed = ACCURACY_TOLERANCE if name == "val_acc" else TOLERANCE * abs(computed[name]) + 1e-6
         if not abs(value - computed[name]) <= allowed:

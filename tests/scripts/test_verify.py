@@ -12,8 +12,13 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from lightning.pytorch import LightningDataModule
+from torch.utils.data import DataLoader, TensorDataset
 
+from lit_training import load
 from lit_training.runs.hashes import find_changed_files, write_hashes
+from lit_training.trained.audit import _check_tables
+from lit_training.trained.outputs import write_evaluation
 from tests.lit_training.runs.test_hashes import flip_a_byte
 from tests.support.commands import Ended, run, run_well
 from tests.support.photos import write_cats_and_dogs
@@ -230,6 +235,39 @@ def test_figures_that_cannot_be_computed_are_named() -> None:
         write_hashes(RUNS["shapes"])
         code, out, _ = verify("shapes")
         assert (code, out.count("\n"), f": not computed (with {name}, metrics.csv does not" in out) == (2, 1, True)
+
+
+class Drawn(LightningDataModule):
+    """Draws its samples in ``setup``."""
+
+    def setup(self, stage: str) -> None:
+        self.rows = TensorDataset(torch.randn(8, 4), torch.randn(8, 2))
+
+    def train_dataloader(self) -> Any:
+        return DataLoader(self.rows, batch_size=4)
+
+    val_dataloader = train_dataloader
+
+
+def test_setup_draws_the_samples_of_the_run() -> None:
+    data = "--data tests.scripts.test_verify.Drawn --model LitMLP --model.in_features 4 --model.out_features 2"
+    run_well(f"{FIT} {data} --seed 3 --default_root_dir drawn")
+    assert run_well("evaluate.py drawn/lightning_logs/version_0 --verify").endswith("all files and figures agree\n")
+
+
+def test_another_class_is_accepted_only_if_its_probability_is_nearly_the_same() -> None:
+    saved = load(RUNS["shapes"])
+    for is_tie in (False, True):
+        if is_tie:
+            zeros = {name: 0 * weight for name, weight in saved.checkpoint["state_dict"].items()}
+            torch.save({**saved.checkpoint, "state_dict": zeros}, saved.path)
+            saved = load(RUNS["shapes"])
+        evaluation = saved.evaluate(None, "cpu")
+        shares = evaluation.outputs.softmax(1)
+        row = int(shares.max(1).values.argmax())
+        evaluation.predicted[row] = 9 - shares[row].flip(0).argmin()  # of a tie the last class
+        write_evaluation(evaluation)
+        assert (list(_check_tables(saved, "cpu", None)) == []) == is_tie
 
 
 def test_moved_photos_need_a_flag() -> None:

@@ -12,7 +12,8 @@ from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 from sklearn.datasets import load_digits  # type: ignore[import-untyped]
 
 from datamodules.photos import near
-from datamodules.photos.find import VAL
+from datamodules.photos.check import find_problems
+from datamodules.photos.find import VAL, find_photos
 from datamodules.photos.near import SIZE, connect, find_near_pairs
 from tests.support.photos import examine_leniently, names, refusal_of, write_file, write_pictures
 
@@ -92,6 +93,14 @@ def test_frames_of_a_long_burst_are_one_group(photos: list[Image.Image]) -> None
     assert pairs.min() >= COUNT - 1
 
 
+def test_several_copies_among_few_photos_are_one_group(photos: list[Image.Image]) -> None:
+    """The nearest others of each are copies, so the distance is compared with that of a neighbor at a third."""
+    copies = [thumbnail(change(photos[0])) for change in KINDS.values()]
+    pairs, _ = find_near_pairs(np.stack([*map(thumbnail, photos[1:33]), *copies]))
+    groups = connect(np.stack([np.arange(45)] * 2), pairs)
+    assert set(groups[32:]) == {32}
+
+
 def test_pictures_that_all_look_alike_are_not_grouped() -> None:
     digits = [thumbnail(Image.fromarray((image * 15.9).astype(np.uint8))) for image in load_digits().images[-1000:]]
     assert len(np.unique(find_near_pairs(np.stack(digits))[0])) <= 50
@@ -107,6 +116,8 @@ def test_few_objects_cut_out_on_one_background_are_not_grouped_but_a_copy_is(cou
         scan[radius > 0.9], scan[radius > 1] = 220, 0  # the skull
         scans.append(Image.fromarray(scan.astype(np.uint8)))
     assert find_near_pairs(np.stack([*map(thumbnail, scans)]))[0].shape == (2, 0)
+    if count > 6:  # also beside other photos, which are far
+        assert find_near_pairs(np.stack([*map(thumbnail, scans), *map(thumbnail, map(photo, range(4)))]))[0].size == 0
     copy = thumbnail(ImageOps.mirror(scans[-1]))
     assert find_near_pairs(np.stack([*map(thumbnail, scans), copy]))[0].T.tolist() == [[count - 1, count]]
 
@@ -228,3 +239,5 @@ def test_a_long_chain_is_reported_and_not_joined(tmp_path: Path) -> None:
     assert note.startswith(
         "12 pictures, 55% of class cat, are a chain: each looks like the next (cat/frame00.png, ...)"
     )
+    _, findings = find_problems(find_photos(tmp_path))
+    assert ("chains of look-alikes", [(note,)]) in findings

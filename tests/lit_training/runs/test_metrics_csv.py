@@ -13,22 +13,31 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from datamodules.files import read_csv
+from lit_training.callbacks.resume import ResumePoint
 from lit_training.runs.folder import RunStart
 from lit_training.runs.metrics_csv import MetricsCSV
 from tests.support.fits import SHAPES, fit, rows
 
 
 @pytest.mark.usefixtures("at_every_step")
-def test_tensorboard_and_csv_show_each_step_once(copy_run: Callable[..., Path]) -> None:
+def test_tensorboard_and_csv_show_each_step_once(
+    copy_run: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
     line = f"{SHAPES} --max_epochs 3"
     run = copy_run(line, kill_at=4)
-    for step in (9, 12, None):  # 12 is the first step of an epoch
+    with monkeypatch.context() as patch:
+        patch.setattr(ResumePoint, "TIME_SHARE", 1e-9)  # no resume point: the end of the first epoch is repeated
+        fit(f"{line} --resume auto", kill_at=9)
+    for step in (12, None):  # 12 is the first step of an epoch
         fit(f"{line} --resume auto", kill_at=step)
     board = EventAccumulator(str(run)).Reload()
     assert [event.step for event in board.Scalars("train_loss_step")] == [1, 3, 5, 7, 9, 11, 13, 15, 17]
     assert [event.step for event in board.Scalars("val_loss")] == [5, 11, 17]
     at_starts = [0, 1, 3, 5, 6, 7, 9, 11, 12, 13, 15, 17]  # of epochs, and in logged steps
     assert [event.step for event in board.Scalars("lr-SGD")] == at_starts
+    for part in ("train", "val"):
+        by_epoch = EventAccumulator(str(run / part)).Reload().Scalars("by_epoch/loss")
+        assert [event.step for event in by_epoch] == [1, 2, 3]
     assert board.Images("validation/confusion_matrix")[0].step == 5, "pictures have the step of val_loss"
     table = rows(run)
     assert [int(row["step"]) for row in table if "lr-SGD" in row] == at_starts

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from lit_models import DynamicNet, LeNet, LitCNN, LitDynamic, LitMLP, LitTransfer
 from lit_training.trained.describe import (
+    _format_shape,
     autograd_chain,
     count_flops,
     count_parameters,
@@ -35,6 +36,10 @@ def test_shared_layer_has_an_output_per_call_and_unused_layer_has_none() -> None
         found = list_outputs(net, torch.zeros(1, 8), depth=depth)
         assert found[net.middle_linear] == [(1, 4)] * depth
     assert not any(module._forward_hooks for module in net.modules())
+
+
+def test_the_shape_of_the_last_call_is_shown() -> None:
+    assert _format_shape([(1, 4), (1, 7)]) == "1x7, 2 times"
 
 
 def test_flops_are_two_per_multiplication() -> None:

@@ -5,10 +5,12 @@ import re
 import shutil
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from PIL import Image
 
@@ -222,6 +224,18 @@ def test_regression_has_no_confusion_matrix() -> None:
     assert len(page.figures()) == len(page.images) == 2
     assert head["model-index"][0]["results"][0]["metrics"][0]["type"] == "val_loss"
     assert "rows.csv" in text
+
+
+def test_the_classes_with_the_lowest_f1_are_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    scores = torch.tensor([[0.9, 0.1, 0.5], [0.1, 0.9, 0.2]])  # precision, recall and F1 of each class
+    names = ("low recall", "low F1")
+    evaluation: Any = SimpleNamespace(targets=torch.tensor([0]), dataset=None, split="val", class_names=names)
+    vars(evaluation).update(calibration=None, worst_indices=list, class_scores=lambda: scores, confusion=lambda: 0)
+    monkeypatch.setattr(report, "class_rows", lambda *_: names)
+    monkeypatch.setattr(report, "MAX_ROWS", 1)
+    monkeypatch.setattr(report.figures, "draw_confusion", lambda *_: None)
+    monkeypatch.setattr(report, "_image", str)
+    assert report._sample_facts({}, None, None, evaluation)["scores"] == ["low F1"]
 
 
 @pytest.mark.figures
