@@ -64,18 +64,16 @@ def export(saved: Any, to: str, photos: str | None = None) -> str:
         with tempfile.TemporaryDirectory(prefix=".export.", dir=target.absolute().parent) as name:
             folder = Path(name) / target.stem
             folder.mkdir()
+            written = {"": folder, ".onnx": folder / MODEL}.get(target.suffix, folder / target.name)
             if target.suffix == ".safetensors":
-                compared = _write_weights(model, folder / target.name)
+                compared = _write_weights(model, written)
             else:
                 compared = _write_onnx(saved, model, folder, photos)
-            if target.suffix:
-                (folder / (MODEL if target.suffix == ".onnx" else target.name)).replace(target)
-                return compared
             if (card := saved.folder / MODEL_CARD).is_file():
                 shutil.copy(card, folder)
             if labels := class_names_of(model):
                 (folder / LABELS).write_text("\n".join(map(printable, labels)) + "\n", "utf-8")
-            folder.replace(target)  # all files at once
+            written.replace(target)  # all files of a folder at once
             return compared
     except OSError as error:
         raise UsageError(f"--to {to} cannot be written ({error.strerror or error}): give another place") from error
@@ -188,11 +186,9 @@ def _inputs_to_compare(saved: Any, model: LitBase, folder: Path, photos: str | N
     if data is not None and is_overridden("val_dataloader", data):
         data.setup("validate" if isinstance(data, SplitDataModule) else "fit")
         loader = data.val_dataloader()
-        for batch in itertools.chain(*(loader if isinstance(loader, list | tuple) else [loader])):
-            if len(inputs) >= MAX_COMPARED:
-                break
-            inputs += batch[0] if isinstance(batch, list | tuple) else batch
-    inputs = inputs[:MAX_COMPARED]
+        batches = itertools.chain(*(loader if isinstance(loader, list | tuple) else [loader]))
+        samples = itertools.chain.from_iterable(one[0] if isinstance(one, list | tuple) else one for one in batches)
+        inputs = [x for x in itertools.islice(samples, MAX_COMPARED) if isinstance(x, Tensor)]  # a dict has names
     if model.sample_ndim == 1:
         rows = torch.stack(inputs) if inputs else torch.randn(MAX_COMPARED, sample_input(model).shape[1])
         np.save(folder / "rows.npy", rows.numpy())
