@@ -128,8 +128,8 @@ def resident_copy(dataset: Any, device: torch.device, on_device: bool | str) -> 
 
 def copy_to(tensor: Tensor, device: torch.device) -> Tensor:
     """Copy a tensor to ``device``. A copy to a CUDA device does not wait for the work that is queued there."""
-    is_cuda = device.type == "cuda"
-    return (tensor.pin_memory() if is_cuda and tensor.is_cpu else tensor).to(device, non_blocking=is_cuda)
+    can_run_ahead = device.type == "cuda" and tensor.is_cpu
+    return (tensor.pin_memory() if can_run_ahead else tensor).to(device, non_blocking=can_run_ahead)
 
 
 def copy_ahead(batches: Iterable[Tensors], device: torch.device) -> Iterator[Tensors]:

@@ -217,10 +217,7 @@ class PlainSteps(Callback):
 
 
 def bare_step(optimizer: Any) -> tuple[Callable[..., Any], list[Any]]:
-    """Return ``optimizer.step`` without torch's profiling around it (30 us), and dictionaries of hooks.
-
-    If one of these is not empty, only ``optimizer.step`` calls the hooks.
-    """
+    """Return ``optimizer.step`` without profiling (30 us) and hooks, and the dictionaries that have its hooks."""
     own, step = vars(optimizer).get("step"), type(optimizer).step
     names = getattr(getattr(own, "__code__", None), "co_names", ())  # a schedule's wrapper notes the calls
     is_usual = own is None or ("_opt_called" in names and own.__wrapped__ is step)
