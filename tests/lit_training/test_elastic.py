@@ -9,7 +9,7 @@ import yaml
 
 from tests.lit_training.conftest import CopyRun
 from tests.support.commands import run, run_well
-from tests.support.fits import SHAPES, assert_same_end, parse
+from tests.support.fits import QUIET, SHAPES, assert_same_end, parse
 from tests.support.forks import Fork
 
 SMALL = f"{SHAPES} --accelerator cpu --enable_progress_bar false"
@@ -78,7 +78,7 @@ def test_one_process_goes_on_with_the_batches_of_two(copy_run: CopyRun) -> None:
 
 
 def test_number_that_cannot_keep_the_global_batch_is_refused(copy_run: CopyRun) -> None:
-    line = f"{SHAPES} --data.batch_size 8 --max_epochs 2 --accelerator cpu --enable_progress_bar false"
+    line = f"{SHAPES} --data.batch_size 8 --max_epochs 2"
     copy_run(line, 4)
     has = f"fit.py: error: {RUN} has a global batch of 8 (8 on each of 1 device)"
     own = f"or --resume {RUN} without --data.batch_size\n"
@@ -86,7 +86,7 @@ def test_number_that_cannot_keep_the_global_batch_is_refused(copy_run: CopyRun) 
         (f"--resume {RUN} --devices 3", f"{has}, which 3 devices cannot share equally: --devices 2\n"),
         (f"--resume {RUN} --devices 2 --data.batch_size 8", f"{has}: --data.batch_size 4, {own}"),
         (f"--resume {RUN} --data.batch_size 4", f"{has}: --data.batch_size 8, {own}"),
-        (f"{line} --log_every_n_steps 2 --devices 2 --resume auto", f"{has}: --data.batch_size 4, {own}"),
+        (f"{QUIET} {line} --devices 2 --resume auto", f"{has}: --data.batch_size 4, {own}"),
     ):
         assert run(f"fit.py {flags}") == (2, "", said)
     assert [path.name for path in RUN.parent.iterdir()] == ["version_0"]
@@ -103,9 +103,9 @@ def test_number_that_cannot_keep_the_global_batch_is_refused(copy_run: CopyRun) 
     ],
 )
 def test_auto_finds_the_run_of_the_same_command_on_other_devices(flags: str, begins: str, copy_run: CopyRun) -> None:
-    line = f"{SHAPES} --max_epochs 2 --accelerator cpu --enable_progress_bar false --log_every_n_steps 2"
+    line = f"{SHAPES} --max_epochs 2"
     copy_run(f"{line} --data.batch_size 8 --devices 1", 4)
-    start = parse(f"{line} {flags} --resume auto").run.start
+    start = parse(f"{QUIET} {line} {flags} --resume auto").run.start
     assert start is not None
     assert begins == ("a new run" if start.folder.name == "version_1" else f"with {start.kept['batch_size']}")
 
