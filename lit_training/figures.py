@@ -1,7 +1,6 @@
 """Draw figures of a run. Only matplotlib's ``Figure`` is used, not pyplot, which has global state and windows."""
 
 import re
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -22,8 +21,6 @@ POINTS = 8  # font size; 11 pixels in a figure that TensorBoard draws 1 : 1
 COLUMNS, MAX_TITLE_LINES = 3, 3  # of a sheet
 DPI = 200  # sharp if the figure is enlarged
 MAX_NAME_INCHES = 1.6  # in a confusion matrix
-
-warnings.filterwarnings("ignore", "Glyph ")  # a character of a name that the font does not have is drawn as a box
 
 
 def undo_normalization(inputs: Tensor, preprocessing: Preprocessing) -> Tensor:

@@ -23,7 +23,7 @@ from tests.support.fits import SHAPES, fit, rows
 def test_tensorboard_and_csv_show_each_step_once(
     copy_run: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    line = f"{SHAPES} --max_epochs 3"
+    line = f"{SHAPES} --max_epochs 3 --dashboard true"
     run = copy_run(line, kill_at=4)
     with monkeypatch.context() as patch:
         patch.setattr(ResumePoint, "TIME_SHARE", 1e-9)  # no resume point: the end of the first epoch is repeated
