@@ -61,7 +61,8 @@ class ResumableLoader(DataLoader):
         """Read the samples in this process: several small batches in one call, which is faster."""
         data: Any = self.resident or self.dataset
         device = self.device if self.resident and not data.reads_keys_on_cpu else torch.device("cpu")
-        if self.batch_size is None or not hasattr(self.sampler, "key_chunks"):  # Lightning changed it for predictions
+        # for predictions, Lightning makes a loader with another sampler
+        if self.batch_size is None or not hasattr(self.sampler, "key_chunks"):
             for keys in self.batch_sampler:  # type: ignore[union-attr]
                 yield data.read(torch.tensor(keys, device=device))
             return

@@ -94,12 +94,15 @@ class SavedRun:
         ``features()``.
         """
         model, rows, device = self.model(), list[Tensor](), find_device(accelerator)
-        for x in _read_batches(model, images, batch_size) if model.sample_ndim == 3 else [None]:
+        needed = "they need pictures, and an nn.Linear as the last layer or a method features(x)"
+        problem = UsageError(f"{type(model).__name__} has no features: {needed}")
+        if model.sample_ndim != 3:
+            raise problem
+        for x in _read_batches(model, images, batch_size):
             with torch.inference_mode():
-                batch = None if x is None else model.to(device).features(x.to(device))
+                batch = model.to(device).features(x.to(device))
             if batch is None:
-                needed = "they need pictures, and an nn.Linear as the last layer or a method features(x)"
-                raise UsageError(f"{type(model).__name__} has no features: {needed}")
+                raise problem
             rows.append(batch.float().cpu())
         return torch.cat(rows)
 

@@ -49,7 +49,7 @@ def write_report(folder: Path, model: Any, data: Any, evaluation: Evaluation | N
     """
     loader, is_html = FileSystemLoader(Path(__file__).parent), select_autoescape(["html.j2"])
     try:
-        if evaluation is None and (folder / OUT_OF_FOLD).is_file():
+        if not evaluation and (folder / OUT_OF_FOLD).is_file():  # of a run with --folds
             evaluation = read_folds(load(str(folder)), model)
         sets = _datasets(folder, model, data, evaluation)
         facts = _run_facts(folder, model, data, evaluation) | _sample_facts(sets, model, data, evaluation)
@@ -120,7 +120,7 @@ def _run_facts(folder: Path, model: Any, data: Any, evaluation: Any) -> dict[str
 
 def _sample_facts(sets: dict[str, Any], model: Any, data: Any, evaluation: Any) -> dict[str, Any]:
     """Return what the templates show about the samples, and about the answers of a classifier."""
-    names = class_names_of(model) if isinstance(model, LitBase) and model.task == "classification" else []
+    names = class_names_of(model) if isinstance(model, LitBase) else []
     labels: dict[str, Any] = {split: getattr(one, "labels", None) for split, one in sets.items()}
     is_known = names and all(isinstance(one, Tensor) and one.dtype == torch.int64 for one in labels.values())
     counts = [torch.bincount(one[one >= 0], minlength=len(names)) for one in labels.values()] if is_known else []

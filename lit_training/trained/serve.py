@@ -21,9 +21,8 @@ from lit_training.runs.threads import choose_threads
 from lit_training.trained import describe, explain, predict
 
 PAGES = templating.Jinja2Templates(Path(__file__).parent)  # it escapes the names of classes
-PAGES.env.finalize = lambda value: (
-    printable(value) if isinstance(value, str) else value
-)  # also bytes that are not UTF-8
+# also names with bytes that are not UTF-8
+PAGES.env.finalize = lambda value: printable(value) if isinstance(value, str) else value
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; form-action 'self'; frame-ancestors 'none'"
 MAX_BYTES, MAX_SECONDS, MAX_REQUESTS = 20_000_000, 60, 40  # size and time of a request; the requests in memory
 LOCAL = ("127.0.0.1", "localhost", "::1")

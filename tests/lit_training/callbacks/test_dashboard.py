@@ -255,7 +255,7 @@ def test_class_indices_are_exact_in_half_precision(monkeypatch: pytest.MonkeyPat
     one: Any = SimpleNamespace(val_dataloaders=None, world_size=1, global_rank=0)
     outputs = {"output": output, "target": torch.tensor([2049])}
     board.on_validation_batch_end(one, nothing, outputs, None, 0, dataloader_idx=1)
-    assert board.matrix is None, "only the first validation loader counts"
+    assert board.matrix is None, "the dashboard draws only the first validation loader"
     board.on_validation_batch_end(one, nothing, outputs, None, 0)
     assert board.matrix is not None
     assert board.matrix.nonzero().tolist() == [[2049, 2049]]
