@@ -6,8 +6,6 @@ without a kill, bit for bit, and the part must have done its work. ``--write`` w
 
 import argparse
 import csv
-import io
-import logging
 import os
 import runpy
 import shlex
@@ -17,7 +15,7 @@ import sys
 import tempfile
 import traceback
 from collections.abc import Callable
-from contextlib import redirect_stdout, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,8 +27,8 @@ from lightning.pytorch import Callback
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT)] * (__name__ == "__main__")
 
-from tests.stress.kill_runs import TIME_COLUMNS, are_equal, wait_for_exit  # noqa: E402
-from tests.support.fits import SharedParserCLI  # noqa: E402
+from tests.stress.kill_runs import TIME_COLUMNS, are_equal  # noqa: E402
+from tests.support.forks import WARM, start_server  # noqa: E402
 
 OWN = ROOT / "tests" / "support" / "own" / "parts.py"
 MANUAL = ROOT / "docs" / "your_own.md"
@@ -133,42 +131,50 @@ class Killer(Callback):
 
 
 def fork(line: str, folder: Path, kill_at: int | None = None) -> tuple[int | None, str]:
-    """Run a script in a fork of this process, which has imported everything. Return its exit code and its output."""
+    """Run a script in a fork of the server of tests/support/forks.py. Return its exit code and its output.
+
+    A fork of this process would stop for ever in gloo if a test before has used gloo here.
+    """
     output = folder / "output.txt"
     output.touch()
     before = output.stat().st_size
-    child = os.fork()
-    if not child:
-        code = 70
-        try:
-            os.setsid()
-            os.chdir(folder)
-            target = os.open(output, os.O_WRONLY | os.O_APPEND)
-            os.dup2(target, 1)
-            os.dup2(target, 2)
-            sys.stdout, sys.stderr = os.fdopen(1, "w", closefd=False), os.fdopen(2, "w", closefd=False)
-            logging.getLogger("lightning.pytorch").handlers = [logging.StreamHandler(sys.stderr)]  # pytest has its own
-            script, *arguments = shlex.split(line)
-            sys.argv = [str(ROOT / "scripts" / script), *arguments]
-            code = _run(kill_at)
-        except BaseException:
-            traceback.print_exc()
-        finally:
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(code)
-    code_or_none = wait_for_exit(child, SECONDS)
+    start_server()
+    child = WARM.Process(target=_run_and_exit, args=(line, str(folder), kill_at))
+    child.start()
+    child.join(SECONDS)
     with suppress(ProcessLookupError):
-        os.killpg(child, signal.SIGKILL)
+        os.killpg(int(child.pid or 0), signal.SIGKILL)
     with output.open(errors="replace") as file:
         file.seek(before)
-        return code_or_none, file.read()
+        return child.exitcode, file.read()
+
+
+def _run_and_exit(line: str, folder: str, kill_at: int | None) -> None:
+    """Run a script in the process that was forked for it."""
+    code = 70
+    try:
+        os.setsid()
+        os.chdir(folder)
+        target = os.open("output.txt", os.O_WRONLY | os.O_APPEND)
+        os.dup2(target, 1)
+        os.dup2(target, 2)
+        sys.stdout, sys.stderr = os.fdopen(1, "w", closefd=False), os.fdopen(2, "w", closefd=False)
+        script, *arguments = shlex.split(line)
+        sys.argv = [str(ROOT / "scripts" / script), *arguments]
+        code = _run(kill_at)
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
 
 
 def _run(kill_at: int | None) -> int:
     from lit_training.callbacks.resume import ResumePoint
+    from lit_training.cli.parser import FitCLI
 
-    build = SharedParserCLI.instantiate_trainer
+    build = FitCLI.instantiate_trainer
 
     def with_killer(cli: Any, **more: Any) -> Any:
         trainer: Any = build(cli, **more)
@@ -178,25 +184,13 @@ def _run(kill_at: int | None) -> int:
 
     with (
         mock.patch.object(ResumePoint, "TIME_SHARE", 1e9),  # a resume point before each step
-        mock.patch.object(SharedParserCLI, "instantiate_trainer", with_killer),
-        mock.patch("lit_training.cli.parser.FitCLI", SharedParserCLI),
+        mock.patch.object(FitCLI, "instantiate_trainer", with_killer),
     ):
         try:
             runpy.run_path(sys.argv[0], run_name="__main__")
         except SystemExit as stop:
             return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
     return 0
-
-
-def prepare() -> None:
-    """Import everything and build the parser, so that a fork need not."""
-    with redirect_stdout(io.StringIO()):
-        import lit_training.cli.fit
-        import lit_training.cli.trouble  # noqa: F401
-        from tests.support.fits import parse
-
-        if SharedParserCLI.shared is None:
-            parse("--fast_dev_run true --accelerator cpu --model LitCNN --data ShapesDataModule")
 
 
 def run_row(row: Row, place: Path) -> None:
@@ -301,7 +295,6 @@ def main() -> None:
         return
     os.environ["OMP_NUM_THREADS"] = "1"
     torch.set_num_threads(1)
-    prepare()
     place, failures = Path(tempfile.mkdtemp(prefix="matrix")), 0
     for number, row in enumerate(row for row in ROWS if options.part in row.part):
         try:

@@ -16,11 +16,6 @@ def names(rows: list[Row]) -> list[str]:
     return [row.part for row in rows]
 
 
-@pytest.fixture(autouse=True)
-def imports() -> None:
-    matrix.prepare()
-
-
 FAST = [row for row in ROWS if row.part in IN_MAKE_TEST]
 
 

@@ -25,7 +25,7 @@ WARM = multiprocessing.get_context("forkserver")
 def start_server() -> None:
     """Start the server of this test process, if it does not run yet."""
     WARM.set_forkserver_preload(["tests.support.preload"])
-    with mock.patch.dict(os.environ, ENVIRONMENT):
+    with mock.patch.dict(os.environ, ENVIRONMENT, clear=True):  # tests before may have left MASTER_PORT
         forkserver.ensure_running()
 
 
