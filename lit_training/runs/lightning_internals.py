@@ -48,8 +48,6 @@ ALL_STEP_HOOKS = (
 """Hooks of callbacks, models and data modules in a training step."""
 OPTIMIZERS = Optimizer.register_step_pre_hook.__globals__
 GLOBAL_HOOKS = [value for name, value in OPTIMIZERS.items() if name.endswith("_hooks")]  # of all optimizers
-MOVE = _ResultMetric.to  # it copies what describes a logged value (0.3 ms), also if the value need not move
-_ResultMetric.to = lambda one, to: one if one.is_tensor and one.value.device == to else MOVE(one, to)  # type: ignore
 XLAProfiler.__del__ = lambda profiler: None  # type: ignore[method-assign]  # of a half-made one it prints a traceback
 
 
