@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
-from lightning.pytorch.callbacks import StochasticWeightAveraging
+from lightning.pytorch import LightningModule, Trainer, seed_everything
+from lightning.pytorch.callbacks import LambdaCallback, StochasticWeightAveraging
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor
 
@@ -115,16 +115,6 @@ class FoldOutputs(NeedsMetric):
             self.left = 0
 
 
-class StopAfter(Callback):
-    """Stop after this number of epochs. The schedules keep the length of ``max_epochs``."""
-
-    def __init__(self, epochs: int) -> None:
-        self.epochs = epochs
-
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        trainer.should_stop |= trainer.current_epoch + 1 >= self.epochs
-
-
 def train_folds(cli: Any) -> None:
     """Train the folds that are not trained yet, write out_of_fold.csv, and prepare the last training of the run.
 
@@ -165,7 +155,11 @@ def train_folds(cli: Any) -> None:
     table = OutOfFold(tuple(names), paths[order], numbers // count + 1, numbers % count + 1, labels[order], shares)
     table.write(run.start.folder / OUT_OF_FOLD)
     seed_everything(seed, workers=True, verbose=False)
-    run.trainer.callbacks.append(StopAfter(epoch + 1))
+
+    def stop(trainer: Trainer, model: Any) -> None:  # the schedules keep the length of max_epochs
+        trainer.should_stop |= trainer.current_epoch >= epoch
+
+    run.trainer.callbacks.append(LambdaCallback(on_train_epoch_end=stop))
     _say(run, f"all     {plural(epoch + 1, 'epoch')} on all samples: the median of the folds' best epochs")
 
 
