@@ -106,10 +106,12 @@ def test_only_the_keys_are_copied_to_the_device(
 ) -> None:
     """And :func:`copy_to` copies them: it does not wait for a GPU."""
     data, ahead = dataset_of(kind, photo_folder), list[tuple[int, ...]]()
-    copy_to = loading.copy_to
-    monkeypatch.setattr(
-        "datamodules.loading.loader.copy_to", lambda keys, to: (ahead.append(tuple(keys.shape)), copy_to(keys, to))[1]
-    )
+
+    def copy_to(keys: Tensor, device: torch.device) -> Tensor:
+        ahead.append(tuple(keys.shape))
+        return loading.copy_to(keys, device)
+
+    monkeypatch.setattr("datamodules.loading.loader.copy_to", copy_to)
     batches, copied = epochs_on(meta, data, True)
     assert {tensor.device.type for batch in batches for tensor in batch} == {"meta"}
     assert [len(y) for _, y in batches] == 2 * [min(4, len(data) - first) for first in range(0, len(data), 4)]
