@@ -47,8 +47,11 @@ class AirbenchNet(nn.Module):
 class MuonSGD(Optimizer):
     """SGD with Nesterov momentum; in groups with ``muon``, Muon (Jordan 2024). torch's Muon takes matrices only."""
 
-    def __init__(self, params: Any, lr: float, momentum: float = 0.85, muon: bool = False) -> None:
+    def __init__(
+        self, params: Any, lr: float, momentum: float = 0.85, muon: bool = False, bfloat16: bool = False
+    ) -> None:
         super().__init__(params, {"lr": lr, "momentum": momentum, "muon": muon})
+        self.bfloat16 = bfloat16  # of Muon's matrices; not in the groups, because a resume replaces these
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
@@ -56,18 +59,20 @@ class MuonSGD(Optimizer):
             loss = closure() if closure else None
         for group in self.param_groups:
             for weight in (weight for weight in group["params"] if weight.grad is not None):
-                momentum = self.state[weight].setdefault("momentum_buffer", torch.zeros_like(weight))
+                if not self.state[weight]:
+                    self.state[weight]["momentum_buffer"] = torch.zeros_like(weight)
+                momentum = self.state[weight]["momentum_buffer"]
                 update = weight.grad.add(momentum.mul_(group["momentum"]).add_(weight.grad), alpha=group["momentum"])
                 if group["muon"]:
                     weight.mul_(len(weight) ** 0.5 / weight.norm())
-                    update = orthogonalize(update.flatten(1)).view_as(weight)
+                    update = orthogonalize(update.flatten(1), self.bfloat16).view_as(weight)
                 weight.sub_(update, alpha=group["lr"])
         return loss
 
 
-def orthogonalize(matrix: Tensor) -> Tensor:
-    """Change the singular values of a matrix to about 1 by three Newton-Schulz iterations, in bfloat16 on CUDA."""
-    x = (matrix.bfloat16() if matrix.is_cuda else matrix) / (matrix.norm() + 1e-7)
+def orthogonalize(matrix: Tensor, bfloat16: bool = False) -> Tensor:
+    """Change the singular values of a matrix to about 1 by three Newton-Schulz iterations, optionally in bfloat16."""
+    x = (matrix.bfloat16() if bfloat16 else matrix) / (matrix.norm() + 1e-7)
     for _ in range(3):
         square = x @ x.T
         x = 3.4445 * x + (-4.7750 * square + 2.0315 * square @ square) @ x
@@ -142,7 +147,12 @@ class LitAirbench(LitBase):
         ]
         if self.chosen_optimizer is not None:
             groups = [{"params": [weight for group in groups for weight in group["params"]]}]
-        return self.build_optimizers(lambda groups: MuonSGD(groups, lr), groups, self.schedule)
+        return self.build_optimizers(self.muon_sgd, groups, self.schedule)
+
+    def muon_sgd(self, groups: Any) -> MuonSGD:
+        """Use bfloat16 on CUDA as published, but only if the run does: not every GPU has it, and float32 is exact."""
+        bfloat16 = self.device.type == "cuda" and "bf16" in str(self.trainer.precision)
+        return MuonSGD(groups, self.hparams["sgd_lr"], bfloat16=bfloat16)
 
     def schedule(self, optimizer: Optimizer) -> dict[str, Any]:
         """Lower the learning rates linearly to 0, at each step."""

@@ -170,8 +170,8 @@ class LitTransfer(LitBase):
             return None
         self.net.eval()  # no dropout, and the statistics of BatchNorm stay as they are
         try:  # vision transformers accept one size, and other networks have a smallest size
-            with torch.no_grad():
-                self.net(torch.zeros(1, *shape, device=self.device))
+            with torch.no_grad():  # in setup(), self.device is a GPU, but the weights are still on the CPU
+                self.net(torch.zeros(1, *shape, device=next(self.net.parameters()).device))
         except (AssertionError, RuntimeError, ValueError) as error:
             problem = f"{self.hparams['backbone']} cannot use pictures {shape} ({' '.join(str(error).split())})"
             return f"{problem}: --data.image_size {usual_size}"

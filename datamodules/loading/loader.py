@@ -15,6 +15,7 @@ from datamodules.loading.device import (
     Tensors,
     TwoStageDataset,
     copy_ahead,
+    copy_to,
     device_for_loading,
     has_two_stages,
     resident_copy,
@@ -73,7 +74,7 @@ class ResumableLoader(DataLoader):
         size = max(1, samples // self.batch_size) * self.batch_size
         rest = torch.empty(0, dtype=torch.int64, device=device)
         for chunk in self.sampler.key_chunks():
-            keys = torch.cat([rest, chunk.to(device)])
+            keys = torch.cat([rest, copy_to(chunk, device)])  # without a wait for the GPU's queued work
             whole = len(keys) // size * size
             yield from (data.read(keys[first : first + size]) for first in range(0, whole, size))
             rest = keys[whole:]

@@ -84,8 +84,13 @@ class PhotoFiles(TwoStageDataset):
         boxes = [[crop[name] for name in ("top", "left", "height", "width")] for crop, *_ in drawn]
         where = torch.from_numpy(np.column_stack([store.starts[rows], sizes, boxes]))
         images = crop_and_resize(store.pixels, where, self.crop.size[0], self.crop.interpolation.value)
-        others = zip(images, drawn, strict=True)
-        images = torch.stack([self.augmentation.apply(image, [None, *rest]) for image, (_, *rest) in others])
+        if "flip" in self.augment:
+            is_flipped = torch.tensor([flip is not None for _, flip, *_ in drawn]).view(-1, 1, 1, 1)
+            images = torch.where(copy_to(is_flipped, images.device), images.flip(-1), images)
+        done = [None] * (1 + ("flip" in self.augment))
+        if len(self.augment) > len(done):
+            others = [[*done, *parameters[len(done) :]] for parameters in drawn]
+            images = torch.stack(list(map(self.augmentation.apply, images, others)))
         return images if len(self.mean) == 3 else v2.functional.rgb_to_grayscale(images)
 
     def finish(self, images: Tensor, labels: Tensor) -> Tensors:  # type: ignore[override]

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from lightning.pytorch import Callback, Trainer
 from PIL import Image
 from torch import Tensor, nn
 from torch.optim import SGD
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader, TensorDataset
 
 from lit_models import AirbenchNet, LitAirbench, ModelError
@@ -96,6 +98,42 @@ def test_the_optimizer_is_sgd_and_the_published_muon() -> None:
     torch.testing.assert_close(filters.detach(), theirs)
     torch.testing.assert_close(bias, their_bias)
     assert 0.5 < torch.linalg.svdvals(x).min() < torch.linalg.svdvals(x).max() < 1.5
+
+
+class MatrixTypes(TorchDispatchMode):
+    """Collect the dtypes of the matrix products."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: set[torch.dtype] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.aten.mm.default:
+            self.seen.add(args[0].dtype)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(
+    ("device", "precision", "dtype"),
+    [
+        ("cuda", "bf16-mixed", torch.bfloat16),
+        ("cuda", "32-true", torch.float32),
+        ("cuda", "16-mixed", torch.float32),  # older GPUs, which have no bfloat16
+        ("cpu", "bf16-mixed", torch.float32),
+    ],
+)
+def test_muon_computes_in_bfloat16_only_if_a_run_on_a_gpu_does(
+    device: str, precision: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(LitAirbench, "device", torch.device(device))
+    monkeypatch.setattr(LitAirbench, "trainer", SimpleNamespace(precision=precision, estimated_stepping_batches=9))
+    model = LitAirbench(width=0.05).to("meta")
+    optimizer = model.configure_optimizers()["optimizer"]
+    for weight in model.parameters():
+        weight.grad = torch.empty_like(weight) if weight.requires_grad else None
+    with MatrixTypes() as matrices:
+        optimizer.step()
+    assert matrices.seen == {dtype}
 
 
 def test_the_first_batch_is_whitened_once(bare: Callable[..., Trainer], tmp_path: Path) -> None:

@@ -301,6 +301,16 @@ def test_half_precision_on_cuda_uses_the_layout_of_tensor_cores(
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
 
 
+def test_the_picture_size_is_checked_where_the_weights_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In setup(), Lightning has set ``model.device`` to the GPU, but has not moved the weights there."""
+    model = LitTransfer(SMALL, 3, weights=None)
+    monkeypatch.setattr(LitTransfer, "device", torch.device("meta"))
+    devices: list[str] = []
+    model.net.register_forward_pre_hook(lambda net, args: devices.append(args[0].device.type))
+    assert model.shape_error((3, 40, 40)) is None
+    assert devices == ["cpu"]
+
+
 def test_missing_weights_stop_a_fit_before_its_first_step(bare: Bare) -> None:
     model = LitTransfer(SMALL, 3, weights="nowhere.pth")
     with pytest.raises(ModelError, match=r"no weights file nowhere\.pth"):

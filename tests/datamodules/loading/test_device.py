@@ -101,12 +101,22 @@ def epochs_on(meta: Any, data: Any, on_device: bool) -> tuple[list[Any], list[An
 
 
 @pytest.mark.parametrize("kind", ["shapes", "shapes true", "rows", "features"])
-def test_only_the_keys_are_copied_to_the_device(kind: str, meta: Any, photo_folder: Path) -> None:
-    data = dataset_of(kind, photo_folder)
+def test_only_the_keys_are_copied_to_the_device(
+    kind: str, meta: Any, photo_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And :func:`copy_to` copies them: it does not wait for a GPU."""
+    data, ahead = dataset_of(kind, photo_folder), list[tuple[int, ...]]()
+
+    def copy_to(keys: Tensor, device: torch.device) -> Tensor:
+        ahead.append(tuple(keys.shape))
+        return loading.copy_to(keys, device)
+
+    monkeypatch.setattr("datamodules.loading.loader.copy_to", copy_to)
     batches, copied = epochs_on(meta, data, True)
     assert {tensor.device.type for batch in batches for tensor in batch} == {"meta"}
     assert [len(y) for _, y in batches] == 2 * [min(4, len(data) - first) for first in range(0, len(data), 4)]
     assert copied == 2 * [(torch.int64, (len(data),))]
+    assert ahead == 2 * [(len(data),)]
 
 
 def test_a_prediction_reads_resident_data_with_keys_on_the_device(meta: Any, photo_folder: Path) -> None:
