@@ -1,7 +1,9 @@
 """Draw figures of a run. Only matplotlib's ``Figure`` is used, not pyplot, which has global state and windows."""
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +25,23 @@ DPI = 200  # sharp if the figure is enlarged
 MAX_NAME_INCHES = 1.6  # in a confusion matrix
 
 
+@contextmanager
+def _no_glyph_warnings() -> Iterator[None]:
+    """Do not warn about characters that the font does not have, for example Chinese ones: boxes are drawn for them."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from")
+        yield
+
+
+def _make_figure(**options: Any) -> "Figure":
+    """Return a figure that is drawn without warnings about missing characters."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(**options)
+    figure.draw = _no_glyph_warnings()(figure.draw)  # type: ignore[method-assign]
+    return figure
+
+
 def undo_normalization(inputs: Tensor, preprocessing: Preprocessing) -> Tensor:
     """Convert normalized network inputs, (B, 1 or 3, H, W), to pictures, (B, 3, H, W) float32 in [0, 1] on the CPU."""
     mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (preprocessing.mean, preprocessing.std))
@@ -34,8 +53,6 @@ def draw_sheet(pictures: Tensor, titles: Sequence[str], heat_maps: bool = False)
 
     ``heat_maps``: each picture is an image beside its heat map. Then a key at the bottom explains the colours.
     """
-    from matplotlib.figure import Figure
-
     count, _, height, width = pictures.shape
     columns, inches = min(COLUMNS, count), PAIR_INCHES if heat_maps else PICTURE_INCHES
     texts = ["\n".join(_wrap(line, inches) for line in title.split("\n")) for title in titles]
@@ -45,7 +62,7 @@ def draw_sheet(pictures: Tensor, titles: Sequence[str], heat_maps: bool = False)
     row_height = lines * line_height + picture_height + gap
     sheet_width = columns * (inches + gap) + gap
     sheet_height = -(-count // columns) * row_height + gap + 2 * line_height * heat_maps
-    figure = Figure(figsize=(sheet_width, sheet_height), dpi=DPI)
+    figure = _make_figure(figsize=(sheet_width, sheet_height), dpi=DPI)
     axes = figure.add_axes((0, 0, 1, 1), xlim=(0, sheet_width), ylim=(sheet_height, 0))
     axes.set_axis_off()
     for index, (picture, text) in enumerate(zip(pictures, texts, strict=True)):
@@ -81,8 +98,6 @@ def draw_confusion(matrix: Tensor, names: Sequence[str]) -> "Figure":
 
     The figure has no counts if there are more than 40 classes, and no class names if there are more than 115.
     """
-    from matplotlib.figure import Figure
-
     count = len(names)
     inches = 2.0 if count <= 10 else min(0.3 * count, 12)  # width of the matrix
     points = min(POINTS, 0.8 * 72 * inches / count)  # font size of the names
@@ -90,7 +105,7 @@ def draw_confusion(matrix: Tensor, names: Sequence[str]) -> "Figure":
     short_names = [*map(cut, _tell_apart(dict(enumerate(names)), cut).values())] if points >= 6 else []
     margin = 0.45 + max((_text_width(name, points) for name in short_names), default=0)
     width, height = margin + inches + 0.65, margin + inches + 0.5
-    figure = Figure(figsize=(width, height), dpi=DPI)
+    figure = _make_figure(figsize=(width, height), dpi=DPI)
     axes = figure.add_axes((margin / width, margin / height, inches / width, inches / height))
     share = matrix / matrix.sum(1, keepdim=True).clamp(min=1)  # (K, K) in [0, 1]
     image = axes.imshow(share.numpy(), cmap="Blues", vmin=0, vmax=1, interpolation="nearest")
@@ -115,7 +130,8 @@ def _text_width(text: str, points: float) -> float:
     from matplotlib.font_manager import FontProperties
     from matplotlib.textpath import text_to_path
 
-    return text_to_path.get_text_width_height_descent(text, FontProperties(size=points), ismath=False)[0] / 72
+    with _no_glyph_warnings():
+        return text_to_path.get_text_width_height_descent(text, FontProperties(size=points), ismath=False)[0] / 72
 
 
 def _shorten(text: str, inches: float, points: float) -> str:
@@ -150,10 +166,9 @@ def draw_curves(charts: Mapping[str, Mapping[str, tuple[Sequence[float], Sequenc
     """Draw charts side by side. ``charts[title][name]`` is a curve: its epochs and its values."""
     from cycler import cycler
     from matplotlib import rcParams
-    from matplotlib.figure import Figure
 
     names = list(dict.fromkeys(name for lines in charts.values() for name in lines))
-    figure = Figure(figsize=(max(5 * len(charts), 7), 4 + 0.2 * len(names)), layout="constrained")
+    figure = _make_figure(figsize=(max(5 * len(charts), 7), 4 + 0.2 * len(names)), layout="constrained")
     for axes, (title, lines) in zip(figure.subplots(1, len(charts), squeeze=False).flat, charts.items(), strict=True):
         axes.set_prop_cycle(cycler(linestyle=["-", "--", ":"]) * rcParams["axes.prop_cycle"])
         for name in names:  # a name without a curve here uses up a colour too
@@ -172,9 +187,7 @@ def draw_curves(charts: Mapping[str, Mapping[str, tuple[Sequence[float], Sequenc
 
 def draw_reliability(confidences: Mapping[str, Tensor], right: Tensor) -> "Figure":
     """Draw the share of ``right`` predictions, (N,) bool, in ten bins of each name's ``confidences``, (N,) float32."""
-    from matplotlib.figure import Figure
-
-    axes = (figure := Figure(figsize=(4, 4), dpi=100, layout="constrained")).add_subplot()
+    axes = (figure := _make_figure(figsize=(4, 4), dpi=100, layout="constrained")).add_subplot()
     axes.plot([0, 1], [0, 1], color="gray", linestyle=":", label="perfect")
     for name, values in confidences.items():
         bins = (values * 10).long().clamp(max=9)

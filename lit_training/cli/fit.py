@@ -76,7 +76,7 @@ def print_start(run: Run) -> None:
         factors = f"{batch} x {plural(devices, 'device')} x {accumulated} accumulated"
         batch_text = f"; global batch = {batch * devices * accumulated} ({factors})"
     threads = plural(trainer.threads[0], "thread") + " each"
-    if trainer.threads != trainer.chosen_threads and (start is None or "batch_size" not in start.kept):
+    if trainer.threads[0] != trainer.chosen_threads[0] and (start is None or "batch_size" not in start.kept):
         threads += f" (as the run began; a new run would use {trainer.chosen_threads[0]})"
     print(f"device  {devices} x {device}, {threads}, precision {trainer.precision}{batch_text}")
     if isinstance(data, SplitDataModule) and data.photos is not None:

@@ -15,7 +15,7 @@ import datamodules
 import lit_models
 from lit_training.cli.fit import RESULT_FILE_VARIABLE
 from lit_training.cli.optimizers import SCHEDULES
-from lit_training.errors import UsageError
+from lit_training.errors import UsageError, print_note
 from lit_training.runs.folder import find_checkpoint, find_resume_target, run_folder
 from lit_training.runs.layout import CONFIG
 from lit_training.text import closest_name, expand_paths, suggest
@@ -204,6 +204,8 @@ def add_run_config(arguments: list[str]) -> list[str]:
     config = (path if path.is_dir() else run_folder(path)) / CONFIG
     if root and config.is_file() and not config.resolve().is_relative_to(Path(root).resolve()):
         raise UsageError(f"--resume {resume} goes on in its own folder: leave --default_root_dir out")
+    if path.is_dir() and not config.is_file():
+        print_note(f"{config} is missing, so repeat all flags of the run: only those of this command count")
     return [*(["--config", str(config)] if config.is_file() else []), *arguments, f"--resume={path}"]
 
 

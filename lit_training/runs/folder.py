@@ -108,7 +108,7 @@ def prepare_start(resume: str, root: str, config_yaml: str, photos: str | None =
         runs = newest_first(root)
         for is_same, candidates in ((_same_settings, runs), (_same_but_size, filter(resume_points, runs))):
             for run in candidates:
-                if is_same(_read_config(run), new_config):
+                if is_same(_that_decide(_read_config(run)), _that_decide(new_config)):
                     # A run without a resume point starts again at step 0, in the same folder.
                     return lock_and_read_resume_point(run, limits)
     if resume in ("auto", "never"):
@@ -331,9 +331,18 @@ def keep_settings(start: RunStart, new_config: Any, processes: int, typed: set[s
     return start if processes == start.processes else replace(start, kept={**start.kept, "batch_size": share})
 
 
+def _that_decide(config: dict[str, Any] | None) -> dict[str, Any]:
+    """Return a copy of a configuration with only the settings that decide the result of the run."""
+    rest = copy.deepcopy(config or {})
+    data = rest.get("data") or {}
+    if str(data.get("class_path")).startswith("datamodules."):  # the workers of other data may draw other numbers
+        (data.get("init_args") or {}).pop("num_workers", None)
+    return {name: value for name, value in rest.items() if name not in ("timeout", "dashboard")}
+
+
 def _without_size(config: dict[str, Any] | None) -> tuple[dict[str, Any], int | None, int | None]:
     """Return a configuration without devices and batch size, and the batch size of one and of all devices, or None."""
-    rest = copy.deepcopy(config or {})
+    rest = _that_decide(config)
     trainer, arguments = rest.get("trainer") or {}, (rest.get("data") or {}).get("init_args") or {}
     devices, nodes = str(trainer.pop("devices", "")), trainer.pop("num_nodes", 1)
     if type(arguments.get("batch_size")) is not int:  # data of a user may have none, or several

@@ -28,6 +28,9 @@ class Run:
     start: RunStart | None = None  # None if the run writes no files
     trainer: Any = None  # None until FitCLI creates it
 
+    def __deepcopy__(self, memo: Any) -> "Run":
+        return self  # a copy of the model, as averaged weights make it, has a schedule of the same run
+
     @property
     def validates(self) -> bool:
         """True if the run has validation data and uses it. With ``--folds`` all data is trained on at the end."""

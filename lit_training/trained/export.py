@@ -49,13 +49,15 @@ def export(saved: Any, to: str, photos: str | None = None) -> str:
     """Export the network of a SavedRun. Return one line of text about the comparison with the network.
 
     ``to`` ends in ``.onnx`` or ``.safetensors``, or is a new folder for the ONNX file with labels and an example in
-    Python. ``photos`` is the folder where the run's photos are now. The file is written only if it gives the same
-    answers as the network (docs/export.md). Raises a UsageError otherwise, or if the network cannot be exported.
+    Python; its name ends in ``/`` if it has a dot. ``photos`` is the folder where the run's photos are now. The file is
+    written only if it gives the same answers as the network (docs/export.md). Raises a UsageError otherwise, or if the
+    network cannot be exported.
     """
     target = Path(to).expanduser()
-    if target.suffix not in (".onnx", ".safetensors", ""):
-        raise UsageError(f"--to {to} must end in .onnx or .safetensors, or be a folder: try --to model.onnx")
     try:
+        suffix = "" if to.endswith("/") or target.is_dir() else target.suffix
+        if suffix not in (".onnx", ".safetensors", ""):
+            raise UsageError(f"--to {to} must end in .onnx or .safetensors; for a folder: --to {to}/")
         if target.exists() and not (target.is_dir() and not any(target.iterdir())):
             raise UsageError(f"--to {to} exists: give another name")
         if not target.absolute().parent.is_dir():
@@ -64,8 +66,8 @@ def export(saved: Any, to: str, photos: str | None = None) -> str:
         with tempfile.TemporaryDirectory(prefix=".export.", dir=target.absolute().parent) as name:
             folder = Path(name) / target.stem
             folder.mkdir()
-            written = {"": folder, ".onnx": folder / MODEL}.get(target.suffix, folder / target.name)
-            if target.suffix == ".safetensors":
+            written = {"": folder, ".onnx": folder / MODEL}.get(suffix, folder / target.name)
+            if suffix == ".safetensors":
                 compared = _write_weights(model, written)
             else:
                 compared = _write_onnx(saved, model, folder, photos)

@@ -1,6 +1,7 @@
 """Figures show their data, and their texts do not overlap."""
 
 import io
+import warnings
 from typing import Any
 
 import numpy as np
@@ -134,10 +135,14 @@ def test_names_that_differ_in_their_middle_stay_different() -> None:
 
 
 def test_unusual_names_are_drawn() -> None:
-    """Names that are not UTF-8, with dollar signs, with line feeds."""
-    names = ["\udcff\udc80", "$\\frac{", "a\nb"]
-    as_array(figures.draw_confusion(torch.eye(3, dtype=torch.int64), names))
-    as_array(figures.draw_sheet(torch.rand(3, 3, 4, 4), names))
+    """Names that are not UTF-8, with dollar signs, with line feeds, with characters that the font does not have."""
+    names = ["\udcff\udc80", "$\\frac{", "a\nb", "\u8239"]
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        as_array(figures.draw_confusion(torch.eye(4, dtype=torch.int64), names))
+        as_array(figures.draw_sheet(torch.rand(4, 3, 4, 4), names))
+        as_array(figures.draw_curves({"val_acc": {name: ([1], [0.5]) for name in names[1:]}}))
+    assert caught == []
 
 
 def test_epoch_ticks_are_integers() -> None:

@@ -342,18 +342,18 @@ def test_the_graph_gives_the_same_pixels(resize: str, interpolation: str, channe
 def test_rows(fit: str, count: int) -> None:
     recipes = Path(__file__).parents[2] / "scripts" / "recipes"
     run_well(f"fit.py {fit.format(recipes)} --max_steps 3 --dashboard false --quiet")
-    assert f"{count} rows: the largest difference is" in run_well("export.py latest --to model")
+    assert f"{count} rows: the largest difference is" in run_well("export.py latest --to model.v2/")
     rows = np.random.default_rng(0).standard_normal((7, 1000)).astype(np.float32)
     np.save("rows.npy", rows)
     own: Any = load("latest").predict("rows.npy")
-    for one, other in zip(own, answers(Path("model"), ["rows.npy"]), strict=True):
+    for one, other in zip(own, answers(Path("model.v2"), ["rows.npy"]), strict=True):
         assert other["outputs"] == pytest.approx(one.outputs, abs=1e-5)
 
 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ("--to model.pt", "must end in .onnx or .safetensors"),
+        ("--to model.pt", "must end in .onnx or .safetensors; for a folder: --to model.pt/"),
         ("--to photos", "photos exists: give another name"),
         ("--to missing/model.onnx", "there is no folder missing"),
         ("--to /dev/null", "/dev/null exists: give another name"),

@@ -1,6 +1,8 @@
 """``--lr_scheduler``: schedules use the learning rate and the length of the run."""
 
+import copy
 import math
+import socket
 
 import pytest
 
@@ -61,3 +63,12 @@ def test_plateau_halves_the_rate_if_the_loss_does_not_improve(line: str, halving
 def test_optimizer_and_schedule_may_both_be_chosen() -> None:
     cli = fit(f"{TINY} --max_epochs 1 --optimizer AdamW --lr_scheduler OneCycleLR")
     assert type(cli.trainer.optimizers[0]).__name__ == "AdamW"
+
+
+def test_a_model_with_a_schedule_can_be_copied_while_the_run_has_open_sockets() -> None:
+    """EMAWeightAveraging copies the model."""
+    cli = parse(f"{QUIET} --lr_scheduler OneCycleLR")
+    with socket.socket() as cli.run.watch._signal_socket:
+        copied = copy.deepcopy(cli.model)
+    assert copied.net is not cli.model.net
+    assert copied.chosen_schedule.keywords["run"] is cli.run

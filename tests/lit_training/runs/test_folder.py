@@ -24,7 +24,7 @@ from lit_training.runs.folder import (
     resume_hint,
     run_folder,
 )
-from tests.support.fits import QUIET, SHAPES, parse
+from tests.support.fits import QUIET, SHAPES, SMALL_NET, parse
 
 CopyRun = Callable[..., Path]
 ONE_EPOCH, THREE_EPOCHS = f"{SHAPES} --max_epochs 1", f"{SHAPES} --max_epochs 3"
@@ -56,6 +56,27 @@ def test_auto_starts_a_new_run_if_no_run_has_the_same_settings(copy_run: CopyRun
     assert (same.folder.name, same.step) == ("version_0", 3)
     never = start_of(ONE_EPOCH)
     assert (never.folder.name, never.checkpoint) == ("version_2", None)
+
+
+def test_auto_continues_a_run_whose_other_settings_do_not_change_the_result(
+    copy_run: CopyRun, photo_folder: Path
+) -> None:
+    copy_run(ONE_EPOCH, kill_at=3)
+    same = start_of(f"{ONE_EPOCH} --resume auto --timeout 30 --dashboard true")
+    assert (same.folder.name, same.step) == ("version_0", 3)
+    line = f"--data {photo_folder} {SMALL_NET} --max_epochs 1 --resume auto"
+    assert start_of(f"{line} --data.num_workers 0").folder.name == "version_1"
+    assert start_of(f"{line} --data.num_workers 2").folder.name == "version_1"
+    # Random crops of the cache are less sharp.
+    assert start_of(f"{line} --data.num_workers 2 --data.cache true").folder.name == "version_2"
+
+
+def test_a_run_without_its_config_needs_all_its_flags(copy_run: CopyRun, capsys: pytest.CaptureFixture[str]) -> None:
+    run = copy_run(f"{ONE_EPOCH} --model.lr 0.5", kill_at=3)
+    (run / "config.yaml").unlink()
+    assert start_of(f"{ONE_EPOCH} --model.lr 0.5 --resume latest").step == 3
+    note = "config.yaml is missing, so repeat all flags of the run: only those of this command count\n"
+    assert capsys.readouterr().err.endswith(note)
 
 
 def test_a_resume_cannot_change_the_settings_of_a_run(copy_run: CopyRun) -> None:

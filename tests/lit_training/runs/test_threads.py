@@ -69,6 +69,22 @@ def test_a_resumed_run_keeps_its_threads(copy_run: Callable[..., Path], monkeypa
     assert (refused.code, "another --threads: leave it out" in refused.err) == (2, True)
 
 
+@pytest.mark.usefixtures("at_every_step")
+@pytest.mark.parametrize(
+    ("chosen", "said"),
+    [
+        ((3, 1), "1 thread each (as the run began; a new run would use 3), precision"),
+        ((1, 3), "1 thread each, precision"),
+    ],
+)
+def test_a_resumed_run_says_if_a_new_run_would_train_with_other_threads(
+    chosen: tuple[int, int], said: str, copy_run: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy_run(f"{SHAPES} --max_epochs 1", kill_at=3)
+    monkeypatch.setattr("lit_training.cli.parser.threads_of_new_run", lambda *_: chosen)
+    assert said in run("fit.py --resume latest --threads auto").out
+
+
 @pytest.mark.parametrize("given", [None, "active"])
 def test_waiting_threads_sleep_unless_the_user_wants_otherwise(given: str | None) -> None:
     environment = {name: value for name, value in ENVIRONMENT.items() if name != "OMP_WAIT_POLICY"}
