@@ -68,6 +68,14 @@ def own_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(autouse=True)
+def no_process_is_left() -> Iterator[None]:
+    """Kill the processes that a test has started and not waited for, because it failed."""
+    yield
+    if "tests.support.forks" in sys.modules:
+        sys.modules["tests.support.forks"].Fork.end_all()
+
+
+@pytest.fixture(autouse=True)
 def show_bugs_in_reports(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let a report that fails with another error than one of the disk fail the test, although no command fails."""
     if "lit_training.trained.report" in sys.modules:

@@ -79,7 +79,7 @@ def has_two_stages(dataset: Any) -> bool:
 
 @rank_zero_only
 @functools.cache
-def _print_note(text: str) -> None:
+def print_note(text: str) -> None:
     print(f"note: {text}", file=sys.stderr, flush=True)
 
 
@@ -92,9 +92,7 @@ def device_for_loading(trainer: Any) -> torch.device | None:
         for hook in TRANSFER_HOOKS:
             if owner is not None and is_overridden(hook, owner):
                 if device.type != "cpu":
-                    _print_note(
-                        f"the data are copied batch by batch, because {type(owner).__name__} has its own {hook}"
-                    )
+                    print_note(f"the data are copied batch by batch, because {type(owner).__name__} has its own {hook}")
                 return None
     return device
 
@@ -121,7 +119,7 @@ def resident_copy(dataset: Any, device: torch.device, on_device: bool | str) -> 
         free = torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory()
     if on_device == "auto" and size > SHARE_OF_FREE_MEMORY * free:
         sizes = f"{size >> 20:,} MB, but {free >> 20:,} MB are free"
-        _print_note(f"the data are copied batch by batch: they need {sizes} on the device (--data.on_device true)")
+        print_note(f"the data are copied batch by batch: they need {sizes} on the device (--data.on_device true)")
         return None
     return dataset.on(device)
 

@@ -18,6 +18,7 @@ from datamodules.loading.device import (
     copy_to,
     device_for_loading,
     has_two_stages,
+    print_note,
     resident_copy,
 )
 from datamodules.loading.order import EvalSampler, TrainSampler
@@ -151,6 +152,11 @@ def make_loader(
         sampler = TrainSampler(length, world_size, rank, combine_with_run_seed(seed), shuffle)
     else:
         sampler = EvalSampler(length, world_size, rank, batch_size)
+        model, missing = getattr(trainer, "lightning_module", None), -length // batch_size % world_size
+        if missing and model is not None and not hasattr(model, "samples_evaluated"):  # it does not know the padding
+            sampler.padding = length - 1
+            many = f"its evaluation on {world_size} devices counts the last sample {missing + 1} times"
+            print_note(f"{type(model).__name__} is not built on LitBase: {many}")
     loader = ResumableLoader(
         dataset,
         batch_size=batch_size,

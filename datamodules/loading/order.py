@@ -67,8 +67,10 @@ class EvalSampler(KeySampler):
     """Yield the evaluation keys of one rank: the batches rank, rank + ranks, rank + 2 * ranks, ... of all batches.
 
     The batches are the same for any number of ranks, because the result of a sample can depend slightly on the other
-    samples in its batch. If a rank has one batch less than rank 0, it gets a last batch of one :data:`PADDING` key.
+    samples in its batch. If a rank has one batch less than rank 0, it gets a last batch of the one key ``padding``.
     """
+
+    padding = PADDING
 
     def __init__(self, length: int, ranks: int, rank: int, batch_size: int) -> None:
         super().__init__(range(length), ranks, rank, shuffle=False)  # type: ignore[arg-type]
@@ -81,7 +83,7 @@ class EvalSampler(KeySampler):
         for places in self._places():
             batches = places // self.batch_size * self.num_replicas + self.rank
             keys = batches * self.batch_size + places % self.batch_size
-            yield keys.masked_fill(places >= self.samples, PADDING)
+            yield keys.masked_fill(places >= self.samples, self.padding)
 
     def __len__(self) -> int:
         return self.samples + self.has_padding

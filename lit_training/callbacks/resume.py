@@ -147,6 +147,7 @@ class ResumePoint(Callback):
             "shape": self._batch_layout(trainer),
             "shuffled": shuffled(trainer),
             "planned": trainer.estimated_stepping_batches,
+            "should_stop": trainer.should_stop,
             "data": self._data_fingerprint,
             "batches": 0 if finished else batches,
             "batch": fingerprint_batch(batch) if batch is not None else None,
@@ -202,6 +203,7 @@ class ResumePoint(Callback):
             count_epoch_as_complete(trainer)
             return
         restore_loaders(trainer)
+        trainer.should_stop = self.loaded.get("should_stop", False)  # early stopping waits for --min_epochs
         metrics = {name: value.to(pl_module.device) for name, value in self.loaded["metrics"].items()}
         trainer.callback_metrics.update(metrics)
 

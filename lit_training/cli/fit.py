@@ -135,7 +135,8 @@ def undo_failed_start(run: Run) -> Iterator[None]:
     try:
         yield
     except Exception:
-        if undo and run.start and run.trainer.global_step <= run.start.step:
+        loop = run.trainer.fit_loop.epoch_loop
+        if undo and run.start and loop.batch_progress.total.completed <= run.start.batches:
             undo()
         raise
 

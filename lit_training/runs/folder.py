@@ -39,7 +39,8 @@ class RunStart:
 
     folder: Path
     checkpoint: Path | None = None  # the file of the resume point, or None for a new run
-    step: int = 0  # optimizer steps before the resume point
+    step: int = 0  # steps before the resume point, as they are logged
+    batches: int = 0  # training batches before the resume point
     metrics_rows: int = 0  # rows in metrics.csv when the resume point was written
     epoch: int = 0  # complete epochs before the resume point
     finished: bool = False  # True if the run is complete, so there is nothing to do
@@ -295,7 +296,9 @@ def _read_resume_point(start: RunStart, path: Path) -> RunStart:
             start.limits[name] not in (None, -1) and start.limits[name] <= done for name, done in reached.items()
         )
     threads: Any = tuple(state.get("threads") or ()) or None  # runs of older versions have none
-    start = replace(start, checkpoint=path, step=step, metrics_rows=metrics_rows, epoch=epoch, trained=finished)
+    batches = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["total"]["completed"]
+    start = replace(start, checkpoint=path, step=step, batches=batches, metrics_rows=metrics_rows)
+    start = replace(start, epoch=epoch, trained=finished)
     finished = finished and not checkpoints.lacks_calibration(start.folder / CHECKPOINTS / BEST)
     return replace(start, finished=finished, threads=threads, processes=state.get("shape", [0])[0])
 

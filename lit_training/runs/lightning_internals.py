@@ -176,7 +176,8 @@ class PlainSteps(Callback):
         unsaved = [SimpleNamespace(log_metrics=one.log_metrics, save=lambda: None) for one in loggers]
         end = time.monotonic() + self.SECONDS
         while (count := count - 1) > 0 and time.monotonic() < end and not self.is_stopped():
-            if trainer.accumulate_grad_batches != 1 or trainer.optimizers[0] is not optimizer:  # a step changed it
+            is_changed = trainer.accumulate_grad_batches != 1 or trainer.optimizers[0] is not optimizer
+            if is_changed or trainer.should_stop:  # by a step; until --min_epochs, Lightning then logs each step
                 break
             is_logged = every > 0 and (loop._batches_that_stepped + 1) % every == 0
             trainer.is_plain = not is_logged  # type: ignore[attr-defined]  # no code of the user runs before the step

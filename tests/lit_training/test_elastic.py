@@ -1,5 +1,6 @@
 """A run can go on with another number of processes: its global batch stays the same."""
 
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from tests.lit_training.conftest import CopyRun
 from tests.support.commands import run, run_well
 from tests.support.fits import QUIET, SHAPES, assert_same_end, parse
 from tests.support.forks import Fork
+from tests.test_distributed import assert_all_ended
 
 SMALL = f"{SHAPES} --accelerator cpu --enable_progress_bar false"
 TWO = f"{SMALL} --max_epochs 2 --devices 2"
@@ -169,6 +171,15 @@ def test_killed_and_resized_run_ends_like_an_undisturbed_one(flags: str, process
         )
         end(how, code=-9 if step else 0)
     assert_close(Path("whole") / RUN, RUN)
+
+
+def test_processes_of_a_failed_test_are_killed() -> None:
+    """Otherwise the suite would never end."""
+    process = Fork(f"fit.py {SMALL} --devices 2 --strategy ddp --max_epochs 1000000")
+    process.read_until("device")
+    Fork.end_all()
+    assert process.returncode == -signal.SIGKILL
+    assert_all_ended(process.pid)
 
 
 @pytest.mark.slow

@@ -290,7 +290,7 @@ class Unusual(LitMLP):
         if self.what == "list":
             batch[0] = 2 * batch[0]
         if self.global_step == 13:
-            if self.what == "stop":
+            if self.what.startswith("stop"):
                 self.trainer.should_stop = True
             if self.what == "accumulate":
                 self.trainer.accumulate_grad_batches = 2
@@ -328,13 +328,15 @@ class Stream(IterableDataset):
         return iter(self.batches)
 
 
-@pytest.mark.parametrize("what", ["list", "stop", "accumulate", "optimizer", "keyword", "wrong", "stream"])
+@pytest.mark.parametrize(
+    "what", ["list", "stop", "stop later", "accumulate", "optimizer", "keyword", "wrong", "stream"]
+)
 def test_what_lightning_allows_in_a_step_has_the_same_effect(
     what: str, plain: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Unusual, "what", what)
     model = "--model tests.scripts.test_plain_steps.Unusual --model.in_features 8 --log_every_n_steps 20"
-    limit = "--limit_train_batches 50" if what == "stream" else ""
+    limit = {"stream": "--limit_train_batches 50", "stop later": "--min_epochs 2"}.get(what, "")
     results = []
     for name in ("plain", "usual"):
         Unusual.seen.clear()

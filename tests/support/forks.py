@@ -1,10 +1,12 @@
 """Run scripts in forks of a server that has imported torch and Lightning: each start saves 7 s of CPU time."""
 
 import atexit
+import contextlib
 import multiprocessing
 import os
 import runpy
 import shlex
+import signal
 import subprocess
 import sys
 import tempfile
@@ -12,6 +14,7 @@ import time
 import traceback
 from multiprocessing import forkserver
 from pathlib import Path
+from typing import ClassVar
 from unittest import mock
 
 from tests.stress.kill_runs import devices_of, fork_ranks
@@ -35,6 +38,8 @@ class Fork:
     The first word of ``line`` is a file in scripts/, or an absolute path.
     """
 
+    started: ClassVar[list["Fork"]] = []
+
     def __init__(self, line: str, **environment: str) -> None:
         start_server()
         self.arguments = shlex.split(line)
@@ -43,6 +48,7 @@ class Fork:
         self.process = WARM.Process(target=_run, args=how)
         self.process.start()
         self.pid = int(self.process.pid or 0)
+        self.started.append(self)
 
     @property
     def returncode(self) -> int | None:
@@ -60,6 +66,16 @@ class Fork:
         if self.returncode is None:
             raise subprocess.TimeoutExpired(self.arguments, timeout)
         return self._outputs()
+
+    @classmethod
+    def end_all(cls) -> None:
+        """Kill what a failed test left running. At its exit, Python would wait for it without end."""
+        while cls.started:
+            if (fork := cls.started.pop()).returncode is None:
+                fork.process.kill()
+                fork.process.join()
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(fork.pid, signal.SIGKILL)  # its ranks
 
     def _outputs(self) -> tuple[str, str]:
         files = (Path(self.place.name, number) for number in "12")

@@ -27,7 +27,7 @@ def every_note() -> None:
 
 
 def print_each_note_again() -> None:
-    loading._print_note.__wrapped__.cache_clear()  # type: ignore[attr-defined]
+    loading.print_note.__wrapped__.cache_clear()  # type: ignore[attr-defined]
 
 
 def dataset_of(kind: str, photo_folder: Path) -> Any:

@@ -8,10 +8,13 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from lightning.pytorch import LightningModule
 
 from datamodules.loading import order as order_module
+from datamodules.loading.device import print_note
 from datamodules.loading.order import CHUNK, PADDING, EvalSampler, Permutation, TrainSampler, gather_in_input_order
 from datamodules.loading.seeds import combine_seeds
+from lit_models import LitCNN
 from tests.support.loaders import epoch_of, loader_of, rank_of
 
 SEEDS = st.integers(-(2**63), 2**64)
@@ -179,3 +182,19 @@ def test_results_of_all_ranks_are_in_input_order(length: int, ranks: int, batch_
     seen = min(length, limit * batch_size * ranks)
     for share in shares:
         assert gather_in_input_order(trainer, share, loader).flatten().tolist() == list(range(seen))
+
+
+@pytest.mark.parametrize(
+    ("model", "length", "last"),
+    [(LightningModule(), 7, [6]), (LitCNN(), 7, [PADDING]), (LightningModule(), 12, [8, 9, 10, 11])],
+)
+def test_a_model_that_does_not_know_the_padding_gets_the_last_sample_again(
+    model: LightningModule, length: int, last: list[int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The loss of the target -1 would be an error, or NaN."""
+    print_note.__wrapped__.cache_clear()  # type: ignore[attr-defined]
+    trainer = rank_of(2, 3)
+    trainer.lightning_module = model
+    assert epoch_of(loader_of(length, 4, trainer, train=False), 0) == [last]
+    note = "note: LightningModule is not built on LitBase: its evaluation on 3 devices counts the last sample 2 times\n"
+    assert capsys.readouterr().err == note * (last == [6])

@@ -58,6 +58,8 @@ CASES = {
     "one cycle": f"{SHAPES} --max_epochs 3 --lr_scheduler OneCycleLR --optimizer AdamW",
     "cosine": f"{SHAPES} --max_epochs 3 --lr_scheduler CosineAnnealingLR",
     "early stopping": f"{SHAPES} --max_epochs 9 --early_stopping 1 --dashboard true",
+    "stopped before min_epochs": f"{SHAPES} --max_epochs 9 --min_epochs 4 --early_stopping 1 --model.lr 0.2 "
+    "--monitor val_loss:max",  # the fourth epoch is better than the second, after which the run is to stop
     "mlp": f"--model LitMLP {ROWS} --max_epochs 2",
     "dynamic": f"--model LitDynamic {ROWS} --max_epochs 2",
 }

@@ -10,9 +10,11 @@ import pytest
 import torch
 
 import lit_models
+from lit_models import LitCNN
 from lit_training.cli.fit import RESULT_FILE_VARIABLE, prepare, print_result, undo_failed_start
 from lit_training.errors import UsageError
-from tests.support.fits import SHAPES, fit, parse, run_of
+from tests.support.commands import run, run_well
+from tests.support.fits import SHAPES, fit, parse, rows, run_of
 
 
 def test_the_evaluation_after_training_reports_progress(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -43,10 +45,11 @@ def test_the_final_evaluation_logs_nothing() -> None:
     assert table.read_bytes() == before
 
 
-@pytest.mark.parametrize(("step", "kept"), [(0, False), (1, True)])
-def test_a_run_that_fails_before_its_first_step_leaves_no_folder(step: int, kept: bool) -> None:
+@pytest.mark.parametrize(("batches", "kept"), [(0, False), (1, True)])
+def test_a_run_that_fails_in_its_first_batch_leaves_no_folder(batches: int, kept: bool) -> None:
     run = parse(f"{SHAPES} --max_epochs 1").run
-    run.trainer = SimpleNamespace(global_step=step)
+    progress: Any = SimpleNamespace(total=SimpleNamespace(completed=batches))
+    run.trainer = SimpleNamespace(fit_loop=SimpleNamespace(epoch_loop=SimpleNamespace(batch_progress=progress)))
     with pytest.raises(UsageError), undo_failed_start(run):
         raise UsageError("too late")
     assert Path("lightning_logs").exists() == kept
@@ -74,3 +77,30 @@ def test_the_weights_of_the_best_epoch_are_evaluated(capsys: pytest.CaptureFixtu
         assert torch.equal(weight, best[name])
     accuracy = cli.trainer.callback_metrics["val_acc"]
     assert f"val_acc     {float(accuracy):.4f}  (95 % interval " in capsys.readouterr().out
+
+
+class SeldomSteps(LitCNN):
+    """Steps its optimizer by hand, in every third batch only. So ``global_step`` is less than the number of batches."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+
+    def training_step(self, batch: Any, batch_idx: int) -> None:  # type: ignore[override]
+        if Path("fail").exists() and self.trainer.current_epoch == 2:
+            raise UsageError("a failure")
+        self.manual_backward(super().training_step(batch, batch_idx))
+        if batch_idx % 3 == 2:
+            optimizer: Any = self.optimizers()
+            optimizer.step()
+            optimizer.zero_grad()
+
+
+def test_a_failure_after_a_resume_keeps_the_rows_since_then_if_steps_are_seldom() -> None:
+    model = "--model tests.lit_training.cli.test_fit.SeldomSteps"
+    line = f"fit.py {model} {SHAPES} --accelerator cpu --max_epochs"
+    run_well(f"{line} 1")
+    Path("fail").touch()
+    failed = run("fit.py --resume latest --max_epochs 4")
+    assert (failed.code, failed.err) == (2, "fit.py: error: a failure\n")
+    assert [row["epoch"] for row in rows(Path("lightning_logs/version_0")) if "val_loss" in row] == ["0", "1"]

@@ -1,12 +1,17 @@
 """Runs with training loaders that are not from this project are resumed exactly, or the command says why not."""
 
+import random
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
+from lit_models import LitDynamic
+from lit_training.runs.loaders import StepSeed
 from tests.support.fits import assert_same_weights, fit, fit_run, kill_and_resume, last
-from tests.support.own_loaders import ROWS
+from tests.support.own_loaders import ROWS, Net
 
 pytestmark = pytest.mark.usefixtures("at_every_step")
 
@@ -80,3 +85,23 @@ def test_other_batches_after_an_interruption_are_reported(capsys: pytest.Capture
 def test_persistent_workers_are_named_at_the_start(capsys: pytest.CaptureFixture[str]) -> None:
     fit(f"{MODEL} {DATA} persistent --data.num_workers 1 --max_epochs 1 --dashboard false")
     assert "its loader has persistent_workers=True" in capsys.readouterr().err
+
+
+def numbers_of_a_step(model: Any, rank: int, ranks: int, first: int) -> tuple[float, ...]:
+    """Return what a rank draws in a step of a run that began with ``first`` processes."""
+    strategy = SimpleNamespace(process_dataloader=None, root_device=torch.device("cpu"))
+    loop, start = SimpleNamespace(setup_data=None, total_batch_idx=3), SimpleNamespace(processes=first)
+    trainer: Any = SimpleNamespace(strategy=strategy, fit_loop=loop, start=start, world_size=ranks, global_rank=rank)
+    seed = StepSeed(7)
+    seed.setup(trainer, model, "fit")
+    seed.on_train_batch_start(trainer, model, None, 0)
+    return torch.rand(()).item(), np.random.rand(), random.random()
+
+
+def test_each_rank_draws_other_numbers_in_a_step_unless_the_model_needs_the_same() -> None:
+    of_two = [numbers_of_a_step(Net(), rank, 2, 2) for rank in (0, 1)]
+    assert len({*of_two[0], *of_two[1]}) == 6
+    of_four = [numbers_of_a_step(Net(), rank, 4, 2) for rank in range(4)]
+    assert of_four == [of_two[0], of_two[0], of_two[1], of_two[1]]
+    assert numbers_of_a_step(Net(), 0, 1, 2) == of_two[0]
+    assert [numbers_of_a_step(LitDynamic(), rank, 2, 2) for rank in (0, 1)] == 2 * of_two[:1]
