@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from lit_training.cli.parser import FitCLI
+from tests.support.forks import Fork
 
 RECIPES = sorted((Path(__file__).parents[2] / "scripts" / "recipes").glob("*.yaml"))
 PLACE = "--data path/to/photos"
@@ -61,6 +62,17 @@ def test_the_command_of_a_recipe_builds_offline(recipe: Path, photo_folder: Path
                 assert (list(kept) if isinstance(kept, tuple) else kept) == value
     for name in ("max_epochs", "max_steps"):
         assert name not in settings or getattr(cli.trainer, name) == settings[name]
+
+
+@pytest.mark.slow
+def test_the_recipe_for_photos_trains_as_a_program(photo_folder: Path) -> None:
+    """In this process the tests replace Watch.start, so a run has no sockets, which cannot be copied."""
+    (recipe,) = (recipe for recipe in RECIPES if recipe.stem == "photos_best")
+    line = shlex.join(command(recipe, photo_folder))
+    process = Fork(f"fit.py {line} --model.weights none --data.image_size 64 --max_epochs 4 --accelerator cpu")
+    out, err = process.communicate()
+    assert process.returncode == 0, err
+    assert "epoch 4/4" in out
 
 
 SMALL = [recipe for recipe in RECIPES if recipe.stem in ("cnn_random_picture", "dynamic", "linear_ddp", "mlp")]
