@@ -19,6 +19,7 @@ from lightning.pytorch.strategies import Strategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch.optim import Optimizer
 
+from datamodules.image_folder import ImageFolderDataModule
 from datamodules.text import command
 from lit_models import LitBase
 from lit_models.base import read_attribute
@@ -141,6 +142,10 @@ class FitCLI(LightningCLI):
     def instantiate_classes(self) -> None:
         # Users may choose their own classes: any LightningDataModule and any LightningModule.
         self.datamodule: LightningDataModule = self.build("data")  # None if the model has its own loaders
+        has_folder = isinstance(self.datamodule, ImageFolderDataModule)
+        if has_folder and self.resume not in ("never", "auto") and not self.datamodule.root.is_dir():
+            where = f"{self.datamodule.root}: give their folder with --photos DIR"
+            raise UsageError(f"the photos of the run are not in {where}")
         self._fill_from_data()
         self.model: Any = self.build("model")
         if self.config["folds"]:
