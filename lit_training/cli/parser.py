@@ -144,8 +144,8 @@ class FitCLI(LightningCLI):
         self.datamodule: LightningDataModule = self.build("data")  # None if the model has its own loaders
         has_folder = isinstance(self.datamodule, ImageFolderDataModule)
         if has_folder and self.resume not in ("never", "auto") and not self.datamodule.root.is_dir():
-            where = f"{self.datamodule.root}: give their folder with --photos DIR"
-            raise UsageError(f"the photos of the run are not in {where}")
+            problem = f"the photos of the run are not in {self.datamodule.root}"
+            raise UsageError(f"{problem}: give their folder with --photos DIR")
         self._fill_from_data()
         self.model: Any = self.build("model")
         if self.config["folds"]:

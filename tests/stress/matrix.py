@@ -293,8 +293,6 @@ def main() -> None:
     if options.write:
         write_table(ROWS)
         return
-    os.environ["OMP_NUM_THREADS"] = "1"
-    torch.set_num_threads(1)
     place, failures = Path(tempfile.mkdtemp(prefix="matrix")), 0
     for number, row in enumerate(row for row in ROWS if options.part in row.part):
         try:

@@ -71,7 +71,8 @@ class Fork:
     def end_all(cls) -> None:
         """Kill what a failed test left running. At its exit, Python would wait for it without end."""
         while cls.started:
-            if (fork := cls.started.pop()).returncode is None:
+            fork = cls.started.pop()
+            if fork.returncode is None:
                 fork.process.kill()
                 fork.process.join()
                 with contextlib.suppress(ProcessLookupError):
