@@ -1,4 +1,4 @@
-"""Find the CPU cores, the stop signals and the cache folder of this machine."""
+"""Find the CPU cores and their load, the stop signals and the cache folder of this machine."""
 
 from __future__ import annotations
 
@@ -19,6 +19,14 @@ def available_cores() -> int:
             quota, period = map(int, " ".join(Path("/sys/fs/cgroup", name).read_text() for name in names).split())
             cores = min(cores, max(1, quota // period)) if quota > 0 else cores  # without a limit it is -1
     return cores
+
+
+def other_programs_are_idle() -> bool:
+    """Return whether no other thread of this machine computes at this moment. Only Linux can say so."""
+    try:
+        return Path("/proc/loadavg").read_text().split()[3].startswith("1/")  # running threads, with this one / all
+    except OSError:
+        return False
 
 
 STOP_SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1") if hasattr(signal, name))

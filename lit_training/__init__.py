@@ -4,12 +4,18 @@ import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from datamodules.machine import other_programs_are_idle
+
 if TYPE_CHECKING:
     from lit_training.trained.load import SavedRun, load
     from lit_training.trained.predict import Prediction
 
-# Waiting threads must sleep, not use cores that other programs need. torch reads this variable when it is imported.
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+# How torch's threads wait for each other: torch reads these variables when it is imported. Sleeping leaves the cores
+# to other programs. If no other program computes now, each thread first spins for a moment, which is faster.
+if "OMP_WAIT_POLICY" not in os.environ:
+    os.environ["OMP_WAIT_POLICY"] = "passive"
+    if other_programs_are_idle():
+        os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
 __all__ = ["Prediction", "SavedRun", "load"]
 

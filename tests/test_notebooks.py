@@ -291,7 +291,7 @@ import numpy, torch, lightning.pytorch, torchvision, torch.utils.tensorboard  # 
 def state():
     return [list(warnings.filters), logging.getLogger("lightning.pytorch").level, signal.getsignal(signal.SIGTERM),
             torch.get_num_threads(), torch.get_rng_state().sum().item(), random.getstate(), sys.path[:],
-            {**os.environ, "OMP_WAIT_POLICY": ""}, torch.get_default_dtype(),
+            {**os.environ, "OMP_WAIT_POLICY": "", "GOMP_SPINCOUNT": ""}, torch.get_default_dtype(),
             torch.are_deterministic_algorithms_enabled()]
 before = state()
 import datamodules, lit_models, lit_training

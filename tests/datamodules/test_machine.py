@@ -1,4 +1,4 @@
-"""CPU cores and the cache folder."""
+"""CPU cores, their load, and the cache folder."""
 
 import os
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from datamodules import DataError
-from datamodules.machine import available_cores, cache_folder
+from datamodules.machine import available_cores, cache_folder, other_programs_are_idle
 
 
 def test_cache_folder_is_in_the_users_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -33,3 +33,14 @@ def test_quota_of_a_container_limits_the_cores(quota: str, cores: int, monkeypat
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(8)), raising=False)
     monkeypatch.setattr(Path, "read_text", lambda self: quota)
     assert available_cores() == cores
+
+
+@pytest.mark.parametrize(("running", "idle"), [("1/345", True), ("2/345", False), ("12/345", False)])
+def test_other_programs_are_idle_if_one_thread_runs(running: str, idle: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Path, "read_text", lambda self: f"0.10 0.10 1.10 {running} 1234\n")
+    assert other_programs_are_idle() is idle
+
+
+def test_other_programs_may_compute_where_there_is_no_proc_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("datamodules.machine.Path", lambda name: Path("/no/such/folder") / name.lstrip("/"))
+    assert not other_programs_are_idle()

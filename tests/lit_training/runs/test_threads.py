@@ -85,10 +85,23 @@ def test_a_resumed_run_says_if_a_new_run_would_train_with_other_threads(
     assert said in run("fit.py --resume latest --threads auto").out
 
 
-@pytest.mark.parametrize("given", [None, "active"])
-def test_waiting_threads_sleep_unless_the_user_wants_otherwise(given: str | None) -> None:
-    environment = {name: value for name, value in ENVIRONMENT.items() if name != "OMP_WAIT_POLICY"}
-    code = "import sys, os, lit_training; print(os.environ['OMP_WAIT_POLICY'], 'torch' in sys.modules)"
-    environment |= {"OMP_WAIT_POLICY": given} if given else {}
+@pytest.mark.parametrize(
+    ("given", "idle", "policy", "spins"),
+    [
+        ({}, True, "passive", "10000"),
+        ({}, False, "passive", "-"),
+        ({"OMP_WAIT_POLICY": "active"}, True, "active", "-"),
+        ({"GOMP_SPINCOUNT": "7"}, True, "passive", "7"),
+    ],
+)
+def test_threads_spin_for_a_moment_if_other_programs_are_idle(
+    given: dict[str, str], idle: bool, policy: str, spins: str
+) -> None:
+    names = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
+    environment = {name: value for name, value in ENVIRONMENT.items() if name not in names} | given
+    code = (
+        f"import os, sys, datamodules.machine; datamodules.machine.other_programs_are_idle = lambda: {idle}; "
+        f"import lit_training; print(*[os.environ.get(name, '-') for name in {names}], 'torch' in sys.modules)"
+    )
     printed = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
-    assert printed.stdout.split() == [given or "passive", "False"]
+    assert printed.stdout.split() == [policy, spins, "False"]
