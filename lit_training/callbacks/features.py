@@ -34,7 +34,7 @@ from lit_training.runs.own_classes import data_of, why_not_cached
 from lit_training.runs.threads import FEATURE_BATCH_SIZE, use_threads
 from lit_training.text import progress_bar
 
-FORMAT = 1  # increase it if a change in this project changes the features
+FORMAT = 2  # increase it if a change in this project changes the features
 MAX_BYTES_IN_MEMORY = 1 << 30  # of all ranks; larger features are in a file, whose pages need not stay in memory
 MAX_BYTES = 2 << 30  # of the folder; the files that were not used for the longest time are deleted first
 

@@ -283,21 +283,28 @@ def test_checkpoints_are_opened_and_resumed_without_weights_file(
 
 
 @pytest.mark.parametrize(
-    ("device", "precision", "is_channels_last"),
-    [("cuda", "bf16-mixed", True), ("cuda", "16-true", True), ("cuda", "32-true", False), ("cpu", "bf16-mixed", False)],
+    ("device", "precision", "layout"),
+    [
+        ("cuda", "bf16-mixed", torch.channels_last),
+        ("cuda", "16-true", torch.channels_last),
+        ("cuda", "32-true", torch.contiguous_format),
+        ("mps", "16-mixed", torch.contiguous_format),
+        ("cpu", "32-true", torch.channels_last),
+    ],
 )
-def test_half_precision_on_cuda_uses_the_layout_of_tensor_cores(
-    monkeypatch: pytest.MonkeyPatch, device: str, precision: str, is_channels_last: bool
+def test_convolutions_get_the_layout_that_is_fast_on_the_device(
+    monkeypatch: pytest.MonkeyPatch, device: str, precision: str, layout: torch.memory_format
 ) -> None:
-    model = LitTransfer("shufflenet_v2_x0_5", num_classes=2, weights=None)
+    model = LitTransfer(SMALL, num_classes=2, weights=None)
+    first = model.net.get_parameter("conv1.0.weight")  # (24, 3, 3, 3)
+    assert first.is_contiguous(memory_format=torch.channels_last)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    strategy = SimpleNamespace(barrier=lambda: None)
+    strategy = SimpleNamespace(root_device=torch.device(device))
     monkeypatch.setattr(LitTransfer, "trainer", SimpleNamespace(precision=precision, strategy=strategy))
     monkeypatch.setattr(LitTransfer, "device", torch.device(device))
-    monkeypatch.setattr(LitTransfer, "local_rank", 0)
-    model.on_fit_start()
-    first = model.net.get_parameter("conv1.0.weight")  # (24, 3, 3, 3)
-    assert first.is_contiguous(memory_format=torch.channels_last) == is_channels_last
+    model.setup("fit")
+    assert model.to("cpu") is model  # as the Trainer does before DDP gets the network
+    assert first.is_contiguous(memory_format=layout)
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
 
 
