@@ -220,6 +220,8 @@ def test_several_devices_with_own_loaders_say_how_to_calibrate() -> None:
     assert re.search(f"^{said}.*fit.py --resume lightning_logs/version_0 --devices 1 fits it$", out, re.M)
     assert "calibration" not in torch.load(BEST, weights_only=True)["lit"]
     with remember_imports():
-        assert "(from 50 of half of val; " in run_well("fit.py --resume lightning_logs/version_0 --devices 1")
+        assert "(from 50 samples: half of val, which also chose the epoch; " in run_well(
+            "fit.py --resume lightning_logs/version_0 --devices 1"
+        )
         assert "nothing to do" in run_well("fit.py --resume lightning_logs/version_0 --devices 1")
     assert calibration()["temperature"] != 1

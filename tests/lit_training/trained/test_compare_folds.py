@@ -5,9 +5,10 @@ from pathlib import Path
 
 import numpy as np
 import yaml
+from scipy.stats import t
 
 from lit_training.runs.out_of_fold import OutOfFold
-from lit_training.statistics import corrected_t_p_value
+from lit_training.statistics import corrected_t_test
 from lit_training.trained.compare import ComparedRun, describe_difference, read_run
 
 
@@ -35,12 +36,26 @@ def test_the_same_folds_are_compared_by_the_corrected_t_test() -> None:
         for fold in (1, 2, 3, 4)
         if (rows := (first.repeats == repeat) & (first.folds == fold)).any()
     ]
-    p = corrected_t_p_value(differences, 1 / 4)
+    p = corrected_t_test(differences, 1 / 4)[0]
     assert p < 0.01
-    expected = f"B is better by {100 * np.mean(differences):.1f} points (corrected resampled t-test, p = {p:.2g}, "
-    assert describe_difference(run("A", first), run("B", second)) == f"{expected}12 folds of the same 80 samples)"
+    points, width = 100 * np.mean(differences), 100 * t.ppf(0.975, 11) * (np.var(differences, ddof=1) * 5 / 12) ** 0.5
+    expected = f"points (95 % interval {points - width:.1f} to {points + width:.1f}; corrected resampled t-test, "
+    expected = f"B is better by {points:.1f} {expected}p = {p:.2g}, 12 folds of the same 80 samples)"
+    assert describe_difference(run("A", first), run("B", second)) == expected
+    assert describe_difference(run("B", second), run("A", first)) == expected
     same = describe_difference(run("A", first), run("B", first))
-    assert same.startswith("no significant difference: B is +0.0 points from A (corrected resampled t-test, p = 1, ")
+    assert same.startswith("no significant difference: B is higher by 0.0 points (95 % interval -")
+    assert "; corrected resampled t-test, p = 1, " in same
+
+
+def test_folds_that_agree_by_chance_show_no_difference() -> None:
+    """Each of the folds has one more right answer in B. Their variance is 0, but only 12 of 240 answers differ."""
+    first = folds_of(np.zeros((3, 80), bool))
+    is_new = np.unique(first.repeats * 10 + first.folds, return_index=True)[1]
+    second = folds_of(np.isin(np.arange(240), is_new).reshape(3, 80))
+    said = describe_difference(run("A", first), run("B", second))
+    assert said.startswith("no significant difference: B is higher by 5.0 points (95 % interval -")
+    assert "; McNemar's exact test, p = 0.12, 12 folds of the same 80 samples)" in said
 
 
 def test_other_folds_are_not_compared() -> None:
