@@ -143,8 +143,7 @@ def train_folds(cli: Any) -> None:
             epochs_left = 0 if seconds or run.quiet else epochs * (total - number)
             _train_fold(cli, plain, others, rows[-1], file, combine_seeds(seed, repeat, fold) % 2**32, epochs_left)
             seconds.append(time.monotonic() - started)
-            rest = timedelta(seconds=round(np.mean(seconds) * (total - number - 1)))
-            left = f"{seconds[-1]:.1f} s, about {rest} left"
+            left = f"{seconds[-1]:.1f} s, {timedelta(seconds=round(np.mean(seconds) * (total - number - 1)))} left"
         found.append(read_any(file, mmap=True))
         if not np.array_equal(found[-1]["labels"], labels[rows[-1]]):
             raise CheckpointError(f"the data has changed since {file} was written: use --resume never")

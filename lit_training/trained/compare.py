@@ -189,7 +189,7 @@ def compare(names: Sequence[str], picture: str | None = None) -> None:
     metrics = dict.fromkeys(metric for run in runs for metric in run.modes)
     for metric in metrics:
         body.append([metric, *(format_metric(metric, run.best[metric]) if metric in run.best else "-" for run in runs)])
-    body.append(["accuracy", *map(_format_accuracy, runs)])
+    body.append(["accuracy", *(_format_accuracy(run) if run.answers else "-" for run in runs)])
     print_table(["", *(run.name for run in runs)], [row for row in body if set(row[1:]) != {"-"}])
     print(f"\n{', '.join(metrics)}: best epoch; accuracy: from evaluate.py, with 95 % interval")
     if len(runs) == 2:
@@ -211,9 +211,10 @@ def compare(names: Sequence[str], picture: str | None = None) -> None:
 
 
 def _format_accuracy(run: ComparedRun) -> str:
-    if not run.answers:
-        return "-"
-    right, n = sum(is_right for _, is_right in run.answers.values()), len(run.answers)
+    answers = run.answers or {}
+    if run.folds is not None and answers.keys() == {*run.folds.paths}:  # evaluate.py has shown the first repeat
+        return " ".join(run.folds.summary().replace("95 % interval ", "").split())
+    right, n = sum(is_right for _, is_right in answers.values()), len(answers)
     low, high = wilson_interval(right, n)
     return f"{right / n:.4f} ({low:.3f} to {high:.3f}, n = {n})"
 

@@ -64,6 +64,7 @@ def test_coverage_of_the_interval_by_simulation(share: float, n: int) -> None:
         ((36, 2, 12, 0), 0.0569, 0.3404),
         ((43, 0, 7, 0), 0.0397, 0.2619),
         ((54, 0, 0, 0), -0.0664, 0.0664),
+        ((80, 0, 15, 5), 0.0796, 0.2317),  # by hand: the correlation is (80 * 5 - 50) / sqrt(80 * 20 * 95 * 5)
     ],
 )
 def test_interval_of_a_difference(counts: tuple[int, int, int, int], low: float, high: float) -> None:

@@ -4,12 +4,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pytest
 import yaml
 from scipy.stats import t
 
+from datamodules.files import write_csv
 from lit_training.runs.out_of_fold import OutOfFold
-from lit_training.statistics import corrected_t_test
-from lit_training.trained.compare import ComparedRun, describe_difference, read_run
+from lit_training.statistics import corrected_t_test, folds_interval
+from lit_training.trained.compare import ComparedRun, compare, describe_difference, read_run
 
 
 def folds_of(right: np.ndarray, seed: int = 0, order: np.ndarray | None = None) -> OutOfFold:
@@ -84,3 +86,24 @@ def test_folds_are_read_from_the_run(tmp_path: Path) -> None:
     rows = {name: getattr(read, name)[:80] for name in ("paths", "repeats", "labels", "probabilities")}
     single = replace(read, **rows, folds=np.ones(80, int))
     assert "so no test" in describe_difference(run("A", single), run("B", single)), "one fold has no variance"
+
+
+def test_the_accuracy_of_folds_has_the_interval_of_the_folds(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folds = folds_of(np.random.default_rng(1).random((3, 80)) < 0.9)
+    first = folds.take(folds.repeats == 1)
+    rows = [
+        (path, "ab"[label], int(right))
+        for path, label, right in zip(first.paths, first.labels, first.correct, strict=True)
+    ]
+    for name, own in (("version_0", rows), ("version_1", [("test.jpg", "a", 1)])):
+        (tmp_path / name / "evaluation").mkdir(parents=True)
+        (tmp_path / name / "config.yaml").write_text(yaml.safe_dump({"model": {"class_path": "lit_models.LitCNN"}}))
+        (tmp_path / name / "metrics.csv").write_text("epoch,val_acc\n0,0.5\n")
+        write_csv(tmp_path / name / "evaluation/predictions.csv", [("path", "label", "right"), *own])
+        folds.write(tmp_path / name / "out_of_fold.csv")
+    compare([str(tmp_path / "version_0"), str(tmp_path / "version_1")])
+    low, high = folds_interval(folds.accuracies.tolist(), 4, 80)
+    shown = capsys.readouterr().out
+    assert f" {folds.accuracies.mean():.4f} ({low:.3f} to {high:.3f}, n = 80, 4 folds x 3 repeats)  1.0000 (" in shown
