@@ -183,7 +183,7 @@ def test_a_run_with_folds_shows_the_figures_of_the_folds() -> None:
         assert len(page.pictures()) == 8 + len(wrong)
         assert len(page.figures()) == 2 + 2  # loss, learning rate; confusion, reliability
         temperature = load(RUN).checkpoint["lit"]["calibration"]["temperature"]
-        assert f"temperature {temperature:.3g} (from 20 of out-of-fold" in page.text
+        assert f"temperature {temperature:.3g} (from 20 samples: out-of-fold" in page.text
         assert f"Calibration: temperature {temperature:.3g}  (from" in text
         assert head["model-index"][0]["results"][0]["metrics"][0]["type"] == "accuracy"
     assert f"fold_acc    {line}\n" in printed
