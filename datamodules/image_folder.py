@@ -151,10 +151,11 @@ class ImageFolderDataModule(SplitDataModule):
             self.adapt_to(self.trainer.lightning_module)
         photos = self.examine()
         if stage == "fit" and self.trainer and self.trainer.limit_val_batches and not len(photos.select(VAL)):
-            raise DataError(
-                "no picture is left for validation: put at least two different pictures into the folder of each class, "
-                "or train without validation: --limit_val_batches 0"
-            )
+            problem, fix = "no picture is left for validation", "put at least two different pictures into each class"
+            if split_file := self.hparams["split_file"]:
+                problem = f"{split_file} has no usable picture in val (that of a run with --folds has none)"
+                fix = "give the split.csv of a run without --folds, leave --data.split_file out"
+            raise DataError(f"{problem}: {fix}, or train without validation: --limit_val_batches 0")
 
     def examine(self, progress: Callable[[int, int], None] | None = None) -> Photos:
         """Decode every picture, leave out the broken ones and split the others. Later calls return the same result."""

@@ -1,5 +1,6 @@
 """Intervals and tests for accuracies, calibration of probabilities, sets of classes, and wrong labels."""
 
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from fractions import Fraction
 from math import atan2, ceil, exp, inf, log, pi, sqrt
@@ -21,9 +22,7 @@ def wilson_interval(successes: float, trials: float, confidence: float = 0.95) -
     center = (proportion + z2 / 2) / (1 + z2)
     half_width = z * sqrt(proportion * (1 - proportion) / trials + z2 / (4 * trials)) / (1 + z2)
     # without successes low is exactly 0, without failures high is exactly 1; the formula has rounding errors
-    low = center - half_width if successes > 0 else 0.0
-    high = center + half_width if successes < trials else 1.0
-    return low, high
+    return center - half_width if successes > 0 else 0.0, center + half_width if successes < trials else 1.0
 
 
 def folds_interval(accuracies: Sequence[float], folds: int, samples: int) -> tuple[float, float]:
@@ -53,6 +52,20 @@ def mcnemar_p_value(only_first: int, only_second: int) -> float:
         tail += coefficient
         coefficient = coefficient * (n - k) // (k + 1)
     return min(1.0, 2 * tail / 2**n)
+
+
+def difference_interval(both: int, only_first: int, only_second: int, n: int) -> tuple[float, float]:
+    """Return both ends of the 95 % interval of accuracy 2 - accuracy 1 on the same ``n`` samples.
+
+    The counts are those of samples that both, or only one, have right. Source: Newcombe 1998, paired data, method 10.
+    """
+    a, b = both + only_first, both + only_second
+    (a_low, a_high), (b_low, b_high) = wilson_interval(a, n), wilson_interval(b, n)
+    shared = both * (n - a - only_second) - only_first * only_second
+    r = min(shared, max(shared - n / 2, 0)) / sqrt(max(1, a * (n - a) * b * (n - b)))  # correlation of the answers
+    ends = (b / n - b_low, a_high - a / n), (b_high - b / n, a / n - a_low)
+    low, high = (sqrt(x * x - 2 * r * x * y + y * y) for x, y in ends)
+    return (b - a) / n - low, (b - a) / n + high
 
 
 def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
@@ -132,14 +145,15 @@ def student_t_p_value(t: float, degrees: int) -> float:
     return float(tail / half)
 
 
-def corrected_t_p_value(differences: Sequence[float], test_share: float) -> float:
-    """Return the two-sided p-value of the corrected resampled t-test (Nadeau and Bengio 2003).
+def corrected_t_test(differences: Sequence[float], test_share: float) -> tuple[float, float]:
+    """Return the two-sided p-value of the corrected resampled t-test (Nadeau and Bengio 2003), and its margin.
 
     ``differences`` are those of two accuracies, for two or more folds. A fold tests ``test_share`` of all samples. If
-    the variance is 0, the p-value is 1 or 0.
+    the variance is 0, the p-value is 1 or 0. The 95 % interval of the difference is their mean +- the margin.
     """
-    average, error = mean(differences), sqrt(_variance_of_mean(differences, test_share))
-    return student_t_p_value(average / error, len(differences) - 1) if error else float(average == 0)
+    average, error, degrees = mean(differences), sqrt(_variance_of_mean(differences, test_share)), len(differences) - 1
+    p = student_t_p_value(average / error, degrees) if error else float(average == 0)
+    return p, error * bisect_left(range(1_300_000), -0.05, key=lambda t: -student_t_p_value(t / 1e5, degrees)) / 1e5
 
 
 def find_label_issues(labels: np.ndarray, probabilities: np.ndarray) -> np.ndarray:

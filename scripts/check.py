@@ -40,7 +40,7 @@ def main(arguments: list[str] | None = None) -> int:
         if chosen.labels:
             from lit_training.trained.labels import report_wrong_labels  # here, because it imports torch
 
-            return report_wrong_labels(find_photos(chosen.dir, chosen.layout), chosen.labels) > 0
+            return report_wrong_labels(find_photos(chosen.dir, chosen.layout), chosen.labels, chosen.workers) > 0
         if chosen.apply or chosen.undo:
             count = undo_move(chosen.dir) if chosen.undo else move_files(chosen.dir, chosen.apply, chosen.layout)
             print(f"{plural(count, 'file')} moved{' back' * chosen.undo}")
@@ -48,9 +48,8 @@ def main(arguments: list[str] | None = None) -> int:
     except OSError as error:
         raise UsageError(f"{error}: allow writing with chmod u+w, or copy the folder to another place") from error
     with progress_bar("examining") as progress:
-        listing = find_photos(chosen.dir, chosen.layout)
-        grouping = {"group": chosen.group, "group_by": chosen.group_by}
-        used, found = find_problems(listing, **grouping, num_workers=chosen.workers, progress=progress)
+        options = {"group": chosen.group, "group_by": chosen.group_by, "num_workers": chosen.workers}
+        used, found = find_problems(find_photos(chosen.dir, chosen.layout), **options, progress=progress)
     if chosen.json:
         print(json.dumps(to_document(used, found), indent=1))
         return bool(found)

@@ -5,6 +5,7 @@ import math
 import shutil
 import time
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -110,8 +111,8 @@ class FoldOutputs(NeedsMetric):
             self.best_epoch = trainer.current_epoch
         self.epochs, self._batches = [*self.epochs, torch.cat(self._batches)], []
         if self.left and math.isfinite(seconds := time.monotonic() - self.started):  # a resumed epoch has no start
-            minutes = seconds * (self.left - len(self.epochs)) / 60
-            print(f"epoch   the first one took {seconds:.1f} s: about {minutes:.1f} min left for all folds", flush=True)
+            left = timedelta(seconds=round(seconds * (self.left - len(self.epochs))))
+            print(f"epoch   the first one took {seconds:.1f} s: about {left} left for all folds (h:mm:ss)", flush=True)
             self.left = 0
 
 
@@ -142,7 +143,7 @@ def train_folds(cli: Any) -> None:
             epochs_left = 0 if seconds or run.quiet else epochs * (total - number)
             _train_fold(cli, plain, others, rows[-1], file, combine_seeds(seed, repeat, fold) % 2**32, epochs_left)
             seconds.append(time.monotonic() - started)
-            left = f"{seconds[-1]:.1f} s, about {np.mean(seconds) * (total - number - 1) / 60:.1f} min left"
+            left = f"{seconds[-1]:.1f} s, {timedelta(seconds=round(np.mean(seconds) * (total - number - 1)))} left"
         found.append(read_any(file, mmap=True))
         if not np.array_equal(found[-1]["labels"], labels[rows[-1]]):
             raise CheckpointError(f"the data has changed since {file} was written: use --resume never")

@@ -27,6 +27,8 @@ KNOWN = {
     "total_steps=self.trainer.estimated_stepping_batches, or train fewer steps",
     "SyncBatchNorm layers only work with GPU": "--sync_batchnorm needs GPUs: leave it out",
     "grad can be implicitly created": "training_step must return a loss of one number, such as loss.mean()",
+    "Modules with uninitialized parameters": "lazy layers (such as nn.LazyLinear) train in one process only: use "
+    "--devices 1 without --strategy, or layers with an input size, such as nn.Linear(3072, 10)",
     "num_samples should be a positive integer": "a data loader that shuffles has no samples",
 }
 """Begin of the text of a ValueError or RuntimeError -> the line that is printed."""

@@ -140,10 +140,10 @@ def newest_first(root: str) -> list[Path]:
     return sorted((Path(root) / LOGS).glob("version_*"), key=_version_number, reverse=True)
 
 
-def newest_usable_run(root: str, is_usable: Callable[[Path], Any], needed_file: str) -> Path:
+def newest_usable_run(root: str, is_usable: Callable[[Path], Any], needed_file: str, other_fix: str = "") -> Path:
     """Return the newest run under ``root`` for which ``is_usable(run)`` is true. Print a note if it skips newer runs.
 
-    ``needed_file`` is the word for the missing file in messages. Raise a CheckpointError if there is no usable run.
+    In messages, ``needed_file`` is missing. Without a usable run, raise a CheckpointError that ends with ``other_fix``.
     """
     runs = newest_first(root)
     for newer_count, run in enumerate(runs):
@@ -155,7 +155,7 @@ def newest_usable_run(root: str, is_usable: Callable[[Path], Any], needed_file: 
             return run
     logs = Path(root) / LOGS
     problem = f"no run under {logs} has a {needed_file}" if runs else f"there is no run under {logs} yet"
-    raise CheckpointError(f"{problem}: start a run with {command('fit.py')}")
+    raise CheckpointError(f"{problem}: start a run with {command('fit.py')}{other_fix}")
 
 
 def find_resume_target(resume: str, root: str) -> Path:
@@ -188,11 +188,12 @@ def find_checkpoint(run: str, root: str = ".") -> Path:
     """
     path = Path(run).expanduser()
     if run == "latest":
-        path = newest_usable_run(root, _checkpoint_in, "checkpoint")
+        path = newest_usable_run(root, _checkpoint_in, f"{BEST} or {LAST}", ", or give another .ckpt file by its path")
     checkpoint = path if path.is_file() else _checkpoint_in(path)
     if checkpoint is None:
-        problem = "has no checkpoint" if path.exists() else "does not exist"
-        raise CheckpointError(f"{run} {problem}: give a run's folder, a .ckpt file, or latest")
+        problem = f"has no {BEST} or {LAST}" if path.exists() else "does not exist"
+        example = "".join(f" such as {file}" for file in sorted(path.glob("**/*.ckpt"))[-1:])  # of a bare Trainer
+        raise CheckpointError(f"{run} {problem}: give a run's folder, a .ckpt file{example}, or latest")
     return checkpoint
 
 

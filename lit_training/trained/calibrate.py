@@ -52,10 +52,10 @@ class Calibration:
 
     def report(self) -> str:
         """Return a line with the temperature and its samples, and one if no picture can be marked."""
-        note = "; these pictures also chose the epoch" if "val" in self.source else ""
-        scores = f"scores for sets: {len(self.scores)} of {self.score_source}"
+        note = ", which also chose the epoch" if "val" in self.source else ""
+        scores = f"scores for sets from {len(self.scores)}: {self.score_source}"
         unlike = f"\nunlike      {NO_MARKS}" if self.limit == inf else ""
-        return f"temperature {self.temperature:.3g}  (from {self.count} of {self.source}; {scores}{note}){unlike}"
+        return f"temperature {self.temperature:.3g}  (from {self.count} samples: {self.source}{note}; {scores}){unlike}"
 
     def threshold(self, coverage: float) -> float:
         """Return the largest score of a class in the set. Raise a UsageError if there are too few scores."""

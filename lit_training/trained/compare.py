@@ -20,7 +20,7 @@ from lit_training.runs.best_epoch import MODES, best_epoch
 from lit_training.runs.folder import find_checkpoint, newest_usable_run, run_folder
 from lit_training.runs.layout import CONFIG, EVALUATION, METRICS, OUT_OF_FOLD, PREDICTIONS, SPLIT
 from lit_training.runs.out_of_fold import OutOfFold, read_out_of_fold
-from lit_training.statistics import corrected_t_p_value, mcnemar_p_value, wilson_interval
+from lit_training.statistics import corrected_t_test, difference_interval, mcnemar_p_value, wilson_interval
 from lit_training.text import print_table
 
 SAMPLE_SETTINGS = [f"data.{name}" for name in ("class_path", "seed", "val_size", "channels", "length", "target")]
@@ -120,27 +120,30 @@ def describe_difference(first: ComparedRun, second: ComparedRun) -> str:
     if reason := _other_samples(first, second):
         return f"{first.name} and {second.name} were not evaluated on the same samples, so no test: {reason}"
     pairs = [(ones[path][1], others[path][1]) for path in ones]
-    only_first = sum(one and not other for one, other in pairs)
-    only_second = sum(other and not one for one, other in pairs)
+    both, only_first, only_second = map(pairs.count, ((True, True), (True, False), (False, True)))
     p, points = mcnemar_p_value(only_first, only_second), 100 * (only_second - only_first) / len(pairs)
+    low, high = (100 * end for end in difference_interval(both, only_first, only_second, len(pairs)))
     counts = f"the same {len(pairs)} samples, {only_first + only_second} of them right in one run only"
     details = f"McNemar's exact test, p = {p:.2g}, {counts}"
     if len(folds) == 2:
         if not _have_same_folds(*folds):
             fix = "train both with the same --folds (2 or more), --repeats and --seed"
             return f"{first.name} and {second.name} have other folds, so no test: {fix}"
-        differences = (folds[1].accuracies - folds[0].accuracies).tolist()
-        p, points = corrected_t_p_value(differences, 1 / folds[0].folds.max()), 100 * mean(differences)
-        details = f"corrected resampled t-test, p = {p:.2g}, {len(differences)} folds of the same {len(pairs)} samples"
-    if p >= SIGNIFICANCE_LEVEL:
-        return f"no significant difference: {second.name} is {points:+.1f} points from {first.name} ({details})"
-    better = second if points > 0 else first
-    return f"{better.name} is better by {abs(points):.1f} points ({details})"
+        differences = (100 * (folds[1].accuracies - folds[0].accuracies)).tolist()
+        (p_of_folds, margin), points = corrected_t_test(differences, 1 / folds[0].folds.max()), mean(differences)
+        test = "corrected resampled t-test" if p_of_folds >= p else "McNemar's exact test"
+        # few folds can agree by chance, so the result is never surer than that of one repeat
+        p, low, high = max(p, p_of_folds), min(low, points - margin), max(high, points + margin)
+        details = f"{test}, p = {p:.2g}, {len(differences)} folds of the same {len(pairs)} samples"
+    if points < 0:
+        first, second, points, low, high = second, first, -points, -high, -low
+    start, how = ("", "better") if p < SIGNIFICANCE_LEVEL else ("no significant difference: ", "higher")
+    return f"{start}{second.name} is {how} by {points:.1f} points (95 % interval {low:.1f} to {high:.1f}; {details})"
 
 
 def _answers(folds: OutOfFold) -> dict[str, tuple[str, bool]]:
-    """Return the answers of a ComparedRun, from the mean probabilities of all repeats."""
-    one = folds.average_repeats()
+    """Return the answers of a ComparedRun, from the first repeat."""
+    one = folds.take(folds.repeats == 1)
     cells = zip(one.paths, one.labels, one.correct.tolist(), strict=True)
     return {path: (one.class_names[label], is_right) for path, label, is_right in cells}
 
@@ -186,7 +189,7 @@ def compare(names: Sequence[str], picture: str | None = None) -> None:
     metrics = dict.fromkeys(metric for run in runs for metric in run.modes)
     for metric in metrics:
         body.append([metric, *(format_metric(metric, run.best[metric]) if metric in run.best else "-" for run in runs)])
-    body.append(["accuracy", *map(_format_accuracy, runs)])
+    body.append(["accuracy", *(_format_accuracy(run) if run.answers else "-" for run in runs)])
     print_table(["", *(run.name for run in runs)], [row for row in body if set(row[1:]) != {"-"}])
     print(f"\n{', '.join(metrics)}: best epoch; accuracy: from evaluate.py, with 95 % interval")
     if len(runs) == 2:
@@ -208,9 +211,10 @@ def compare(names: Sequence[str], picture: str | None = None) -> None:
 
 
 def _format_accuracy(run: ComparedRun) -> str:
-    if not run.answers:
-        return "-"
-    right, n = sum(is_right for _, is_right in run.answers.values()), len(run.answers)
+    answers = run.answers or {}
+    if run.folds is not None and answers.keys() == {*run.folds.paths}:  # evaluate.py has shown the first repeat
+        return " ".join(run.folds.summary().replace("95 % interval ", "").split())
+    right, n = sum(is_right for _, is_right in answers.values()), len(answers)
     low, high = wilson_interval(right, n)
     return f"{right / n:.4f} ({low:.3f} to {high:.3f}, n = {n})"
 

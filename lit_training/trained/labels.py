@@ -10,6 +10,7 @@ from datamodules.files import write_spreadsheet
 from datamodules.photos.dataset import eval_transform, read_pixels
 from datamodules.photos.find import TEST, Listing
 from datamodules.photos.fixes import FIX_COLUMNS, KEEP
+from datamodules.photos.scan import scan_photos
 from datamodules.text import command, plural, printable
 from lit_training import figures
 from lit_training.errors import UsageError, print_note
@@ -18,13 +19,13 @@ from lit_training.runs.hashes import recorded
 from lit_training.runs.layout import FIXES, OUT_OF_FOLD, SPLIT, WRONG_LABELS
 from lit_training.runs.out_of_fold import read_out_of_fold
 from lit_training.statistics import find_label_issues
-from lit_training.text import print_table
+from lit_training.text import print_table, progress_bar
 
 MAX_SHOWN = 30  # pictures in the table and in the contact sheet
 SHEET = Preprocessing(image_size=160, resize="pad")
 
 
-def report_wrong_labels(listing: Listing, run: str) -> int:
+def report_wrong_labels(listing: Listing, run: str, num_workers: int | None = None) -> int:
     """Print the photos whose label is probably wrong, and return their number. Write fixes.csv and a contact sheet.
 
     The label of a photo is that of its folder now, also if moved. An existing fixes.csv of the run stays as it is.
@@ -36,13 +37,15 @@ def report_wrong_labels(listing: Listing, run: str) -> int:
     if not (folder / OUT_OF_FOLD).is_file():
         fit = command("fit.py", "--data", listing.root, "--folds", 5)
         raise UsageError(f"{run} has no {OUT_OF_FOLD}, which folds write: {fit}")
+    with progress_bar("examining") as progress:  # files that cannot be read do not count
+        listing = scan_photos(listing, num_workers=num_workers, progress=progress).listing
     judged = read_out_of_fold(folder / OUT_OF_FOLD).average_repeats()
     names, places = judged.class_names, judged.rows_in(listing, folder / SPLIT)
     own = [listing.class_names[listing.labels[place]] if place >= 0 else "" for place in places]
     rows = np.flatnonzero([name in names for name in own])
     others = np.delete(listing.splits, places[places >= 0])  # of pictures that the run did not have
     if missing := len(places) - len(rows) + (others != TEST).sum():
-        print_note(f"{plural(missing, 'picture')} not judged: only in {run} or only in {listing.root}")
+        print_note(f"{plural(missing, 'picture')} not judged: only in {folder} or only in {listing.root}")
     paths, probabilities = listing.paths[places[rows]], judged.probabilities[rows]
     labels = np.array([names.index(own[row]) for row in rows], int)
     wrong = find_label_issues(labels, probabilities)

@@ -65,7 +65,7 @@ def serve(saved: Any, device: torch.device, host: str, port: int) -> None:
             try:
                 picture = await asyncio.wait_for(receive_picture(request), MAX_SECONDS)
             except (asyncio.TimeoutError, requests.ClientDisconnect, ValueError):
-                raise HTTPException(400, f"not complete after {MAX_SECONDS} s, or a damaged form") from None
+                raise HTTPException(400, f"not complete after {MAX_SECONDS} s, or the form is damaged") from None
             async with turn:  # one picture at a time: torch uses all cores, and the largest picture needs 3 GB
                 return await asyncio.to_thread(compute, request, picture)
 
@@ -74,9 +74,9 @@ def serve(saved: Any, device: torch.device, host: str, port: int) -> None:
     try:
         listener = socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
     except (OSError, OverflowError, UnicodeError) as error:
-        raise UsageError(f"no server at {host}, port {port} ({error}): try --port 0, and an own address") from error
+        raise UsageError(f"no server at {host}, port {port} ({error}): try --port 0, or another --host") from error
     if host not in LOCAL:
-        print(f"note: anyone in the network can use it, at an address of {socket.gethostname()}")
+        print(f"note: anyone in the network can use it, on machine {socket.gethostname()}")
     shown = f"[{host}]" if ":" in host else host
     print(f"open http://{shown}:{listener.getsockname()[1]} (Ctrl-C ends it)", flush=True)
     logging.getLogger("python_multipart").setLevel(logging.ERROR)  # it warns of damaged forms

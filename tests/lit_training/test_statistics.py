@@ -13,7 +13,8 @@ from scipy.stats import binomtest, t
 
 from datamodules.loading.folds import assign_folds
 from lit_training.statistics import (
-    corrected_t_p_value,
+    corrected_t_test,
+    difference_interval,
     find_label_issues,
     folds_interval,
     mcnemar_p_value,
@@ -55,6 +56,29 @@ def test_coverage_of_the_interval_by_simulation(share: float, n: int) -> None:
     hits = [low <= share <= high for low, high in (wilson_interval(int(k), n) for k in random.binomial(n, share, 4000))]
     # Near 0 and 1 the coverage varies around 95 %, but is at least 0.91 here (Brown, Cai and DasGupta 2001).
     assert 0.91 < np.mean(hits) < 0.99
+
+
+@pytest.mark.parametrize(
+    ("counts", "low", "high"),
+    [  # Newcombe 1998, "Improved confidence intervals ... based on paired data", table III, method 10
+        ((36, 2, 12, 0), 0.0569, 0.3404),
+        ((43, 0, 7, 0), 0.0397, 0.2619),
+        ((54, 0, 0, 0), -0.0664, 0.0664),
+        ((80, 0, 15, 5), 0.0796, 0.2317),  # by hand: the correlation is (80 * 5 - 50) / sqrt(80 * 20 * 95 * 5)
+    ],
+)
+def test_interval_of_a_difference(counts: tuple[int, int, int, int], low: float, high: float) -> None:
+    both, only_first, only_second, _ = counts
+    assert difference_interval(both, only_first, only_second, sum(counts)) == pytest.approx((low, high), abs=5e-5)
+    assert difference_interval(both, only_second, only_first, sum(counts)) == pytest.approx((-high, -low), abs=5e-5)
+
+
+@pytest.mark.parametrize("shares", [(0.7, 0.1, 0.15, 0.05), (0.85, 0.05, 0.05, 0.05), (0.2, 0.4, 0.3, 0.1)])
+@pytest.mark.parametrize("n", [38, 153, 1000])
+def test_coverage_of_the_difference_by_simulation(n: int, shares: tuple[float, ...]) -> None:
+    draws = np.random.default_rng(0).multinomial(n, shares, 3000).tolist()
+    ends = [difference_interval(both, one, other, n) for both, one, other, _ in draws]
+    assert 0.93 < np.mean([low <= shares[2] - shares[1] <= high for low, high in ends]) < 0.995
 
 
 @given(st.integers(0, 60), st.integers(0, 60))
@@ -101,9 +125,11 @@ def test_corrected_t_test_by_hand() -> None:
     """Five folds: the variance is 0.025 and its factor 1/5 + 1/4, so t = 0.2 / sqrt(0.45 * 0.025)."""
     differences = [0.0, 0.1, 0.2, 0.3, 0.4]
     expected = 2 * t.sf(0.2 / (0.45 * 0.025) ** 0.5, 4)
-    assert corrected_t_p_value(differences, 1 / 5) == pytest.approx(expected, rel=1e-5)
-    assert corrected_t_p_value([-value for value in differences], 1 / 5) == pytest.approx(expected, rel=1e-5)
-    assert [corrected_t_p_value([value] * 5, 1 / 5) for value in (0.0, 0.5)] == [1.0, 0.0]
+    assert corrected_t_test(differences, 1 / 5)[0] == pytest.approx(expected, rel=1e-5)
+    assert corrected_t_test([-value for value in differences], 1 / 5)[0] == pytest.approx(expected, rel=1e-5)
+    assert corrected_t_test(differences, 1 / 5)[1] == pytest.approx(t.ppf(0.975, 4) * (0.45 * 0.025) ** 0.5, rel=1e-4)
+    assert corrected_t_test([0.0, 1.0], 1 / 2)[1] == pytest.approx(t.ppf(0.975, 1) * 0.75**0.5, rel=1e-4)
+    assert [corrected_t_test([value] * 5, 1 / 5) for value in (0.0, 0.5)] == [(1.0, 0.0), (0.0, 0.0)]
 
 
 def nearest_mean_accuracies(x: np.ndarray, y: np.ndarray, folds: np.ndarray) -> list[float]:
@@ -127,8 +153,8 @@ def test_false_positives_of_folds_by_simulation() -> None:
             folds = random.permutation(np.arange(100) % 5)
             one, other = (nearest_mean_accuracies(half, y, folds) for half in (x[:, :4], x[:, 4:]))
             differences += np.subtract(one, other).tolist()
-        corrected += corrected_t_p_value(differences, 1 / 5) < SIGNIFICANCE_LEVEL
-        plain += corrected_t_p_value(differences, 0.0) < SIGNIFICANCE_LEVEL
+        corrected += corrected_t_test(differences, 1 / 5)[0] < SIGNIFICANCE_LEVEL
+        plain += corrected_t_test(differences, 0.0)[0] < SIGNIFICANCE_LEVEL
     assert 0.02 <= corrected / runs <= 0.08
     assert plain / runs > 0.15  # the t-test without the correction
 

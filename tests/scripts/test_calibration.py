@@ -29,7 +29,9 @@ def calibration(path: Path = BEST) -> Any:
 def test_run_that_was_killed_before_the_calibration_is_calibrated(limits: str) -> None:
     out = run_well(f"{FIT} {limits}")
     assert re.search(
-        r"^temperature \S+  \(from 40 of val; scores for sets: 40 of test; .*chose the epoch\)$", out, re.M
+        r"^temperature \S+  \(from 40 samples: val, which also chose the epoch; scores for sets from 40: test\)$",
+        out,
+        re.M,
     )
     before = BEST.read_bytes()
     checkpoint = torch.load(BEST, weights_only=True)
@@ -220,6 +222,8 @@ def test_several_devices_with_own_loaders_say_how_to_calibrate() -> None:
     assert re.search(f"^{said}.*fit.py --resume lightning_logs/version_0 --devices 1 fits it$", out, re.M)
     assert "calibration" not in torch.load(BEST, weights_only=True)["lit"]
     with remember_imports():
-        assert "(from 50 of half of val; " in run_well("fit.py --resume lightning_logs/version_0 --devices 1")
+        assert "(from 50 samples: half of val, which also chose the epoch; " in run_well(
+            "fit.py --resume lightning_logs/version_0 --devices 1"
+        )
         assert "nothing to do" in run_well("fit.py --resume lightning_logs/version_0 --devices 1")
     assert calibration()["temperature"] != 1

@@ -100,10 +100,12 @@ def test_photos_without_validation_are_refused_before_training(flags: str) -> No
     small = f"fit.py --data photos {flags} --model LitTransfer --model.weights none --data.image_size 64 {SHORT}"
     ended = run(small)
     assert ended.code == 2
-    assert ended.err.splitlines()[-1] == (
-        "fit.py: error: no picture is left for validation: put at least two different pictures into the folder of each "
-        "class, or train without validation: --limit_val_batches 0"
-    )
+    problem = "no picture is left for validation: put at least two different pictures into each class"
+    if "split_file" in flags:
+        problem = "all.csv has no usable picture in val (that of a run with --folds has none): give the split.csv of a "
+        problem += "run without --folds, leave --data.split_file out"
+    end = f"fit.py: error: {problem}, or train without validation: --limit_val_batches 0"
+    assert ended.err.splitlines()[-1] == end
     assert not Path("lightning_logs").exists()
     assert "train_loss" in run_well(f"{small} --limit_val_batches 0")
 

@@ -186,7 +186,7 @@ def test_the_median_of_the_best_epochs_rounded_up_is_that_of_the_last_training_a
         assert len(best) == 2
         assert re.search(
             r"^folds   2 folds x 1 repeat = 2 networks x 6 epochs = 12 epochs on 50% of 60 .*\n"
-            r"epoch   the first one took [\d.]+ s: about [\d.]+ min left for all folds\nfold 1/2 .*\nfold 2/2 ",
+            r"epoch   the first one took [\d.]+ s: about 0:00:\d\d left for all folds .*\nfold 1/2 .*\nfold 2/2 ",
             out,
             re.MULTILINE,
         )

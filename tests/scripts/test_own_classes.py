@@ -38,6 +38,13 @@ def test_own_classes_of_any_kind_train(model: str, data: str) -> None:
     assert "epoch       1 of 1" in run_well(fit_kinds(model, data))
 
 
+def test_lazy_layers_in_several_processes_are_refused() -> None:
+    ended = run(f"{fit_kinds('Lazy', 'AfterSetup')} --accelerator cpu --devices 1 --strategy ddp")
+    assert ended.code == 2
+    assert "lazy layers (such as nn.LazyLinear) train in one process only: use --devices 1 without" in ended.err
+    assert not Path("lightning_logs").exists()
+
+
 def test_a_model_may_have_its_own_loaders() -> None:
     run_well(f"fit.py --model {KINDS}.OwnLoader --max_epochs 1")
     assert yaml.safe_load((RUN / "config.yaml").read_text())["data"] is None

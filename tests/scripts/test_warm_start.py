@@ -84,7 +84,7 @@ def test_checkpoints_that_do_not_fit_get_one_line(first: dict[str, torch.Tensor]
         f"--model.weights {FIRST} --model.backbone resnet18": "--model.backbone mobilenet_v3_small",
         f"--model.weights latest {SMALL}": "is a checkpoint of lit_models.cnn.LitCNN, not mobilenet_v3_small",
         f"--model.weights damaged.ckpt {SMALL}": "damaged.ckpt is damaged",
-        f"--model.weights old {SMALL}": "old has no checkpoint",
+        f"--model.weights old {SMALL}": "old has no best.ckpt or last.ckpt",
         f"--model.weights latest {SMALL} --resume auto": "could change with --resume auto or --seeds: give light",
         f"--model.weights gone.ckpt {SMALL}": "no weights file gone.ckpt",
     }.items():

@@ -57,12 +57,14 @@ def test_pictures_whose_label_is_contradicted(photo_folder: Path, where: str, mo
     (photo_folder / "train/ants/0.jpg").rename(photo_folder / "train/ants/[=1]$x$.jpg")
     write_folds(photo_folder, {"train/ants/[=1]$x$.jpg": 0.1, "val/bees/2.jpg": 0.06, "train/bees/3.jpg": 0.45})
     (photo_folder / "train/ants/7.jpg").rename(photo_folder / "train/ants/new.jpg")
+    for name in ("broken.gif", "broken.jpg", "broken.svg"):  # they do not count
+        (photo_folder / "train/ants" / name).write_bytes(b"GIF89a\0\0")
     file = RUN / "out_of_fold.csv"  # as a run with --data.fixes writes it: the label of 5.jpg was bees
     file.write_text(re.sub(r"(train/ants/5.jpg,\d,\d,)ants", r"\1bees", file.read_text("utf-8-sig")))
     write_hashes(RUN)
     code, out, err = run(f"check.py photos --labels {where}")
     assert code == 1
-    assert err == f"note: 2 pictures not judged: only in {where} or only in photos\n"
+    assert err == f"note: 2 pictures not judged: only in {RUN} or only in photos\n"
     assert out.splitlines()[0] == "2 of 23 labels may be wrong"  # at 0.45, the average class is not confident
     expected = [
         ["val/bees/2.jpg", "bees", "ants", "0.9400"],
@@ -109,6 +111,15 @@ def test_labels_without_contradiction_and_without_folds(photo_folder: Path) -> N
     code, out, err = run(f"check.py others --labels {RUN}")
     assert (code, out) == (0, "0 of 0 labels may be wrong\n")
     assert "48 pictures not judged" in err
+
+
+def test_a_photo_that_became_unreadable_is_not_judged(photo_folder: Path) -> None:
+    RUN.mkdir(parents=True)
+    write_folds(photo_folder, {"train/ants/0.jpg": 0.1, "train/bees/0.jpg": 0.1})
+    (photo_folder / "train/ants/0.jpg").write_bytes(b"\xff\xd8\xff")
+    code, out, err = run(f"check.py photos --labels {RUN} --workers 0")
+    assert (code, out.splitlines()[0]) == (1, "1 of 23 labels may be wrong")
+    assert err == f"note: 1 picture not judged: only in {RUN} or only in photos\n"
 
 
 def test_files_are_moved_by_the_command(photo_folder: Path) -> None:
@@ -199,7 +210,7 @@ def test_photos_that_apply_has_moved_are_found_by_their_content(photo_folder: Pa
     assert predicted == {moved.get(p, p): row["prediction"] for p, row in before.items() if p != "val/bees/3.jpg"}
     (photo_folder / "train/ants/new.jpg").write_bytes((photo_folder / "val/bees/2.jpg").read_bytes() + b"x")
     ended = run("check.py photos --labels latest")
-    assert ended.err == "note: 2 pictures not judged: only in latest or only in photos\n"
+    assert ended.err == "note: 2 pictures not judged: only in lightning_logs/version_0 or only in photos\n"
     assert "2 of 23 labels may be wrong" in ended.out
     assert {row["path"]: row["suggested"] for row in rows_of(RUN / "fixes.csv")} == {
         "val/bees/0_ants.jpg": "ants",

@@ -166,7 +166,7 @@ def test_latest_is_the_newest_run_that_has_the_needed_file(capsys: pytest.Captur
     make_run(11)
     assert [run.name for run in newest_first(".")] == ["version_11", "version_10", "version_2"]
     assert find_checkpoint("latest") == Path("lightning_logs/version_10/checkpoints/best.ckpt")
-    assert capsys.readouterr().err == "note: latest is version_10, because version_11 has no checkpoint\n"
+    assert capsys.readouterr().err == "note: latest is version_10, because version_11 has no best.ckpt or last.ckpt\n"
     assert find_resume_target("latest", ".") == Path("lightning_logs/version_2")
     assert capsys.readouterr().err == "note: latest is version_2, because version_11, version_10 have no resume point\n"
 
@@ -183,7 +183,8 @@ def test_latest_without_a_usable_run_is_an_error() -> None:
         find_checkpoint("latest")
     make_run(0)
     with pytest.raises(
-        CheckpointError, match=r"no run under lightning_logs has a checkpoint: start a run with .*scripts/fit\.py"
+        CheckpointError,
+        match=r"no run under lightning_logs has a best.ckpt or last.ckpt: start a run with .*scripts/fit\.py",
     ):
         find_checkpoint("latest")
     with pytest.raises(CheckpointError, match="no run under lightning_logs has a resume point"):
@@ -205,9 +206,22 @@ def test_a_checkpoint_is_found_by_run_by_file_and_as_latest(tmp_path: Path) -> N
 def test_a_folder_without_a_checkpoint_is_an_error() -> None:
     with pytest.raises(CheckpointError, match=r"nothing does not exist: give a run's folder, a \.ckpt file, or latest"):
         find_checkpoint("nothing")
-    Path("empty").mkdir()
-    with pytest.raises(CheckpointError, match="empty has no checkpoint"):
+    Path("empty/checkpoints").mkdir(parents=True)
+    with pytest.raises(
+        CheckpointError, match=r"empty has no best.ckpt or last.ckpt: give a run's folder, a .ckpt file, or"
+    ):
         find_checkpoint("empty")
+    Path("empty/checkpoints/epoch=0-step=50.ckpt").touch()  # the name that a Trainer gives by default
+    with pytest.raises(
+        CheckpointError, match=r"a .ckpt file such as empty/checkpoints/epoch=0-step=50.ckpt, or latest"
+    ):
+        find_checkpoint("empty")
+    Path("lightning_logs").mkdir()
+    Path("empty").rename("lightning_logs/version_0")
+    with pytest.raises(
+        CheckpointError, match=r"has a best.ckpt or last.ckpt: .*, or give another .ckpt file by its path$"
+    ):
+        find_checkpoint("latest")
 
 
 def test_the_run_folder_of_a_checkpoint_and_its_paths(tmp_path: Path) -> None:

@@ -38,7 +38,8 @@ def test_validation_is_halved_by_the_seed() -> None:
     assert one.scores.equal(same.scores)
     assert not one.scores.equal(other.scores)
     assert one.scores.equal(one.scores.sort().values)
-    assert "; these pictures also chose the epoch)\nunlike      no picture can be marked" in one.report()
+    said = "(from 200 samples: half of val, which also chose the epoch; scores for sets from 200: half of val)\nunlike "
+    assert said in one.report()
     everything = 1 - (logits / one.temperature).softmax(1)[torch.arange(400), labels]
     assert set(one.scores.tolist()) < set(everything.tolist())
     assert one.temperature == pytest.approx(2, rel=0.3)

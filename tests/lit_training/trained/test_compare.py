@@ -72,7 +72,7 @@ def test_real_difference_is_reported() -> None:
 def test_sentence_about_two_runs() -> None:
     right = [True] * 90 + [False] * 10
     same = describe_difference(compared_run("A", right), compared_run("B", right))
-    assert same.startswith("no significant difference: B is +0.0 points from A")
+    assert same.startswith("no significant difference: B is higher by 0.0 points (95 % interval -")
     assert "p = 1, the same 100 samples" in same
     assert "not evaluated on the same samples" in describe_difference(
         compared_run("A", right), compared_run("B", right[:50])
@@ -159,7 +159,8 @@ def test_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert table["val_acc"] == ["0.7500", "0.8750"]
     assert table["accuracy"][0] == "0.8000"
     assert "(0.711 to 0.867, n = 100)" in shown
-    assert f"version_1 is better by 15.0 points (McNemar's exact test, p = {mcnemar_p_value(0, 15):.2g}" in shown
+    assert "version_1 is better by 15.0 points (95 % interval 8.0 to 23.2; McNemar's" in shown
+    assert f"exact test, p = {mcnemar_p_value(0, 15):.2g}, " in shown
     assert (tmp_path / "comparison.png").read_bytes().startswith(b"\x89PNG")
 
 

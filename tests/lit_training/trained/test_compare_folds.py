@@ -4,11 +4,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pytest
 import yaml
+from scipy.stats import t
 
+from datamodules.files import write_csv
 from lit_training.runs.out_of_fold import OutOfFold
-from lit_training.statistics import corrected_t_p_value
-from lit_training.trained.compare import ComparedRun, describe_difference, read_run
+from lit_training.statistics import corrected_t_test, folds_interval
+from lit_training.trained.compare import ComparedRun, compare, describe_difference, read_run
 
 
 def folds_of(right: np.ndarray, seed: int = 0, order: np.ndarray | None = None) -> OutOfFold:
@@ -35,12 +38,26 @@ def test_the_same_folds_are_compared_by_the_corrected_t_test() -> None:
         for fold in (1, 2, 3, 4)
         if (rows := (first.repeats == repeat) & (first.folds == fold)).any()
     ]
-    p = corrected_t_p_value(differences, 1 / 4)
+    p = corrected_t_test(differences, 1 / 4)[0]
     assert p < 0.01
-    expected = f"B is better by {100 * np.mean(differences):.1f} points (corrected resampled t-test, p = {p:.2g}, "
-    assert describe_difference(run("A", first), run("B", second)) == f"{expected}12 folds of the same 80 samples)"
+    points, width = 100 * np.mean(differences), 100 * t.ppf(0.975, 11) * (np.var(differences, ddof=1) * 5 / 12) ** 0.5
+    expected = f"points (95 % interval {points - width:.1f} to {points + width:.1f}; corrected resampled t-test, "
+    expected = f"B is better by {points:.1f} {expected}p = {p:.2g}, 12 folds of the same 80 samples)"
+    assert describe_difference(run("A", first), run("B", second)) == expected
+    assert describe_difference(run("B", second), run("A", first)) == expected
     same = describe_difference(run("A", first), run("B", first))
-    assert same.startswith("no significant difference: B is +0.0 points from A (corrected resampled t-test, p = 1, ")
+    assert same.startswith("no significant difference: B is higher by 0.0 points (95 % interval -")
+    assert "; corrected resampled t-test, p = 1, " in same
+
+
+def test_folds_that_agree_by_chance_show_no_difference() -> None:
+    """Each of the folds has one more right answer in B. Their variance is 0, but only 12 of 240 answers differ."""
+    first = folds_of(np.zeros((3, 80), bool))
+    is_new = np.unique(first.repeats * 10 + first.folds, return_index=True)[1]
+    second = folds_of(np.isin(np.arange(240), is_new).reshape(3, 80))
+    said = describe_difference(run("A", first), run("B", second))
+    assert said.startswith("no significant difference: B is higher by 5.0 points (95 % interval -")
+    assert "; McNemar's exact test, p = 0.12, 12 folds of the same 80 samples)" in said
 
 
 def test_other_folds_are_not_compared() -> None:
@@ -69,3 +86,24 @@ def test_folds_are_read_from_the_run(tmp_path: Path) -> None:
     rows = {name: getattr(read, name)[:80] for name in ("paths", "repeats", "labels", "probabilities")}
     single = replace(read, **rows, folds=np.ones(80, int))
     assert "so no test" in describe_difference(run("A", single), run("B", single)), "one fold has no variance"
+
+
+def test_the_accuracy_of_folds_has_the_interval_of_the_folds(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folds = folds_of(np.random.default_rng(1).random((3, 80)) < 0.9)
+    first = folds.take(folds.repeats == 1)
+    rows = [
+        (path, "ab"[label], int(right))
+        for path, label, right in zip(first.paths, first.labels, first.correct, strict=True)
+    ]
+    for name, own in (("version_0", rows), ("version_1", [("test.jpg", "a", 1)])):
+        (tmp_path / name / "evaluation").mkdir(parents=True)
+        (tmp_path / name / "config.yaml").write_text(yaml.safe_dump({"model": {"class_path": "lit_models.LitCNN"}}))
+        (tmp_path / name / "metrics.csv").write_text("epoch,val_acc\n0,0.5\n")
+        write_csv(tmp_path / name / "evaluation/predictions.csv", [("path", "label", "right"), *own])
+        folds.write(tmp_path / name / "out_of_fold.csv")
+    compare([str(tmp_path / "version_0"), str(tmp_path / "version_1")])
+    low, high = folds_interval(folds.accuracies.tolist(), 4, 80)
+    shown = capsys.readouterr().out
+    assert f" {folds.accuracies.mean():.4f} ({low:.3f} to {high:.3f}, n = 80, 4 folds x 3 repeats)  1.0000 (" in shown

@@ -54,13 +54,13 @@ def test_latest_skips_a_run_without_checkpoint_and_prints_its_name(
 ) -> None:
     make_runs(shapes_run, True, True, False)
     assert load("latest").path == Path("lightning_logs/version_1/checkpoints/best.ckpt")
-    assert capsys.readouterr().err == "note: latest is version_1, because version_2 has no checkpoint\n"
+    assert capsys.readouterr().err == "note: latest is version_1, because version_2 has no best.ckpt or last.ckpt\n"
 
 
 def test_latest_prints_the_names_of_skipped_runs(shapes_run: Trained, capsys: pytest.CaptureFixture[str]) -> None:
     make_runs(shapes_run, True, False, False, False, False)
     load("latest")
-    said = "note: latest is version_0, because version_4, version_3, version_2, ... have no checkpoint\n"
+    said = "note: latest is version_0, because version_4, version_3, version_2, ... have no best.ckpt or last.ckpt\n"
     assert capsys.readouterr().err == said
 
 
@@ -74,9 +74,9 @@ def test_latest_is_the_highest_number(shapes_run: Trained, capsys: pytest.Captur
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        ("latest", "no run under lightning_logs has a checkpoint: start a run with "),
+        ("latest", "no run under lightning_logs has a best.ckpt or last.ckpt: start a run with "),
         ("nowhere", "nowhere does not exist: give a run's folder, a .ckpt file, or latest"),
-        ("lightning_logs/version_0", "lightning_logs/version_0 has no checkpoint: give a run's folder"),
+        ("lightning_logs/version_0", "lightning_logs/version_0 has no best.ckpt or last.ckpt: give a run's folder"),
     ],
 )
 def test_error_of_a_missing_run_contains_its_name(shapes_run: Trained, name: str, said: str) -> None:
@@ -328,4 +328,7 @@ def test_evaluation_of_other_photos_is_the_same_as_in_evaluate_py(saved: SavedRu
 def test_scripts_print_the_name_of_the_run_that_latest_skips(script: str, shapes_run: Trained, picture: Path) -> None:
     make_runs(shapes_run, True, True, False)
     ended = run(f"{script} --accelerator cpu")
-    assert (ended.code, ended.err) == (0, "note: latest is version_1, because version_2 has no checkpoint\n")
+    assert (ended.code, ended.err) == (
+        0,
+        "note: latest is version_1, because version_2 has no best.ckpt or last.ckpt\n",
+    )

@@ -183,7 +183,7 @@ def test_a_run_with_folds_shows_the_figures_of_the_folds() -> None:
         assert len(page.pictures()) == 8 + len(wrong)
         assert len(page.figures()) == 2 + 2  # loss, learning rate; confusion, reliability
         temperature = load(RUN).checkpoint["lit"]["calibration"]["temperature"]
-        assert f"temperature {temperature:.3g} (from 20 of out-of-fold" in page.text
+        assert f"temperature {temperature:.3g} (from 20 samples: out-of-fold" in page.text
         assert f"Calibration: temperature {temperature:.3g}  (from" in text
         assert head["model-index"][0]["results"][0]["metrics"][0]["type"] == "accuracy"
     assert f"fold_acc    {line}\n" in printed
@@ -210,8 +210,8 @@ def test_data_of_the_user_without_class_names() -> None:
     run_well(f"{FIT} --model LitCNN --data own_noise.Noise")
     page, (_, text) = Page(), card_of()
     assert "Gives each picture a probability for each of 3 classes." in text
-    assert re.search(r"the epoch\); unlike +no picture can be marked", text)
-    assert "the epoch) unlike no picture can be marked" in page.text
+    assert re.search(r"which also chose the epoch; .*\); unlike +no picture can be marked", text)
+    assert "half of val) unlike no picture can be marked" in page.text
     assert re.search(r" 2 \S+ \S+ \S+ 20 ", page.text)
     assert "Data: Noise How to repeat it" in page.text
 
