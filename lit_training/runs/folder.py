@@ -237,8 +237,9 @@ def _make_folder(root: str, config_yaml: str) -> RunStart:
 
 
 def lock_run(run: Path) -> RunStart:
-    """Lock a run's folder and return a RunStart at step 0. Raise a UsageError if another process has locked it, a CheckpointError if the
-    folder cannot be written.
+    """Lock a run's folder and return a RunStart at step 0.
+
+    Raise a UsageError if another process has locked it, and a CheckpointError if the folder cannot be written.
     """
     if (key := run.resolve()) not in _locks:  # never open the file twice: closing one of the two releases the lock
         try:

@@ -38,6 +38,15 @@ def test_no_traceback_if_nobody_reads(line: str) -> None:
     assert (process.wait(300), "Traceback" in err or "ignored" in err) == (141, False)
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_output_to_a_full_disk_gets_one_line() -> None:
+    with Path("/dev/full").open("w") as full:
+        process = start("check.py --help", stdout=full)
+        _, err = process.communicate(timeout=300)
+    line = "check.py: error: the output cannot be written (No space left on device): free disk space, then repeat\n"
+    assert (process.returncode, err) == (2, line)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("seconds", [0.6, 1.0, 1.5, 2.0])
 def test_ctrl_c_during_the_imports(seconds: float) -> None:
