@@ -174,7 +174,7 @@ def test_wrong_input_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
             compare([str(one), str(other)], str(tmp_path / name))
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", mock.Mock(side_effect=OSError(errno.ENOSPC, "the disk is full")))
-        with pytest.raises(UsageError, match="cannot write .*the disk is full"):
+        with pytest.raises(UsageError, match=r"cannot write .*the disk is full"):
             compare([str(one), str(other)], str(tmp_path / "such.png"))
     assert {path.name for path in tmp_path.iterdir()} == {"version_0", "version_1"}, "no half picture"
     (other / "config.yaml").unlink()
