@@ -1,5 +1,6 @@
 """Errors that the user can fix. They are printed in one line on stderr, without traceback; the exit code is 2."""
 
+import errno
 import functools
 import os
 import re
@@ -59,6 +60,9 @@ def one_line_errors(program: str) -> Iterator[None]:
         if not is_rank_zero() and re.search(r"(closed|reset) by peer", str(error)):
             sys.exit(2)  # the connection to another rank is lost: that rank failed and prints its error
         message = str(error) or type(error).__name__
+        if isinstance(error, OSError) and error.errno == errno.ENOSPC and error.filename is None:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # as above
+            exit_with_error(program, f"the output cannot be written ({error.strerror}): free disk space, then repeat")
         if not isinstance(error, UsageError | CheckpointError | DataError):
             from lightning.pytorch.utilities.exceptions import MisconfigurationException  # here, because it is slow
 

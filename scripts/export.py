@@ -1,5 +1,8 @@
 """Export a trained network: ``python scripts/export.py latest --to model.onnx``."""
 
+import signal
+import sys
+
 from lit_training.cli.arguments import Parser
 from lit_training.errors import one_line_errors
 
@@ -25,5 +28,6 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # after removing the temporary folder
     with one_line_errors("export.py"):
         main()

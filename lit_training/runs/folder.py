@@ -238,9 +238,16 @@ def _make_folder(root: str, config_yaml: str) -> RunStart:
 
 
 def lock_run(run: Path) -> RunStart:
-    """Lock a run's folder and return a RunStart at step 0. Raise a UsageError if another process has locked it."""
+    """Lock a run's folder and return a RunStart at step 0.
+
+    Raise a UsageError if another process has locked it, and a CheckpointError if the folder cannot be written.
+    """
     if (key := run.resolve()) not in _locks:  # never open the file twice: closing one of the two releases the lock
-        lock = (run / ".lock").open("a")
+        try:
+            lock = (run / ".lock").open("a")
+        except OSError as error:
+            problem = f"{run} cannot be written ({error.strerror})"
+            raise CheckpointError(f"{problem}: make it writable, or copy the run to another folder") from error
         try:
             if fcntl is not None:
                 fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -1,5 +1,6 @@
 """Write the logged metrics of a run to metrics.csv. A resumed run continues the same file."""
 
+import contextlib
 import csv
 import os
 from collections.abc import Mapping
@@ -10,6 +11,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
 from datamodules.files import TEXT_FILE_ARGUMENTS, read_csv, write_csv
+from lit_training.errors import CheckpointError
 from lit_training.runs.folder import RunStart
 from lit_training.runs.layout import METRICS
 
@@ -83,13 +85,25 @@ class MetricsCSV(Logger):
     def _columns(self) -> list[str]:
         """Return the column names of the file. The first call removes the rows after the resumed checkpoint."""
         if self._column_names is None:
-            self._column_names = []
-            if self.path.is_file() and (kept := read_csv(self.path)[: self._start.metrics_rows]):
+            kept, self._column_names = self._read_kept(), []
+            if kept:
                 self._column_names, self._written_count = list(kept[0]), len(kept)
                 self._replace_file(self._column_names, kept)
             else:
                 self.path.unlink(missing_ok=True)
         return self._column_names
+
+    def _read_kept(self) -> list[dict[str, str]]:
+        """Return the rows before the resumed checkpoint. Raise a CheckpointError if the file has lost some of them."""
+        rows, count = list[dict[str, str]](), self._start.metrics_rows
+        if not count or not self.path.is_file():
+            return rows
+        with contextlib.suppress(csv.Error):  # csv adds None to a row that is too long, and to one that is too short
+            rows = [row for row in read_csv(self.path)[:count] if row.get("step") and None not in (*row, *row.values())]
+        if len(rows) < count:
+            problem = f"{self.path} has {len(rows)} of the {count} rows before the resume point"
+            raise CheckpointError(f"{problem}: restore it, or delete it to go on without them")
+        return rows
 
     def _replace_file(self, names: list[str], rows: list[dict[str, Any]]) -> None:
         write_csv(self.path, [names, *([row.get(name, "") for name in names] for row in rows)])

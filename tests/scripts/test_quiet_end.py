@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from lit_training.errors import one_line_errors
-from tests.support.commands import start
+from tests.support.commands import run_well, start
 from tests.support.printed import read_csv
 
 CLOSED_PIPE = "141"
@@ -38,6 +38,15 @@ def test_no_traceback_if_nobody_reads(line: str) -> None:
     assert (process.wait(300), "Traceback" in err or "ignored" in err) == (141, False)
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_output_to_a_full_disk_gets_one_line() -> None:
+    with Path("/dev/full").open("w") as full:
+        process = start("check.py --help", stdout=full)
+        _, err = process.communicate(timeout=300)
+    line = "check.py: error: the output cannot be written (No space left on device): free disk space, then repeat\n"
+    assert (process.returncode, err) == (2, line)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("seconds", [0.6, 1.0, 1.5, 2.0])
 def test_ctrl_c_during_the_imports(seconds: float) -> None:
@@ -46,6 +55,17 @@ def test_ctrl_c_during_the_imports(seconds: float) -> None:
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=300)
     assert (process.returncode, err) in ((130, "describe.py: stopped\n"), (130, ""), (0, ""))
+
+
+@pytest.mark.slow
+def test_a_stopped_export_leaves_no_files() -> None:
+    run_well("fit.py --max_epochs 1 --data.train_size 64 --data.val_size 64 --dashboard false --report false")
+    process = start("export.py latest --to model.onnx")
+    while not any(Path().glob(".export.*/model")) and process.poll() is None:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(300) == 128 + signal.SIGTERM
+    assert [path.name for path in Path().iterdir()] == ["lightning_logs"]
 
 
 @pytest.mark.slow

@@ -81,4 +81,4 @@ def start(line: str, **options: Any) -> "subprocess.Popen[str]":
     name, *arguments = shlex.split(line)
     command = [sys.executable, str(ROOT / "scripts" / name), *arguments]
     pipe = subprocess.PIPE
-    return subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env=ENVIRONMENT, **options)
+    return subprocess.Popen(command, **{"stdout": pipe, "stderr": pipe, "text": True, "env": ENVIRONMENT, **options})

@@ -250,6 +250,14 @@ def test_a_run_locked_by_another_process_is_refused(copy_run: CopyRun) -> None:
     assert start_of(f"{ONE_EPOCH} --resume auto").folder.name == "version_0"
 
 
+def test_a_run_that_cannot_be_locked_gets_one_line(copy_run: CopyRun) -> None:
+    run = copy_run(ONE_EPOCH, kill_at=3)
+    (run / ".lock").unlink()
+    (run / ".lock").mkdir()  # a run on a read-only disk gives another OSError
+    with pytest.raises(CheckpointError, match=r"version_0 cannot be written \(Is a directory\): make it writable"):
+        start_of(f"{ONE_EPOCH} --resume auto")
+
+
 def test_a_run_is_locked_until_its_process_ends_or_removes_it() -> None:
     code = "import fcntl, sys; fcntl.lockf(open(sys.argv[1], 'w'), fcntl.LOCK_EX | fcntl.LOCK_NB)"
 

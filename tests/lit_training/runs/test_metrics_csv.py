@@ -14,6 +14,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from datamodules.files import read_csv
 from lit_training.callbacks.resume import ResumePoint
+from lit_training.errors import CheckpointError
 from lit_training.runs.folder import RunStart
 from lit_training.runs.metrics_csv import MetricsCSV
 from tests.support.fits import SHAPES, fit, rows
@@ -73,6 +74,33 @@ def test_a_resumed_run_keeps_the_rows_before_the_resume_point(kept: int, tmp_pat
     assert again.rows == kept + 1
     again.save()
     assert [row["step"] for row in read_csv(tmp_path / "metrics.csv")] == [*map(str, range(kept)), "9"]
+
+
+@pytest.mark.parametrize(
+    ("damage", "left"),
+    [
+        (lambda text: text[:16], 1),  # cut in the second of the five rows
+        (lambda text: "", 0),
+        (lambda text: text.partition("\n")[2], 0),  # without the column names
+        (lambda text: text.replace("1.0,1", "1.0"), 2),  # the rows after the resume point do not replace it
+        (lambda text: text.replace("1.0,1", "1.0,1,1"), 2),
+        (lambda text: f'"{"x" * 200_000}"', 0),  # csv refuses it
+    ],
+)
+def test_a_damaged_table_is_refused_and_stays(damage: Callable[[str], str], left: int, tmp_path: Path) -> None:
+    path, first = tmp_path / "metrics.csv", MetricsCSV(RunStart(tmp_path))
+    for step in range(5):
+        first.log_metrics({"a": float(step)}, step)
+    first.save()
+    path.write_text(text := damage(path.read_text()))
+    again = MetricsCSV(RunStart(tmp_path, metrics_rows=3))
+    again.log_metrics({"a": 9.0}, 3)
+    with pytest.raises(CheckpointError, match=f"metrics.csv has {left} of the 3 rows .*: restore it, or delete it"):
+        again.save()
+    assert path.read_text() == text
+    path.unlink()
+    again.save()
+    assert [row["step"] for row in read_csv(path)] == ["3"]
 
 
 def test_a_logger_without_metrics_changes_no_file(tmp_path: Path) -> None:

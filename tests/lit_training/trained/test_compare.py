@@ -1,7 +1,10 @@
 """Compare runs: settings, results and the significance test."""
 
 import csv
+import errno
+import os
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -164,11 +167,17 @@ def test_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert (tmp_path / "comparison.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_wrong_input_is_refused(tmp_path: Path) -> None:
+def test_wrong_input_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     one = make_run(tmp_path / "version_0", 0.1, [0.5])
     other = make_run(tmp_path / "version_1", 0.1, [0.5])
-    with pytest.raises(UsageError, match="cannot write"):
-        compare([str(one), str(other)], str(tmp_path / "no" / "such.png"))
+    for name in ("version_0/config.yaml/such.png", "such.ending"):
+        with pytest.raises(UsageError, match="cannot write"):
+            compare([str(one), str(other)], str(tmp_path / name))
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", mock.Mock(side_effect=OSError(errno.ENOSPC, "the disk is full")))
+        with pytest.raises(UsageError, match=r"cannot write .*the disk is full"):
+            compare([str(one), str(other)], str(tmp_path / "such.png"))
+    assert {path.name for path in tmp_path.iterdir()} == {"version_0", "version_1"}, "no half picture"
     (other / "config.yaml").unlink()
     with pytest.raises(UsageError, match=r"config\.yaml is missing"):
         read_run(str(other))
