@@ -1,6 +1,5 @@
 """Errors that the user can fix. They are printed in one line on stderr, without traceback; the exit code is 2."""
 
-import functools
 import os
 import re
 import signal
@@ -13,7 +12,9 @@ from types import FrameType
 from typing import Any, NoReturn
 
 from datamodules.errors import DataError
-from datamodules.text import printable
+from datamodules.text import is_rank_zero, printable
+from datamodules.text import print_note as print_note
+from datamodules.text import print_once as print_once
 
 LIBRARIES = ("lightning.", "torch.optim.", "torch.nn.parallel.")
 BASE = "lit_models.base."
@@ -134,25 +135,6 @@ def explain_gpu_error(error: Exception) -> str:
     reason = re.split(r"[.,:;]( |$)|\n", re.sub("^(CUDA|cuDNN) error: ", "", str(error)))[0]
     fix = "end other programs on it" if re.search(f"{OUT_OF_MEMORY}|busy", reason) else "update its driver or torch"
     return f"the GPU cannot be used ({reason}): {fix}, or use --accelerator cpu"
-
-
-def is_rank_zero() -> bool:
-    """Return True on rank 0. This also works before the ranks are connected."""
-    has_global_rank = {"RANK", "SLURM_PROCID"} & set(os.environ)  # else rank is LOCAL_RANK, which is 0 once per machine
-    is_first_machine = os.environ.get("NODE_RANK", os.environ.get("GROUP_RANK", "0")) == "0"
-    rank_zero = sys.modules.get("lightning.fabric.utilities.rank_zero")  # None if Lightning is not imported
-    rank = getattr(rank_zero.rank_zero_only, "rank", 0) if rank_zero else 0
-    return rank == 0 and (bool(has_global_rank) or is_first_machine)
-
-
-def print_note(text: str) -> None:
-    """Print ``note: text`` on stderr, on rank 0."""
-    if is_rank_zero():
-        print(printable(f"note: {text}"), file=sys.stderr, flush=True)
-
-
-print_once = functools.cache(print_note)
-"""Print a note, but not again in this process."""
 
 
 def exit_with_error(program: str, message: str) -> NoReturn:

@@ -25,9 +25,9 @@ from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
 from datamodules.loading.order import EvalSampler
+from datamodules.text import print_once
 from lit_models import LitBase
 from lit_training import figures
-from lit_training.errors import print_once
 from lit_training.runs.best_epoch import BestSoFar
 from lit_training.runs.devices import evaluation_mode
 from lit_training.runs.layout import CONFIG

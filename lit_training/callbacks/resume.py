@@ -21,11 +21,11 @@ from lightning.pytorch.callbacks import BatchSizeFinder, LearningRateFinder, Mod
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from lightning.pytorch.utilities.parsing import lightning_setattr
 
-from datamodules.text import plural
+from datamodules.text import plural, print_note, print_once
 from lit_models import LitBase
 from lit_training.callbacks.best import other_writers
 from lit_training.callbacks.records import fingerprint, fingerprint_batch
-from lit_training.errors import CheckpointError, print_note, print_once
+from lit_training.errors import CheckpointError
 from lit_training.runs.checkpoints import RESUME_STATE, copy_resume_point, read_any
 from lit_training.runs.folder import resume_hint
 from lit_training.runs.layout import CHECKPOINTS, LAST, RESUME

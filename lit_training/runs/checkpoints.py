@@ -22,9 +22,10 @@ from torchvision.transforms import InterpolationMode
 
 from datamodules import DataError, Preprocessing
 from datamodules.files import atomic_write
+from datamodules.text import print_once
 from lit_models import LitBase
 from lit_models.base import dotted_path
-from lit_training.errors import CheckpointError, print_once
+from lit_training.errors import CheckpointError
 from lit_training.runs.layout import PREVIOUS
 from lit_training.runs.own_classes import find_class, is_own
 from lit_training.runs.plain import MISSING_PARTS, create, plain_checkpoint

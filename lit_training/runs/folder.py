@@ -14,8 +14,8 @@ from typing import IO, Any
 import yaml
 
 from datamodules.files import OUTPUT_MARKER, atomic_write
-from datamodules.text import command, first_names, plural
-from lit_training.errors import CheckpointError, UsageError, is_rank_zero, print_note
+from datamodules.text import command, first_names, is_rank_zero, plural, print_note
+from lit_training.errors import CheckpointError, UsageError
 from lit_training.runs import checkpoints
 from lit_training.runs.layout import BEST, CHECKPOINTS, CONFIG, FOLDS, LAST, LOGS, PREVIOUS, RESUME, SPLIT
 from lit_training.text import expand_paths

@@ -27,10 +27,10 @@ from datamodules.photos.find import SPLITS, TEST, TRAIN, VAL, Listing, find_phot
 from datamodules.photos.folder import describe_lost
 from datamodules.photos.scan import Scan, scan_photos
 from datamodules.photos.split import find_scored_pictures, read_split_file
-from datamodules.text import first_names, plural, printable
+from datamodules.text import first_names, is_rank_zero, plural, print_note, printable
 from lit_models import LitBase
 from lit_models.base import dotted_path
-from lit_training.errors import CheckpointError, UsageError, is_rank_zero, print_note
+from lit_training.errors import CheckpointError, UsageError
 from lit_training.runs import checkpoints
 from lit_training.runs.devices import find_device
 from lit_training.runs.folder import relative_path, run_folder
