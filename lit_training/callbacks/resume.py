@@ -295,9 +295,7 @@ class ResumePoint(Callback):
         if signum:
             self._stop(trainer, signum)
 
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         self.watch.note_progress()
         self._step_end_time = time.monotonic()
         self._next_is_step = (batch_idx + 1) % trainer.accumulate_grad_batches == 0 and not trainer.is_last_batch
@@ -311,9 +309,7 @@ class ResumePoint(Callback):
         is_check = batches // every < (batches + trainer.accumulate_grad_batches) // every
         return is_check or (every == math.inf and trainer.is_last_batch)
 
-    def on_validation_batch_start(
-        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
-    ) -> None:
+    def on_validation_batch_start(self, trainer: Trainer, *_: Any, **__: Any) -> None:
         if trainer.sanity_checking:
             return
         self.watch.note_progress()  # so that a validation longer than --timeout does not end the run
