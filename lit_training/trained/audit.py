@@ -26,6 +26,7 @@ from lit_training.runs.loaders import seed_random_numbers
 from lit_training.runs.out_of_fold import read_out_of_fold
 from lit_training.trained.calibrate import Calibration, ValidationOutputs, fit_calibration, fit_from_folds
 from lit_training.trained.compare import read_run
+from lit_training.trained.evaluate import QUIET
 from lit_training.trained.load import SavedRun, load
 from lit_training.trained.outputs import write_evaluation
 
@@ -77,8 +78,7 @@ def _check_metrics(saved: SavedRun, accelerator: str, photos: str | None) -> Ite
     data: Any = best.data()
     if isinstance(data, ImageFolderDataModule):
         data.root, data.hparams["split_file"] = Path(photos or data.root).expanduser(), str(saved.folder / SPLIT)
-    parts: Any = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
-    trainer, model = Trainer(accelerator=accelerator, devices=1, **parts), best.model()
+    trainer, model = Trainer(accelerator=accelerator, devices=1, **QUIET), best.model()
     seed_random_numbers(best.checkpoint["lit"].get("seed") or 0, trainer.strategy.root_device)  # setup() may draw
     trainer.callbacks.append(outputs := ValidationOutputs())  # type: ignore[attr-defined]
     [computed] = trainer.validate(model, data, verbose=False)

@@ -47,6 +47,7 @@ from lit_training.trained.calibrate import Calibration
 from lit_training.trained.describe import sample_input
 from lit_training.trained.predict import distinct_class_names
 
+QUIET: Any = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
 MAX_MISTAKES = 12
 MAX_PRINTED_FILES = 10
 MAX_PRINTED_CLASSES = 12
@@ -157,10 +158,8 @@ def evaluate(
             batches.append((outputs["output"], outputs["target"]))
             report_progress(len(batches), int(trainer.num_test_batches[0]))
 
-        parts = ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary")
-        unused: dict[str, Any] = dict.fromkeys(parts, False)
         collector = LambdaCallback(on_test_batch_end=collect)
-        trainer = Trainer(accelerator=accelerator, devices=devices, callbacks=[collector], **unused)
+        trainer = Trainer(accelerator=accelerator, devices=devices, callbacks=[collector], **QUIET)
         refuse_other_ranks(trainer)
         bind_to_loopback(trainer)
         is_ordered = isinstance(module, SplitDataModule)
