@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torchvision import models
 
@@ -185,8 +186,6 @@ def _read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any] | None]
     state: Any
     try:
         if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
             state = load_file(path)
         else:
             state = torch.load(path, map_location="cpu", weights_only=True)

@@ -32,8 +32,6 @@ from lit_training.runs.plain import MISSING_PARTS, create, plain_checkpoint
 
 SECONDS_BETWEEN_WRITES = 5.0
 RESUME_STATE = "ResumePoint"  # key of the state that makes a checkpoint a resume point; only ResumePoint.save adds it
-
-
 OLDER_ARGUMENTS = {"group": "exact"}
 """Arguments that ImageFolderDataModule did not have in older versions -> the values with which it does the same."""
 
