@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import stat
 import unicodedata
 from array import array
 from collections import Counter
@@ -15,7 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from datamodules.errors import DataError, special_file_kind
+from datamodules.errors import DataError
 from datamodules.files import OUTPUT_MARKER
 from datamodules.text import first_names, plural, printable
 
@@ -390,3 +391,9 @@ def _stat_or_left_out(root: Path, path: str, suffix: str) -> os.stat_result | Le
     if kind := special_file_kind(status.st_mode):
         return LeftOut(path, "no file", f"{kind}: move it out of the folder")
     return status
+
+
+def special_file_kind(mode: int) -> str:
+    """Return what a file with this ``st_mode`` is, such as ``a socket``. Return "" for a regular file."""
+    kinds = {"-": "", "p": "a named pipe", "s": "a socket", "c": "a device", "b": "a device"}
+    return kinds.get(stat.filemode(mode)[0], "not a regular file")
