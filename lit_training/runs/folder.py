@@ -345,7 +345,7 @@ def _that_decide(config: dict[str, Any] | None) -> dict[str, Any]:
 
 def _without_size(config: dict[str, Any] | None) -> tuple[dict[str, Any], int | None, int | None]:
     """Return a configuration without devices and batch size, and the batch size of one and of all devices, or None."""
-    rest = _that_decide(config)
+    rest = copy.deepcopy(config or {})
     trainer, arguments = rest.get("trainer") or {}, (rest.get("data") or {}).get("init_args") or {}
     devices, nodes = str(trainer.pop("devices", "")), trainer.pop("num_nodes", 1)
     if type(arguments.get("batch_size")) is not int:  # data of a user may have none, or several
@@ -369,7 +369,7 @@ def limits_of(config: dict[str, Any] | None) -> dict[str, Any]:
 
 
 def _refuse_other_settings(new_config: dict[str, Any], run_config: dict[str, Any], run: Path) -> None:
-    new_config, run_config = _without_size(new_config)[0], _without_size(run_config)[0]
+    new_config, run_config = (_without_size(_that_decide(config))[0] for config in (new_config, run_config))
     keys = ["seed_everything", "model", "data", "optimizer", "lr_scheduler", "threads", "compile", "folds", "repeats"]
     for key in keys:
         if not _same_settings({key: run_config.get(key)}, {key: new_config.get(key)}):
