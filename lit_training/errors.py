@@ -108,13 +108,13 @@ def explain_own_model(error: Exception) -> str:
     """Return what to write if a subclass of LitBase lacks its metrics, ``forward`` or a usable output; else ``""``."""
     if isinstance(error, NotImplementedError) and (found := re.match(r"Module \[(\w+)\] .*\"forward\"", str(error))):
         return f"{found[1]} has no forward: define forward(self, x), which returns the outputs for a batch x"
-    found = (
-        re.search("no attribute '((val|test)_(loss|acc))'", str(error)) if isinstance(error, AttributeError) else None
-    )
+    metric = isinstance(error, AttributeError) and re.search("no attribute '((val|test)_(loss|acc))'", str(error))
     for values, function in ((one.f_locals, one.f_code.co_name) for one, name in frames_of(error) if name == BASE):
         name, is_classifier = type(model := values.get("self")).__name__, getattr(model, "task", "") == "classification"
-        if found:
-            return f"{name} has no {found[1]}: end its __init__ with self.make_metrics({'num_classes' * is_classifier})"
+        if metric:
+            return (
+                f"{name} has no {metric[1]}: end its __init__ with self.make_metrics({'num_classes' * is_classifier})"
+            )
         if function in ("loss", "loss_per_sample"):
             pair = [(getattr(one, "shape", type(one).__name__), one) for one in (values["output"], values["target"])]
             shapes = [f"{tuple(shape)} {one.dtype}" if hasattr(one, "dtype") else shape for shape, one in pair]

@@ -215,9 +215,8 @@ class FitCLI(LightningCLI):
             trainer = FitTrainer(**add_defaults(config, self.run, dump_config))
             refuse_other_ranks(trainer)
             if self.config["folds"] and trainer.world_size > 1:
-                raise UsageError(
-                    f"--folds trains on one device: --devices 1{' --num_nodes 1' * (trainer.num_nodes > 1)}"
-                )
+                nodes = " --num_nodes 1" * (trainer.num_nodes > 1)
+                raise UsageError(f"--folds trains on one device: --devices 1{nodes}")
             if (start := self.run.start) is not None and not start.finished:
                 self.run.start = start = keep_settings(start, self.config, trainer.world_size, self.typed)
                 for name, done in (("max_epochs", start.epoch), ("max_steps", start.step)):
