@@ -151,10 +151,8 @@ class ImageFolderDataModule(SplitDataModule):
             self.adapt_to(self.trainer.lightning_module)
         photos = self.examine()
         if stage == "fit" and self.trainer and self.trainer.limit_val_batches and not len(photos.select(VAL)):
-            raise DataError(
-                "no picture is left for validation: put at least two different pictures into the folder of each class, "
-                "or train without validation: --limit_val_batches 0"
-            )
+            fix = "put at least two different pictures into the folder of each class, or train without validation"
+            raise DataError(f"no picture is left for validation: {fix}: --limit_val_batches 0")
 
     def examine(self, progress: Callable[[int, int], None] | None = None) -> Photos:
         """Decode every picture, leave out the broken ones and split the others. Later calls return the same result."""

@@ -71,9 +71,8 @@ def load(network: nn.Module, head_name: str, backbone: str, weights: str, classe
     problems = {"missing": missing, "unexpected": unexpected, "wrong shape": wrong_shape}
     problem_text = "; ".join(f"{problem} {_list_names(names)}" for problem, names in problems.items() if names)
     if problem_text:
-        raise ModelError(
-            f"{weights} does not contain weights of {backbone}: {problem_text} (choose the matching --model.backbone)"
-        )
+        fix = "choose the matching --model.backbone"
+        raise ModelError(f"{weights} does not contain weights of {backbone}: {problem_text} ({fix})")
     # load_state_dict() is not used: for mnasnet it needs a version number, and most files have none
     for name, tensor in state.items():
         expected[name].copy_(tensor)
@@ -112,10 +111,9 @@ def fetch(backbone: str) -> dict[str, Tensor]:
         return published.get_state_dict(progress=True, check_hash=True, weights_only=True)
     except Exception as error:  # network, disk, hash and file errors have no common class
         reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise ModelError(
-            f"cannot get the weights of {backbone} ({reason}): download {url} and give --model.weights path/to/{file}, "
-            "or train from random weights with --model.weights none --model.freeze false"
-        ) from error
+        fix = f"download {url} and give --model.weights path/to/{file}"
+        other = "or train from random weights with --model.weights none --model.freeze false"
+        raise ModelError(f"cannot get the weights of {backbone} ({reason}): {fix}, {other}") from error
 
 
 def license_of_weights(backbone: str, weights: str | None) -> str:

@@ -99,9 +99,8 @@ def resident_copy(dataset: Any, device: torch.device, on_device: bool | str) -> 
     if on_device not in (True, False, "auto"):
         raise DataError(f"on_device must be true, false or auto, but is {on_device}: --data.on_device auto")
     if on_device is True and not size:
-        raise DataError(
-            "the pictures are not kept in memory: add --data.cache true, or leave out --data.on_device true"
-        )
+        fix = "add --data.cache true, or leave out --data.on_device true"
+        raise DataError(f"the pictures are not kept in memory: {fix}")
     if device.type == "cpu" or not size or on_device is False:
         return None
     free = 0

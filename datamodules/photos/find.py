@@ -265,10 +265,8 @@ def _refuse_two_layouts(root: Path, subfolders: list[str]) -> None:
     problem, tops = f"{printable(str(root))} can be read in two ways", first_names([*names_below], 3)
     if len(_find_split_folders(shared)) > 1:
         raise DataError(f"{problem}: move the splits {first_names(shared, 3)} out of {tops}, as in train/<class>/")
-    raise DataError(
-        f"{problem}. If {tops} are the classes: --data.layout classes. If they are splits of the classes "
-        f"{first_names(shared, 3)}: --data.layout split"
-    )
+    if_splits = f"If they are splits of the classes {first_names(shared, 3)}: --data.layout split"
+    raise DataError(f"{problem}. If {tops} are the classes: --data.layout classes. {if_splits}")
 
 
 def _fold(name: str) -> str:

@@ -96,10 +96,8 @@ def examine(
         class_name, root_text = printable(listing.class_names[0]), printable(str(listing.root))
         is_in_root = (listing.root / listing.class_names[0]).is_dir()  # otherwise it is in train/
         fix = f"--data {root_text}/{class_name}" if is_in_root else "move them up, as in train/<class>/"
-        raise DataError(
-            f"{root_text} has only one class, {class_name}, but a classifier needs two: add a second class folder, or, "
-            f"if the classes are inside {class_name}, {fix}"
-        )
+        problem = f"{root_text} has only one class, {class_name}, but a classifier needs two"
+        raise DataError(f"{problem}: add a second class folder, or, if the classes are inside {class_name}, {fix}")
     scan = scan_photos(listing, progress=progress)
     bad, n = scan.bad, len(listing.paths)
     counts = listing.counts()
@@ -123,10 +121,9 @@ def examine(
     for label in np.flatnonzero(listing.counts()[TRAIN] == 0).tolist():
         name = listing.class_names[label]
         reasons = [f"{file.path} ({file.kind})" for file in left_out if f"/{name}/" in f"/{file.path}/"]
-        raise DataError(
-            f"class {printable(name)} has no usable training picture ({first_names(reasons, MAX_NAMES_IN_MESSAGE)}): "
-            "add pictures to its folder or delete the folder"
-        )
+        examples = first_names(reasons, MAX_NAMES_IN_MESSAGE)
+        problem = f"class {printable(name)} has no usable training picture ({examples})"
+        raise DataError(f"{problem}: add pictures to its folder or delete the folder")
     first_copies = first_with_same_content(listing.sha256)
     look_alikes, chains = group_look_alikes(listing, inspections["thumbnail"], first_copies, group)
     groups = look_alikes if group_by is None else group_by_path(look_alikes, listing.paths, group_by)
@@ -143,10 +140,9 @@ def examine(
         is_val = choose_validation_pictures(listing.labels[train], groups[train], order[train], val_size)
         splits[train[is_val]] = VAL
         if group_by is not None and not is_val.any():
-            raise DataError(
-                f"--data.group_by {group_by} leaves no picture for validation: it joins {len(train)} pictures into "
-                f"{plural(len(np.unique(groups[train])), 'group')}; use a pattern with more different matches"
-            )
+            joined = f"it joins {len(train)} pictures into {plural(len(np.unique(groups[train])), 'group')}"
+            problem = f"--data.group_by {group_by} leaves no picture for validation: {joined}"
+            raise DataError(f"{problem}; use a pattern with more different matches")
         notes.append(f"no usable folder val/: {val_size:.0%} of each class became val (seed {seed})")
         sizes = np.bincount(groups[train])
         if (is_group := sizes > 1).any():

@@ -107,10 +107,9 @@ def _write(target: Path, save: Callable[[IO[bytes]], Any], keep_old: bool = Fals
         cause = error if isinstance(error, OSError) else error.__context__
         if not isinstance(cause, OSError):
             raise
-        raise CheckpointError(
-            f"cannot write {target} ({cause.strerror or cause}): earlier checkpoints are complete; "
-            "free space on the disk, or choose another folder with --default_root_dir"
-        ) from error
+        fix = "free space on the disk, or choose another folder with --default_root_dir"
+        problem = f"cannot write {target} ({cause.strerror or cause}): earlier checkpoints are complete"
+        raise CheckpointError(f"{problem}; {fix}") from error
 
 
 def copy_resume_point(source: Path, target: Path) -> None:

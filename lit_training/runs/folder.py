@@ -129,9 +129,8 @@ def prepare_start(resume: str, root: str, config_yaml: str, photos: str | None =
     if path.is_file():
         return _read_resume_point(replace(lock_run(run), limits=limits), path)
     if (start := lock_and_read_resume_point(run, limits)).checkpoint is None and not can_resume(run):
-        raise CheckpointError(
-            f"{run} has no resume point yet: repeat its command, with --resume auto to use its folder"
-        )
+        fix = "repeat its command, with --resume auto to use its folder"
+        raise CheckpointError(f"{run} has no resume point yet: {fix}")
     return start
 
 
@@ -231,9 +230,8 @@ def _make_folder(root: str, config_yaml: str) -> RunStart:
             file.write(config_yaml)
         return start
     except OSError as error:
-        raise CheckpointError(
-            f"cannot create a run in {logs} ({error.strerror}): choose another folder with --default_root_dir"
-        ) from error
+        fix = "choose another folder with --default_root_dir"
+        raise CheckpointError(f"cannot create a run in {logs} ({error.strerror}): {fix}") from error
 
 
 def lock_run(run: Path) -> RunStart:

@@ -282,10 +282,8 @@ def _choose_data(
         for note in notes:
             print_note(note)
         if not len(listing.paths):
-            raise DataError(
-                f"{printable(root)} has no test or val pictures of this run: --photos DIR if they were moved, "
-                "or --data DIR to evaluate on other photos"
-            )
+            fix = "--photos DIR if they were moved, or --data DIR to evaluate on other photos"
+            raise DataError(f"{printable(root)} has no test or val pictures of this run: {fix}")
     else:
         data = checkpoints.load_data({**checkpoint, "datamodule_hyper_parameters": arguments})
         data.setup("test")
