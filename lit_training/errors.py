@@ -112,9 +112,8 @@ def explain_own_model(error: Exception) -> str:
     for values, function in ((one.f_locals, one.f_code.co_name) for one, name in frames_of(error) if name == BASE):
         name, is_classifier = type(model := values.get("self")).__name__, getattr(model, "task", "") == "classification"
         if metric:
-            return (
-                f"{name} has no {metric[1]}: end its __init__ with self.make_metrics({'num_classes' * is_classifier})"
-            )
+            fix = f"end its __init__ with self.make_metrics({'num_classes' * is_classifier})"
+            return f"{name} has no {metric[1]}: {fix}"
         if function in ("loss", "loss_per_sample"):
             pair = [(getattr(one, "shape", type(one).__name__), one) for one in (values["output"], values["target"])]
             shapes = [f"{tuple(shape)} {one.dtype}" if hasattr(one, "dtype") else shape for shape, one in pair]

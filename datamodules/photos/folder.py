@@ -48,11 +48,8 @@ class Photos(Listing):
 
     def report(self) -> str:
         """Return text for the user: a table of counts, the files that were left out with reasons, and the notes."""
-        lines = [
-            f"{plural(len(self.paths), 'picture')} in {plural(len(self.class_names), 'class', 'classes')}: "
-            f"{printable(str(self.root))}",
-            *_format_counts(self.class_names, self.counts()),
-        ]
+        counts = f"{plural(len(self.paths), 'picture')} in {plural(len(self.class_names), 'class', 'classes')}"
+        lines = [f"{counts}: {printable(str(self.root))}", *_format_counts(self.class_names, self.counts())]
         if self.left_out:
             lines.append(f"left out: {plural(len(self.left_out), 'file')}")
         for kind, count in Counter(file.kind for file in self.left_out).most_common():
@@ -191,20 +188,16 @@ def _make_notes(
     sides = np.sort(np.stack([inspections["width"], inspections["height"]]), axis=0)
     ratio = float(np.median(sides[1] / sides[0]))  # of the usual picture
     if resize == "crop" and (cut_off := 1 - 1 / ratio) > MAX_CUT_OFF:
-        notes.append(
-            f"the usual picture is {ratio:.1f} times as long as wide, and the square center crop cuts off "
-            f"{cut_off:.0%} of it: --data.resize pad or --data.resize squash keeps all of it"
-        )
+        problem = f"the usual picture is {ratio:.1f} times as long as wide, and the square center crop cuts off"
+        notes.append(f"{problem} {cut_off:.0%} of it: --data.resize pad or --data.resize squash keeps all of it")
     counts = photos.counts()
     if counts[VAL].any() and len(not_in_val := np.flatnonzero(counts[VAL] == 0)):
         names = first_names([photos.class_names[label] for label in not_in_val], MAX_NAMES_IN_MESSAGE)
         count_text = plural(len(not_in_val), "class", "classes")
         notes.append(f"accuracy is not measured for {count_text} without pictures in val: {names}")
     if counts[TRAIN].max() >= UNEVEN_CLASS_RATIO * counts[TRAIN].min():
-        notes.append(
-            f"classes are uneven: {counts[TRAIN].min()} to {counts[TRAIN].max()} training pictures; "
-            "--data.balance loss gives them equal weight"
-        )
+        sizes = f"{counts[TRAIN].min()} to {counts[TRAIN].max()} training pictures"
+        notes.append(f"classes are uneven: {sizes}; --data.balance loss gives them equal weight")
     return notes
 
 
