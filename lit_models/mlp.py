@@ -41,11 +41,7 @@ class LitMLP(LitBase):
     sample_ndim = 1
 
     def __init__(
-        self,
-        in_features: int = 1000,
-        hidden: Sequence[int] = (100,),
-        out_features: int = 10,
-        lr: float = 1e-4,
+        self, in_features: int = 1000, hidden: Sequence[int] = (100,), out_features: int = 10, lr: float = 1e-4
     ) -> None:
         super().__init__()
         hidden = tuple(hidden)
