@@ -24,6 +24,7 @@ from lit_training.runs.hashes import find_changed_files, hash_file
 from lit_training.runs.layout import EVALUATION, HASHES, METRICS, OUT_OF_FOLD, PREDICTIONS, SPLIT
 from lit_training.runs.loaders import seed_random_numbers
 from lit_training.runs.out_of_fold import read_out_of_fold
+from lit_training.text import is_number
 from lit_training.trained.calibrate import Calibration, ValidationOutputs, fit_calibration, fit_from_folds
 from lit_training.trained.compare import read_run
 from lit_training.trained.evaluate import QUIET
@@ -146,8 +147,5 @@ def _differing_rows(run: Path, name: Path, computed: Path) -> Iterator[str]:
 
 
 def _agree(column: str, stated: str, computed: str) -> bool:
-    if stated == computed or column != "probability":
-        return stated == computed
-    with contextlib.suppress(ValueError):
-        return math.isclose(float(stated), float(computed), rel_tol=TOLERANCE)
-    return False
+    are_shares = column == "probability" and is_number(stated) and is_number(computed)
+    return stated == computed or (are_shares and math.isclose(float(stated), float(computed), rel_tol=TOLERANCE))
