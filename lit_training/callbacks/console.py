@@ -113,9 +113,10 @@ class EpochLines(ProgressBar):
             return
         epoch, self.unprinted_epoch = self.unprinted_epoch, None
         metrics = trainer.callback_metrics
-        names = dict.fromkeys(("train_loss", "val_loss", "val_acc", self.best.monitor or ""))
-        values = {name: float(metrics[name]) for name in names if name in metrics}
-        parts = [f"{name} {value:.4{'f' if name == 'val_acc' else 'g'}}" for name, value in values.items()]
+        parts = [f"{name} {float(metrics[name]):.4g}" for name in ("train_loss", "val_loss") if name in metrics]
+        parts += [f"val_acc {float(metrics['val_acc']):.4f}"] if "val_acc" in metrics else []
+        if (monitor := self.best.monitor) in metrics.keys() - {"train_loss", "val_loss", "val_acc"}:
+            parts += [f"{monitor} {float(metrics[monitor]):.4g}"]
         parts += [f"lr {rate:.3g}" for rate in self.learning_rates]
         parts += [f"{self.epoch_seconds:.1f} s"]
         if "samples_per_second" in metrics:
