@@ -38,7 +38,5 @@ def cache_folder() -> Path:
     try:
         return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lit-classics"
     except RuntimeError as error:
-        raise DataError(
-            "decoded pictures cannot be cached, because there is no home folder: set the environment variable "
-            "XDG_CACHE_HOME to a folder"
-        ) from error
+        problem = "decoded pictures cannot be cached, because there is no home folder"
+        raise DataError(f"{problem}: set the environment variable XDG_CACHE_HOME to a folder") from error

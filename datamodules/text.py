@@ -1,7 +1,8 @@
-"""Format text for messages: printable names, plurals, aligned columns and commands to type."""
+"""Format text for messages: printable names, plurals, aligned columns and commands to type. Print notes."""
 
 from __future__ import annotations
 
+import functools
 import os
 import shlex
 import shutil
@@ -57,3 +58,22 @@ def _path_from_here(path: str | Path) -> str:
     """Return the path relative to the current folder. Return a path outside of it, or without a slash, as it is."""
     relative = os.path.relpath(path)
     return str(path) if relative.startswith("..") or os.sep not in relative else relative
+
+
+def is_rank_zero() -> bool:
+    """Return True on rank 0. This also works before the ranks are connected."""
+    has_global_rank = {"RANK", "SLURM_PROCID"} & set(os.environ)  # else rank is LOCAL_RANK, which is 0 once per machine
+    is_first_machine = os.environ.get("NODE_RANK", os.environ.get("GROUP_RANK", "0")) == "0"
+    rank_zero = sys.modules.get("lightning.fabric.utilities.rank_zero")  # None if Lightning is not imported
+    rank = getattr(rank_zero.rank_zero_only, "rank", 0) if rank_zero else 0
+    return rank == 0 and (bool(has_global_rank) or is_first_machine)
+
+
+def print_note(text: str) -> None:
+    """Print ``note: text`` on stderr, on rank 0."""
+    if is_rank_zero():
+        print(printable(f"note: {text}"), file=sys.stderr, flush=True)
+
+
+print_once = functools.cache(print_note)
+"""Print a note, but not again in this process."""

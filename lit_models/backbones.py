@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torchvision import models
 
@@ -18,10 +19,7 @@ AUXILIARY = ("AuxLogits", "aux1", "aux2")  # extra heads of inception_v3 and goo
 
 
 def build(backbone: str, num_classes: int) -> tuple[nn.Module, str]:
-    """Build a network with random weights. Return it and the name of its last layer, the head.
-
-    Raise a ModelError if the name is unknown, the network has several heads, or timm is not installed.
-    """
+    """Build a network with random weights. Return it and the name of its last layer, the head. Raise a ModelError."""
     if backbone.startswith(TIMM_PREFIX):
         timm, name = _import_timm(), backbone.removeprefix(TIMM_PREFIX)
         network = None
@@ -70,9 +68,8 @@ def load(network: nn.Module, head_name: str, backbone: str, weights: str, classe
     problems = {"missing": missing, "unexpected": unexpected, "wrong shape": wrong_shape}
     problem_text = "; ".join(f"{problem} {_list_names(names)}" for problem, names in problems.items() if names)
     if problem_text:
-        raise ModelError(
-            f"{weights} does not contain weights of {backbone}: {problem_text} (choose the matching --model.backbone)"
-        )
+        fix = "choose the matching --model.backbone"
+        raise ModelError(f"{weights} does not contain weights of {backbone}: {problem_text} ({fix})")
     # load_state_dict() is not used: for mnasnet it needs a version number, and most files have none
     for name, tensor in state.items():
         expected[name].copy_(tensor)
@@ -111,10 +108,9 @@ def fetch(backbone: str) -> dict[str, Tensor]:
         return published.get_state_dict(progress=True, check_hash=True, weights_only=True)
     except Exception as error:  # network, disk, hash and file errors have no common class
         reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise ModelError(
-            f"cannot get the weights of {backbone} ({reason}): download {url} and give --model.weights path/to/{file}, "
-            "or train from random weights with --model.weights none --model.freeze false"
-        ) from error
+        fix = f"download {url} and give --model.weights path/to/{file}"
+        other = "or train from random weights with --model.weights none --model.freeze false"
+        raise ModelError(f"cannot get the weights of {backbone} ({reason}): {fix}, {other}") from error
 
 
 def license_of_weights(backbone: str, weights: str | None) -> str:
@@ -185,8 +181,6 @@ def _read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any] | None]
     state: Any
     try:
         if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
             state = load_file(path)
         else:
             state = torch.load(path, map_location="cpu", weights_only=True)

@@ -73,10 +73,8 @@ class LitDynamic(LitBase):
     ) -> None:
         super().__init__()
         if min(in_features, hidden, out_features) < 1:
-            raise ModelError(
-                f"all widths must be at least 1, but are {in_features} -> {hidden} -> {out_features}: "
-                "--model.in_features 1000 --model.hidden 100 --model.out_features 10"
-            )
+            problem = f"all widths must be at least 1, but are {in_features} -> {hidden} -> {out_features}"
+            raise ModelError(f"{problem}: --model.in_features 1000 --model.hidden 100 --model.out_features 10")
         self.save_hyperparameters()
         self.net = DynamicNet(in_features, hidden, out_features)
         self.make_metrics()

@@ -41,19 +41,14 @@ class LitMLP(LitBase):
     sample_ndim = 1
 
     def __init__(
-        self,
-        in_features: int = 1000,
-        hidden: Sequence[int] = (100,),
-        out_features: int = 10,
-        lr: float = 1e-4,
+        self, in_features: int = 1000, hidden: Sequence[int] = (100,), out_features: int = 10, lr: float = 1e-4
     ) -> None:
         super().__init__()
         hidden = tuple(hidden)
         if min(in_features, *hidden, out_features) < 1:
-            raise ModelError(
-                f"all widths must be at least 1, but are {in_features} -> {list(hidden)} -> {out_features}: "
-                "--model.in_features 1000 --model.hidden '[100]' --model.out_features 10"
-            )
+            problem = f"all widths must be at least 1, but are {in_features} -> {list(hidden)} -> {out_features}"
+            fix = "--model.in_features 1000 --model.hidden '[100]' --model.out_features 10"
+            raise ModelError(f"{problem}: {fix}")
         self.save_hyperparameters()
         self.net = mlp(in_features, hidden, out_features)
         self.make_metrics()

@@ -1,7 +1,6 @@
 """Errors that the user can fix. They are printed in one line on stderr, without traceback; the exit code is 2."""
 
 import errno
-import functools
 import os
 import re
 import signal
@@ -14,7 +13,9 @@ from types import FrameType
 from typing import Any, NoReturn
 
 from datamodules.errors import DataError
-from datamodules.text import printable
+from datamodules.text import is_rank_zero, printable
+from datamodules.text import print_note as print_note
+from datamodules.text import print_once as print_once
 
 LIBRARIES = ("lightning.", "torch.optim.", "torch.nn.parallel.")
 BASE = "lit_models.base."
@@ -111,13 +112,12 @@ def explain_own_model(error: Exception) -> str:
     """Return what to write if a subclass of LitBase lacks its metrics, ``forward`` or a usable output; else ``""``."""
     if isinstance(error, NotImplementedError) and (found := re.match(r"Module \[(\w+)\] .*\"forward\"", str(error))):
         return f"{found[1]} has no forward: define forward(self, x), which returns the outputs for a batch x"
-    found = (
-        re.search("no attribute '((val|test)_(loss|acc))'", str(error)) if isinstance(error, AttributeError) else None
-    )
+    metric = isinstance(error, AttributeError) and re.search("no attribute '((val|test)_(loss|acc))'", str(error))
     for values, function in ((one.f_locals, one.f_code.co_name) for one, name in frames_of(error) if name == BASE):
         name, is_classifier = type(model := values.get("self")).__name__, getattr(model, "task", "") == "classification"
-        if found:
-            return f"{name} has no {found[1]}: end its __init__ with self.make_metrics({'num_classes' * is_classifier})"
+        if metric:
+            fix = f"end its __init__ with self.make_metrics({'num_classes' * is_classifier})"
+            return f"{name} has no {metric[1]}: {fix}"
         if function in ("loss", "loss_per_sample"):
             pair = [(getattr(one, "shape", type(one).__name__), one) for one in (values["output"], values["target"])]
             shapes = [f"{tuple(shape)} {one.dtype}" if hasattr(one, "dtype") else shape for shape, one in pair]
@@ -138,25 +138,6 @@ def explain_gpu_error(error: Exception) -> str:
     reason = re.split(r"[.,:;]( |$)|\n", re.sub("^(CUDA|cuDNN) error: ", "", str(error)))[0]
     fix = "end other programs on it" if re.search(f"{OUT_OF_MEMORY}|busy", reason) else "update its driver or torch"
     return f"the GPU cannot be used ({reason}): {fix}, or use --accelerator cpu"
-
-
-def is_rank_zero() -> bool:
-    """Return True on rank 0. This also works before the ranks are connected."""
-    has_global_rank = {"RANK", "SLURM_PROCID"} & set(os.environ)  # else rank is LOCAL_RANK, which is 0 once per machine
-    is_first_machine = os.environ.get("NODE_RANK", os.environ.get("GROUP_RANK", "0")) == "0"
-    rank_zero = sys.modules.get("lightning.fabric.utilities.rank_zero")  # None if Lightning is not imported
-    rank = getattr(rank_zero.rank_zero_only, "rank", 0) if rank_zero else 0
-    return rank == 0 and (bool(has_global_rank) or is_first_machine)
-
-
-def print_note(text: str) -> None:
-    """Print ``note: text`` on stderr, on rank 0."""
-    if is_rank_zero():
-        print(printable(f"note: {text}"), file=sys.stderr, flush=True)
-
-
-print_once = functools.cache(print_note)
-"""Print a note, but not again in this process."""
 
 
 def exit_with_error(program: str, message: str) -> NoReturn:

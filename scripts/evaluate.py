@@ -27,10 +27,10 @@ def main(arguments: list[str] | None = None) -> int:
     if chosen.verify and (chosen.data or chosen.all or chosen.explain or chosen.devices != "1"):
         parser.error("--verify checks the run as it is: leave --data, --all, --explain and --devices out")
 
+    from datamodules.text import is_rank_zero
     from lit_training import load  # here, so that --help needs no torch
     from lit_training.cli.limits import check_devices
     from lit_training.cli.parser import silence_libraries
-    from lit_training.errors import is_rank_zero
     from lit_training.runs.hashes import recorded
     from lit_training.trained.audit import verify
     from lit_training.trained.explain import check_explainable, explain_mistakes

@@ -32,8 +32,9 @@ def main(arguments: list[str] | None = None) -> int:
     import torch
 
     from datamodules.photos.find import PICTURE_SUFFIXES  # here, so that --help needs no torch
+    from datamodules.text import print_note
     from lit_training import load
-    from lit_training.errors import exit_with_error, print_note
+    from lit_training.errors import exit_with_error
     from lit_training.runs.devices import find_device
     from lit_training.runs.threads import choose_threads
     from lit_training.text import print_table, progress_bar

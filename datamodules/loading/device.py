@@ -1,18 +1,16 @@
 """Read and augment the data of a batch where the network computes: on the CPU, on a GPU, or on MPS."""
 
 import copy
-import functools
-import sys
 from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
-from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor
 from torch.utils.data import Dataset, get_worker_info
 
 from datamodules.errors import DataError
+from datamodules.text import print_once
 
 DEVICE_TYPES = ("cpu", "cuda", "mps")  # others may not compute with uint8
 TRANSFER_HOOKS = ("on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer")
@@ -77,12 +75,6 @@ def has_two_stages(dataset: Any) -> bool:
     return getattr(type(dataset), "__getitems__", None) is TwoStageDataset.__getitems__
 
 
-@rank_zero_only
-@functools.cache
-def print_note(text: str) -> None:
-    print(f"note: {text}", file=sys.stderr, flush=True)
-
-
 def device_for_loading(trainer: Any) -> torch.device | None:
     """Return the Trainer's device. Return None without a Trainer, or if Lightning must copy the batches."""
     device = None if trainer is None else trainer.strategy.root_device
@@ -92,7 +84,7 @@ def device_for_loading(trainer: Any) -> torch.device | None:
         for hook in TRANSFER_HOOKS:
             if owner is not None and is_overridden(hook, owner):
                 if device.type != "cpu":
-                    print_note(f"the data are copied batch by batch, because {type(owner).__name__} has its own {hook}")
+                    print_once(f"the data are copied batch by batch, because {type(owner).__name__} has its own {hook}")
                 return None
     return device
 
@@ -107,9 +99,8 @@ def resident_copy(dataset: Any, device: torch.device, on_device: bool | str) -> 
     if on_device not in (True, False, "auto"):
         raise DataError(f"on_device must be true, false or auto, but is {on_device}: --data.on_device auto")
     if on_device is True and not size:
-        raise DataError(
-            "the pictures are not kept in memory: add --data.cache true, or leave out --data.on_device true"
-        )
+        fix = "add --data.cache true, or leave out --data.on_device true"
+        raise DataError(f"the pictures are not kept in memory: {fix}")
     if device.type == "cpu" or not size or on_device is False:
         return None
     free = 0
@@ -119,7 +110,7 @@ def resident_copy(dataset: Any, device: torch.device, on_device: bool | str) -> 
         free = torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory()
     if on_device == "auto" and size > SHARE_OF_FREE_MEMORY * free:
         sizes = f"{size >> 20:,} MB, but {free >> 20:,} MB are free"
-        print_note(f"the data are copied batch by batch: they need {sizes} on the device (--data.on_device true)")
+        print_once(f"the data are copied batch by batch: they need {sizes} on the device (--data.on_device true)")
         return None
     return dataset.on(device)
 

@@ -64,9 +64,8 @@ def join_sets(data: SplitDataModule) -> tuple[Any, Any]:
     joined: Any = [copy.copy(train), copy.copy(val)]
     for name in columns:
         values = [getattr(part, name) for part in parts]
-        vars(joined[0])[name] = vars(joined[1])[name] = (
-            np.concatenate(values) if isinstance(values[0], np.ndarray) else torch.cat(values)
-        )
+        join: Any = np.concatenate if isinstance(values[0], np.ndarray) else torch.cat
+        vars(joined[0])[name] = vars(joined[1])[name] = join(values)
     is_same = False
     with contextlib.suppress(Exception):  # other attributes could decide what a sample is
         first = zip(val.__getitems__([0]), joined[1].__getitems__([len(train)]), strict=True) if len(val) else []

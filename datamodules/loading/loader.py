@@ -18,12 +18,12 @@ from datamodules.loading.device import (
     copy_to,
     device_for_loading,
     has_two_stages,
-    print_note,
     resident_copy,
 )
 from datamodules.loading.order import EvalSampler, TrainSampler
 from datamodules.loading.seeds import combine_seeds, combine_with_run_seed
 from datamodules.machine import STOP_SIGNALS, available_cores
+from datamodules.text import print_once
 
 
 class ResumableLoader(DataLoader):
@@ -156,7 +156,7 @@ def make_loader(
         if missing and model is not None and not hasattr(model, "samples_evaluated"):  # it does not know the padding
             sampler.padding = length - 1
             many = f"its evaluation on {world_size} devices counts the last sample {missing + 1} times"
-            print_note(f"{type(model).__name__} is not built on LitBase: {many}")
+            print_once(f"{type(model).__name__} is not built on LitBase: {many}")
     loader = ResumableLoader(
         dataset,
         batch_size=batch_size,

@@ -28,12 +28,7 @@ class Pictures(TwoStageDataset):
     samples_per_fetch = 128  # fetch small batches together: one call costs more time than copying four images
 
     def __init__(
-        self,
-        images: Tensor,
-        labels: Tensor,
-        preprocessing: Preprocessing,
-        augment: tuple[str, ...] = (),
-        seed: int = 0,
+        self, images: Tensor, labels: Tensor, preprocessing: Preprocessing, augment: tuple[str, ...] = (), seed: int = 0
     ) -> None:
         self.images, self.labels = images, labels
         self.mean, self.std = preprocessing.mean, preprocessing.std

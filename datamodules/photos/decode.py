@@ -87,9 +87,8 @@ def inspect_picture(path: Path) -> Inspection:
             width, height = image.size
             suffix = path.suffix[1:].lower()
             if 0 < len(suffix) <= MAX_SUFFIX_LENGTH and suffix not in FORMAT_OF_SUFFIX:
-                raise BadPicture(
-                    str(path), UNREAD, f".{suffix} is not a picture suffix, but a picture is inside: rename it"
-                )
+                reason = f".{suffix} is not a picture suffix, but a picture is inside: rename it"
+                raise BadPicture(str(path), UNREAD, reason)
             expected = FORMAT_OF_SUFFIX.get(suffix)
             # Phones write MPO files (a JPEG followed by more pictures) with the suffix .jpg.
             flags = MISNAMED * (image.format != expected and (image.format, expected) != ("MPO", "JPEG"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import stat
 import unicodedata
 from array import array
 from collections import Counter
@@ -15,7 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from datamodules.errors import DataError, special_file_kind
+from datamodules.errors import DataError
 from datamodules.files import OUTPUT_MARKER
 from datamodules.text import first_names, plural, printable
 
@@ -264,10 +265,8 @@ def _refuse_two_layouts(root: Path, subfolders: list[str]) -> None:
     problem, tops = f"{printable(str(root))} can be read in two ways", first_names([*names_below], 3)
     if len(_find_split_folders(shared)) > 1:
         raise DataError(f"{problem}: move the splits {first_names(shared, 3)} out of {tops}, as in train/<class>/")
-    raise DataError(
-        f"{problem}. If {tops} are the classes: --data.layout classes. If they are splits of the classes "
-        f"{first_names(shared, 3)}: --data.layout split"
-    )
+    if_splits = f"If they are splits of the classes {first_names(shared, 3)}: --data.layout split"
+    raise DataError(f"{problem}. If {tops} are the classes: --data.layout classes. {if_splits}")
 
 
 def _fold(name: str) -> str:
@@ -299,10 +298,7 @@ def _device_and_inode(folder: Path) -> tuple[int, int]:
 
 
 def _list_folder(folder: Path) -> tuple[list[str], list[str], list[str], list[str]]:
-    """Return the sorted names of files, folders, links to folders, and folders that a command of this project made.
-
-    Hidden ones are ignored.
-    """
+    """Return the sorted names of files, folders, links to folders, and folders of our results; no hidden ones."""
     files, folders, links, outputs = list[str](), list[str](), list[str](), list[str]()
     with os.scandir(folder) as entries:
         for entry in entries:
@@ -390,3 +386,9 @@ def _stat_or_left_out(root: Path, path: str, suffix: str) -> os.stat_result | Le
     if kind := special_file_kind(status.st_mode):
         return LeftOut(path, "no file", f"{kind}: move it out of the folder")
     return status
+
+
+def special_file_kind(mode: int) -> str:
+    """Return what a file with this ``st_mode`` is, such as ``a socket``. Return "" for a regular file."""
+    kinds = {"-": "", "p": "a named pipe", "s": "a socket", "c": "a device", "b": "a device"}
+    return kinds.get(stat.filemode(mode)[0], "not a regular file")

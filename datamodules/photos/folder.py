@@ -48,11 +48,8 @@ class Photos(Listing):
 
     def report(self) -> str:
         """Return text for the user: a table of counts, the files that were left out with reasons, and the notes."""
-        lines = [
-            f"{plural(len(self.paths), 'picture')} in {plural(len(self.class_names), 'class', 'classes')}: "
-            f"{printable(str(self.root))}",
-            *_format_counts(self.class_names, self.counts()),
-        ]
+        counts = f"{plural(len(self.paths), 'picture')} in {plural(len(self.class_names), 'class', 'classes')}"
+        lines = [f"{counts}: {printable(str(self.root))}", *_format_counts(self.class_names, self.counts())]
         if self.left_out:
             lines.append(f"left out: {plural(len(self.left_out), 'file')}")
         for kind, count in Counter(file.kind for file in self.left_out).most_common():
@@ -96,10 +93,8 @@ def examine(
         class_name, root_text = printable(listing.class_names[0]), printable(str(listing.root))
         is_in_root = (listing.root / listing.class_names[0]).is_dir()  # otherwise it is in train/
         fix = f"--data {root_text}/{class_name}" if is_in_root else "move them up, as in train/<class>/"
-        raise DataError(
-            f"{root_text} has only one class, {class_name}, but a classifier needs two: add a second class folder, or, "
-            f"if the classes are inside {class_name}, {fix}"
-        )
+        problem = f"{root_text} has only one class, {class_name}, but a classifier needs two"
+        raise DataError(f"{problem}: add a second class folder, or, if the classes are inside {class_name}, {fix}")
     scan = scan_photos(listing, progress=progress)
     bad, n = scan.bad, len(listing.paths)
     counts = listing.counts()
@@ -123,10 +118,9 @@ def examine(
     for label in np.flatnonzero(listing.counts()[TRAIN] == 0).tolist():
         name = listing.class_names[label]
         reasons = [f"{file.path} ({file.kind})" for file in left_out if f"/{name}/" in f"/{file.path}/"]
-        raise DataError(
-            f"class {printable(name)} has no usable training picture ({first_names(reasons, MAX_NAMES_IN_MESSAGE)}): "
-            "add pictures to its folder or delete the folder"
-        )
+        examples = first_names(reasons, MAX_NAMES_IN_MESSAGE)
+        problem = f"class {printable(name)} has no usable training picture ({examples})"
+        raise DataError(f"{problem}: add pictures to its folder or delete the folder")
     first_copies = first_with_same_content(listing.sha256)
     look_alikes, chains = group_look_alikes(listing, inspections["thumbnail"], first_copies, group)
     groups = look_alikes if group_by is None else group_by_path(look_alikes, listing.paths, group_by)
@@ -143,10 +137,9 @@ def examine(
         is_val = choose_validation_pictures(listing.labels[train], groups[train], order[train], val_size)
         splits[train[is_val]] = VAL
         if group_by is not None and not is_val.any():
-            raise DataError(
-                f"--data.group_by {group_by} leaves no picture for validation: it joins {len(train)} pictures into "
-                f"{plural(len(np.unique(groups[train])), 'group')}; use a pattern with more different matches"
-            )
+            joined = f"it joins {len(train)} pictures into {plural(len(np.unique(groups[train])), 'group')}"
+            problem = f"--data.group_by {group_by} leaves no picture for validation: {joined}"
+            raise DataError(f"{problem}; use a pattern with more different matches")
         notes.append(f"no usable folder val/: {val_size:.0%} of each class became val (seed {seed})")
         sizes = np.bincount(groups[train])
         if (is_group := sizes > 1).any():
@@ -195,20 +188,16 @@ def _make_notes(
     sides = np.sort(np.stack([inspections["width"], inspections["height"]]), axis=0)
     ratio = float(np.median(sides[1] / sides[0]))  # of the usual picture
     if resize == "crop" and (cut_off := 1 - 1 / ratio) > MAX_CUT_OFF:
-        notes.append(
-            f"the usual picture is {ratio:.1f} times as long as wide, and the square center crop cuts off "
-            f"{cut_off:.0%} of it: --data.resize pad or --data.resize squash keeps all of it"
-        )
+        problem = f"the usual picture is {ratio:.1f} times as long as wide, and the square center crop cuts off"
+        notes.append(f"{problem} {cut_off:.0%} of it: --data.resize pad or --data.resize squash keeps all of it")
     counts = photos.counts()
     if counts[VAL].any() and len(not_in_val := np.flatnonzero(counts[VAL] == 0)):
         names = first_names([photos.class_names[label] for label in not_in_val], MAX_NAMES_IN_MESSAGE)
         count_text = plural(len(not_in_val), "class", "classes")
         notes.append(f"accuracy is not measured for {count_text} without pictures in val: {names}")
     if counts[TRAIN].max() >= UNEVEN_CLASS_RATIO * counts[TRAIN].min():
-        notes.append(
-            f"classes are uneven: {counts[TRAIN].min()} to {counts[TRAIN].max()} training pictures; "
-            "--data.balance loss gives them equal weight"
-        )
+        sizes = f"{counts[TRAIN].min()} to {counts[TRAIN].max()} training pictures"
+        notes.append(f"classes are uneven: {sizes}; --data.balance loss gives them equal weight")
     return notes
 
 

@@ -61,11 +61,9 @@ def group_look_alikes(
         members = unique[groups[unique] == chain]
         if near_counts[members].max() < min(len(members) - 1, NEIGHBORS):
             pairs = pairs[:, groups[pairs[0]] != chain]
-            notes.append(
-                f"{plural(int(sizes[cell]), 'picture')}, {shares[cell]:.0%} of class {printable(names[label])}, are a "
-                f"chain: each looks like the next ({printable(listing.paths[chain])}, ...): only exact copies "
-                "stay together; if they belong together, use --data.group_by"
-            )
+            who = f"{plural(int(sizes[cell]), 'picture')}, {shares[cell]:.0%} of class {printable(names[label])},"
+            problem = f"{who} are a chain: each looks like the next ({printable(listing.paths[chain])}, ...)"
+            notes.append(f"{problem}: only exact copies stay together; if they belong together, use --data.group_by")
     return connect(copies, pairs), notes
 
 

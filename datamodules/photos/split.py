@@ -114,17 +114,14 @@ def apply_split_file(listing: Listing, split_file: str, before: Listing) -> List
         splits[row] = SPLITS.index(line.split)
         folder_label = folder_labels.pop(path)
         if line.label not in (folder_label, listing.class_names[listing.labels[row]]):
-            raise DataError(
-                f"{csv_text}: {printable(path)} has the class {printable(line.label)}, but is in the folder of class "
-                f"{printable(folder_label)}: move the file, correct the line, or give the --data.fixes of the run"
-            )
+            labels = f"has the class {line.label}, but is in the folder of class {folder_label}"
+            fix = "move the file, correct the line, or give the --data.fixes of the run"
+            raise DataError(f"{csv_text}: {printable(f'{path} {labels}')}: {fix}")
     lines = {path: line for path, line in lines.items() if path not in folder_labels}  # fixes left out the others
     if lines:
         count_text, names = plural(len(lines), "picture"), first_names(list(lines), MAX_NAMES_IN_MESSAGE)
-        raise DataError(
-            f"{root_text} does not contain {count_text} of {csv_text} ({names}): restore the missing files, or leave "
-            "out --data.split_file"
-        )
+        problem = f"{root_text} does not contain {count_text} of {csv_text} ({names})"
+        raise DataError(f"{problem}: restore the missing files, or leave out --data.split_file")
     if not trainable:
         raise DataError(f"{csv_text} has no line with split train: give a run's split.csv")
     if left_out_count := int((splits < 0).sum()):

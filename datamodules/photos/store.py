@@ -65,10 +65,8 @@ class PictureStore:
                         file.write(picture.contiguous().numpy().data)
                 file.write(np.append(sizes, count).tobytes())
         except OSError as error:
-            raise DataError(
-                f"decoded pictures cannot be written to {path.parent} ({error.strerror}): free some space, or set the "
-                "environment variable XDG_CACHE_HOME to another folder"
-            ) from error
+            fix = "free some space, or set the environment variable XDG_CACHE_HOME to another folder"
+            raise DataError(f"decoded pictures cannot be written to {path.parent} ({error.strerror}): {fix}") from error
 
 
 def store_path(root: Path, paths: Sequence[str] | np.ndarray, settings: dict[str, Any]) -> Path:

@@ -10,7 +10,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, StochasticWeightAveraging, WeightAveraging
 from torch import Tensor
 
-from lit_training.errors import UsageError, print_note, print_once
+from datamodules.text import print_note, print_once
+from lit_training.errors import UsageError
 from lit_training.runs.best_epoch import BestSoFar
 from lit_training.runs.checkpoints import FitCheckpointIO
 from lit_training.runs.folder import resume_hint

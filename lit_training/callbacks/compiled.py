@@ -7,7 +7,8 @@ import torch
 from lightning.fabric.utilities.apply_func import apply_to_collection
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from lit_training.errors import UsageError, print_once
+from datamodules.text import print_once
+from lit_training.errors import UsageError
 from lit_training.runs.lightning_internals import compile_error, compile_in_place
 
 BACKEND = "inductor"

@@ -68,9 +68,7 @@ class EpochLines(ProgressBar):
         # Store the learning rates now, because the schedules change them at the end of the epoch.
         self.learning_rates = [group["lr"] for optimizer in trainer.optimizers for group in optimizer.param_groups[:1]]
 
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         if self.bar is None:
             return
         self.samples += count_samples(batch)

@@ -25,9 +25,9 @@ from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
 from datamodules.loading.order import EvalSampler
+from datamodules.text import print_once
 from lit_models import LitBase
 from lit_training import figures
-from lit_training.errors import print_once
 from lit_training.runs.best_epoch import BestSoFar
 from lit_training.runs.devices import evaluation_mode
 from lit_training.runs.layout import CONFIG
@@ -244,11 +244,9 @@ def _add_settings(logger: TensorBoardLogger, trainer: Trainer, model: LightningM
         settings |= {"data": type(data).__name__, **{f"data.{name}": value for name, value in data.hparams.items()}}
     settings["optimizer"] = ", ".join(type(optimizer).__name__ for optimizer in trainer.optimizers)
     settings |= {"seed": os.environ.get("PL_GLOBAL_SEED"), "devices": trainer.world_size, "epochs": trainer.max_epochs}
-    simple_settings = {
-        name: value if isinstance(value, (bool, int, float, str)) else str(value) for name, value in settings.items()
-    }
+    simple = {name: value if isinstance(value, int | float | str) else str(value) for name, value in settings.items()}
     metrics = ["val_acc", "val_loss", "train_loss"] if _is_classifier(model) else ["val_loss", "train_loss"]
-    summaries = hparams(simple_settings, dict.fromkeys(metrics, 0.0))
+    summaries = hparams(simple, dict.fromkeys(metrics, 0.0))
     # TensorBoard sorts the columns: first those marked as different between runs, then by name.
     content = HParamsPluginData.FromString(summaries[0].value[0].metadata.plugin_data.content)
     for info in content.experiment.hparam_infos:

@@ -21,9 +21,7 @@ class DeviceReport(Callback):
         # DDP calls the model twice, nested: keep the inner call, which ends first
         self.shapes = self.shapes or (inputs[0].shape, output.shape)
 
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         if self.is_done or self.shapes is None:
             return
         self.is_done = True

@@ -29,9 +29,7 @@ class FiniteGuard(Callback):
         self._unchecked_steps: list[tuple[Tensor, int, int, int]] = []
         """Loss, step, epoch and batch number of each batch since the last check."""
 
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         if not isinstance(outputs, dict) or not isinstance(outputs.get("loss"), Tensor):
             return  # the model has its own optimization loop and returns no loss
         self._unchecked_steps.append((outputs["loss"], trainer.global_step, trainer.current_epoch, batch_idx))

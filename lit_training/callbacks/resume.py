@@ -21,24 +21,15 @@ from lightning.pytorch.callbacks import BatchSizeFinder, LearningRateFinder, Mod
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from lightning.pytorch.utilities.parsing import lightning_setattr
 
-from datamodules.text import plural
+from datamodules.text import plural, print_note, print_once
 from lit_models import LitBase
 from lit_training.callbacks.best import other_writers
 from lit_training.callbacks.records import fingerprint, fingerprint_batch
-from lit_training.errors import CheckpointError, print_note, print_once
+from lit_training.errors import CheckpointError
+from lit_training.runs import lightning_internals
 from lit_training.runs.checkpoints import RESUME_STATE, copy_resume_point, read_any
 from lit_training.runs.folder import resume_hint
 from lit_training.runs.layout import CHECKPOINTS, LAST, RESUME
-from lit_training.runs.lightning_internals import (
-    count_epoch_as_complete,
-    epoch_results,
-    last_reload_epoch,
-    logged_steps,
-    restore_epoch_results,
-    restore_loaders,
-    set_logged_steps,
-    start_resumed_epoch,
-)
 from lit_training.runs.loaders import repeatable_loaders, shuffled
 from lit_training.runs.metrics_csv import MetricsCSV
 from lit_training.runs.own_classes import data_of
@@ -141,7 +132,7 @@ class ResumePoint(Callback):
             "limits": trainer.start.limits,  # type: ignore[attr-defined]
             "threads": trainer.start.threads or trainer.threads,  # type: ignore[attr-defined]
             "epoch": trainer.current_epoch,
-            "logged": logged_steps(trainer),
+            "logged": lightning_internals.logged_steps(trainer),
             "rows": metrics_rows,
             "metrics": {name: value.detach().cpu() for name, value in trainer.callback_metrics.items()},
             "shape": self._batch_layout(trainer),
@@ -151,8 +142,8 @@ class ResumePoint(Callback):
             "data": self._data_fingerprint,
             "batches": 0 if finished else batches,
             "batch": fingerprint_batch(batch) if batch is not None else None,
-            "reload_epoch": last_reload_epoch(trainer),
-            "results": gather_objects(trainer, epoch_results(trainer)),
+            "reload_epoch": lightning_internals.last_reload_epoch(trainer),
+            "results": gather_objects(trainer, lightning_internals.epoch_results(trainer)),
             "own": gather_objects(trainer, own),
             "loaders": gather_objects(trainer, [one.changed_state(finished) for one in repeatable_loaders(trainer)]),
         }
@@ -200,9 +191,9 @@ class ResumePoint(Callback):
             raise CheckpointError("the training data has changed since the run began: use --resume never")
         self._refuse_ended_schedule(trainer)
         if self.loaded["finished"]:  # this command goes on with a finished run
-            count_epoch_as_complete(trainer)
+            lightning_internals.count_epoch_as_complete(trainer)
             return
-        restore_loaders(trainer)
+        lightning_internals.restore_loaders(trainer)
         trainer.should_stop = self.loaded.get("should_stop", False)  # early stopping waits for --min_epochs
         metrics = {name: value.to(pl_module.device) for name, value in self.loaded["metrics"].items()}
         trainer.callback_metrics.update(metrics)
@@ -238,7 +229,7 @@ class ResumePoint(Callback):
         """Before the first step of this process, restore what the steps before it changed in the user's objects."""
         is_inside_epoch = self.loaded and not self.loaded["finished"]
         if is_inside_epoch:
-            start_resumed_epoch(trainer, is_start=not self.loaded["batches"])
+            lightning_internals.start_resumed_epoch(trainer, is_start=not self.loaded["batches"])
             self._restore_weights()
         self._restore_weights = lambda: None
         states = own_states(trainer)
@@ -252,7 +243,7 @@ class ResumePoint(Callback):
         if is_inside_epoch and isinstance(pl_module, LitBase) and "losses" in self.loaded:  # from an older version
             pl_module.epoch_losses = self.loaded["losses"][trainer.global_rank]
         if is_inside_epoch and self.loaded.get("results"):
-            restore_epoch_results(trainer, self.loaded["results"][trainer.global_rank])
+            lightning_internals.restore_epoch_results(trainer, self.loaded["results"][trainer.global_rank])
 
     def _batch_layout(self, trainer: Trainer) -> list[Any]:
         """Return the first number of processes, and the number of batches per epoch and per optimizer step."""
@@ -273,7 +264,7 @@ class ResumePoint(Callback):
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         self.watch.note_progress()
         if self.loaded:
-            set_logged_steps(trainer, self.loaded["logged"])
+            lightning_internals.set_logged_steps(trainer, self.loaded["logged"])
         if not self._first_own_states:
             self._restore_own_state(trainer, pl_module)
         if self.loaded:
@@ -295,9 +286,7 @@ class ResumePoint(Callback):
         if signum:
             self._stop(trainer, signum)
 
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         self.watch.note_progress()
         self._step_end_time = time.monotonic()
         self._next_is_step = (batch_idx + 1) % trainer.accumulate_grad_batches == 0 and not trainer.is_last_batch
@@ -311,9 +300,7 @@ class ResumePoint(Callback):
         is_check = batches // every < (batches + trainer.accumulate_grad_batches) // every
         return is_check or (every == math.inf and trainer.is_last_batch)
 
-    def on_validation_batch_start(
-        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
-    ) -> None:
+    def on_validation_batch_start(self, trainer: Trainer, *_: Any, **__: Any) -> None:
         if trainer.sanity_checking:
             return
         self.watch.note_progress()  # so that a validation longer than --timeout does not end the run
@@ -324,7 +311,7 @@ class ResumePoint(Callback):
                 self._stop(trainer, signum)  # without a resume point: a run cannot resume inside a validation
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        count_epoch_as_complete(trainer)
+        lightning_internals.count_epoch_as_complete(trainer)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not self.watch.stepping:  # a limit was reached before the first step
@@ -386,7 +373,6 @@ class ResumePoint(Callback):
 
 
 def other_optimizer_message(trainer: Trainer) -> str:
-    """Return the error message for a resume point that was written with another optimizer."""
     name = type(trainer.optimizers[0]).__name__
     return f"the resume point is of another optimizer than {name}: do not change --optimizer, or use --resume never"
 

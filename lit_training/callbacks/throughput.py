@@ -26,9 +26,7 @@ class Throughput(Callback):
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.sample_count, self.validation_seconds, self.start_time = 0, 0.0, time.monotonic()
 
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         self.sample_count += count_samples(batch)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

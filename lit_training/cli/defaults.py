@@ -13,6 +13,7 @@ from lightning.pytorch.loggers.logger import DummyLogger
 from lightning.pytorch.plugins import CheckpointIO
 from lightning.pytorch.strategies import DDPStrategy, StrategyRegistry
 
+from datamodules.text import is_rank_zero, print_note
 from lit_training.callbacks.best import AVERAGES, BestCheckpoint, StopEarly
 from lit_training.callbacks.compiled import CompileForward
 from lit_training.callbacks.console import EpochLines
@@ -22,7 +23,7 @@ from lit_training.callbacks.finite import FiniteGuard
 from lit_training.callbacks.records import RunRecords
 from lit_training.callbacks.resume import ResumePoint
 from lit_training.callbacks.throughput import Throughput
-from lit_training.errors import UsageError, is_rank_zero, print_note
+from lit_training.errors import UsageError
 from lit_training.runs.checkpoints import FitCheckpointIO
 from lit_training.runs.folder import RunStart, prepare_start
 from lit_training.runs.layout import CHECKPOINTS, LOGS, METRICS

@@ -18,11 +18,11 @@ from datamodules.loading.augmentation import NAMES
 from datamodules.loading.module import SplitDataModule
 from datamodules.machine import available_cores
 from datamodules.photos.split import describe_other_photos
-from datamodules.text import command, plural, printable
+from datamodules.text import command, is_rank_zero, plural, printable
 from lit_models import LitBase
 from lit_models.base import class_record, read_attribute
 from lit_training.callbacks.best import AVERAGES, BestCheckpoint
-from lit_training.errors import CheckpointError, UsageError, is_rank_zero
+from lit_training.errors import CheckpointError, UsageError
 from lit_training.runs import checkpoints
 from lit_training.runs.folder import can_resume, newest_first, relative_path
 from lit_training.runs.hashes import write_hashes
@@ -104,10 +104,7 @@ def _describe_augmentation(names: tuple[str, ...]) -> str:
 
 
 def prepare(run: Run) -> None:
-    """Load the pretrained weights of a new run and examine the photos, on rank 0. Writes nothing.
-
-    Raise a UsageError if the photos of a resumed run are not those that it began with.
-    """
+    """Load the weights of a new run and examine the photos, on rank 0. Raise a UsageError if they are other photos."""
     start, data = run.start, run.data
     if not is_rank_zero() or (start is not None and start.finished):
         return

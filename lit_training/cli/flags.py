@@ -13,9 +13,10 @@ from lightning.pytorch import LightningModule, Trainer
 
 import datamodules
 import lit_models
+from datamodules.text import print_note
 from lit_training.cli.fit import RESULT_FILE_VARIABLE
 from lit_training.cli.optimizers import SCHEDULES
-from lit_training.errors import UsageError, print_note
+from lit_training.errors import UsageError
 from lit_training.runs.folder import find_checkpoint, find_resume_target, run_folder
 from lit_training.runs.layout import CONFIG
 from lit_training.text import closest_name, expand_paths, suggest

@@ -11,9 +11,9 @@ from lightning.pytorch.strategies import StrategyRegistry
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from datamodules.machine import available_cores
-from datamodules.text import plural
+from datamodules.text import plural, print_note
 from lit_training.cli.flags import TRAINER_FLAGS
-from lit_training.errors import UsageError, explain_gpu_error, print_note
+from lit_training.errors import UsageError, explain_gpu_error
 from lit_training.runs.devices import missing_device_message
 from lit_training.text import suggest
 

@@ -20,7 +20,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch.optim import Optimizer
 
 from datamodules.image_folder import ImageFolderDataModule
-from datamodules.text import command
+from datamodules.text import command, print_note
 from lit_models import LitBase
 from lit_models.base import read_attribute
 from lit_training.cli.defaults import add_defaults, register_strategies
@@ -29,7 +29,7 @@ from lit_training.cli.folds import check_flags, refuse_unsuited
 from lit_training.cli.limits import check_trainer, explain_trainer_error
 from lit_training.cli.optimizers import ARGUMENTS_FROM_RUN, SCHEDULES, choose_optimizer
 from lit_training.cli.usage_errors import explain_build_error, explain_parse_error, explain_wrong_value, given_values
-from lit_training.errors import CheckpointError, UsageError, exit_with_error, frames_of, print_note
+from lit_training.errors import CheckpointError, UsageError, exit_with_error, frames_of
 from lit_training.runs.folder import keep_settings
 from lit_training.runs.lightning_internals import actions_of
 from lit_training.runs.own_classes import add_current_folder, with_default_attributes
@@ -215,9 +215,8 @@ class FitCLI(LightningCLI):
             trainer = FitTrainer(**add_defaults(config, self.run, dump_config))
             refuse_other_ranks(trainer)
             if self.config["folds"] and trainer.world_size > 1:
-                raise UsageError(
-                    f"--folds trains on one device: --devices 1{' --num_nodes 1' * (trainer.num_nodes > 1)}"
-                )
+                nodes = " --num_nodes 1" * (trainer.num_nodes > 1)
+                raise UsageError(f"--folds trains on one device: --devices 1{nodes}")
             if (start := self.run.start) is not None and not start.finished:
                 self.run.start = start = keep_settings(start, self.config, trainer.world_size, self.typed)
                 for name, done in (("max_epochs", start.epoch), ("max_steps", start.step)):

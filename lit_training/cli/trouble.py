@@ -51,15 +51,12 @@ def _to_one_line_error(error: Exception, run: Run) -> BaseException | None:
     resume_point = start.checkpoint if start is not None else None
     if isinstance(error, BadPicture):
         hint = resume_hint(start.folder) if start is not None else ""
-        return TrainingError(
-            f"{printable(error.name)}: {error.kind} ({error.reason}), but it was readable when the run started: "
-            f"restore it, then {hint or 'start again'}"
-        )
+        problem = f"{error.kind} ({error.reason}), but it was readable when the run started"
+        return TrainingError(f"{printable(error.name)}: {problem}: restore it, then {hint or 'start again'}")
     if isinstance(error, OSError) and error.errno in WRITE_ERROR_NUMBERS:
-        return CheckpointError(
-            f"cannot write {error.filename or 'to the folder of the run'} ({error.strerror}): free disk space and "
-            "continue with --resume, or choose another folder with --default_root_dir"
-        )
+        problem = f"cannot write {error.filename or 'to the folder of the run'} ({error.strerror})"
+        fix = "free disk space and continue with --resume, or choose another folder with --default_root_dir"
+        return CheckpointError(f"{problem}: {fix}")
     is_restoring = run.trainer.strategy.checkpoint_io.is_restoring
     if resume_point and is_restoring and (parts := checkpoints.read_any(resume_point).get(MISSING_PARTS)):
         return CheckpointError(f"{resume_point} cannot be restored ({type(error).__name__}: {text}){parts}")

@@ -22,17 +22,16 @@ from torchvision.transforms import InterpolationMode
 
 from datamodules import DataError, Preprocessing
 from datamodules.files import atomic_write
+from datamodules.text import print_once
 from lit_models import LitBase
 from lit_models.base import dotted_path
-from lit_training.errors import CheckpointError, print_once
+from lit_training.errors import CheckpointError
 from lit_training.runs.layout import PREVIOUS
 from lit_training.runs.own_classes import find_class, is_own
 from lit_training.runs.plain import MISSING_PARTS, create, plain_checkpoint
 
 SECONDS_BETWEEN_WRITES = 5.0
 RESUME_STATE = "ResumePoint"  # key of the state that makes a checkpoint a resume point; only ResumePoint.save adds it
-
-
 OLDER_ARGUMENTS = {"group": "exact"}
 """Arguments that ImageFolderDataModule did not have in older versions -> the values with which it does the same."""
 
@@ -108,10 +107,9 @@ def _write(target: Path, save: Callable[[IO[bytes]], Any], keep_old: bool = Fals
         cause = error if isinstance(error, OSError) else error.__context__
         if not isinstance(cause, OSError):
             raise
-        raise CheckpointError(
-            f"cannot write {target} ({cause.strerror or cause}): earlier checkpoints are complete; "
-            "free space on the disk, or choose another folder with --default_root_dir"
-        ) from error
+        fix = "free space on the disk, or choose another folder with --default_root_dir"
+        problem = f"cannot write {target} ({cause.strerror or cause}): earlier checkpoints are complete"
+        raise CheckpointError(f"{problem}; {fix}") from error
 
 
 def copy_resume_point(source: Path, target: Path) -> None:
@@ -140,10 +138,7 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def read_any(path: Path, mmap: bool = False) -> dict[str, Any]:
-    """Read a checkpoint of any model to the CPU, without executing its code. Raise a CheckpointError if this fails.
-
-    With ``mmap``, tensors are read from the file only when they are used.
-    """
+    """Read a checkpoint to the CPU without running its code; ``mmap``: only what is used. Raise a CheckpointError."""
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except Exception as error:  # unpickling may raise any error
@@ -163,10 +158,7 @@ def lacks_calibration(path: Path) -> bool:
 
 
 def load_model(checkpoint: dict[str, Any], announce: bool = True) -> LitBase:
-    """Return the model of a checkpoint, in evaluation mode on the CPU. Raise a CheckpointError if this fails.
-
-    With ``announce``, print a note if its class is one of the user.
-    """
+    """Return the model in evaluation mode on the CPU; ``announce`` a class of the user. Raise a CheckpointError."""
     model_class = find_class(checkpoint["lit"].get("model_class"), LitBase)
     with _explain_errors(model_class, checkpoint):
         with warnings.catch_warnings():

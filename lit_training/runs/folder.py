@@ -14,8 +14,8 @@ from typing import IO, Any
 import yaml
 
 from datamodules.files import OUTPUT_MARKER, atomic_write
-from datamodules.text import command, first_names, plural
-from lit_training.errors import CheckpointError, UsageError, is_rank_zero, print_note
+from datamodules.text import command, first_names, is_rank_zero, plural, print_note
+from lit_training.errors import CheckpointError, UsageError
 from lit_training.runs import checkpoints
 from lit_training.runs.layout import BEST, CHECKPOINTS, CONFIG, FOLDS, LAST, LOGS, PREVIOUS, RESUME, SPLIT
 from lit_training.text import expand_paths
@@ -129,9 +129,8 @@ def prepare_start(resume: str, root: str, config_yaml: str, photos: str | None =
     if path.is_file():
         return _read_resume_point(replace(lock_run(run), limits=limits), path)
     if (start := lock_and_read_resume_point(run, limits)).checkpoint is None and not can_resume(run):
-        raise CheckpointError(
-            f"{run} has no resume point yet: repeat its command, with --resume auto to use its folder"
-        )
+        fix = "repeat its command, with --resume auto to use its folder"
+        raise CheckpointError(f"{run} has no resume point yet: {fix}")
     return start
 
 
@@ -232,9 +231,8 @@ def _make_folder(root: str, config_yaml: str) -> RunStart:
             file.write(config_yaml)
         return start
     except OSError as error:
-        raise CheckpointError(
-            f"cannot create a run in {logs} ({error.strerror}): choose another folder with --default_root_dir"
-        ) from error
+        fix = "choose another folder with --default_root_dir"
+        raise CheckpointError(f"cannot create a run in {logs} ({error.strerror}): {fix}") from error
 
 
 def lock_run(run: Path) -> RunStart:
@@ -353,7 +351,7 @@ def _that_decide(config: dict[str, Any] | None) -> dict[str, Any]:
 
 def _without_size(config: dict[str, Any] | None) -> tuple[dict[str, Any], int | None, int | None]:
     """Return a configuration without devices and batch size, and the batch size of one and of all devices, or None."""
-    rest = _that_decide(config)
+    rest = copy.deepcopy(config or {})
     trainer, arguments = rest.get("trainer") or {}, (rest.get("data") or {}).get("init_args") or {}
     devices, nodes = str(trainer.pop("devices", "")), trainer.pop("num_nodes", 1)
     if type(arguments.get("batch_size")) is not int:  # data of a user may have none, or several
@@ -377,7 +375,7 @@ def limits_of(config: dict[str, Any] | None) -> dict[str, Any]:
 
 
 def _refuse_other_settings(new_config: dict[str, Any], run_config: dict[str, Any], run: Path) -> None:
-    new_config, run_config = _without_size(new_config)[0], _without_size(run_config)[0]
+    new_config, run_config = (_without_size(_that_decide(config))[0] for config in (new_config, run_config))
     keys = ["seed_everything", "model", "data", "optimizer", "lr_scheduler", "threads", "compile", "folds", "repeats"]
     for key in keys:
         if not _same_settings({key: run_config.get(key)}, {key: new_config.get(key)}):

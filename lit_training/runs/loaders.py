@@ -14,7 +14,8 @@ from lightning.pytorch.utilities import CombinedLoader
 from torch.utils.data import DistributedSampler
 
 from datamodules.loading.seeds import combine_seeds
-from lit_training.errors import TrainingError, print_once
+from datamodules.text import print_once
+from lit_training.errors import TrainingError
 from lit_training.runs.lightning_internals import set_last_reload_epoch
 from lit_training.runs.own_classes import with_default_attributes
 from lit_training.runs.own_state import MAX_NUMBERS, OwnState

@@ -17,7 +17,8 @@ import yaml
 from jsonargparse import ArgumentParser
 from lightning.fabric.utilities.apply_func import apply_to_collection
 
-from lit_training.errors import CheckpointError, print_once
+from datamodules.text import print_once
+from lit_training.errors import CheckpointError
 
 SIMPLE = (type(None), bool, int, float, complex, str, bytes, torch.Size, torch.dtype, torch.device)
 UNSAVED = {

@@ -24,8 +24,10 @@ from lit_training.runs.hashes import find_changed_files, hash_file
 from lit_training.runs.layout import EVALUATION, HASHES, METRICS, OUT_OF_FOLD, PREDICTIONS, SPLIT
 from lit_training.runs.loaders import seed_random_numbers
 from lit_training.runs.out_of_fold import read_out_of_fold
+from lit_training.text import is_number
 from lit_training.trained.calibrate import Calibration, ValidationOutputs, fit_calibration, fit_from_folds
 from lit_training.trained.compare import read_run
+from lit_training.trained.evaluate import QUIET
 from lit_training.trained.load import SavedRun, load
 from lit_training.trained.outputs import write_evaluation
 
@@ -77,8 +79,7 @@ def _check_metrics(saved: SavedRun, accelerator: str, photos: str | None) -> Ite
     data: Any = best.data()
     if isinstance(data, ImageFolderDataModule):
         data.root, data.hparams["split_file"] = Path(photos or data.root).expanduser(), str(saved.folder / SPLIT)
-    parts: Any = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
-    trainer, model = Trainer(accelerator=accelerator, devices=1, **parts), best.model()
+    trainer, model = Trainer(accelerator=accelerator, devices=1, **QUIET), best.model()
     seed_random_numbers(best.checkpoint["lit"].get("seed") or 0, trainer.strategy.root_device)  # setup() may draw
     trainer.callbacks.append(outputs := ValidationOutputs())  # type: ignore[attr-defined]
     [computed] = trainer.validate(model, data, verbose=False)
@@ -146,8 +147,5 @@ def _differing_rows(run: Path, name: Path, computed: Path) -> Iterator[str]:
 
 
 def _agree(column: str, stated: str, computed: str) -> bool:
-    if stated == computed or column != "probability":
-        return stated == computed
-    with contextlib.suppress(ValueError):
-        return math.isclose(float(stated), float(computed), rel_tol=TOLERANCE)
-    return False
+    are_shares = column == "probability" and is_number(stated) and is_number(computed)
+    return stated == computed or (are_shares and math.isclose(float(stated), float(computed), rel_tol=TOLERANCE))

@@ -27,10 +27,10 @@ from datamodules.photos.find import SPLITS, TEST, TRAIN, VAL, Listing, find_phot
 from datamodules.photos.folder import describe_lost
 from datamodules.photos.scan import Scan, scan_photos
 from datamodules.photos.split import find_scored_pictures, read_split_file
-from datamodules.text import first_names, plural, printable
+from datamodules.text import first_names, is_rank_zero, plural, print_note, printable
 from lit_models import LitBase
 from lit_models.base import dotted_path
-from lit_training.errors import CheckpointError, UsageError, is_rank_zero, print_note
+from lit_training.errors import CheckpointError, UsageError
 from lit_training.runs import checkpoints
 from lit_training.runs.devices import find_device
 from lit_training.runs.folder import relative_path, run_folder
@@ -47,6 +47,7 @@ from lit_training.trained.calibrate import Calibration
 from lit_training.trained.describe import sample_input
 from lit_training.trained.predict import distinct_class_names
 
+QUIET: Any = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
 MAX_MISTAKES = 12
 MAX_PRINTED_FILES = 10
 MAX_PRINTED_CLASSES = 12
@@ -157,10 +158,8 @@ def evaluate(
             batches.append((outputs["output"], outputs["target"]))
             report_progress(len(batches), int(trainer.num_test_batches[0]))
 
-        parts = ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary")
-        unused: dict[str, Any] = dict.fromkeys(parts, False)
         collector = LambdaCallback(on_test_batch_end=collect)
-        trainer = Trainer(accelerator=accelerator, devices=devices, callbacks=[collector], **unused)
+        trainer = Trainer(accelerator=accelerator, devices=devices, callbacks=[collector], **QUIET)
         refuse_other_ranks(trainer)
         bind_to_loopback(trainer)
         is_ordered = isinstance(module, SplitDataModule)
@@ -283,10 +282,8 @@ def _choose_data(
         for note in notes:
             print_note(note)
         if not len(listing.paths):
-            raise DataError(
-                f"{printable(root)} has no test or val pictures of this run: --photos DIR if they were moved, "
-                "or --data DIR to evaluate on other photos"
-            )
+            fix = "--photos DIR if they were moved, or --data DIR to evaluate on other photos"
+            raise DataError(f"{printable(root)} has no test or val pictures of this run: {fix}")
     else:
         data = checkpoints.load_data({**checkpoint, "datamodule_hyper_parameters": arguments})
         data.setup("test")

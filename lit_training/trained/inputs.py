@@ -16,11 +16,10 @@ import torch
 from torch import Tensor
 
 from datamodules import Preprocessing
-from datamodules.errors import special_file_kind
 from datamodules.machine import available_cores
 from datamodules.photos.dataset import PhotoFiles, read_pixels
 from datamodules.photos.decode import BadPicture
-from datamodules.photos.find import find_files_below
+from datamodules.photos.find import find_files_below, special_file_kind
 from datamodules.text import plural
 from lit_training.text import is_number
 

@@ -11,9 +11,9 @@ from datamodules.photos.dataset import eval_transform, read_pixels
 from datamodules.photos.find import TEST, Listing
 from datamodules.photos.fixes import FIX_COLUMNS, KEEP
 from datamodules.photos.scan import scan_photos
-from datamodules.text import command, plural, printable
+from datamodules.text import command, plural, print_note, printable
 from lit_training import figures
-from lit_training.errors import UsageError, print_note
+from lit_training.errors import UsageError
 from lit_training.runs.folder import newest_usable_run, relative_path, run_folder
 from lit_training.runs.hashes import recorded
 from lit_training.runs.layout import FIXES, OUT_OF_FOLD, SPLIT, WRONG_LABELS

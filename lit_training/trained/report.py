@@ -21,11 +21,10 @@ from datamodules.photos.dataset import PhotoFiles
 from datamodules.photos.decode import read_picture
 from datamodules.photos.find import SPLITS
 from datamodules.photos.split import read_split_file
-from datamodules.text import command, printable
+from datamodules.text import command, print_note, printable
 from lit_models import LitBase
 from lit_models.backbones import license_of_weights
 from lit_training import figures
-from lit_training.errors import print_note
 from lit_training.runs.folder import relative_path
 from lit_training.runs.layout import CONFIG, LEFT_OUT, METRICS, MODEL_CARD, OUT_OF_FOLD, RECORD, REPORT, SPLIT
 from lit_training.runs.own_classes import is_own

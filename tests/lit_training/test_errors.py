@@ -9,8 +9,9 @@ from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from datamodules import DataError
+from datamodules.text import is_rank_zero
 from lit_models import ModelError
-from lit_training.errors import CheckpointError, TrainingError, UsageError, is_rank_zero, one_line_errors
+from lit_training.errors import CheckpointError, TrainingError, UsageError, one_line_errors
 from lit_training.runs.run import FitTrainer
 from tests.support.commands import run
 

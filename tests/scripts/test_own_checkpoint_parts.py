@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from lit_training.errors import print_once
+from datamodules.text import print_once
 from tests.support.commands import run, run_well
 from tests.support.own_classes import remember_imports
 

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 import torch
 
+from datamodules.text import print_once
 from lit_training.callbacks.resume import ResumePoint
-from lit_training.errors import CheckpointError, print_once
+from lit_training.errors import CheckpointError
 from lit_training.runs.plain import create
 from tests.support import printed
 from tests.support.commands import run, run_well

@@ -13,10 +13,10 @@ import shutil
 import signal
 import sys
 import tempfile
-import traceback
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -28,7 +28,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT)] * (__name__ == "__main__")
 
 from tests.stress.kill_runs import TIME_COLUMNS, are_equal  # noqa: E402
-from tests.support.forks import WARM, start_server  # noqa: E402
+from tests.support.forks import WARM, end_with, start_server  # noqa: E402
 
 OWN = ROOT / "tests" / "support" / "own" / "parts.py"
 MANUAL = ROOT / "docs" / "your_own.md"
@@ -151,26 +151,18 @@ def fork(line: str, folder: Path, kill_at: int | None = None) -> tuple[int | Non
 
 def _run_and_exit(line: str, folder: str, kill_at: int | None) -> None:
     """Run a script in the process that was forked for it."""
-    code = 70
-    try:
-        os.setsid()
-        os.chdir(folder)
-        target = os.open("output.txt", os.O_WRONLY | os.O_APPEND)
-        os.dup2(target, 1)
-        os.dup2(target, 2)
-        sys.stdout, sys.stderr = os.fdopen(1, "w", closefd=False), os.fdopen(2, "w", closefd=False)
-        script, *arguments = shlex.split(line)
-        sys.argv = [str(ROOT / "scripts" / script), *arguments]
-        code = _run(kill_at)
-    except BaseException:
-        traceback.print_exc()
-    finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
+    os.setsid()
+    os.chdir(folder)
+    target = os.open("output.txt", os.O_WRONLY | os.O_APPEND)
+    os.dup2(target, 1)
+    os.dup2(target, 2)
+    sys.stdout, sys.stderr = os.fdopen(1, "w", closefd=False), os.fdopen(2, "w", closefd=False)
+    script, *arguments = shlex.split(line)
+    sys.argv = [str(ROOT / "scripts" / script), *arguments]
+    end_with(partial(_run, kill_at))
 
 
-def _run(kill_at: int | None) -> int:
+def _run(kill_at: int | None) -> None:
     from lit_training.callbacks.resume import ResumePoint
     from lit_training.cli.parser import FitCLI
 
@@ -186,11 +178,7 @@ def _run(kill_at: int | None) -> int:
         mock.patch.object(ResumePoint, "TIME_SHARE", 1e9),  # a resume point before each step
         mock.patch.object(FitCLI, "instantiate_trainer", with_killer),
     ):
-        try:
-            runpy.run_path(sys.argv[0], run_name="__main__")
-        except SystemExit as stop:
-            return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
-    return 0
+        runpy.run_path(sys.argv[0], run_name="__main__")
 
 
 def run_row(row: Row, place: Path) -> None:

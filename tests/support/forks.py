@@ -12,9 +12,11 @@ import sys
 import tempfile
 import time
 import traceback
+from collections.abc import Callable
+from functools import partial
 from multiprocessing import forkserver
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, NoReturn
 from unittest import mock
 
 from tests.stress.kill_runs import devices_of, fork_ranks
@@ -96,9 +98,14 @@ def _run(arguments: list[str], folder: str, environment: dict[str, str], outputs
     script = ROOT / "scripts" / arguments[0]  # or an absolute path
     sys.argv, sys.path[0] = [str(script), *arguments[1:]], str(script.parent)
     fork_ranks(devices_of(arguments))
+    end_with(partial(runpy.run_path, str(script), run_name="__main__"))
+
+
+def end_with(run: Callable[[], object]) -> NoReturn:
+    """Call a function, and end this process with the exit code of a program that does only that."""
     code = 1
     try:
-        runpy.run_path(str(script), run_name="__main__")
+        run()
         code = 0
     except SystemExit as stop:
         code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)

@@ -15,6 +15,7 @@ from datamodules import CIFAR10DataModule, ImageFolderDataModule, RandomDataModu
 from datamodules.errors import DataError
 from datamodules.loading import device as loading
 from datamodules.loading.loader import ResumableLoader, make_loader
+from datamodules.text import print_once
 from lit_training.callbacks.features import Features
 from tests.support.loaders import rank_of
 
@@ -27,7 +28,7 @@ def every_note() -> None:
 
 
 def print_each_note_again() -> None:
-    loading.print_note.__wrapped__.cache_clear()  # type: ignore[attr-defined]
+    print_once.cache_clear()
 
 
 def dataset_of(kind: str, photo_folder: Path) -> Any:

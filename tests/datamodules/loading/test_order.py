@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from lightning.pytorch import LightningModule
 
 from datamodules.loading import order as order_module
-from datamodules.loading.device import print_note
 from datamodules.loading.order import CHUNK, PADDING, EvalSampler, Permutation, TrainSampler, gather_in_input_order
 from datamodules.loading.seeds import combine_seeds
+from datamodules.text import print_once
 from lit_models import LitCNN
 from tests.support.loaders import epoch_of, loader_of, rank_of
 
@@ -192,7 +192,7 @@ def test_a_model_that_does_not_know_the_padding_gets_the_last_sample_again(
     model: LightningModule, length: int, last: list[int], capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The loss of the target -1 would be an error, or NaN."""
-    print_note.__wrapped__.cache_clear()  # type: ignore[attr-defined]
+    print_once.cache_clear()
     trainer = rank_of(2, 3)
     trainer.lightning_module = model
     assert epoch_of(loader_of(length, 4, trainer, train=False), 0) == [last]

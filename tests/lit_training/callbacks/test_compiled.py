@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch._dynamo.utils import counters
 
+from datamodules.text import print_once
 from lit_training.callbacks import compiled
 from lit_training.callbacks.compiled import CompileForward
-from lit_training.errors import print_once
 from tests.support.commands import run
 from tests.support.fits import SHAPES, SMALL_NET, assert_same_end, fit, fit_run, kill_and_resume, last
 from tests.support.own_classes import remember_imports

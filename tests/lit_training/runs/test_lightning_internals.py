@@ -275,7 +275,7 @@ def test_a_resumed_run_needs_each_workaround(helper: str, monkeypatch: pytest.Mo
     line = f"{SHAPES} --max_epochs 3 {plateau}"
     uninterrupted = fit_run(f"{line} --default_root_dir uninterrupted")
     line += " --default_root_dir killed --resume auto"
-    monkeypatch.setattr(f"lit_training.callbacks.resume.{helper}", lambda *_: None)
+    monkeypatch.setattr(f"lit_training.runs.lightning_internals.{helper}", lambda *_: None)
     for step in (6, 13):
         fit(line, kill_at=step)
     run = fit_run(line)

@@ -13,7 +13,7 @@ import pytest
 import torch
 from jsonargparse.typing import PositiveInt
 
-from lit_training.errors import print_once
+from datamodules.text import print_once
 from lit_training.runs.plain import NOT_SAVED, create, plain_checkpoint, to_plain
 
 Level = enum.IntEnum("Level", {"LOW": 1, "HIGH": 2})

@@ -209,7 +209,7 @@ def test_an_older_checkpoint_with_data_of_the_user_is_refused(rows_run_of_sessio
 TWO_PROCESSES = """
 import torch
 from lit_training import load
-from lit_training.errors import is_rank_zero
+from datamodules.text import is_rank_zero
 
 torch.set_num_threads(1)
 evaluation = load("model.ckpt").evaluate(None, "cpu", "2")
