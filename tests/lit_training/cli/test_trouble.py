@@ -28,13 +28,15 @@ def run_of(line: str = "") -> Run:
     ],
 )
 def test_out_of_memory_names_the_batch_size_and_the_flag_to_try(error: RuntimeError) -> None:
-    run = run_of("--data.batch_size 64")
-    said = "64 samples per step and device: --data.batch_size 32 --accumulate_grad_batches 2 gives the same"
+    run = run_of("--data.batch_size 64 --accumulate_grad_batches 3")
+    said = "64 samples per step and device: --data.batch_size 32 --accumulate_grad_batches 6 gives the same"
     with pytest.raises(TrainingError, match=said), one_line_failures(run):
         raise error
 
 
 def test_out_of_memory_with_one_sample_suggests_a_smaller_image() -> None:
+    with pytest.raises(TrainingError, match=r"--data\.batch_size 1 "), one_line_failures(run_of("--data.batch_size 2")):
+        raise torch.OutOfMemoryError("CUDA out of memory.")
     run = run_of("--data.batch_size 1")
     said = "with 1 sample per step and device: one sample per step"
     with pytest.raises(TrainingError, match=said), one_line_failures(run):
