@@ -2,6 +2,8 @@
 
 import errno
 import os
+import re
+from dataclasses import replace
 
 import pytest
 import torch
@@ -81,6 +83,29 @@ def test_a_schedule_of_the_users_own_that_has_ended_says_what_to_change() -> Non
     said = r"schedule has ended \(Tried to step 5 times.*: give it total_steps=self.trainer.estimated_stepping_batches"
     with pytest.raises(TrainingError, match=said), one_line_failures(run):
         run.trainer.fit(run.model, run.data)
+
+
+@pytest.mark.parametrize(
+    ("saved", "said"),
+    [
+        ("lit_models.mlp.LitMLP", "holds a LitMLP, not a LitCNN: use --model LitMLP, or --resume never"),
+        ("my_model.Wide", "holds a my_model.Wide, not a LitCNN: use --model my_model.Wide, or --resume never"),
+        (
+            "lit_models.cnn.LitCNN",
+            "does not fit this LitCNN (size mismatch for net.fc3.bias): use the settings of that run",
+        ),
+    ],
+)
+def test_weights_of_another_network_are_named(saved: str, said: str) -> None:
+    run = run_of()
+    assert run.start is not None
+    point = run.start.folder / "checkpoints" / "last.ckpt"
+    point.parent.mkdir()
+    torch.save({"lit": {"model_class": saved}}, point)
+    run.trainer.start = replace(run.start, checkpoint=point)
+    text = "Error(s) in loading state_dict for LitCNN:\n\tsize mismatch for net.fc3.bias.\n\tsize mismatch for x."
+    with pytest.raises(CheckpointError, match=re.escape(said)), one_line_failures(run):
+        raise RuntimeError(text)
 
 
 def test_a_photo_lost_during_training_is_named() -> None:
