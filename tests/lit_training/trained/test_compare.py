@@ -140,6 +140,12 @@ def test_tiny_losses_are_not_rounded_to_zero() -> None:
     assert summarize_seeds(runs) == ["val_loss    3e-06 +- 1.414e-06  (n = 2 seeds)"]
 
 
+def test_of_several_validations_in_an_epoch_the_last_one_is_drawn_and_the_best_one_counts() -> None:
+    rows = [{"epoch": "0", "val_acc": accuracy} for accuracy in ("0.5", "0.75", "0.625")]
+    run = ComparedRun("a", Path("a"), {}, rows, None)
+    assert (run.curves, run.best) == ({"val_acc": {1: 0.625}}, {"val_acc": 0.75})
+
+
 def test_only_different_settings_are_listed(tmp_path: Path) -> None:
     runs = [read_run(str(make_run(tmp_path / f"version_{i}", lr, [0.5, 0.7]))) for i, lr in enumerate([1, 2])]
     assert differences(runs) == {"model.lr": ["1", "2"]}

@@ -209,3 +209,8 @@ def test_failed_write_keeps_the_old_file(monkeypatch: pytest.MonkeyPatch) -> Non
     with pytest.raises(UsageError, match=r"--output p\.csv cannot be written \(No space left on device\)"):
         write_predictions(ANSWERS * 2, "p.csv")
     assert Path("p.csv").read_bytes() == old
+
+
+def test_names_in_a_set_can_be_separated() -> None:
+    head, [row] = prediction_table([Prediction("a.jpg", probabilities={"a;b": 1.0}, set=("a;b", "c\\"))])
+    assert row[head.index("set")] == "a\\;b;c\\\\"
