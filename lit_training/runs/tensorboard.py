@@ -31,6 +31,5 @@ class BufferedTensorBoard(TensorBoardLogger):
 
     @rank_zero_only
     def finalize(self, status: str) -> None:
-        if self._waiting:
-            self.save()
+        self.save()
         super().finalize(status)

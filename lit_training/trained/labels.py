@@ -62,7 +62,7 @@ def report_wrong_labels(listing: Listing, run: str, num_workers: int | None = No
         if (folder / FIXES).exists():
             print_note(f"{folder / FIXES} exists and stays as it is: rename it to get a new one")
         else:
-            write_spreadsheet(folder / FIXES, [FIX_COLUMNS, *table], numbers="confidence")
+            write_spreadsheet(folder / FIXES, [FIX_COLUMNS, *table])
             print(printable(f"written     {folder / FIXES}"))
     print(printable(f"written     {folder / WRONG_LABELS}"))
     return len(wrong)

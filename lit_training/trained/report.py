@@ -87,7 +87,7 @@ def _run_facts(folder: Path, model: Any, data: Any, evaluation: Any) -> dict[str
     best = {name: format_metric(name, value) for name, value in run.best.items()} if run else {}
     split, results = evaluation and evaluation.split, best | (scores_of(evaluation) if evaluation else {})
     backbone, weights = (str(model.hparams.get(name) or "") for name in ("backbone", "weights"))
-    owner = "unknown" if is_own(type(model)) else license_of_weights(backbone, weights and Path(weights).name)
+    owner = "unknown" if is_own(type(model)) else license_of_weights(backbone, weights)
     network, place = backbone or type(model).__name__, type(data or model).__name__
     place = data.root.resolve().name if isinstance(data, ImageFolderDataModule) else place
     takes = {3: "picture", 1: "row of numbers"}.get(getattr(model, "sample_ndim", 0), "sample")

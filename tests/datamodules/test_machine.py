@@ -27,7 +27,8 @@ def test_missing_home_folder_is_refused(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 @pytest.mark.parametrize(
-    ("quota", "cores"), [("max 100000", 8), ("300000 100000", 3), ("50000 100000", 1), ("900000 100000", 8), ("", 8)]
+    ("quota", "cores"),
+    [("max 100000", 8), ("300000 100000", 3), ("50000 100000", 1), ("350000 100000", 3), ("900000 100000", 8), ("", 8)],
 )
 def test_quota_of_a_container_limits_the_cores(quota: str, cores: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(8)), raising=False)

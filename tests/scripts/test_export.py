@@ -19,7 +19,6 @@ from torch import nn
 
 from datamodules import Preprocessing
 from datamodules.photos.dataset import PhotoFiles, read_pixels
-from lit_models import LitBase, LitTransfer
 from lit_models.cnn import LeNet
 from lit_training import load
 from lit_training.errors import UsageError
@@ -160,35 +159,6 @@ def test_one_wrong_probability_of_one_picture_is_refused(here: None, tmp_path: P
         export.compare_answers(model, tmp_path, files)
 
 
-class Own(LitBase):
-    """A network whose arguments do not say the number of its outputs."""
-
-    def __init__(self, in_features: int = 6) -> None:
-        super().__init__()
-        self.save_hyperparameters()
-        self.layer = nn.Linear(in_features, 3)
-        self.make_metrics(3)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.layer(x if x.ndim == 2 else x.mean((2, 3)))
-
-
-@pytest.mark.parametrize(("task", "ndim"), [("classification", 1), ("regression", 3)])
-def test_own_networks_on_rows_and_pictures(task: Any, ndim: int, tmp_path: Path) -> None:
-    model = Own(6 if ndim == 1 else 3).eval()
-    model.task, model.sample_ndim, model.class_names = task, ndim, None
-    model.preprocessing = Preprocessing(32, 36).to_dict() if ndim == 3 else None
-    assert export.describe_network(model)["license_of_weights"] == "unknown"
-    export.build_onnx(model, tmp_path / export.MODEL)
-    name = "rows.py" if ndim == 1 else "pictures.py"
-    shutil.copy(Path(export.__file__).parent / "examples" / name, tmp_path / export.EXAMPLE)
-    np.save("rows.npy", np.random.default_rng(0).standard_normal((4, 6)))
-    scene(1).save("picture.png")
-    said = export.compare_answers(model, tmp_path, ["rows.npy" if ndim == 1 else "picture.png"])
-    same = "the same class for each, " * (task == "classification")
-    assert said.startswith(f"{'4 rows' if ndim == 1 else '1 picture'}: {same}the largest difference is ")
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("flags", "said"),
@@ -202,24 +172,6 @@ def test_own_data_is_compared(flags: str, said: str) -> None:
     with remember_imports():
         run_well(f"fit.py {flags} --max_epochs 1 --dashboard false --quiet --accelerator cpu")
         assert said in run_well("export.py latest --to model")
-
-
-@pytest.mark.parametrize("is_tied", [False, True])
-def test_weights_of_own_networks_are_whole(is_tied: bool, tmp_path: Path) -> None:
-    model = Own()
-    model.net = nn.Linear(6, 3)  # a part of the network, beside model.layer
-    if is_tied:
-        model.net.weight = model.layer.weight
-    export._write_weights(model, tmp_path / "own.safetensors")
-    found = load_file(tmp_path / "own.safetensors")
-    assert sorted(found) == ["layer.bias", "layer.weight", "net.bias", "net.weight"]
-    assert all(torch.equal(found[name], tensor) for name, tensor in model.state_dict().items())
-
-
-def test_facts_have_no_path_of_this_machine() -> None:
-    model = LitTransfer("resnet18", num_classes=2, weights="none", freeze=False)
-    model.hparams["weights"] = "/home/me/my weights.pth"
-    assert export.describe_network(model)["license_of_weights"] == "that of my weights.pth"
 
 
 def replaced_graph(passes: int = 2, antialias: int = 1, channels: str = "0, 1, 2") -> Callable[[Preprocessing], object]:
@@ -391,6 +343,16 @@ def test_pictures_to_compare(here: None, trained: Path, monkeypatch: pytest.Monk
     )
     files = export._inputs_to_compare(saved, saved.model(), Path(), None)
     assert set(files) == names
+    split_file = saved.folder / "split.csv"
+    lines = split_file.read_text()
+    for wanted in (
+        "test",
+        "train",
+    ):  # of a run with --folds: its test pictures, or, without them, those of the training
+        split_file.write_text(lines.replace(",val,", f",{wanted},"))
+        files = export._inputs_to_compare(saved, saved.model(), Path(), None)
+        assert set(files) == names if wanted == "test" else names < set(files)
+    split_file.write_text(lines)
     monkeypatch.setattr(export, "MAX_COMPARED", 10)
     files = export._inputs_to_compare(saved, saved.model(), Path(), None)
     assert (len(files), len(set(files))) == (10, 10)

@@ -204,7 +204,8 @@ def test_photos_of_a_group_share_a_fold_and_evaluate_shows_their_figures() -> No
     write_pictures(Path("photos"), {"train/cat": 6, "train/dog": 5, "val/cat": 2, "val/dog": 3})
     for number in range(3):
         shutil.copy("photos/train/cat/0.jpg", f"photos/val/cat/copy{number}.jpg")
-    out = run_well(f"fit.py --data photos {SMALL_NET} {CPU} --folds 2 --max_epochs 2 --data.cache true")
+    out = run_well(f"fit.py --data photos {SMALL_NET} {CPU} --folds 3 --max_epochs 2 --data.cache true --quiet false")
+    assert "folds   3 folds x 1 repeat = 3 networks x 2 epochs = 6 epochs on 67% of 19 samples" in out
     rows = rows_of()
     assert len({row["fold"] for row in rows if row["path"] == "train/cat/0.jpg" or "copy" in row["path"]}) == 1
     fitted = torch.load(RUN / "checkpoints/best.ckpt", weights_only=True)["lit"]["calibration"]

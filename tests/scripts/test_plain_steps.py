@@ -1,8 +1,10 @@
 """Most steps of a run are run without Lightning's work around a step. Nothing else changes."""
 
+import itertools
 import os
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -18,10 +20,12 @@ from datamodules.loading.device import TwoStageDataset
 from datamodules.loading.loader import make_loader
 from lit_models import LitMLP
 from lit_training.errors import TrainingError
+from lit_training.runs import lightning_internals
 from lit_training.runs.lightning_internals import PlainSteps
 from tests.support.commands import run
 from tests.support.fits import Killed, assert_same_end, fit_run, last, parse, rows, run_of
 
+SECONDS = PlainSteps.SECONDS
 ROWS = "--model LitMLP --data.in_features 8 --data.length 60 --data.batch_size 2 --data.steps 0 --log_every_n_steps 10"
 
 GAPS = "--model LitMLP --data tests.scripts.test_plain_steps.Gaps"
@@ -48,12 +52,18 @@ def plain(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 class Noisy(LitMLP):
-    """Draws random numbers of torch and numpy, logs in each step, and returns a dictionary."""
+    """Draws random numbers of torch and numpy, logs in each step, and returns a dictionary. It has two schedules."""
 
     def training_step(self, batch: Any, batch_idx: int) -> Any:
         loss = super().training_step(batch, batch_idx) * (1 + 0.1 * torch.rand(())) * (1 + 0.1 * np.random.rand())
         self.log("noisy", loss, on_step=True, on_epoch=True)
         return {"loss": loss}
+
+    def configure_optimizers(self) -> Any:
+        optimizer = torch.optim.SGD(self.parameters(), lr=1e-3)
+        schedule = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, factor=0.9, patience=1)
+        plateau = {"scheduler": schedule, "monitor": "noisy_step", "interval": "step"}
+        return {"optimizer": optimizer, "lr_scheduler": plateau}
 
 
 class Gaps(LightningDataModule):
@@ -153,6 +163,14 @@ def test_a_signal_ends_plain_steps_at_once(plain: list[int], monkeypatch: pytest
     with pytest.raises(SystemExit) as stop:
         cli.trainer.fit(cli.model, cli.datamodule)
     assert (stop.value.code, cli.trainer.global_step) == (128 + signal.SIGTERM, 44)
+
+
+def test_lightning_runs_a_step_after_each_second(plain: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    now = itertools.count(0, 0.25)  # each step takes a quarter of a second
+    monkeypatch.setattr(lightning_internals, "time", SimpleNamespace(monotonic=lambda: next(now)))
+    monkeypatch.setattr(PlainSteps, "SECONDS", SECONDS)
+    fit_run(f"{ROWS} --max_epochs 1")
+    assert plain == [3] * 7
 
 
 class Counted(LitMLP):
@@ -309,6 +327,15 @@ class Unusual(LitMLP):
         Unusual.seen.append(float(self.trainer.callback_metrics["each_step"]))
 
 
+class Iterating(Unusual):
+    def training_step(self, dataloader_iter: Any) -> Any:  # type: ignore[override]
+        batch, batch_idx, _ = next(dataloader_iter)
+        return super().training_step(batch, batch_idx)
+
+    def log(self, *arguments: Any, **options: Any) -> None:
+        super().log(*arguments, **{"batch_size": 4, **options})
+
+
 class Stored(LightningDataModule):
     """Batches in lists, which are the same objects in each epoch; with ``what = "stream"`` without a length."""
 
@@ -329,13 +356,14 @@ class Stream(IterableDataset):
 
 
 @pytest.mark.parametrize(
-    "what", ["list", "stop", "stop later", "accumulate", "optimizer", "keyword", "wrong", "stream"]
+    "what", ["list", "stop", "stop later", "accumulate", "optimizer", "keyword", "wrong", "stream", "iterator"]
 )
 def test_what_lightning_allows_in_a_step_has_the_same_effect(
     what: str, plain: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Unusual, "what", what)
-    model = "--model tests.scripts.test_plain_steps.Unusual --model.in_features 8 --log_every_n_steps 20"
+    kind = "Iterating" if what == "iterator" else "Unusual"
+    model = f"--model tests.scripts.test_plain_steps.{kind} --model.in_features 8 --log_every_n_steps 20"
     limit = {"stream": "--limit_train_batches 50", "stop later": "--min_epochs 2"}.get(what, "")
     results = []
     for name in ("plain", "usual"):
@@ -349,7 +377,7 @@ def test_what_lightning_allows_in_a_step_has_the_same_effect(
         logged = rows(checkpoint.parents[2]) if ended.code == 0 else []
         results.append((ended.code, message, saved.get("global_step"), weights, [*Unusual.seen], logged))
         if name == "plain":
-            assert what == "wrong" or (sum(plain) > 0) == (what != "stream")
+            assert what == "wrong" or (sum(plain) > 0) == (what not in ("stream", "iterator"))
             monkeypatch.setattr(PlainSteps, "_run", lambda *_: None)
     assert results[0] == results[1]
     assert results[0][0] == (2 if what == "wrong" else 0)

@@ -93,13 +93,17 @@ def test_duplicates_are_findings(clean: Path) -> None:
         (clean / copy).write_bytes((clean / f"train/cat/{number}.jpg").read_bytes())
     save(scene(8), clean / "train/dog/other.png")
     save(scene(4), clean / "train/dog/near.png")
+    save(scene(6), clean / "train/cat/other.png")
     save(scene(5).resize((320, 240)), clean / "val/dog/near.jpg", quality=70)
     assert found(clean) == {
         "exact duplicates": [["train/cat/0.jpg", "train/cat/copy.jpg"], ["train/cat/3.jpg", "train/cat/d.jpg"]],
         "exact duplicates across splits": [["train/cat/1.jpg", "val/cat/copy.jpg"]],
         "same picture under two classes": [["train/cat/2.jpg", "train/dog/copy.jpg"]],
         "near duplicates": [["train/dog/4.jpg", "train/dog/near.png"]],
-        "near duplicates under two classes": [["train/dog/other.png", "val/cat/8.jpg"]],
+        "near duplicates under two classes": [
+            ["train/cat/other.png", "train/dog/6.jpg"],
+            ["train/dog/other.png", "val/cat/8.jpg"],
+        ],
         "near duplicates across splits": [
             ["train/dog/5.jpg", "val/dog/near.jpg"],
             ["train/dog/other.png", "val/cat/8.jpg"],

@@ -55,7 +55,10 @@ def test_crops_of_pictures_of_different_sizes_are_those_of_interpolate(kind: str
     found = crop_and_resize(flat, torch.cat([where, boxes], 1), 40, kind)
     for image, picture, (top, left, height, width) in zip(found, pictures, boxes.tolist(), strict=True):
         box = picture[:, top : top + height, left : left + width]
-        assert largest_difference(image, v2.resize(box, [40, 40], InterpolationMode(kind), antialias=True)) <= 2
+        wanted = v2.resize(box, [40, 40], InterpolationMode(kind), antialias=True)
+        assert largest_difference(image, wanted) <= 2
+        assert abs(float((image.float() - wanted.float()).mean())) < 0.1, "rounded down, not to the nearest"
+        assert float((image == wanted).float().mean()) > 0.9
 
 
 @KINDS

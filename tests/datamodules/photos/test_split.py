@@ -73,6 +73,21 @@ def test_split_sizes(count: int, val: int) -> None:
     assert choose_validation_pictures(np.zeros(count, int), rows, rows, 0.2).sum() == val
 
 
+@pytest.mark.parametrize(
+    ("labels", "groups"),
+    [
+        ([0, 0, 0, 1, 0, 0, 0], [0, 0, 0, 0, 4, 4, 4]),  # the first group has the only picture of class 1
+        ([0, 0, 0, 0, 0, 0, 0], [0, 0, 0, 0, 4, 4, 4]),  # the second group is smaller
+        ([0, 0, 0, 0, 0, 0, 0, 0], [0, 0, 0, 0, 0, 5, 5, 5]),
+    ],
+)
+def test_if_each_group_is_too_large_the_smallest_that_leaves_each_class_is_chosen(
+    labels: list[int], groups: list[int]
+) -> None:
+    val = choose_validation_pictures(np.array(labels), np.array(groups), np.arange(len(labels)), 0.1)
+    assert np.flatnonzero(val).tolist() == list(range(len(labels)))[-3:]
+
+
 def test_split_file_gives_the_same_split(tmp_path: Path) -> None:
     root = write_cats_and_dogs(tmp_path / "root")
     photos = examine_leniently(root, seed=5)

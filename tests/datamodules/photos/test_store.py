@@ -3,6 +3,7 @@
 import os
 import pickle
 from pathlib import Path
+from threading import Event
 
 import pytest
 import torch
@@ -27,6 +28,21 @@ def test_pictures_come_back_as_they_were_written(tmp_path: Path) -> None:
     assert len(store) == 7
     for index in range(7):
         assert torch.equal(store[index], picture(index))
+
+
+def test_few_decoded_pictures_wait_for_a_slow_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("datamodules.photos.store.MAX_WAITING_PICTURES", 2)
+    monkeypatch.setattr("datamodules.photos.store.available_cores", lambda: 4)
+    third = Event()
+
+    def read(index: int) -> Tensor:
+        if index == 2:
+            third.set()
+        if index == 1:
+            assert not third.wait(0.2), "the third picture is decoded before the first two are written"
+        return picture(index)
+
+    PictureStore.write(tmp_path / "x.pictures", 3, read)
 
 
 def test_a_pickled_store_maps_the_file_again(tmp_path: Path) -> None:
@@ -72,6 +88,7 @@ def test_another_size_time_or_setting_has_another_file(tmp_path: Path) -> None:
     (tmp_path / "a.jpg").write_bytes(b"12345")
     paths = ["a.jpg"]
     first = store_path(tmp_path, paths, {"size": 32})
+    assert len(first.stem) == 32, "a shorter name could be that of other pictures"
     assert store_path(tmp_path, paths, {"size": 32}) == first
     assert store_path(tmp_path, paths, {"size": 33}) != first
     assert store_path(Path(os.path.relpath(tmp_path)), paths, {"size": 32}) == first

@@ -49,7 +49,7 @@ def test_seeds_must_be_an_integer() -> None:
 
 def test_seeds_need_run_folders() -> None:
     small = "--data.train_size 8 --data.val_size 8 --max_epochs 1 --accelerator cpu --devices 1"
-    with series_in_this_process():
+    with series_in_this_process() as seeds:
         code, _, err = run(f"fit.py --seeds 2 {small} --logger false")
-    assert code == 2
+    assert (code, seeds) == (2, ["0"])
     assert err == "fit.py: error: --seeds needs the folder of each run: leave --logger and --fast_dev_run out\n"

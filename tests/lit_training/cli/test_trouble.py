@@ -2,6 +2,8 @@
 
 import errno
 import os
+import re
+from dataclasses import replace
 
 import pytest
 import torch
@@ -28,13 +30,15 @@ def run_of(line: str = "") -> Run:
     ],
 )
 def test_out_of_memory_names_the_batch_size_and_the_flag_to_try(error: RuntimeError) -> None:
-    run = run_of("--data.batch_size 64")
-    said = "64 samples per step and device: --data.batch_size 32 --accumulate_grad_batches 2 gives the same"
+    run = run_of("--data.batch_size 64 --accumulate_grad_batches 3")
+    said = "64 samples per step and device: --data.batch_size 32 --accumulate_grad_batches 6 gives the same"
     with pytest.raises(TrainingError, match=said), one_line_failures(run):
         raise error
 
 
 def test_out_of_memory_with_one_sample_suggests_a_smaller_image() -> None:
+    with pytest.raises(TrainingError, match=r"--data\.batch_size 1 "), one_line_failures(run_of("--data.batch_size 2")):
+        raise torch.OutOfMemoryError("CUDA out of memory.")
     run = run_of("--data.batch_size 1")
     said = "with 1 sample per step and device: one sample per step"
     with pytest.raises(TrainingError, match=said), one_line_failures(run):
@@ -79,6 +83,29 @@ def test_a_schedule_of_the_users_own_that_has_ended_says_what_to_change() -> Non
     said = r"schedule has ended \(Tried to step 5 times.*: give it total_steps=self.trainer.estimated_stepping_batches"
     with pytest.raises(TrainingError, match=said), one_line_failures(run):
         run.trainer.fit(run.model, run.data)
+
+
+@pytest.mark.parametrize(
+    ("saved", "said"),
+    [
+        ("lit_models.mlp.LitMLP", "holds a LitMLP, not a LitCNN: use --model LitMLP, or --resume never"),
+        ("my_model.Wide", "holds a my_model.Wide, not a LitCNN: use --model my_model.Wide, or --resume never"),
+        (
+            "lit_models.cnn.LitCNN",
+            "does not fit this LitCNN (size mismatch for net.fc3.bias): use the settings of that run",
+        ),
+    ],
+)
+def test_weights_of_another_network_are_named(saved: str, said: str) -> None:
+    run = run_of()
+    assert run.start is not None
+    point = run.start.folder / "checkpoints" / "last.ckpt"
+    point.parent.mkdir()
+    torch.save({"lit": {"model_class": saved}}, point)
+    run.trainer.start = replace(run.start, checkpoint=point)
+    text = "Error(s) in loading state_dict for LitCNN:\n\tsize mismatch for net.fc3.bias.\n\tsize mismatch for x."
+    with pytest.raises(CheckpointError, match=re.escape(said)), one_line_failures(run):
+        raise RuntimeError(text)
 
 
 def test_a_photo_lost_during_training_is_named() -> None:

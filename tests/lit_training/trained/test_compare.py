@@ -77,6 +77,9 @@ def test_sentence_about_two_runs() -> None:
     same = describe_difference(compared_run("A", right), compared_run("B", right))
     assert same.startswith("no significant difference: B is higher by 0.0 points (95 % interval -")
     assert "p = 1, the same 100 samples" in same
+    for more, start in ((5, "no significant difference: B is +5.0 points from A"), (6, "B is better by 6.0 points")):
+        other = [True] * (90 + more) + [False] * (10 - more)  # p = 0.5 ** (more - 1): 0.0625 and 0.03125
+        assert describe_difference(compared_run("A", right), compared_run("B", other)).startswith(start)
     assert "not evaluated on the same samples" in describe_difference(
         compared_run("A", right), compared_run("B", right[:50])
     )
@@ -138,6 +141,12 @@ def test_tiny_losses_are_not_rounded_to_zero() -> None:
         for name, loss in (("A", 2e-6), ("B", 4e-6))
     ]
     assert summarize_seeds(runs) == ["val_loss    3e-06 +- 1.414e-06  (n = 2 seeds)"]
+
+
+def test_of_several_validations_in_an_epoch_the_last_one_is_drawn_and_the_best_one_counts() -> None:
+    rows = [{"epoch": "0", "val_acc": accuracy} for accuracy in ("0.5", "0.75", "0.625")]
+    run = ComparedRun("a", Path("a"), {}, rows, None)
+    assert (run.curves, run.best) == ({"val_acc": {1: 0.625}}, {"val_acc": 0.75})
 
 
 def test_only_different_settings_are_listed(tmp_path: Path) -> None:

@@ -14,9 +14,9 @@ from lit_training.statistics import corrected_t_test, folds_interval
 from lit_training.trained.compare import ComparedRun, compare, describe_difference, read_run
 
 
-def folds_of(right: np.ndarray, seed: int = 0, order: np.ndarray | None = None) -> OutOfFold:
-    """Predictions in 4 folds and 3 repeats. ``right`` (3, 80) bool; ``order`` is that of the rows in the file."""
-    folds = np.concatenate([np.random.default_rng(seed + repeat).permutation(80) % 4 + 1 for repeat in range(3)])
+def folds_of(right: np.ndarray, seed: int = 0, order: np.ndarray | None = None, count: int = 4) -> OutOfFold:
+    """Predictions in ``count`` folds, 3 repeats. ``right`` (3, 80) bool; ``order`` is that of the rows in the file."""
+    folds = np.concatenate([np.random.default_rng(seed + repeat).permutation(80) % count + 1 for repeat in range(3)])
     paths, repeats = np.tile([f"{n}.jpg" for n in range(80)], 3).astype(object), np.repeat([1, 2, 3], 80)
     labels, order = np.tile(np.arange(80) % 2, 3), np.arange(240) if order is None else order
     shares = np.where((right.ravel() == (labels == 0))[:, None], [0.8, 0.2], [0.3, 0.7])
@@ -45,6 +45,8 @@ def test_the_same_folds_are_compared_by_the_corrected_t_test() -> None:
     expected = f"B is better by {points:.1f} {expected}p = {p:.2g}, 12 folds of the same 80 samples)"
     assert describe_difference(run("A", first), run("B", second)) == expected
     assert describe_difference(run("B", second), run("A", first)) == expected
+    two = [run(name, folds_of(right, count=2)) for name, right in (("A", one), ("B", other))]
+    assert describe_difference(*two).endswith(", 6 folds of the same 80 samples)")
     same = describe_difference(run("A", first), run("B", first))
     assert same.startswith("no significant difference: B is higher by 0.0 points (95 % interval -")
     assert "; corrected resampled t-test, p = 1, " in same

@@ -110,6 +110,7 @@ def test_describe_does_not_change_the_model() -> None:
     assert model.net.fc3.weight.grad is None
     assert "62,006 trainable of 62,006 parameters" in text
     assert "net.conv1.bias.grad after (squared error): [" in text
+    assert not text.endswith(", ...]"), "all 6 numbers are shown"
     assert "squared error: MseLoss <- Addmm <- Relu" in text
     assert "cross-entropy: NllLoss <- LogSoftmax <- Addmm" in text
 

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from PIL import Image
 from datamodules.files import OUTPUT_MARKER
 from lit_training import figures, load
 from lit_training.errors import UsageError
+from lit_training.trained.calibrate import Calibration
 from lit_training.trained.outputs import (
     check_output_path,
     draw_worst,
@@ -70,14 +72,31 @@ def test_report_of_regression(rows_run: Trained, capsys: pytest.CaptureFixture[s
 
 def test_report_of_many_classes_shows_the_lowest_f1(capsys: pytest.CaptureFixture[str]) -> None:
     classes = 40
-    outputs = torch.eye(classes)
+    outputs = torch.eye(classes - 1, classes)
     outputs[7] = outputs[8]
-    names = tuple(f"class{k:02}" for k in range(classes))
-    write_evaluation(make_evaluation(outputs.tolist(), list(range(classes)), names))
+    names = tuple(f"class{k:02}" for k in range(classes))  # the last has no sample
+    write_evaluation(make_evaluation(outputs.tolist(), list(range(classes - 1)), names))
     printed_text = capsys.readouterr().out
     assert "the 12 of 40 classes with the lowest F1" in printed_text
     assert printed_text.index("class07") < printed_text.index("class08") < printed_text.index("class00")
     assert "true class, columns" not in printed_text
+    assert "class39" not in printed_text, "its F1 is not known"
+
+
+@pytest.mark.parametrize(("temperature", "verdict"), [(4.0, ""), (1.0, ": it is not calibrated")])
+def test_report_of_the_calibration(temperature: float, verdict: str, capsys: pytest.CaptureFixture[str]) -> None:
+    torch.manual_seed(0)
+    logits = 2 * torch.randn(3000, 3)
+    targets = torch.distributions.Categorical(logits=logits).sample()
+    scores = 1 - logits.softmax(1).gather(1, targets[:, None]).flatten()
+    calibration = Calibration(temperature, "half of val", 9, scores.sort().values, "half of val")
+    evaluation = make_evaluation((4 * logits).tolist(), targets.tolist(), ("ant", "bee", "cat"))
+    write_evaluation(replace(evaluation, split="val", calibration=calibration))
+    out = capsys.readouterr().out
+    assert re.search(rf"up to 0\.0\d+{verdict}\)", out)
+    shares = [float(share) for share in re.findall(r"(?:ant|bee|cat) (\d\.\d{3})", out)]
+    assert shares[0] < shares[1] < shares[2]
+    assert out.count("was fitted on half of val, so on the same samples") == 2
 
 
 def test_unwritable_run_is_refused(photo_run: Trained) -> None:
@@ -190,3 +209,8 @@ def test_failed_write_keeps_the_old_file(monkeypatch: pytest.MonkeyPatch) -> Non
     with pytest.raises(UsageError, match=r"--output p\.csv cannot be written \(No space left on device\)"):
         write_predictions(ANSWERS * 2, "p.csv")
     assert Path("p.csv").read_bytes() == old
+
+
+def test_names_in_a_set_can_be_separated() -> None:
+    head, [row] = prediction_table([Prediction("a.jpg", probabilities={"a;b": 1.0}, set=("a;b", "c\\"))])
+    assert row[head.index("set")] == "a\\;b;c\\\\"

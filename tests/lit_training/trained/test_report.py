@@ -1,5 +1,7 @@
 """report.html and MODEL_CARD.md: what they state, for which runs, and that no name becomes HTML, Markdown or YAML."""
 
+import base64
+import io
 import json
 import re
 import shutil
@@ -236,6 +238,27 @@ def test_the_classes_with_the_lowest_f1_are_shown(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(report.figures, "draw_confusion", lambda *_: None)
     monkeypatch.setattr(report, "_image", str)
     assert report._sample_facts({}, None, None, evaluation)["scores"] == ["low F1"]
+
+
+def test_the_learning_rate_is_drawn_over_epochs(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[Any] = []
+    figure = SimpleNamespace(set_size_inches=lambda *_: None)
+    monkeypatch.setattr(report.figures, "draw_curves", lambda charts: drawn.append(charts) or figure)  # type: ignore[func-returns-value]
+    monkeypatch.setattr(report, "_image", str)
+    rows = [{"epoch": "", "step": f"{step}", "lr-SGD": f"{step / 10}"} for step in range(0, 2000, 2)]
+    for epoch in range(2):
+        rows.append({"epoch": f"{epoch}", "step": f"{1000 * epoch + 999}", "lr-SGD": ""})
+    report._curves(SimpleNamespace(curves={}, rows=rows))
+    epochs, rates = drawn[0]["learning rate"]["lr-SGD"]
+    assert (len(epochs), epochs[0], rates[0]) == (334, 0.001, 0.0)
+    assert (epochs[-1], rates[-1]) == (1.999, 199.8)
+
+
+def test_pictures_have_a_side_of_160_pixels() -> None:
+    data = SimpleNamespace(preprocessing=SimpleNamespace(mean=[0.5], std=[0.5]))
+    uri = report._picture([(torch.zeros(3, 320, 240), 0)], 0, data)
+    with Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2]))) as picture:
+        assert picture.size == (120, 160)
 
 
 @pytest.mark.figures
