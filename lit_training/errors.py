@@ -14,8 +14,6 @@ from typing import Any, NoReturn
 
 from datamodules.errors import DataError
 from datamodules.text import is_rank_zero, printable
-from datamodules.text import print_note as print_note
-from datamodules.text import print_once as print_once
 
 LIBRARIES = ("lightning.", "torch.optim.", "torch.nn.parallel.")
 BASE = "lit_models.base."

@@ -26,8 +26,8 @@ from datamodules.loading.module import SplitDataModule
 from datamodules.loading.order import PADDING, gather_in_input_order
 from datamodules.machine import cache_folder
 from datamodules.photos.find import SPLITS
+from datamodules.text import print_note, print_once
 from lit_models import LitBase, LitTransfer
-from lit_training.errors import print_note, print_once
 from lit_training.runs.devices import evaluation_mode
 from lit_training.runs.lightning_internals import forget_loaders
 from lit_training.runs.own_classes import data_of, why_not_cached

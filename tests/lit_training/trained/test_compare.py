@@ -77,7 +77,7 @@ def test_sentence_about_two_runs() -> None:
     same = describe_difference(compared_run("A", right), compared_run("B", right))
     assert same.startswith("no significant difference: B is higher by 0.0 points (95 % interval -")
     assert "p = 1, the same 100 samples" in same
-    for more, start in ((5, "no significant difference: B is +5.0 points from A"), (6, "B is better by 6.0 points")):
+    for more, start in ((5, "no significant difference: B is higher by 5.0 points"), (6, "B is better by 6.0 points")):
         other = [True] * (90 + more) + [False] * (10 - more)  # p = 0.5 ** (more - 1): 0.0625 and 0.03125
         assert describe_difference(compared_run("A", right), compared_run("B", other)).startswith(start)
     assert "not evaluated on the same samples" in describe_difference(
