@@ -1,7 +1,9 @@
 """Make the DataLoader of all data modules. It can resume in the middle of an epoch. Its workers ignore signals."""
 
 import atexit
+import contextlib
 import multiprocessing
+import os
 import signal
 from collections.abc import Iterator
 from typing import Any
@@ -54,7 +56,11 @@ class ResumableLoader(DataLoader):
             atexit.unregister(_kill_workers)
             atexit.register(_kill_workers)
         has_two = has_two_stages(self.dataset)
-        batches = self._read() if has_two and not self.num_workers else map(_raise_error, super().__iter__())
+        if has_two and not self.num_workers:
+            batches: Iterator[Any] = self._read()
+        else:
+            with _blocked_stop_signals():  # a worker inherits this, until it ignores them
+                batches = map(_raise_error, super().__iter__())
         for batch in self._finish(batches) if has_two else batches:
             yield batch
             self._batches_done += 1  # the caller has used this batch and requests the next one
@@ -105,6 +111,19 @@ def keep_batch(batch: Any) -> Any:
     return batch
 
 
+@contextlib.contextmanager
+def _blocked_stop_signals() -> Iterator[None]:
+    """Let another thread get the stop signals, or this one later."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _kill_workers() -> None:
     """Kill the workers at exit. They ignore SIGTERM, so the program would wait until they have finished the epoch."""
     if hasattr(signal, "SIGCHLD"):  # torch's handler would report an error; Windows has no SIGCHLD
@@ -118,6 +137,9 @@ def prepare_worker(worker: int) -> None:
     """Ignore the stop signals: the training process ends its workers. Leave it to that process to finish batches."""
     for signal_number in STOP_SIGNALS:
         signal.signal(signal_number, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+    if parent is not None and not parent.is_alive():
+        os._exit(1)  # torch's workers notice only a process that ends later
     dataset: Any = get_worker_info().dataset  # type: ignore[union-attr]
     if has_two_stages(dataset):
         dataset.finishes_batches = False

@@ -1,5 +1,6 @@
 """The DataLoader: resume in the middle of an epoch, data in memory, number of workers."""
 
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -137,3 +138,34 @@ def test_program_exits_with_workers_in_the_middle_of_an_epoch(tmp_path: Path, en
     done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, env=ENVIRONMENT, timeout=300)
     assert done.returncode == (0 if ending == "pass" else 1)
     assert ("ValueError: mine" in done.stderr) == (ending != "pass")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("event", "code", "printed"),
+    [
+        ("for number in loader.STOP_SIGNALS: os.kill(os.getpid(), number)", 0, "25 batches"),
+        ("os.kill(os.getppid(), signal.SIGKILL); time.sleep(0.5)", -signal.SIGKILL, ""),
+    ],
+    ids=["signals", "the program ends"],
+)
+def test_worker_that_starts_survives_signals_but_not_the_program(
+    tmp_path: Path, event: str, code: int, printed: str
+) -> None:
+    script = tmp_path / "start.py"
+    script.write_text(
+        "import os, signal, time\n"
+        "from datamodules import ShapesDataModule\n"
+        "from datamodules.loading import loader\n"
+        "prepare_worker = loader.prepare_worker\n"
+        f"def prepare_later(worker):\n    {event}\n    prepare_worker(worker)\n"
+        "loader.prepare_worker = prepare_later\n"
+        "data = ShapesDataModule(train_size=100)\n"
+        "data.setup('fit')\n"
+        "made = loader.make_loader(data.sets['train'], None, batch_size=4, seed=0, train=True, num_workers=1)\n"
+        "print(len(list(made)), 'batches')\n"
+        "assert not signal.pthread_sigmask(signal.SIG_BLOCK, [])\n"
+    )
+    # the pipes are closed, so that this returns, when the last worker has ended
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, env=ENVIRONMENT, timeout=60)
+    assert (done.returncode, done.stdout.strip()) == (code, printed), done.stderr
