@@ -147,6 +147,7 @@ def test_transfer(bare: MakeTrainer, freeze: bool) -> None:
     )
     net = models.resnet18()
     net.fc = nn.Linear(512, 3)
+    net = net.to(memory_format=torch.channels_last)  # as in LitTransfer; another layout rounds otherwise
     start = copy_weights(model.net, net)
     bare(max_epochs=STEPS // 2).fit(model, loader)
 

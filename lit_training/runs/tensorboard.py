@@ -31,5 +31,6 @@ class BufferedTensorBoard(TensorBoardLogger):
 
     @rank_zero_only
     def finalize(self, status: str) -> None:
-        self.save()
+        if self._waiting:  # a run that has nothing to do gets no new file
+            self.save()
         super().finalize(status)

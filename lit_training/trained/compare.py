@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from datamodules.files import atomic_write, read_csv
+from datamodules.files import read_csv
 from datamodules.photos.split import read_split_file
 from datamodules.text import command, first_names
 from lit_training import figures
@@ -204,8 +204,7 @@ def compare(names: Sequence[str], picture: str | None = None) -> None:
         return
     target = Path(picture) if picture else runs[0].folder.parent / "comparison.png"
     try:
-        with atomic_write(target) as file:
-            figures.draw_curves(charts).savefig(file, format=target.suffix.lstrip(".") or "png", dpi=100)
+        figures.draw_curves(charts).savefig(target, dpi=100)
     except (OSError, ValueError) as error:
         raise UsageError(f"cannot write {target} ({error}): choose another file with --png FILE.png") from error
     print(f"curves      {os.path.relpath(target)}")
