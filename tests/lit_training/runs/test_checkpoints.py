@@ -150,16 +150,19 @@ def test_kills_while_saving_leave_complete_files_if_tmpdir_is_another_file_syste
             read_end, write_end = os.pipe()
             child = os.fork()
             if not child:
-                for count in itertools.count():
-                    os.write(write_end, b".")
-                    FitCheckpointIO().save_checkpoint({"number": count, "weights": weights}, target)
+                try:
+                    for count in itertools.count():
+                        os.write(write_end, b".")
+                        FitCheckpointIO().save_checkpoint({"number": count, "weights": weights}, target)
+                finally:
+                    os._exit(1)  # an error must not return to pytest in this process
+            os.close(write_end)
             for _ in range(2 + kill % 4):  # kill in one of the saves 2 to 5
                 os.read(read_end, 1)
             time.sleep(draw.uniform(0, one_save))
             os.kill(child, signal.SIGKILL)
-            os.waitpid(child, 0)
+            assert os.waitpid(child, 0)[1] == signal.SIGKILL
             os.close(read_end)
-            os.close(write_end)
             complete_files = [path for path in (target, tmp_path / "previous.ckpt") if path.exists()]
             assert complete_files
             seen += [(path.name, number(path)) for path in complete_files]

@@ -172,16 +172,19 @@ def test_kills_at_any_moment_leave_every_row_that_was_synced(tmp_path: Path) -> 
         read_end, write_end = os.pipe()
         child = os.fork()
         if not child:
-            logger = MetricsCSV(RunStart(tmp_path, metrics_rows=kept))
-            for step in itertools.count(kept):
-                logger.log_metrics({f"metric{step:03}": float(step)}, step)
-                logger.sync()
-                os.write(write_end, b".")
+            try:
+                logger = MetricsCSV(RunStart(tmp_path, metrics_rows=kept))
+                for step in itertools.count(kept):
+                    logger.log_metrics({f"metric{step:03}": float(step)}, step)
+                    logger.sync()
+                    os.write(write_end, b".")
+            finally:
+                os._exit(1)  # an error must not return to pytest in this process
         os.close(write_end)
         done = len(os.read(read_end, 1))
         time.sleep(0.003 * kill)
         os.kill(child, signal.SIGKILL)
-        os.waitpid(child, 0)
+        assert os.waitpid(child, 0)[1] == signal.SIGKILL
         while part := os.read(read_end, 65536):
             done += len(part)
         os.close(read_end)
