@@ -158,10 +158,12 @@ def test_interrupted_program_ends(kind: str) -> None:
     def start(*_: Any) -> int:
         children.append(os.fork())
         if not children[-1]:
-            os.setsid()
-            time.sleep(600)
-            Path("finished").touch()
-            os._exit(0)
+            try:
+                os.setsid()
+                time.sleep(600)
+                Path("finished").touch()
+            finally:
+                os._exit(0)  # an error must not return to pytest in this process
         return children[-1]
 
     one: Any = kill_runs.Round("a case", Path.cwd(), 0, start, (kind,))

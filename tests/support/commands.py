@@ -5,6 +5,7 @@ import io
 import os
 import runpy
 import shlex
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -33,6 +34,7 @@ def run(line: str) -> Ended:
     script = str(ROOT / "scripts" / name)
     out, err = io.StringIO(), io.StringIO()
     code: Any = 0
+    on_sigterm = signal.getsignal(signal.SIGTERM)
     with (
         mock.patch.object(sys, "argv", [script, *arguments]),
         mock.patch(WATCH),
@@ -43,6 +45,9 @@ def run(line: str) -> Ended:
             runpy.run_path(script, run_name="__main__")
         except SystemExit as stopped:
             code = stopped.code or 0
+        finally:
+            if signal.getsignal(signal.SIGTERM) is not on_sigterm:  # a later fork would inherit it
+                signal.signal(signal.SIGTERM, on_sigterm)
     return Ended(code, out.getvalue(), err.getvalue())
 
 

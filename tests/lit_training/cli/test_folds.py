@@ -19,4 +19,4 @@ def test_the_time_that_is_left_is_that_of_the_other_epochs(
     outputs.on_train_epoch_start(trainer, model)
     outputs.on_validation_batch_end(trainer, model, {"output": torch.zeros(2, 3)})
     outputs.on_validation_end(trainer, model)
-    assert "the first one took 6.0 s: about 0.9 min left for all folds" in capsys.readouterr().out
+    assert "the first one took 6.0 s: about 0:00:54 left for all folds" in capsys.readouterr().out
