@@ -1,6 +1,7 @@
 """A run that is killed at any moment and resumed gives the same result as an uninterrupted run."""
 
 import itertools
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -242,7 +243,8 @@ def test_a_run_is_not_extended_beyond_the_end_of_its_schedule(
     fit(f"--resume {folder}")  # without the longer limit it goes on
 
 
-def test_a_cosine_of_the_users_own_may_go_on() -> None:
+def test_a_cosine_of_the_users_own_may_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "own_classes", raising=False)  # that of another test has no WavyModel
     line = f"--model own_classes.WavyModel --data ShapesDataModule {SHAPES}"
     write_own_classes()
     with Path("own_classes.py").open("a") as file:
