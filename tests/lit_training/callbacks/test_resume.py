@@ -245,6 +245,7 @@ def test_a_run_is_not_extended_beyond_the_end_of_its_schedule(
 
 def test_a_cosine_of_the_users_own_may_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(sys.modules, "own_classes", raising=False)  # that of another test has no WavyModel
+    monkeypatch.syspath_prepend(Path.cwd())
     line = f"--model own_classes.WavyModel --data ShapesDataModule {SHAPES}"
     write_own_classes()
     with Path("own_classes.py").open("a") as file:
