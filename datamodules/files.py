@@ -68,5 +68,6 @@ def write_spreadsheet(
 
 
 def read_csv(path: str | Path) -> list[dict[str, str]]:
+    """Read a CSV file and return each row as a dict from column names to cells."""
     with Path(path).open(**READ_TEXT_FILE) as file:
         return list(csv.DictReader(file))

@@ -19,7 +19,10 @@ AUXILIARY = ("AuxLogits", "aux1", "aux2")  # extra heads of inception_v3 and goo
 
 
 def build(backbone: str, num_classes: int) -> tuple[nn.Module, str]:
-    """Build a network with random weights. Return it and the name of its last layer, the head. Raise a ModelError."""
+    """Build a network with random weights. Return it and the name of its last layer, the head.
+
+    Raise a ModelError if the name is unknown, the network has several heads, or timm is not installed.
+    """
     if backbone.startswith(TIMM_PREFIX):
         timm, name = _import_timm(), backbone.removeprefix(TIMM_PREFIX)
         network = None

@@ -36,6 +36,7 @@ def print_table(head: Sequence[str], body: Sequence[Sequence[str]]) -> None:
 
 
 def is_number(text: str) -> bool:
+    """Return True if Python can convert the text to a float."""
     try:
         float(text)
     except ValueError:

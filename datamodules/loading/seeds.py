@@ -17,7 +17,10 @@ def combine_seeds(*numbers: int) -> int:
 
 
 def draw_uniform(seed: int, keys: Tensor, count: int) -> Tensor:
-    """Draw ``count`` numbers in [0, 1) for each key, (B,) int64: (B, count) float32, the same on all devices."""
+    """Draw ``count`` uniform numbers in [0, 1) for each key: (B, count) float32, on the device of the keys.
+
+    ``keys`` is (B,) int64. All devices draw the same numbers.
+    """
     counters = keys[:, None] * count + torch.arange(count, device=keys.device)
     bits = _splitmix(_splitmix(counters) ^ combine_seeds(seed))
     return _shift_right(bits, 40).float() / 2**24

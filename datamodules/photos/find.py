@@ -298,7 +298,10 @@ def _device_and_inode(folder: Path) -> tuple[int, int]:
 
 
 def _list_folder(folder: Path) -> tuple[list[str], list[str], list[str], list[str]]:
-    """Return the sorted names of files, folders, links to folders, and folders of our results; no hidden ones."""
+    """Return the sorted names of files, folders, links to folders, and folders that a command of this project made.
+
+    Hidden ones are ignored.
+    """
     files, folders, links, outputs = list[str](), list[str](), list[str](), list[str]()
     with os.scandir(folder) as entries:
         for entry in entries:

@@ -92,7 +92,10 @@ def move_files(root: str, fixes_file: str, layout: str | None = None) -> int:
 
 
 def undo_move(root: str) -> int:
-    """Undo the last :func:`move_files`, also if it was interrupted, and its new folders. Return how many files."""
+    """Move the files of the last :func:`move_files` back, also if it was interrupted. Return their number.
+
+    Folders that it made are removed if they are empty again.
+    """
     folder = Path(root).expanduser()
     if not (journals := sorted(folder.glob(JOURNALS))):
         raise DataError(f"{printable(root)} has nothing to undo: --apply has moved no file in it")

@@ -47,6 +47,7 @@ def fingerprint(loader: Any) -> str:
 
 
 def fingerprint_batch(batch: Any) -> str:
+    """Return a hash of the tensors in a batch."""
     digest = hashlib.sha256()
     apply_to_collection(batch, Tensor, lambda tensor: digest.update(_bytes(tensor)), allow_frozen=True)
     return digest.hexdigest()[:16]

@@ -373,6 +373,7 @@ class ResumePoint(Callback):
 
 
 def other_optimizer_message(trainer: Trainer) -> str:
+    """Return the error message for a resume point that was written with another optimizer."""
     name = type(trainer.optimizers[0]).__name__
     return f"the resume point is of another optimizer than {name}: do not change --optimizer, or use --resume never"
 

@@ -104,7 +104,10 @@ def _describe_augmentation(names: tuple[str, ...]) -> str:
 
 
 def prepare(run: Run) -> None:
-    """Load the weights of a new run and examine the photos, on rank 0. Raise a UsageError if they are other photos."""
+    """Load the pretrained weights of a new run and examine the photos, on rank 0. Writes nothing.
+
+    Raise a UsageError if the photos of a resumed run are not those that it began with.
+    """
     start, data = run.start, run.data
     if not is_rank_zero() or (start is not None and start.finished):
         return

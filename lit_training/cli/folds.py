@@ -199,7 +199,10 @@ def _use_all_samples(run: Any) -> tuple[Any, np.ndarray, np.ndarray]:
 
 
 def _train_fold(cli: Any, plain: Any, others: np.ndarray, rows: np.ndarray, file: Path, seed: int, left: int) -> None:
-    """Train a new model on the samples ``others``, and write its outputs for the samples ``rows`` to ``file``."""
+    """Train a new model on the samples ``others``, and write its outputs for the samples ``rows`` to ``file``.
+
+    ``left`` is as in :class:`FoldOutputs`.
+    """
     config, view, watch, folder = cli.config.clone(), copy.copy(cli.run.data), cli.run.watch, file.with_suffix("")
     view.sets = {"train": take(view.sets["train"], others), "val": take(plain, rows)}
     view.photos = None  # with photos, a resume point is written after the first step

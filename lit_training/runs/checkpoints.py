@@ -138,7 +138,10 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def read_any(path: Path, mmap: bool = False) -> dict[str, Any]:
-    """Read a checkpoint to the CPU without running its code; ``mmap``: only what is used. Raise a CheckpointError."""
+    """Read a checkpoint of any model to the CPU, without executing its code. Raise a CheckpointError if this fails.
+
+    With ``mmap``, tensors are read from the file only when they are used.
+    """
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except Exception as error:  # unpickling may raise any error
@@ -158,7 +161,10 @@ def lacks_calibration(path: Path) -> bool:
 
 
 def load_model(checkpoint: dict[str, Any], announce: bool = True) -> LitBase:
-    """Return the model in evaluation mode on the CPU; ``announce`` a class of the user. Raise a CheckpointError."""
+    """Return the model of a checkpoint, in evaluation mode on the CPU. Raise a CheckpointError if this fails.
+
+    With ``announce``, print a note if its class is one of the user.
+    """
     model_class = find_class(checkpoint["lit"].get("model_class"), LitBase)
     with _explain_errors(model_class, checkpoint):
         with warnings.catch_warnings():

@@ -264,6 +264,7 @@ def epoch_results(trainer: Trainer) -> dict[str, Any]:
 
 
 def restore_epoch_results(trainer: Trainer, saved: dict[str, Any]) -> None:
+    """Restore what :func:`epoch_results` returned."""
     trainer._logger_connector._first_loop_iter, trainer._logger_connector._current_fx = saved["first"], saved["fx"]
     model, device = trainer.lightning_module, trainer.strategy.root_device
     results = trainer.fit_loop.epoch_loop._results

@@ -71,6 +71,7 @@ class OutOfFold:
         return np.array([rows.get(path, -1) for path in self.paths])
 
     def summary(self) -> str:
+        """Return the accuracy and its interval as text."""
         folds, repeats, samples = self.folds.max(), self.repeats.max(), int((self.repeats == 1).sum())
         low, high = folds_interval(self.accuracies.tolist(), int(folds), samples)
         how = f"{folds} folds x {plural(int(repeats), 'repeat')}"

@@ -68,6 +68,7 @@ def threads_of_new_run(trainer: Any, model: Any, data: Any) -> tuple[int, int]:
 
 @contextlib.contextmanager
 def use_threads(count: int) -> Iterator[None]:
+    """Let torch use ``count`` threads inside the ``with`` block."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:

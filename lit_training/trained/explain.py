@@ -56,6 +56,7 @@ def grad_cam(model: LitBase, x: Tensor, classes: Tensor) -> Tensor:
 
 
 def check_explainable(model: LitBase) -> None:
+    """Raise a UsageError if ``model`` is not an image classifier."""
     if model.task != "classification" or model.sample_ndim != 3:
         raise UsageError(f"--explain is for image classifiers, not for {type(model).__name__}: leave it out")
 

@@ -206,7 +206,10 @@ def _inputs_to_compare(saved: Any, model: LitBase, folder: Path, photos: str | N
 
 
 def compare_answers(model: LitBase, folder: Path, files: Sequence[str]) -> str:
-    """Run the example in ``folder`` without torch. Return one line of text. Raise a UsageError if an answer differs."""
+    """Run the example in ``folder`` on files, in a process without torch. Return one line of text.
+
+    Raise a UsageError that names the worst files if an answer differs from the network's.
+    """
     expected = [one for one in predict(model, files) if not one.error]
     files = list(dict.fromkeys(one.path for one in expected))  # without files that cannot be read
     if not files:

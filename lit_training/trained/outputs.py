@@ -102,6 +102,7 @@ def scores_of(evaluation: Evaluation) -> dict[str, str]:
 
 
 def draw_reliability(evaluation: Evaluation) -> Any:
+    """Draw the reliability diagram of a calibrated network."""
     confidences = {"before": evaluation.outputs.softmax(1).amax(1), "calibrated": evaluation.probability}
     return figures.draw_reliability(confidences, evaluation.correct)
 
