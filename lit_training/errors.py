@@ -53,14 +53,14 @@ def one_line_errors(program: str) -> Iterator[None]:
         print(f"{program}: stopped", file=sys.stderr)  # Lightning replaces a KeyboardInterrupt by SystemExit(1)
         sys.exit(128 + signal.SIGINT)
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python writes to it again when it ends
+        _drop_output()
         sys.exit(128 + 13)  # 13 is SIGPIPE, which Windows does not have
     except Exception as error:
         if not is_rank_zero() and re.search(r"(closed|reset) by peer", str(error)):
             sys.exit(2)  # the connection to another rank is lost: that rank failed and prints its error
         message = str(error) or type(error).__name__
-        if isinstance(error, OSError) and error.errno == errno.ENOSPC and error.filename is None:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # as above
+        if isinstance(error, OSError) and error.errno == errno.ENOSPC and not error.filename:  # such as fit.py > FILE
+            _drop_output()
             exit_with_error(program, f"the output cannot be written ({error.strerror}): free disk space, then repeat")
         if not isinstance(error, UsageError | CheckpointError | DataError):
             from lightning.pytorch.utilities.exceptions import MisconfigurationException  # here, because it is slow
@@ -75,6 +75,11 @@ def one_line_errors(program: str) -> Iterator[None]:
                 raise
             message = f"{part}: {message.rstrip('.')}; change or remove {part}" if part else wrong_model or message
         exit_with_error(program, message)
+
+
+def _drop_output() -> None:
+    """Let what Python still writes to stdout when it ends disappear, instead of failing again."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _interrupt(signum: int, frame: Any) -> None:

@@ -145,6 +145,12 @@ def student_t_p_value(t: float, degrees: int) -> float:
     return float(tail / half)
 
 
+def student_t_limit(degrees: int) -> float:
+    """Return the t whose two-sided p-value is 0.05, rounded up to five decimals; 12.70621 for one degree of freedom."""
+    steps = range(1_300_000)  # the p-value falls from 1 to less than 0.05, so its negative rises
+    return bisect_left(steps, -0.05, key=lambda step: -student_t_p_value(step / 1e5, degrees)) / 1e5
+
+
 def corrected_t_test(differences: Sequence[float], test_share: float) -> tuple[float, float]:
     """Return the two-sided p-value of the corrected resampled t-test (Nadeau and Bengio 2003), and its margin.
 
@@ -153,7 +159,7 @@ def corrected_t_test(differences: Sequence[float], test_share: float) -> tuple[f
     """
     average, error, degrees = mean(differences), sqrt(_variance_of_mean(differences, test_share)), len(differences) - 1
     p = student_t_p_value(average / error, degrees) if error else float(average == 0)
-    return p, error * bisect_left(range(1_300_000), -0.05, key=lambda t: -student_t_p_value(t / 1e5, degrees)) / 1e5
+    return p, error * student_t_limit(degrees)
 
 
 def find_label_issues(labels: np.ndarray, probabilities: np.ndarray) -> np.ndarray:

@@ -72,10 +72,14 @@ class OutOfFold:
 
     def summary(self) -> str:
         """Return the accuracy and its interval as text."""
+        return f"{self.accuracies.mean():.4f}  (95 % interval {self.interval()})"
+
+    def interval(self) -> str:
+        """Return the 95 % interval of the accuracy as text, with the numbers of samples, folds and repeats."""
         folds, repeats, samples = self.folds.max(), self.repeats.max(), int((self.repeats == 1).sum())
         low, high = folds_interval(self.accuracies.tolist(), int(folds), samples)
         how = f"{folds} folds x {plural(int(repeats), 'repeat')}"
-        return f"{self.accuracies.mean():.4f}  (95 % interval {low:.3f} to {high:.3f}, n = {samples}, {how})"
+        return f"{low:.3f} to {high:.3f}, n = {samples}, {how}"
 
     def write(self, path: Path) -> None:
         """Write the file atomically. Probabilities have 9 significant digits."""

@@ -213,7 +213,7 @@ def compare(names: Sequence[str], picture: str | None = None) -> None:
 def _format_accuracy(run: ComparedRun) -> str:
     answers = run.answers or {}
     if run.folds is not None and answers.keys() == {*run.folds.paths}:  # evaluate.py has shown the first repeat
-        return " ".join(run.folds.summary().replace("95 % interval ", "").split())
+        return f"{run.folds.accuracies.mean():.4f} ({run.folds.interval()})"
     right, n = sum(is_right for _, is_right in answers.values()), len(answers)
     low, high = wilson_interval(right, n)
     return f"{right / n:.4f} ({low:.3f} to {high:.3f}, n = {n})"

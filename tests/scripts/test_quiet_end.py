@@ -61,7 +61,7 @@ def test_ctrl_c_during_the_imports(seconds: float) -> None:
 def test_a_stopped_export_leaves_no_files() -> None:
     run_well("fit.py --max_epochs 1 --data.train_size 64 --data.val_size 64 --dashboard false --report false")
     process = start("export.py latest --to model.onnx")
-    while not any(Path().glob(".export.*/model")) and process.poll() is None:
+    while process.poll() is None and not list(Path().glob(".export.*/model")):  # wait until it writes its files
         time.sleep(0.01)
     process.send_signal(signal.SIGTERM)
     assert process.wait(300) == 128 + signal.SIGTERM
